@@ -1,0 +1,21 @@
+"""The command line: parses, calls the library, prints. A new command is one file and one line here."""
+
+import click
+
+from subcompress import __version__
+from subcompress_cli.errors import Group
+from subcompress_cli.fit import fit
+from subcompress_cli.info import info
+from subcompress_cli.pack import pack
+from subcompress_cli.unpack import unpack
+from subcompress_cli.verify import verify
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="subcompress")
+def main() -> None:
+    """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
+
+
+for command in (fit, pack, unpack, info, verify):
+    main.add_command(command)

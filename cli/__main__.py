@@ -1,0 +1,5 @@
+"""`python -m subcompress_cli`."""
+
+from subcompress_cli import main
+
+main()

@@ -1,0 +1,39 @@
+"""subcompress info."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import subcompress
+from subcompress_cli.options import FILE, json_option, print_json
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@json_option
+def info(file: Path, as_json: bool) -> None:
+    """What FILE holds, and where its bytes go."""
+    found = subcompress.info(file)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{file}: {found['file_bytes']} bytes for {found['dense_bytes']} of dense weights, "
+        f"{found['dense_bytes'] / found['file_bytes']:.0f} times smaller\n"
+        f"seed {found['seed']}, d = {found['d']} of {found['bits']} bits, D = {found['D']}, "
+        f"operator {found['operator']}, format version {found['format_version']}, weights {found['digest']}"
+    )
+    Console().print(ledger_table(found["ledger"], found["d"]))
+
+
+def ledger_table(ledger: dict[str, int], d: int) -> Table:
+    """Bytes by part, with their sum."""
+    table = Table("part", show_footer=True)
+    table.columns[0].footer = "file"
+    table.add_column("bytes", str(sum(ledger.values())), justify="right")
+    for part, size in ledger.items():
+        bits = f" ({8 * size / d:.2f} bits each)" if part == "coordinates" and d else ""
+        table.add_row(part + bits, str(size))
+    return table

@@ -1,0 +1,25 @@
+"""subcompress unpack."""
+
+from pathlib import Path
+
+import click
+
+import subcompress
+from subcompress_cli.options import FILE, json_option, model_option, network, print_json
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@model_option()
+@click.option(
+    "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."
+)
+@json_option
+def unpack(file: Path, model_name: str | None, output: Path, as_json: bool) -> None:
+    """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
+    subcompress.unpack(file, output, None if model_name is None else network(model_name))
+    sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}
+    if as_json:
+        print_json({"output": output, **sizes})
+    else:
+        click.echo(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")

@@ -1,0 +1,39 @@
+"""subcompress verify."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import subcompress
+from subcompress import format
+from subcompress.format import tables
+from subcompress_cli.options import FILE, data_options, data_set, json_option, model_option, network, print_json
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@model_option()
+@data_options()
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context, file: Path, model_name: str | None, data_name: str | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too."""
+    data, module = data_set(data_name, data_dir), None
+    if data is not None and (name := model_name or tables.name_of(format.read(file)[0].layout)):
+        module = network(name)
+    found = subcompress.verify(file, data, module)
+    if as_json:
+        print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
+    else:
+        for backend, equal in found.backends.items():
+            click.echo(f"{backend:12} {'the same bits' if equal else 'OTHER BITS than were packed'}")
+        if found.test_accuracy is not None:
+            click.echo(f"test accuracy {found.test_accuracy:.4f}, in ONNX Runtime")
+    if not found.ok:
+        click.echo(
+            "error: the rebuilt weights are not the packed ones: fetch the file again, or report this machine", err=True
+        )
+        ctx.exit(1)

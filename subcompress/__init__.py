@@ -1,0 +1,31 @@
+"""A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere.
+
+subcompress.fit(model, data, "run", d=2000)
+subcompress.pack("run", "net.safetensors")
+subcompress.unpack("net.safetensors", "dense.safetensors")
+subcompress.load("net.safetensors", model)
+"""
+
+from subcompress.data import Data, Split, load_data
+from subcompress.errors import SubcompressError
+from subcompress.fitting import Fit, fit
+from subcompress.packing import pack
+from subcompress.unpacking import load, unpack
+from subcompress.verifying import Verification, info, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Data",
+    "Fit",
+    "Split",
+    "SubcompressError",
+    "Verification",
+    "fit",
+    "info",
+    "load",
+    "load_data",
+    "pack",
+    "unpack",
+    "verify",
+]

@@ -1,0 +1,33 @@
+"""NumPy: int32 additions and one float32 rounding a weight. The plainest reading of the format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subcompress.backends.walk import chunks, entries
+from subcompress.layout import TensorSpec
+from subcompress.record import Coded, Record
+
+
+def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
+    """Every tensor of the record, in layout order."""
+    for spec, entry, first in entries(record):
+        yield spec, _coded(record, spec, entry, first) if isinstance(entry, Coded) else entry
+
+
+def _coded(record: Record, spec: TensorSpec, entry: Coded, first: int) -> Tensor:
+    group = record.groups[entry.group]
+    theta = np.empty(spec.size, np.float32)
+    for lo, hi in chunks(spec.size, first):
+        w = group.operator.rows(group.coordinates, lo, hi).astype(np.float32)
+        theta[lo - first : hi - first] = np.float32(entry.start) + np.float32(entry.scale) * w
+    if spec.dtype == "BF16":
+        bits = theta.view(np.uint32)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return torch.from_numpy(rounded).view(torch.bfloat16).reshape(spec.shape)
+    numpy_dtype = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[spec.dtype]
+    return torch.from_numpy(theta.astype(numpy_dtype)).reshape(spec.shape)

@@ -1,0 +1,26 @@
+"""Data sets known by name. A new one is one file with a `load` and one line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from subcompress.data import digits, mnist
+from subcompress.data.splits import Data, Split
+from subcompress.errors import SubcompressError
+
+DATA: dict[str, Callable[[Path | None], Data]] = {
+    "digits": digits.load,
+    "mnist": mnist.load,
+}
+
+
+def load_data(name: str, folder: str | Path | None = None) -> Data:
+    """The data set of that name; `folder` is where its files lie, for those that are not embedded.
+
+    Raises SubcompressError for an unknown name and for missing or damaged files.
+    """
+    if name not in DATA:
+        raise SubcompressError(f"--data takes one of {', '.join(DATA)}; {name!r} is none of them")
+    return DATA[name](Path(folder) if folder is not None else None)
+
+
+__all__ = ["DATA", "Data", "Split", "load_data"]

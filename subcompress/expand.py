@@ -1,0 +1,42 @@
+"""From a record to weights: the tensors themselves, and whether they are the ones that were packed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from subcompress.backends import BACKENDS
+from subcompress.digest import weights_digest
+from subcompress.errors import SubcompressError
+from subcompress.record import Record
+
+
+def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
+    """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them.
+
+    Raises SubcompressError for an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {backend!r} is none of them")
+    return {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
+
+
+def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:
+    """The digest of a state dict under the record's layout."""
+    return weights_digest(record.layout, {name: _raw(tensor) for name, tensor in state.items()})
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def expand_checked(record: Record, backend: str = "torch") -> dict[str, Tensor]:
+    """`expand`, refused unless the digest in the file is the one of what was rebuilt."""
+    state = expand(record, backend)
+    if (found := digest_of(record, state)) != record.digest:
+        raise SubcompressError(
+            f"the rebuilt weights have digest {found.hex()}, the file promises {record.digest.hex()}: "
+            "the file is forged or this machine computes wrongly; fetch it again and run `subcompress verify`"
+        )
+    return state

@@ -1,0 +1,31 @@
+"""What a receiver needs beside the weights: the input's shape and dtype, its preprocessing, the labels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All fields are optional. An image is prepared as `x = (pixel / 255 - mean) / std`, one mean and std a channel.
+
+    input_shape: of one example, without the batch axis; input_dtype: in safetensors' names, F32 where it is empty;
+    labels: one text a class, in the order of the outputs.
+    """
+
+    input_shape: tuple[int, ...] = ()
+    input_dtype: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Facts:
+        """What `to_json` gave."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are set, as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}

@@ -1,0 +1,177 @@
+"""fit: a network and its data to a run folder with seed and coordinates."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from subcompress import run
+from subcompress.data import Data
+from subcompress.errors import SubcompressError
+from subcompress.expand import digest_of, expand
+from subcompress.layout import Layout
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Record, bfloat16
+from subcompress.scales import standard_deviations
+from subcompress.subspace import Subspace
+from subcompress.training import DeadRunError, Listener, Progress, Recipe, accuracy_of, check_recipe, train
+
+K = 16
+"""Frozen coordinates: their signed sum is a binomial of 16, nearly the Gaussian start of the usual networks."""
+
+RETRY = 0.4
+"""The factor on the step size when a dead run is tried again."""
+
+_SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
+"""Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit reached. Accuracies are those of the rebuilt weights; the test split was read once, for the last."""
+
+    run: Path
+    d: int
+    D: int
+    bits: int
+    seed: int
+    validation_accuracy: float
+    test_accuracy: float
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    run_folder: str | Path,
+    *,
+    d: int,
+    bits: int = 4,
+    epochs: int = 10,
+    seed: int = 0,
+    lr: float | None = None,
+    batch_size: int = 128,
+    threads: int | None = None,
+    device: str = "cpu",
+    listener: Listener | None = None,
+) -> Fit:
+    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
+
+    lr: Adam's largest step in units of the frozen constant; by default 0.35 / sqrt(min(d, m)), so that the weights
+    move alike for every d. The same seed, data, options and machine give the same folder. Raises SubcompressError
+    for options that cannot be met, and when a run that died was tried again with a smaller step and died again.
+    """
+    began = time.perf_counter()
+    folder = run.prepare(run_folder)
+    with _machine(device, threads, seed):
+        model = copy.deepcopy(model).to(device)
+        operator = _operator(model, d, bits, seed)
+        recipe = Recipe(epochs, lr or default_lr(operator), batch_size, seed)
+        check_recipe(recipe, data.train)
+        subspace = _train(model, operator, data, recipe, bits, listener)
+        record = _record(model, operator, subspace, bits, data)
+        rebuilt = copy.deepcopy(model)
+        rebuilt.load_state_dict(expand(record))
+        validation, test = accuracy_of(rebuilt, data.validation), accuracy_of(rebuilt, data.test)
+    record = replace(record, test_accuracy=test, digest=digest_of(record, rebuilt.state_dict()))
+    found = Fit(folder, record.d, record.D, bits, seed, validation, test, time.perf_counter() - began)
+    run.write(folder, record, recipe, found)
+    return found
+
+
+def block_size(d: int) -> int:
+    """log2 of m: the smallest power of two with at least twice as many rows as slots, within [2^6, 2^15]."""
+    return min(max((2 * (d + K) - 1).bit_length(), 6), 15)
+
+
+def default_lr(operator: HadamardBlocks) -> float:
+    """One step moves a weight by sqrt(min(d, m)) times this, in root mean square."""
+    return 0.35 / math.sqrt(max(1, min(operator.d, operator.m)))
+
+
+@contextmanager
+def _machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
+    """The device checked, the threads set and given back, the caller's random state untouched."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
+    if threads is not None and threads < 1:
+        raise SubcompressError(f"--threads is at least 1; given {threads}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads or before)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed & ((1 << 63) - 1))
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
+    """The subspace of the model's weights, in units of the frozen constant (A = 1)."""
+    if bits not in _SPREAD:
+        raise SubcompressError(f"--bits is one of {', '.join(map(str, _SPREAD))}; given {bits}")
+    if not 0 <= seed < 1 << 64:
+        raise SubcompressError(f"--seed is between 0 and 2^64 - 1; given {seed}")
+    if buffers := [name for name, _ in model.named_buffers()]:
+        raise SubcompressError(f"fit takes models without buffers as yet; this one has {buffers[0]}: leave it out")
+    D = sum(p.numel() for p in model.parameters())
+    if not 1 <= d <= D:
+        raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
+    return HadamardBlocks(D, d, seed, block_size(d), K, 1)
+
+
+def _train(
+    model: nn.Module, operator: HadamardBlocks, data: Data, recipe: Recipe, bits: int, listener: Listener | None
+) -> Subspace:
+    """Train z; a dead run is tried once more with a smaller step."""
+    scales = {name: s / math.sqrt(K) for name, s in standard_deviations(model).items()}
+    for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
+        subspace = Subspace(model, operator, scales)
+        try:
+            train(
+                subspace,
+                data.train,
+                data.validation,
+                attempt,
+                quantise=lambda s=subspace: _quantise(s, bits),  # type: ignore[misc]
+                listener=listener,
+                note="" if attempt is recipe else f"second try, lr {attempt.lr:.2g}",
+            )
+            return subspace
+        except DeadRunError as e:
+            died = e
+    raise SubcompressError(
+        f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
+        "or give a smaller --lr or another --seed"
+    )
+
+
+def _quantise(subspace: Subspace, bits: int) -> None:
+    """Round from here on: the step is the frozen constant over an integer A, near a share of the spread of z."""
+    spread = float(subspace.z.detach().square().mean().sqrt())
+    A = min(max(1, round(1 / (_SPREAD[bits] * spread))), 1 << 10) if spread > 0 else 1
+    top = (1 << (bits - 1)) - 1
+    subspace.quantise(1 / A, -top, top)
+
+
+def _record(model: nn.Module, operator: HadamardBlocks, subspace: Subspace, bits: int, data: Data) -> Record:
+    layout = Layout.of(model.state_dict())
+    coordinates = subspace.coordinates().cpu().numpy().astype("int32")
+    A = round(1 / subspace.step)
+    deviations = standard_deviations(model)
+    entries = tuple(Coded(bfloat16(deviations[spec.name] / (math.sqrt(K) * A))) for spec in layout)
+    group = Group(replace(operator, A=A), bits, coordinates)
+    record = Record(operator.seed, layout, (group,), entries, facts=data.facts)
+    record.check()
+    return record
+
+
+__all__ = ["Fit", "Progress", "default_lr", "fit"]

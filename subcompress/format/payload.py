@@ -1,0 +1,176 @@
+"""A record as the bytes of a payload, and back (docs/FORMAT.md)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+
+from subcompress import codec
+from subcompress.digest import SIZE as DIGEST_SIZE
+from subcompress.errors import SubcompressError
+from subcompress.format.sections import read_facts, read_layout, write_facts, write_layout
+from subcompress.format.wire import Reader, Writer
+from subcompress.layout import CODED_DTYPES, Layout
+from subcompress.operators import OPERATORS, ExactOperator
+from subcompress.record import Coded, Group, Record, Stored, bfloat16, group_sizes
+
+MAGIC, VERSION = b"SC", 1
+PHILOX = 1
+MAX_D = 1 << 24
+MAX_GROUPS = 1 << 8
+MAX_STORED_BYTES = 1 << 30
+_CRC_SIZE = 4
+_GroupSpec = tuple[type[ExactOperator], list[int], int]
+_BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in OPERATORS.values() if issubclass(op, ExactOperator)}
+
+
+def write(record: Record) -> bytes:
+    """The payload of a record. Raises SubcompressError where the record breaks a rule of the format."""
+    record.check()
+    w = Writer()
+    w.raw(MAGIC + bytes([VERSION]))
+    w.varint(PHILOX)
+    w.varint(record.seed)
+    write_layout(w, record.layout)
+    w.varint(len(record.groups))
+    for group in record.groups:
+        for number in (group.operator.code, *group.operator.parameters(), group.bits):
+            w.varint(number)
+    _write_entries(w, record)
+    write_facts(w, record.facts)
+    w.varint(0 if record.test_accuracy is None else 1 + round(record.test_accuracy * 10_000))
+    w.raw(record.digest)
+    if any(isinstance(e, Stored) for e in record.entries):
+        w.deflated(record.stored)
+    w.raw(codec.encode((g.coordinates, g.bits) for g in record.groups))
+    w.raw(zlib.crc32(w.data).to_bytes(_CRC_SIZE, "little"))
+    return bytes(w.data)
+
+
+def read(data: bytes) -> tuple[Record, dict[str, int]]:
+    """The record of a payload, checked, and the bytes of each of its parts.
+
+    Raises SubcompressError, before anything large is made, for damage, forgery and what a newer version wrote.
+    """
+    r = Reader(data[:-_CRC_SIZE])
+    r.part("header")
+    if len(data) < 16 or data[:2] != MAGIC:
+        raise r.fail(f"a payload begins with {MAGIC.decode()}")
+    if zlib.crc32(r.data).to_bytes(_CRC_SIZE, "little") != data[-_CRC_SIZE:]:
+        raise SubcompressError("the file's checksum does not match: bytes were damaged on the way; fetch it again")
+    r.raw(2)
+    if (version := r.raw(1)[0]) != VERSION:
+        raise SubcompressError(f"this reads format version {VERSION}, the file has {version}: upgrade subcompress")
+    if (generator := r.varint("the generator", 1 << 32)) != PHILOX:
+        raise SubcompressError(f"generator {generator} is unknown (1 is Philox4x32-10): upgrade subcompress")
+    seed = r.varint("the seed", (1 << 64) - 1)
+    r.part("layout")
+    layout = read_layout(r)
+    r.part("groups")
+    specs = [_read_group(r) for _ in range(r.varint("the number of groups", MAX_GROUPS))]
+    r.part("tensors")
+    entries = _read_entries(r, layout, len(specs))
+    r.part("facts")
+    facts = read_facts(r)
+    accuracy = r.varint("the accuracy", 10_001)
+    r.part("weights digest")
+    digest = r.raw(DIGEST_SIZE)
+    r.part("stored")
+    stored = _read_stored(r, layout, entries)
+    operators = _operators(specs, group_sizes(layout, entries, len(specs)), seed)
+    r.part("coordinates")
+    sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
+    coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes)
+    r.part("")
+    groups = tuple(Group(op, bits, c) for op, (_, bits), c in zip(operators, sizes, coordinates, strict=True))
+    record = Record(seed, layout, groups, entries, stored, facts, (accuracy - 1) / 10_000 if accuracy else None, digest)
+    record.check()
+    return record, {k: v for k, v in {**r.ledger, "checksum": _CRC_SIZE}.items() if v}
+
+
+def _read_group(r: Reader) -> _GroupSpec:
+    """The operator, its parameters and the bits of a group."""
+    code = r.varint("an operator", 1 << 32)
+    if code not in _BY_CODE:
+        known = ", ".join(f"{c} {op.name}" for c, op in _BY_CODE.items())
+        raise SubcompressError(f"operator {code} is unknown ({known}): upgrade subcompress")
+    operator = _BY_CODE[code]
+    numbers = [r.varint(name, limit) for name, limit in operator.limits.items()]
+    bits = r.varint("the bits", codec.MAX_BITS)
+    if bits < codec.MIN_BITS or numbers[0] > MAX_D:
+        raise r.fail(f"a group has at most {MAX_D} coordinates of {codec.MIN_BITS} to {codec.MAX_BITS} bits")
+    return operator, numbers, bits
+
+
+def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[ExactOperator]:
+    return [
+        operator.of(D, seed, group, numbers)
+        for group, ((operator, numbers, _), D) in enumerate(zip(specs, sizes, strict=True))
+    ]
+
+
+def _write_entries(w: Writer, record: Record) -> None:
+    """0 where every tensor is coded in group 0 from zero, else 1 and a tag a tensor; then the scales."""
+    plain = all(isinstance(e, Coded) and e.group == 0 and e.start == 0 for e in record.entries)
+    w.varint(0 if plain else 1)
+    for entry in () if plain else record.entries:
+        if isinstance(entry, Stored):
+            w.varint(0)
+        else:
+            w.varint(1 + 2 * entry.group + (entry.start != 0))
+            if entry.start != 0:
+                w.float32(entry.start)
+    scales = [e.scale for e in record.entries if isinstance(e, Coded)]
+    fresh = [i == 0 or s != scales[i - 1] for i, s in enumerate(scales)]
+    w.raw(np.packbits(np.array(fresh, bool), bitorder="little").tobytes())
+    for scale, new in zip(scales, fresh, strict=True):
+        if new:
+            w.raw(struct.pack("<f", scale)[2:])
+
+
+def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Coded | Stored, ...]:
+    tags: list[tuple[int, float] | None] = [(0, 0.0)] * len(layout)
+    if r.varint("the kind of the tensor list", 1):
+        tags = [_read_tag(r, groups) for _ in layout]
+    coded = sum(t is not None for t in tags)
+    if coded and not groups:
+        raise r.fail("coded tensors need a group")
+    packed = r.raw(-(-coded // 8))
+    fresh = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little").tolist()
+    if any(fresh[coded:]) or (coded and not fresh[0]):
+        raise r.fail("the first coded tensor brings a scale, and no bit stands for none")
+    scale, flags = 0.0, iter(fresh)
+    entries: list[Coded | Stored] = []
+    for spec, tag in zip(layout, tags, strict=True):
+        if tag is None:
+            entries.append(Stored())
+            continue
+        if next(flags):
+            scale = struct.unpack("<f", b"\0\0" + r.raw(2))[0]
+        if spec.dtype not in CODED_DTYPES or not scale > 0 or scale != bfloat16(scale):
+            raise r.fail(f"{spec} cannot be coded at scale {scale}")
+        entries.append(Coded(scale, *tag))
+    return tuple(entries)
+
+
+def _read_tag(r: Reader, groups: int) -> tuple[int, float] | None:
+    """(group, start) of a coded tensor, None for a stored one."""
+    tag = r.varint("a tensor's tag", 2 * groups)
+    if tag == 0:
+        return None
+    start = r.float32() if tag % 2 == 0 else 0.0
+    if tag % 2 == 0 and (not np.isfinite(start) or start == 0):
+        raise r.fail("a constant start is finite and not zero")
+    return (tag - 1) // 2, start
+
+
+def _read_stored(r: Reader, layout: Layout, entries: tuple[Coded | Stored, ...]) -> bytes:
+    size = sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
+    if not any(isinstance(e, Stored) for e in entries):
+        return b""
+    stored = r.deflated("stored tensors", min(size, MAX_STORED_BYTES))
+    if len(stored) != size:
+        raise r.fail(f"stored tensors take {size} bytes, {len(stored)} are there")
+    return stored

@@ -1,0 +1,123 @@
+"""Layout and facts as bytes: the sections of a payload that need more than a number or two."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import takewhile
+from typing import Any
+
+from subcompress.facts import Facts
+from subcompress.format import tables
+from subcompress.format.wire import Reader, Writer
+from subcompress.layout import DTYPES, Layout, TensorSpec
+
+MAX_TENSORS = 1 << 16
+MAX_NAME = 1 << 10
+MAX_AXES = 16
+MAX_DENSE_BYTES = 1 << 36
+MAX_LAYOUT_BYTES = 1 << 24
+MAX_FACTS_BYTES = 1 << 20
+_CODES = list(DTYPES)
+_LISTS = {"input_shape": int, "mean": float, "std": float, "labels": str}
+
+
+def write_layout(w: Writer, layout: Layout) -> None:
+    """Its number in the table, or 0 and the deflated list of tensors, names front-coded."""
+    if number := tables.number_of(tables.layouts(), layout):
+        w.varint(number)
+        return
+    body, previous = Writer(), b""
+    body.varint(len(layout))
+    for spec in layout:
+        name = spec.name.encode()
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, previous, strict=False)))
+        for number in (same, len(name) - same):
+            body.varint(number)
+        body.raw(name[same:])
+        for number in (_CODES.index(spec.dtype), len(spec.shape), *spec.shape):
+            body.varint(number)
+        previous = name
+    w.varint(0)
+    w.deflated(bytes(body.data))
+
+
+def read_layout(r: Reader) -> Layout:
+    """What `write_layout` wrote, its sizes bounded before anything of them is made."""
+    number = r.varint("the layout's number", 1 << 32)
+    if number:
+        if number not in tables.layouts():
+            raise r.fail(f"layout {number} is unknown to this version: a newer subcompress may know it; otherwise")
+        return tables.layouts()[number]
+    body = Reader(r.deflated("layout", MAX_LAYOUT_BYTES))
+    body.part("layout")
+    specs: list[TensorSpec] = []
+    previous = b""
+    for _ in range(body.varint("the number of tensors", MAX_TENSORS)):
+        spec, previous = _read_spec(body, previous)
+        specs.append(spec)
+    layout = Layout(tuple(specs))
+    if body.at != len(body.data) or len({s.name for s in specs}) != len(specs):
+        raise r.fail("a layout names each tensor once and ends with the last")
+    if layout.nbytes > MAX_DENSE_BYTES:
+        raise r.fail(f"the tensors of a file take at most {MAX_DENSE_BYTES} bytes, these claim {layout.nbytes}")
+    return layout
+
+
+def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
+    same = body.varint("a shared prefix", len(previous))
+    name = previous[:same] + body.raw(body.varint("a name's length", MAX_NAME))
+    dtype = _CODES[body.varint("a dtype", len(_CODES) - 1)]
+    axes = body.varint("the number of axes", MAX_AXES)
+    shape = tuple(body.varint("an axis", MAX_DENSE_BYTES) for _ in range(axes))
+    if len(name) > MAX_NAME or math.prod(shape) > MAX_DENSE_BYTES:
+        raise body.fail(f"a tensor has at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name, this one {shape}")
+    try:
+        return TensorSpec(name.decode(), dtype, shape), name
+    except UnicodeDecodeError as e:
+        raise body.fail("a tensor's name is UTF-8") from e
+
+
+def write_facts(w: Writer, facts: Facts) -> None:
+    """0 for none, its number in the table, or 1 and deflated JSON."""
+    if facts == Facts():
+        w.varint(0)
+    elif number := tables.number_of(tables.facts(), facts):
+        w.varint(number)
+    else:
+        w.varint(1)
+        w.deflated(json.dumps(facts.to_json(), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode())
+
+
+def read_facts(r: Reader) -> Facts:
+    """What `write_facts` wrote."""
+    number = r.varint("the facts' number", 1 << 32)
+    if number == 0:
+        return Facts()
+    if number > 1:
+        if number not in tables.facts():
+            raise r.fail(f"facts {number} are unknown to this version: a newer subcompress may know them; otherwise")
+        return tables.facts()[number]
+    try:
+        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES))
+        return _facts(found)
+    except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
+        raise r.fail("facts are a JSON object of known fields") from e
+
+
+def _facts(found: dict[str, Any]) -> Facts:
+    """Raises TypeError or ValueError for anything but known fields of their types."""
+    dtype = found.pop("input_dtype", "")
+    if dtype and dtype not in DTYPES:
+        raise ValueError(dtype)
+    lists = {}
+    for key, values in found.items():
+        kind = _LISTS.get(key)
+        if kind is None or not isinstance(values, list) or any(type(v) is not kind for v in values):
+            raise TypeError(key)
+        if kind is float and not all(map(math.isfinite, values)):
+            raise ValueError(key)
+        lists[key] = tuple(values)
+    if any(k < 0 for k in lists.get("input_shape", ())):
+        raise ValueError("input_shape")
+    return Facts(input_dtype=dtype, **lists)

@@ -1,0 +1,97 @@
+"""The contract of an operator P: (d,) -> (D,), and what follows from it.
+
+theta = theta_0 + P z (Li et al. 2018, arXiv:1804.08838, equation 2). An operator gives `matvec`, `rmatvec` and the
+frozen `start`; being differentiable, twice, is derived from these.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Operator(ABC):
+    """A linear map from d coordinates to D weights that depends on nothing but its sizes and its seed."""
+
+    exact: ClassVar[bool] = False
+    """True where integer coordinates give the same integers on every device, so that a file may hold them."""
+
+    D: int
+    d: int
+    seed: int
+
+    @abstractmethod
+    def matvec(self, z: Tensor) -> Tensor:
+        """P z, (d,) -> (D,), in the dtype and on the device of z."""
+
+    @abstractmethod
+    def rmatvec(self, g: Tensor) -> Tensor:
+        """P^T g, (D,) -> (d,), in the dtype and on the device of g."""
+
+    def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """The frozen part that is added to P z, (D,): zero unless the operator brings a random start."""
+        return torch.zeros(self.D, dtype=dtype, device=device)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """P z with its gradient P^T, (d,) -> (D,)."""
+        out: Tensor = _MatVec.apply(z, self)
+        return out
+
+
+class _MatVec(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, op: Operator) -> Tensor:
+        ctx.op = op
+        return op.matvec(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _RMatVec.apply(g, ctx.op), None
+
+
+class _RMatVec(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, op: Operator) -> Tensor:
+        ctx.op = op
+        return op.rmatvec(g)
+
+    @staticmethod
+    def backward(ctx: Any, z: Tensor) -> tuple[Tensor, None]:
+        return _MatVec.apply(z, ctx.op), None
+
+
+class ExactOperator(Operator):
+    """An operator whose integers a file may hold: `rows` gives the same values for NumPy and torch, on any device."""
+
+    exact: ClassVar[bool] = True
+    code: ClassVar[int]
+    """Its number in a file; never given twice."""
+    name: ClassVar[str]
+    limits: ClassVar[dict[str, int]]
+    """The parameters that a file stores beside seed, D and group, with their largest values; d comes first."""
+
+    @abstractmethod
+    def rows(self, c: Any, lo: int, hi: int) -> Any:
+        """Rows [lo, hi) of the frozen start plus P c, (d,) -> (hi - lo,), integers below 2^16 in absolute value.
+
+        A NumPy c gives NumPy int32, a torch c gives float32 on its device: the same numbers, whatever the precision
+        settings, autocast, threads, and however the rows are sliced.
+        """
+
+    @abstractmethod
+    def peak(self, c: np.ndarray) -> int:
+        """The largest sum of absolute integers that a row adds, frozen ones included: below 2^16 in a valid file."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> ExactOperator:
+        """The operator that a file describes: `numbers` are the values of `limits`. Raises SubcompressError."""
+
+    def parameters(self) -> tuple[int, ...]:
+        """The values of `limits`, in its order."""
+        return tuple(getattr(self, name) for name in self.limits)

@@ -1,0 +1,120 @@
+"""What a file holds, in memory: fit makes a Record, the format writes and reads it, the backends expand it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from subcompress.errors import SubcompressError
+from subcompress.facts import Facts
+from subcompress.layout import CODED_DTYPES, Layout
+from subcompress.operators import ExactOperator
+
+LIMIT = 1 << 16
+"""Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
+
+MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
+"""Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Tensors that share coordinates: an operator over their D weights, and z as (d,) integers of so many bits."""
+
+    operator: ExactOperator
+    bits: int
+    coordinates: np.ndarray
+
+
+@dataclass(frozen=True)
+class Coded:
+    """theta = start + scale * integer; `group` indexes the record's groups; start is one constant for the tensor."""
+
+    scale: float
+    group: int = 0
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The values themselves travel in the file: buffers, integers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """entries: one a tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
+
+    digest: 16 bytes over the rebuilt tensors (subcompress.digest), empty before it is known.
+    test_accuracy: on the test split, when it was measured.
+    """
+
+    seed: int
+    layout: Layout
+    groups: tuple[Group, ...]
+    entries: tuple[Coded | Stored, ...]
+    stored: bytes = b""
+    facts: Facts = field(default_factory=Facts)
+    test_accuracy: float | None = None
+    digest: bytes = b""
+
+    @property
+    def d(self) -> int:
+        """Coordinates of all groups."""
+        return sum(g.operator.d for g in self.groups)
+
+    @property
+    def D(self) -> int:
+        """Weights that are coded."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Coded weights of each group."""
+        return group_sizes(self.layout, self.entries, len(self.groups))
+
+    def check(self) -> None:
+        """Raise SubcompressError where exact regeneration would not be assured."""
+        for g, size in zip(self.groups, self.sizes, strict=True):
+            if size != g.operator.D or len(g.coordinates) != g.operator.d:
+                raise SubcompressError(
+                    f"a group's tensors, operator and coordinates agree; given {size} weights, an operator of "
+                    f"{g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit again"
+                )
+            if (peak := g.operator.peak(g.coordinates)) >= LIMIT:
+                raise SubcompressError(
+                    f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
+                    "lower d, the bits or the number of rows a block"
+                )
+        for spec, entry in zip(self.layout, self.entries, strict=True):
+            if isinstance(entry, Coded):
+                _check_coded(str(spec), spec.dtype, entry)
+
+
+def group_sizes(layout: Layout, entries: tuple[Coded | Stored, ...], groups: int) -> list[int]:
+    """Coded weights of each group."""
+    sizes = [0] * groups
+    for spec, entry in zip(layout, entries, strict=True):
+        if isinstance(entry, Coded):
+            sizes[entry.group] += spec.size
+    return sizes
+
+
+def _check_coded(tensor: str, dtype: str, entry: Coded) -> None:
+    if dtype not in CODED_DTYPES:
+        raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {tensor} is not: store it instead")
+    if not np.isfinite(entry.start) or entry.start != np.float32(entry.start):
+        raise SubcompressError(f"a constant start is a finite float32; {tensor} starts at {entry.start}")
+    lowest, highest = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
+    if not lowest <= entry.scale < highest or entry.scale != bfloat16(entry.scale):
+        raise SubcompressError(
+            f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); "
+            f"{tensor} has {entry.scale}"
+        )
+
+
+def bfloat16(x: float) -> float:
+    """x rounded to the nearest bfloat16, ties to even."""
+    bits = int(np.float32(x).view(np.uint32))
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return float(np.uint32(bits).view(np.float32))

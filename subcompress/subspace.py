@@ -1,0 +1,72 @@
+"""A module whose only parameter is z: theta = theta_0 + scale * P z, for the loop of subcompress or the user's own."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from subcompress.operators import Operator
+
+
+class Subspace(nn.Module):
+    """Wraps a copy of `module`: its parameters become functions of `z`, (d,), its buffers and modes stay its own.
+
+    scales: parameter name -> the factor of its rows of P z, in the order of the parameters. `z` starts at zero, where
+    the weights are `scale * operator.start()`.
+    """
+
+    def __init__(self, module: nn.Module, operator: Operator, scales: Mapping[str, float]) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module)
+        self.operator = operator
+        self.shapes = {name: p.shape for name, p in module.named_parameters()}
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        self.sizes = sizes
+        device = next(module.parameters()).device
+        self.z = nn.Parameter(torch.zeros(operator.d, device=device))
+        factors = torch.tensor([scales[name] for name in self.shapes], device=device)
+        self.register_buffer("scale", factors.repeat_interleave(torch.tensor(sizes, device=device)), persistent=False)
+        self.register_buffer("theta_0", self.scale * operator.start(device=device), persistent=False)
+        self.step, self.lowest, self.highest = 0.0, -math.inf, math.inf
+        _forget_parameters(self.module)
+
+    scale: Tensor
+    theta_0: Tensor
+
+    def quantise(self, step: float, lowest: int, highest: int) -> None:
+        """From here on the weights are those of z rounded to multiples of `step` within [lowest, highest] of them."""
+        self.step, self.lowest, self.highest = step, lowest, highest
+
+    def coordinates(self) -> Tensor:
+        """z as integers in units of the step, (d,) int64. Needs `quantise` first."""
+        return (self.z.detach() / self.step).round().clamp(self.lowest, self.highest).long()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameter name -> tensor, differentiable in z; rounding passes gradients straight through
+        (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
+        z: Tensor = self.z
+        if self.step:
+            rounded = (z.detach() / self.step).round().clamp(self.lowest, self.highest) * self.step
+            z = z + (rounded - z.detach())
+        theta = torch.addcmul(self.theta_0, self.scale, self.operator(z))
+        parts = theta.split(self.sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward under the weights of z."""
+        return functional_call(self.module, self.weights(), args, kwargs)
+
+
+def _forget_parameters(module: nn.Module) -> None:
+    """Turn parameters into buffers of the same names, so that only z is trained and `eval()` still reaches all."""
+    for child in module.modules():
+        for name, parameter in list(child._parameters.items()):
+            if parameter is not None:
+                del child._parameters[name]
+                child.register_buffer(name, parameter.detach())

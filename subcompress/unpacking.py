@@ -1,0 +1,74 @@
+"""unpack and load: a file as dense weights, as ONNX, or inside a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+from torch import nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.expand import expand, expand_checked
+from subcompress.files import replacing
+from subcompress.layout import Layout
+from subcompress.record import Record
+
+Export = Callable[[Record, nn.Module | None, Path], None]
+
+
+def load(path: str | Path, module: nn.Module, *, check: bool = True) -> nn.Module:
+    """Rebuild the file's weights into `module`, which is returned, in evaluation mode.
+
+    check: compare the weights with the digest in the file. Raises SubcompressError for a damaged file and for a
+    module with other tensors, naming the first that differs.
+    """
+    record, _ = format.read(path)
+    return load_record(record, module, check=check)
+
+
+def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.Module:
+    """`load` for a record at hand."""
+    record.layout.require(Layout.of(module.state_dict()), "the model")
+    module.load_state_dict(expand_checked(record) if check else expand(record), strict=True)
+    return module.eval()
+
+
+def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None) -> Path:
+    """Write the weights of the file at `path`, checked against its digest, whole or not at all; returns the output.
+
+    An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes; one that ends in
+    .onnx is a graph, and needs the `module` to trace. Raises SubcompressError.
+    """
+    output = Path(output)
+    record, _ = format.read(path)
+    if output.suffix not in EXPORTS:
+        raise SubcompressError(
+            f"unpack writes {' and '.join(EXPORTS)} files; {output.name} is neither: rename the output"
+        )
+    with replacing(output) as temporary:
+        EXPORTS[output.suffix](record, module, temporary)
+    return output
+
+
+def _dense(record: Record, module: nn.Module | None, path: Path) -> None:
+    if module is not None:
+        record.layout.require(Layout.of(module.state_dict()), "the model")
+    safetensors.torch.save_file(expand_checked(record), path, metadata={"format": "pt"})
+
+
+def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:
+    from subcompress.onnx_export import export  # onnx and onnxruntime are loaded only where they are needed
+
+    if module is None:
+        raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
+    if not record.facts.input_shape:
+        raise SubcompressError(
+            "an ONNX graph needs the input's shape, and this file does not say it: fit with data that do"
+        )
+    export(record, load_record(record, module), path)
+
+
+EXPORTS: dict[str, Export] = {".safetensors": _dense, ".onnx": _onnx}
+"""What unpack writes, by the output's suffix."""

@@ -1,0 +1,95 @@
+"""info and verify: what a file holds, and whether every backend rebuilds the bits that were packed."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from subcompress import format
+from subcompress.backends import available
+from subcompress.data import Data, Split
+from subcompress.errors import SubcompressError
+from subcompress.expand import digest_of, expand
+from subcompress.format import tables
+from subcompress.record import Record
+
+
+@dataclass(frozen=True)
+class Verification:
+    """backends: name -> whether its weights have the file's digest; test_accuracy: in ONNX Runtime, with data."""
+
+    backends: dict[str, bool]
+    digest: str
+    test_accuracy: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every backend agrees."""
+        return all(self.backends.values())
+
+
+def info(path: str | Path) -> dict[str, Any]:
+    """What a file holds and its ledger, bytes by part, without expanding it. Raises SubcompressError."""
+    record, ledger = format.read(path)
+    operators = sorted({g.operator.name for g in record.groups})
+    return {
+        "seed": record.seed,
+        "d": record.d,
+        "D": record.D,
+        "bits": max((g.bits for g in record.groups), default=0),
+        "operator": ", ".join(operators),
+        "layout": tables.name_of(record.layout),
+        "groups": [
+            {
+                "operator": g.operator.name,
+                "bits": g.bits,
+                **dict(zip(g.operator.limits, g.operator.parameters(), strict=True)),
+            }
+            for g in record.groups
+        ],
+        "format_version": format.FORMAT_VERSION,
+        "digest": record.digest.hex(),
+        "tensors": len(record.layout),
+        "dense_bytes": record.layout.nbytes,
+        "file_bytes": sum(ledger.values()),
+        "ledger": ledger,
+        "facts": record.facts.to_json(),
+        "test_accuracy": record.test_accuracy,
+    }
+
+
+def verify(path: str | Path, data: Data | None = None, module: nn.Module | None = None) -> Verification:
+    """Rebuild the weights on every backend of this machine and compare each with the digest in the file.
+
+    With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1.
+    Raises SubcompressError for a file that cannot be read.
+    """
+    record, _ = format.read(path)
+    backends = {name: digest_of(record, expand(record, name)) == record.digest for name in available()}
+    accuracy = None
+    if data is not None:
+        if module is None:
+            raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
+        accuracy = onnx_accuracy(record, module, data.test)
+    return Verification(backends, record.digest.hex(), accuracy)
+
+
+def onnx_accuracy(record: Record, module: nn.Module, split: Split) -> float:
+    """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime."""
+    import onnxruntime
+
+    from subcompress.onnx_export import export
+    from subcompress.unpacking import load_record
+
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "net.onnx"
+        export(record, load_record(record, module), graph)
+        session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        x = split.x.numpy()
+        first = [int(np.argmax(session.run(None, {"input": x[i : i + 1]})[0])) for i in range(len(x))]
+    return float(np.mean(np.array(first) == split.y.numpy()))
