@@ -143,6 +143,8 @@ def decode(data: bytes, groups: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     Raises SubcompressError where the bytes are not what `encode` would have written for so many coordinates.
     """
     coder = _Decoder(data)
+    if coder.code >= coder.range or (data and not groups):
+        raise SubcompressError("the coordinates are not what a range coder writes: the file is damaged or forged")
     out = []
     for d, bits in groups:
         contexts = _Contexts(bits)

@@ -24,9 +24,6 @@ from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
 from subcompress.training import DeadRunError, Listener, Progress, Recipe, accuracy_of, check_recipe, train
 
-K = 16
-"""Frozen coordinates: their signed sum is a binomial of 16, nearly the Gaussian start of the usual networks."""
-
 RETRY = 0.4
 """The factor on the step size when a dead run is tried again."""
 
@@ -87,11 +84,6 @@ def fit(
     return found
 
 
-def block_size(d: int) -> int:
-    """log2 of m: the smallest power of two with at least twice as many rows as slots, within [2^6, 2^15]."""
-    return min(max((2 * (d + K) - 1).bit_length(), 6), 15)
-
-
 def default_lr(operator: HadamardBlocks) -> float:
     """One step moves a weight by sqrt(min(d, m)) times this, in root mean square."""
     return 0.35 / math.sqrt(max(1, min(operator.d, operator.m)))
@@ -125,14 +117,14 @@ def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
     D = sum(p.numel() for p in model.parameters())
     if not 1 <= d <= D:
         raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
-    return HadamardBlocks(D, d, seed, block_size(d), K, 1)
+    return HadamardBlocks.sized(D, d, seed)
 
 
 def _train(
     model: nn.Module, operator: HadamardBlocks, data: Data, recipe: Recipe, bits: int, listener: Listener | None
 ) -> Subspace:
     """Train z; a dead run is tried once more with a smaller step."""
-    scales = {name: s / math.sqrt(K) for name, s in standard_deviations(model).items()}
+    scales = {name: s / math.sqrt(operator.K) for name, s in standard_deviations(model).items()}
     for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
         subspace = Subspace(model, operator, scales)
         try:
@@ -167,7 +159,7 @@ def _record(model: nn.Module, operator: HadamardBlocks, subspace: Subspace, bits
     coordinates = subspace.coordinates().cpu().numpy().astype("int32")
     A = round(1 / subspace.step)
     deviations = standard_deviations(model)
-    entries = tuple(Coded(bfloat16(deviations[spec.name] / (math.sqrt(K) * A))) for spec in layout)
+    entries = tuple(Coded(bfloat16(deviations[spec.name] / (math.sqrt(operator.K) * A))) for spec in layout)
     group = Group(replace(operator, A=A), bits, coordinates)
     record = Record(operator.seed, layout, (group,), entries, facts=data.facts)
     record.check()

@@ -82,6 +82,8 @@ class Layout:
         """The layout of a state dict. Raises SubcompressError for a dtype that the format does not hold."""
         specs = []
         for name, tensor in state.items():
+            if any(character < " " for character in name):
+                raise SubcompressError(f"names of tensors have no control characters; given {name!r}: rename it")
             if tensor.dtype not in _NAMES:
                 raise SubcompressError(
                     f"tensors are of {', '.join(DTYPES)}; {name} is {tensor.dtype}: convert it before fitting"

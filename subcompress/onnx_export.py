@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,7 @@ def example_input(facts: Facts, n: int = 2) -> Tensor:
 
 def _trace(module: nn.Module, example: Tensor) -> onnx.ModelProto:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet("torch.onnx"):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -62,6 +65,20 @@ def _trace(module: nn.Module, example: Tensor) -> onnx.ModelProto:
         raise SubcompressError(f"torch.onnx cannot export this model ({reason}): unpack to .safetensors instead") from e
     assert program is not None
     return program.model_proto
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Errors only, for that logger and all below it: torch reports there that torchvision is absent."""
+    loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def strip(model: onnx.ModelProto) -> None:

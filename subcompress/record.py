@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,10 @@ LIMIT = 1 << 16
 
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
 """Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
+
+
+SMALLEST_START = 2.0**-126
+"""Constant starts are zero or normal float32 values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +108,9 @@ def group_sizes(layout: Layout, entries: tuple[Coded | Stored, ...], groups: int
 def _check_coded(tensor: str, dtype: str, entry: Coded) -> None:
     if dtype not in CODED_DTYPES:
         raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {tensor} is not: store it instead")
-    if not np.isfinite(entry.start) or entry.start != np.float32(entry.start):
-        raise SubcompressError(f"a constant start is a finite float32; {tensor} starts at {entry.start}")
+    normal = SMALLEST_START <= abs(entry.start) < math.inf
+    if not (normal or entry.start == 0) or entry.start != np.float32(entry.start):
+        raise SubcompressError(f"a constant start is zero or a normal float32; {tensor} starts at {entry.start}")
     lowest, highest = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
     if not lowest <= entry.scale < highest or entry.scale != bfloat16(entry.scale):
         raise SubcompressError(

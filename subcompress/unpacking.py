@@ -55,7 +55,7 @@ def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None
 def _dense(record: Record, module: nn.Module | None, path: Path) -> None:
     if module is not None:
         record.layout.require(Layout.of(module.state_dict()), "the model")
-    safetensors.torch.save_file(expand_checked(record), path, metadata={"format": "pt"})
+    path.write_bytes(safetensors.torch.save(expand_checked(record), metadata={"format": "pt"}))
 
 
 def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
@@ -14,11 +15,11 @@ from subcompress.format.sections import read_facts, read_layout, write_facts, wr
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import CODED_DTYPES, Layout
 from subcompress.operators import OPERATORS, ExactOperator
-from subcompress.record import Coded, Group, Record, Stored, bfloat16, group_sizes
+from subcompress.record import SMALLEST_START, Coded, Group, Record, Stored, bfloat16, group_sizes
 
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1
-MAX_D = 1 << 24
+MAX_D = 1 << 22
 MAX_GROUPS = 1 << 8
 MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
@@ -70,6 +71,8 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     layout = read_layout(r)
     r.part("groups")
     specs = [_read_group(r) for _ in range(r.varint("the number of groups", MAX_GROUPS))]
+    if sum(numbers[0] for _, numbers, _ in specs) > MAX_D:
+        raise r.fail(f"a file has at most {MAX_D} coordinates")
     r.part("tensors")
     entries = _read_entries(r, layout, len(specs))
     r.part("facts")
@@ -99,8 +102,8 @@ def _read_group(r: Reader) -> _GroupSpec:
     operator = _BY_CODE[code]
     numbers = [r.varint(name, limit) for name, limit in operator.limits.items()]
     bits = r.varint("the bits", codec.MAX_BITS)
-    if bits < codec.MIN_BITS or numbers[0] > MAX_D:
-        raise r.fail(f"a group has at most {MAX_D} coordinates of {codec.MIN_BITS} to {codec.MAX_BITS} bits")
+    if bits < codec.MIN_BITS:
+        raise r.fail(f"coordinates have {codec.MIN_BITS} to {codec.MAX_BITS} bits")
     return operator, numbers, bits
 
 
@@ -161,8 +164,8 @@ def _read_tag(r: Reader, groups: int) -> tuple[int, float] | None:
     if tag == 0:
         return None
     start = r.float32() if tag % 2 == 0 else 0.0
-    if tag % 2 == 0 and (not np.isfinite(start) or start == 0):
-        raise r.fail("a constant start is finite and not zero")
+    if tag % 2 == 0 and not SMALLEST_START <= abs(start) < math.inf:
+        raise r.fail("a constant start is finite, normal and not zero")
     return (tag - 1) // 2, start
 
 
@@ -173,4 +176,10 @@ def _read_stored(r: Reader, layout: Layout, entries: tuple[Coded | Stored, ...])
     stored = r.deflated("stored tensors", min(size, MAX_STORED_BYTES))
     if len(stored) != size:
         raise r.fail(f"stored tensors take {size} bytes, {len(stored)} are there")
+    at = 0
+    for spec, entry in zip(layout, entries, strict=True):
+        if isinstance(entry, Stored):
+            if spec.dtype == "BOOL" and stored[at : at + spec.nbytes].strip(b"\0\1"):
+                raise r.fail(f"{spec} holds bytes that are neither 0 nor 1")
+            at += spec.nbytes
     return stored

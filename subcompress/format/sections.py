@@ -73,9 +73,12 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
     if len(name) > MAX_NAME or math.prod(shape) > MAX_DENSE_BYTES:
         raise body.fail(f"a tensor has at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name, this one {shape}")
     try:
-        return TensorSpec(name.decode(), dtype, shape), name
+        text = name.decode()
     except UnicodeDecodeError as e:
         raise body.fail("a tensor's name is UTF-8") from e
+    if any(character < " " for character in text):
+        raise body.fail("a tensor's name has no control characters")
+    return TensorSpec(text, dtype, shape), name
 
 
 def write_facts(w: Writer, facts: Facts) -> None:
@@ -99,14 +102,22 @@ def read_facts(r: Reader) -> Facts:
             raise r.fail(f"facts {number} are unknown to this version: a newer subcompress may know them; otherwise")
         return tables.facts()[number]
     try:
-        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES))
+        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES), object_pairs_hook=_unique)
         return _facts(found)
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
         raise r.fail("facts are a JSON object of known fields") from e
 
 
-def _facts(found: dict[str, Any]) -> Facts:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("duplicate keys")
+    return dict(pairs)
+
+
+def _facts(found: Any) -> Facts:
     """Raises TypeError or ValueError for anything but known fields of their types."""
+    if not isinstance(found, dict):
+        raise TypeError(found)
     dtype = found.pop("input_dtype", "")
     if dtype and dtype not in DTYPES:
         raise ValueError(dtype)
@@ -118,6 +129,8 @@ def _facts(found: dict[str, Any]) -> Facts:
         if kind is float and not all(map(math.isfinite, values)):
             raise ValueError(key)
         lists[key] = tuple(values)
-    if any(k < 0 for k in lists.get("input_shape", ())):
-        raise ValueError("input_shape")
+    if any(k < 0 for k in lists.get("input_shape", ())) or any(k <= 0 for k in lists.get("std", ())):
+        raise ValueError("input_shape, std")
+    for label in lists.get("labels", ()):
+        label.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
     return Facts(input_dtype=dtype, **lists)

@@ -25,6 +25,11 @@ class Operator(ABC):
     d: int
     seed: int
 
+    @classmethod
+    @abstractmethod
+    def sized(cls, D: int, d: int, seed: int) -> Operator:
+        """The operator of these sizes, everything else at its default. Raises SubcompressError where d does not fit."""
+
     @abstractmethod
     def matvec(self, z: Tensor) -> Tensor:
         """P z, (d,) -> (D,), in the dtype and on the device of z."""

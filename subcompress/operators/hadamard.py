@@ -42,7 +42,7 @@ class HadamardBlocks(ExactOperator):
     code: ClassVar[int] = 1
     name: ClassVar[str] = "hadamard"
     limits: ClassVar[dict[str, int]] = {
-        "d": 1 << 24,
+        "d": 1 << 22,
         "log2_m": MAX_LOG2_M,
         "K": (1 << MAX_LOG2_M) - 1,
         "A": (1 << 15) - 1,
@@ -54,11 +54,18 @@ class HadamardBlocks(ExactOperator):
                 f"a Hadamard block has 1 to 2^{MAX_LOG2_M} rows, fewer frozen slots K than rows and A below 2^15; "
                 f"given m = 2^{self.log2_m}, K = {self.K}, A = {self.A}"
             )
-        if not 0 <= self.d <= min(self.D, self.blocks * self.free):
+        most = min(self.D, self.blocks * self.free)
+        if not 1 <= self.d <= most:
             raise SubcompressError(
-                f"D = {self.D} weights in blocks of m = {self.m} with K = {self.K} take at most "
-                f"d = {min(self.D, self.blocks * self.free)} coordinates; given d = {self.d}: lower d"
+                f"D = {self.D} weights in blocks of m = {self.m} with K = {self.K} take 1 to {most} coordinates; "
+                f"given d = {self.d}: give another d"
             )
+
+    @classmethod
+    def sized(cls, D: int, d: int, seed: int) -> HadamardBlocks:
+        """m is the smallest power of two with at least twice as many rows as slots, within [2^6, 2^15], and K is 16:
+        what benchmarks/operator.py found best or level."""
+        return cls(D, d, seed, min(max((2 * (d + 16) - 1).bit_length(), 6), 15))
 
     @classmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
@@ -137,7 +144,8 @@ class HadamardBlocks(ExactOperator):
             return self.K * self.A + int(sizes.sum())
         # A window's sum is a difference of two prefix sums over the coordinates, twice in a row.
         prefix = np.concatenate([[0], np.cumsum(np.concatenate([sizes, sizes]))])
-        start = np.arange(self.blocks, dtype=np.int64) * self.free % self.d
+        # Windows repeat after d blocks at most, so a forged D asks for no more memory than its d.
+        start = np.arange(min(self.blocks, self.d), dtype=np.int64) * self.free % self.d
         return self.K * self.A + int((prefix[start + self.free] - prefix[start]).max())
 
     @cached_property

@@ -1,0 +1,198 @@
+"""What the default operator was settled on: columns, rows a block, second sign, frozen slots, alignment.
+
+    python benchmarks/operator.py --data-dir MNIST [--models lenet,mlp] [--seeds 3] [-o benchmarks/results]
+
+Trains z in float32 for three epochs (the recipe of `fit` without rounding) and prints the validation accuracy, mean and
+standard deviation over the seeds. About 35 minutes on one core. Variants are written plainly, as products with the
+chosen columns of H_m: none of this is what `subcompress` runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from subcompress import Data, load_data
+from subcompress.operators import HadamardBlocks, Operator
+from subcompress.scales import standard_deviations
+from subcompress.subspace import Subspace
+from subcompress.training import DeadRunError, Recipe, train
+from subcompress_models import MODELS
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One design. rows: m; align: where weights lie in the blocks; start: `frozen` slots or torch's own."""
+
+    name: str
+    rows: int = 1024
+    columns: str = "affine"
+    K: int = 16
+    second_sign: bool = False
+    align: str = "flat"
+    start: str = "frozen"
+
+
+VARIANTS = [
+    Variant("**affine columns, m = 1,024, K = 16, flat** (the default)"),
+    Variant("leading columns", columns="leading"),
+    Variant("one permutation", columns="permutation"),
+    Variant("low-sequency columns in both halves of the index", columns="low"),
+    Variant("m = 512", rows=512),
+    Variant("m = 4,096", rows=4096),
+    Variant("a second random sign per row", second_sign=True),
+    Variant("K = 1", K=1),
+    Variant("K = 4", K=4),
+    Variant("K = 64", K=64),
+    Variant("torch's own start, nothing frozen", start="torch"),
+    Variant("fan-in aligned", align="fan-in"),
+    Variant("fan-in aligned, low-sequency columns", align="fan-in", columns="low"),
+    Variant("aligned in every axis (28 x 28 inputs as such), low-sequency columns", align="axes", columns="low"),
+    Variant("the same, m = 4,096", align="axes", columns="low", rows=4096),
+]
+SETTINGS = {"lenet": 290, "mlp": 450}
+
+
+def hadamard(m: int) -> Tensor:
+    """H_m, Sylvester's."""
+    h = torch.ones(1, 1)
+    while len(h) < m:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return h
+
+
+def sequency(m: int) -> Tensor:
+    """Sign changes of each column of H_m."""
+    h = hadamard(m)
+    return (h[1:] != h[:-1]).sum(0)
+
+
+def choose_columns(v: Variant, d: int, g: torch.Generator) -> Tensor:
+    """The column of each slot, frozen ones first, (K + d,)."""
+    m, n = v.rows, v.K + d
+    if v.columns == "leading":
+        return torch.arange(n)
+    if v.columns == "permutation":
+        return torch.randperm(m, generator=g)[:n]
+    if v.columns == "low":
+        # Ordered by squared distance from zero sequency over the five low index bits and the next five; chosen columns
+        # change roles at random, so that the frozen ones lie among all of them.
+        index, half = torch.arange(m), min(32, 1 << (m.bit_length() // 2))
+        s = sequency(half)
+        order = torch.argsort(s[index % half] ** 2 + s[index // half % half] ** 2, stable=True)[:n]
+        return order[torch.randperm(n, generator=g)]
+    factor, offset = (int(torch.randint(0, m, (1,), generator=g)) for _ in range(2))
+    return (torch.arange(n) * (factor | 1) + offset) % m
+
+
+def places(shapes: Shapes, v: Variant) -> tuple[Tensor, int]:
+    """The row of each weight and how many rows there are: aligned tensors pad each unit to powers of two."""
+    rows, base = [], 0
+    for shape in shapes:
+        size = math.prod(shape)
+        axes = {"flat": [], "fan-in": [size // shape[0]], "axes": list(shape[1:])}[v.align] if len(shape) > 1 else []
+        if v.align == "axes" and axes == [784]:
+            axes = [28, 28]
+        index, stride = torch.zeros(1, dtype=torch.long), 1
+        for axis in axes:
+            padded = 1 << (axis - 1).bit_length()
+            index, stride = (index[:, None] * padded + torch.arange(axis)).flatten(), stride * padded
+        if axes:
+            base = -(-base // min(stride, v.rows)) * min(stride, v.rows)
+        units = shape[0] if axes else size
+        rows.append((base + torch.arange(units)[:, None] * stride + index).flatten())
+        base += units * stride
+    return torch.cat(rows), base
+
+
+class Plain(Operator):
+    """A variant as an operator: products with chosen columns of H_m and random signs."""
+
+    def __init__(self, v: Variant, shapes: Shapes, d: int, seed: int) -> None:
+        g = torch.Generator().manual_seed(7919 * seed + 13)
+        self.place, total = places(shapes, v)
+        self.D, self.d, self.seed, self.K = len(self.place), d, seed, v.K
+        self.columns = hadamard(v.rows)[choose_columns(v, d, g)]
+        blocks = -(-total // v.rows)
+        self.signs = torch.randint(0, 2, (blocks, v.K + d), generator=g).float() * 2 - 1
+        second = torch.randint(0, 2, (blocks, v.rows), generator=g).float() * 2 - 1
+        self.second = second if v.second_sign else torch.ones_like(second)
+
+    @classmethod
+    def sized(cls, D: int, d: int, seed: int) -> Operator:
+        return cls(VARIANTS[0], [(D,)], d, seed)
+
+    def _rows(self, slots: Tensor) -> Tensor:
+        return ((self.signs * slots) @ self.columns * self.second).flatten()[self.place]
+
+    def matvec(self, z: Tensor) -> Tensor:
+        return self._rows(torch.cat([z.new_zeros(self.K), z]))
+
+    def rmatvec(self, g: Tensor) -> Tensor:
+        rows = torch.zeros_like(self.second).flatten().index_copy(0, self.place, g).view_as(self.second)
+        return (((rows * self.second) @ self.columns.T) * self.signs).sum(0)[self.K :]
+
+    def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        return self._rows(torch.cat([torch.ones(self.K), torch.zeros(self.d)])).to(device, dtype)
+
+
+def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
+    """Validation accuracy of one run; a dead one scores what its last epoch did not: chance."""
+    torch.manual_seed(seed)
+    module = MODELS[model]()
+    operator = Plain(v, [tuple(p.shape) for p in module.parameters()], d, seed)
+    subspace = Subspace(module, operator, {k: s / math.sqrt(v.K) for k, s in standard_deviations(module).items()})
+    if v.start == "torch":
+        subspace.theta_0 = torch.cat([p.detach().flatten() for p in module.parameters()])
+    # The same movement of the weights, relative to their start, for every K.
+    recipe = Recipe(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
+    try:
+        return train(subspace, data.train, data.validation, recipe)
+    except DeadRunError:
+        return 0.1
+
+
+def table(models: list[str], data: Data, seeds: int) -> Iterator[str]:
+    """Markdown lines, each as soon as it is known."""
+    yield "| variant | " + " | ".join(f"{m}, d = {SETTINGS[m]}" for m in models) + " |"
+    yield "|---|" + "---|" * len(models)
+    for v in VARIANTS:
+        cells = []
+        for model in models:
+            found = [accuracy(v, model, SETTINGS[model], data, seed) for seed in range(seeds)]
+            spread = statistics.stdev(found) if seeds > 1 else 0.0
+            cells.append(f"{statistics.mean(found):.4f} ± {spread:.4f}")
+        yield f"| {v.name} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--models", default="lenet,mlp")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
+    torch.set_num_threads(1)
+    data, lines = load_data("mnist", options.data_dir), []
+    for line in table(options.models.split(","), data, options.seeds):
+        print(line, flush=True)
+        lines.append(line)
+    if options.output:
+        head = f"MNIST validation accuracy after 3 epochs, {options.seeds} seeds, {time.strftime('%Y-%m-%d')}:\n"
+        name = f"operator-{options.models.replace(',', '-')}.md"
+        (options.output / name).write_text("\n".join([head, *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

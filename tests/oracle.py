@@ -1,0 +1,313 @@
+"""An independent decoder, written from docs/FORMAT.md alone: it shares no code with the package it is compared with."""
+
+import hashlib
+import json
+import math
+import re
+import struct
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPES = list(WIDTHS)  # in the order of their numbers
+FLOATS = DTYPES[:4]
+SHELL = '{{"z":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}'
+
+
+class Refused(Exception):  # noqa: N818
+    """The bytes break a rule of the text."""
+
+
+@dataclass
+class Decoded:
+    seed: int
+    coordinates: list[np.ndarray]
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]]
+    digest: bytes
+    facts: dict[str, Any]
+    accuracy: float | None
+
+
+@dataclass
+class Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    group: int | None = 0  # None where the tensor is stored
+    start: float = 0.0
+    scale: float = 0.0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * WIDTHS[self.dtype]
+
+
+class Group(NamedTuple):
+    d: int
+    m: int
+    K: int
+    A: int
+    bits: int
+
+
+def need(holds: bool, rule: str) -> None:
+    if not holds:
+        raise Refused(rule)
+
+
+class Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        need(count <= len(self.data) - self.at, "the bytes end too early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self, limit: int = 2**64 - 1) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                need(byte > 0 or shift == 0, "a varint is not in its shortest form")
+                need(value <= limit, f"a number is above {limit}")
+                return value
+        raise Refused("a varint is longer than ten bytes")
+
+    def deflated(self, limit: int) -> bytes:
+        length = self.varint(limit)
+        stream, inflater = self.take(self.varint()), zlib.decompressobj(-15)
+        try:
+            data = inflater.decompress(stream, length + 1)
+        except zlib.error as error:
+            raise Refused("a DEFLATE stream is broken") from error
+        need(len(data) == length and inflater.eof and not inflater.unused_data, "a DEFLATE stream has another length")
+        return data
+
+
+def read_shell(data: bytes) -> bytes:
+    need(8 <= len(data) <= 2**30, "the file has too few or too many bytes")
+    start = 8 + int.from_bytes(data[:8], "little")
+    need(data[8:start] == SHELL.format(len(data) - start).encode(), "the shell has another form")
+    payload = data[start:]
+    need(len(payload) >= 4, "the payload has no checksum")
+    need(zlib.crc32(payload[:-4]) == int.from_bytes(payload[-4:], "little"), "the checksum differs")
+    return payload[:-4]
+
+
+def read_layout(reader: Reader, tables: dict[str, Any]) -> list[Tensor]:
+    if number := reader.varint():
+        need(str(number) in tables["layouts"], "unknown layout")
+        return [Tensor(n, t, tuple(shape)) for n, t, shape in tables["layouts"][str(number)]["tensors"]]
+    listed, tensors, raw = Reader(reader.deflated(2**24)), [], b""
+    for _ in range(listed.varint(65536)):
+        kept = listed.varint(len(raw))
+        raw = raw[:kept] + listed.take(listed.varint(1024 - kept))
+        dtype = DTYPES[listed.varint(len(DTYPES) - 1)]
+        shape = tuple(listed.varint() for _ in range(listed.varint(16)))
+        try:
+            tensors.append(Tensor(raw.decode(), dtype, shape))
+        except UnicodeDecodeError as error:
+            raise Refused("a name is not UTF-8") from error
+        need(all(character >= " " for character in tensors[-1].name), "a name has control characters")
+    need(listed.at == len(listed.data), "bytes follow the last tensor of the list")
+    need(len({t.name for t in tensors}) == len(tensors), "two tensors have one name")
+    need(sum(t.nbytes for t in tensors) <= 2**36, "the tensors are too large")
+    return tensors
+
+
+def read_groups(reader: Reader) -> list[Group]:
+    groups = []
+    for _ in range(reader.varint(256)):
+        need(reader.varint() == 1, "unknown operator")
+        d, m = reader.varint(2**22), 2 ** reader.varint(20)
+        groups.append(Group(d, m, reader.varint(m - 1), reader.varint(2**15 - 1), reader.varint(12)))
+        need(groups[-1].bits >= 2, "bits is below 2")
+    need(sum(group.d for group in groups) <= 2**22, "too many coordinates")
+    return groups
+
+
+def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> None:
+    tagged = reader.varint(1)
+    for tensor in tensors:
+        tag = reader.varint() if tagged else 1
+        tensor.group = (tag - 1) // 2 if tag else None
+        if tensor.group is None:
+            continue
+        need(tensor.group < len(groups) and tensor.dtype in FLOATS, "no such group, or integers are coded")
+        if tag % 2 == 0:
+            (tensor.start,) = struct.unpack("<f", reader.take(4))
+            need(2.0**-126 <= abs(tensor.start) < math.inf, "a start is zero, subnormal or not finite")
+    coded = [tensor for tensor in tensors if tensor.group is not None]
+    count = (len(coded) + 7) // 8
+    changes = int.from_bytes(reader.take(count), "little")
+    need(changes >> len(coded) == 0 and (not coded or changes & 1 == 1), "the scale bits are wrong")
+    scale = 0.0
+    for i, tensor in enumerate(coded):
+        if changes >> i & 1:
+            (scale,) = struct.unpack("<f", b"\0\0" + reader.take(2))
+            need(2.0**-60 <= scale < 2.0**31, "a scale is out of bounds")
+        tensor.scale = scale
+    for g, group in enumerate(groups):
+        D, free = sum(t.size for t in tensors if t.group == g), group.m - group.K
+        need(1 <= group.d <= min(D, -(-D // group.m) * free), "a group has too many coordinates")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    need(len(dict(pairs)) == len(pairs), "a fact is given twice")
+    return dict(pairs)
+
+
+def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
+    number = reader.varint()
+    if number != 1:
+        need(number == 0 or str(number) in tables["facts"], "unknown facts")
+        return dict(tables["facts"][str(number)]["facts"]) if number else {}
+    try:
+        facts = json.loads(reader.deflated(2**20).decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Refused("the facts are not JSON in UTF-8") from error
+    need(isinstance(facts, dict), "the facts are not an object")
+    kinds = {"input_shape": int, "mean": float, "std": float, "labels": str}
+    for key, value in facts.items():
+        if key == "input_dtype":
+            need(isinstance(value, str) and value in DTYPES, "input_dtype is not a dtype")
+        else:
+            need(key in kinds and isinstance(value, list), "an unknown fact, or one that is not a list")
+            need(all(type(item) is kinds[key] for item in value), f"{key} has an item of the wrong type")
+            need(key == "labels" or all(math.isfinite(item) for item in value), "a number is not finite")
+            need(key != "input_shape" or all(item >= 0 for item in value), "a size is negative")
+            need(key != "std" or all(item > 0 for item in value), "std is not positive")
+            need(key != "labels" or not re.search("[\ud800-\udfff]", "".join(value)), "a label is not text")
+    return facts
+
+
+class RangeDecoder:
+    def __init__(self, stream: bytes) -> None:
+        self.stream, self.at, self.range = stream, 4, 2**32 - 1
+        self.code = int.from_bytes(stream[:4].ljust(4, b"\0"), "big")
+
+    def decide(self, counts: list[int]) -> int:
+        p = min(max(counts[0] * 65536 // (counts[0] + counts[1]), 1), 65535)
+        bound = self.range * p >> 16
+        decision = int(self.code >= bound)
+        self.code -= decision * bound
+        self.range = self.range - bound if decision else bound
+        counts[decision] += 2
+        while self.range < 2**24:
+            self.range *= 256
+            self.code = self.code * 256 + (self.stream[self.at] if self.at < len(self.stream) else 0)
+            self.at += 1
+        return decision
+
+    def coordinate(self, bits: int, kept: dict[str, list[int]]) -> int:
+        if self.decide(kept["Z"]) == 0:
+            return 0
+        negative, k, i = self.decide(kept["S"]), 0, 1
+        while k < bits - 2 + negative and self.decide(kept[f"C{k}"]):
+            k += 1
+        if k == bits - 1:
+            return -(2**k)
+        for _ in range(k):
+            i = 2 * i + self.decide(kept[f"M{k},{i}"] if i < 4 else [1, 1])
+        return -i if negative else i
+
+
+def read_coordinates(stream: bytes, groups: list[Group]) -> list[np.ndarray]:
+    need(not stream.endswith(b"\0"), "the coordinates end in a zero byte")
+    coder, coordinates = RangeDecoder(stream), []
+    need(coder.code < coder.range and (bool(groups) or not stream), "the stream is not a range coder's")
+    for group in groups:
+        kept: dict[str, list[int]] = defaultdict(lambda: [1, 1])
+        coordinates.append(np.array([coder.coordinate(group.bits, kept) for _ in range(group.d)], np.int32))
+    need(coder.at >= len(stream), "bytes follow the last coordinate")
+    return coordinates
+
+
+def philox(seed: int, stream: int, count: int) -> np.ndarray:
+    q, low, half = np.arange((count + 3) // 4, dtype=np.uint64), np.uint64(2**32 - 1), np.uint64(32)
+    c0, c1, c2, c3 = q & low, q >> half, np.full_like(q, stream), np.zeros_like(q)
+    for turn in range(10):
+        k0 = np.uint64(((seed & 0xFFFFFFFF) + turn * 0x9E3779B9) & 0xFFFFFFFF)
+        k1 = np.uint64(((seed >> 32) + turn * 0xBB67AE85) & 0xFFFFFFFF)
+        a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (b >> half) ^ c1 ^ k0, b & low, (a >> half) ^ c3 ^ k1, a & low
+    return np.stack([c0, c1, c2, c3], axis=1).reshape(-1)[:count].astype("<u4")
+
+
+def rows(seed: int, g: int, group: Group, D: int, c: np.ndarray) -> np.ndarray:
+    """The D integers of group g (section 9)."""
+    d, m, K, f, B = group.d, group.m, group.K, group.m - group.K, -(-D // group.m)
+    j = np.arange(min(d, f))
+    slots = np.full((B, K + len(j)), group.A, np.int32)
+    slots[:, K:] = c[j] if d <= f else c[(np.arange(B)[:, None] * f + j) % d]
+    need(bool((np.abs(slots).sum(axis=1, dtype=np.int64) < 2**16).all()), "the slots of a block are too large")
+    signs = np.unpackbits(philox(seed, 2 * g, (B * m + 31) // 32).view(np.uint8), bitorder="little")
+    slots[signs[: B * m].reshape(B, m)[:, : slots.shape[1]] == 1] *= -1
+    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
+    block = np.zeros((B, m), np.int32)
+    block[:, ((w0 | 1) * np.arange(slots.shape[1], dtype=np.int64) + w1) % m] = slots
+    half = 1
+    while half < m:
+        pairs = block.reshape(-1, 2, half)
+        block = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        half *= 2
+    return block.reshape(-1)[:D]
+
+
+def weights(tensor: Tensor, w: np.ndarray) -> bytes:
+    value = np.float32(tensor.start) + np.float32(tensor.scale) * w.astype(np.float32)
+    if tensor.dtype == "BF16":
+        word = value.view(np.uint32)
+        return ((word + 0x7FFF + (word >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    with np.errstate(over="ignore"):
+        return value.astype({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[tensor.dtype]).tobytes()
+
+
+def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
+    text = "".join(f"{t.name} {t.dtype} {','.join(map(str, t.shape))}\n" for t in tensors)
+    leaves = [value[at : at + 2**22] for value in values for at in range(0, len(value), 2**22)]
+    parts = [hashlib.sha256(part).digest() for part in [text.encode(), *leaves]]
+    return hashlib.sha256(b"".join(parts)).digest()[:16]
+
+
+def read_stored(reader: Reader, tensors: list[Tensor]) -> Reader:
+    stored = [tensor for tensor in tensors if tensor.group is None]
+    total = sum(tensor.nbytes for tensor in stored)
+    need(total <= 2**30, "the stored tensors are too large")
+    data = reader.deflated(total) if stored else b""
+    need(len(data) == total, "the stored part has another length")
+    return Reader(data)
+
+
+def decode(data: bytes, tables: dict[str, Any]) -> Decoded:
+    reader = Reader(read_shell(data))
+    need(reader.take(3) == b"SC\1" and reader.varint() == 1, "unknown magic, version or generator")
+    seed = reader.varint()
+    tensors, groups = read_layout(reader, tables), read_groups(reader)
+    read_tensors(reader, tensors, groups)
+    facts, accuracy, digest = read_facts(reader, tables), reader.varint(10_001), reader.take(16)
+    stored = read_stored(reader, tensors)
+    coordinates = read_coordinates(reader.take(len(reader.data) - reader.at), groups)
+    sizes = [sum(tensor.size for tensor in tensors if tensor.group == g) for g in range(len(groups))]
+    integers = [rows(seed, g, groups[g], sizes[g], coordinates[g]) for g in range(len(groups))]
+    values = []
+    for tensor in tensors:
+        if (g := tensor.group) is None:
+            values.append(stored.take(tensor.nbytes))
+            need(tensor.dtype != "BOOL" or not values[-1].strip(b"\0\1"), "a BOOL is neither 0 nor 1")
+        else:
+            values.append(weights(tensor, integers[g][: tensor.size]))
+            integers[g] = integers[g][tensor.size :]
+    need(weights_digest(tensors, values) == digest, "the weights are not those that were packed")
+    named = {t.name: (t.dtype, t.shape, value) for t, value in zip(tensors, values, strict=True)}
+    return Decoded(seed, coordinates, named, digest, facts, (accuracy - 1) / 10_000 if accuracy else None)
