@@ -35,7 +35,7 @@ class Variant:
     """One design. rows: m; align: where weights lie in the blocks; start: `frozen` slots or torch's own."""
 
     name: str
-    rows: int = 1024
+    rows: int = 512
     columns: str = "affine"
     K: int = 16
     second_sign: bool = False
@@ -44,20 +44,21 @@ class Variant:
 
 
 VARIANTS = [
-    Variant("**affine columns, m = 1,024, K = 16, flat** (the default)"),
+    Variant("**affine columns, m = 512, K = 16, flat** (the default)"),
     Variant("leading columns", columns="leading"),
     Variant("one permutation", columns="permutation"),
-    Variant("low-sequency columns in both halves of the index", columns="low"),
-    Variant("m = 512", rows=512),
+    Variant("low-sequency columns in both halves of the index, m = 1,024", columns="low", rows=1024),
+    Variant("the same, m = 4,096", columns="low", rows=4096),
+    Variant("m = 1,024", rows=1024),
     Variant("m = 4,096", rows=4096),
     Variant("a second random sign per row", second_sign=True),
     Variant("K = 1", K=1),
     Variant("K = 4", K=4),
     Variant("K = 64", K=64),
     Variant("torch's own start, nothing frozen", start="torch"),
-    Variant("fan-in aligned", align="fan-in"),
-    Variant("fan-in aligned, low-sequency columns", align="fan-in", columns="low"),
-    Variant("aligned in every axis (28 x 28 inputs as such), low-sequency columns", align="axes", columns="low"),
+    Variant("fan-in aligned, m = 1,024", align="fan-in", rows=1024),
+    Variant("fan-in aligned, m = 1,024, low-sequency columns", align="fan-in", columns="low", rows=1024),
+    Variant("aligned in every axis (28 x 28), m = 1,024, low-sequency columns", align="axes", columns="low", rows=1024),
     Variant("the same, m = 4,096", align="axes", columns="low", rows=4096),
 ]
 SETTINGS = {"lenet": 290, "mlp": 450}
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
+    assert HadamardBlocks.sized(44_426, 290, 0).m == 512, "the first row is meant to be the default"
     torch.set_num_threads(1)
     data, lines = load_data("mnist", options.data_dir), []
     for line in table(options.models.split(","), data, options.seeds):

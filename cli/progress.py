@@ -15,8 +15,7 @@ def listening(title: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
     """A listener for a run of so many epochs, with `title` in front of its lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        console.print(title, highlight=False, soft_wrap=True)
-        yield lambda p: console.print(_line(p), highlight=False, soft_wrap=True)
+        yield lambda p: console.print(f"{title}: {_line(p)}", highlight=False, soft_wrap=True)
         return
     columns = (
         TextColumn("{task.description}"),

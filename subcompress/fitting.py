@@ -92,6 +92,8 @@ def default_lr(operator: HadamardBlocks) -> float:
 @contextmanager
 def _machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
     """The device checked, the threads set and given back, the caller's random state untouched."""
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise SubcompressError(f"--device is cpu or cuda; given {device}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
     if threads is not None and threads < 1:
@@ -115,6 +117,8 @@ def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
     if buffers := [name for name, _ in model.named_buffers()]:
         raise SubcompressError(f"fit takes models without buffers as yet; this one has {buffers[0]}: leave it out")
     D = sum(p.numel() for p in model.parameters())
+    if D == 0:
+        raise SubcompressError("fit trains a model's weights; this one has no weights: give another")
     if not 1 <= d <= D:
         raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
     return HadamardBlocks.sized(D, d, seed)

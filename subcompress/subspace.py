@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from subcompress.operators import Operator
+from subcompress.operators.base import Operator, rmatvec
 
 
 class Subspace(nn.Module):
@@ -30,14 +30,9 @@ class Subspace(nn.Module):
         self.sizes = sizes
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(operator.d, device=device))
-        factors = torch.tensor([scales[name] for name in self.shapes], device=device)
-        self.register_buffer("scale", factors.repeat_interleave(torch.tensor(sizes, device=device)), persistent=False)
-        self.register_buffer("theta_0", self.scale * operator.start(device=device), persistent=False)
+        self.scales = [scales[name] for name in self.shapes]
         self.step, self.lowest, self.highest = 0.0, -math.inf, math.inf
         _forget_parameters(self.module)
-
-    scale: Tensor
-    theta_0: Tensor
 
     def quantise(self, step: float, lowest: int, highest: int) -> None:
         """From here on the weights are those of z rounded to multiples of `step` within [lowest, highest] of them."""
@@ -54,13 +49,34 @@ class Subspace(nn.Module):
         if self.step:
             rounded = (z.detach() / self.step).round().clamp(self.lowest, self.highest) * self.step
             z = z + (rounded - z.detach())
-        theta = torch.addcmul(self.theta_0, self.scale, self.operator(z))
-        parts = theta.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return dict(zip(self.shapes, _Weights.apply(z, self), strict=True))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
         return functional_call(self.module, self.weights(), args, kwargs)
+
+
+class _Weights(torch.autograd.Function):
+    """z -> every tensor. Adding, scaling and cutting happen in one pass over the weights, forwards and backwards:
+    with small networks these passes cost as much as the transform."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, s: Subspace) -> tuple[Tensor, ...]:
+        ctx.subspace = s
+        parts = zip(s.operator.affine(z).split(s.sizes), s.scales, s.shapes.values(), strict=True)
+        return tuple(w.mul_(scale).view(shape) for w, scale, shape in parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        s: Subspace = ctx.subspace
+        flat = [(g.reshape(-1), scale) for g, scale in zip(grads, s.scales, strict=True)]
+        if torch.is_grad_enabled():  # differentiated once more
+            return rmatvec(torch.cat([g * scale for g, scale in flat]), s.operator), None
+        whole = grads[0].new_empty(s.operator.padded)
+        whole[s.operator.D :] = 0
+        for (g, scale), part in zip(flat, whole[: s.operator.D].split(s.sizes), strict=True):
+            torch.mul(g, scale, out=part)
+        return s.operator.rmatvec(whole), None
 
 
 def _forget_parameters(module: nn.Module) -> None:

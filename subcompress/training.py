@@ -18,6 +18,9 @@ from subcompress.errors import SubcompressError
 WINDOW = 50
 """Steps over which the training loss is averaged when a run is judged."""
 
+PATIENCE = 150
+"""Steps before a run may be called no better than guessing: the step size is still rising before."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -87,7 +90,7 @@ def train(
     x, y = train_split.x.to(device), train_split.y.to(device)
     steps_per_epoch = len(train_split) // recipe.batch_size
     total = recipe.epochs * steps_per_epoch
-    optimiser = torch.optim.Adam(parameters, lr=recipe.lr)
+    optimiser = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=max(total, 2))
     began, guess, recent = time.perf_counter(), guessing_loss(y), deque[Tensor](maxlen=WINDOW)
     accuracy, step = 0.0, 0
@@ -105,7 +108,8 @@ def train(
             recent.append(loss.detach())
             step += 1
         mean = float(torch.stack(list(recent)).mean())
-        if not math.isfinite(mean) or (step >= 0.3 * total and mean > 0.99 * guess):
+        late = step >= max(0.3 * total, PATIENCE)
+        if not mean < (0.99 * guess if late else 3 * guess + 1):  # also where it is not a number
             raise DeadRunError(f"after epoch {epoch} the loss is {mean:.3f}, guessing costs {guess:.3f}")
         accuracy = accuracy_of(module, validation)
         if listener is not None:

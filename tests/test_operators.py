@@ -50,6 +50,10 @@ def test_linear_and_equal_to_the_dense_matrix(name, D, d):
     op = OPERATORS[name].sized(D, d, 3)
     P, z = dense(op), torch.randn(d, dtype=torch.float64)
     assert torch.allclose(op.matvec(z), P @ z)
+    assert torch.allclose(op.affine(z), op.start(torch.float64) + P @ z)
+    g = torch.randn(op.padded, dtype=torch.float64)
+    g[D:] = 0
+    assert torch.equal(op.rmatvec(g), op.rmatvec(g[:D]))
     assert torch.allclose(op.matvec(z.float()).double(), P @ z, atol=1e-3 * float(z.norm()))
 
 

@@ -42,10 +42,25 @@ class Operator(ABC):
         """The frozen part that is added to P z, (D,): zero unless the operator brings a random start."""
         return torch.zeros(self.D, dtype=dtype, device=device)
 
+    def affine(self, z: Tensor) -> Tensor:
+        """start + P z, (d,) -> (D,), a tensor of its own."""
+        return self.start(z.dtype, z.device) + self.matvec(z)
+
+    @property
+    def padded(self) -> int:
+        """A length above D that `rmatvec` takes as well, for less copying; what lies beyond D is zero."""
+        return self.D
+
     def __call__(self, z: Tensor) -> Tensor:
         """P z with its gradient P^T, (d,) -> (D,)."""
         out: Tensor = _MatVec.apply(z, self)
         return out
+
+
+def rmatvec(g: Tensor, op: Operator) -> Tensor:
+    """P^T g with its gradient P, (D,) -> (d,)."""
+    out: Tensor = _RMatVec.apply(g, op)
+    return out
 
 
 class _MatVec(torch.autograd.Function):
@@ -56,7 +71,7 @@ class _MatVec(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _RMatVec.apply(g, ctx.op), None
+        return rmatvec(g, ctx.op), None
 
 
 class _RMatVec(torch.autograd.Function):

@@ -63,9 +63,9 @@ class HadamardBlocks(ExactOperator):
 
     @classmethod
     def sized(cls, D: int, d: int, seed: int) -> HadamardBlocks:
-        """m is the smallest power of two with at least twice as many rows as slots, within [2^6, 2^15], and K is 16:
-        what benchmarks/operator.py found best or level."""
-        return cls(D, d, seed, min(max((2 * (d + 16) - 1).bit_length(), 6), 15))
+        """m is the smallest power of two that holds every slot, within [2^6, 2^15], and K is 16: of what
+        benchmarks/operator.py found level, the fastest."""
+        return cls(D, d, seed, min(max((d + 16 - 1).bit_length(), 6), 15))
 
     @classmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
@@ -154,7 +154,7 @@ class HadamardBlocks(ExactOperator):
 
     def _training(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What training keeps, of the dtype and device of `like`: diag(s_b) E as (blocks, m) with zeros in unused
-        columns, the columns of the free slots, and the readings by column where they differ from block to block."""
+        columns, the columns of the slots, and the readings by column where they differ from block to block."""
         key = (like.dtype, like.device)
         if key not in self._dense:
             signs = np.zeros((self.blocks, self.m), np.int8)
@@ -165,29 +165,38 @@ class HadamardBlocks(ExactOperator):
                 placed[:, self.columns[self.K :]] = reading
             self._dense[key] = (
                 torch.from_numpy(signs).to(like.device, like.dtype),
-                torch.from_numpy(self.columns[self.K :]).to(like.device),
+                torch.from_numpy(self.columns).to(like.device),
                 None if placed is None else torch.from_numpy(placed).to(like.device),
             )
         return self._dense[key]
 
     def matvec(self, z: Tensor) -> Tensor:
+        return self._apply(z, 0)
+
+    def affine(self, z: Tensor) -> Tensor:
+        return self._apply(z, self.A)
+
+    def _apply(self, z: Tensor, frozen: int) -> Tensor:
+        """P z with the frozen slots at that value."""
         signs, columns, reading = self._training(z)
-        if reading is None:
-            x = signs * z.new_zeros(self.m).index_copy_(0, columns, z)
-        else:
-            x = signs * z[reading]
-            x[:, torch.from_numpy(self.columns[: self.K]).to(z.device)] = 0
+        by_column = z[reading] if reading is not None else z.new_zeros(self.m).index_copy_(0, columns[self.K :], z)
+        by_column.index_fill_(-1, columns[: self.K], frozen)
         with torch.autocast(z.device.type, enabled=False):
-            return transform(x).reshape(-1)[: self.D]
+            return transform(signs * by_column).reshape(-1)[: self.D]
+
+    @property
+    def padded(self) -> int:
+        return self.blocks * self.m
 
     def rmatvec(self, g: Tensor) -> Tensor:
         signs, columns, reading = self._training(g)
-        padded = torch.nn.functional.pad(g, (0, self.blocks * self.m - self.D)).view(self.blocks, self.m)
+        padded = g if len(g) == self.padded else torch.nn.functional.pad(g, (0, self.padded - self.D))
         with torch.autocast(g.device.type, enabled=False):
-            y = transform(padded) * signs
+            y = transform(padded.view(self.blocks, self.m)).mul_(signs)
+        free = columns[self.K :]
         if reading is None:
-            return y.sum(0)[columns]
-        return g.new_zeros(self.d).index_add_(0, reading[:, columns].reshape(-1), y[:, columns].reshape(-1))
+            return y.sum(0)[free]
+        return g.new_zeros(self.d).index_add_(0, reading[:, free].reshape(-1), y[:, free].reshape(-1))
 
     def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         none = torch.zeros(self.d, device=device)

@@ -1,0 +1,202 @@
+"""fit to load: the same file twice, the same weights everywhere, failures that say why."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import subcompress
+from subcompress import SubcompressError, format, run
+from subcompress.expand import expand
+from subcompress.operators import HadamardBlocks
+from subcompress.scales import standard_deviations
+from subcompress.subspace import Subspace
+from subcompress.training import accuracy_of, guessing_loss
+from subcompress_models import MODELS
+
+SMALL = {"d": 60, "epochs": 2, "batch_size": 64, "threads": 1}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def test_it_learns_and_the_file_holds_what_was_measured(small_run, small_file, digits):
+    summary = json.loads((small_run / run.SUMMARY).read_text())["fit"]
+    assert summary["test_accuracy"] > 0.8
+    net = subcompress.load(small_file, MODELS["lenet"]())
+    assert accuracy_of(net, digits.test) == summary["test_accuracy"]
+    assert accuracy_of(net, digits.validation) == summary["validation_accuracy"]
+    assert abs(subcompress.info(small_file)["test_accuracy"] - summary["test_accuracy"]) < 1e-4
+
+
+def test_the_same_seed_gives_the_same_file_twice(network, digits, tmp_path):
+    files = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(files))  # the caller's random state plays no part
+        subcompress.fit(network, digits, tmp_path / name, seed=3, **SMALL)
+        subcompress.pack(tmp_path / name, tmp_path / f"{name}.safetensors")
+        files.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert files[0] == files[1]
+    subcompress.fit(network, digits, tmp_path / "c", seed=4, **SMALL)
+    assert (tmp_path / "c" / run.RECORD).read_bytes() != files[0]
+
+
+def test_the_callers_model_threads_and_random_state_are_left_alone(network, digits, tmp_path):
+    before = copy.deepcopy(network.state_dict())
+    torch.manual_seed(5)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_every_precision(network, digits, tmp_path, bits):
+    subcompress.fit(network, digits, tmp_path / "run", bits=bits, **SMALL)
+    group = run.load(tmp_path / "run").groups[0]
+    top = (1 << (bits - 1)) - 1
+    assert group.bits == bits
+    assert -top <= group.coordinates.min() < 0 < group.coordinates.max() <= top
+
+
+def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
+    notes = []
+    with pytest.raises(SubcompressError, match="the run died twice, at lr 1e\\+06 and 4e\\+05"):
+        subcompress.fit(network, digits, tmp_path / "run", lr=1e6, listener=lambda p: notes.append(p.note), **SMALL)
+    assert not (tmp_path / "run" / run.SUMMARY).exists()
+    with pytest.raises(SubcompressError, match="not a finished run"):
+        subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
+
+
+def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
+    """The first step size diverges, four tenths of one thousandth of it does not."""
+    monkeypatch.setattr("subcompress.fitting.RETRY", 1e-4)
+    notes = []
+    found = subcompress.fit(
+        network,
+        digits,
+        tmp_path / "run",
+        d=60,
+        epochs=10,
+        lr=100.0,
+        batch_size=32,
+        listener=lambda p: notes.append(p.note),
+    )
+    assert notes[-1].startswith("second try")
+    assert found.validation_accuracy > 0.3
+
+
+def test_labels_set_what_guessing_costs():
+    assert guessing_loss(torch.tensor([0, 1, 2, 3])) == pytest.approx(math.log(4))
+    assert guessing_loss(torch.tensor([2, 2])) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"d": 0}, "--d is between 1 and the model's D = 12730 weights; given 0"),
+        ({"d": 10**9}, "--d is between 1"),
+        ({"bits": 1}, "--bits is one of 2, 3, 4, 5, 6, 7, 8; given 1"),
+        ({"epochs": 0}, "--epochs is at least 1"),
+        ({"batch_size": 0}, "--batch-size is between 1 and the 1077 examples"),
+        ({"batch_size": 5_000}, "--batch-size is between 1 and the 1077 examples"),
+        ({"lr": -1.0}, "--lr is positive"),
+        ({"lr": float("nan")}, "--lr is positive"),
+        ({"seed": -1}, "--seed is between 0 and 2\\^64 - 1"),
+        ({"threads": 0}, "--threads is at least 1"),
+        ({"device": "cuda"}, "--device cuda needs a GPU"),
+        ({"device": "fridge"}, "--device is cpu or cuda"),
+    ],
+)
+def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(SubcompressError, match=words):
+        subcompress.fit(network, digits, tmp_path / "run", **{**SMALL, **options})
+
+
+def test_models_that_this_version_does_not_fit(digits, tmp_path):
+    for module, words in [
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LayerNorm(10)), "2.weight is neither"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10)), "without buffers"),
+        (nn.Flatten(), "has no weights"),
+    ]:
+        with pytest.raises(SubcompressError, match=words):
+            subcompress.fit(module, digits, tmp_path / "run", **SMALL)
+
+
+# --- the module whose only parameter is z ---
+
+
+def test_subspace_has_one_parameter_and_reaches_every_module():
+    net = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3))
+    operator = HadamardBlocks.sized(53, 9, 0)
+    subspace = Subspace(net, operator, standard_deviations(net))
+    assert [name for name, _ in subspace.named_parameters()] == ["z"]
+    subspace.eval()
+    assert not any(m.training for m in subspace.modules())
+    assert torch.equal(subspace(torch.ones(2, 6)), subspace(torch.ones(2, 6)))
+    subspace(torch.ones(2, 6)).sum().backward()
+    assert subspace.z.grad is not None
+    assert subspace.z.grad.abs().sum() > 0
+
+
+def test_the_weights_in_training_are_the_ones_in_the_file(network, digits, tmp_path):
+    """Rounded training and exact expansion differ by float32's rounding of the scale alone."""
+    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    record = run.load(tmp_path / "run")
+    group = record.groups[0]
+    A = group.operator.A
+    start = HadamardBlocks(group.operator.D, 60, 0, group.operator.log2_m, 16, 1)
+    subspace = Subspace(network, start, {k: s / 4 for k, s in standard_deviations(network).items()})
+    subspace.z.data = torch.from_numpy(group.coordinates).float() / A
+    subspace.quantise(1 / A, -7, 7)
+    for name, tensor in expand(record).items():
+        assert torch.allclose(subspace.weights()[name], tensor, rtol=0.01, atol=1e-6)
+
+
+def test_start_has_the_usual_spread():
+    net = MODELS["lenet"]()
+    operator = HadamardBlocks.sized(44_426, 100, 0)
+    weights = Subspace(net, operator, {k: s / 4 for k, s in standard_deviations(net).items()}).weights()
+    for name, p in net.named_parameters():
+        if p.numel() > 1_000:
+            assert float(weights[name].detach().std()) == pytest.approx(float(p.detach().std()), rel=0.1)
+
+
+def test_only_the_layout_must_match(small_file):
+    with pytest.raises(SubcompressError, match=r"holds conv1.weight F32 \[6, 1, 5, 5\], which the model lacks"):
+        subcompress.load(small_file, MODELS["mlp"]())
+    wide = MODELS["lenet"]()
+    wide.fc3 = nn.Linear(84, 11)
+    with pytest.raises(SubcompressError, match=r"fc3.weight F32 \[10, 84\], the model has fc3.weight F32 \[11, 84\]"):
+        subcompress.load(small_file, wide)
+    extra = MODELS["lenet"]()
+    extra.fc4 = nn.Linear(2, 2)
+    with pytest.raises(SubcompressError, match=r"the model has fc4.weight F32 \[2, 2\], which the file lacks"):
+        subcompress.load(small_file, extra)
+
+
+def test_importing_starts_nothing():
+    import subprocess
+    import sys
+
+    code = "import sys, subcompress; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_info_reads_without_expanding(small_file):
+    found = subcompress.info(small_file)
+    assert found["d"] == 200
+    assert found["file_bytes"] == small_file.stat().st_size == sum(found["ledger"].values())
+    assert found["digest"] == format.read(small_file)[0].digest.hex()
