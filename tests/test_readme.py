@@ -1,0 +1,33 @@
+"""Every command and every line of Python in the README is run, but for those that need MNIST or a fresh machine."""
+
+import re
+import shlex
+from pathlib import Path
+
+from commands import cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("subcompress ") and "mnist" not in line]
+    assert {c[0] for c in commands} == {"fit", "pack", "unpack", "info", "verify"}
+    for command in commands:
+        result = cli(*command)
+        assert result.exit_code == 0, result.output
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "net.safetensors", "dense.safetensors", "net.onnx"}
+
+
+def test_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "net.safetensors").stat().st_size < 500
+
+
+def test_files_that_it_names_exist():
+    root = Path(__file__).parents[1]
+    for path in re.findall(r"\]\(([^)h][^)]*)\)|`((?:benchmarks|tests|docs|examples)/[\w./]+)`", README):
+        assert (root / (path[0] or path[1])).exists(), path
