@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from subcompress import Data, load_data
-from subcompress.operators import HadamardBlocks, Operator
+from subcompress.operators import HadamardBlocks, Operator, walsh
 from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
 from subcompress.training import DeadRunError, Recipe, train
@@ -35,8 +35,8 @@ class Variant:
     """One design. rows: m; align: where weights lie in the blocks; start: `frozen` slots or torch's own."""
 
     name: str
-    rows: int = 512
-    columns: str = "affine"
+    rows: int = 1024
+    columns: str = "low"
     K: int = 16
     second_sign: bool = False
     align: str = "flat"
@@ -44,22 +44,21 @@ class Variant:
 
 
 VARIANTS = [
-    Variant("**affine columns, m = 512, K = 16, flat** (the default)"),
+    Variant("**low-sequency columns, m = 1,024, K = 16, flat** (the default)"),
+    Variant("affine columns", columns="affine"),
+    Variant("affine columns, m = 4,096", columns="affine", rows=4096),
     Variant("leading columns", columns="leading"),
     Variant("one permutation", columns="permutation"),
-    Variant("low-sequency columns in both halves of the index, m = 1,024", columns="low", rows=1024),
-    Variant("the same, m = 4,096", columns="low", rows=4096),
-    Variant("m = 1,024", rows=1024),
+    Variant("m = 512", rows=512),
+    Variant("m = 2,048", rows=2048),
     Variant("m = 4,096", rows=4096),
     Variant("a second random sign per row", second_sign=True),
     Variant("K = 1", K=1),
-    Variant("K = 4", K=4),
     Variant("K = 64", K=64),
     Variant("torch's own start, nothing frozen", start="torch"),
-    Variant("fan-in aligned, m = 1,024", align="fan-in", rows=1024),
-    Variant("fan-in aligned, m = 1,024, low-sequency columns", align="fan-in", columns="low", rows=1024),
-    Variant("aligned in every axis (28 x 28), m = 1,024, low-sequency columns", align="axes", columns="low", rows=1024),
-    Variant("the same, m = 4,096", align="axes", columns="low", rows=4096),
+    Variant("fan-in aligned", align="fan-in"),
+    Variant("aligned in every axis (28 x 28 inputs as such)", align="axes"),
+    Variant("the same, m = 4,096, low in x and y, free in the unit", align="axes", columns="low 32", rows=4096),
 ]
 SETTINGS = {"lenet": 290, "mlp": 450}
 
@@ -72,12 +71,6 @@ def hadamard(m: int) -> Tensor:
     return h
 
 
-def sequency(m: int) -> Tensor:
-    """Sign changes of each column of H_m."""
-    h = hadamard(m)
-    return (h[1:] != h[:-1]).sum(0)
-
-
 def choose_columns(v: Variant, d: int, g: torch.Generator) -> Tensor:
     """The column of each slot, frozen ones first, (K + d,)."""
     m, n = v.rows, v.K + d
@@ -86,11 +79,12 @@ def choose_columns(v: Variant, d: int, g: torch.Generator) -> Tensor:
     if v.columns == "permutation":
         return torch.randperm(m, generator=g)[:n]
     if v.columns == "low":
-        # Ordered by squared distance from zero sequency over the five low index bits and the next five; chosen columns
-        # change roles at random, so that the frozen ones lie among all of them.
-        index, half = torch.arange(m), min(32, 1 << (m.bit_length() // 2))
-        s = sequency(half)
-        order = torch.argsort(s[index % half] ** 2 + s[index // half % half] ** 2, stable=True)[:n]
+        seed = int(torch.randint(0, 1 << 62, (1,), generator=g))
+        return torch.from_numpy(HadamardBlocks(m * n, d, seed, m.bit_length() - 1, v.K).columns)
+    if v.columns == "low 32":
+        # As above over the five lowest bits and the next five, whatever the bits above; roles change at random.
+        index, s = torch.arange(m), torch.from_numpy(walsh.sequency(5))
+        order = torch.argsort(s[index % 32] ** 2 + s[index // 32 % 32] ** 2, stable=True)[:n]
         return order[torch.randperm(n, generator=g)]
     factor, offset = (int(torch.randint(0, m, (1,), generator=g)) for _ in range(2))
     return (torch.arange(n) * (factor | 1) + offset) % m
@@ -183,7 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    assert HadamardBlocks.sized(44_426, 290, 0).m == 512, "the first row is meant to be the default"
+    assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
     torch.set_num_threads(1)
     data, lines = load_data("mnist", options.data_dir), []
     for line in table(options.models.split(","), data, options.seeds):

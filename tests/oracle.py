@@ -244,6 +244,30 @@ def philox(seed: int, stream: int, count: int) -> np.ndarray:
     return np.stack([c0, c1, c2, c3], axis=1).reshape(-1)[:count].astype("<u4")
 
 
+def sequency(u: int, n: int) -> int:
+    s = t = 0
+    for i in range(n):
+        t ^= u >> i & 1
+        s = 2 * s + t
+    return s
+
+
+def columns(seed: int, g: int, group: Group) -> list[int]:
+    """The column of each slot, frozen ones first."""
+    m, K, h = group.m, group.K, (group.m.bit_length() - 1) // 2
+    a = m.bit_length() - 1 - h
+    along_x = [(sequency(x, a) * (2**h - 1)) ** 2 for x in range(2**a)]
+    along_y = [(sequency(y, h) * (2**a - 1)) ** 2 for y in range(2**h)]
+    V = sorted(range(m), key=lambda v: (along_x[v % 2**a] + along_y[v >> a], v))
+    Q = max(m // 4, 1)
+    while Q < K:
+        Q *= 2
+    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
+    frozen = [V[((w0 | 1) * j + w1) % Q] for j in range(K)]
+    taken = set(frozen)
+    return frozen + [v for v in V if v not in taken]
+
+
 def rows(seed: int, g: int, group: Group, D: int, c: np.ndarray) -> np.ndarray:
     """The D integers of group g (section 9)."""
     d, m, K, f, B = group.d, group.m, group.K, group.m - group.K, -(-D // group.m)
@@ -253,9 +277,8 @@ def rows(seed: int, g: int, group: Group, D: int, c: np.ndarray) -> np.ndarray:
     need(bool((np.abs(slots).sum(axis=1, dtype=np.int64) < 2**16).all()), "the slots of a block are too large")
     signs = np.unpackbits(philox(seed, 2 * g, (B * m + 31) // 32).view(np.uint8), bitorder="little")
     slots[signs[: B * m].reshape(B, m)[:, : slots.shape[1]] == 1] *= -1
-    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
     block = np.zeros((B, m), np.int32)
-    block[:, ((w0 | 1) * np.arange(slots.shape[1], dtype=np.int64) + w1) % m] = slots
+    block[:, columns(seed, g, group)[: slots.shape[1]]] = slots
     half = 1
     while half < m:
         pairs = block.reshape(-1, 2, half)

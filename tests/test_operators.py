@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from subcompress import SubcompressError
-from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks
+from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks, walsh
 
 SIZES = [(1, 1), (7, 3), (50, 30), (64, 64 - 16), (1_450, 400), (4_096, 100), (9_999, 7), (44_426, 290), (3_001, 2_000)]
 EXACT = [name for name, op in OPERATORS.items() if issubclass(op, ExactOperator)]
@@ -66,8 +67,8 @@ def test_gram_matrix(name):
     assert values.max() / values.mean() < high
 
 
-@pytest.mark.parametrize(("D", "d"), [(50, 30), (1_450, 400), (3_001, 2_000)])
-def test_full_rank_where_d_is_below_D(name, D, d):
+@pytest.mark.parametrize(("D", "d"), [(100, 40), (1_450, 400), (3_001, 2_000)])
+def test_full_rank_where_D_fills_a_block(name, D, d):
     assert torch.linalg.matrix_rank(dense(OPERATORS[name].sized(D, d, 3))) == d
 
 
@@ -186,6 +187,28 @@ def test_hadamard_blocks_follow_their_definition(D, d, log2_m, K):
             total += value * sign * (-1) ** (r & column).bit_count()
         truth.append(total)
     assert op.rows(c, 0, D).tolist() == truth
+
+
+@pytest.mark.parametrize("log2_m", [0, 1, 2, 5, 8])
+def test_columns_are_ordered_by_sequency_in_both_halves(log2_m):
+    low = log2_m - log2_m // 2
+
+    def changes(n: int, column: int) -> int:
+        signs = [(-1) ** (r & column).bit_count() for r in range(1 << n)]
+        return sum(a != b for a, b in itertools.pairwise(signs))
+
+    def distance(v: int) -> tuple[int, int]:
+        along_low = changes(low, v & ((1 << low) - 1)) * ((1 << (log2_m - low)) - 1)
+        along_high = changes(log2_m - low, v >> low) * ((1 << low) - 1)
+        return along_low**2 + along_high**2, v
+
+    assert walsh.order(log2_m).tolist() == sorted(range(1 << log2_m), key=distance)
+
+
+@pytest.mark.parametrize(("log2_m", "K", "d"), [(6, 16, 20), (9, 16, 400), (3, 7, 1), (4, 0, 16), (5, 3, 29)])
+def test_slots_take_distinct_columns(log2_m, K, d):
+    op = HadamardBlocks(5_000, d, 1, log2_m, K, 1)
+    assert len(set(op.columns.tolist())) == K + d == len(op.columns)
 
 
 def test_whole_blocks_are_exactly_orthogonal():

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from subcompress import philox
 from subcompress.errors import SubcompressError
+from subcompress.operators import walsh
 from subcompress.operators.base import ExactOperator
 
 MAX_LOG2_M = 20
@@ -63,9 +64,15 @@ class HadamardBlocks(ExactOperator):
 
     @classmethod
     def sized(cls, D: int, d: int, seed: int) -> HadamardBlocks:
-        """m is the smallest power of two that holds every slot, within [2^6, 2^15], and K is 16: of what
-        benchmarks/operator.py found level, the fastest."""
-        return cls(D, d, seed, min(max((d + 16 - 1).bit_length(), 6), 15))
+        """K is 16, and m the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
+        (benchmarks/operator.py); less where D does not fill one such block: columns are orthogonal over whole ones."""
+        slots = d + 16
+        log2_m = min(max((2 * slots - 1).bit_length(), 8), 15)
+        whole = D.bit_length() - 1
+        if whole < log2_m:
+            room = -(-D >> whole) * ((1 << whole) - 16)
+            log2_m = whole if room >= d else (slots - 1).bit_length()
+        return cls(D, d, seed, log2_m)
 
     @classmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
@@ -94,14 +101,22 @@ class HadamardBlocks(ExactOperator):
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """The column of each used slot, (K + used,) int64: an affine map with an odd factor, hence a permutation.
+        """The column of each used slot, (K + used,) int64.
 
-        The lowest k bits of the columns are a permutation of the slots' too, so columns stay orthogonal over the
-        first 2^k rows as long as there are no more of them than rows: cut blocks and D < m keep their rank.
+        Coordinates take columns from low to high sequency: inputs of networks are smooth more often than not, and so
+        are the weights that read them (benchmarks/operator.py). Frozen slots are strewn over the lowest quarter first,
+        by an affine map with an odd factor, which is a permutation there.
         """
         factor, offset = philox.words(self.seed, 2 * self.group + 1, np.arange(1, dtype=np.int64))[0, :2].tolist()
-        slots = np.arange(self.K + self.used, dtype=np.int64)
-        return (slots * (factor | 1) + offset) % self.m
+        order = walsh.order(self.log2_m)
+        among = max(self.m // 4, 1 << max(self.K - 1, 0).bit_length())
+        frozen = (np.arange(self.K, dtype=np.int64) * (factor | 1) + offset) % among
+        others = np.delete(order, frozen)
+        return np.concatenate([order[frozen], others[: self.used]])
+
+    @cached_property
+    def _grid(self) -> walsh.Grid:
+        return walsh.Grid.of(self.columns, self.log2_m)
 
     def _signs(self, first: int, last: int) -> np.ndarray:
         """Signs of the slots of blocks [first, last), (last - first, K + used) int8: bit b m + j of the stream."""
@@ -119,24 +134,26 @@ class HadamardBlocks(ExactOperator):
         start = np.arange(first, last, dtype=np.int64)[:, None] * self.free
         return (start + np.arange(self.free)) % self.d
 
-    def _inputs(self, c: np.ndarray, first: int, last: int) -> np.ndarray:
-        """diag(s_b) E c_b of blocks [first, last), (last - first, m) int32."""
+    def _inputs(self, c: np.ndarray, first: int, last: int, places: np.ndarray, width: int) -> np.ndarray:
+        """diag(s_b) c_b of blocks [first, last) with the slots at `places`, (last - first, width) int32."""
         signs = self._signs(first, last)
         reading = self._readings(first, last)
-        x = np.zeros((last - first, self.m), np.int32)
-        x[:, self.columns[: self.K]] = self.A * signs[:, : self.K].astype(np.int32)
-        x[:, self.columns[self.K :]] = signs[:, self.K :] * (c[: self.used] if reading is None else c[reading])
+        x = np.zeros((last - first, width), np.int32)
+        x[:, places[: self.K]] = self.A * signs[:, : self.K].astype(np.int32)
+        x[:, places[self.K :]] = signs[:, self.K :] * (c[: self.used] if reading is None else c[reading])
         return x
 
     def rows(self, c: Any, lo: int, hi: int) -> Any:
         first, last = lo // self.m, -(-hi // self.m)
         inside = slice(lo - first * self.m, hi - first * self.m)
+        integers = (c if isinstance(c, np.ndarray) else c.cpu().numpy()).astype(np.int32)
         if isinstance(c, np.ndarray):
-            return _transform_numpy(self._inputs(c.astype(np.int32), first, last)).reshape(-1)[inside]
+            return walsh.transform(self._inputs(integers, first, last, self.columns, self.m)).reshape(-1)[inside]
         # float64 products: exact for these integers in any order, and no autocast or precision setting touches them.
-        x = torch.from_numpy(self._inputs(c.cpu().numpy().astype(np.int32), first, last)).to(c.device, torch.float64)
+        x = torch.from_numpy(self._inputs(integers, first, last, self._grid.cells, self._grid.size))
         with torch.autocast(c.device.type, enabled=False):
-            return transform(x).reshape(-1)[inside].float() + 0.0  # + 0.0: -0.0 becomes +0.0
+            y = walsh.expand(x.to(c.device, torch.float64), self._grid.factors(torch.float64, c.device))
+        return y.reshape(-1)[inside].float() + 0.0  # + 0.0: -0.0 becomes +0.0
 
     def peak(self, c: np.ndarray) -> int:
         sizes = np.abs(c.astype(np.int64))
@@ -149,26 +166,29 @@ class HadamardBlocks(ExactOperator):
         return self.K * self.A + int((prefix[start + self.free] - prefix[start]).max())
 
     @cached_property
-    def _dense(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor | None]]:
+    def _kept(self) -> dict[tuple[torch.dtype, torch.device], _Kept]:
         return {}
 
-    def _training(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What training keeps, of the dtype and device of `like`: diag(s_b) E as (blocks, m) with zeros in unused
-        columns, the columns of the slots, and the readings by column where they differ from block to block."""
+    def _training(self, like: Tensor) -> _Kept:
+        """What training keeps, of the dtype and device of `like`."""
         key = (like.dtype, like.device)
-        if key not in self._dense:
-            signs = np.zeros((self.blocks, self.m), np.int8)
-            signs[:, self.columns] = self._signs(0, self.blocks)
+        if key not in self._kept:
+            cells = self._grid.cells
+            signs = np.zeros((self.blocks, self._grid.size), np.int8)
+            signs[:, cells] = self._signs(0, self.blocks)
             reading, placed = self._readings(0, self.blocks), None
             if reading is not None:
-                placed = np.zeros((self.blocks, self.m), np.int64)
-                placed[:, self.columns[self.K :]] = reading
-            self._dense[key] = (
+                whole = np.zeros((self.blocks, self._grid.size), np.int64)
+                whole[:, cells[self.K :]] = reading
+                placed = torch.from_numpy(whole).to(like.device)
+            self._kept[key] = _Kept(
                 torch.from_numpy(signs).to(like.device, like.dtype),
-                torch.from_numpy(self.columns).to(like.device),
-                None if placed is None else torch.from_numpy(placed).to(like.device),
+                torch.from_numpy(cells[: self.K]).to(like.device),
+                torch.from_numpy(cells[self.K :]).to(like.device),
+                placed,
+                self._grid.factors(like.dtype, like.device),
             )
-        return self._dense[key]
+        return self._kept[key]
 
     def matvec(self, z: Tensor) -> Tensor:
         return self._apply(z, 0)
@@ -178,25 +198,24 @@ class HadamardBlocks(ExactOperator):
 
     def _apply(self, z: Tensor, frozen: int) -> Tensor:
         """P z with the frozen slots at that value."""
-        signs, columns, reading = self._training(z)
-        by_column = z[reading] if reading is not None else z.new_zeros(self.m).index_copy_(0, columns[self.K :], z)
-        by_column.index_fill_(-1, columns[: self.K], frozen)
+        k = self._training(z)
+        cells = z.new_zeros(self._grid.size).index_copy_(0, k.free, z) if k.reading is None else z[k.reading]
+        cells.index_fill_(-1, k.frozen, frozen)
         with torch.autocast(z.device.type, enabled=False):
-            return transform(signs * by_column).reshape(-1)[: self.D]
+            return walsh.expand(k.signs * cells, k.factors).view(-1)[: self.D]
 
     @property
     def padded(self) -> int:
         return self.blocks * self.m
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        signs, columns, reading = self._training(g)
+        k = self._training(g)
         padded = g if len(g) == self.padded else torch.nn.functional.pad(g, (0, self.padded - self.D))
         with torch.autocast(g.device.type, enabled=False):
-            y = transform(padded.view(self.blocks, self.m)).mul_(signs)
-        free = columns[self.K :]
-        if reading is None:
-            return y.sum(0)[free]
-        return g.new_zeros(self.d).index_add_(0, reading[:, free].reshape(-1), y[:, free].reshape(-1))
+            y = walsh.gather(padded.view(self.blocks, self.m), k.factors).mul_(k.signs)
+        if k.reading is None:
+            return y.sum(0)[k.free]
+        return g.new_zeros(self.d).index_add_(0, k.reading[:, k.free].reshape(-1), y[:, k.free].reshape(-1))
 
     def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         none = torch.zeros(self.d, device=device)
@@ -204,32 +223,12 @@ class HadamardBlocks(ExactOperator):
         return torch.cat(parts).to(dtype)
 
 
-def _transform_numpy(x: np.ndarray) -> np.ndarray:
-    """H_m times every row of (blocks, m): additions and subtractions of integers, the definition itself."""
-    h = 1
-    while h < x.shape[1]:
-        pairs = x.reshape(x.shape[0], -1, 2, h)
-        x = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).reshape(x.shape)
-        h *= 2
-    return x
+class _Kept(NamedTuple):
+    """signs: diag(s_b) by cell, (blocks, cells), zero where no slot is; frozen, free: the cells of the slots; reading:
+    the coordinate of each cell, (blocks, cells), where it differs from block to block; factors: see `walsh.Grid`."""
 
-
-@lru_cache(maxsize=32)
-def _factor(log2_f: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """H_f, (f, f)."""
-    eye = np.eye(1 << log2_f, dtype=np.int32)
-    return torch.from_numpy(_transform_numpy(eye)).to(device, dtype)
-
-
-def transform(x: Tensor) -> Tensor:
-    """H_m times every row of (blocks, m), as products with small Hadamard factors: H_m = H_f (x) H_g (x) ..."""
-    shape = x.shape
-    left = shape[1].bit_length() - 1
-    parts = max(1, -(-left // 6))
-    while left:
-        log2_f = -(-left // parts)
-        left, parts = left - log2_f, parts - 1
-        h = _factor(log2_f, x.dtype, x.device)
-        # The last factor acts on the fastest axis, as one large product; earlier ones on a middle axis.
-        x = x.reshape(-1, 1 << log2_f) @ h if left == 0 else h @ x.reshape(-1, 1 << log2_f, 1 << left)
-    return x.reshape(shape)
+    signs: Tensor
+    frozen: Tensor
+    free: Tensor
+    reading: Tensor | None
+    factors: tuple[Tensor, Tensor]
