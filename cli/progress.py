@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from subcompress.training import Progress
@@ -19,20 +19,20 @@ def listening(title: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(16),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
     )
-    with Bar(*columns, TextColumn("{task.fields[state]}"), console=console) as bar:
+    with Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=epochs, state="")
-        yield lambda p: bar.update(
-            task, completed=p.epoch, state=f"loss {p.loss:.3f}  validation {p.validation_accuracy:.4f} {p.note}"
-        )
+        yield lambda p: bar.update(task, completed=p.epoch, state=_state(p))
+
+
+def _state(p: Progress) -> str:
+    left = p.seconds / p.epoch * (p.epochs - p.epoch)
+    state = f"loss {p.loss:.3f}  validation {p.validation_accuracy:.4f}  {p.seconds:.0f} s, {left:.0f} s left"
+    return f"{state}  ({p.note})" if p.note else state
 
 
 def _line(p: Progress) -> str:
-    left = p.seconds / p.epoch * (p.epochs - p.epoch)
-    clock = f"{p.seconds:.0f} s, {left:.0f} s left"
-    line = f"epoch {p.epoch}/{p.epochs}  loss {p.loss:.3f}  validation {p.validation_accuracy:.4f}  {clock}"
-    return f"{line}  ({p.note})" if p.note else line
+    return f"epoch {p.epoch}/{p.epochs}  {_state(p)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import torch
 from torch import Tensor
 
@@ -14,11 +17,23 @@ from subcompress.record import Record
 def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
     """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them.
 
-    Raises SubcompressError for an unknown backend.
+    Raises SubcompressError for an unknown backend, and for weights that this machine's memory cannot hold.
     """
     if backend not in BACKENDS:
         raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {backend!r} is none of them")
+    if record.layout.nbytes > (memory := _memory()):
+        raise SubcompressError(
+            f"weights are rebuilt in memory; this file's take {record.layout.nbytes} bytes, this machine has {memory}: "
+            "use a larger one, if the file is to be trusted"
+        )
     return {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
+
+
+def _memory() -> float:
+    """Bytes of physical memory, infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:

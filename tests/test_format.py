@@ -403,6 +403,12 @@ def test_a_wrong_weights_digest_is_seen():
         expand_checked(record)
 
 
+def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
+    monkeypatch.setattr("subcompress.expand._memory", lambda: 1_000)
+    with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
+        expand(lenet_record())
+
+
 def test_bfloat16_rounds_to_nearest_even():
     x = np.random.default_rng(0).normal(0, 1, 1000).astype(np.float32)
     truth = torch.from_numpy(x).bfloat16().float().numpy()
