@@ -121,6 +121,7 @@ class Plain(Operator):
         blocks = -(-total // v.rows)
         self.signs = torch.randint(0, 2, (blocks, v.K + d), generator=g).float() * 2 - 1
         second = torch.randint(0, 2, (blocks, v.rows), generator=g).float() * 2 - 1
+        self.begin: Tensor | None = None
         self.second = second if v.second_sign else torch.ones_like(second)
 
     @classmethod
@@ -138,7 +139,9 @@ class Plain(Operator):
         return (((rows * self.second) @ self.columns.T) * self.signs).sum(0)[self.K :]
 
     def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        return self._rows(torch.cat([torch.ones(self.K), torch.zeros(self.d)])).to(device, dtype)
+        if self.begin is None:
+            self.begin = self._rows(torch.cat([torch.ones(self.K), torch.zeros(self.d)]))
+        return self.begin.to(device, dtype)
 
 
 def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
@@ -148,7 +151,8 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
     operator = Plain(v, [tuple(p.shape) for p in module.parameters()], d, seed)
     subspace = Subspace(module, operator, {k: s / math.sqrt(v.K) for k, s in standard_deviations(module).items()})
     if v.start == "torch":
-        subspace.theta_0 = torch.cat([p.detach().flatten() for p in module.parameters()])
+        parts = zip(module.parameters(), subspace.scales, strict=True)
+        operator.begin = torch.cat([p.detach().flatten() / scale for p, scale in parts])
     # The same movement of the weights, relative to their start, for every K.
     recipe = Recipe(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
     try:

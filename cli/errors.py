@@ -14,5 +14,5 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except SubcompressError as e:
-            click.echo(f"error: {e}", err=True)
+            click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)

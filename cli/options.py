@@ -11,8 +11,7 @@ from torch import nn
 from subcompress import Data, SubcompressError, load_data
 from subcompress_models import MODELS
 
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -20,6 +20,11 @@ class Facts:
     std: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        plain = {"input_shape": int, "mean": float, "std": float, "labels": str}
+        for name, kind in plain.items():
+            object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
+
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Facts:
         """What `to_json` gave."""

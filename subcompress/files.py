@@ -17,7 +17,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises SubcompressError where the folder cannot be written or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SubcompressError(f"{path} is there and is no file: give another place")
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

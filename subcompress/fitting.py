@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.layout import Layout
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, bfloat16
+from subcompress.record import LIMIT, Coded, Group, Record, bfloat16
 from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
 from subcompress.training import DeadRunError, Listener, Progress, Recipe, accuracy_of, check_recipe, train
@@ -63,16 +64,17 @@ def fit(
     """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
 
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / sqrt(min(d, m)), so that the weights
-    move alike for every d. The same seed, data, options and machine give the same folder. Raises SubcompressError
+    move alike for every d. The same seed, data, options and machine give the same file (on a
+    CPU; some of CUDA's sums have no fixed order). Raises SubcompressError
     for options that cannot be met, and when a run that died was tried again with a smaller step and died again.
     """
     began = time.perf_counter()
-    folder = run.prepare(run_folder)
     with _machine(device, threads, seed):
-        model = copy.deepcopy(model).to(device)
         operator = _operator(model, d, bits, seed)
-        recipe = Recipe(epochs, lr or default_lr(operator), batch_size, seed)
+        recipe = Recipe(epochs, default_lr(operator) if lr is None else lr, batch_size, seed)
         check_recipe(recipe, data.train)
+        folder = run.prepare(run_folder)
+        model = copy.deepcopy(model).to(device)
         subspace = _train(model, operator, data, recipe, bits, listener)
         record = _record(model, operator, subspace, bits, data)
         rebuilt = copy.deepcopy(model)
@@ -92,16 +94,18 @@ def default_lr(operator: HadamardBlocks) -> float:
 @contextmanager
 def _machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
     """The device checked, the threads set and given back, the caller's random state untouched."""
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise SubcompressError(f"--device is cpu or cuda; given {device}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
-    if threads is not None and threads < 1:
-        raise SubcompressError(f"--threads is at least 1; given {threads}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
-        with torch.random.fork_rng():
+        # What the caller has switched on or off must not change the file.
+        off = torch.autocast(device.partition(":")[0], enabled=False)
+        with torch.random.fork_rng(), torch.enable_grad(), off:
             torch.manual_seed(seed & ((1 << 63) - 1))
             yield
     finally:
@@ -121,7 +125,16 @@ def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
         raise SubcompressError("fit trains a model's weights; this one has no weights: give another")
     if not 1 <= d <= D:
         raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
-    return HadamardBlocks.sized(D, d, seed)
+    if list(model.state_dict()) != [name for name, _ in model.named_parameters()]:
+        raise SubcompressError("fit takes models whose weights are all their own as yet; this one shares some")
+    if other := [name for name, p in model.named_parameters() if p.dtype != torch.float32]:
+        raise SubcompressError(f"fit trains float32 weights; {other[0]} is not: call .float() first")
+    operator = HadamardBlocks.sized(D, d, seed)
+    # The sum of a block's integers is bounded: with many bits blocks must hold fewer coordinates.
+    most = LIMIT / 2 / (0.8 / _SPREAD[bits])
+    while min(d, operator.free) > most and -(-D // (operator.m // 2)) * (operator.m // 2 - operator.K) >= d:
+        operator = replace(operator, log2_m=operator.log2_m - 1)
+    return operator
 
 
 def _train(

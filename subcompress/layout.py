@@ -29,6 +29,11 @@ CODED_DTYPES = ("F32", "F16", "BF16", "F64")
 _NAMES = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
 
 
+def sound_name(name: str) -> bool:
+    """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
+    return name != "__metadata__" and all(character >= " " for character in name)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One entry of a state dict."""
@@ -82,8 +87,10 @@ class Layout:
         """The layout of a state dict. Raises SubcompressError for a dtype that the format does not hold."""
         specs = []
         for name, tensor in state.items():
-            if any(character < " " for character in name):
-                raise SubcompressError(f"names of tensors have no control characters; given {name!r}: rename it")
+            if not sound_name(name):
+                raise SubcompressError(
+                    f"a tensor's name has no control characters and is not __metadata__; given {name!r}: rename it"
+                )
             if tensor.dtype not in _NAMES:
                 raise SubcompressError(
                     f"tensors are of {', '.join(DTYPES)}; {name} is {tensor.dtype}: convert it before fitting"

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,6 +30,8 @@ def export(record: Record, module: nn.Module, path: Path) -> None:
 
     Raises SubcompressError where torch cannot export the module or ONNX Runtime computes something else.
     """
+    if not record.facts.input_shape:
+        raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
     example = example_input(record.facts)
     model = _trace(module, example)
     strip(model)
@@ -47,7 +50,7 @@ def example_input(facts: Facts, n: int = 2) -> Tensor:
 
 def _trace(module: nn.Module, example: Tensor) -> onnx.ModelProto:
     try:
-        with warnings.catch_warnings(), _quiet("torch.onnx"):
+        with warnings.catch_warnings(), _quiet("torch."):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -61,7 +64,10 @@ def _trace(module: nn.Module, example: Tensor) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        cause: BaseException = e
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong in pages of advice
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise SubcompressError(f"torch.onnx cannot export this model ({reason}): unpack to .safetensors instead") from e
     assert program is not None
     return program.model_proto
@@ -83,7 +89,9 @@ def _quiet(name: str) -> Iterator[None]:
 
 def strip(model: onnx.ModelProto) -> None:
     """Remove node metadata and doc strings: the exporter writes the user's source paths there."""
-    for graph in [model.graph, *model.functions]:
+    graphs: list[Any] = [model.graph, *model.functions]
+    for graph in graphs:  # grows: If and Loop hold graphs of their own
+        graphs += [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
         graph.doc_string = ""
         del graph.metadata_props[:]
         for part in [*graph.node, *getattr(graph, "initializer", []), *graph.value_info]:
@@ -109,6 +117,8 @@ def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    if len(session.get_outputs()) != 1:
+        raise SubcompressError("a graph has one output as yet; this model returns several: unpack to .safetensors")
     for n in (1, 3):
         x = example_input(facts, n)
         with torch.no_grad():

@@ -6,6 +6,7 @@ The record is held exactly as it will be packed, so that packing cannot differ f
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ RECORD, SUMMARY = "record.safetensors", "run.json"
 
 
 def prepare(folder: str | Path) -> Path:
-    """Make the folder and see that it can be written, before hours are spent. Raises SubcompressError."""
+    """Make the folder and see that it can be written, before hours are spent; a run that was there no longer counts
+    as finished. Raises SubcompressError."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,7 @@ def prepare(folder: str | Path) -> Path:
         raise SubcompressError(f"the run folder {folder} cannot be made: {e.strerror}; give another with -o") from e
     write_bytes(folder / ".writable", b"")
     (folder / ".writable").unlink()
+    (folder / SUMMARY).unlink(missing_ok=True)
     return folder
 
 
@@ -40,7 +43,7 @@ def write(folder: Path, record: Record, recipe: Any, summary: Any) -> None:
 def load(folder: str | Path) -> Record:
     """The record of a finished run. Raises SubcompressError for a folder that is not one."""
     folder = Path(folder)
-    if not (folder / SUMMARY).is_file():
+    if not os.path.isfile(folder / SUMMARY):  # false, not an error, for names no file can have
         raise SubcompressError(
             f"{folder} is not a finished run (it has no {SUMMARY}): make one with `subcompress fit -o {folder}`"
         )

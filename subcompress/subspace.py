@@ -29,7 +29,7 @@ class Subspace(nn.Module):
         sizes = [shape.numel() for shape in self.shapes.values()]
         self.sizes = sizes
         device = next(module.parameters()).device
-        self.z = nn.Parameter(torch.zeros(operator.d, device=device))
+        self.z = nn.Parameter(torch.zeros(operator.d, dtype=torch.float32, device=device))
         self.scales = [scales[name] for name in self.shapes]
         self.step, self.lowest, self.highest = 0.0, -math.inf, math.inf
         _forget_parameters(self.module)

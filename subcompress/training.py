@@ -98,7 +98,7 @@ def train(
         module.train()
         shuffled = torch.randperm(len(train_split), generator=order).to(device)
         for batch in shuffled[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size):
-            if quantise is not None and step == math.ceil(total * recipe.quantise_after):
+            if quantise is not None and step == int(total * recipe.quantise_after):
                 quantise()
             loss = cross_entropy(module(x[batch]), y[batch])
             optimiser.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None
         raise SubcompressError(
             f"unpack writes {' and '.join(EXPORTS)} files; {output.name} is neither: rename the output"
         )
+    if os.path.exists(output) and os.path.samefile(path, output):
+        raise SubcompressError(f"{output} is the file itself: give another place for what it unpacks to")
     with replacing(output) as temporary:
         EXPORTS[output.suffix](record, module, temporary)
     return output
@@ -63,10 +66,6 @@ def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:
 
     if module is None:
         raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
-    if not record.facts.input_shape:
-        raise SubcompressError(
-            "an ONNX graph needs the input's shape, and this file does not say it: fit with data that do"
-        )
     export(record, load_record(record, module), path)
 
 

@@ -114,11 +114,13 @@ def read_layout(reader: Reader, tables: dict[str, Any]) -> list[Tensor]:
         raw = raw[:kept] + listed.take(listed.varint(1024 - kept))
         dtype = DTYPES[listed.varint(len(DTYPES) - 1)]
         shape = tuple(listed.varint() for _ in range(listed.varint(16)))
+        need(math.prod(max(1, axis) for axis in shape) <= 2**36, "a tensor is too large")
         try:
             tensors.append(Tensor(raw.decode(), dtype, shape))
         except UnicodeDecodeError as error:
             raise Refused("a name is not UTF-8") from error
         need(all(character >= " " for character in tensors[-1].name), "a name has control characters")
+        need(tensors[-1].name != "__metadata__", "a name is reserved")
     need(listed.at == len(listed.data), "bytes follow the last tensor of the list")
     need(len({t.name for t in tensors}) == len(tensors), "two tensors have one name")
     need(sum(t.nbytes for t in tensors) <= 2**36, "the tensors are too large")
@@ -185,7 +187,9 @@ def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
             need(key in kinds and isinstance(value, list), "an unknown fact, or one that is not a list")
             need(all(type(item) is kinds[key] for item in value), f"{key} has an item of the wrong type")
             need(key == "labels" or all(math.isfinite(item) for item in value), "a number is not finite")
-            need(key != "input_shape" or all(item >= 0 for item in value), "a size is negative")
+            if key == "input_shape":
+                sound = len(value) <= 16 and all(item >= 0 for item in value)
+                need(sound and math.prod(max(1, item) for item in value) <= 2**26, "input_shape is out of bounds")
             need(key != "std" or all(item > 0 for item in value), "std is not positive")
             need(key != "labels" or not re.search("[\ud800-\udfff]", "".join(value)), "a label is not text")
     return facts

@@ -55,6 +55,7 @@ def mixed_record() -> Record:
         ("head.mask", "BOOL", (3,)),
         ("größe", "F64", (11,)),
         ("empty", "F32", (0, 4)),
+        ("void", "I32", (0,)),
     ]
     layout = Layout(tuple(TensorSpec(*t) for t in tensors))
     entries = (
@@ -67,6 +68,7 @@ def mixed_record() -> Record:
         Stored(),
         Coded(1.5 * 2.0**-20, start=-0.3333333432674408),
         Coded(0.5),
+        Stored(),
     )
     stored = np.linspace(-1, 1, 7, dtype="<f4").tobytes() + (12345).to_bytes(8, "little") + b"\1\0\1"
     rng = np.random.default_rng(1)

@@ -138,7 +138,8 @@ def test_forged_weights_fail_verification(small_file, tmp_path):
     assert result.exit_code == 1
     assert "OTHER BITS" in result.stdout
     assert result.stderr.startswith("error: ")
-    assert json.loads(cli("verify", forged, "--json").stdout)["ok"] is False
+    for data in ([], ["--data", "digits"]):
+        assert json.loads(cli("verify", forged, *data, "--json").stdout)["ok"] is False
     assert "the file promises 0000" in mistake("unpack", forged, "-o", tmp_path / "o.safetensors")
 
 
@@ -167,6 +168,28 @@ def test_a_full_disk_leaves_nothing(small_file, tmp_path, suffix):
     assert "cannot be written: File too large" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_hold_something_else(small_file, small_run, tmp_path):
+    copy = tmp_path / "net.safetensors"
+    copy.write_bytes(small_file.read_bytes())
+    assert "is the file itself" in mistake("unpack", copy, "-o", copy)
+    assert copy.read_bytes() == small_file.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    assert "is there and is no file" in mistake("pack", small_run, "-o", tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(copy)
+    assert cli("pack", small_run, "-o", tmp_path / "link").exit_code == 0
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_names_no_file_can_have(tmp_path):
+    long = tmp_path / ("x" * 300)
+    assert "not a finished run" in mistake("pack", long, "-o", tmp_path / "o.safetensors")
+    assert "File name too long" in mistake("info", long)
+    assert "Is a directory" in mistake("info", tmp_path)
+    assert "cannot be read" in mistake("info", tmp_path / "a\nb")
+    line = mistake("fit", "--model", "lenet", "--data", "mnist", "--data-dir", long, "--d", 9, "-o", tmp_path / "r")
+    assert "MNIST is not in" in line
 
 
 def test_an_existing_file_survives_a_failed_write(tmp_path, monkeypatch):

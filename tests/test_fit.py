@@ -60,6 +60,49 @@ def test_the_callers_model_threads_and_random_state_are_left_alone(network, digi
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
+def test_what_the_caller_has_switched_on_or_off_changes_nothing(network, digits, tmp_path):
+    subcompress.fit(network, digits, tmp_path / "plain", **SMALL)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            subcompress.fit(network, digits, tmp_path / "odd", **SMALL)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    files = [(tmp_path / name / run.RECORD).read_bytes() for name in ("plain", "odd")]
+    assert files[0] == files[1]
+
+
+def test_a_run_of_one_step(network, digits, tmp_path):
+    found = subcompress.fit(network, digits, tmp_path / "run", d=9, epochs=1, batch_size=1077)
+    assert found.d == 9
+
+
+def test_many_coordinates_of_many_bits_stay_exact(digits, tmp_path):
+    """Blocks hold fewer coordinates then; the sum of a block's integers is bounded."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    subcompress.fit(net, digits, tmp_path / "run", d=9_000, bits=8, epochs=6, batch_size=64)
+    group = run.load(tmp_path / "run").groups[0]
+    assert group.operator.d == 9_000 > group.operator.m
+    assert group.operator.peak(group.coordinates) < 1 << 16
+
+
+def test_a_run_that_fails_no_longer_counts_as_finished(network, digits, tmp_path):
+    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    with pytest.raises(SubcompressError, match="died twice"):
+        subcompress.fit(network, digits, tmp_path / "run", **{**SMALL, "lr": 1e6})
+    with pytest.raises(SubcompressError, match="not a finished run"):
+        subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
+
+
+def test_a_network_without_a_name_carries_its_layout(network, digits, tmp_path):
+    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
+    assert subcompress.info(tmp_path / "x.safetensors")["layout"] is None
+    rebuilt = subcompress.load(tmp_path / "x.safetensors", copy.deepcopy(network))
+    summary = json.loads((tmp_path / "run" / run.SUMMARY).read_text())["fit"]
+    assert accuracy_of(rebuilt, digits.test) == summary["test_accuracy"]
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_every_precision(network, digits, tmp_path, bits):
     subcompress.fit(network, digits, tmp_path / "run", bits=bits, **SMALL)
@@ -113,9 +156,12 @@ def test_labels_set_what_guessing_costs():
         ({"lr": -1.0}, "--lr is positive"),
         ({"lr": float("nan")}, "--lr is positive"),
         ({"seed": -1}, "--seed is between 0 and 2\\^64 - 1"),
-        ({"threads": 0}, "--threads is at least 1"),
+        ({"threads": 0}, "--threads is between 1 and 1024"),
+        ({"threads": 10**11}, "--threads is between 1 and 1024"),
+        ({"lr": 0.0}, "--lr is positive"),
+        ({"device": "cpu:x"}, "--device is cpu, cuda or cuda:N"),
         ({"device": "cuda"}, "--device cuda needs a GPU"),
-        ({"device": "fridge"}, "--device is cpu or cuda"),
+        ({"device": "fridge"}, "--device is cpu, cuda or cuda:N"),
     ],
 )
 def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):
@@ -123,13 +169,18 @@ def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):
         pytest.skip("there is a GPU here")
     with pytest.raises(SubcompressError, match=words):
         subcompress.fit(network, digits, tmp_path / "run", **{**SMALL, **options})
+    assert not (tmp_path / "run").exists()
 
 
 def test_models_that_this_version_does_not_fit(digits, tmp_path):
+    square = nn.Linear(10, 10)
+    shared = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), square, nn.ReLU(), square)
     for module, words in [
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LayerNorm(10)), "2.weight is neither"),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10)), "without buffers"),
         (nn.Flatten(), "has no weights"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).double(), "1.weight is not: call .float"),
+        (shared, "shares some"),
     ]:
         with pytest.raises(SubcompressError, match=words):
             subcompress.fit(module, digits, tmp_path / "run", **SMALL)

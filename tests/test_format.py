@@ -116,6 +116,7 @@ def test_everything_at_once_survives():
     assert state["norm.count"].item() == 12_345
     assert state["head.mask"].tolist() == [True, False, True]
     assert state["empty"].shape == (0, 4)
+    assert state["void"].shape == (0,)
     assert state["head.weight"].dtype == torch.bfloat16
 
 
@@ -337,6 +338,8 @@ def test_the_hand_made_payload_is_sound():
         ({"layout": layout_of(("w", 0, [3]), ("w", 0, [3]))}, "names each tensor once"),
         ({"layout": layout_of(("a\nb", 0, [300]))}, "control characters"),
         ({"layout": layout_of(("w", 4, [300]))}, "cannot be coded"),
+        ({"layout": layout_of(("__metadata__", 0, [300]))}, "is not __metadata__"),
+        ({"layout": layout_of(("w", 0, [2**36, 2**36, 0]))}, "at most 68719476736"),
         ({"layout": layout_of(("w", 11, [300]))}, "a dtype is at most 9"),
     ],
 )
@@ -354,6 +357,9 @@ def test_forgeries_are_refused(changes, words):
         '{"std":[0.0]}',
         '{"input_shape":[-1]}',
         '{"input_shape":[true]}',
+        '{"input_shape":[1000000000000000]}',
+        '{"input_shape":[67108865]}',
+        '{"input_shape":[67108864,67108864,0]}',
         '{"code":["x"]}',
         '{"labels":["\\ud800"]}',
         "[]",

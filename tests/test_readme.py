@@ -27,6 +27,10 @@ def test_python(tmp_path, monkeypatch):
     assert (tmp_path / "net.safetensors").stat().st_size < 500
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
 def test_files_that_it_names_exist():
     root = Path(__file__).parents[1]
     for path in re.findall(r"\]\(([^)h][^)]*)\)|`((?:benchmarks|tests|docs|examples)/[\w./]+)`", README):

@@ -8,23 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.backends.walk import chunks, entries
+from subcompress.backends.walk import Rows, entries
 from subcompress.layout import TensorSpec
 from subcompress.record import Coded, Record
 
 
 def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
     """Every tensor of the record, in layout order."""
-    for spec, entry, first in entries(record):
-        yield spec, _coded(record, spec, entry, first) if isinstance(entry, Coded) else entry
+    rows = [Rows(g.operator, g.coordinates) for g in record.groups]
+    for spec, entry in entries(record):
+        yield spec, _coded(rows[entry.group], spec, entry) if isinstance(entry, Coded) else entry
 
 
-def _coded(record: Record, spec: TensorSpec, entry: Coded, first: int) -> Tensor:
-    group = record.groups[entry.group]
+def _coded(rows: Rows, spec: TensorSpec, entry: Coded) -> Tensor:
     theta = np.empty(spec.size, np.float32)
-    for lo, hi in chunks(spec.size, first):
-        w = group.operator.rows(group.coordinates, lo, hi).astype(np.float32)
-        theta[lo - first : hi - first] = np.float32(entry.start) + np.float32(entry.scale) * w
+    for place, w in rows.take(spec.size):
+        theta[place] = np.float32(entry.start) + np.float32(entry.scale) * w.astype(np.float32)
     if spec.dtype == "BF16":
         bits = theta.view(np.uint32)
         rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from subcompress.backends.walk import chunks, entries
+from subcompress.backends.walk import Rows, entries
 from subcompress.layout import TensorSpec
 from subcompress.record import Coded, Record
 
@@ -17,20 +17,19 @@ def on(device: str) -> Callable[[Record], Iterator[tuple[TensorSpec, Tensor]]]:
 
     @torch.no_grad()
     def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
-        coordinates = [torch.from_numpy(g.coordinates).to(device) for g in record.groups]
-        for spec, entry, first in entries(record):
+        rows = [Rows(g.operator, torch.from_numpy(g.coordinates).to(device)) for g in record.groups]
+        for spec, entry in entries(record):
             if isinstance(entry, Coded):
-                yield spec, _coded(record, coordinates[entry.group], spec, entry, first)
+                yield spec, _coded(rows[entry.group], spec, entry, device)
             else:
                 yield spec, entry.to(device)
 
     return tensors
 
 
-def _coded(record: Record, c: Tensor, spec: TensorSpec, entry: Coded, first: int) -> Tensor:
-    operator = record.groups[entry.group].operator
-    theta = torch.empty(spec.size, dtype=spec.torch_dtype, device=c.device)
-    for lo, hi in chunks(spec.size, first):
+def _coded(rows: Rows, spec: TensorSpec, entry: Coded, device: str) -> Tensor:
+    theta = torch.empty(spec.size, dtype=spec.torch_dtype, device=device)
+    for place, w in rows.take(spec.size):
         # scale * w is exact in float32, so the one rounding is the sum's, fused or not.
-        theta[lo - first : hi - first] = operator.rows(c, lo, hi).mul_(entry.scale).add_(entry.start)
+        theta[place] = (w * entry.scale).add_(entry.start)
     return theta.view(spec.shape)

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _WHERE = (
 
 def _read(folder: Path, stem: str) -> bytes:
     for path in (folder / stem, folder / f"{stem}.gz"):
-        if path.is_file():
+        if os.path.isfile(path):  # false, not an error, for names no file can have
             try:
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
                     return f.read(_MAX_BYTES)

@@ -14,7 +14,9 @@ FORMAT_VERSION = payload.VERSION
 
 def to_bytes(record: Record) -> bytes:
     """The file of a record. Raises SubcompressError where the record breaks a rule of the format."""
-    return container.wrap(payload.write(record))
+    data = container.wrap(payload.write(record))
+    from_bytes(data)  # a writer that breaks a bound of the reader is found out here, not by a receiver
+    return data
 
 
 def from_bytes(data: bytes) -> tuple[Record, dict[str, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from subcompress.facts import Facts
 from subcompress.format import tables
 from subcompress.format.wire import Reader, Writer
-from subcompress.layout import DTYPES, Layout, TensorSpec
+from subcompress.layout import DTYPES, Layout, TensorSpec, sound_name
 
 MAX_TENSORS = 1 << 16
 MAX_NAME = 1 << 10
@@ -18,6 +18,7 @@ MAX_AXES = 16
 MAX_DENSE_BYTES = 1 << 36
 MAX_LAYOUT_BYTES = 1 << 24
 MAX_FACTS_BYTES = 1 << 20
+MAX_INPUT = 1 << 26
 _CODES = list(DTYPES)
 _LISTS = {"input_shape": int, "mean": float, "std": float, "labels": str}
 
@@ -70,14 +71,14 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
     dtype = _CODES[body.varint("a dtype", len(_CODES) - 1)]
     axes = body.varint("the number of axes", MAX_AXES)
     shape = tuple(body.varint("an axis", MAX_DENSE_BYTES) for _ in range(axes))
-    if len(name) > MAX_NAME or math.prod(shape) > MAX_DENSE_BYTES:
+    if len(name) > MAX_NAME or math.prod(max(1, axis) for axis in shape) > MAX_DENSE_BYTES:
         raise body.fail(f"a tensor has at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name, this one {shape}")
     try:
         text = name.decode()
     except UnicodeDecodeError as e:
         raise body.fail("a tensor's name is UTF-8") from e
-    if any(character < " " for character in text):
-        raise body.fail("a tensor's name has no control characters")
+    if not sound_name(text):
+        raise body.fail("a tensor's name has no control characters and is not __metadata__")
     return TensorSpec(text, dtype, shape), name
 
 
@@ -129,8 +130,11 @@ def _facts(found: Any) -> Facts:
         if kind is float and not all(map(math.isfinite, values)):
             raise ValueError(key)
         lists[key] = tuple(values)
-    if any(k < 0 for k in lists.get("input_shape", ())) or any(k <= 0 for k in lists.get("std", ())):
-        raise ValueError("input_shape, std")
+    shape = lists.get("input_shape", ())
+    if any(k < 0 for k in shape) or math.prod(max(1, k) for k in shape) > MAX_INPUT or len(shape) > MAX_AXES:
+        raise ValueError("input_shape")
+    if any(k <= 0 for k in lists.get("std", ())):
+        raise ValueError("std")
     for label in lists.get("labels", ()):
         label.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
     return Facts(input_dtype=dtype, **lists)

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 18
+"""Weights expanded at a time: what a core's cache holds."""
+
 
 class Operator(ABC):
     """A linear map from d coordinates to D weights that depends on nothing but its sizes and its seed."""
@@ -94,6 +97,11 @@ class ExactOperator(Operator):
     name: ClassVar[str]
     limits: ClassVar[dict[str, int]]
     """The parameters that a file stores beside seed, D and group, with their largest values; d comes first."""
+
+    @property
+    def block(self) -> int:
+        """Rows that are expanded together at least: slices that begin and end at its multiples waste nothing."""
+        return 1
 
     @abstractmethod
     def rows(self, c: Any, lo: int, hi: int) -> Any:

@@ -22,10 +22,9 @@ from torch import Tensor
 from subcompress import philox
 from subcompress.errors import SubcompressError
 from subcompress.operators import walsh
-from subcompress.operators.base import ExactOperator
+from subcompress.operators.base import CHUNK, ExactOperator
 
 MAX_LOG2_M = 20
-_CHUNK = 1 << 18  # values expanded at a time: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,10 @@ class HadamardBlocks(ExactOperator):
     def m(self) -> int:
         """Rows of a block."""
         return 1 << self.log2_m
+
+    @property
+    def block(self) -> int:
+        return self.m
 
     @property
     def blocks(self) -> int:
@@ -219,7 +222,7 @@ class HadamardBlocks(ExactOperator):
 
     def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         none = torch.zeros(self.d, device=device)
-        parts = [self.rows(none, lo, min(lo + _CHUNK, self.D)) for lo in range(0, self.D, _CHUNK)]
+        parts = [self.rows(none, lo, min(lo + CHUNK, self.D)) for lo in range(0, self.D, CHUNK)]
         return torch.cat(parts).to(dtype)
 
 
