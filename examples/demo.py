@@ -8,14 +8,13 @@ LeNet (44,426 weights) on the 8x8 handwritten digits of scikit-learn, upscaled t
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import subcompress
 from subcompress.training import Listener, Recipe, accuracy_of, train
@@ -41,12 +40,11 @@ def in_onnx_runtime(graph: Path, split: subcompress.Split) -> float:
     return float(np.mean(np.argmax(outputs, 1) == split.y.numpy()))
 
 
-def summary(rows: list[tuple[str, str]]) -> Table:
-    """Two columns, a row a fact."""
-    table = Table("what", "", title="LeNet on handwritten digits", title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def show(rows: dict[str, str]) -> None:
+    """A row a fact, wrapped to 100 columns."""
+    print("\nLeNet on handwritten digits")
+    for what, value in rows.items():
+        print(textwrap.fill(value, 100, initial_indent=f" {what:33}", subsequent_indent=" " * 34))
 
 
 def main() -> None:
@@ -76,23 +74,18 @@ def main() -> None:
 
     found = subcompress.info(net)
     ledger = found["ledger"]
-    Console().print(
-        summary(
-            [
-                ("dense weights", f"{dense.stat().st_size:,} bytes (safetensors), {graph.stat().st_size:,} (ONNX)"),
-                ("subcompress file", f"{size} bytes: {', '.join(f'{part} {n}' for part, n in ledger.items())}"),
-                ("ratio", f"{dense.stat().st_size / size:.0f} times smaller"),
-                ("coordinates", f"d = {fit.d} of D = {fit.D:,}, {8 * ledger['coordinates'] / fit.d:.2f} bits each"),
-                ("same bits from", ", ".join(f"{k}: {'yes' if v else 'NO'}" for k, v in verified.backends.items())),
-                ("test accuracy, trained directly", f"{baseline:.4f}"),
-                ("test accuracy, in the subspace", f"{fit.test_accuracy:.4f}"),
-                ("test accuracy, ONNX Runtime", f"{accuracy:.4f}"),
-                (
-                    "seconds",
-                    f"{direct_seconds:.0f} direct, {fit.seconds:.0f} fit, {time.perf_counter() - began:.0f} in all",
-                ),
-            ]
-        )
+    show(
+        {
+            "dense weights": f"{dense.stat().st_size:,} bytes (safetensors), {graph.stat().st_size:,} (ONNX)",
+            "subcompress file": f"{size} bytes: {', '.join(f'{part} {n}' for part, n in ledger.items())}",
+            "ratio": f"{dense.stat().st_size / size:.0f} times smaller",
+            "coordinates": f"d = {fit.d} of D = {fit.D:,}, {8 * ledger['coordinates'] / fit.d:.2f} bits each",
+            "same bits from": ", ".join(f"{k}: {'yes' if v else 'NO'}" for k, v in verified.backends.items()),
+            "test accuracy, trained directly": f"{baseline:.4f}",
+            "test accuracy, in the subspace": f"{fit.test_accuracy:.4f}",
+            "test accuracy, ONNX Runtime": f"{accuracy:.4f}",
+            "seconds": f"{direct_seconds:.0f} direct, {fit.seconds:.0f} fit, {time.perf_counter() - began:.0f} in all",
+        }
     )
     if not verified.ok or accuracy != fit.test_accuracy:
         raise SystemExit("the rebuilt weights are not those that were fitted")
