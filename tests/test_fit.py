@@ -12,7 +12,7 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format, run
-from subcompress.expand import expand
+from subcompress.expand import digest_of, expand
 from subcompress.operators import HadamardBlocks
 from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
@@ -251,3 +251,23 @@ def test_info_reads_without_expanding(small_file):
     assert found["d"] == 200
     assert found["file_bytes"] == small_file.stat().st_size == sum(found["ledger"].values())
     assert found["digest"] == format.read(small_file)[0].digest.hex()
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_96_percent_in_under_350_bytes(digits, tmp_path):
+    found = subcompress.fit(MODELS["lenet"](), digits, tmp_path / "run", d=500, epochs=40, batch_size=32)
+    assert found.test_accuracy > 0.96
+    assert subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors") < 350
+    assert subcompress.verify(tmp_path / "net.safetensors").ok
+
+
+@pytest.mark.slow
+def test_one_thread_and_two_rebuild_the_same_file_after_training(digits, tmp_path):
+    """Training may differ with the threads; what a file expands to may not."""
+    for threads in (1, 2):
+        subcompress.fit(MODELS["mlp"](), digits, tmp_path / "run", d=300, epochs=5, batch_size=32, threads=threads)
+        record = run.load(tmp_path / "run")
+        truth = record.digest
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            assert all(digest_of(record, expand(record, name)) == truth for name in ("numpy", "torch"))
