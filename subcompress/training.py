@@ -92,8 +92,7 @@ def train(
     total = recipe.epochs * steps_per_epoch
     optimiser = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=max(total, 2))
-    began, guess, recent = time.perf_counter(), guessing_loss(y), deque[Tensor](maxlen=WINDOW)
-    accuracy, step = 0.0, 0
+    began, judge, accuracy, step = time.perf_counter(), _Judge(y, total), 0.0, 0
     for epoch in range(1, recipe.epochs + 1):
         module.train()
         shuffled = torch.randperm(len(train_split), generator=order).to(device)
@@ -105,16 +104,42 @@ def train(
             loss.backward()
             optimiser.step()
             schedule.step()
-            recent.append(loss.detach())
             step += 1
-        mean = float(torch.stack(list(recent)).mean())
-        late = step >= max(0.3 * total, PATIENCE)
-        if not mean < (0.99 * guess if late else 3 * guess + 1):  # also where it is not a number
-            raise DeadRunError(f"after epoch {epoch} the loss is {mean:.3f}, guessing costs {guess:.3f}")
+            judge.see(loss.detach(), step)
         accuracy = accuracy_of(module, validation)
         if listener is not None:
-            listener(Progress(epoch, recipe.epochs, mean, accuracy, time.perf_counter() - began, note))
+            listener(Progress(epoch, recipe.epochs, judge.mean(), accuracy, time.perf_counter() - began, note))
+    judge.verdict(step)
     return accuracy
+
+
+class _Judge:
+    """Watches the training loss, and ends a run that is dead."""
+
+    def __init__(self, y: Tensor, total: int) -> None:
+        self.guess, self.total, self.worst = guessing_loss(y), total, math.inf
+        self.recent = deque[Tensor](maxlen=WINDOW)
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """One more loss; a verdict every so many steps, since each one waits for the device."""
+        self.recent.append(loss)
+        if step == 1:
+            self.worst = 3 * max(self.guess, float(loss)) + 1
+        if step % WINDOW == 0:
+            self.verdict(step)
+
+    def mean(self) -> float:
+        """Over the last steps."""
+        return float(torch.stack(list(self.recent)).mean())
+
+    def verdict(self, step: int) -> None:
+        """Raise DeadRunError where the loss is not a number, far above the first one, or late in the run not below it."""
+        late = step >= max(0.3 * self.total, PATIENCE)
+        mean = self.mean()
+        if not mean < (0.99 * self.guess if late else self.worst):
+            raise DeadRunError(
+                f"after {step} of {self.total} steps the loss is {mean:.3f}, guessing costs {self.guess:.3f}"
+            )
 
 
 def guessing_loss(y: Tensor) -> float:
