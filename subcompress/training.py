@@ -133,7 +133,7 @@ class _Judge:
         return float(torch.stack(list(self.recent)).mean())
 
     def verdict(self, step: int) -> None:
-        """Raise DeadRunError where the loss is not a number, far above the first one, or late in the run not below it."""
+        """Raise DeadRunError where the loss is no number, far above the first, or late and not below guessing."""
         late = step >= max(0.3 * self.total, PATIENCE)
         mean = self.mean()
         if not mean < (0.99 * self.guess if late else self.worst):
