@@ -1,4 +1,4 @@
-# docker build -t subcompress . && docker run --rm -v "$PWD:/work" subcompress info net.safetensors
+# docker build -t subcompress . && docker run --rm -v "$PWD:/models" subcompress info net.safetensors
 # For a GPU image: docker build --build-arg TORCH_INDEX=https://pypi.org/simple .
 FROM python:3.11-slim
 
@@ -12,6 +12,6 @@ RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c constraints.t
 
 RUN useradd --create-home user
 USER user
-WORKDIR /work
+WORKDIR /models
 ENTRYPOINT ["subcompress"]
 CMD ["--help"]
