@@ -6,7 +6,7 @@ import copy
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,19 +64,21 @@ def fit(
     """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
 
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / sqrt(min(d, m)), so that the weights
-    move alike for every d. The same seed, data, options and machine give the same file (on a
-    CPU; some of CUDA's sums have no fixed order). Raises SubcompressError
-    for options that cannot be met, and when a run that died was tried again with a smaller step and died again.
+    move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
+    have no fixed order). Raises SubcompressError for options that cannot be met, and when a run that died was tried
+    again with a smaller step and died again.
     """
     began = time.perf_counter()
     with _machine(device, threads, seed):
         operator = _operator(model, d, bits, seed)
         recipe = Recipe(epochs, default_lr(operator) if lr is None else lr, batch_size, seed)
         check_recipe(recipe, data.train)
-        folder = run.prepare(run_folder)
+        deviations = standard_deviations(model)
+        scales = {name: s / math.sqrt(operator.K) for name, s in deviations.items()}
+        folder = run.prepare(run_folder)  # only now: what cannot be fitted leaves an earlier run as it was
         model = copy.deepcopy(model).to(device)
-        subspace = _train(model, operator, data, recipe, bits, listener)
-        record = _record(model, operator, subspace, bits, data)
+        subspace = _train(lambda: Subspace(model, operator, scales), data, recipe, bits, listener)
+        record = _record(Layout.of(model.state_dict()), operator, subspace, bits, data)
         rebuilt = copy.deepcopy(model)
         rebuilt.load_state_dict(expand(record))
         validation, test = accuracy_of(rebuilt, data.validation), accuracy_of(rebuilt, data.test)
@@ -137,13 +139,10 @@ def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
     return operator
 
 
-def _train(
-    model: nn.Module, operator: HadamardBlocks, data: Data, recipe: Recipe, bits: int, listener: Listener | None
-) -> Subspace:
-    """Train z; a dead run is tried once more with a smaller step."""
-    scales = {name: s / math.sqrt(operator.K) for name, s in standard_deviations(model).items()}
+def _train(begin: Callable[[], Subspace], data: Data, recipe: Recipe, bits: int, listener: Listener | None) -> Subspace:
+    """Train z from the beginning; a dead run is tried once more with a smaller step."""
     for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
-        subspace = Subspace(model, operator, scales)
+        subspace = begin()
         try:
             train(
                 subspace,
@@ -171,12 +170,11 @@ def _quantise(subspace: Subspace, bits: int) -> None:
     subspace.quantise(1 / A, -top, top)
 
 
-def _record(model: nn.Module, operator: HadamardBlocks, subspace: Subspace, bits: int, data: Data) -> Record:
-    layout = Layout.of(model.state_dict())
+def _record(layout: Layout, operator: HadamardBlocks, subspace: Subspace, bits: int, data: Data) -> Record:
+    """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer."""
     coordinates = subspace.coordinates().cpu().numpy().astype("int32")
     A = round(1 / subspace.step)
-    deviations = standard_deviations(model)
-    entries = tuple(Coded(bfloat16(deviations[spec.name] / (math.sqrt(operator.K) * A))) for spec in layout)
+    entries = tuple(Coded(bfloat16(scale / A)) for scale in subspace.scales)
     group = Group(replace(operator, A=A), bits, coordinates)
     record = Record(operator.seed, layout, (group,), entries, facts=data.facts)
     record.check()

@@ -26,8 +26,7 @@ class Subspace(nn.Module):
         self.module = copy.deepcopy(module)
         self.operator = operator
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        self.sizes = sizes
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(operator.d, dtype=torch.float32, device=device))
         self.scales = [scales[name] for name in self.shapes]
@@ -57,8 +56,8 @@ class Subspace(nn.Module):
 
 
 class _Weights(torch.autograd.Function):
-    """z -> every tensor. Adding, scaling and cutting happen in one pass over the weights, forwards and backwards:
-    with small networks these passes cost as much as the transform."""
+    """z -> every tensor, scaled and cut in one pass over the weights, forwards and backwards: with small networks such
+    passes cost nearly as much as the transform."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, s: Subspace) -> tuple[Tensor, ...]:

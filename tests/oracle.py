@@ -1,4 +1,4 @@
-"""An independent decoder, written from docs/FORMAT.md alone: it shares no code with the package it is compared with."""
+"""An independent decoder of docs/FORMAT.md: it shares no code with the package it is compared with."""
 
 import hashlib
 import json

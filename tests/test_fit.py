@@ -184,6 +184,7 @@ def test_models_that_this_version_does_not_fit(digits, tmp_path):
     ]:
         with pytest.raises(SubcompressError, match=words):
             subcompress.fit(module, digits, tmp_path / "run", **SMALL)
+        assert not (tmp_path / "run").exists()
 
 
 # --- the module whose only parameter is z ---

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from subcompress.errors import SubcompressError
+from subcompress.format.wire import unique_keys
 
 _FORM = re.compile(rb'\{"z":\{"dtype":"U8","shape":\[(\d{1,18})\],"data_offsets":\[0,(\d{1,18})\]\}\}')
 
@@ -62,7 +62,7 @@ def _safetensors_diagnosis(data: bytes) -> str:
     if n > len(data) - 8 or not head.startswith(b"{"):
         return f"{_RULE}; this is neither, or it is cut: fetch it again"
     try:
-        tensors = json.loads(head, object_pairs_hook=_unique)
+        tensors = json.loads(head, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as e:
         why = str(e) if str(e).startswith("duplicate") else "not JSON"
         return f"the safetensors header is damaged ({why}); fetch the file again"
@@ -70,10 +70,3 @@ def _safetensors_diagnosis(data: bytes) -> str:
     if held == ["z"]:
         return "the safetensors header is not the canonical one (metadata, spaces, dtype): fetch the original file"
     return f"{_RULE}; this one holds {len(held)} others: is it the dense model?"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate JSON keys")
-    return found

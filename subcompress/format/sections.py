@@ -9,7 +9,7 @@ from typing import Any
 
 from subcompress.facts import Facts
 from subcompress.format import tables
-from subcompress.format.wire import Reader, Writer
+from subcompress.format.wire import Reader, Writer, unique_keys
 from subcompress.layout import DTYPES, Layout, TensorSpec, sound_name
 
 MAX_TENSORS = 1 << 16
@@ -103,16 +103,10 @@ def read_facts(r: Reader) -> Facts:
             raise r.fail(f"facts {number} are unknown to this version: a newer subcompress may know them; otherwise")
         return tables.facts()[number]
     try:
-        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES), object_pairs_hook=_unique)
+        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES), object_pairs_hook=unique_keys)
         return _facts(found)
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
         raise r.fail("facts are a JSON object of known fields") from e
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("duplicate keys")
-    return dict(pairs)
 
 
 def _facts(found: Any) -> Facts:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 from subcompress.errors import SubcompressError
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads, which takes the last of two equal keys: raises ValueError instead."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate JSON keys")
+    return found
 
 
 class Writer:

@@ -2,10 +2,11 @@
 
     w_b = H_m diag(s_b) E c_b,    b = 0 .. ceil(D / m) - 1
 
-H_m is the m x m Hadamard matrix (Sylvester's, +-1); s_b holds m random signs a block; E places n slots in n seeded
-columns; c_b is K frozen constants A and then the coordinates. Relatives: Fastfood (Le, Sarlos, Smola 2013,
+H_m is the m x m Hadamard matrix (Sylvester's, +-1); s_b holds random signs, one a slot; E places the slots in columns
+of low sequency; c_b is K frozen constants A and then the coordinates. Relatives: Fastfood (Le, Sarlos, Smola 2013,
 arXiv:1408.3060) as used by Li et al. 2018, and the subsampled randomised Hadamard transform (Ailon, Chazelle 2006).
-P costs O(D log m) additions, P^T the same; memory is O(D) for the signs and never O(D d).
+P costs O(D log m) additions (NumPy here) or O(D sqrt m) in two matrix products (torch here), P^T the same; memory is
+O(D) for the signs and never O(D d).
 """
 
 from __future__ import annotations
