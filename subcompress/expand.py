@@ -11,11 +11,12 @@ from torch import Tensor
 from subcompress.backends import BACKENDS
 from subcompress.digest import weights_digest
 from subcompress.errors import SubcompressError
-from subcompress.record import Record
+from subcompress.record import Record, Same
 
 
 def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
-    """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them.
+    """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them. Tied
+    tensors are one and the same.
 
     Raises SubcompressError for an unknown backend, and for weights that this machine's memory cannot hold.
     """
@@ -26,7 +27,12 @@ def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
             f"weights are rebuilt in memory; this file's take {record.layout.nbytes} bytes, this machine has {memory}: "
             "use a larger one, if the file is to be trusted"
         )
-    return {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
+    found = {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
+    state: dict[str, Tensor] = {}
+    for spec, entry in zip(record.layout, record.entries, strict=True):
+        tied = isinstance(entry, Same)
+        state[spec.name] = state[record.layout.tensors[entry.index].name] if tied else found[spec.name]
+    return state
 
 
 def _memory() -> float:
@@ -43,6 +49,8 @@ def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:
 
 def _raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat.resolve_conj()).reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 

@@ -7,11 +7,20 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Input:
+    """One of several inputs: its name where `forward` takes it by name, else empty; shape without the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """All fields are optional. An image is prepared as `x = (pixel / 255 - mean) / std`, one mean and std a channel.
 
     input_shape: of one example, without the batch axis; input_dtype: in safetensors' names, F32 where it is empty;
-    labels: one text a class, in the order of the outputs.
+    labels: one text a class, in the order of the outputs; inputs: where `forward` takes several, in its order.
     """
 
     input_shape: tuple[int, ...] = ()
@@ -19,6 +28,7 @@ class Facts:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
 
     def __post_init__(self) -> None:
         plain = {"input_shape": int, "mean": float, "std": float, "labels": str}
@@ -29,8 +39,12 @@ class Facts:
     def from_json(cls, fields: dict[str, Any]) -> Facts:
         """What `to_json` gave."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        values["inputs"] = tuple(Input(n, t, tuple(shape)) for n, t, shape in fields.get("inputs", ()))
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
+        found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
+        if self.inputs:
+            found["inputs"] = [[i.name, i.dtype, list(i.shape)] for i in self.inputs]
+        return found

@@ -22,10 +22,11 @@ DTYPES: dict[str, tuple[torch.dtype, int]] = {
     "I8": (torch.int8, 1),
     "U8": (torch.uint8, 1),
     "BOOL": (torch.bool, 1),
+    "C64": (torch.complex64, 8),
 }
 """safetensors' names, with torch's dtype and the bytes of one value. The order is part of the format."""
 
-CODED_DTYPES = ("F32", "F16", "BF16", "F64")
+CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
 _NAMES = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
 
 
@@ -46,6 +47,11 @@ class TensorSpec:
     def size(self) -> int:
         """Values in the tensor."""
         return math.prod(self.shape)
+
+    @property
+    def reals(self) -> int:
+        """Real numbers in the tensor: two a complex value."""
+        return self.size * (2 if self.dtype == "C64" else 1)
 
     @property
     def nbytes(self) -> int:

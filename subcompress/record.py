@@ -9,7 +9,7 @@ import numpy as np
 
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
-from subcompress.layout import CODED_DTYPES, Layout
+from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
 from subcompress.operators import ExactOperator
 
 LIMIT = 1 << 16
@@ -31,6 +31,11 @@ class Group:
     bits: int
     coordinates: np.ndarray
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every value has a coordinate of its own: quantised values, no subspace."""
+        return self.operator.block == 1 and self.operator.d == self.operator.D
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -46,6 +51,16 @@ class Stored:
     """The values themselves travel in the file: buffers, integers."""
 
 
+@dataclass(frozen=True)
+class Same:
+    """A tied tensor: all of it is what tensor number `index` of the layout, an earlier one, is."""
+
+    index: int
+
+
+Entry = Coded | Stored | Same
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """entries: one a tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
@@ -57,7 +72,7 @@ class Record:
     seed: int
     layout: Layout
     groups: tuple[Group, ...]
-    entries: tuple[Coded | Stored, ...]
+    entries: tuple[Entry, ...]
     stored: bytes = b""
     facts: Facts = field(default_factory=Facts)
     test_accuracy: float | None = None
@@ -65,17 +80,17 @@ class Record:
 
     @property
     def d(self) -> int:
-        """Coordinates of all groups."""
-        return sum(g.operator.d for g in self.groups)
+        """Coordinates of the subspaces: those of values that travel one by one (running statistics) not counted."""
+        return sum(g.operator.d for g in self.groups if not g.one_by_one)
 
     @property
     def D(self) -> int:
-        """Weights that are coded."""
-        return sum(self.sizes)
+        """Weights that the subspaces span: real numbers, two a complex weight."""
+        return sum(size for g, size in zip(self.groups, self.sizes, strict=True) if not g.one_by_one)
 
     @property
     def sizes(self) -> list[int]:
-        """Coded weights of each group."""
+        """Coded real numbers of each group."""
         return group_sizes(self.layout, self.entries, len(self.groups))
 
     def check(self) -> None:
@@ -91,17 +106,26 @@ class Record:
                     f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
                     "lower d, the bits or the number of rows a block"
                 )
-        for spec, entry in zip(self.layout, self.entries, strict=True):
+        for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
             if isinstance(entry, Coded):
                 _check_coded(str(spec), spec.dtype, entry)
+            elif isinstance(entry, Same):
+                self._check_same(i, spec, entry)
+
+    def _check_same(self, at: int, spec: TensorSpec, entry: Same) -> None:
+        if not 0 <= entry.index < at or isinstance(self.entries[entry.index], Same):
+            raise SubcompressError(f"a tied tensor is that of an earlier one; {spec} is not: fit again")
+        other = self.layout.tensors[entry.index]
+        if (other.dtype, other.shape) != (spec.dtype, spec.shape):
+            raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
 
 
-def group_sizes(layout: Layout, entries: tuple[Coded | Stored, ...], groups: int) -> list[int]:
-    """Coded weights of each group."""
+def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list[int]:
+    """Coded real numbers of each group."""
     sizes = [0] * groups
     for spec, entry in zip(layout, entries, strict=True):
         if isinstance(entry, Coded):
-            sizes[entry.group] += spec.size
+            sizes[entry.group] += spec.reals
     return sizes
 
 

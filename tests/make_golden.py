@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from records import GOLDEN, lenet_record, mixed_record, single_record
+from records import GOLDEN, lenet_record, mixed_record, single_record, tied_record
 
 from subcompress import format
 from subcompress.expand import expand
@@ -30,6 +30,7 @@ def records() -> dict[str, Record]:
         "bits12": single_record(70, 20, 7, 0, 0, rng.integers(-2048, 2048, 20), bits=12, seed=8),
         "lenet": lenet_record(),
         "mixed": mixed_record(),
+        "tied": tied_record(),
     }
 
 

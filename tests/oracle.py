@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8}
 DTYPES = list(WIDTHS)  # in the order of their numbers
-FLOATS = DTYPES[:4]
+FLOATS = [*DTYPES[:4], "C64"]
 SHELL = '{{"z":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}'
 
 
@@ -40,10 +40,15 @@ class Tensor:
     group: int | None = 0  # None where the tensor is stored
     start: float = 0.0
     scale: float = 0.0
+    tied: int | None = None  # to that tensor
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def reals(self) -> int:
+        return self.size * (2 if self.dtype == "C64" else 1)
 
     @property
     def nbytes(self) -> int:
@@ -139,10 +144,16 @@ def read_groups(reader: Reader) -> list[Group]:
 
 
 def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> None:
-    tagged = reader.varint(1)
-    for tensor in tensors:
-        tag = reader.varint() if tagged else 1
+    kind = reader.varint(2)
+    outer, reader = reader, Reader(reader.deflated(2**24)) if kind == 2 else reader
+    for i, tensor in enumerate(tensors):
+        tag = reader.varint() if kind else 1
         tensor.group = (tag - 1) // 2 if tag else None
+        if tag == 2 * len(groups) + 1:
+            tensor.group, tensor.tied = None, reader.varint()
+            need(tensor.tied < i and tensors[tensor.tied].tied is None, "tied to a later tensor or a tied one")
+            other = tensors[tensor.tied]
+            need((tensor.dtype, tensor.shape) == (other.dtype, other.shape), "tied to a tensor of another shape")
         if tensor.group is None:
             continue
         need(tensor.group < len(groups) and tensor.dtype in FLOATS, "no such group, or integers are coded")
@@ -159,8 +170,9 @@ def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> 
             (scale,) = struct.unpack("<f", b"\0\0" + reader.take(2))
             need(2.0**-60 <= scale < 2.0**31, "a scale is out of bounds")
         tensor.scale = scale
+    need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
     for g, group in enumerate(groups):
-        D, free = sum(t.size for t in tensors if t.group == g), group.m - group.K
+        D, free = sum(t.reals for t in tensors if t.group == g), group.m - group.K
         need(1 <= group.d <= min(D, -(-D // group.m) * free), "a group has too many coordinates")
 
 
@@ -181,7 +193,17 @@ def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
     need(isinstance(facts, dict), "the facts are not an object")
     kinds = {"input_shape": int, "mean": float, "std": float, "labels": str}
     for key, value in facts.items():
-        if key == "input_dtype":
+        if key == "inputs":
+            need(isinstance(value, list), "inputs are not a list")
+            for each in value:
+                need(isinstance(each, list) and len(each) == 3, "an input is not three things")
+                name, dtype, shape = each
+                need(isinstance(name, str) and not re.search("[\ud800-\udfff]", name), "a name is not text")
+                need(isinstance(dtype, str) and dtype in DTYPES, "an input's dtype is not a dtype")
+                need(isinstance(shape, list) and all(type(k) is int and k >= 0 for k in shape), "a shape is wrong")
+                sound = len(shape) <= 16 and math.prod(max(1, k) for k in shape) <= 2**26
+                need(sound, "a shape is out of bounds")
+        elif key == "input_dtype":
             need(isinstance(value, str) and value in DTYPES, "input_dtype is not a dtype")
         else:
             need(key in kinds and isinstance(value, list), "an unknown fact, or one that is not a list")
@@ -297,7 +319,7 @@ def weights(tensor: Tensor, w: np.ndarray) -> bytes:
         word = value.view(np.uint32)
         return ((word + 0x7FFF + (word >> 16 & 1)) >> 16).astype("<u2").tobytes()
     with np.errstate(over="ignore"):
-        return value.astype({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[tensor.dtype]).tobytes()
+        return value.astype({"F32": "<f4", "F16": "<f2", "F64": "<f8", "C64": "<f4"}[tensor.dtype]).tobytes()
 
 
 def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
@@ -308,7 +330,7 @@ def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
 
 
 def read_stored(reader: Reader, tensors: list[Tensor]) -> Reader:
-    stored = [tensor for tensor in tensors if tensor.group is None]
+    stored = [tensor for tensor in tensors if tensor.group is None and tensor.tied is None]
     total = sum(tensor.nbytes for tensor in stored)
     need(total <= 2**30, "the stored tensors are too large")
     data = reader.deflated(total) if stored else b""
@@ -325,16 +347,18 @@ def decode(data: bytes, tables: dict[str, Any]) -> Decoded:
     facts, accuracy, digest = read_facts(reader, tables), reader.varint(10_001), reader.take(16)
     stored = read_stored(reader, tensors)
     coordinates = read_coordinates(reader.take(len(reader.data) - reader.at), groups)
-    sizes = [sum(tensor.size for tensor in tensors if tensor.group == g) for g in range(len(groups))]
+    sizes = [sum(tensor.reals for tensor in tensors if tensor.group == g) for g in range(len(groups))]
     integers = [rows(seed, g, groups[g], sizes[g], coordinates[g]) for g in range(len(groups))]
     values = []
     for tensor in tensors:
-        if (g := tensor.group) is None:
+        if tensor.tied is not None:
+            values.append(values[tensor.tied])
+        elif (g := tensor.group) is None:
             values.append(stored.take(tensor.nbytes))
             need(tensor.dtype != "BOOL" or not values[-1].strip(b"\0\1"), "a BOOL is neither 0 nor 1")
         else:
-            values.append(weights(tensor, integers[g][: tensor.size]))
-            integers[g] = integers[g][tensor.size :]
+            values.append(weights(tensor, integers[g][: tensor.reals]))
+            integers[g] = integers[g][tensor.reals :]
     need(weights_digest(tensors, values) == digest, "the weights are not those that were packed")
     named = {t.name: (t.dtype, t.shape, value) for t, value in zip(tensors, values, strict=True)}
     return Decoded(seed, coordinates, named, digest, facts, (accuracy - 1) / 10_000 if accuracy else None)

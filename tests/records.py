@@ -12,10 +12,10 @@ import numpy as np
 
 from subcompress.data.digits import FACTS
 from subcompress.expand import digest_of, expand
-from subcompress.facts import Facts
+from subcompress.facts import Facts, Input
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, Stored
+from subcompress.record import Coded, Group, Record, Same, Stored
 from subcompress_models import MODELS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,3 +78,22 @@ def mixed_record() -> Record:
     )
     facts = Facts(input_shape=(3, 8), input_dtype="F32", mean=(0.5, 0.25), labels=("cat", "dög"))
     return with_digest(Record(9, layout, groups, entries, stored, facts))
+
+
+def tied_record() -> Record:
+    """Tied tensors, complex weights, many norms (their tags are deflated), values one by one, several inputs."""
+    tensors = [("embed.weight", "F32", (9, 4)), ("filter", "C64", (3, 5)), ("mode", "C64", (2,))]
+    tensors += [(f"norms.{i}.weight", "F32", (4,)) for i in range(12)]
+    tensors += [("running_mean", "F32", (6,)), ("decoder.weight", "F32", (9, 4)), ("mode_again", "C64", (2,))]
+    layout = Layout(tuple(TensorSpec(*t) for t in tensors))
+    norms = tuple(Coded(0.0625, 1, 1.0) for _ in range(12))
+    entries = (Coded(0.25), Coded(0.125), Stored(), *norms, Coded(2.0**-9, 2, 0.75), Same(0), Same(2))
+    stored = np.array([1 - 2j, 0.5j], np.complex64).tobytes()
+    rng = np.random.default_rng(2)
+    groups = (
+        Group(HadamardBlocks(66, 20, 4, 6, 16, 5, group=0), 4, rng.integers(-7, 8, 20).astype(np.int32)),
+        Group(HadamardBlocks(48, 9, 4, 4, 0, 0, group=1), 4, rng.integers(-7, 8, 9).astype(np.int32)),
+        Group(HadamardBlocks(6, 6, 4, 0, 0, 0, group=2), 9, rng.integers(-255, 256, 6).astype(np.int32)),
+    )
+    facts = Facts(inputs=(Input("tokens", "I64", (12,)), Input("", "F32", (12, 3))))
+    return with_digest(Record(4, layout, groups, entries, stored, facts))

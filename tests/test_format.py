@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from records import GOLDEN, TABLES, lenet_record, mixed_record, single_record, with_digest
+from records import GOLDEN, TABLES, lenet_record, mixed_record, single_record, tied_record, with_digest
 
 from subcompress import SubcompressError, format
 from subcompress.expand import expand, expand_checked
@@ -22,7 +22,7 @@ from subcompress.format import container, payload
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, bfloat16
+from subcompress.record import Coded, Group, Record, Same, bfloat16
 
 FILES = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))}
 
@@ -52,7 +52,7 @@ def refused(data: bytes) -> str:
 def random_records(draw) -> Record:
     """One or two groups over a handful of tensors of every coded dtype."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    dtypes = draw(st.lists(st.sampled_from(["F32", "F16", "BF16", "F64"]), min_size=1, max_size=5))
+    dtypes = draw(st.lists(st.sampled_from(["F32", "F16", "BF16", "F64", "C64"]), min_size=1, max_size=5))
     G = draw(st.integers(1, min(2, len(dtypes))))
     specs = [
         TensorSpec(f"t{i}", t, tuple(rng.integers(1, 9, rng.integers(1, 4)).tolist())) for i, t in enumerate(dtypes)
@@ -64,7 +64,7 @@ def random_records(draw) -> Record:
     )
     groups = []
     for g in range(G):
-        D = sum(s.size for s, e in zip(specs, entries, strict=True) if e.group == g)
+        D = sum(s.reals for s, e in zip(specs, entries, strict=True) if e.group == g)
         log2_m = int(rng.integers(0, 9))
         K = int(rng.integers(0, min(1 << log2_m, 17)))
         d = int(rng.integers(1, min(D, -(-D >> log2_m) * ((1 << log2_m) - K)) + 1))
@@ -74,6 +74,10 @@ def random_records(draw) -> Record:
         groups.append(Group(HadamardBlocks(D, d, draw(st.integers(0, 2**64 - 1)), log2_m, K, A, g), bits, z))
     seed = groups[0].operator.seed
     groups = [replace(g, operator=replace(g.operator, seed=seed)) for g in groups]
+    if draw(st.booleans()):
+        tied = int(rng.integers(len(specs)))
+        entries = (*entries, Same(tied))
+        specs.append(replace(specs[tied], name="tied"))
     record = Record(
         seed,
         Layout(tuple(specs)),
@@ -118,6 +122,29 @@ def test_everything_at_once_survives():
     assert state["empty"].shape == (0, 4)
     assert state["void"].shape == (0,)
     assert state["head.weight"].dtype == torch.bfloat16
+
+
+def test_ties_and_complex_weights_survive():
+    record = tied_record()
+    found, _ = format.from_bytes(format.to_bytes(record))
+    assert found.entries == record.entries
+    assert found.facts == record.facts
+    assert (found.d, found.D) == (29, 114)
+    state = expand_checked(found)
+    assert torch.equal(state["decoder.weight"], state["embed.weight"])
+    assert torch.equal(state["mode_again"], torch.tensor([1 - 2j, 0.5j]))
+    assert state["filter"].dtype == torch.complex64
+    assert oracle.decode(format.to_bytes(record), TABLES).facts["inputs"][0] == ["tokens", "I64", [12]]
+
+
+@pytest.mark.parametrize(
+    ("index", "words"), [(1, "one dtype and shape"), (16, "an earlier one"), (17, "an earlier one"), (-1, "an earlier")]
+)
+def test_ties_are_checked(index, words):
+    record = tied_record()
+    entries = (*record.entries[:-2], Same(index), record.entries[-1])
+    with pytest.raises(SubcompressError, match=words):
+        format.to_bytes(replace(record, entries=entries))
 
 
 def test_lenet_by_name_takes_200_bytes_beside_its_coordinates():
@@ -340,7 +367,7 @@ def test_the_hand_made_payload_is_sound():
         ({"layout": layout_of(("w", 4, [300]))}, "cannot be coded"),
         ({"layout": layout_of(("__metadata__", 0, [300]))}, "is not __metadata__"),
         ({"layout": layout_of(("w", 0, [2**36, 2**36, 0]))}, "at most 68719476736"),
-        ({"layout": layout_of(("w", 11, [300]))}, "a dtype is at most 9"),
+        ({"layout": layout_of(("w", 11, [300]))}, "a dtype is at most 10"),
     ],
 )
 def test_forgeries_are_refused(changes, words):
@@ -366,6 +393,15 @@ def test_forgeries_are_refused(changes, words):
         "7",
         '{"input_dtype":"F33"}',
         "[" * 100_000,
+        '{"inputs":{}}',
+        '{"inputs":[["x","F32"]]}',
+        '{"inputs":[["x","F33",[1]]]}',
+        '{"inputs":[[1,"F32",[1]]]}',
+        '{"inputs":[["x","F32",[1.5]]]}',
+        '{"inputs":[["x","F32",[-1]]]}',
+        '{"inputs":[["x",["F32"],[1]]]}',
+        '{"inputs":[["\\ud800","F32",[1]]]}',
+        '{"inputs":[["x","F32",[67108864,2]]]}',
     ],
 )
 def test_facts_are_checked(text):

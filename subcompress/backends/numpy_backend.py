@@ -21,12 +21,14 @@ def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
 
 
 def _coded(rows: Rows, spec: TensorSpec, entry: Coded) -> Tensor:
-    theta = np.empty(spec.size, np.float32)
-    for place, w in rows.take(spec.size):
+    theta = np.empty(spec.reals, np.float32)
+    for place, w in rows.take(spec.reals):
         theta[place] = np.float32(entry.start) + np.float32(entry.scale) * w.astype(np.float32)
     if spec.dtype == "BF16":
         bits = theta.view(np.uint32)
         rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
         return torch.from_numpy(rounded).view(torch.bfloat16).reshape(spec.shape)
+    if spec.dtype == "C64":
+        return torch.from_numpy(theta.view(np.complex64)).reshape(spec.shape)
     numpy_dtype = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[spec.dtype]
     return torch.from_numpy(theta.astype(numpy_dtype)).reshape(spec.shape)

@@ -28,8 +28,11 @@ def on(device: str) -> Callable[[Record], Iterator[tuple[TensorSpec, Tensor]]]:
 
 
 def _coded(rows: Rows, spec: TensorSpec, entry: Coded, device: str) -> Tensor:
-    theta = torch.empty(spec.size, dtype=spec.torch_dtype, device=device)
-    for place, w in rows.take(spec.size):
+    dtype = torch.float32 if spec.dtype == "C64" else spec.torch_dtype
+    theta = torch.empty(spec.reals, dtype=dtype, device=device)
+    for place, w in rows.take(spec.reals):
         # scale * w is exact in float32, so the one rounding is the sum's, fused or not.
         theta[place] = (w * entry.scale).add_(entry.start)
+    if spec.dtype == "C64":
+        theta = torch.view_as_complex(theta.view(-1, 2))
     return theta.view(spec.shape)

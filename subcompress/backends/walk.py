@@ -12,7 +12,7 @@ from torch import Tensor
 from subcompress.layout import TensorSpec
 from subcompress.operators import ExactOperator
 from subcompress.operators.base import CHUNK
-from subcompress.record import Coded, Record
+from subcompress.record import Coded, Record, Same
 
 
 class Rows:
@@ -39,9 +39,11 @@ class Rows:
 
 
 def entries(record: Record) -> Iterator[tuple[TensorSpec, Coded | Tensor]]:
-    """Each tensor's spec with its entry, or with its values where they are stored."""
+    """Each tensor's spec with its entry, or with its values where they are stored; tied ones are left out."""
     at = 0
     for spec, entry in zip(record.layout, record.entries, strict=True):
+        if isinstance(entry, Same):
+            continue
         if isinstance(entry, Coded):
             yield spec, entry
             continue

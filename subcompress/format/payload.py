@@ -15,7 +15,7 @@ from subcompress.format.sections import read_facts, read_layout, write_facts, wr
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import CODED_DTYPES, Layout
 from subcompress.operators import OPERATORS, ExactOperator
-from subcompress.record import SMALLEST_START, Coded, Group, Record, Stored, bfloat16, group_sizes
+from subcompress.record import SMALLEST_START, Coded, Entry, Group, Record, Same, Stored, bfloat16, group_sizes
 
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1
@@ -23,6 +23,8 @@ MAX_D = 1 << 22
 MAX_GROUPS = 1 << 8
 MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
+MAX_TAGS_BYTES = 1 << 24
+Tag = tuple[int, float] | Stored | Same
 _GroupSpec = tuple[type[ExactOperator], list[int], int]
 _BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in OPERATORS.values() if issubclass(op, ExactOperator)}
 
@@ -115,16 +117,31 @@ def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[Exa
 
 
 def _write_entries(w: Writer, record: Record) -> None:
-    """0 where every tensor is coded in group 0 from zero, else 1 and a tag a tensor; then the scales."""
-    plain = all(isinstance(e, Coded) and e.group == 0 and e.start == 0 for e in record.entries)
-    w.varint(0 if plain else 1)
-    for entry in () if plain else record.entries:
+    """0 and the scales where every tensor is coded in group 0 from zero, else 1, a tag a tensor and the scales; or 2
+    and the same deflated, where that is shorter."""
+    if all(isinstance(e, Coded) and e.group == 0 and e.start == 0 for e in record.entries):
+        w.varint(0)
+        _write_scales(w, record)
+        return
+    body, packed = Writer(), Writer()
+    for entry in record.entries:
         if isinstance(entry, Stored):
-            w.varint(0)
+            body.varint(0)
+        elif isinstance(entry, Same):
+            body.varint(1 + 2 * len(record.groups))
+            body.varint(entry.index)
         else:
-            w.varint(1 + 2 * entry.group + (entry.start != 0))
+            body.varint(1 + 2 * entry.group + (entry.start != 0))
             if entry.start != 0:
-                w.float32(entry.start)
+                body.float32(entry.start)
+    _write_scales(body, record)
+    packed.deflated(bytes(body.data))
+    w.varint(1 + (len(packed.data) < len(body.data)))
+    w.raw(bytes(min(body.data, packed.data, key=len)))
+
+
+def _write_scales(w: Writer, record: Record) -> None:
+    """A bit a coded tensor, whether its scale is another than the one before it, and those scales."""
     scales = [e.scale for e in record.entries if isinstance(e, Coded)]
     fresh = [i == 0 or s != scales[i - 1] for i, s in enumerate(scales)]
     w.raw(np.packbits(np.array(fresh, bool), bitorder="little").tobytes())
@@ -133,11 +150,23 @@ def _write_entries(w: Writer, record: Record) -> None:
             w.raw(struct.pack("<f", scale)[2:])
 
 
-def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Coded | Stored, ...]:
-    tags: list[tuple[int, float] | None] = [(0, 0.0)] * len(layout)
-    if r.varint("the kind of the tensor list", 1):
-        tags = [_read_tag(r, groups) for _ in layout]
-    coded = sum(t is not None for t in tags)
+def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Entry, ...]:
+    kind = r.varint("the kind of the tensor list", 2)
+    if kind < 2:
+        return _read_tagged(r, layout, groups, kind)
+    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+    body.part("tensors")
+    entries = _read_tagged(body, layout, groups, kind)
+    if body.at != len(body.data):
+        raise r.fail("a tensor list ends with its last scale")
+    return entries
+
+
+def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
+    tags: list[Tag] = [(0, 0.0)] * len(layout)
+    if kind:
+        tags = [_read_tag(r, groups, i) for i in range(len(layout))]
+    coded = sum(isinstance(t, tuple) for t in tags)
     if coded and not groups:
         raise r.fail("coded tensors need a group")
     packed = r.raw(-(-coded // 8))
@@ -145,10 +174,10 @@ def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Coded | Store
     if any(fresh[coded:]) or (coded and not fresh[0]):
         raise r.fail("the first coded tensor brings a scale, and no bit stands for none")
     scale, flags = 0.0, iter(fresh)
-    entries: list[Coded | Stored] = []
+    entries: list[Entry] = []
     for spec, tag in zip(layout, tags, strict=True):
-        if tag is None:
-            entries.append(Stored())
+        if not isinstance(tag, tuple):
+            entries.append(tag)
             continue
         if next(flags):
             scale = struct.unpack("<f", b"\0\0" + r.raw(2))[0]
@@ -158,18 +187,20 @@ def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Coded | Store
     return tuple(entries)
 
 
-def _read_tag(r: Reader, groups: int) -> tuple[int, float] | None:
-    """(group, start) of a coded tensor, None for a stored one."""
-    tag = r.varint("a tensor's tag", 2 * groups)
+def _read_tag(r: Reader, groups: int, at: int) -> Tag:
+    """(group, start) where tensor number `at` is coded."""
+    tag = r.varint("a tensor's tag", 2 * groups + 1)
     if tag == 0:
-        return None
+        return Stored()
+    if tag == 2 * groups + 1:
+        return Same(r.varint("the number of the earlier tensor that one is tied to", at - 1))
     start = r.float32() if tag % 2 == 0 else 0.0
     if tag % 2 == 0 and not SMALLEST_START <= abs(start) < math.inf:
         raise r.fail("a constant start is finite, normal and not zero")
     return (tag - 1) // 2, start
 
 
-def _read_stored(r: Reader, layout: Layout, entries: tuple[Coded | Stored, ...]) -> bytes:
+def _read_stored(r: Reader, layout: Layout, entries: tuple[Entry, ...]) -> bytes:
     size = sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
     if not any(isinstance(e, Stored) for e in entries):
         return b""

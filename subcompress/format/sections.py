@@ -7,7 +7,7 @@ import math
 from itertools import takewhile
 from typing import Any
 
-from subcompress.facts import Facts
+from subcompress.facts import Facts, Input
 from subcompress.format import tables
 from subcompress.format.wire import Reader, Writer, unique_keys
 from subcompress.layout import DTYPES, Layout, TensorSpec, sound_name
@@ -116,6 +116,9 @@ def _facts(found: Any) -> Facts:
     dtype = found.pop("input_dtype", "")
     if dtype and dtype not in DTYPES:
         raise ValueError(dtype)
+    inputs = found.pop("inputs", [])
+    if not isinstance(inputs, list) or not all(isinstance(each, list) for each in inputs):
+        raise TypeError("inputs")
     lists = {}
     for key, values in found.items():
         kind = _LISTS.get(key)
@@ -124,11 +127,24 @@ def _facts(found: Any) -> Facts:
         if kind is float and not all(map(math.isfinite, values)):
             raise ValueError(key)
         lists[key] = tuple(values)
-    shape = lists.get("input_shape", ())
-    if any(k < 0 for k in shape) or math.prod(max(1, k) for k in shape) > MAX_INPUT or len(shape) > MAX_AXES:
+    if not _sound_shape(lists.get("input_shape", ())):
         raise ValueError("input_shape")
     if any(k <= 0 for k in lists.get("std", ())):
         raise ValueError("std")
     for label in lists.get("labels", ()):
         label.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    return Facts(input_dtype=dtype, **lists)
+    return Facts(input_dtype=dtype, inputs=tuple(_input(*each) for each in inputs), **lists)
+
+
+def _sound_shape(shape: tuple[int, ...]) -> bool:
+    return len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and math.prod(max(1, k) for k in shape) <= MAX_INPUT
+
+
+def _input(name: Any, dtype: Any, shape: Any) -> Input:
+    """Raises TypeError or ValueError for anything but a name, a dtype and a shape."""
+    if type(name) is not str or type(shape) is not list or any(type(k) is not int for k in shape):
+        raise TypeError(name)
+    name.encode()
+    if dtype not in DTYPES or not _sound_shape(tuple(shape)):
+        raise ValueError(name)
+    return Input(name, dtype, tuple(shape))
