@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from subcompress import Data, load_data
 from subcompress.operators import HadamardBlocks, Operator, walsh
-from subcompress.scales import standard_deviations
+from subcompress.plan import make_plan
 from subcompress.subspace import Subspace
+from subcompress.tasks import Task
 from subcompress.training import DeadRunError, Recipe, train
 from subcompress_models import MODELS
 
@@ -128,6 +129,10 @@ class Plain(Operator):
     def sized(cls, D: int, d: int, seed: int) -> Operator:
         return cls(VARIANTS[0], [(D,)], d, seed)
 
+    @property
+    def row_norm(self) -> float:
+        return math.sqrt(self.d)
+
     def _rows(self, slots: Tensor) -> Tensor:
         return ((self.signs * slots) @ self.columns * self.second).flatten()[self.place]
 
@@ -149,14 +154,17 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
     torch.manual_seed(seed)
     module = MODELS[model]()
     operator = Plain(v, [tuple(p.shape) for p in module.parameters()], d, seed)
-    subspace = Subspace(module, operator, {k: s / math.sqrt(v.K) for k, s in standard_deviations(module).items()})
+    plan = make_plan(module, d, seed=seed)
+    part = plan.parts[0]
+    part = replace(part, operator=operator, scales=tuple(4 * s / math.sqrt(v.K) for s in part.scales))
+    subspace = Subspace(module, replace(plan, parts=(part,)))
     if v.start == "torch":
-        parts = zip(module.parameters(), subspace.scales, strict=True)
-        operator.begin = torch.cat([p.detach().flatten() / scale for p, scale in parts])
+        starts = zip(module.parameters(), part.scales, strict=True)
+        operator.begin = torch.cat([p.detach().flatten() / scale for p, scale in starts])
     # The same movement of the weights, relative to their start, for every K.
     recipe = Recipe(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
     try:
-        return train(subspace, data.train, data.validation, recipe)
+        return train(subspace, data, Task.of(), recipe).value
     except DeadRunError:
         return 0.1
 

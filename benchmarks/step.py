@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from subcompress.operators import HadamardBlocks
-from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
 from subcompress_models import MODELS
 
@@ -45,10 +42,8 @@ def stepper(module: nn.Module, fused: bool) -> Callable[[], float]:
 def compare(model: str, d: int, steps: int) -> dict[str, float | str | int]:
     """Medians of both and of their ratio, both with torch's fused Adam, and against its default Adam."""
     module = MODELS[model]()
-    operator = HadamardBlocks.sized(sum(p.numel() for p in module.parameters()), d, 0)
-    scales = {k: s / math.sqrt(operator.K) for k, s in standard_deviations(module).items()}
-    subspace = Subspace(module, operator, scales)
-    subspace.quantise(1 / 8, -7, 7)
+    subspace = Subspace.of(module, d)
+    subspace.bits, subspace.steps = 4, [1 / 8]
     runners = [stepper(subspace, True), stepper(MODELS[model](), True), stepper(MODELS[model](), False)]
     times = [[run() for run in runners] for _ in range(steps + 10)][10:]
     ours, fused, default = (statistics.median(column) for column in zip(*times, strict=True))

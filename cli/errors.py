@@ -1,5 +1,6 @@
 """The border where a user's mistake becomes one line and exit status 1."""
 
+import signal
 from typing import Any
 
 import click
@@ -8,11 +9,35 @@ from subcompress import SubcompressError
 
 
 class Group(click.Group):
-    """A group that prints a SubcompressError as `error: ...` on stderr; anything else is a bug and shows itself."""
+    """A group that prints a SubcompressError as `error: ...` on stderr; anything else is a bug and shows itself.
+
+    An interruption (Ctrl-C, SIGTERM) ends with one line too, and with the status that shells expect of it.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
+        handler = signal.signal(signal.SIGTERM, _terminate) if _main_thread() else None
         try:
             return super().invoke(ctx)
         except SubcompressError as e:
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
+        except (KeyboardInterrupt, _Terminated) as e:
+            click.echo("interrupted: a fit goes on where it was when the same command is given again", err=True)
+            ctx.exit(143 if isinstance(e, _Terminated) else 130)
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
+
+
+def _main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,64 +1,87 @@
 """subcompress fit."""
 
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 import subcompress
-from subcompress_cli.options import FOLDER, data_options, json_option, model_option, network, print_json
+from subcompress_cli.loading import data_of
+from subcompress_cli.options import (
+    FOLDER,
+    data_options,
+    json_option,
+    loss_and_metric,
+    model_option,
+    network,
+    print_json,
+    restart_option,
+    task_options,
+    training_options,
+    verbose_option,
+)
 from subcompress_cli.progress import listening
 
 
 @click.command()
 @model_option(required=True)
 @data_options(required=True)
-@click.option("--d", type=int, required=True, help="Coordinates: the size of the subspace.")
+@click.option("--d", type=int, help="Coordinates: the size of the subspace. Without it, the smallest is searched.")
+@click.option("--min-accuracy", type=float, metavar="A", help="Search the smallest d of at least this accuracy.")
+@click.option("--max-drop", type=float, metavar="P", help="Search: at most P below the network trained directly.")
+@click.option("--target", type=float, metavar="V", help="Search: the metric, whichever it is, is at least (most) V.")
+@click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
+@click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
-@click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training.")
-@click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / sqrt(min(d, m))]")
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step.")
-@click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
+@task_options
+@training_options
 @click.option("-o", "--output", type=FOLDER, required=True, metavar="RUN", help="The run folder to write.")
+@restart_option
+@verbose_option
 @json_option
 def fit(
     model_name: str,
     data_name: str,
     data_dir: Path | None,
-    d: int,
-    bits: int,
-    epochs: int,
-    seed: int,
-    lr: float | None,
-    batch_size: int,
-    threads: int | None,
-    device: str,
+    loss: str,
+    metric: str | None,
     output: Path,
+    verbose: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Train a network in d coordinates and write a run folder."""
-    module, data = network(model_name), subcompress.load_data(data_name, data_dir)
-    with listening(f"{model_name} on {data_name}, d = {d}", epochs) as listener:
-        found = subcompress.fit(
-            module,
-            data,
-            output,
-            d=d,
-            bits=bits,
-            epochs=epochs,
-            seed=seed,
-            lr=lr,
-            batch_size=batch_size,
-            threads=threads,
-            device=device,
-            listener=listener,
-        )
+    """Train a network in d coordinates, or in as few as meet a target, and write a run folder.
+
+    Interrupted at any moment, the same command goes on where it was.
+    """
+    module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
+    data = data_of(data_name, data_dir)
+    with listening(f"{model_name} on {data_name}", verbose) as listener:
+        found = subcompress.fit(module, data, output, **task, **options, listener=listener)
     if as_json:
-        print_json(asdict(found))
+        print_json(found.to_json())
         return
+    if found.target is not None:
+        click.echo(_search_line(found))
     click.echo(
-        f"{found.D} weights in {found.d} coordinates of {found.bits} bits: validation {found.validation_accuracy:.4f}, "
-        f"test {found.test_accuracy:.4f}, {found.seconds:.1f} s\nnext: subcompress pack {output} -o net.safetensors"
+        f"{found.D} weights in {found.d} coordinates of {found.bits} bits: {found.metric} {found.validation:.4f} on "
+        f"validation, {found.test:.4f} on test, {found.seconds:.1f} s"
+    )
+    if found.operator == "hadamard":
+        click.echo(f"next: subcompress pack {output} -o net.safetensors")
+    else:
+        click.echo(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
+
+
+def _search_line(found: subcompress.Fit) -> str:
+    values = [p.value for p in found.probes if p.d == found.d]
+    mean = sum(values) / len(values)
+    spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
+    range_ = f"{found.d_spread['low']:.0f} to {found.d_spread['high']:.0f}" if found.d_spread else ""
+    return (
+        f"d = {found.d} meets {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} seeds; "
+        f"seeds alone "
+        f"would say {range_}; {len(found.probes)} probes, {found.full_fits:.1f} full trainings"
     )

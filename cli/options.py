@@ -8,7 +8,11 @@ from typing import Any
 import click
 from torch import nn
 
-from subcompress import Data, SubcompressError, load_data
+from subcompress import Data
+from subcompress.data import DATA
+from subcompress.operators import OPERATORS
+from subcompress.tasks import LOSSES, METRICS
+from subcompress_cli.loading import data_of, function_of, model_of
 from subcompress_models import MODELS
 
 FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
@@ -18,34 +22,76 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def model_option(**kwargs: Any) -> Decorator:
     """--model NAME."""
-    return click.option("--model", "model_name", metavar="NAME", help=f"A network: {', '.join(MODELS)}.", **kwargs)
+    known = ", ".join(MODELS)
+    text = f"{known}; or file.py:factory, package.module:factory: no argument, returns an nn.Module."
+    return click.option("--model", "model_name", metavar="NAME", help=f"A network: {text}", **kwargs)
 
 
 def data_options(**kwargs: Any) -> Decorator:
     """--data NAME and --data-dir DIR."""
+    known = ", ".join(DATA)
+    text = f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y)."
 
     def both(f: Callable[..., Any]) -> Callable[..., Any]:
-        f = click.option("--data-dir", type=FOLDER, metavar="DIR", help="Where the files of the data set lie.")(f)
-        return click.option("--data", "data_name", metavar="NAME", help="Data: digits (embedded) or mnist.", **kwargs)(
-            f
-        )
+        f = click.option("--data-dir", type=FOLDER, metavar="DIR", help="Where the files of named data lie.")(f)
+        return click.option("--data", "data_name", metavar="NAME", help=text, **kwargs)(f)
 
     return both
 
 
+def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--loss, --metric and --minimize."""
+    losses, metrics = ", ".join(LOSSES), ", ".join(METRICS)
+    f = click.option("--minimize", "minimise", is_flag=True, help="The metric is an error: less is better.")(f)
+    f = click.option(
+        "--metric",
+        metavar="NAME",
+        help=f"{metrics}; or file.py:f, f(outputs, y) -> float.  [default: goes with the loss]",
+    )(f)
+    return click.option(
+        "--loss",
+        metavar="NAME",
+        default="cross-entropy",
+        show_default=True,
+        help=f"{losses}; or file.py:f, f(module, batch) -> scalar.",
+    )(f)
+
+
+def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """How to train: what `fit` and `dim` share."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
+        click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
+        click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
+        click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
+        click.option(
+            "--operator", default="hadamard", show_default=True, help=f"P: {', '.join(OPERATORS)}. Only hadamard packs."
+        ),
+    ):
+        f = option(f)
+    return f
+
+
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+verbose_option: Decorator = click.option("-v", "--verbose", is_flag=True, help="Say how each tensor starts.")
+restart_option: Decorator = click.option("--restart", is_flag=True, help="Discard what the folder holds, begin anew.")
 
 
-def network(name: str) -> nn.Module:
-    """The network of that name. Raises SubcompressError."""
-    if name not in MODELS:
-        raise SubcompressError(f"--model takes one of {', '.join(MODELS)}; {name!r} is none of them")
-    return MODELS[name]()
+def network(name: str, seed: int = 0) -> nn.Module:
+    """The network of that name, or the user's. Raises SubcompressError."""
+    return model_of(name, seed)
 
 
 def data_set(name: str | None, folder: Path | None) -> Data | None:
     """The data set of that name, None where none is named."""
-    return None if name is None else load_data(name, folder)
+    return None if name is None else data_of(name, folder)
+
+
+def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:
+    """The arguments of `fit` for a loss and a metric."""
+    return {"loss": function_of(loss, "--loss", LOSSES), "metric": function_of(metric, "--metric", METRICS)}
 
 
 def print_json(value: Any) -> None:

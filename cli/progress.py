@@ -1,38 +1,101 @@
-"""Live progress on stderr: a bar in a terminal, plain lines without one."""
+"""Live progress on stderr: a bar and a table in a terminal, plain lines without one."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
-from subcompress.training import Progress
+from subcompress.fitting import Probe
+from subcompress.training import Listener, Progress
+
+
+class Lines(Listener):
+    """Plain lines: for logs and pipes."""
+
+    def __init__(self, console: Console, title: str, verbose: bool) -> None:
+        self.console, self.title, self.verbose = console, title, verbose
+        self.name = ""
+
+    def note(self, text: str) -> None:
+        if self.verbose or not text.startswith("start: "):
+            self.print(text.removeprefix("start: "))
+
+    def run(self, title: str, epochs: int) -> None:
+        self.name = title
+
+    def epoch(self, progress: Progress) -> None:
+        self.print(f"{self.title}, {self.name}: epoch {progress.epoch}/{progress.epochs}  {_state(progress)}")
+
+    def probes(self, probes: Sequence[Probe]) -> None:
+        p = probes[-1]
+        self.print(f"probe {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{_remark(p)}, {p.seconds:.0f} s")
+
+    def print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+class Screen(Lines):
+    """A bar for the training under way, and a table of the probes below it."""
+
+    def __init__(self, console: Console, title: str, verbose: bool, live: Live) -> None:
+        super().__init__(console, title, verbose)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        self.bar = Bar(*columns, console=console)
+        self.task = self.bar.add_task(title, total=1, state="")
+        self.live, self.table = live, None
+        live.update(self.bar)
+
+    def run(self, title: str, epochs: int) -> None:
+        super().run(title, epochs)
+        self.bar.reset(self.task, total=epochs, description=f"{self.title}, {title}", state="")
+
+    def epoch(self, progress: Progress) -> None:
+        self.bar.update(self.task, completed=progress.epoch, state=_state(progress))
+
+    def probes(self, probes: Sequence[Probe]) -> None:
+        self.live.update(Group(self.bar, probe_table(probes)))
 
 
 @contextmanager
-def listening(title: str, epochs: int) -> Iterator[Callable[[Progress], None]]:
-    """A listener for a run of so many epochs, with `title` in front of its lines."""
+def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
+    """A listener on stderr, with `title` in front of its lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda p: console.print(f"{title}: {_line(p)}", highlight=False, soft_wrap=True)
+        yield Lines(console, title, verbose)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(16),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task(title, total=epochs, state="")
-        yield lambda p: bar.update(task, completed=p.epoch, state=_state(p))
+    with Live(console=console, refresh_per_second=4) as live:
+        yield Screen(console, title, verbose, live)
+
+
+def probe_table(probes: Sequence[Probe]) -> Table:
+    """d by seed, in order of d: the value of each training, and the mean."""
+    seeds = sorted({p.seed for p in probes})
+    table = Table("d", *[f"seed {s}" for s in seeds], "mean", "s")
+    for d in sorted({p.d for p in probes}):
+        row = {p.seed: p for p in probes if p.d == d}
+        cells = [f"{row[s].value:.4f}{_remark(row[s])}" if s in row else "" for s in seeds]
+        mean = sum(p.value for p in row.values()) / len(row)
+        table.add_row(f"{d}", *cells, f"{mean:.4f}", f"{sum(p.seconds for p in row.values()):.0f}")
+    return table
+
+
+def _remark(p: Probe) -> str:
+    note = "stopped" if p.stopped and not p.note else p.note
+    return f" ({note})" if note else ""
 
 
 def _state(p: Progress) -> str:
     left = p.seconds / p.epoch * (p.epochs - p.epoch)
-    state = f"loss {p.loss:.3f}  validation {p.validation_accuracy:.4f}  {p.seconds:.0f} s, {left:.0f} s left"
+    state = f"loss {p.loss:.3f}  validation {p.metric} {p.value:.4f}  {p.seconds:.0f} s, {left:.0f} s left"
     return f"{state}  ({p.note})" if p.note else state
-
-
-def _line(p: Progress) -> str:
-    return f"epoch {p.epoch}/{p.epochs}  {_state(p)}"

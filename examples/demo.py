@@ -17,19 +17,20 @@ import onnxruntime
 import torch
 
 import subcompress
-from subcompress.training import Listener, Recipe, accuracy_of, train
+from subcompress.tasks import Task, accuracy_of
+from subcompress.training import Direct, Recipe, train
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
 
 BATCH = 32
 
 
-def directly(data: subcompress.Data, epochs: int, listener: Listener) -> tuple[float, float]:
+def directly(data: subcompress.Data, epochs: int, listener: subcompress.Listener) -> tuple[float, float]:
     """Test accuracy and seconds of the same network, trained in all of its weights."""
     began = time.perf_counter()
     torch.manual_seed(0)
     net = MODELS["lenet"]()
-    train(net, data.train, data.validation, Recipe(epochs, 3e-3, BATCH), listener=listener)
+    train(Direct(net), data, Task.of(), Recipe(epochs, 3e-3, BATCH), listener=listener)
     return accuracy_of(net, data.test), time.perf_counter() - began
 
 
@@ -59,12 +60,13 @@ def main() -> None:
     net, dense, graph = (folder / name for name in ("net.safetensors", "dense.safetensors", "net.onnx"))
 
     print("1. the network trained directly, for comparison")
-    with listening("all 44,426 weights", options.epochs) as listener:
+    with listening("all 44,426 weights") as listener:
+        listener.run("direct", options.epochs)
         baseline, direct_seconds = directly(data, options.epochs, listener)
     print(f"2. the same network in {options.d} coordinates of {options.bits} bits")
     settings = {"d": options.d, "bits": options.bits, "epochs": options.epochs, "batch_size": BATCH}
-    with listening(f"{options.d} coordinates", options.epochs) as listener:
-        fit = subcompress.fit(MODELS["lenet"](), data, folder, **settings, listener=listener)
+    with listening("LeNet") as listener:
+        fit = subcompress.fit(MODELS["lenet"](), data, folder, **settings, restart=True, listener=listener)
     print("3. pack, verify, unpack, run in ONNX Runtime")
     size = subcompress.pack(folder, net)
     verified = subcompress.verify(net)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from subcompress_models.cifar_lenet import CifarLeNet
 from subcompress_models.lenet import LeNet
 from subcompress_models.lenet5 import LeNet5
 from subcompress_models.mlp import MLP
@@ -12,6 +13,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": MLP,
     "lenet": LeNet,
     "lenet5": LeNet5,
+    "cifar-lenet": CifarLeNet,
 }
 
-__all__ = ["MLP", "MODELS", "LeNet", "LeNet5"]
+__all__ = ["MLP", "MODELS", "CifarLeNet", "LeNet", "LeNet5"]

@@ -10,6 +10,8 @@ from subcompress.data import Data, Split, load_data
 from subcompress.errors import SubcompressError
 from subcompress.fitting import Fit, fit
 from subcompress.packing import pack
+from subcompress.subspace import Subspace
+from subcompress.training import Listener, Progress
 from subcompress.unpacking import load, unpack
 from subcompress.verifying import Verification, info, verify
 
@@ -18,8 +20,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Data",
     "Fit",
+    "Listener",
+    "Progress",
     "Split",
     "SubcompressError",
+    "Subspace",
     "Verification",
     "fit",
     "info",

@@ -30,8 +30,10 @@ def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
     found = {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
     state: dict[str, Tensor] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        tied = isinstance(entry, Same)
-        state[spec.name] = state[record.layout.tensors[entry.index].name] if tied else found[spec.name]
+        if isinstance(entry, Same):
+            state[spec.name] = state[record.layout.tensors[entry.index].name]
+        else:
+            state[spec.name] = found[spec.name]
     return state
 
 

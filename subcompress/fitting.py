@@ -3,47 +3,127 @@
 from __future__ import annotations
 
 import copy
-import math
+import hashlib
+import inspect
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from subcompress import run
+from subcompress import format, run
 from subcompress.data import Data
+from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
-from subcompress.expand import digest_of, expand
-from subcompress.layout import Layout
-from subcompress.operators import HadamardBlocks
-from subcompress.record import LIMIT, Coded, Group, Record, bfloat16
-from subcompress.scales import standard_deviations
+from subcompress.expand import expand
+from subcompress.plan import Plan, check_options, make_plan
+from subcompress.preflight import check_first_batch, estimate_cost, naming_memory
+from subcompress.record import Record
+from subcompress.run import Run
+from subcompress.starts import frozen_note
 from subcompress.subspace import Subspace
-from subcompress.training import DeadRunError, Listener, Progress, Recipe, accuracy_of, check_recipe, train
+from subcompress.tasks import Loss, Metric, Task, evaluate
+from subcompress.training import (
+    DeadRunError,
+    Direct,
+    Listener,
+    Outcome,
+    Progress,
+    Recipe,
+    check_recipe,
+    seed_everything,
+    train,
+)
 
 RETRY = 0.4
 """The factor on the step size when a dead run is tried again."""
 
-_SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
-"""Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
+BASELINE_LR = 2e-3
+"""Adam's largest step for the network trained directly."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
+    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
+    usual."""
+
+    d: int
+    seed: int
+    value: float
+    curve: tuple[float, ...]
+    epochs: int
+    seconds: float
+    stopped: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit reached. Accuracies are those of the rebuilt weights; the test split was read once, for the last."""
+    """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
+    for the last. The fields of a search are empty where d was given."""
 
     run: Path
     d: int
     D: int
     bits: int
     seed: int
-    validation_accuracy: float
-    test_accuracy: float
+    metric: str
+    validation: float
+    test: float
     seconds: float
+    operator: str = "hadamard"
+    target: float | None = None
+    probes: tuple[Probe, ...] = ()
+    d_spread: dict[str, float] | None = None
+    validation_spread: float | None = None
+    baseline: float | None = None
+    full_fits: float = 1.0
+
+    @property
+    def validation_accuracy(self) -> float:
+        """`validation`, for the metric it usually is."""
+        return self.validation
+
+    @property
+    def test_accuracy(self) -> float:
+        """`test`, for the metric it usually is."""
+        return self.test
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; accuracies under their own names too."""
+        fields = asdict(self) | {"run": str(self.run)}
+        if self.metric.endswith("accuracy"):
+            fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
+            fields |= {"baseline_accuracy": self.baseline}
+        return fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a fit that every one of its trainings shares."""
+
+    bits: int = 4
+    epochs: int = 10
+    seed: int = 0
+    lr: float | None = None
+    batch_size: int = 128
+    device: str = "cpu"
+    operator: str = "hadamard"
+    structured: str = "store"
+    rounded: bool = True
+
+    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None) -> Recipe:
+        """How to train in the plan's coordinates, or directly."""
+        lr = self.lr if self.lr is not None else plan.lr if plan is not None else BASELINE_LR
+        return Recipe(epochs or self.epochs, lr if plan is not None else BASELINE_LR, self.batch_size, seed)
 
 
 def fit(
@@ -51,58 +131,336 @@ def fit(
     data: Data,
     run_folder: str | Path,
     *,
-    d: int,
+    d: int | None = None,
+    min_accuracy: float | None = None,
+    max_drop: float | None = None,
+    target: float | None = None,
+    baseline: float | str | Path | None = None,
+    loss: str | Loss = "cross-entropy",
+    metric: str | Metric | None = None,
+    minimise: bool = False,
+    operator: str = "hadamard",
+    structured: str = "store",
     bits: int = 4,
     epochs: int = 10,
     seed: int = 0,
+    seeds: int = 3,
+    max_fits: float = 8.0,
     lr: float | None = None,
     batch_size: int = 128,
     threads: int | None = None,
     device: str = "cpu",
+    restart: bool = False,
     listener: Listener | None = None,
 ) -> Fit:
     """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
 
-    lr: Adam's largest step in units of the frozen constant; by default 0.35 / sqrt(min(d, m)), so that the weights
+    Give one of d; min_accuracy (absolute); max_drop (below the same network trained directly, on the spot or given as
+    `baseline`, a number or a safetensors file of its weights); target (of any metric). Without d, the smallest d is
+    searched whose mean over `seeds` seeds meets the target on the validation split, in at most `max_fits` trainings.
+
+    lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
-    have no fixed order). Raises SubcompressError for options that cannot be met, and when a run that died was tried
-    again with a smaller step and died again.
+    have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
+    options that cannot be met, a target that is not reached, and a run that died, was tried again with a smaller step
+    and died again.
     """
-    began = time.perf_counter()
-    with _machine(device, threads, seed):
-        operator = _operator(model, d, bits, seed)
-        recipe = Recipe(epochs, default_lr(operator) if lr is None else lr, batch_size, seed)
-        check_recipe(recipe, data.train)
-        deviations = standard_deviations(model)
-        scales = {name: s / math.sqrt(operator.K) for name, s in deviations.items()}
-        folder = run.prepare(run_folder)  # only now: what cannot be fitted leaves an earlier run as it was
-        model = copy.deepcopy(model).to(device)
-        subspace = _train(lambda: Subspace(model, operator, scales), data, recipe, bits, listener)
-        record = _record(Layout.of(model.state_dict()), operator, subspace, bits, data)
-        rebuilt = copy.deepcopy(model)
-        rebuilt.load_state_dict(expand(record))
-        validation, test = accuracy_of(rebuilt, data.validation), accuracy_of(rebuilt, data.test)
-    record = replace(record, test_accuracy=test, digest=digest_of(record, rebuilt.state_dict()))
-    found = Fit(folder, record.d, record.D, bits, seed, validation, test, time.perf_counter() - began)
-    run.write(folder, record, recipe, found)
-    return found
+    from subcompress.searching import Goal, search
+
+    began, listener = time.perf_counter(), listener or Listener()
+    task = Task.of(loss, metric, minimise)
+    goal = Goal.of(task, d, min_accuracy, max_drop, target, baseline, seeds, max_fits)
+    settings = Settings(bits, epochs, seed, lr, batch_size, device, operator, structured)
+    with machine(device, threads, seed), naming_memory(batch_size):
+        fitter = Fitter(model, data, task, settings, listener)
+        fitter.check(goal.first_d(fitter.D) if d is None else d)
+        command = fitter.command() | goal.command()
+        with run.holding(run_folder, command) as folder:
+            if (held := folder.finished) is not None and not restart:
+                listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
+                return _finished(held["fit"])
+            fitter.begin(folder, restart)
+            if d is not None:
+                fitter.say_cost(d, 1)
+                chosen = fitter.probe(d, seed)
+                found: dict[str, Any] = {}
+            else:
+                chosen, found = search(fitter, goal)
+            return fitter.finish(chosen, time.perf_counter() - began, found)
 
 
-def default_lr(operator: HadamardBlocks) -> float:
-    """One step moves a weight by sqrt(min(d, m)) times this, in root mean square."""
-    return 0.35 / math.sqrt(max(1, min(operator.d, operator.m)))
+class Fitter:
+    """Trains one network on one data set under one set of options, in a run folder that remembers each training."""
+
+    def __init__(self, model: nn.Module, data: Data, task: Task, settings: Settings, listener: Listener) -> None:
+        self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
+        check_options(settings.bits, settings.seed, settings.operator)
+        first = make_plan_any(model, settings)
+        self.layout, self.starts, self.D = first.layout, first.starts, first.D
+        self.lines = first.lines()
+        self.run: Run | None = None
+
+    def plan(self, d: int, seed: int) -> Plan:
+        """The plan of d coordinates under that seed."""
+        s = self.settings
+        return make_plan(self.model, d, bits=s.bits, seed=seed, operator=s.operator, structured=s.structured)
+
+    def check(self, d: int) -> None:
+        """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
+        plan = self.plan(d, self.settings.seed)
+        check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
+        module = copied(self.model, self.settings.device)
+        check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two commands the same: options, how the network starts, its code, the data."""
+        s = self.settings
+        root = hashlib.sha256("\n".join(self.lines).encode())
+        for p in self.model.state_dict().values() if s.operator != "hadamard" else ():
+            root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric))
+        return {
+            **asdict(s),
+            "threads": torch.get_num_threads(),
+            "loss": self.task.loss_name,
+            "metric": self.task.metric_name,
+            "minimise": self.task.minimise,
+            "network": root.hexdigest()[:16],
+            "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+            "data": self.data.digest(),
+        }
+
+    def begin(self, folder: Run, restart: bool) -> None:
+        """Take the folder; say how tensors start and what frozen ones cost."""
+        self.run = folder
+        if folder.begin(restart):
+            self.listener.note(f"going on with the run in {folder.path}")
+        for line in self.lines:
+            self.listener.note(f"start: {line}")
+        if (warning := frozen_note(self.model, dict(self.starts))) is not None:
+            self.listener.note(f"warning: {warning}")
+
+    def say_cost(self, d: int, fits: float) -> None:
+        """Time a step, and say what the whole will take."""
+        plan = self.plan(d, self.settings.seed)
+        subspace = Subspace(copied(self.model, self.settings.device), plan)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits))
+
+    def baseline(self) -> Probe:
+        """The network trained directly, in all of its weights, from its own start."""
+        key, seed = "direct", self.settings.seed
+        if (held := self._held(key)) is not None:
+            return held
+        recipe = self.settings.recipe(seed)
+        self.listener.run("trained directly", recipe.epochs)
+        seed_everything(seed, 0)
+        direct = Direct(copied(self.model, self.settings.device))
+        try:
+            outcome = train(
+                direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
+            )
+        except DeadRunError as e:
+            raise SubcompressError(
+                f"the network trained directly died ({e}): give --baseline, or look at the loss"
+            ) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds))
+
+    def probe(
+        self,
+        d: int,
+        seed: int,
+        *,
+        warm: Probe | None = None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    ) -> Probe:
+        """Train in d coordinates; a dead run is tried once more with a smaller step. `warm`: an ended training of the
+        same seed and rows whose coordinates this one begins with; half of the epochs are enough then."""
+        key = f"d{d}-s{seed}" + (f"-from{warm.d}" if warm else "")
+        if (held := self._held(key)) is not None:
+            return held
+        epochs, spent, before = self.settings.epochs, 0, None
+        plan = self.plan(d, seed)
+        if warm is not None:
+            epochs, before = max(1, epochs // 2), self._coordinates(warm)
+        recipe = self.settings.recipe(seed, plan, epochs)
+        for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
+            name = key if attempt is recipe else f"{key}-again"
+            if attempt is recipe and f"{key}-died" in self._run.journal:
+                spent += int(self._run.journal[f"{key}-died"]["epochs"])
+                died = str(self._run.journal[f"{key}-died"]["note"])
+                continue
+            note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
+            note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
+            self.listener.run(note, epochs)
+            try:
+                subspace, outcome = self._train(plan, attempt, name, before, hopeless, note if name != key else "")
+            except DeadRunError as e:
+                died, trained = str(e), min(epochs, 1 + int(epochs * _share_of(str(e))))
+                spent += trained
+                if attempt is recipe:
+                    self._run.note(f"{key}-died", {"epochs": trained, "note": died})
+                continue
+            record = None if outcome.stopped or not plan.exact or not self.settings.rounded else subspace.record()
+            value = self._value(subspace, record) if not outcome.stopped else outcome.value
+            probe = Probe(
+                d,
+                seed,
+                value,
+                outcome.curve,
+                spent + len(outcome.curve),
+                outcome.seconds,
+                outcome.stopped,
+                ("" if attempt is recipe else "second try") + (f"from {warm.d}" if warm else ""),
+            )
+            return self._note(key, probe, record)
+        raise DiedTwiceError(
+            f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
+            "or give a smaller --lr or another --seed",
+            spent,
+        )
+
+    def finish(self, chosen: Probe, seconds: float, found: dict[str, Any]) -> Fit:
+        """Read the test split, once, and write the run."""
+        s = self.settings
+        key = f"d{chosen.d}-s{chosen.seed}"
+        plan = self.plan(chosen.d, chosen.seed)
+        record: Record | None = None
+        if plan.exact:
+            record = format.read(self._run.probe(key))[0]
+            test = evaluate(self._rebuilt(record), self.data.test, self.task)
+            accuracy = test if self.task.is_accuracy else None
+            record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
+        else:
+            subspace, _ = self._train(plan, s.recipe(chosen.seed, plan), key, None, None, "again, for the test split")
+            subspace.eval()
+            with torch.no_grad(), subspace.materialised() as module:
+                test = evaluate(module, self.data.test, self.task)
+        result = Fit(
+            self._run.path,
+            chosen.d,
+            self.D,
+            s.bits,
+            chosen.seed,
+            self.task.metric_name,
+            chosen.value,
+            test,
+            seconds,
+            s.operator,
+            **found,
+        )
+        recipe = asdict(s.recipe(chosen.seed, plan))
+        self._run.finish(record, {"fit": result.to_json(), "recipe": recipe})
+        return result
+
+    @property
+    def _run(self) -> Run:
+        assert self.run is not None, "begin() comes first"
+        return self.run
+
+    @property
+    def full_fits(self) -> float:
+        """Trainings so far, in units of one of all epochs."""
+        return sum(int(e["epochs"]) for k, e in self._run.journal.items() if "-died" not in k) / self.settings.epochs
+
+    def _held(self, key: str) -> Probe | None:
+        entry = self._run.journal.get(key)
+        return None if entry is None else Probe(**{**entry, "curve": tuple(entry["curve"])})
+
+    def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
+        self._run.note(key, asdict(probe), record)
+        return probe
+
+    def _train(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        key: str,
+        before: list[Tensor] | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+        note: str,
+    ) -> tuple[Subspace, Outcome]:
+        s = self.settings
+        subspace = Subspace(copied(self.model, s.device), plan)
+        if before is not None:
+            with torch.no_grad():
+                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
+                    n = min(len(z), len(old))
+                    z[:n] = old[:n]
+        outcome = train(
+            subspace,
+            self.data,
+            self.task,
+            recipe,
+            quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
+            listener=self.listener,
+            note=note,
+            checkpoint=self._run.checkpoint(key),
+            hopeless=hopeless,
+        )
+        return subspace, outcome
+
+    def _coordinates(self, probe: Probe) -> list[Tensor]:
+        """z of an ended training, in units of the frozen constant."""
+        record = format.read(self._run.probe(f"d{probe.d}-s{probe.seed}"))[0]
+        plan = self.plan(probe.d, probe.seed)
+        found = []
+        for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
+            found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
+        return found
+
+    def _value(self, subspace: Subspace, record: Record | None) -> float:
+        """The metric on the validation split: of the rebuilt weights where there is a file to be."""
+        if record is not None:
+            return evaluate(self._rebuilt(record), self.data.validation, self.task)
+        subspace.eval()
+        with torch.no_grad(), subspace.materialised() as module:
+            return evaluate(module, self.data.validation, self.task)
+
+    def _rebuilt(self, record: Record) -> nn.Module:
+        module = copied(self.model, "cpu")
+        module.load_state_dict(expand(record))
+        return module.to(self.settings.device)
+
+
+class DiedTwiceError(SubcompressError):
+    """A run died, and its second try too; `epochs` were spent."""
+
+    def __init__(self, text: str, epochs: int) -> None:
+        super().__init__(text)
+        self.epochs = epochs
+
+
+def make_plan_any(model: nn.Module, settings: Settings) -> Plan:
+    """A plan of as few coordinates as there can be: what does not depend on d."""
+    for d in (1, 2):
+        try:
+            return make_plan(model, d, bits=settings.bits, structured=settings.structured)
+        except SubcompressError as e:
+            if d == 2 or not str(e).startswith("--d is between 2"):
+                raise
+    raise AssertionError
+
+
+def copied(model: nn.Module, device: str) -> nn.Module:
+    """A copy on the device. Raises SubcompressError for what cannot be copied."""
+    try:
+        return copy.deepcopy(model).to(device)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
 @contextmanager
-def _machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
-    """The device checked, the threads set and given back, the caller's random state untouched."""
+def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
+    """The device checked, the threads set and given back, the caller's random states untouched."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
     if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
     if threads is not None and not 1 <= threads <= 1024:
         raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
-    before = torch.get_num_threads()
+    before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
     try:
         torch.set_num_threads(threads or before)
         # What the caller has switched on or off must not change the file.
@@ -112,73 +470,38 @@ def _machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
-def _operator(model: nn.Module, d: int, bits: int, seed: int) -> HadamardBlocks:
-    """The subspace of the model's weights, in units of the frozen constant (A = 1)."""
-    if bits not in _SPREAD:
-        raise SubcompressError(f"--bits is one of {', '.join(map(str, _SPREAD))}; given {bits}")
-    if not 0 <= seed < 1 << 64:
-        raise SubcompressError(f"--seed is between 0 and 2^64 - 1; given {seed}")
-    if buffers := [name for name, _ in model.named_buffers()]:
-        raise SubcompressError(f"fit takes models without buffers as yet; this one has {buffers[0]}: leave it out")
-    D = sum(p.numel() for p in model.parameters())
-    if D == 0:
-        raise SubcompressError("fit trains a model's weights; this one has no weights: give another")
-    if not 1 <= d <= D:
-        raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
-    if list(model.state_dict()) != [name for name, _ in model.named_parameters()]:
-        raise SubcompressError("fit takes models whose weights are all their own as yet; this one shares some")
-    if other := [name for name, p in model.named_parameters() if p.dtype != torch.float32]:
-        raise SubcompressError(f"fit trains float32 weights; {other[0]} is not: call .float() first")
-    operator = HadamardBlocks.sized(D, d, seed)
-    # The sum of a block's integers is bounded: with many bits blocks must hold fewer coordinates.
-    most = LIMIT / 2 / (0.8 / _SPREAD[bits])
-    while min(d, operator.free) > most and -(-D // (operator.m // 2)) * (operator.m // 2 - operator.K) >= d:
-        operator = replace(operator, log2_m=operator.log2_m - 1)
-    return operator
+def _first_of_each(record: Record) -> list[float]:
+    """The scale of the first tensor of each group."""
+    from subcompress.record import Coded
+
+    found: dict[int, float] = {}
+    for entry in record.entries:
+        if isinstance(entry, Coded):
+            found.setdefault(entry.group, entry.scale)
+    return [found[g] for g in sorted(found)]
 
 
-def _train(begin: Callable[[], Subspace], data: Data, recipe: Recipe, bits: int, listener: Listener | None) -> Subspace:
-    """Train z from the beginning; a dead run is tried once more with a smaller step."""
-    for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
-        subspace = begin()
-        try:
-            train(
-                subspace,
-                data.train,
-                data.validation,
-                attempt,
-                quantise=lambda s=subspace: _quantise(s, bits),  # type: ignore[misc]
-                listener=listener,
-                note="" if attempt is recipe else f"second try, lr {attempt.lr:.2g}",
-            )
-            return subspace
-        except DeadRunError as e:
-            died = e
-    raise SubcompressError(
-        f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
-        "or give a smaller --lr or another --seed"
-    )
+def _share_of(text: str) -> float:
+    """Of a run that died: the share of its steps that were trained, from the words of its error."""
+    steps = re.search(r"after (\d+) of (\d+) steps", text)
+    return int(steps[1]) / int(steps[2]) if steps else 1.0
 
 
-def _quantise(subspace: Subspace, bits: int) -> None:
-    """Round from here on: the step is the frozen constant over an integer A, near a share of the spread of z."""
-    spread = float(subspace.z.detach().square().mean().sqrt())
-    A = min(max(1, round(1 / (_SPREAD[bits] * spread))), 1 << 10) if spread > 0 else 1
-    top = (1 << (bits - 1)) - 1
-    subspace.quantise(1 / A, -top, top)
+def _source(f: Any) -> str:
+    try:
+        return inspect.getsource(f)
+    except (OSError, TypeError):
+        return ""
 
 
-def _record(layout: Layout, operator: HadamardBlocks, subspace: Subspace, bits: int, data: Data) -> Record:
-    """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer."""
-    coordinates = subspace.coordinates().cpu().numpy().astype("int32")
-    A = round(1 / subspace.step)
-    entries = tuple(Coded(bfloat16(scale / A)) for scale in subspace.scales)
-    group = Group(replace(operator, A=A), bits, coordinates)
-    record = Record(operator.seed, layout, (group,), entries, facts=data.facts)
-    record.check()
-    return record
+def _finished(held: dict[str, Any]) -> Fit:
+    fields = {k: v for k, v in held.items() if k in Fit.__dataclass_fields__}
+    probes = tuple(Probe(**{**p, "curve": tuple(p["curve"])}) for p in fields.pop("probes", ()))
+    return Fit(**{**fields, "run": Path(fields["run"]), "probes": probes})
 
 
-__all__ = ["Fit", "Progress", "default_lr", "fit"]
+__all__ = ["Fit", "Fitter", "Probe", "Progress", "Settings", "fit"]

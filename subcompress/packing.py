@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from subcompress import format, run
+from subcompress.facts import Facts
+from subcompress.subspace import Subspace
 
 
-def pack(run_folder: str | Path, path: str | Path) -> int:
-    """Write the file of a run, whole or not at all; returns its bytes.
+def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None) -> int:
+    """Write the file of a run folder, or of a Subspace that was trained in a loop of the caller's own; whole or not at
+    all. Returns its bytes. facts: what a receiver needs to know of the input, for a Subspace.
 
-    Raises SubcompressError for a folder that is not a finished run and a place that cannot be written.
+    Raises SubcompressError for a folder that is not a finished run, a Subspace that was not rounded, and a place that
+    cannot be written.
     """
-    return format.save(run.load(run_folder), path)
+    record = source.record(facts) if isinstance(source, Subspace) else run.load(source)
+    return format.save(record, path)

@@ -1,15 +1,30 @@
-"""The run folder: what fit leaves and pack takes. `run.json` is for people and scripts, `record.safetensors` for pack.
+"""The run folder: what a fit leaves, goes on from after an interruption, and pack takes.
 
-The record is held exactly as it will be packed, so that packing cannot differ from what was fitted.
+    record.safetensors       the record, exactly as it will be packed
+    run.json                 for people and scripts; a folder that has it is finished
+    command.json             what was asked for: only the same command goes on
+    journal.json             the trainings that have ended
+    probes/                  their records
+    checkpoint.safetensors   the training that is under way
+    .lock                    held by the process that works here
+
+Every file is replaced whole: a process may be killed at any moment.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import safetensors.torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from subcompress import format
 from subcompress.errors import SubcompressError
@@ -17,27 +32,114 @@ from subcompress.files import write_bytes
 from subcompress.record import Record
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
+COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
 
 
-def prepare(folder: str | Path) -> Path:
-    """Make the folder and see that it can be written, before hours are spent; a run that was there no longer counts
-    as finished. Raises SubcompressError."""
-    folder = Path(folder)
+class Run:
+    """A folder that this process holds."""
+
+    def __init__(self, path: Path, command: dict[str, Any]) -> None:
+        self.path, self.command = path, json.loads(json.dumps(command, default=str))
+        self.journal: dict[str, Any] = {}
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run of the same command that has ended."""
+        held = _read(self.path / SUMMARY)
+        return held if held is not None and _read(self.path / COMMAND) == self.command else None
+
+    def begin(self, restart: bool) -> bool:
+        """Take up what is there, or clear it for a new command; whether there is something to go on from.
+
+        Raises SubcompressError where the folder holds an unfinished run of another command.
+        """
+        before = _read(self.path / COMMAND)
+        unfinished = before is not None and _read(self.path / SUMMARY) is None
+        if before == self.command and unfinished and not restart:
+            self.journal = _read(self.path / JOURNAL) or {}
+            return bool(self.journal) or (self.path / CHECKPOINT).exists()
+        if before is not None and unfinished and not restart and self._worked():
+            raise SubcompressError(
+                f"{self.path} holds an unfinished run of another command ({_difference(before, self.command)}): give "
+                f"the "
+                "same options to go on, another folder, or --restart to discard it"
+            )
+        for name in (SUMMARY, COMMAND, JOURNAL, CHECKPOINT):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / PROBES, ignore_errors=True)
+        self.journal = {}
+        write_bytes(self.path / COMMAND, _json(self.command))
+        return False
+
+    def _worked(self) -> bool:
+        return (self.path / JOURNAL).exists() or (self.path / CHECKPOINT).exists()
+
+    def note(self, key: str, entry: dict[str, Any], record: Record | None = None) -> None:
+        """Remember a training that has ended; its checkpoint is no longer needed."""
+        if record is not None:
+            (self.path / PROBES).mkdir(exist_ok=True)
+            format.save(record, self.probe(key))
+        self.journal[key] = json.loads(json.dumps(entry))
+        write_bytes(self.path / JOURNAL, _json(self.journal))
+        (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def probe(self, key: str) -> Path:
+        """Where the record of a training lies."""
+        return self.path / PROBES / f"{key}.safetensors"
+
+    def checkpoint(self, key: str) -> _Checkpoint:
+        """Of the training of that name."""
+        return _Checkpoint(self.path / CHECKPOINT, key)
+
+    def finish(self, record: Record | None, summary: Any) -> None:
+        """Write the record, then the summary that marks the run as finished."""
+        if record is not None:
+            format.save(record, self.path / RECORD)
+        write_bytes(self.path / SUMMARY, _json(asdict(summary) if is_dataclass(summary) else summary))  # type: ignore[arg-type]
+
+
+class _Checkpoint:
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save` kept, None where there is nothing or it belongs to another training."""
+        if not self.path.is_file():
+            return None
+        with safetensors.safe_open(self.path, "pt") as f:
+            meta = json.loads(f.metadata()["state"])
+            if meta["key"] != self.key:
+                return None
+            return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 - no mapping
+
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep it, whole or not at all."""
+        held = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        write_bytes(self.path, safetensors.torch.save(held, {"state": json.dumps({**meta, "key": self.key})}))
+
+
+@contextmanager
+def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
+    """Make the folder, see that it can be written before hours are spent, and hold it against other processes.
+
+    Raises SubcompressError where it cannot be made or another process works in it.
+    """
+    path = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise SubcompressError(f"the run folder {folder} cannot be made: {e.strerror}; give another with -o") from e
-    write_bytes(folder / ".writable", b"")
-    (folder / ".writable").unlink()
-    (folder / SUMMARY).unlink(missing_ok=True)
-    return folder
-
-
-def write(folder: Path, record: Record, recipe: Any, summary: Any) -> None:
-    """Write the record, then the summary that marks the run as finished."""
-    format.save(record, folder / RECORD)
-    text = json.dumps({"fit": asdict(summary), "recipe": asdict(recipe)}, indent=2, default=str)
-    write_bytes(folder / SUMMARY, text.encode())
+        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
+    write_bytes(path / ".writable", b"")
+    (path / ".writable").unlink()
+    lock = FileLock(path / LOCK)  # the system lets go of it when a process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise SubcompressError(f"another process works in {path}: wait for it, or give another folder") from e
+    try:
+        yield Run(path, command)
+    finally:
+        lock.release()
 
 
 def load(folder: str | Path) -> Record:
@@ -47,4 +149,27 @@ def load(folder: str | Path) -> Record:
         raise SubcompressError(
             f"{folder} is not a finished run (it has no {SUMMARY}): make one with `subcompress fit -o {folder}`"
         )
+    if not os.path.isfile(folder / RECORD):
+        raise SubcompressError(
+            f"{folder} holds a run of a reference operator, which is not exact and cannot be packed: fit with "
+            f"--operator "
+            "hadamard"
+        )
     return format.read(folder / RECORD)[0]
+
+
+def _read(path: Path) -> Any:
+    """The JSON of a file of ours, None where there is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
+def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
+    key = next((k for k in {**a, **b} if a.get(k) != b.get(k)), "")
+    return f"its {key} was {a.get(key)}, now {b.get(key)}"

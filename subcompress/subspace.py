@@ -1,81 +1,241 @@
-"""A module whose only parameter is z: theta = theta_0 + scale * P z, for the loop of subcompress or the user's own."""
+"""A module whose only parameter is z: theta = start + scale * (frozen + P z), for our loop or the user's own.
+
+sub = subcompress.Subspace.of(net, d=300)
+optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
+...                                   # sub(x) in place of net(x); sub.materialised() for methods of net
+sub.round(bits=4)                     # half-way
+...
+subcompress.pack(sub, "net.safetensors")
+"""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from subcompress.operators.base import Operator, rmatvec
+from subcompress.buffers import coded_buffers
+from subcompress.errors import SubcompressError
+from subcompress.expand import digest_of, expand
+from subcompress.facts import Facts
+from subcompress.operators import ExactOperator, HadamardBlocks
+from subcompress.operators.base import rmatvec
+from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
+from subcompress.record import Coded, Entry, Group, Record, Same, Stored, bfloat16
+from subcompress.starts import raw_bytes
+
+MAX_A = 1 << 10
 
 
 class Subspace(nn.Module):
-    """Wraps a copy of `module`: its parameters become functions of `z`, (d,), its buffers and modes stay its own.
+    """Wraps a copy of `module`: what the plan trains becomes functions of `z`, (d,); buffers and modes stay its own.
 
-    scales: parameter name -> the factor of its rows of P z, in the order of the parameters. `z` starts at zero, where
-    the weights are `scale * operator.start()`.
+    `z` starts at zero, where the weights are at their starts. Submodules are reached by `train()` and `eval()`.
     """
 
-    def __init__(self, module: nn.Module, operator: Operator, scales: Mapping[str, float]) -> None:
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module)
-        self.operator = operator
-        self.shapes = {name: p.shape for name, p in module.named_parameters()}
-        self.sizes = [shape.numel() for shape in self.shapes.values()]
+        self.plan = plan
+        self.module = _copy(module)
         device = next(module.parameters()).device
-        self.z = nn.Parameter(torch.zeros(operator.d, dtype=torch.float32, device=device))
-        self.scales = [scales[name] for name in self.shapes]
-        self.step, self.lowest, self.highest = 0.0, -math.inf, math.inf
+        self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
+        self.splits = [p.operator.d for p in plan.parts]
+        self.bits = 0
+        self.steps = [0.0] * len(plan.parts)
+        self._begin = [
+            tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts) for part in plan.parts
+        ]
+        self._buffer_names = [name for name, _ in self.module.named_buffers()]
         _forget_parameters(self.module)
+        self._places = _places(self.module, plan)
+        self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
 
-    def quantise(self, step: float, lowest: int, highest: int) -> None:
-        """From here on the weights are those of z rounded to multiples of `step` within [lowest, highest] of them."""
-        self.step, self.lowest, self.highest = step, lowest, highest
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        d: int,
+        *,
+        bits: int = 4,
+        seed: int = 0,
+        operator: str = "hadamard",
+        structured: str = "store",
+    ) -> Subspace:
+        """The subspace of d coordinates of a network, planned with the defaults of `fit`. Raises SubcompressError."""
+        plan = make_plan(module, d, bits=bits, seed=seed, operator=operator, structured=structured)
+        return cls(module, plan)
 
-    def coordinates(self) -> Tensor:
-        """z as integers in units of the step, (d,) int64. Needs `quantise` first."""
-        return (self.z.detach() / self.step).round().clamp(self.lowest, self.highest).long()
+    def round(self, bits: int = 4) -> None:
+        """From here on the weights are those of z rounded to integers of so many bits; gradients pass straight through
+        (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
+        check_options(bits, 0, "hadamard")
+        self.bits = bits
+        for i, (z, part) in enumerate(zip(self.z.detach().split(self.splits), self.plan.parts, strict=True)):
+            step = SPREAD[bits] * float(z.square().mean().sqrt())
+            if isinstance(part.operator, HadamardBlocks) and part.operator.K:
+                # The frozen constant is an integer A of steps.
+                step = 1 / min(max(1, round(1 / step)), MAX_A) if step > 0 else 1.0
+            self.steps[i] = step or 1.0
+
+    @property
+    def top(self) -> int:
+        """The largest coordinate of a rounded subspace."""
+        return (1 << (self.bits - 1)) - 1
+
+    def coordinates(self) -> list[Tensor]:
+        """Each part's z as integers in units of its step, (d_i,) int64. Needs `round` first."""
+        parts = self.z.detach().split(self.splits)
+        return [(z / s).round().clamp(-self.top, self.top).long() for z, s in zip(parts, self.steps, strict=True)]
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameter name -> tensor, differentiable in z; rounding passes gradients straight through
-        (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
-        z: Tensor = self.z
-        if self.step:
-            rounded = (z.detach() / self.step).round().clamp(self.lowest, self.highest) * self.step
-            z = z + (rounded - z.detach())
-        return dict(zip(self.shapes, _Weights.apply(z, self), strict=True))
+        """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
+        found: dict[str, Tensor] = {}
+        for z, part, step, begin in zip(
+            self.z.split(self.splits), self.plan.parts, self.steps, self._begin, strict=True
+        ):
+            if self.bits:
+                rounded = (z.detach() / step).round().clamp(-self.top, self.top) * step
+                z = z + (rounded - z.detach())
+            for spec, w in zip(part.specs, _Weights.apply(z, part, begin), strict=True):
+                if spec.dtype == "C64":
+                    w = torch.view_as_complex(w.view(*spec.shape, 2))
+                found[spec.name] = w if w.dtype == spec.torch_dtype else w.to(spec.torch_dtype)
+        tied = {
+            name: found[other]
+            for name, s in self.plan.starts.items()
+            if s.kind == "tied" and (other := self.plan.layout.tensors[s.index].name) in found
+        }
+        return found | tied
+
+    @contextmanager
+    def materialised(self) -> Iterator[nn.Module]:
+        """The user's own module, of its own class, holding the weights of z while the block lasts: for losses that use
+        more of it than `forward`. Call `backward` inside or outside."""
+        before = [(owner, leaf, owner[leaf]) for owner, leaf in self._places.values()]
+        try:
+            for name, w in self.weights().items():
+                owner, leaf = self._places[name]
+                owner[leaf] = w
+            yield self.module
+        finally:
+            for owner, leaf, tensor in before:
+                owner[leaf] = tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
-        return functional_call(self.module, self.weights(), args, kwargs)
+        with self.materialised() as module:
+            return module(*args, **kwargs)
+
+    def record(self, facts: Facts | None = None, test_accuracy: float | None = None) -> Record:
+        """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer, running
+        statistics quantised, with the digest of the weights it rebuilds.
+
+        Raises SubcompressError before `round`, and for an operator that is not exact.
+        """
+        if not self.plan.exact:
+            name = type(self.plan.parts[0].operator).__name__
+            raise SubcompressError(f"{name} is a reference, not exact on every device: fit with --operator hadamard")
+        if not self.bits:
+            raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
+        groups: list[Group] = []
+        coded: dict[str, Coded] = {}
+        for part, step, c in zip(self.plan.parts, self.steps, self.coordinates(), strict=True):
+            operator = part.operator
+            assert isinstance(operator, ExactOperator)
+            if isinstance(operator, HadamardBlocks) and operator.K:
+                operator = replace(operator, A=round(1 / step))
+            for spec, scale, start in zip(part.specs, part.scales, part.starts, strict=True):
+                assert isinstance(start, float)
+                coded[spec.name] = Coded(bfloat16(scale * step), len(groups), start)
+            groups.append(Group(operator, self.bits, c.cpu().numpy().astype(np.int32)))
+        state, plan = self.module.state_dict(), self.plan
+        moved = {
+            name: state[name]
+            for name, b in self._untrained.items()
+            if name in plan.starts and plan.starts[name].kind == "buffer" and not torch.equal(b, state[name])
+        }
+        more, values = coded_buffers(self.plan.layout, moved, self.plan.seed, len(groups))
+        entries, stored = self._entries(coded | values, state)
+        record = Record(
+            self.plan.seed, self.plan.layout, (*groups, *more), entries, stored, facts or Facts(), test_accuracy
+        )
+        record.check()
+        return replace(record, digest=digest_of(record, expand(record)))
+
+    def _entries(self, coded: dict[str, Coded], state: dict[str, Tensor]) -> tuple[tuple[Entry, ...], bytes]:
+        """An entry a tensor, and the bytes of the stored ones."""
+        entries: list[Entry] = []
+        stored = b""
+        for spec in self.plan.layout:
+            start = self.plan.starts[spec.name]
+            if start.kind == "tied":
+                entries.append(Same(start.index))
+            elif spec.name in coded:
+                entries.append(coded[spec.name])
+            else:
+                entries.append(Stored())
+                stored += raw_bytes(state[spec.name])
+        return tuple(entries), stored
+
+    def settings(self) -> dict[str, Any]:
+        """What `moving` does not hold of a training: whether and how z is rounded."""
+        return {"bits": self.bits, "steps": self.steps}
+
+    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        """Go on from what `moving` and `settings` gave."""
+        for name, tensor in self.moving().items():
+            tensor.copy_(tensors[name])
+        self.bits, self.steps = int(settings["bits"]), [float(s) for s in settings["steps"]]
+
+    def moving(self) -> dict[str, Tensor]:
+        """What training changes: z, and the buffers of the network; for checkpoints."""
+        buffers = dict(self.module.named_buffers())
+        return {"z": self.z.detach()} | {name: buffers[name] for name in self._buffer_names}
 
 
 class _Weights(torch.autograd.Function):
-    """z -> every tensor, scaled and cut in one pass over the weights, forwards and backwards: with small networks such
-    passes cost nearly as much as the transform."""
+    """z -> every tensor of a part, scaled and cut in one pass over the weights, forwards and backwards: with small
+    networks such passes cost nearly as much as the transform."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, s: Subspace) -> tuple[Tensor, ...]:
-        ctx.subspace = s
-        parts = zip(s.operator.affine(z).split(s.sizes), s.scales, s.shapes.values(), strict=True)
-        return tuple(w.mul_(scale).view(shape) for w, scale, shape in parts)
+    def forward(ctx: Any, z: Tensor, part: Part, starts: tuple[float | Tensor, ...]) -> tuple[Tensor, ...]:
+        ctx.part = part
+        found = []
+        for w, scale, start, spec in zip(
+            part.operator.affine(z).split(part.sizes), part.scales, starts, part.specs, strict=True
+        ):
+            w = w.mul_(scale)
+            if isinstance(start, Tensor) or start:
+                w = w.add_(start)
+            found.append(w.view(spec.shape) if spec.reals == spec.size else w)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        s: Subspace = ctx.subspace
-        flat = [(g.reshape(-1), scale) for g, scale in zip(grads, s.scales, strict=True)]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        part: Part = ctx.part
+        operator = part.operator
+        flat = [(g.reshape(-1), scale) for g, scale in zip(grads, part.scales, strict=True)]
         if torch.is_grad_enabled():  # differentiated once more
-            return rmatvec(torch.cat([g * scale for g, scale in flat]), s.operator), None
-        whole = grads[0].new_empty(s.operator.padded)
-        whole[s.operator.D :] = 0
-        for (g, scale), part in zip(flat, whole[: s.operator.D].split(s.sizes), strict=True):
-            torch.mul(g, scale, out=part)
-        return s.operator.rmatvec(whole), None
+            return rmatvec(torch.cat([g * scale for g, scale in flat]), operator), None, None
+        whole = grads[0].new_empty(operator.padded)
+        whole[operator.D :] = 0
+        for (g, scale), place in zip(flat, whole[: operator.D].split(part.sizes), strict=True):
+            torch.mul(g, scale, out=place)
+        return operator.rmatvec(whole), None, None
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
 def _forget_parameters(module: nn.Module) -> None:
@@ -84,4 +244,19 @@ def _forget_parameters(module: nn.Module) -> None:
         for name, parameter in list(child._parameters.items()):
             if parameter is not None:
                 del child._parameters[name]
-                child.register_buffer(name, parameter.detach())
+                child.register_buffer(name, parameter.detach(), persistent=True)
+
+
+def _places(module: nn.Module, plan: Plan) -> dict[str, tuple[dict[str, Tensor | None], str]]:
+    """Where each trained tensor lives: the dictionary of its module, and its name there."""
+    found = {}
+    trained = {spec.name for part in plan.parts for spec in part.specs}
+    for name, start in plan.starts.items():
+        tied = start.kind == "tied" and plan.layout.tensors[start.index].name in trained
+        if name in trained or tied:
+            prefix, _, leaf = name.rpartition(".")
+            found[name] = (module.get_submodule(prefix)._buffers, leaf)
+    return found
+
+
+__all__ = ["Subspace"]

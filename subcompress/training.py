@@ -1,25 +1,34 @@
-"""The training loop: Adam in z, one cycle of the step size, rounding for the second half."""
+"""The training loop: Adam, one cycle of the step size, rounding for the second half; stopped and gone on with at
+will."""
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from subcompress.data import Split
+from subcompress.data import Data
+from subcompress.data.splits import DataError, Tree, batches, leaves, size
 from subcompress.errors import SubcompressError
+from subcompress.tasks import Task, evaluate
 
 WINDOW = 50
 """Steps over which the training loss is averaged when a run is judged."""
 
 PATIENCE = 150
 """Steps before a run may be called no better than guessing: the step size is still rising before."""
+
+SAVE_EVERY = 2.0
+"""Seconds between checkpoints, at the least: they are written at the ends of epochs."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +44,112 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, once an epoch: loss is the mean over the last steps, seconds since the run began."""
+    """Where a run stands, once an epoch: loss is the mean over the last steps, value the metric on the validation
+    split, seconds since the run began."""
 
     epoch: int
     epochs: int
     loss: float
-    validation_accuracy: float
+    value: float
     seconds: float
     note: str = ""
+    metric: str = "accuracy"
 
 
-Listener = Callable[[Progress], None]
+class Listener:
+    """Hears what happens; does nothing unless a method is overridden."""
+
+    def note(self, text: str) -> None:
+        """A line a person should read: costs, warnings, how tensors start."""
+
+    def run(self, title: str, epochs: int) -> None:
+        """A training begins, or goes on."""
+
+    def epoch(self, progress: Progress) -> None:
+        """An epoch has ended."""
+
+    def probes(self, probes: Sequence[Any]) -> None:
+        """The search has one more probe; all of them so far."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`."""
+
+    value: float
+    curve: tuple[float, ...]
+    seconds: float
+    stopped: bool = False
+
+
+class Trainee(Protocol):
+    """What is trained: a Subspace, or a network in all of its weights (`Direct`)."""
+
+    def materialised(self) -> Any: ...
+    def moving(self) -> dict[str, Tensor]: ...
+    def settings(self) -> dict[str, Any]: ...
+    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self) -> Any: ...
+    def eval(self) -> Any: ...
+
+
+class Direct:
+    """A network trained in all of its weights: the baseline."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @contextmanager
+    def materialised(self) -> Iterator[nn.Module]:
+        """The network itself."""
+        yield self.module
+
+    def moving(self) -> dict[str, Tensor]:
+        """All weights and buffers."""
+        named = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t.detach() for name, t in named}
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        """Go on from what `moving` gave."""
+        for name, tensor in self.moving().items():
+            tensor.copy_(tensors[name])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that are not frozen."""
+        return (p for p in self.module.parameters() if p.requires_grad)
+
+    def train(self) -> Any:
+        """Training mode."""
+        return self.module.train()
+
+    def eval(self) -> Any:
+        """Evaluation mode."""
+        return self.module.eval()
+
+
+class Checkpoint(Protocol):
+    """Where a training keeps what it needs to go on."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None: ...
 
 
 class DeadRunError(Exception):
     """The loss is not finite, or no better than guessing."""
 
 
-def check_recipe(recipe: Recipe, train: Split) -> None:
+def check_recipe(recipe: Recipe, examples: int) -> None:
     """Raise SubcompressError for numbers that cannot be trained with."""
     rules = [
         (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
         (
-            1 <= recipe.batch_size <= len(train),
-            f"--batch-size is between 1 and the {len(train)} examples",
+            1 <= recipe.batch_size <= examples,
+            f"--batch-size is between 1 and the {examples} examples",
             recipe.batch_size,
         ),
         (math.isfinite(recipe.lr) and recipe.lr > 0, "--lr is positive", recipe.lr),
@@ -70,88 +161,191 @@ def check_recipe(recipe: Recipe, train: Split) -> None:
 
 
 def train(
-    module: nn.Module,
-    train_split: Split,
-    validation: Split,
+    trainee: Trainee,
+    data: Data,
+    task: Task,
     recipe: Recipe,
     *,
     quantise: Callable[[], None] | None = None,
     listener: Listener | None = None,
     note: str = "",
-) -> float:
-    """Train what `module.parameters()` names; returns the validation accuracy at the end.
+    checkpoint: Checkpoint | None = None,
+    hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+) -> Outcome:
+    """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
-    The order of the examples depends on the seed alone. `quantise` is called once, when rounding begins. Raises
-    DeadRunError early for a run whose loss is not finite or not below guessing.
+    The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
+    called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
+    run. Raises DeadRunError early for a run whose loss is not finite or not below guessing, SubcompressError for data
+    and losses that cannot be trained with.
     """
-    parameters = list(module.parameters())
-    device = parameters[0].device
-    order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
-    x, y = train_split.x.to(device), train_split.y.to(device)
-    steps_per_epoch = len(train_split) // recipe.batch_size
-    total = recipe.epochs * steps_per_epoch
-    optimiser = torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=max(total, 2))
-    began, judge, accuracy, step = time.perf_counter(), _Judge(y, total), 0.0, 0
-    for epoch in range(1, recipe.epochs + 1):
-        module.train()
-        shuffled = torch.randperm(len(train_split), generator=order).to(device)
-        for batch in shuffled[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size):
-            if quantise is not None and step == int(total * recipe.quantise_after):
-                quantise()
-            loss = cross_entropy(module(x[batch]), y[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            step += 1
-            judge.see(loss.detach(), step)
-        accuracy = accuracy_of(module, validation)
-        if listener is not None:
-            listener(Progress(epoch, recipe.epochs, judge.mean(), accuracy, time.perf_counter() - began, note))
-    judge.verdict(step)
-    return accuracy
+    return _Run(trainee, data, task, recipe, listener or Listener(), note).run(quantise, checkpoint, hopeless)
+
+
+class _Run:
+    def __init__(self, trainee: Trainee, data: Data, task: Task, recipe: Recipe, listener: Listener, note: str) -> None:
+        self.trainee, self.data, self.task, self.recipe = trainee, data, task, recipe
+        self.listener, self.note = listener, note
+        self.parameters = list(trainee.parameters())
+        self.device = self.parameters[0].device
+        self.steps_per_epoch = size(data.train) // recipe.batch_size
+        self.total = recipe.epochs * self.steps_per_epoch
+        fused = all(p.dtype == torch.float32 for p in self.parameters)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=fused)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
+        self.judge = _Judge(task.guess(data.train), self.total)
+        self.curve: list[float] = []
+        self.step, self.before = 0, 0.0
+
+    def run(
+        self,
+        quantise: Callable[[], None] | None,
+        checkpoint: Checkpoint | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+    ) -> Outcome:
+        recipe, began = self.recipe, time.perf_counter()
+        if checkpoint is not None and (held := checkpoint.load()) is not None:
+            self._restore(*held)
+        order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
+        saved = began
+        for epoch in range(1, recipe.epochs + 1):
+            shuffled = torch.randperm(size(self.data.train), generator=order)
+            if epoch <= len(self.curve):
+                continue
+            self._epoch(epoch, shuffled, quantise)
+            seconds = self.before + time.perf_counter() - began
+            loss = self.judge.mean()
+            self.listener.epoch(
+                Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
+            )
+            if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
+                return Outcome(self.curve[-1], tuple(self.curve), seconds, True)
+            if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
+                checkpoint.save(*self._state(seconds))
+                saved = time.perf_counter()
+        self.judge.verdict(self.step)
+        return Outcome(self.curve[-1], tuple(self.curve), self.before + time.perf_counter() - began)
+
+    def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
+        seed_everything(self.recipe.seed, epoch)
+        self.trainee.train()
+        begin_rounding = int(self.total * self.recipe.quantise_after)
+        used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
+        try:
+            for batch in batches(self.data.train, self.recipe.batch_size, self.device, used):
+                if quantise is not None and self.step == begin_rounding:
+                    quantise()
+                with self.trainee.materialised() as module:
+                    loss = self.task.loss(module, batch)
+                self._check_first(loss, batch)
+                self.optimiser.zero_grad()
+                loss.backward()
+                self.optimiser.step()
+                self.schedule.step()
+                self.step += 1
+                self.judge.see(loss.detach(), self.step)
+            self.trainee.eval()
+            with self.trainee.materialised() as module:
+                self.curve.append(evaluate(module, self.data.validation, self.task))
+        except DataError as e:
+            raise SubcompressError(f"the data raise an error in epoch {epoch}: {e}") from e
+        except DeadRunError as e:
+            raise _explained(e, batch) from e
+
+    def _check_first(self, loss: Any, batch: tuple[Tree, Tree]) -> None:
+        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size mends that."""
+        if self.step:
+            return
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
+            raise SubcompressError(
+                f"a loss is a scalar tensor that depends on the weights; {self.task.loss_name} gave a {given}"
+            )
+        if not math.isfinite(float(loss.detach())):
+            _check_batch(batch)
+            raise SubcompressError(
+                f"a loss is finite before anything is trained; {self.task.loss_name} gave {float(loss)}: look at the "
+                f"model"
+                " and the loss"
+            )
+
+    def _state(self, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the rest of the run depends on."""
+        tensors = {f"module.{name}": t for name, t in self.trainee.moving().items()}
+        for i, p in enumerate(self.parameters):
+            for name, value in self.optimiser.state[p].items():
+                tensors[f"optimiser.{i}.{name}"] = value
+        group = self.optimiser.param_groups[0]
+        meta = {
+            "settings": self.trainee.settings(),
+            "curve": self.curve,
+            "step": self.step,
+            "seconds": seconds,
+            "lr": group["lr"],
+            "betas": list(group["betas"]),
+            "losses": [float(x) for x in self.judge.recent],
+            "worst": self.judge.worst,
+        }
+        return tensors, meta
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        with torch.no_grad():
+            moving = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
+            self.trainee.restore(moving, meta["settings"])
+        for name, t in tensors.items():
+            if name.startswith("optimiser."):
+                _, i, key = name.split(".")
+                self.optimiser.state[self.parameters[int(i)]][key] = t if key == "step" else t.to(self.device)
+        group = self.optimiser.param_groups[0]
+        group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
+        self.schedule.last_epoch = meta["step"]
+        self.step, self.before, self.curve = meta["step"], meta["seconds"], list(meta["curve"])
+        self.judge.recent.extend(torch.tensor(x) for x in meta["losses"])
+        self.judge.worst = meta["worst"]
 
 
 class _Judge:
-    """Watches the training loss, and ends a run that is dead."""
+    """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known."""
 
-    def __init__(self, y: Tensor, total: int) -> None:
-        self.guess, self.total, self.worst = guessing_loss(y), total, math.inf
+    def __init__(self, guess: float | None, total: int) -> None:
+        self.guess, self.total, self.worst = guess, total, math.inf
         self.recent = deque[Tensor](maxlen=WINDOW)
 
     def see(self, loss: Tensor, step: int) -> None:
         """One more loss; a verdict every so many steps, since each one waits for the device."""
-        self.recent.append(loss)
+        self.recent.append(loss.reshape(()))
         if step == 1:
-            self.worst = 3 * max(self.guess, float(loss)) + 1
+            self.worst = 3 * max(self.guess or 0.0, abs(float(loss))) + 1
         if step % WINDOW == 0:
             self.verdict(step)
 
     def mean(self) -> float:
         """Over the last steps."""
-        return float(torch.stack(list(self.recent)).mean())
+        return float(torch.stack([x.float().cpu() for x in self.recent]).mean())
 
     def verdict(self, step: int) -> None:
         """Raise DeadRunError where the loss is no number, far above the first, or late and not below guessing."""
-        late = step >= max(0.3 * self.total, PATIENCE)
+        late = self.guess is not None and step >= max(0.3 * self.total, PATIENCE)
         mean = self.mean()
-        if not mean < (0.99 * self.guess if late else self.worst):
-            raise DeadRunError(
-                f"after {step} of {self.total} steps the loss is {mean:.3f}, guessing costs {self.guess:.3f}"
-            )
+        if not mean < (0.99 * (self.guess or 0.0) if late else self.worst):
+            worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
+            raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}")
 
 
-def guessing_loss(y: Tensor) -> float:
-    """Entropy of the labels in nats: the cross-entropy of the best constant answer."""
-    p = torch.bincount(y).double() / len(y)
-    return float(-torch.special.xlogy(p, p).sum())
+def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
+    """The error itself, or that of the examples, where they are at fault."""
+    _check_batch(batch)
+    return e
 
 
-@torch.no_grad()
-def accuracy_of(module: nn.Module, split: Split, batch_size: int = 1000) -> float:
-    """Fraction of the split that the module, in evaluation mode, puts first."""
-    module.eval()
-    device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
-    batches = zip(split.x.split(batch_size), split.y.split(batch_size), strict=True)
-    return sum(int((module(x.to(device)).argmax(1) == y.to(device)).sum()) for x, y in batches) / len(split)
+def _check_batch(batch: tuple[Tree, Tree]) -> None:
+    if any((t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all()) for t in leaves(batch)):
+        raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    """Dropout, augmentation and the like, by seed and epoch: a run that goes on draws what it would have drawn."""
+    mixed = (seed * 1_000_003 + epoch) & ((1 << 63) - 1)
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed & 0xFFFFFFFF)

@@ -14,7 +14,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import expand, expand_checked
 from subcompress.files import replacing
 from subcompress.layout import Layout
-from subcompress.record import Record
+from subcompress.record import Record, Same
 
 Export = Callable[[Record, nn.Module | None, Path], None]
 
@@ -58,7 +58,11 @@ def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None
 def _dense(record: Record, module: nn.Module | None, path: Path) -> None:
     if module is not None:
         record.layout.require(Layout.of(module.state_dict()), "the model")
-    path.write_bytes(safetensors.torch.save(expand_checked(record), metadata={"format": "pt"}))
+    state = expand_checked(record)
+    for spec, entry in zip(record.layout, record.entries, strict=True):
+        if isinstance(entry, Same):  # safetensors writes no tensor twice
+            state[spec.name] = state[spec.name].clone()
+    path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
 
 
 def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:

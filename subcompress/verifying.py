@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.backends import available
@@ -41,12 +41,13 @@ def info(path: str | Path) -> dict[str, Any]:
         "seed": record.seed,
         "d": record.d,
         "D": record.D,
-        "bits": max((g.bits for g in record.groups), default=0),
+        "bits": max((g.bits for g in record.groups if not g.one_by_one), default=0),
         "operator": ", ".join(operators),
         "layout": tables.name_of(record.layout),
         "groups": [
             {
                 "operator": g.operator.name,
+                "kind": "values one by one" if g.one_by_one else "subspace",
                 "bits": g.bits,
                 **dict(zip(g.operator.limits, g.operator.parameters(), strict=True)),
             }
@@ -76,6 +77,8 @@ def verify(path: str | Path, data: Data | None = None, module: nn.Module | None 
     if data is not None and all(backends.values()):
         if module is None:
             raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
+        if not isinstance(data.test, Split) or not isinstance(data.test.x, Tensor):
+            raise SubcompressError("accuracy is measured on a test split in memory of one input: leave --data out")
         accuracy = onnx_accuracy(record, module, data.test)
     return Verification(backends, record.digest.hex(), accuracy)
 

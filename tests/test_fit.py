@@ -13,11 +13,20 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format, run
 from subcompress.expand import digest_of, expand
-from subcompress.operators import HadamardBlocks
-from subcompress.scales import standard_deviations
 from subcompress.subspace import Subspace
-from subcompress.training import accuracy_of, guessing_loss
+from subcompress.tasks import accuracy_of, guessing_loss
 from subcompress_models import MODELS
+
+
+class Notes(subcompress.Listener):
+    """Remembers the note of every epoch."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def epoch(self, progress: subcompress.Progress) -> None:
+        self.heard.append(progress.note)
+
 
 SMALL = {"d": 60, "epochs": 2, "batch_size": 64, "threads": 1}
 
@@ -113,9 +122,8 @@ def test_every_precision(network, digits, tmp_path, bits):
 
 
 def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
-    notes = []
     with pytest.raises(SubcompressError, match="the run died twice, at lr 1e\\+06 and 4e\\+05"):
-        subcompress.fit(network, digits, tmp_path / "run", lr=1e6, listener=lambda p: notes.append(p.note), **SMALL)
+        subcompress.fit(network, digits, tmp_path / "run", lr=1e6, **SMALL)
     assert not (tmp_path / "run" / run.SUMMARY).exists()
     with pytest.raises(SubcompressError, match="not a finished run"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
@@ -124,7 +132,7 @@ def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
 def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
     """The first step size diverges, four tenths of one thousandth of it does not."""
     monkeypatch.setattr("subcompress.fitting.RETRY", 1e-4)
-    notes = []
+    notes = Notes()
     found = subcompress.fit(
         network,
         digits,
@@ -133,9 +141,9 @@ def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_pa
         epochs=10,
         lr=100.0,
         batch_size=32,
-        listener=lambda p: notes.append(p.note),
+        listener=notes,
     )
-    assert notes[-1].startswith("second try")
+    assert "second try, lr 0.01" in notes.heard[-1]
     assert found.validation_accuracy > 0.3
 
 
@@ -173,14 +181,23 @@ def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):
 
 
 def test_models_that_this_version_does_not_fit(digits, tmp_path):
-    square = nn.Linear(10, 10)
-    shared = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), square, nn.ReLU(), square)
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    frozen = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)
+    orthogonal = nn.Sequential(nn.Flatten(), nn.Linear(784, 200))
+    nn.init.orthogonal_(orthogonal[1].weight)
+    nan = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    nan[1].bias.data[3] = float("nan")
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    wide[1].weight = nn.Parameter(wide[1].weight.detach().to(torch.complex128))
     for module, words in [
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.LayerNorm(10)), "2.weight is neither"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10)), "without buffers"),
-        (nn.Flatten(), "has no weights"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).double(), "1.weight is not: call .float"),
-        (shared, "shares some"),
+        (nn.Flatten(), "none to train"),
+        (frozen, "none to train"),
+        (lazy, "run the model once first"),
+        (orthogonal, r"1.weight \(orthogonal: not trained, .* bytes\): give --structured random"),
+        (nan, "1.bias holds nan or inf"),
+        (wide, "1.weight is torch.complex128"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), "labels are between 0 and 4, the model has 5 outputs"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(783, 10)), "does not go through the model"),
     ]:
         with pytest.raises(SubcompressError, match=words):
             subcompress.fit(module, digits, tmp_path / "run", **SMALL)
@@ -192,8 +209,7 @@ def test_models_that_this_version_does_not_fit(digits, tmp_path):
 
 def test_subspace_has_one_parameter_and_reaches_every_module():
     net = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3))
-    operator = HadamardBlocks.sized(53, 9, 0)
-    subspace = Subspace(net, operator, standard_deviations(net))
+    subspace = Subspace.of(net, 9)
     assert [name for name, _ in subspace.named_parameters()] == ["z"]
     subspace.eval()
     assert not any(m.training for m in subspace.modules())
@@ -208,19 +224,16 @@ def test_the_weights_in_training_are_the_ones_in_the_file(network, digits, tmp_p
     subcompress.fit(network, digits, tmp_path / "run", **SMALL)
     record = run.load(tmp_path / "run")
     group = record.groups[0]
-    A = group.operator.A
-    start = HadamardBlocks(group.operator.D, 60, 0, group.operator.log2_m, 16, 1)
-    subspace = Subspace(network, start, {k: s / 4 for k, s in standard_deviations(network).items()})
-    subspace.z.data = torch.from_numpy(group.coordinates).float() / A
-    subspace.quantise(1 / A, -7, 7)
+    subspace = Subspace.of(network, 60)
+    subspace.z.data = torch.from_numpy(group.coordinates).float() / group.operator.A
+    subspace.bits, subspace.steps = 4, [1 / group.operator.A]
     for name, tensor in expand(record).items():
         assert torch.allclose(subspace.weights()[name], tensor, rtol=0.01, atol=1e-6)
 
 
 def test_start_has_the_usual_spread():
     net = MODELS["lenet"]()
-    operator = HadamardBlocks.sized(44_426, 100, 0)
-    weights = Subspace(net, operator, {k: s / 4 for k, s in standard_deviations(net).items()}).weights()
+    weights = Subspace.of(net, 100).weights()
     for name, p in net.named_parameters():
         if p.numel() > 1_000:
             assert float(weights[name].detach().std()) == pytest.approx(float(p.detach().std()), rel=0.1)

@@ -17,8 +17,8 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.expand import expand
-from subcompress.onnx_export import compare, example_input
-from subcompress.training import accuracy_of
+from subcompress.onnx_export import compare, example_inputs
+from subcompress.tasks import accuracy_of
 from subcompress_models import MODELS
 
 
@@ -95,5 +95,5 @@ def test_a_model_that_cannot_be_exported_says_why(small_file, tmp_path):
 
 def test_examples_have_the_files_shape_and_dtype(small_file):
     facts = format.read(small_file)[0].facts
-    assert example_input(facts, 3).shape == (3, 1, 28, 28)
-    assert torch.equal(example_input(facts, 3), example_input(facts, 3))
+    assert example_inputs(facts, 3)["input"].shape == (3, 1, 28, 28)
+    assert torch.equal(example_inputs(facts, 3)["input"], example_inputs(facts, 3)["input"])

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from subcompress.data import digits, mnist
+from subcompress.data import cifar10, digits, mnist
+from subcompress.data.shuffled import shuffle_labels, shuffle_pixels
 from subcompress.data.splits import Data, Split
 from subcompress.errors import SubcompressError
 
 DATA: dict[str, Callable[[Path | None], Data]] = {
     "digits": digits.load,
     "mnist": mnist.load,
+    "cifar10": cifar10.load,
 }
 
 
@@ -23,4 +25,4 @@ def load_data(name: str, folder: str | Path | None = None) -> Data:
     return DATA[name](Path(folder) if folder is not None else None)
 
 
-__all__ = ["DATA", "Data", "Split", "load_data"]
+__all__ = ["DATA", "Data", "Split", "load_data", "shuffle_labels", "shuffle_pixels"]

@@ -2,33 +2,119 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
-from subcompress.facts import Facts
+from subcompress.errors import SubcompressError
+from subcompress.facts import Facts, Input
+from subcompress.layout import Layout
+
+Tree = Any
+"""A tensor, or a tuple, list or dict of them."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """x: (N, ...) float32 inputs, preprocessed; y: (N,) int64 labels."""
+def tree_map(f: Callable[[Tensor], Tensor], x: Tree) -> Tree:
+    """f of every tensor in x."""
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, dict):
+        return {k: tree_map(f, v) for k, v in x.items()}
+    if isinstance(x, (tuple, list)):
+        return tuple(tree_map(f, v) for v in x)
+    return x
 
-    x: Tensor
-    y: Tensor
+
+def leaves(x: Tree) -> Iterator[Tensor]:
+    """Every tensor in x."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (dict, tuple, list)):
+        for v in x.values() if isinstance(x, dict) else x:
+            yield from leaves(v)
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Dataset[Any]):
+    """Examples in memory. x: (N, ...) preprocessed inputs, or a tuple or dict of them; y: (N,) labels or (N, ...)
+    values, whatever the loss takes."""
+
+    x: Tree
+    y: Tree
 
     def __len__(self) -> int:
-        return len(self.y)
+        return next((len(t) for t in leaves(self.y)), 0)
+
+    def __getitem__(self, i: Any) -> tuple[Tree, Tree]:
+        return tree_map(lambda t: t[i], self.x), tree_map(lambda t: t[i], self.y)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
-    """train, validation and test, and what a receiver must know to prepare an input of its own."""
+    """train, validation and test, map-style data sets of (x, y), and what a receiver must know to prepare an input.
 
-    train: Split
-    validation: Split
-    test: Split
+    Whatever is not in memory already (`Split`, `TensorDataset`) is asked for its examples one by one, every epoch.
+    """
+
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
     facts: Facts = Facts()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        if not (self.facts.input_shape or self.facts.inputs):
+            object.__setattr__(self, "facts", _with_inputs(self.facts, self.train))
+
+    def digest(self) -> str:
+        """A few characters that differ where the data in memory do; of other data, their sizes."""
+        root = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            root.update(f"{size(split)};".encode())
+            for t in leaves((split.x, split.y)) if isinstance(split, Split) else ():
+                root.update(f"{t.dtype}{tuple(t.shape)}".encode())
+                root.update(t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return root.hexdigest()[:16]
+
+
+def size(split: Dataset[Any]) -> int:
+    """Examples of a split."""
+    return len(cast(Sized, split))
+
+
+def batches(
+    split: Dataset[Any], batch_size: int, device: torch.device | str = "cpu", order: Tensor | None = None
+) -> Iterator[tuple[Tree, Tree]]:
+    """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left."""
+    order = torch.arange(size(split)) if order is None else order
+    for i in order.split(batch_size):
+        try:
+            pair = split[i] if isinstance(split, Split) else default_collate([split[int(k)] for k in i])
+        except SubcompressError:
+            raise
+        except Exception as e:
+            raise DataError(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+        x, y = pair
+        yield tree_map(lambda t: t.to(device), x), tree_map(lambda t: t.to(device), y)
+
+
+class DataError(Exception):
+    """A data set raised, or its examples do not stack."""
+
+
+def call(module: nn.Module, x: Tree) -> Any:
+    """forward of one tensor, of a tuple's tensors, or of a dict's by name."""
+    if isinstance(x, dict):
+        return module(**x)
+    if isinstance(x, (tuple, list)):
+        return module(*x)
+    return module(x)
 
 
 def normalised(images: Tensor, labels: Tensor, facts: Facts) -> Split:
@@ -36,3 +122,50 @@ def normalised(images: Tensor, labels: Tensor, facts: Facts) -> Split:
     mean = torch.tensor(facts.mean).view(1, -1, 1, 1)
     std = torch.tensor(facts.std).view(1, -1, 1, 1)
     return Split((images.float() / 255 - mean) / std, labels.long())
+
+
+def _checked(name: str, split: Any) -> Dataset[Any]:
+    """The split, in memory where it can be. Raises SubcompressError for what cannot be learned from."""
+    if isinstance(split, TensorDataset) and len(split.tensors) == 2:
+        split = Split(*split.tensors)
+    if isinstance(split, IterableDataset) or not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
+        raise SubcompressError(
+            f"a split is a map-style torch Dataset, with a length and (x, y) items; the {name} split is "
+            f"{type(split).__name__}: wrap it in one"
+        )
+    if len(split) == 0:
+        raise SubcompressError(f"every split holds examples; the {name} split is empty: give it some")
+    if isinstance(split, Split):
+        if {len(t) for t in leaves((split.x, split.y))} != {len(split)}:
+            raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: cut them alike")
+        for t in leaves((split.x, split.y)):
+            if (t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all()):
+                at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
+                raise SubcompressError(
+                    f"examples are finite numbers; example {at} of the {name} split is not: clean it"
+                )
+    else:
+        try:
+            item = split[0]
+        except Exception as e:
+            raise SubcompressError(f"the {name} split's first example raises {type(e).__name__}: {e}") from e
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise SubcompressError(
+                f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
+            )
+    return cast("Dataset[Any]", split)
+
+
+def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
+    """The shapes and dtypes of one example's inputs, so that a receiver can export a graph."""
+    x, _ = next(batches(train, 1))
+    named = x if isinstance(x, dict) else {str(i): t for i, t in enumerate(x)} if isinstance(x, tuple) else {"": x}
+    try:
+        layout = Layout.of(named)
+    except (SubcompressError, AttributeError):
+        return facts  # a dtype or a nesting that no graph takes
+    if isinstance(x, Tensor):
+        dtype = layout.tensors[0].dtype
+        return replace(facts, input_shape=layout.tensors[0].shape[1:], input_dtype="" if dtype == "F32" else dtype)
+    names = isinstance(x, dict)
+    return replace(facts, inputs=tuple(Input(t.name if names else "", t.dtype, t.shape[1:]) for t in layout))

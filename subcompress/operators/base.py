@@ -24,6 +24,9 @@ class Operator(ABC):
     exact: ClassVar[bool] = False
     """True where integer coordinates give the same integers on every device, so that a file may hold them."""
 
+    has_start: ClassVar[bool] = False
+    """True where the operator brings a random start of its own; elsewhere the network's is used."""
+
     D: int
     d: int
     seed: int
@@ -48,6 +51,12 @@ class Operator(ABC):
     def affine(self, z: Tensor) -> Tensor:
         """start + P z, (d,) -> (D,), a tensor of its own."""
         return self.start(z.dtype, z.device) + self.matvec(z)
+
+    @property
+    @abstractmethod
+    def row_norm(self) -> float:
+        """Root mean square length of the rows of P: coordinates that move by one, each in a direction of its own, move
+        a weight by so much."""
 
     @property
     def padded(self) -> int:

@@ -11,6 +11,7 @@ O(D) for the signs and never O(D d).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,7 @@ class HadamardBlocks(ExactOperator):
     A: int = 1
     group: int = 0
 
+    has_start: ClassVar[bool] = True
     code: ClassVar[int] = 1
     name: ClassVar[str] = "hadamard"
     limits: ClassVar[dict[str, int]] = {
@@ -63,16 +65,16 @@ class HadamardBlocks(ExactOperator):
             )
 
     @classmethod
-    def sized(cls, D: int, d: int, seed: int) -> HadamardBlocks:
-        """K is 16, and m the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
+    def sized(cls, D: int, d: int, seed: int, K: int = 16, group: int = 0) -> HadamardBlocks:
+        """m is the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
         (benchmarks/operator.py); less where D does not fill one such block: columns are orthogonal over whole ones."""
-        slots = d + 16
+        slots = d + K
         log2_m = min(max((2 * slots - 1).bit_length(), 8), 15)
         whole = D.bit_length() - 1
         if whole < log2_m:
-            room = -(-D >> whole) * ((1 << whole) - 16)
+            room = -(-D >> whole) * ((1 << whole) - K)
             log2_m = whole if room >= d else (slots - 1).bit_length()
-        return cls(D, d, seed, log2_m)
+        return cls(D, d, seed, log2_m, K, min(K, 1), group)
 
     @classmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
@@ -97,6 +99,10 @@ class HadamardBlocks(ExactOperator):
     def free(self) -> int:
         """Slots of a block that are not frozen."""
         return self.m - self.K
+
+    @property
+    def row_norm(self) -> float:
+        return math.sqrt(self.used)
 
     @property
     def used(self) -> int:

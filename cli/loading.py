@@ -1,0 +1,175 @@
+"""The user's own code: `file.py:name` or `package.module:name`, and what it may get wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from subcompress import Data, SubcompressError, load_data
+from subcompress.data import DATA
+from subcompress_models import MODELS
+
+
+def model_of(name: str, seed: int = 0) -> nn.Module:
+    """The network of that name, or what the user's factory returns; its start depends on the seed alone."""
+    if ":" not in name:
+        if name not in MODELS:
+            raise SubcompressError(
+                f"--model takes one of {', '.join(MODELS)}, file.py:factory or package.module:factory; {name!r} is "
+                f"none of "
+                "them"
+            )
+        factory: Any = MODELS[name]
+    else:
+        factory = load_object(name, "--model")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed & ((1 << 63) - 1))
+        found = _made(factory, name) if ":" in name else factory()
+    if not isinstance(found, nn.Module):
+        raise SubcompressError(
+            f"a model factory returns an nn.Module; {name} returned {_kind(found)}: return the network"
+        )
+    return found
+
+
+def data_of(name: str, folder: Path | None = None) -> Data:
+    """The data set of that name, or what the user's factory returns."""
+    if ":" not in name:
+        if name not in DATA:
+            raise SubcompressError(
+                f"--data takes one of {', '.join(DATA)}, file.py:factory or package.module:factory; {name!r} is none "
+                f"of "
+                "them"
+            )
+        return load_data(name, folder)
+    if folder is not None:
+        raise SubcompressError(f"--data-dir is for data known by name; {name} finds its own: leave it out")
+    found = _made(load_object(name, "--data"), name)
+    if isinstance(found, Data):
+        return found
+    if not isinstance(found, (tuple, list)) or len(found) != 3:
+        raise SubcompressError(
+            f"a data factory returns (train, validation, test); {name} returned {_kind(found)}: return three datasets"
+        )
+    return Data(*found)
+
+
+def function_of(name: str | None, option: str, known: dict[str, Any]) -> Any:
+    """A name that the library knows, or the user's function."""
+    if name is None or ":" not in name:
+        return name
+    f = load_object(name, option)
+    if not callable(f):
+        raise SubcompressError(f"{option} takes a function; {name} is {_kind(f)}: name a function")
+    try:
+        inspect.signature(f).bind(None, None)
+    except TypeError as e:
+        raise SubcompressError(f"{option} takes f of two arguments; {name} does not take two: {e}") from e
+    except ValueError:
+        pass
+    return f
+
+
+def load_object(name: str, option: str) -> Any:
+    """What `file.py:name` or `package.module:name` names. Raises SubcompressError, with the user's own lines where
+    their code raised."""
+    where, _, attribute = name.rpartition(":")
+    if not where or not attribute:
+        raise SubcompressError(f"{option} takes file.py:name or package.module:name; given {name!r}")
+    module = _from_file(Path(where), option) if where.endswith(".py") else _from_package(where, option)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "nothing"
+            raise SubcompressError(f"{option}: {where} has no {attribute}; it defines {names}")
+        found = getattr(found, part)
+    return found
+
+
+def _from_file(path: Path, option: str) -> Any:
+    path = path.resolve()
+    if not path.is_file():
+        raise SubcompressError(f"{option} names a file that is there; {path} is not: check the path")
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that classes in it find their module
+    sys.path.insert(0, str(path.parent))  # what it imports may lie beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise _theirs(e, str(path)) from e
+    return module
+
+
+def _from_package(name: str, option: str) -> Any:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
+            raise SubcompressError(f"{option} names a module that can be imported; {name} cannot: {e}") from e
+        raise _theirs(e, name) from e
+    except Exception as e:
+        raise _theirs(e, name) from e
+
+
+def _made(factory: Any, name: str) -> Any:
+    """What a factory of the user's returns."""
+    if not callable(factory):
+        raise SubcompressError(f"a factory is a function or a class; {name} is {_kind(factory)}: name a function")
+    try:
+        needed = [
+            p.name
+            for p in inspect.signature(factory).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        ]
+    except (TypeError, ValueError):
+        needed = []
+    if needed:
+        raise SubcompressError(
+            f"a factory takes no argument; {name} needs {', '.join(needed)}: give defaults, or write one that calls it"
+        )
+    try:
+        return factory()
+    except SubcompressError:
+        raise
+    except Exception as e:
+        raise _theirs(e, name) from e
+
+
+def _theirs(e: Exception, name: str) -> SubcompressError:
+    """One line of what their code raised, with the lines of their own files."""
+    ours = Path(__file__).parent
+    frames = [
+        f for f in traceback.extract_tb(e.__traceback__) if f.filename[0] != "<" and Path(f.filename).parent != ours
+    ]
+    theirs = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
+    where = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in theirs]
+    if isinstance(e, SyntaxError) and e.filename:
+        where.append(f"{Path(e.filename).name}:{e.lineno}")
+    words = " ".join(str(e).split())[:300]
+    return SubcompressError(
+        f"{name} raised {type(e).__name__}: {words}" + (f" ({' -> '.join(where[-4:])})" if where else "")
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,157 @@
+"""Before hours are spent: does one batch go through, what will the whole cost, can the validation split tell."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from subcompress.data import Data
+from subcompress.data.splits import DataError, Split, batches, call, size
+from subcompress.errors import SubcompressError
+from subcompress.subspace import Subspace
+from subcompress.tasks import Task
+from subcompress.training import Recipe
+
+_STEPS = 3
+
+
+def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
+    """Raise SubcompressError where a batch of each split does not go through the model, the loss and the metric."""
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        n = 2 if name == "train" else 1  # norms over a batch need two
+        try:
+            batch = next(batches(split, min(n, size(split)), device))
+        except DataError as e:
+            raise SubcompressError(f"the {name} split cannot be read: {e}") from e
+        module.eval()
+        try:
+            if task.loss_name == "cross-entropy":
+                with torch.no_grad():
+                    _check_labels(name, split, batch[1], call(module, batch[0]))
+            task.measure(module, batch)
+        except SubcompressError:
+            raise
+        except Exception as e:
+            if memory_ran_out(e):
+                raise
+            what = "the model, the loss or the metric" if name == "train" else "the model or the metric"
+            raise SubcompressError(
+                f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {_line(e)}"
+            ) from e
+
+
+def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
+    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss)."""
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or y.is_floating_point():
+        return
+    y = split.y if isinstance(split, Split) and isinstance(split.y, Tensor) else y
+    classes = outputs.shape[1]
+    wrong = ((y < 0) & (y != -100)) | (y >= classes)
+    if bool(wrong.any()):
+        value = int(y[wrong].reshape(-1)[0])
+        raise SubcompressError(
+            f"labels are between 0 and {classes - 1}, the model has {classes} outputs; the {name} split has {value}: "
+            "number the classes from 0, or widen the model"
+        )
+
+
+def estimate_cost(subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float) -> str:
+    """A line with the time and memory of a fit, from a few timed steps of a copy."""
+    trial = copy.deepcopy(subspace)
+    device = trial.z.device
+    optimiser = torch.optim.Adam(trial.parameters(), lr=1e-12)
+    trial.train()
+    seconds = []
+    n = min(recipe.batch_size, size(data.train))
+    for batch in batches(data.train, n, device, torch.arange(size(data.train)).repeat(_STEPS + 1)[: (_STEPS + 1) * n]):
+        began = time.perf_counter()
+        with trial.materialised() as module:
+            loss = task.loss(module, batch)
+        if not isinstance(loss, Tensor) or not loss.requires_grad or loss.numel() != 1:
+            break  # training says what is wrong with it
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    step = sorted(seconds[1:] or seconds or [0.0])[len(seconds[1:]) // 2 if seconds[1:] else 0]
+    steps = size(data.train) // recipe.batch_size
+    one = step * steps * recipe.epochs
+    plan = subspace.plan
+    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch: "
+    line += f"about {_time(one)} a fit"
+    if fits > 1:
+        line += f", at most {_time(one * fits)} for {fits:g}"
+    return f"{line}; memory {_peak() / 2**30:.1f} GiB"
+
+
+def resolution_note(task: Task, data: Data, target: float, drop: float | None = None) -> str | None:
+    """A warning where the validation split is too small to tell whether an accuracy target is met."""
+    if not task.metric_name.endswith("accuracy") or not 0 < target < 1:
+        return None
+    n = size(data.validation)
+    error = math.sqrt(target * (1 - target) / n)
+    if error <= (0.005 if drop is None else max(drop, 1e-9) / 2):
+        return None
+    return (
+        f"warning: {n} validation examples know an accuracy of {target:.4g} to +-{error:.3f} (one standard error) "
+        f"only: "
+        "the d that is found is as uncertain; give more validation examples"
+    )
+
+
+@contextmanager
+def naming_memory(batch_size: int) -> Iterator[None]:
+    """Turn an allocator's failure into one line that says what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not memory_ran_out(e):
+            raise
+        half = max(1, batch_size // 2)
+        raise SubcompressError(
+            f"memory ran out with --batch-size {batch_size} (this machine has {memory() / 2**30:.1f} GiB): "
+            + (f"--batch-size {half} takes about half" if batch_size > 1 else "the network needs a larger machine")
+        ) from e
+
+
+def memory_ran_out(e: BaseException) -> bool:
+    """Whether this is what allocators raise."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and any(w in str(e).lower() for w in words))
+
+
+def memory() -> float:
+    """Bytes of physical memory, infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _peak() -> float:
+    """Bytes that this process has held at most."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:300]

@@ -1,0 +1,324 @@
+"""The smallest d that meets a target, in few trainings.
+
+The error is near a power of d around the target: log(error) = a + b log(d) + noise. Each training is a sample of it;
+the line through them, drawn towards the usual slope while there are few, says where to look next. A d *meets* the
+target when the mean over several seeds does, on the validation split. Most of a search's cost is in those repeats, so
+the first trainings look from afar with one seed, and trainings whose curve lies too low are stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+
+from subcompress.errors import SubcompressError
+from subcompress.fitting import DiedTwiceError, Fitter, Probe, copied
+from subcompress.preflight import resolution_note
+from subcompress.tasks import Task, evaluate
+
+SLOPE, SLOPE_ERROR = -0.6, 0.2
+"""What log(error) loses for each unit of log(d), as seen on MNIST (benchmarks/search.py), and how sure that is."""
+
+NOISE = 0.10
+"""Standard deviation of log(error) between seeds, as seen there."""
+
+FARTHEST = 4.0
+"""The factor in d that one sample may be asked to predict over."""
+
+CLOSE = 1.04
+"""Neighbouring d's that are not told apart."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One of d, value (of the metric) and drop (below the baseline) is given."""
+
+    d: int | None = None
+    value: float | None = None
+    drop: float | None = None
+    baseline: float | str | Path | None = None
+    seeds: int = 3
+    max_fits: float = 8.0
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        d: int | None,
+        min_accuracy: float | None,
+        max_drop: float | None,
+        target: float | None,
+        baseline: float | str | Path | None,
+        seeds: int,
+        max_fits: float,
+    ) -> Goal:
+        """Raises SubcompressError unless the options say one thing."""
+        given = {"--d": d, "--min-accuracy": min_accuracy, "--max-drop": max_drop, "--target": target}
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            words = " and ".join(chosen) if chosen else "none of them"
+            raise SubcompressError(f"fit takes one of {', '.join(given)}; given {words}")
+        accuracy = task.metric_name.endswith("accuracy") and not task.minimise
+        if (min_accuracy is not None or max_drop is not None) and task.minimise:
+            raise SubcompressError(
+                f"{chosen[0]} is for metrics of which more is better; {task.metric_name} is minimised: give --target"
+            )
+        if min_accuracy is not None and not (accuracy and 0 < min_accuracy <= 1):
+            raise SubcompressError(
+                f"--min-accuracy is an accuracy above 0 and up to 1; given {min_accuracy} of {task.metric_name}: for "
+                "another metric give --target"
+            )
+        if max_drop is not None and not 0 <= max_drop < math.inf:
+            raise SubcompressError(f"--max-drop is at least 0; given {max_drop}")
+        if target is not None and not math.isfinite(target):
+            raise SubcompressError(f"--target is a finite number; given {target}")
+        if baseline is not None and d is not None:
+            raise SubcompressError("--baseline is for a search; with --d there is none: leave one out")
+        if not 1 <= seeds <= 100:
+            raise SubcompressError(f"--seeds is between 1 and 100; given {seeds}")
+        if not max_fits >= seeds + 1:
+            raise SubcompressError(f"--max-fits is at least --seeds + 1 = {seeds + 1}; given {max_fits:g}")
+        value = min_accuracy if min_accuracy is not None else target
+        return cls(d, value, max_drop, baseline, seeds, max_fits)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two commands the same."""
+        named = {"d": self.d, "target": self.value, "max_drop": self.drop}
+        if self.d is not None:
+            return named
+        return named | {"baseline": self.baseline, "seeds": self.seeds, "max_fits": self.max_fits}
+
+    def first_d(self, D: int) -> int:
+        """Where a search looks first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
+        return min(D, max(8, round(math.sqrt(D))))
+
+
+def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
+    """The training to keep, and the fields of a Fit that tell of the search.
+
+    Raises SubcompressError where the target is not reached, saying how near the search came.
+    """
+    return _Search(fitter, goal).run()
+
+
+class _Search:
+    def __init__(self, fitter: Fitter, goal: Goal) -> None:
+        self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
+        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
+        self.probes: list[Probe] = []
+        self.baseline: float | None = None
+        self.failed = 0
+        """The largest d that was found not to meet the target."""
+        self.met = 0
+        """The smallest d that was found to meet it."""
+
+    def run(self) -> tuple[Probe, dict[str, Any]]:
+        d = self.goal.first_d(self.D)
+        self.fitter.say_cost(d, self.goal.max_fits)
+        self.target = self._target()
+        if (warning := resolution_note(self.task, self.fitter.data, self.target, self.goal.drop)) is not None:
+            self.fitter.listener.note(warning)
+        while True:
+            self._look(d)
+            following = self._next()
+            if following is None:
+                break
+            d = following
+        return self._result()
+
+    def _target(self) -> float:
+        given = self.goal.baseline
+        if given is not None:
+            self.baseline = self._given_baseline(given)
+        elif self.goal.drop is not None:
+            self.baseline = self.fitter.baseline().value
+        if self.goal.value is not None:
+            self._refuse_above_baseline(self.goal.value)
+            return self.goal.value
+        assert self.baseline is not None
+        assert self.goal.drop is not None
+        self.fitter.listener.note(
+            f"trained directly: {self.task.metric_name} {self.baseline:.4f}; the target is "
+            f"{self.baseline - self.goal.drop:.4f}"
+        )
+        return self.baseline - self.goal.drop
+
+    def _given_baseline(self, given: float | str | Path) -> float:
+        """A number, or a dense safetensors file of the network's weights, measured on the validation split."""
+        try:
+            return float(str(given))
+        except ValueError:
+            pass
+        module = copied(self.fitter.model, "cpu")
+        try:
+            module.load_state_dict(safetensors.torch.load_file(str(given)))
+        except (OSError, RuntimeError, safetensors.SafetensorError) as e:
+            raise SubcompressError(
+                f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
+                f"{' '.join(str(e).split())[:200]}"
+            ) from e
+        return evaluate(module.to(self.fitter.settings.device), self.fitter.data.validation, self.task)
+
+    def _refuse_above_baseline(self, target: float) -> None:
+        if self.baseline is not None and self.task.better(target, self.baseline):
+            raise SubcompressError(
+                f"a target is at most what the network reaches when all of its weights are trained; given "
+                f"{target:g}, that "
+                f"reaches {self.baseline:.4f} on the validation split: lower the target, or train with more --epochs"
+            )
+
+    # --- one d ---
+
+    def _look(self, d: int) -> None:
+        """Train at d: with one seed while the target is far, with all of them near it, as long as it may be met."""
+        for i, seed in enumerate(self.seeds):
+            if self._of(d, seed) is None:
+                if self._room() < 1 and not (i and self._room() >= 0.5):
+                    return
+                self._probe(d, seed)
+            mean, n = self._mean(d), i + 1
+            # With what it would take from the seeds that are left to meet the target.
+            spread = NOISE / math.sqrt(n) + (SLOPE_ERROR if n == 1 else 0.0)
+            gap = self._log_error(mean) - self._log_error(self.target)
+            if n < len(self.seeds) and (gap > 1.0 * spread or (n == 1 and gap < -2.0 * spread and not self.met)):
+                break
+        mean = self._mean(d)
+        everything = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
+        if everything and self.task.meets(mean, self.target):
+            self.met = d if not self.met else min(d, self.met)
+        elif not self.task.meets(mean, self.target):
+            self.failed = max(d, self.failed)
+
+    def _probe(self, d: int, seed: int) -> None:
+        try:
+            probe = self.fitter.probe(d, seed, hopeless=self._hopeless())
+        except DiedTwiceError as e:
+            worst = max if self.task.minimise else min
+            values = [p.value for p in self.probes] or [0.0 if not self.task.minimise else math.inf]
+            probe = Probe(d, seed, worst(values), (), e.epochs, 0.0, True, "died twice")
+        self.probes.append(probe)
+        self.fitter.listener.probes(tuple(self.probes))
+
+    def _hopeless(self) -> Callable[[tuple[float, ...]], bool] | None:
+        """Whether a curve lies so low that, gaining as much as the best of the ended ones did, it would stay below."""
+        ended = [p.curve for p in self.probes if not p.stopped and len(p.curve) == self.fitter.settings.epochs]
+        if not ended:
+            return None
+
+        def stop(curve: tuple[float, ...]) -> bool:
+            n, epochs = len(curve), self.fitter.settings.epochs
+            if n < max(2, epochs // 2):
+                return False
+            gains = [self._log_error(c[-1]) - self._log_error(c[n - 1]) for c in ended]
+            hoped = self._log_error(curve[-1]) + min(gains) - 2 * NOISE
+            return hoped > self._log_error(self.target) + NOISE
+
+        return stop
+
+    def _of(self, d: int, seed: int) -> Probe | None:
+        return next((p for p in self.probes if p.d == d and p.seed == seed), None)
+
+    def _mean(self, d: int) -> float:
+        return statistics.fmean(p.value for p in self.probes if p.d == d)
+
+    # --- where next ---
+
+    def _room(self) -> float:
+        return self.goal.max_fits - self._spent()
+
+    def _spent(self) -> float:
+        epochs = sum(p.epochs for p in self.probes) / self.fitter.settings.epochs
+        return epochs + (1.0 if self.goal.drop is not None and self.goal.baseline is None else 0.0)
+
+    def _next(self) -> int | None:
+        """The next d to train at, None where the search has ended."""
+        if self.failed >= self.D or self._room() < 1:
+            return None
+        near = self._crossing()
+        if self.met:
+            if self.met <= max(1, self.failed) * CLOSE or self._room() < 2:
+                return None
+            near = min(near, self.met / CLOSE)
+            if self.failed:
+                near = max(near, math.sqrt(self.failed * self.met), self.failed * 1.01)
+            elif near > self.met / 1.1:
+                near = self.met / 1.1
+        elif self.failed:
+            near = max(near, self.failed * CLOSE)
+        known = sorted({p.d for p in self.probes})
+        near = min(max(near, known[0] / FARTHEST), known[-1] * FARTHEST, float(self.D))
+        d = max(2, round(near))
+        for k in known:  # a d that has a training already saves one
+            if 1 / CLOSE < d / k < CLOSE and k != self.met and k > self.failed and not self._complete(k):
+                return k
+        return d if not self._complete(d) else None
+
+    def _complete(self, d: int) -> bool:
+        return all(self._of(d, s) is not None for s in self.seeds)
+
+    def _line(self) -> tuple[float, float]:
+        """a, b of log(error) = a + b log(d): least squares, the slope drawn towards the usual one."""
+        x = np.log([p.d for p in self.probes])
+        y = np.array([self._log_error(p.value) for p in self.probes])
+        weight = np.array([0.5 if p.stopped else 1.0 for p in self.probes])
+        # Near the target the power law holds best.
+        weight = weight * np.exp(-0.5 * ((y - self._log_error(self.target)) / 0.7) ** 2) + 1e-3
+        A = np.stack([np.ones_like(x), x], 1) * (np.sqrt(weight) / NOISE)[:, None]
+        A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
+        b = np.concatenate([y * np.sqrt(weight) / NOISE, [SLOPE / SLOPE_ERROR]])
+        (a, slope), *_ = np.linalg.lstsq(A, b, rcond=None)
+        return float(a), float(min(slope, -0.1))
+
+    def _crossing(self) -> float:
+        """The d at which the line meets the target."""
+        a, b = self._line()
+        return math.exp(min(max((self._log_error(self.target) - a) / b, 0.0), math.log(self.D)))
+
+    def _log_error(self, value: float) -> float:
+        """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""
+        if not math.isfinite(value):
+            return 10.0
+        if self.task.minimise:
+            # An error that may be negative (a log likelihood) is taken as it is, in units of the first.
+            values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
+            positive = value > 0 and self.target > 0
+            return math.log(max(value, 1e-12)) if positive else value / values[0]
+        if self.task.metric_name.endswith("accuracy") or (value <= 1 and self.target <= 1):
+            return math.log(max(1 - value, 1e-6))
+        return -value / max(abs(self.target), 1e-12)
+
+    # --- the end ---
+
+    def _result(self) -> tuple[Probe, dict[str, Any]]:
+        name = self.task.metric_name
+        if not self.met:
+            best = (min if self.task.minimise else max)(self.probes, key=lambda p: p.value)
+            d, n = best.d, sum(p.d == best.d for p in self.probes)
+            why = f"in {self._spent():.1f} trainings" if self.failed < self.D else "even in all of them"
+            raise SubcompressError(
+                f"the target is not reached: no d was found {why} at which the mean of {name} over {len(self.seeds)} "
+                f"seeds "
+                f"meets {self.target:.4g}; the best was {self._mean(d):.4f} at d = {d} ({n} seeds): lower the "
+                f"target, or "
+                "raise --max-fits, --epochs or --bits"
+            )
+        final = [p for s in self.seeds if (p := self._of(self.met, s)) is not None]
+        chosen = (min if self.task.minimise else max)(final, key=lambda p: p.value)
+        _, slope = self._line()
+        own = [self.met * math.exp((self._log_error(self.target) - self._log_error(p.value)) / slope) for p in final]
+        return chosen, {
+            "target": self.target,
+            "probes": tuple(self.probes),
+            "d_spread": {"low": round(min(own), 1), "high": round(max(own), 1), "missed": float(self.failed)},
+            "validation_spread": statistics.stdev(p.value for p in final) if len(final) > 1 else None,
+            "baseline": self.baseline,
+            "full_fits": round(self._spent(), 3),
+        }

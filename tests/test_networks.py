@@ -1,0 +1,73 @@
+"""Any network: fitted, packed, unpacked into a fresh one, with the outputs of the fitted one, and ONNX where it can
+be."""
+
+from __future__ import annotations
+
+import copy
+
+import networks
+import pytest
+import safetensors.torch
+import torch
+
+import subcompress
+from subcompress.data.splits import batches, call, leaves
+from subcompress.tasks import Task, evaluate
+
+OPTIONS = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """name -> (fit, file, module), each fitted once."""
+    held = {}
+
+    def get(name):
+        if name not in held:
+            case, folder = networks.CASES[name], tmp_path_factory.mktemp("fit")
+            torch.manual_seed(3)
+            module = case.make()
+            found = subcompress.fit(module, case.data(), folder / "run", **OPTIONS, **case.options)
+            subcompress.pack(folder / "run", folder / "net.safetensors")
+            held[name] = found, folder / "net.safetensors", module
+        return held[name]
+
+    return get
+
+
+@pytest.fixture(params=networks.CASES)
+def name(request):
+    return request.param
+
+
+def test_the_file_rebuilds_the_fitted_network_exactly(fitted, name, tmp_path):
+    found, file, _ = fitted(name)
+    case = networks.CASES[name]
+    dense = subcompress.unpack(file, tmp_path / "dense.safetensors")
+    torch.manual_seed(4)
+    fresh, loaded = case.make(), subcompress.load(file, case.make())
+    fresh.load_state_dict(safetensors.torch.load_file(dense), strict=True)
+    fresh.eval()
+    x, _ = next(batches(case.data().test, 16))
+    with torch.no_grad():
+        for a, b in zip(leaves(call(fresh, x)), leaves(call(loaded, x)), strict=True):
+            assert torch.equal(a, b)
+    if name != "dict":  # whose data are noisy
+        task = Task.of(case.options.get("loss", "cross-entropy"), case.options.get("metric"))
+        assert evaluate(loaded, case.data().test, task) == found.test
+    assert subcompress.verify(file).ok
+
+
+def test_it_learns(fitted, name):
+    """Better than the network is before anything is trained, by the metric it is judged by."""
+    found, _, module = fitted(name)
+    case = networks.CASES[name]
+    task = Task.of(case.options.get("loss", "cross-entropy"), case.options.get("metric"))
+    untrained = evaluate(copy.deepcopy(module), case.data().validation, task)
+    assert task.better(found.validation, untrained), (found.validation, untrained)
+
+
+def test_onnx_computes_the_same(fitted, name, tmp_path):
+    _, file, _ = fitted(name)
+    case = networks.CASES[name]
+    assert subcompress.unpack(file, tmp_path / "net.onnx", case.make()).stat().st_size > 1_000
