@@ -3,6 +3,7 @@
 import click
 
 from subcompress import __version__
+from subcompress_cli.dim import dim
 from subcompress_cli.errors import Group
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
@@ -17,5 +18,5 @@ def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
 
-for command in (fit, pack, unpack, info, verify):
+for command in (fit, dim, pack, unpack, info, verify):
     main.add_command(command)

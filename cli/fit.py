@@ -33,7 +33,7 @@ from subcompress_cli.progress import listening
 @click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
 @click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
-@click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
+@click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 5 in a search]")
 @click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
 @task_options
 @training_options

@@ -9,6 +9,7 @@ subcompress.load("net.safetensors", model)
 from subcompress.data import Data, Split, load_data
 from subcompress.errors import SubcompressError
 from subcompress.fitting import Fit, fit
+from subcompress.measuring import measure_dimension
 from subcompress.packing import pack
 from subcompress.subspace import Subspace
 from subcompress.training import Listener, Progress
@@ -30,6 +31,7 @@ __all__ = [
     "info",
     "load",
     "load_data",
+    "measure_dimension",
     "pack",
     "unpack",
     "verify",

@@ -141,7 +141,7 @@ def fit(
     minimise: bool = False,
     operator: str = "hadamard",
     structured: str = "store",
-    bits: int = 4,
+    bits: int | None = None,
     epochs: int = 10,
     seed: int = 0,
     seeds: int = 3,
@@ -159,6 +159,7 @@ def fit(
     `baseline`, a number or a safetensors file of its weights); target (of any metric). Without d, the smallest d is
     searched whose mean over `seeds` seeds meets the target on the validation split, in at most `max_fits` trainings.
 
+    bits: 4 where d is given; 5 in a search, where rounding to 4 would ask for more coordinates (benchmarks/search.py).
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
     have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
@@ -170,7 +171,16 @@ def fit(
     began, listener = time.perf_counter(), listener or Listener()
     task = Task.of(loss, metric, minimise)
     goal = Goal.of(task, d, min_accuracy, max_drop, target, baseline, seeds, max_fits)
-    settings = Settings(bits, epochs, seed, lr, batch_size, device, operator, structured)
+    settings = Settings(
+        bits if bits is not None else 4 if d is not None else 5,
+        epochs,
+        seed,
+        lr,
+        batch_size,
+        device,
+        operator,
+        structured,
+    )
     with machine(device, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener)
         fitter.check(goal.first_d(fitter.D) if d is None else d)
@@ -247,9 +257,10 @@ class Fitter:
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits))
 
-    def baseline(self) -> Probe:
+    def baseline(self, seed: int | None = None) -> Probe:
         """The network trained directly, in all of its weights, from its own start."""
-        key, seed = "direct", self.settings.seed
+        seed = self.settings.seed if seed is None else seed
+        key = f"direct-s{seed}"
         if (held := self._held(key)) is not None:
             return held
         recipe = self.settings.recipe(seed)

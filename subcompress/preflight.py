@@ -74,8 +74,8 @@ def estimate_cost(subspace: Subspace, data: Data, task: Task, recipe: Recipe, fi
     for batch in batches(data.train, n, device, torch.arange(size(data.train)).repeat(_STEPS + 1)[: (_STEPS + 1) * n]):
         began = time.perf_counter()
         with trial.materialised() as module:
-            loss = task.loss(module, batch)
-        if not isinstance(loss, Tensor) or not loss.requires_grad or loss.numel() != 1:
+            loss = task.loss_of(module, batch)
+        if not loss.requires_grad:
             break  # training says what is wrong with it
         optimiser.zero_grad()
         loss.backward()

@@ -151,9 +151,9 @@ def load(folder: str | Path) -> Record:
         )
     if not os.path.isfile(folder / RECORD):
         raise SubcompressError(
-            f"{folder} holds a run of a reference operator, which is not exact and cannot be packed: fit with "
-            f"--operator "
-            "hadamard"
+            f"{folder} holds no record to pack: it is of a reference operator, which is not exact, or of "
+            f"`subcompress dim`: "
+            "fit with --operator hadamard"
         )
     return format.read(folder / RECORD)[0]
 

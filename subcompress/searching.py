@@ -115,23 +115,22 @@ class _Search:
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.probes: list[Probe] = []
         self.baseline: float | None = None
+        self.slope = SLOPE
         self.failed = 0
         """The largest d that was found not to meet the target."""
         self.met = 0
         """The smallest d that was found to meet it."""
 
     def run(self) -> tuple[Probe, dict[str, Any]]:
-        d = self.goal.first_d(self.D)
-        self.fitter.say_cost(d, self.goal.max_fits)
+        d: int | None = self.goal.first_d(self.D)
+        self.fitter.say_cost(self.goal.first_d(self.D), self.goal.max_fits)
         self.target = self._target()
         if (warning := resolution_note(self.task, self.fitter.data, self.target, self.goal.drop)) is not None:
             self.fitter.listener.note(warning)
-        while True:
+        while d is not None:
+            before = len(self.probes)
             self._look(d)
-            following = self._next()
-            if following is None:
-                break
-            d = following
+            d = self._next() if len(self.probes) > before else None
         return self._result()
 
     def _target(self) -> float:
@@ -179,23 +178,29 @@ class _Search:
 
     def _look(self, d: int) -> None:
         """Train at d: with one seed while the target is far, with all of them near it, as long as it may be met."""
-        for i, seed in enumerate(self.seeds):
+        new = all(p.d != d for p in self.probes)
+        for n, seed in enumerate(self.seeds, 1):
             if self._of(d, seed) is None:
-                if self._room() < 1 and not (i and self._room() >= 0.5):
+                safe = self._safe()
+                kept = 0 if safe is None or safe == d else self._missing(safe)
+                if self._room() < 1 + kept:
                     return
                 self._probe(d, seed)
-            mean, n = self._mean(d), i + 1
-            # With what it would take from the seeds that are left to meet the target.
-            spread = NOISE / math.sqrt(n) + (SLOPE_ERROR if n == 1 else 0.0)
-            gap = self._log_error(mean) - self._log_error(self.target)
-            if n < len(self.seeds) and (gap > 1.0 * spread or (n == 1 and gap < -2.0 * spread and not self.met)):
+            if n == len(self.seeds):
                 break
+            gap = self._log_error(self._mean(d)) - self._log_error(self.target)
+            if gap > self._noise() * math.sqrt(1 / n + 1 / len(self.seeds)):
+                break  # too poor
+            # Far above it: one seed says enough, while there is room to look lower down.
+            lower = self._room() >= len(self.seeds) + 1
+            if new and n == 1 and gap < -2 * self._noise() and lower and not self.met:
+                return
         mean = self._mean(d)
-        everything = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
-        if everything and self.task.meets(mean, self.target):
-            self.met = d if not self.met else min(d, self.met)
-        elif not self.task.meets(mean, self.target):
+        ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
+        if not self.task.meets(mean, self.target):
             self.failed = max(d, self.failed)
+        elif ended:
+            self.met = min(d, self.met or d)
 
     def _probe(self, d: int, seed: int) -> None:
         try:
@@ -218,8 +223,8 @@ class _Search:
             if n < max(2, epochs // 2):
                 return False
             gains = [self._log_error(c[-1]) - self._log_error(c[n - 1]) for c in ended]
-            hoped = self._log_error(curve[-1]) + min(gains) - 2 * NOISE
-            return hoped > self._log_error(self.target) + NOISE
+            hoped = self._log_error(curve[-1]) + min(0.0, *gains) - 2 * self._noise()
+            return hoped > self._log_error(self.target) + self._noise()
 
         return stop
 
@@ -240,47 +245,77 @@ class _Search:
 
     def _next(self) -> int | None:
         """The next d to train at, None where the search has ended."""
-        if self.failed >= self.D or self._room() < 1:
+        seeds, room = len(self.seeds), self._room()
+        if self.failed >= self.D or room < 1:
             return None
-        near = self._crossing()
+        crossing, error = self._crossing()
         if self.met:
-            if self.met <= max(1, self.failed) * CLOSE or self._room() < 2:
+            # Lower down, where it is as likely as not that the target is met; not for a step that noise hides.
+            near = min(crossing, self.met / CLOSE**2)
+            near = max(near, self.failed * CLOSE) if self.failed else near
+            if room < seeds or near > self.met / CLOSE:
                 return None
-            near = min(near, self.met / CLOSE)
-            if self.failed:
-                near = max(near, math.sqrt(self.failed * self.met), self.failed * 1.01)
-            elif near > self.met / 1.1:
-                near = self.met / 1.1
-        elif self.failed:
-            near = max(near, self.failed * CLOSE)
+        elif (safe := self._safe()) is not None and room < self._missing(safe) + 2:
+            return safe
+        else:
+            # The last trainings that are left go where the target is met almost surely.
+            doubt = 0.4 if room >= 2 * seeds else 0.9 if room >= seeds + 1 else 1.6
+            near = crossing * math.exp(doubt * error)
+            near = max(near, self.failed * CLOSE) if self.failed else near
         known = sorted({p.d for p in self.probes})
         near = min(max(near, known[0] / FARTHEST), known[-1] * FARTHEST, float(self.D))
         d = max(2, round(near))
         for k in known:  # a d that has a training already saves one
-            if 1 / CLOSE < d / k < CLOSE and k != self.met and k > self.failed and not self._complete(k):
+            if d / CLOSE <= k <= d * CLOSE and k > self.failed and k != self.met and not self._complete(k):
                 return k
-        return d if not self._complete(d) else None
+        return None if self._complete(d) else d
+
+    def _noise(self) -> float:
+        """Standard deviation of log(error) between seeds: as seen at d's with several, and the usual one where few
+        are."""
+        squares, n = 3 * NOISE**2, 3
+        for d in {p.d for p in self.probes}:
+            y = [self._log_error(p.value) for p in self.probes if p.d == d and not p.stopped]
+            if len(y) > 1:
+                squares, n = squares + statistics.variance(y) * (len(y) - 1), n + len(y) - 1
+        return math.sqrt(squares / n)
 
     def _complete(self, d: int) -> bool:
-        return all(self._of(d, s) is not None for s in self.seeds)
+        return self._missing(d) == 0
 
-    def _line(self) -> tuple[float, float]:
-        """a, b of log(error) = a + b log(d): least squares, the slope drawn towards the usual one."""
+    def _missing(self, d: int) -> int:
+        return sum(self._of(d, s) is None for s in self.seeds)
+
+    def _safe(self) -> int | None:
+        """The smallest d where the trainings so far say that the target will be met, while none is known that does."""
+        target = self._log_error(self.target)
+        found = {p.d for p in self.probes if p.d > self.failed and not self._complete(p.d)}
+        found = {d for d in found if self._log_error(self._mean(d)) < target - 1.5 * self._noise()}
+        return min(found, default=None) if not self.met else None
+
+    def _crossing(self) -> tuple[float, float]:
+        """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
+        the seeds. The line is log(error) = a + b log(d): least squares, the slope drawn towards the usual one."""
         x = np.log([p.d for p in self.probes])
         y = np.array([self._log_error(p.value) for p in self.probes])
-        weight = np.array([0.5 if p.stopped else 1.0 for p in self.probes])
-        # Near the target the power law holds best.
-        weight = weight * np.exp(-0.5 * ((y - self._log_error(self.target)) / 0.7) ** 2) + 1e-3
-        A = np.stack([np.ones_like(x), x], 1) * (np.sqrt(weight) / NOISE)[:, None]
+        far = (y - self._log_error(self.target)) / 0.7  # near the target the power law holds best
+        noise = (
+            self._noise()
+            * np.array([2.0 if p.stopped else 1.0 for p in self.probes])
+            * np.exp(0.25 * far**2).clip(1, 30)
+        )
+        centre = float(np.average(x, weights=1 / noise**2))
+        A = np.stack([1 / noise, (x - centre) / noise], 1)
         A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
-        b = np.concatenate([y * np.sqrt(weight) / NOISE, [SLOPE / SLOPE_ERROR]])
-        (a, slope), *_ = np.linalg.lstsq(A, b, rcond=None)
-        return float(a), float(min(slope, -0.1))
-
-    def _crossing(self) -> float:
-        """The d at which the line meets the target."""
-        a, b = self._line()
-        return math.exp(min(max((self._log_error(self.target) - a) / b, 0.0), math.log(self.D)))
+        rest = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR]])
+        (a, b), *_ = np.linalg.lstsq(A, rest, rcond=None)
+        b = min(b, -0.15)
+        at = (self._log_error(self.target) - a) / b
+        covariance = np.linalg.inv(A.T @ A)
+        row = np.array([1.0, at])
+        error = math.sqrt(float(row @ covariance @ row) + self._noise() ** 2 / len(self.seeds)) / -b
+        self.slope = float(b)
+        return math.exp(min(max(at + centre, 0.0), math.log(self.D))), error
 
     def _log_error(self, value: float) -> float:
         """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""
@@ -312,7 +347,8 @@ class _Search:
             )
         final = [p for s in self.seeds if (p := self._of(self.met, s)) is not None]
         chosen = (min if self.task.minimise else max)(final, key=lambda p: p.value)
-        _, slope = self._line()
+        self._crossing()
+        slope = self.slope
         own = [self.met * math.exp((self._log_error(self.target) - self._log_error(p.value)) / slope) for p in final]
         return chosen, {
             "target": self.target,

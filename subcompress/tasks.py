@@ -92,11 +92,19 @@ class Task:
         """Whether a value is at least as good as the target."""
         return value <= target if self.minimise else value >= target
 
+    def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
+        """The loss of a batch. Raises SubcompressError where it is no scalar tensor."""
+        loss = self.loss(module, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
+            raise SubcompressError(f"a loss is a scalar tensor; {self.loss_name} gave a {given}: take its mean or sum")
+        return loss
+
     def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
         """The metric of one batch, for a module in evaluation mode."""
         if self.metric is None:
             with torch.enable_grad():  # losses through derivatives of the inputs need it
-                return float(self.loss(module, batch).detach())
+                return float(self.loss_of(module, batch).detach())
         with torch.no_grad():
             return float(self.metric(call(module, batch[0]), batch[1]))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import DataError, Tree, batches, leaves, size
+from subcompress.data.splits import DataError, Tree, batches, finite, leaves, size
 from subcompress.errors import SubcompressError
 from subcompress.tasks import Task, evaluate
 
@@ -236,7 +236,7 @@ class _Run:
                 if quantise is not None and self.step == begin_rounding:
                     quantise()
                 with self.trainee.materialised() as module:
-                    loss = self.task.loss(module, batch)
+                    loss = self.task.loss_of(module, batch)
                 self._check_first(loss, batch)
                 self.optimiser.zero_grad()
                 loss.backward()
@@ -252,21 +252,17 @@ class _Run:
         except DeadRunError as e:
             raise _explained(e, batch) from e
 
-    def _check_first(self, loss: Any, batch: tuple[Tree, Tree]) -> None:
+    def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
         """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size mends that."""
         if self.step:
             return
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
-            raise SubcompressError(
-                f"a loss is a scalar tensor that depends on the weights; {self.task.loss_name} gave a {given}"
-            )
+        if not loss.requires_grad:
+            raise SubcompressError(f"a loss depends on the weights; {self.task.loss_name} does not: is it detached?")
         if not math.isfinite(float(loss.detach())):
             _check_batch(batch)
             raise SubcompressError(
-                f"a loss is finite before anything is trained; {self.task.loss_name} gave {float(loss)}: look at the "
-                f"model"
-                " and the loss"
+                f"a loss is finite before anything is trained; {self.task.loss_name} gave {float(loss.detach())}: look "
+                "at the model and the loss"
             )
 
     def _state(self, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -315,7 +311,7 @@ class _Judge:
         """One more loss; a verdict every so many steps, since each one waits for the device."""
         self.recent.append(loss.reshape(()))
         if step == 1:
-            self.worst = 3 * max(self.guess or 0.0, abs(float(loss))) + 1
+            self.worst = 3 * max(self.guess or 0.0, abs(float(loss.detach()))) + 1
         if step % WINDOW == 0:
             self.verdict(step)
 
@@ -339,7 +335,7 @@ def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
 
 
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
-    if any((t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all()) for t in leaves(batch)):
+    if not all(finite(t) for t in leaves(batch)):
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
 
 

@@ -100,8 +100,15 @@ def batches(
             raise
         except Exception as e:
             raise DataError(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+        if not isinstance(split, Split) and not all(finite(t) for t in leaves(pair)):
+            raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
         x, y = pair
         yield tree_map(lambda t: t.to(device), x), tree_map(lambda t: t.to(device), y)
+
+
+def finite(t: Tensor) -> bool:
+    """Whether no value is nan or inf."""
+    return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
 
 
 class DataError(Exception):

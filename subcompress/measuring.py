@@ -1,0 +1,148 @@
+"""dim: the measurement of Li et al. 2018, "Measuring the Intrinsic Dimension of Objective Landscapes"
+(arXiv:1804.08838): a metric against d, and the d at which it crosses a threshold."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from subcompress import run
+from subcompress.data import Data, shuffle_labels, shuffle_pixels
+from subcompress.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
+from subcompress.errors import SubcompressError
+from subcompress.files import write_bytes
+from subcompress.fitting import DiedTwiceError, Fitter, Settings, machine
+from subcompress.preflight import naming_memory
+from subcompress.tasks import Loss, Metric, Task
+from subcompress.training import Listener
+
+MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
+SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
+
+
+def measure_dimension(
+    model: nn.Module,
+    data: Data,
+    folder: str | Path,
+    *,
+    ds: Sequence[int],
+    repeats: int = 3,
+    thresholds: Sequence[float] = (),
+    shuffle: str | None = None,
+    loss: str | Loss = "cross-entropy",
+    metric: str | Metric | None = None,
+    minimise: bool = False,
+    operator: str = "hadamard",
+    epochs: int = 10,
+    seed: int = 0,
+    lr: float | None = None,
+    batch_size: int = 128,
+    threads: int | None = None,
+    device: str = "cpu",
+    names: tuple[str, str] = ("", ""),
+    restart: bool = False,
+    listener: Listener | None = None,
+) -> Dimension:
+    """Train at each d with `repeats` seeds, and the network directly as often; write dim.md, dim.json and dim.png.
+
+    Coordinates are float32, not rounded, as the paper's. The metric is that of the validation split; with
+    shuffle="labels", where nothing can be learned but the training split itself, of that. The thresholds are 0.9 of the
+    own baseline, for accuracies 0.9 absolute, and those given. Interrupted, the same call goes on. Raises
+    SubcompressError.
+    """
+    listener = listener or Listener()
+    ds = sorted(set(ds))
+    if not ds or ds[0] < 1:
+        raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")
+    if not 1 <= repeats <= 100:
+        raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
+    if shuffle is not None:
+        if shuffle not in SHUFFLES:
+            raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}")
+        data = SHUFFLES[shuffle](data, seed)
+    on = "validation"
+    if shuffle == "labels":
+        data, on = replace(data, validation=data.train), "training"
+    task = Task.of(loss, metric, minimise)
+    settings = Settings(8, epochs, seed, lr, batch_size, device, operator, rounded=False)
+    with machine(device, threads, seed), naming_memory(batch_size):
+        fitter = Fitter(model, data, task, settings, listener)
+        for d in ds:
+            fitter.check(d)
+        command = fitter.command() | {"ds": list(ds), "repeats": repeats, "thresholds": list(thresholds)}
+        with run.holding(folder, command) as held:
+            fitter.begin(held, restart or held.finished is not None)
+            fitter.say_cost(max(ds), len(ds) * repeats)
+            found = _measure(fitter, list(ds), repeats)
+            result = _result(fitter, found, thresholds, names, epochs, on, shuffle)
+            _write(held.path, result)
+            held.finish(None, {"dim": result.to_json()})
+            return result
+
+
+def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, ...], list[Point]]:
+    """The metrics of the network trained directly, and of each d."""
+    seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(repeats)]
+    baseline = tuple(fitter.baseline(s).value for s in seeds)
+    points, probes = [], []
+    for d in ds:
+        began = time.perf_counter()
+        values = []
+        for s in seeds:
+            try:
+                probe = fitter.probe(d, s)
+            except DiedTwiceError as e:
+                raise SubcompressError(f"at d = {d}, seed {s}, {e}") from e
+            probes.append(probe)
+            fitter.listener.probes(tuple(probes))
+            values.append(probe)
+        seconds = max(sum(p.seconds for p in values), time.perf_counter() - began)
+        points.append(Point(d, tuple(p.value for p in values), seconds))
+    return baseline, points
+
+
+def _result(
+    fitter: Fitter,
+    found: tuple[tuple[float, ...], list[Point]],
+    thresholds: Sequence[float],
+    names: tuple[str, str],
+    epochs: int,
+    on: str,
+    shuffle: str | None,
+) -> Dimension:
+    baseline, points = found
+    task = fitter.task
+    wanted = [of_baseline(baseline, minimise=task.minimise)]
+    if task.metric_name.endswith("accuracy"):
+        wanted.append(absolute(0.9))
+    wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
+    notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {fitter.settings.operator}"]
+    if shuffle is not None:
+        notes.append(f"with shuffled {shuffle}")
+    return Dimension(
+        names[0] or type(fitter.model).__name__,
+        names[1],
+        fitter.D,
+        task.metric_name,
+        task.minimise,
+        baseline,
+        tuple(points),
+        tuple(estimate(points, t, task.minimise) for t in wanted),
+        epochs,
+        "",
+        tuple(notes),
+    )
+
+
+def _write(folder: Path, result: Dimension) -> None:
+    write_bytes(folder / MARKDOWN, result.markdown().encode())
+    write_bytes(folder / JSON, (json.dumps(result.to_json(), indent=2) + "\n").encode())
+    result.plot(folder / PLOT)
+
+
+__all__ = ["Dimension", "measure_dimension"]

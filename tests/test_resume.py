@@ -1,0 +1,179 @@
+"""Stopped at any moment, the same command goes on to the same file; two processes never share a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import networks
+import pytest
+
+import subcompress
+from subcompress import Listener, SubcompressError, run
+
+FIT = {"d": 60, "epochs": 6, "batch_size": 32, "threads": 1}
+SEARCH = {"min_accuracy": 0.4, "epochs": 4, "batch_size": 32, "threads": 1, "seeds": 2, "max_fits": 8}
+
+
+class Stopping(Listener):
+    """Raises after so many epochs, whichever trainings they are of."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.seen = after, 0
+
+    def epoch(self, progress):
+        self.seen += 1
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def always_save(monkeypatch):
+    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+
+
+def fit(folder: Path, options: dict, listener: Listener | None = None, case: str = "batch norm"):
+    c = networks.CASES[case]
+    import torch
+
+    torch.manual_seed(0)
+    return subcompress.fit(c.make(), c.data(), folder, **options, **c.options, listener=listener)
+
+
+def result(folder: Path) -> tuple[bytes, dict]:
+    """The record, and the summary without what depends on the clock."""
+    summary = json.loads((folder / run.SUMMARY).read_text())["fit"]
+    for probe in summary["probes"]:
+        del probe["seconds"]
+    return (folder / run.RECORD).read_bytes(), {k: v for k, v in summary.items() if k not in ("seconds", "run")}
+
+
+@pytest.mark.parametrize("case", ["batch norm", "dict", "mlp"])
+def test_a_fit_stopped_after_each_epoch(tmp_path, case):
+    """Running statistics, dropout and noise of the data set go on as they would have."""
+    fit(tmp_path / "whole", FIT, case=case)
+    for after in range(1, 7):
+        folder = tmp_path / f"stopped{after}"
+        with pytest.raises(KeyboardInterrupt):
+            fit(folder, FIT, Stopping(after), case)
+        assert not (folder / run.SUMMARY).exists()
+        second = Stopping(100)
+        fit(folder, FIT, second, case)
+        assert second.seen == 6 - after + 1  # the last epoch was not saved yet when its listener raised
+        assert result(folder) == result(tmp_path / "whole")
+
+
+def test_a_search_stopped_again_and_again(tmp_path):
+    fit(tmp_path / "whole", SEARCH)
+    for _ in range(40):
+        try:
+            fit(tmp_path / "stopped", SEARCH, Stopping(5))
+            break
+        except KeyboardInterrupt:
+            continue
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+def test_another_command_is_told_and_may_discard(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", FIT, Stopping(2))
+    with pytest.raises(SubcompressError, match=r"an unfinished run of another command \(its bits was 4, now 5\)"):
+        fit(tmp_path / "run", {**FIT, "bits": 5})
+    assert fit(tmp_path / "run", {**FIT, "bits": 5, "restart": True}).bits == 5
+    assert fit(tmp_path / "run", {**FIT, "bits": 3}).bits == 3  # a finished one is replaced
+
+
+def test_the_second_process_is_told(tmp_path):
+    told = []
+
+    class Second(Listener):
+        def epoch(self, progress):
+            code = (
+                "import sys; sys.path.insert(0, sys.argv[2]); import test_resume as t; from pathlib import Path\n"
+                "try: t.fit(Path(sys.argv[1]), t.FIT)\n"
+                "except t.SubcompressError as e: print(e)"
+            )
+            if not told:
+                command = [sys.executable, "-c", code, str(tmp_path / "run"), str(Path(__file__).parent)]
+                told.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    fit(tmp_path / "run", FIT, Second())
+    assert "another process works in" in told[0]
+
+
+COMMAND = """fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --min-accuracy 0.5 --epochs 12
+--batch-size 16 --threads 1 --seeds 2 --max-fits 6 --json -o {folder}"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = COMMAND.format(here=Path(__file__).parent, folder=folder).split()
+    code = "import subcompress.training as t; t.SAVE_EVERY = -1.0; import subcompress_cli; subcompress_cli.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def killed_and_finished(folder: Path, moments: list[float]) -> int:
+    """Kill the command at those moments, in seconds after it has begun to train; finish it; how many kills hit."""
+    hits = 0
+    for moment in moments:
+        process = start(folder)
+        while process.poll() is None and not (folder / run.COMMAND).exists():
+            time.sleep(0.01)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            hits += 1
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert run.SUMMARY not in {p.name for p in folder.iterdir()} or process.returncode == 0
+        if process.returncode == 0:
+            break
+    process = start(folder)
+    process.wait()
+    assert process.returncode == 0
+    return hits
+
+
+def test_killed_at_a_random_moment(tmp_path):
+    start(tmp_path / "whole").wait()
+    moments = [random.Random(os.getpid()).uniform(2.0, 4.0)]
+    killed_and_finished(tmp_path / "killed", moments)
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments(tmp_path):
+    start(tmp_path / "whole").wait()
+    rng, hits = random.Random(1), 0
+    for i in range(20):
+        hits += killed_and_finished(tmp_path / f"killed{i}", [rng.uniform(0.0, 6.0)])
+        assert result(tmp_path / f"killed{i}") == result(tmp_path / "whole")
+    assert hits >= 10
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interruption_is_one_line(tmp_path, number, status):
+    here = Path(__file__).parent
+    command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "
+    command += f"--batch-size 16 --threads 1 -o {tmp_path / 'run'}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "subcompress_cli", *command.split()], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        for line in process.stderr:
+            if "epoch 2/" in line:
+                break
+        process.send_signal(number)
+        rest = process.stderr.read().strip().splitlines()
+    assert process.wait() == status
+    assert rest[-1].startswith("interrupted: a fit goes on")
+    assert not any("Traceback" in line for line in rest)

@@ -1,0 +1,176 @@
+"""The search for the smallest d: on known curves it must be cheap and near; on a network it must tell the truth."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import subcompress
+from subcompress import Listener, SubcompressError, run
+from subcompress.fitting import DiedTwiceError, Probe
+from subcompress.preflight import resolution_note
+from subcompress.searching import Goal, search
+from subcompress.tasks import Task
+
+
+class Known:
+    """Answers a search from a power law: log(error) = log(error at d_true) + slope log(d / d_true) + noise."""
+
+    def __init__(self, target: float, D: int, d_true: float, slope: float, noise: float, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.D, self.law, self.noise = D, (target, d_true, slope), noise
+        self.task, self.listener = Task.of(), Listener()
+        self.settings = SimpleNamespace(epochs=10, seed=0, device="cpu")
+        self.data = SimpleNamespace(validation=range(5_000))
+        self.epochs = 0
+
+    def say_cost(self, d: int, fits: float) -> None:
+        assert 1 <= d <= self.D
+
+    def probe(self, d: int, seed: int, hopeless=None) -> Probe:
+        assert 1 <= d <= self.D
+        target, d_true, slope = self.law
+        if d < d_true / 20:
+            self.epochs += 4
+            raise DiedTwiceError("died", 4)
+        error = math.log(1 - target) + slope * math.log(d / d_true) + self.rng.normal(0, self.noise)
+        final = 1 - math.exp(min(error, -0.1))
+        curve: list[float] = []
+        for epoch in range(1, 11):
+            curve.append(1 - min(1.0, (1 - final) * math.exp(0.06 * (10 - epoch))))
+            self.epochs += 1
+            if epoch < 10 and hopeless is not None and hopeless(tuple(curve)):
+                return Probe(d, seed, curve[-1], tuple(curve), epoch, 1.0, True)
+        return Probe(d, seed, final, tuple(curve), 10, 1.0)
+
+
+def test_known_curves_are_searched_in_at_most_eight_trainings():
+    rng = np.random.default_rng(1)
+    ratios, missed = [], 0
+    for seed in range(200):
+        D = int(10 ** rng.uniform(4, 6))
+        d_true = min(math.sqrt(D) * math.exp(rng.normal(0, 0.6)), D / 4)
+        slope, noise = -rng.uniform(0.45, 1.0), rng.uniform(0.03, 0.12)
+        known = Known(float(rng.choice([0.9, 0.97])), D, d_true, slope, noise, seed)
+        try:
+            chosen, found = search(known, Goal(value=known.law[0]))
+        except SubcompressError:
+            missed += 1
+        else:
+            values = [p.value for p in found["probes"] if p.d == chosen.d]
+            assert len(values) == 3
+            assert np.mean(values) >= known.law[0]
+            assert chosen.value == max(values)
+            assert found["full_fits"] == pytest.approx(known.epochs / 10)
+            ratios.append(chosen.d / d_true)
+        assert known.epochs <= 80
+    assert missed <= 10
+    assert 0.9 < np.median(ratios) < 1.2, np.median(ratios)
+    assert np.quantile(ratios, 0.9) < 1.6
+
+
+def test_errors_are_searched_downwards():
+    """The same law of a metric that is minimised."""
+
+    class Errors(Known):
+        def probe(self, d, seed, hopeless=None):
+            p = super().probe(d, seed, None)
+            return Probe(d, seed, 1 - p.value, tuple(1 - v for v in p.curve), p.epochs, p.seconds)
+
+    known = Errors(0.9, 100_000, 300.0, -0.6, 0.05, 0)
+    known.task = Task.of("mse")
+    chosen, found = search(known, Goal(value=0.1))
+    assert 230 < chosen.d < 450
+    assert found["target"] == 0.1
+
+
+def test_a_target_that_is_out_of_reach_says_how_near_it_came():
+    known = Known(0.9, 2_000, 1_000_000.0, -0.3, 0.02, 0)
+    with pytest.raises(SubcompressError, match=r"no d was found .* meets 0.9; the best was 0\.\d+ at d = \d+"):
+        search(known, Goal(value=0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "one of --d, --min-accuracy, --max-drop, --target; given none"),
+        ({"d": 9, "min_accuracy": 0.9}, "given --d and --min-accuracy"),
+        ({"target": 0.9, "max_drop": 0.1}, "given --max-drop and --target"),
+        ({"min_accuracy": 90}, "above 0 and up to 1; given 90"),
+        ({"min_accuracy": 0.9, "loss": "mse"}, "--min-accuracy is for metrics of which more is better"),
+        ({"min_accuracy": 0.9, "metric": lambda a, b: 0.0}, "for another metric give --target"),
+        ({"max_drop": -0.1}, "--max-drop is at least 0"),
+        ({"target": float("nan")}, "--target is a finite number"),
+        ({"d": 9, "baseline": 0.9}, "--baseline is for a search"),
+        ({"min_accuracy": 0.9, "seeds": 0}, "--seeds is between 1 and 100"),
+        ({"min_accuracy": 0.9, "max_fits": 3}, "--max-fits is at least --seeds \\+ 1 = 4; given 3"),
+        ({"min_accuracy": 0.99, "baseline": 0.95}, "reaches 0.9500 on the validation split"),
+        ({"max_drop": 0.1, "baseline": "nowhere.safetensors"}, "a number or a safetensors file"),
+        ({"d": 9, "operator": "magic"}, "--operator is one of hadamard"),
+        ({"d": 9, "structured": "maybe"}, "--structured is store or random"),
+        ({"d": 9, "loss": "hinge"}, "--loss is one of cross-entropy"),
+        ({"d": 9, "metric": "beauty"}, "--metric is one of accuracy"),
+    ],
+)
+def test_contradictory_options(digits, tmp_path, options, words):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(SubcompressError, match=words):
+        subcompress.fit(net, digits, tmp_path / "run", **options)
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.tables: list[int] = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def probes(self, probes):
+        self.tables.append(len(probes))
+
+
+def test_a_search_on_a_network(digits, tmp_path):
+    torch.manual_seed(0)
+    net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)), Heard()
+    options = {"max_drop": 0.2, "epochs": 5, "batch_size": 32, "threads": 1, "seeds": 2}
+    found = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    values = [p.value for p in found.probes if p.d == found.d]
+    assert len(values) == 2
+    assert np.mean(values) >= found.target == found.baseline - 0.2
+    assert found.validation == max(values)
+    assert found.full_fits <= 8
+    assert found.bits == 5
+    assert heard.tables == list(range(1, len(found.probes) + 1))
+    assert any("a step" in n and "at most" in n for n in heard.notes)
+    record = run.load(tmp_path / "run")
+    assert record.d == found.d
+    assert found.to_json()["baseline_accuracy"] == found.baseline
+    again = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    assert again == found
+    assert "finished" in heard.notes[-1]
+
+
+def test_a_small_validation_split_is_warned_of():
+    data = SimpleNamespace(validation=range(360))
+    assert "360 validation examples know an accuracy of 0.97 to +-0.009" in resolution_note(Task.of(), data, 0.97)
+    assert resolution_note(Task.of(), SimpleNamespace(validation=range(5_000)), 0.97) is None
+    assert resolution_note(Task.of(), data, 0.97, drop=0.1) is None
+    assert resolution_note(Task.of("mse"), data, 0.5) is None
+
+
+def test_a_given_baseline_is_measured(digits, tmp_path):
+    import safetensors.torch
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(SubcompressError, match=r"reaches 0\.[01]"):
+        subcompress.fit(
+            net, digits, tmp_path / "run", min_accuracy=0.9, baseline=tmp_path / "net.safetensors", threads=1
+        )
