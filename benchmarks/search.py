@@ -21,7 +21,7 @@ KNOWN = {"mlp": "paper 750; reproduction 600", "lenet": "paper 290; reproduction
 
 def rows(model: str, found: subcompress.Fit, size: int) -> list[str]:
     """What was found, and every probe of it."""
-    values = [p.value for p in found.probes if p.d == found.d]
+    values = [p.value for p in found.probes if p.d == found.d and not p.warm]
     spread = found.d_spread or {}
     lines = [
         f"\n## {model}: d = {found.d} ({KNOWN.get(model, '')})\n",
@@ -32,7 +32,7 @@ def rows(model: str, found: subcompress.Fit, size: int) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for p in found.probes:
-        remark = "stopped" if p.stopped else p.note
+        remark = "stopped" if p.stopped else f"from {p.warm}" if p.warm else p.note
         lines.append(f"| {p.d} | {p.seed} | {p.value:.4f} | {p.epochs} | {p.seconds:.0f} | {remark} |")
     return lines
 

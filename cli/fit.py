@@ -76,7 +76,7 @@ def fit(
 
 
 def _search_line(found: subcompress.Fit) -> str:
-    values = [p.value for p in found.probes if p.d == found.d]
+    values = [p.value for p in found.probes if p.d == found.d and not p.warm]
     mean = sum(values) / len(values)
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
     range_ = f"{found.d_spread['low']:.0f} to {found.d_spread['high']:.0f}" if found.d_spread else ""

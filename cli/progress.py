@@ -91,7 +91,7 @@ def probe_table(probes: Sequence[Probe]) -> Table:
 
 
 def _remark(p: Probe) -> str:
-    note = "stopped" if p.stopped and not p.note else p.note
+    note = "stopped" if p.stopped and not p.note else f"from {p.warm}" if p.warm else p.note
     return f" ({note})" if note else ""
 
 

@@ -23,6 +23,7 @@ from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
+from subcompress.operators import HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost, naming_memory
 from subcompress.record import Record
@@ -63,6 +64,8 @@ class Probe:
     seconds: float
     stopped: bool = False
     note: str = ""
+    warm: int = 0
+    """The d it began with, zero for a start of its own."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,7 @@ class Fitter:
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step. `warm`: an ended training of the
-        same seed and rows whose coordinates this one begins with; half of the epochs are enough then."""
+        same seed and rows whose coordinates this one begins with, for half of the epochs: a look from afar, no file."""
         key = f"d{d}-s{seed}" + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
@@ -312,7 +315,8 @@ class Fitter:
                 if attempt is recipe:
                     self._run.note(f"{key}-died", {"epochs": trained, "note": died})
                 continue
-            record = None if outcome.stopped or not plan.exact or not self.settings.rounded else subspace.record()
+            kept = plan.exact and self.settings.rounded and not outcome.stopped
+            record = subspace.record() if kept else None
             value = self._value(subspace, record) if not outcome.stopped else outcome.value
             probe = Probe(
                 d,
@@ -322,13 +326,23 @@ class Fitter:
                 spent + len(outcome.curve),
                 outcome.seconds,
                 outcome.stopped,
-                ("" if attempt is recipe else "second try") + (f"from {warm.d}" if warm else ""),
+                "" if attempt is recipe else "second try",
+                0 if warm is None else warm.d,
             )
             return self._note(key, probe, record)
         raise DiedTwiceError(
             f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
             "or give a smaller --lr or another --seed",
             spent,
+        )
+
+    def nests(self, small: int, large: int) -> bool:
+        """Whether the coordinates of the one d are the first of the other's, block by block."""
+        plans = [self.plan(d, self.settings.seed) for d in (small, large)]
+        operators = [[part.operator for part in plan.parts] for plan in plans]
+        return all(
+            isinstance(a, HadamardBlocks) and isinstance(b, HadamardBlocks) and a.log2_m == b.log2_m
+            for a, b in zip(*operators, strict=True)
         )
 
     def finish(self, chosen: Probe, seconds: float, found: dict[str, Any]) -> Fit:

@@ -27,6 +27,9 @@ from subcompress.tasks import Task, evaluate
 SLOPE, SLOPE_ERROR = -0.6, 0.2
 """What log(error) loses for each unit of log(d), as seen on MNIST (benchmarks/search.py), and how sure that is."""
 
+FAR = 0.3
+"""Standard error of log(d) at the crossing above which a look from afar is enough: half of the epochs, warm."""
+
 NOISE = 0.10
 """Standard deviation of log(error) between seeds, as seen there."""
 
@@ -179,6 +182,9 @@ class _Search:
     def _look(self, d: int) -> None:
         """Train at d: with one seed while the target is far, with all of them near it, as long as it may be met."""
         new = all(p.d != d for p in self.probes)
+        if new and self.probes and self._crossing()[1] > FAR and (warm := self._warm(d)) is not None:
+            self._probe(d, self.seeds[0], warm)
+            return
         for n, seed in enumerate(self.seeds, 1):
             if self._of(d, seed) is None:
                 safe = self._safe()
@@ -202,9 +208,15 @@ class _Search:
         elif ended:
             self.met = min(d, self.met or d)
 
-    def _probe(self, d: int, seed: int) -> None:
+    def _warm(self, d: int) -> Probe | None:
+        """The nearest training that one at d may begin with."""
+        found = [p for p in self.probes if p.seed == self.seeds[0] and not p.stopped and not p.warm]
+        found = [p for p in found if self.fitter.nests(p.d, d)]
+        return min(found, key=lambda p: abs(math.log(p.d / d)), default=None)
+
+    def _probe(self, d: int, seed: int, warm: Probe | None = None) -> None:
         try:
-            probe = self.fitter.probe(d, seed, hopeless=self._hopeless())
+            probe = self.fitter.probe(d, seed, warm=warm, hopeless=None if warm else self._hopeless())
         except DiedTwiceError as e:
             worst = max if self.task.minimise else min
             values = [p.value for p in self.probes] or [0.0 if not self.task.minimise else math.inf]
@@ -229,10 +241,10 @@ class _Search:
         return stop
 
     def _of(self, d: int, seed: int) -> Probe | None:
-        return next((p for p in self.probes if p.d == d and p.seed == seed), None)
+        return next((p for p in self.probes if p.d == d and p.seed == seed and not p.warm), None)
 
     def _mean(self, d: int) -> float:
-        return statistics.fmean(p.value for p in self.probes if p.d == d)
+        return statistics.fmean(p.value for p in self.probes if p.d == d and not p.warm)
 
     # --- where next ---
 
@@ -275,7 +287,7 @@ class _Search:
         are."""
         squares, n = 3 * NOISE**2, 3
         for d in {p.d for p in self.probes}:
-            y = [self._log_error(p.value) for p in self.probes if p.d == d and not p.stopped]
+            y = [self._log_error(p.value) for p in self.probes if p.d == d and not p.stopped and not p.warm]
             if len(y) > 1:
                 squares, n = squares + statistics.variance(y) * (len(y) - 1), n + len(y) - 1
         return math.sqrt(squares / n)
@@ -289,7 +301,7 @@ class _Search:
     def _safe(self) -> int | None:
         """The smallest d where the trainings so far say that the target will be met, while none is known that does."""
         target = self._log_error(self.target)
-        found = {p.d for p in self.probes if p.d > self.failed and not self._complete(p.d)}
+        found = {p.d for p in self.probes if p.d > self.failed and not p.warm and not self._complete(p.d)}
         found = {d for d in found if self._log_error(self._mean(d)) < target - 1.5 * self._noise()}
         return min(found, default=None) if not self.met else None
 
@@ -301,7 +313,7 @@ class _Search:
         far = (y - self._log_error(self.target)) / 0.7  # near the target the power law holds best
         noise = (
             self._noise()
-            * np.array([2.0 if p.stopped else 1.0 for p in self.probes])
+            * np.array([2.0 if p.stopped or p.warm else 1.0 for p in self.probes])
             * np.exp(0.25 * far**2).clip(1, 30)
         )
         centre = float(np.average(x, weights=1 / noise**2))
@@ -335,8 +347,9 @@ class _Search:
     def _result(self) -> tuple[Probe, dict[str, Any]]:
         name = self.task.metric_name
         if not self.met:
-            best = (min if self.task.minimise else max)(self.probes, key=lambda p: p.value)
-            d, n = best.d, sum(p.d == best.d for p in self.probes)
+            looked = [p for p in self.probes if not p.warm]
+            best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
+            d, n = best.d, sum(p.d == best.d for p in looked)
             why = f"in {self._spent():.1f} trainings" if self.failed < self.D else "even in all of them"
             raise SubcompressError(
                 f"the target is not reached: no d was found {why} at which the mean of {name} over {len(self.seeds)} "
