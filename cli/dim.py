@@ -17,6 +17,7 @@ from subcompress_cli.options import (
     network,
     print_json,
     restart_option,
+    short,
     task_options,
     training_options,
     verbose_option,
@@ -60,14 +61,14 @@ def dim(
         raise SubcompressError(f"--d is a list of whole numbers, such as 100,200,400; given {ds}") from e
     module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
     data = data_of(data_name, data_dir)
-    with listening(f"{model_name} on {data_name}", verbose) as listener:
+    with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.measure_dimension(
             module,
             data,
             output,
             ds=dimensions,
             thresholds=thresholds,
-            names=(model_name, data_name),
+            names=(short(model_name), short(data_name)),
             **task,
             **options,
             listener=listener,

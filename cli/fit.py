@@ -16,6 +16,7 @@ from subcompress_cli.options import (
     network,
     print_json,
     restart_option,
+    short,
     task_options,
     training_options,
     verbose_option,
@@ -58,7 +59,7 @@ def fit(
     """
     module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
     data = data_of(data_name, data_dir)
-    with listening(f"{model_name} on {data_name}", verbose) as listener:
+    with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.fit(module, data, output, **task, **options, listener=listener)
     if as_json:
         print_json(found.to_json())

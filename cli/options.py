@@ -94,6 +94,11 @@ def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:
     return {"loss": function_of(loss, "--loss", LOSSES), "metric": function_of(metric, "--metric", METRICS)}
 
 
+def short(name: str) -> str:
+    """A name to print: without the folders of a file."""
+    return name.rpartition("/")[2]
+
+
 def print_json(value: Any) -> None:
     """One object on stdout."""
     click.echo(json.dumps(value, default=str))

@@ -52,13 +52,14 @@ class Screen(Lines):
             TextColumn("{task.fields[state]}"),
         )
         self.bar = Bar(*columns, console=console)
-        self.task = self.bar.add_task(title, total=1, state="")
+        self.task = self.bar.add_task("", total=1, state="")
+        self.print(title)
         self.live, self.table = live, None
         live.update(self.bar)
 
     def run(self, title: str, epochs: int) -> None:
         super().run(title, epochs)
-        self.bar.reset(self.task, total=epochs, description=f"{self.title}, {title}", state="")
+        self.bar.reset(self.task, total=epochs, description=title, state="")
 
     def epoch(self, progress: Progress) -> None:
         self.bar.update(self.task, completed=progress.epoch, state=_state(progress))

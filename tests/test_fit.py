@@ -285,3 +285,41 @@ def test_one_thread_and_two_rebuild_the_same_file_after_training(digits, tmp_pat
         for n in (1, 2):
             torch.set_num_threads(n)
             assert all(digest_of(record, expand(record, name)) == truth for name in ("numpy", "torch"))
+
+
+def test_a_loop_of_ones_own_gives_the_same_outputs_from_the_file(digits, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 10))
+    sub = subcompress.Subspace.of(net, d=80)
+    assert [name for name, _ in sub.named_parameters()] == ["z"]
+    with pytest.raises(SubcompressError, match="call round"):
+        subcompress.pack(sub, tmp_path / "mine.safetensors")
+    optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
+    losses = []
+    for step in range(120):
+        if step == 60:
+            sub.round(bits=6)
+        x, y = digits.train[torch.randint(len(digits.train), (32,))]
+        with sub.materialised() as module:
+            assert type(module) is nn.Sequential
+            loss = nn.functional.cross_entropy(module(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    subcompress.pack(sub, tmp_path / "mine.safetensors", digits.facts)
+    rebuilt = subcompress.load(tmp_path / "mine.safetensors", copy.deepcopy(net))
+    sub.eval()
+    with torch.no_grad():
+        a, b = sub(digits.test.x), rebuilt(digits.test.x)
+    assert (a.argmax(1) == b.argmax(1)).float().mean() > 0.97  # scales and statistics are rounded in the file
+
+
+def test_references_train_and_cannot_be_packed(network):
+    sub = subcompress.Subspace.of(network, d=20, operator="fastfood")
+    start = {name: p.detach() for name, p in network.named_parameters()}
+    assert all(torch.allclose(w, start[name]) for name, w in sub.weights().items())
+    sub.round(4)
+    with pytest.raises(SubcompressError, match="Fastfood is a reference, not exact on every device"):
+        sub.record()

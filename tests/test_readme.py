@@ -11,20 +11,22 @@ README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 def test_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(Path(__file__).parents[1] / "examples")
     lines = [line for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("subcompress ") and "mnist" not in line]
     assert {c[0] for c in commands} == {"fit", "dim", "pack", "unpack", "info", "verify"}
     for command in commands:
         result = cli(*command)
         assert result.exit_code == 0, result.output
-    assert {p.name for p in tmp_path.iterdir()} == {"runs", "net.safetensors", "dense.safetensors", "net.onnx"}
+    assert {p.name for p in tmp_path.iterdir()} == {"examples", "runs", "net.safetensors", "dense.safetensors", "net.onnx"}
 
 
 def test_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = "".join(re.findall(r"```python\n(.*?)```", README, re.S))
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "net.safetensors").stat().st_size < 500
+    assert (tmp_path / "mine.safetensors").stat().st_size < 500
 
 
 def test_nothing_is_left_to_fill_in():
