@@ -18,7 +18,13 @@ def test_commands(tmp_path, monkeypatch):
     for command in commands:
         result = cli(*command)
         assert result.exit_code == 0, result.output
-    assert {p.name for p in tmp_path.iterdir()} == {"examples", "runs", "net.safetensors", "dense.safetensors", "net.onnx"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "examples",
+        "runs",
+        "net.safetensors",
+        "dense.safetensors",
+        "net.onnx",
+    }
 
 
 def test_python(tmp_path, monkeypatch):
