@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from subcompress.data import Data
 from subcompress.data.splits import DataError, Split, batches, call, size
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task
 from subcompress.training import Recipe
@@ -36,7 +36,11 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
             if task.loss_name == "cross-entropy":
                 with torch.no_grad():
                     _check_labels(name, split, batch[1], call(module, batch[0]))
-            task.measure(module, batch)
+            if math.isnan(task.measure(module, batch)) and task.metric is not None:
+                raise SubcompressError(
+                    f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
+                    "trained: look at it, or at the model"
+                )
         except SubcompressError:
             raise
         except Exception as e:
@@ -122,12 +126,6 @@ def naming_memory(batch_size: int) -> Iterator[None]:
             f"memory ran out with --batch-size {batch_size} (this machine has {memory() / 2**30:.1f} GiB): "
             + (f"--batch-size {half} takes about half" if batch_size > 1 else "the network needs a larger machine")
         ) from e
-
-
-def memory_ran_out(e: BaseException) -> bool:
-    """Whether this is what allocators raise."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and any(w in str(e).lower() for w in words))
 
 
 def memory() -> float:

@@ -199,7 +199,7 @@ class _Search:
                 break  # too poor
             # Far above it: one seed says enough, while there is room to look lower down.
             lower = self._room() >= len(self.seeds) + 1
-            if new and n == 1 and gap < -self._noise() and lower and not self.met:
+            if new and n == 1 and gap < -2 * self._noise() and lower and not self.met:
                 return
         mean = self._mean(d)
         ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from subcompress.data.splits import Split, Tree, batches, call, size
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, memory_ran_out
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
 Metric = Callable[[Any, Any], "float | Tensor"]
@@ -93,8 +93,19 @@ class Task:
         return value <= target if self.minimise else value >= target
 
     def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
-        """The loss of a batch. Raises SubcompressError where it is no scalar tensor."""
-        loss = self.loss(module, batch)
+        """The loss of a batch. Raises SubcompressError where the model or the loss raises, or it is no scalar."""
+        try:
+            loss = self.loss(module, batch)
+        except SubcompressError:
+            raise
+        except Exception as e:
+            if memory_ran_out(e):
+                raise
+            mode = "training" if module.training else "evaluation"
+            words = " ".join(str(e).split())[:300]
+            raise SubcompressError(
+                f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {words}"
+            ) from e
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
             raise SubcompressError(f"a loss is a scalar tensor; {self.loss_name} gave a {given}: take its mean or sum")

@@ -159,7 +159,7 @@ def test_data_factories(folder, code, words):
         ("def f(m, b): return 3.0", "f gave a float"),
         ("def f(m, b): return m(b[0]).sum().detach()", "a loss depends on the weights; f does not"),
         ("def f(m): return 3.0", "does not take two"),
-        ("def f(m, b): return m(b[0]).sum() + nothing", "NameError: name 'nothing' is not defined"),
+        ("def f(m, b): return m(b[0]).sum() + nothing", "raises NameError in .* mode: name 'nothing' is not defined"),
         ("f = 3", "bad.py:f is int"),
     ],
 )  # fmt: skip
@@ -168,6 +168,19 @@ def test_losses(folder, code, words):
 
     (folder / "bad.py").write_text(code)
     assert re.search(words, line := mistake(*options(loss="bad.py:f"))), line
+
+
+def test_a_metric_that_is_no_number(folder):
+    (folder / "bad.py").write_text("def f(outputs, y): return float('nan')")
+    assert "a metric is a number; f gives nan on the train split" in mistake(*options(metric="bad.py:f"))
+
+
+def test_a_model_that_raises_only_while_it_is_trained(folder):
+    (folder / "bad.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))"
+    )
+    line = mistake(*options("bad.py:net", **{"batch-size": 1}))
+    assert "raises ValueError in training mode: Expected more than 1 value per channel" in line
 
 
 def test_memory_that_runs_out_says_what_would_fit(folder):
