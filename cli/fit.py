@@ -81,9 +81,9 @@ def _search_line(found: subcompress.Fit) -> str:
     mean = sum(values) / len(values)
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
     range_ = f"{found.d_spread['low']:.0f} to {found.d_spread['high']:.0f}" if found.d_spread else ""
-    return (
-        f"d = {found.d} meets {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} seeds; "
-        f"by the "
-        f"fitted line each seed alone crosses at d = {range_}; {len(found.probes)} probes, {found.full_fits:.1f} "
-        f"full trainings"
-    )
+    lines = [
+        f"d = {found.d} meets {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} seeds",
+        f"by the fitted line each seed alone crosses at d = {range_}; {len(found.probes)} probes, "
+        f"{found.full_fits:.1f} full trainings",
+    ]
+    return "\n".join(lines)

@@ -101,12 +101,27 @@ class Fit:
         return self.test
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; accuracies under their own names too."""
+        """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
         fields = asdict(self) | {"run": str(self.run)}
+        fields["trainings"] = fields.pop("probes")
+        fields["probes"] = [self._probe(d, warm) for d, warm in dict.fromkeys((p.d, p.warm) for p in self.probes)]
         if self.metric.endswith("accuracy"):
             fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
             fields |= {"baseline_accuracy": self.baseline}
         return fields
+
+    def _probe(self, d: int, warm: int) -> dict[str, Any]:
+        """What was trained at one d."""
+        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
+        name = "accuracies" if self.metric.endswith("accuracy") else "values"
+        return {
+            "d": d,
+            "seeds": [p.seed for p in found],
+            name: [p.value for p in found],
+            "seconds": sum(p.seconds for p in found),
+            "stopped": [p.seed for p in found if p.stopped],
+            "warm": warm,
+        }
 
 
 @dataclass(frozen=True)
@@ -383,11 +398,6 @@ class Fitter:
         assert self.run is not None, "begin() comes first"
         return self.run
 
-    @property
-    def full_fits(self) -> float:
-        """Trainings so far, in units of one of all epochs."""
-        return sum(int(e["epochs"]) for k, e in self._run.journal.items() if "-died" not in k) / self.settings.epochs
-
     def _held(self, key: str) -> Probe | None:
         entry = self._run.journal.get(key)
         return None if entry is None else Probe(**{**entry, "curve": tuple(entry["curve"])})
@@ -525,7 +535,8 @@ def _source(f: Any) -> str:
 
 def _finished(held: dict[str, Any]) -> Fit:
     fields = {k: v for k, v in held.items() if k in Fit.__dataclass_fields__}
-    probes = tuple(Probe(**{**p, "curve": tuple(p["curve"])}) for p in fields.pop("probes", ()))
+    probes = tuple(Probe(**{**p, "curve": tuple(p["curve"])}) for p in held.get("trainings", ()))
+    fields.pop("probes", None)
     return Fit(**{**fields, "run": Path(fields["run"]), "probes": probes})
 
 

@@ -106,11 +106,14 @@ class _Checkpoint:
         """What `save` kept, None where there is nothing or it belongs to another training."""
         if not self.path.is_file():
             return None
-        with safetensors.safe_open(self.path, "pt") as f:
-            meta = json.loads(f.metadata()["state"])
-            if meta["key"] != self.key:
-                return None
-            return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 - no mapping
+        try:
+            with safetensors.safe_open(self.path, "pt") as f:
+                meta = json.loads(f.metadata()["state"])
+                if meta["key"] != self.key:
+                    return None
+                return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 - no mapping
+        except (safetensors.SafetensorError, TypeError, KeyError, ValueError):
+            return None  # no checkpoint of ours: the training begins anew
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Keep it, whole or not at all."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import DataError, Tree, batches, finite, leaves, size
+from subcompress.data.splits import DataError, Tree, batches, finite, leaves, moved, size
 from subcompress.errors import SubcompressError
 from subcompress.tasks import Task, evaluate
 
@@ -188,6 +188,7 @@ class _Run:
         self.listener, self.note = listener, note
         self.parameters = list(trainee.parameters())
         self.device = self.parameters[0].device
+        self.examples = moved(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.epochs * self.steps_per_epoch
         fused = all(p.dtype == torch.float32 for p in self.parameters)
@@ -232,7 +233,7 @@ class _Run:
         begin_rounding = int(self.total * self.recipe.quantise_after)
         used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
         try:
-            for batch in batches(self.data.train, self.recipe.batch_size, self.device, used):
+            for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
                 if quantise is not None and self.step == begin_rounding:
                     quantise()
                 with self.trainee.materialised() as module:

@@ -50,7 +50,7 @@ def fit(folder: Path, options: dict, listener: Listener | None = None, case: str
 def result(folder: Path) -> tuple[bytes, dict]:
     """The record, and the summary without what depends on the clock."""
     summary = json.loads((folder / run.SUMMARY).read_text())["fit"]
-    for probe in summary["probes"]:
+    for probe in (*summary["probes"], *summary["trainings"]):
         del probe["seconds"]
     return (folder / run.RECORD).read_bytes(), {k: v for k, v in summary.items() if k not in ("seconds", "run")}
 

@@ -158,7 +158,12 @@ def test_a_search_on_a_network(digits, tmp_path):
     assert any("a step" in n and "at most" in n for n in heard.notes)
     record = run.load(tmp_path / "run")
     assert record.d == found.d
-    assert found.to_json()["baseline_accuracy"] == found.baseline
+    told = found.to_json()
+    assert told["baseline_accuracy"] == found.baseline
+    (at,) = [p for p in told["probes"] if p["d"] == found.d and not p["warm"]]
+    assert at["accuracies"] == values
+    assert at["seeds"] == [0, 1]
+    assert at["seconds"] > 0
     again = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
     assert again == found
     assert "finished" in heard.notes[-1]

@@ -79,13 +79,20 @@ class Data:
             root.update(f"{size(split)};".encode())
             for t in leaves((split.x, split.y)) if isinstance(split, Split) else ():
                 root.update(f"{t.dtype}{tuple(t.shape)}".encode())
-                root.update(t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                root.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return root.hexdigest()[:16]
 
 
 def size(split: Dataset[Any]) -> int:
     """Examples of a split."""
     return len(cast(Sized, split))
+
+
+def moved(split: Dataset[Any], device: torch.device) -> Dataset[Any]:
+    """A split in memory on the device, where each step would copy from otherwise; any other as it is."""
+    if not isinstance(split, Split) or device.type == "cpu":
+        return split
+    return Split(tree_map(lambda t: t.to(device), split.x), tree_map(lambda t: t.to(device), split.y))
 
 
 def batches(
