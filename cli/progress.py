@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from subcompress.fitting import Probe
+from subcompress.fitter import Probe
 from subcompress.training import Listener, Progress
 
 

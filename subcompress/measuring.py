@@ -16,7 +16,7 @@ from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitting import DiedTwiceError, Fitter, Settings, machine
+from subcompress.fitter import DiedTwiceError, Fitter, Settings, machine
 from subcompress.preflight import naming_memory
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener

@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 
 from subcompress.errors import SubcompressError
-from subcompress.fitting import DiedTwiceError, Fitter, Probe, copied
+from subcompress.fitter import DiedTwiceError, Fitter, Probe, copied
 from subcompress.preflight import resolution_note
 from subcompress.tasks import Task, evaluate
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import subcompress
 from subcompress import Listener, SubcompressError, run
-from subcompress.fitting import DiedTwiceError, Probe
+from subcompress.fitter import DiedTwiceError, Probe
 from subcompress.preflight import resolution_note
 from subcompress.searching import Goal, search
 from subcompress.tasks import Task

@@ -1,0 +1,462 @@
+"""One network on one data set under one set of options: its trainings, each remembered in the run folder, and what is
+kept of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress import format
+from subcompress.data import Data
+from subcompress.data.splits import size
+from subcompress.errors import SubcompressError
+from subcompress.expand import expand
+from subcompress.operators import HadamardBlocks
+from subcompress.plan import Plan, check_options, make_plan
+from subcompress.preflight import check_first_batch, estimate_cost
+from subcompress.record import Record
+from subcompress.run import Run
+from subcompress.starts import frozen_note
+from subcompress.subspace import Subspace
+from subcompress.tasks import Task, evaluate
+from subcompress.training import (
+    DeadRunError,
+    Direct,
+    Listener,
+    Outcome,
+    Recipe,
+    check_recipe,
+    seed_everything,
+    train,
+)
+
+RETRY = 0.4
+"""The factor on the step size when a dead run is tried again."""
+
+BASELINE_LR = 2e-3
+"""Adam's largest step for the network trained directly."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
+    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
+    usual."""
+
+    d: int
+    seed: int
+    value: float
+    curve: tuple[float, ...]
+    epochs: int
+    seconds: float
+    stopped: bool = False
+    note: str = ""
+    warm: int = 0
+    """The d it began with, zero for a start of its own."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
+    for the last. The fields of a search are empty where d was given."""
+
+    run: Path
+    d: int
+    D: int
+    bits: int
+    seed: int
+    metric: str
+    validation: float
+    test: float
+    seconds: float
+    operator: str = "hadamard"
+    target: float | None = None
+    probes: tuple[Probe, ...] = ()
+    d_spread: dict[str, float] | None = None
+    validation_spread: float | None = None
+    baseline: float | None = None
+    full_fits: float = 1.0
+
+    @property
+    def validation_accuracy(self) -> float:
+        """`validation`, for the metric it usually is."""
+        return self.validation
+
+    @property
+    def test_accuracy(self) -> float:
+        """`test`, for the metric it usually is."""
+        return self.test
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
+        fields = asdict(self) | {"run": str(self.run)}
+        fields["trainings"] = fields.pop("probes")
+        fields["probes"] = [self._probe(d, warm) for d, warm in dict.fromkeys((p.d, p.warm) for p in self.probes)]
+        if self.metric.endswith("accuracy"):
+            fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
+            fields |= {"baseline_accuracy": self.baseline}
+        return fields
+
+    def _probe(self, d: int, warm: int) -> dict[str, Any]:
+        """What was trained at one d."""
+        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
+        name = "accuracies" if self.metric.endswith("accuracy") else "values"
+        return {
+            "d": d,
+            "seeds": [p.seed for p in found],
+            name: [p.value for p in found],
+            "seconds": sum(p.seconds for p in found),
+            "stopped": [p.seed for p in found if p.stopped],
+            "warm": warm,
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a fit that every one of its trainings shares."""
+
+    bits: int = 4
+    epochs: int = 10
+    seed: int = 0
+    lr: float | None = None
+    batch_size: int = 128
+    device: str = "cpu"
+    operator: str = "hadamard"
+    structured: str = "store"
+    rounded: bool = True
+
+    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None) -> Recipe:
+        """How to train in the plan's coordinates, or directly."""
+        lr = self.lr if self.lr is not None else plan.lr if plan is not None else BASELINE_LR
+        return Recipe(epochs or self.epochs, lr if plan is not None else BASELINE_LR, self.batch_size, seed)
+
+
+class Fitter:
+    """Trains one network on one data set under one set of options, in a run folder that remembers each training."""
+
+    def __init__(self, model: nn.Module, data: Data, task: Task, settings: Settings, listener: Listener) -> None:
+        self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
+        check_options(settings.bits, settings.seed, settings.operator)
+        first = make_plan_any(model, settings)
+        self.layout, self.starts, self.D = first.layout, first.starts, first.D
+        self.lines = first.lines()
+        self.run: Run | None = None
+
+    def plan(self, d: int, seed: int) -> Plan:
+        """The plan of d coordinates under that seed."""
+        s = self.settings
+        return make_plan(self.model, d, bits=s.bits, seed=seed, operator=s.operator, structured=s.structured)
+
+    def check(self, d: int) -> None:
+        """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
+        plan = self.plan(d, self.settings.seed)
+        check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
+        module = copied(self.model, self.settings.device)
+        check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two commands the same: options, how the network starts, its code, the data."""
+        s = self.settings
+        root = hashlib.sha256("\n".join(self.lines).encode())
+        for p in self.model.state_dict().values() if s.operator != "hadamard" else ():
+            root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric))
+        return {
+            **asdict(s),
+            "threads": torch.get_num_threads(),
+            "loss": self.task.loss_name,
+            "metric": self.task.metric_name,
+            "minimise": self.task.minimise,
+            "network": root.hexdigest()[:16],
+            "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+            "data": self.data.digest(),
+        }
+
+    def begin(self, folder: Run, restart: bool) -> None:
+        """Take the folder; say how tensors start and what frozen ones cost."""
+        self.run = folder
+        if folder.begin(restart):
+            self.listener.note(f"going on with the run in {folder.path}")
+        for line in self.lines:
+            self.listener.note(f"start: {line}")
+        if (warning := frozen_note(self.model, dict(self.starts))) is not None:
+            self.listener.note(f"warning: {warning}")
+
+    def say_cost(self, d: int, fits: float) -> None:
+        """Time a step, and say what the whole will take."""
+        plan = self.plan(d, self.settings.seed)
+        subspace = Subspace(copied(self.model, self.settings.device), plan)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits))
+
+    def baseline(self, seed: int | None = None) -> Probe:
+        """The network trained directly, in all of its weights, from its own start."""
+        seed = self.settings.seed if seed is None else seed
+        key = f"direct-s{seed}"
+        if (held := self._held(key)) is not None:
+            return held
+        recipe = self.settings.recipe(seed)
+        self.listener.run("trained directly", recipe.epochs)
+        seed_everything(seed, 0)
+        direct = Direct(copied(self.model, self.settings.device))
+        try:
+            outcome = train(
+                direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
+            )
+        except DeadRunError as e:
+            raise SubcompressError(
+                f"the network trained directly died ({e}): give --baseline, or look at the loss"
+            ) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds))
+
+    def probe(
+        self,
+        d: int,
+        seed: int,
+        *,
+        warm: Probe | None = None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    ) -> Probe:
+        """Train in d coordinates; a dead run is tried once more with a smaller step. `warm`: an ended training of the
+        same seed and rows whose coordinates this one begins with, for half of the epochs: a look from afar, no file."""
+        key = f"d{d}-s{seed}" + (f"-from{warm.d}" if warm else "")
+        if (held := self._held(key)) is not None:
+            return held
+        epochs, spent, before = self.settings.epochs, 0, None
+        plan = self.plan(d, seed)
+        if warm is not None:
+            epochs, before = max(1, epochs // 2), self._coordinates(warm)
+        recipe = self.settings.recipe(seed, plan, epochs)
+        for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
+            name = key if attempt is recipe else f"{key}-again"
+            if attempt is recipe and f"{key}-died" in self._run.journal:
+                spent += int(self._run.journal[f"{key}-died"]["epochs"])
+                died = str(self._run.journal[f"{key}-died"]["note"])
+                continue
+            note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
+            note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
+            self.listener.run(note, epochs)
+            try:
+                subspace, outcome = self._train(plan, attempt, name, before, hopeless, note if name != key else "")
+            except DeadRunError as e:
+                died, trained = str(e), min(epochs, 1 + int(epochs * _share_of(str(e))))
+                spent += trained
+                if attempt is recipe:
+                    self._run.note(f"{key}-died", {"epochs": trained, "note": died})
+                continue
+            kept = plan.exact and self.settings.rounded and not outcome.stopped
+            record = subspace.record() if kept else None
+            value = self._value(subspace, record) if not outcome.stopped else outcome.value
+            probe = Probe(
+                d,
+                seed,
+                value,
+                outcome.curve,
+                spent + len(outcome.curve),
+                outcome.seconds,
+                outcome.stopped,
+                "" if attempt is recipe else "second try",
+                0 if warm is None else warm.d,
+            )
+            return self._note(key, probe, record)
+        raise DiedTwiceError(
+            f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
+            "or give a smaller --lr or another --seed",
+            spent,
+        )
+
+    def nests(self, small: int, large: int) -> bool:
+        """Whether the coordinates of the one d are the first of the other's, block by block."""
+        plans = [self.plan(d, self.settings.seed) for d in (small, large)]
+        operators = [[part.operator for part in plan.parts] for plan in plans]
+        return all(
+            isinstance(a, HadamardBlocks) and isinstance(b, HadamardBlocks) and a.log2_m == b.log2_m
+            for a, b in zip(*operators, strict=True)
+        )
+
+    def finish(self, chosen: Probe, seconds: float, found: dict[str, Any]) -> Fit:
+        """Read the test split, once, and write the run."""
+        s = self.settings
+        key = f"d{chosen.d}-s{chosen.seed}"
+        plan = self.plan(chosen.d, chosen.seed)
+        record: Record | None = None
+        if plan.exact:
+            record = format.read(self._run.probe(key))[0]
+            test = evaluate(self._rebuilt(record), self.data.test, self.task)
+            accuracy = test if self.task.is_accuracy else None
+            record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
+        else:
+            subspace, _ = self._train(plan, s.recipe(chosen.seed, plan), key, None, None, "again, for the test split")
+            subspace.eval()
+            with torch.no_grad(), subspace.materialised() as module:
+                test = evaluate(module, self.data.test, self.task)
+        result = Fit(
+            self._run.path,
+            chosen.d,
+            self.D,
+            s.bits,
+            chosen.seed,
+            self.task.metric_name,
+            chosen.value,
+            test,
+            seconds,
+            s.operator,
+            **found,
+        )
+        recipe = asdict(s.recipe(chosen.seed, plan))
+        self._run.finish(record, {"fit": result.to_json(), "recipe": recipe})
+        return result
+
+    @property
+    def _run(self) -> Run:
+        assert self.run is not None, "begin() comes first"
+        return self.run
+
+    def _held(self, key: str) -> Probe | None:
+        entry = self._run.journal.get(key)
+        return None if entry is None else Probe(**{**entry, "curve": tuple(entry["curve"])})
+
+    def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
+        self._run.note(key, asdict(probe), record)
+        return probe
+
+    def _train(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        key: str,
+        before: list[Tensor] | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+        note: str,
+    ) -> tuple[Subspace, Outcome]:
+        s = self.settings
+        subspace = Subspace(copied(self.model, s.device), plan)
+        if before is not None:
+            with torch.no_grad():
+                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
+                    n = min(len(z), len(old))
+                    z[:n] = old[:n]
+        outcome = train(
+            subspace,
+            self.data,
+            self.task,
+            recipe,
+            quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
+            listener=self.listener,
+            note=note,
+            checkpoint=self._run.checkpoint(key),
+            hopeless=hopeless,
+        )
+        return subspace, outcome
+
+    def _coordinates(self, probe: Probe) -> list[Tensor]:
+        """z of an ended training, in units of the frozen constant."""
+        record = format.read(self._run.probe(f"d{probe.d}-s{probe.seed}"))[0]
+        plan = self.plan(probe.d, probe.seed)
+        found = []
+        for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
+            found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
+        return found
+
+    def _value(self, subspace: Subspace, record: Record | None) -> float:
+        """The metric on the validation split: of the rebuilt weights where there is a file to be."""
+        if record is not None:
+            return evaluate(self._rebuilt(record), self.data.validation, self.task)
+        subspace.eval()
+        with torch.no_grad(), subspace.materialised() as module:
+            return evaluate(module, self.data.validation, self.task)
+
+    def _rebuilt(self, record: Record) -> nn.Module:
+        module = copied(self.model, "cpu")
+        module.load_state_dict(expand(record))
+        return module.to(self.settings.device)
+
+
+class DiedTwiceError(SubcompressError):
+    """A run died, and its second try too; `epochs` were spent."""
+
+    def __init__(self, text: str, epochs: int) -> None:
+        super().__init__(text)
+        self.epochs = epochs
+
+
+def make_plan_any(model: nn.Module, settings: Settings) -> Plan:
+    """A plan of as few coordinates as there can be: what does not depend on d."""
+    for d in (1, 2):
+        try:
+            return make_plan(model, d, bits=settings.bits, structured=settings.structured)
+        except SubcompressError as e:
+            if d == 2 or not str(e).startswith("--d is between 2"):
+                raise
+    raise AssertionError
+
+
+def copied(model: nn.Module, device: str) -> nn.Module:
+    """A copy on the device. Raises SubcompressError for what cannot be copied."""
+    try:
+        return copy.deepcopy(model).to(device)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
+
+
+@contextmanager
+def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
+    """The device checked, the threads set and given back, the caller's random states untouched."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
+    before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    try:
+        torch.set_num_threads(threads or before)
+        # What the caller has switched on or off must not change the file.
+        off = torch.autocast(device.partition(":")[0], enabled=False)
+        with torch.random.fork_rng(), torch.enable_grad(), off:
+            torch.manual_seed(seed & ((1 << 63) - 1))
+            yield
+    finally:
+        torch.set_num_threads(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _first_of_each(record: Record) -> list[float]:
+    """The scale of the first tensor of each group."""
+    from subcompress.record import Coded
+
+    found: dict[int, float] = {}
+    for entry in record.entries:
+        if isinstance(entry, Coded):
+            found.setdefault(entry.group, entry.scale)
+    return [found[g] for g in sorted(found)]
+
+
+def _share_of(text: str) -> float:
+    """Of a run that died: the share of its steps that were trained, from the words of its error."""
+    steps = re.search(r"after (\d+) of (\d+) steps", text)
+    return int(steps[1]) / int(steps[2]) if steps else 1.0
+
+
+def _source(f: Any) -> str:
+    try:
+        return inspect.getsource(f)
+    except (OSError, TypeError):
+        return ""
+
+
+__all__ = ["DiedTwiceError", "Fit", "Fitter", "Probe", "Settings", "copied", "machine"]
