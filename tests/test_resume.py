@@ -164,7 +164,11 @@ def test_an_interruption_is_one_line(tmp_path, number, status):
     command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "
     command += f"--batch-size 16 --threads 1 -o {tmp_path / 'run'}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "subcompress_cli", *command.split()], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "subcompress_cli", *command.split()],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     assert process.stderr is not None
     with process.stderr:
