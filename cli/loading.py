@@ -6,21 +6,31 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import random
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
+from subcompress.training import seed_everything
 from subcompress_models import MODELS
 
 
 def model_of(name: str, seed: int = 0) -> nn.Module:
     """The network of that name, or what the user's factory returns; its start depends on the seed alone."""
+    with _seeded(seed):
+        return _model_of(name)
+
+
+def _model_of(name: str) -> nn.Module:
     if ":" not in name:
         if name not in MODELS:
             raise SubcompressError(
@@ -31,9 +41,7 @@ def model_of(name: str, seed: int = 0) -> nn.Module:
         factory: Any = MODELS[name]
     else:
         factory = load_object(name, "--model")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed & ((1 << 63) - 1))
-        found = _made(factory, name) if ":" in name else factory()
+    found = _made(factory, name) if ":" in name else factory()
     if not isinstance(found, nn.Module):
         raise SubcompressError(
             f"a model factory returns an nn.Module; {name} returned {_kind(found)}: return the network"
@@ -53,14 +61,29 @@ def data_of(name: str, folder: Path | None = None) -> Data:
         return load_data(name, folder)
     if folder is not None:
         raise SubcompressError(f"--data-dir is for data known by name; {name} finds its own: leave it out")
-    found = _made(load_object(name, "--data"), name)
-    if isinstance(found, Data):
-        return found
-    if not isinstance(found, (tuple, list)) or len(found) != 3:
-        raise SubcompressError(
-            f"a data factory returns (train, validation, test); {name} returned {_kind(found)}: return three datasets"
-        )
-    return Data(*found)
+    with _seeded(0):  # a random split is the same one when the command is given again
+        found = _made(load_object(name, "--data"), name)
+        if isinstance(found, Data):
+            return found
+        if not isinstance(found, (tuple, list)) or len(found) != 3:
+            raise SubcompressError(
+                f"a data factory returns (train, validation, test); {name} returned {_kind(found)}: return three "
+                f"datasets"
+            )
+        return Data(*found)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """What the user's code draws, at import and in its factory, depends on the seed alone."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            seed_everything(seed, 0)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def function_of(name: str | None, option: str, known: dict[str, Any]) -> Any:
@@ -110,7 +133,7 @@ def _from_file(path: Path, option: str) -> Any:
     sys.path.insert(0, str(path.parent))  # what it imports may lie beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         del sys.modules[name]
         raise _theirs(e, str(path)) from e
     return module
@@ -125,7 +148,7 @@ def _from_package(name: str, option: str) -> Any:
         if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
             raise SubcompressError(f"{option} names a module that can be imported; {name} cannot: {e}") from e
         raise _theirs(e, name) from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise _theirs(e, name) from e
 
 
@@ -149,11 +172,11 @@ def _made(factory: Any, name: str) -> Any:
         return factory()
     except SubcompressError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise _theirs(e, name) from e
 
 
-def _theirs(e: Exception, name: str) -> SubcompressError:
+def _theirs(e: BaseException, name: str) -> SubcompressError:
     """One line of what their code raised, with the lines of their own files."""
     ours = Path(__file__).parent
     frames = [

@@ -16,7 +16,7 @@ BITS = range(7, 13)
 """Precisions tried, fewest first: 12 is the most that the coder takes."""
 
 HARM = 0.02
-"""Values of one sign (variances) may be off by this share of themselves, others by half of it of their deviation."""
+"""Values of one sign (variances) may be off by this share of themselves, others by it of their median size."""
 
 
 def coded_buffers(
@@ -48,6 +48,8 @@ def coded_buffers(
 
 def _rounded(x: np.ndarray, bits: int) -> tuple[np.ndarray, Coded] | None:
     """Integers, their scale and start, or None where that does harm."""
+    if (x == np.round(x)).all():
+        return None  # counts stay exact
     top = (1 << (bits - 1)) - 1
     low, high = float(x.min()), float(x.max())
     start = float(np.float32((low + high) / 2))
@@ -61,7 +63,7 @@ def _rounded(x: np.ndarray, bits: int) -> tuple[np.ndarray, Coded] | None:
         return None
     c = np.clip(np.round((x - start) / scale), -top, top).astype(np.int64)
     error = np.abs(start + scale * c - x)
-    allowed = HARM * np.abs(x) if low * high > 0 else HARM / 2 * np.full_like(x, max(float(x.std()), abs(start)))
+    allowed = HARM * np.abs(x) if low * high > 0 else HARM * np.full_like(x, float(np.median(np.abs(x))))
     if (error > allowed).any() and scale > 2.0**MIN_SCALE_EXPONENT:
         return None
     return c, Coded(scale, 0, start)

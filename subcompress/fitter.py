@@ -65,6 +65,8 @@ class Probe:
     note: str = ""
     warm: int = 0
     """The d it began with, zero for a start of its own."""
+    lr: float | None = None
+    """Of the try that did not die."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,10 @@ class Fitter:
         """What makes two commands the same: options, how the network starts, its code, the data."""
         s = self.settings
         root = hashlib.sha256("\n".join(self.lines).encode())
-        for p in self.model.state_dict().values() if s.operator != "hadamard" else ():
+        kept = {n for n, start in self.starts.items() if start.kind in ("stored", "buffer")}
+        for name, p in self.model.state_dict().items():
+            if name not in kept and s.operator == "hadamard":
+                continue  # the seed starts it
             root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric))
         return {
@@ -269,6 +274,7 @@ class Fitter:
                 outcome.stopped,
                 "" if attempt is recipe else "second try",
                 0 if warm is None else warm.d,
+                attempt.lr,
             )
             return self._note(key, probe, record)
         raise DiedTwiceError(
@@ -291,6 +297,8 @@ class Fitter:
         s = self.settings
         key = f"d{chosen.d}-s{chosen.seed}"
         plan = self.plan(chosen.d, chosen.seed)
+        recipe = s.recipe(chosen.seed, plan)
+        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
         if plan.exact:
             record = format.read(self._run.probe(key))[0]
@@ -298,7 +306,7 @@ class Fitter:
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
         else:
-            subspace, _ = self._train(plan, s.recipe(chosen.seed, plan), key, None, None, "again, for the test split")
+            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
             subspace.eval()
             with torch.no_grad(), subspace.materialised() as module:
                 test = evaluate(module, self.data.test, self.task)
@@ -315,8 +323,7 @@ class Fitter:
             s.operator,
             **found,
         )
-        recipe = asdict(s.recipe(chosen.seed, plan))
-        self._run.finish(record, {"fit": result.to_json(), "recipe": recipe})
+        self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe)})
         return result
 
     @property

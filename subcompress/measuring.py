@@ -117,11 +117,13 @@ def _result(
 ) -> Dimension:
     baseline, points = found
     task = fitter.task
-    wanted = [of_baseline(baseline, minimise=task.minimise)]
+    wanted = [of_baseline(baseline, minimise=task.minimise)] if sum(baseline) > 0 else []
     if task.metric_name.endswith("accuracy"):
         wanted.append(absolute(0.9))
     wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
     notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {fitter.settings.operator}"]
+    if not sum(baseline) > 0:
+        notes.append("no share of the baseline: it is not positive")
     if shuffle is not None:
         notes.append(f"with shuffled {shuffle}")
     return Dimension(

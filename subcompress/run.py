@@ -64,7 +64,7 @@ class Run:
                 f"the "
                 "same options to go on, another folder, or --restart to discard it"
             )
-        for name in (SUMMARY, COMMAND, JOURNAL, CHECKPOINT):
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / PROBES, ignore_errors=True)
         self.journal = {}
@@ -133,7 +133,7 @@ def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
     except OSError as e:
         raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
     write_bytes(path / ".writable", b"")
-    (path / ".writable").unlink()
+    (path / ".writable").unlink(missing_ok=True)
     lock = FileLock(path / LOCK)  # the system lets go of it when a process ends, however it ends
     try:
         lock.acquire(timeout=0)

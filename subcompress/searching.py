@@ -33,6 +33,9 @@ FAR = 0.3
 NOISE = 0.10
 """Standard deviation of log(error) between seeds, as seen there."""
 
+LOOKS = 3
+"""Of those at the most."""
+
 FARTHEST = 4.0
 """The factor in d that one sample may be asked to predict over."""
 
@@ -156,9 +159,13 @@ class _Search:
     def _given_baseline(self, given: float | str | Path) -> float:
         """A number, or a dense safetensors file of the network's weights, measured on the validation split."""
         try:
-            return float(str(given))
+            number = float(str(given))
         except ValueError:
             pass
+        else:
+            if not math.isfinite(number):
+                raise SubcompressError(f"--baseline is a finite number or a file of weights; given {given}")
+            return number
         module = copied(self.fitter.model, "cpu")
         try:
             module.load_state_dict(safetensors.torch.load_file(str(given)))
@@ -182,7 +189,8 @@ class _Search:
     def _look(self, d: int) -> None:
         """Train at d: with one seed while the target is far, with all of them near it, as long as it may be met."""
         new = all(p.d != d for p in self.probes)
-        if new and self.probes and self._crossing()[1] > FAR and (warm := self._warm(d)) is not None:
+        few = sum(p.warm > 0 for p in self.probes) < LOOKS
+        if new and few and self.probes and self._crossing()[1] > FAR and (warm := self._warm(d)) is not None:
             self._probe(d, self.seeds[0], warm)
             return
         for n, seed in enumerate(self.seeds, 1):
@@ -277,6 +285,7 @@ class _Search:
         known = sorted({p.d for p in self.probes})
         near = min(max(near, known[0] / FARTHEST), known[-1] * FARTHEST, float(self.D))
         d = max(2, round(near))
+        d = min(max(d, self.failed + 1), self.D) if not self.met else d
         for k in known:  # a d that has a training already saves one
             if d / CLOSE <= k <= d * CLOSE and k > self.failed and k != self.met and not self._complete(k):
                 return k

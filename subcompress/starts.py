@@ -99,7 +99,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
         raise SubcompressError(
             f"weights have shapes before they are fitted; {lazy[0]} has none: run the model once first"
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SubcompressError("fit takes Python modules; this one is TorchScript: give the class it was made from")
     state = module.state_dict(keep_vars=True)
+    if meta := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        raise SubcompressError(f"weights have values; {meta[0]} is on the meta device: materialise it first")
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is none: leave extra state out")
     if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
@@ -143,7 +147,7 @@ def _weight(name: str, dtype: str, p: Tensor, found: dict[str, Start], structure
             std = next((s.std for s in siblings.values()), 1 / math.sqrt(3 * p.shape[-1] if p.ndim else 3))
             return Start("constant", f"constant 0, moves by about {std:.3g}", 0.0, std)
         value = float(torch.tensor(low, dtype=torch.float32))
-        return Start("constant", f"constant {low:.6g}", value, abs(value) / 4)
+        return Start("constant", f"constant {low:.6g}", value, max(abs(value) / 4, 2.0**-40))
     if (shape := _structure(reals if not p.is_complex() else p.cpu())) and structured == "store":
         return Start("stored", f"{shape}: not trained, its values travel in the file, {cost(p)} bytes")
     mean, std = float(flat.mean()), float(flat.std(unbiased=n > 1))

@@ -52,8 +52,7 @@ class Subspace(nn.Module):
             tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts) for part in plan.parts
         ]
         self._buffer_names = [name for name, _ in self.module.named_buffers()]
-        _forget_parameters(self.module)
-        self._places = _places(self.module, plan)
+        self._places = _forget_parameters(self.module)
         self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
 
     @classmethod
@@ -115,17 +114,18 @@ class Subspace(nn.Module):
 
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
-        """The user's own module, of its own class, holding the weights of z while the block lasts: for losses that use
-        more of it than `forward`. Call `backward` inside or outside."""
-        before = [(owner, leaf, owner[leaf]) for owner, leaf in self._places.values()]
+        """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
+        losses that use more of it than `forward`. Call `backward` inside or outside."""
+        weights = self.weights()
+        before = [(owner, leaf, owner._buffers.pop(leaf)) for owner, leaf in self._places.values()]
         try:
-            for name, w in self.weights().items():
-                owner, leaf = self._places[name]
-                owner[leaf] = w
+            for (name, (owner, leaf)), (_, _, tensor) in zip(self._places.items(), before, strict=True):
+                owner._parameters[leaf] = weights.get(name, tensor)  # type: ignore[assignment]
             yield self.module
         finally:
             for owner, leaf, tensor in before:
-                owner[leaf] = tensor
+                del owner._parameters[leaf]
+                owner._buffers[leaf] = tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
@@ -238,24 +238,16 @@ def _copy(module: nn.Module) -> nn.Module:
         raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
-def _forget_parameters(module: nn.Module) -> None:
-    """Turn parameters into buffers of the same names, so that only z is trained and `eval()` still reaches all."""
-    for child in module.modules():
+def _forget_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Turn parameters into buffers of the same names, so that only z is trained and `eval()` still reaches all. Returns
+    where each of them lives: name in the state dict -> its module, and its name there."""
+    found = {}
+    for prefix, child in module.named_modules(remove_duplicate=True):
         for name, parameter in list(child._parameters.items()):
             if parameter is not None:
                 del child._parameters[name]
-                child.register_buffer(name, parameter.detach(), persistent=True)
-
-
-def _places(module: nn.Module, plan: Plan) -> dict[str, tuple[dict[str, Tensor | None], str]]:
-    """Where each trained tensor lives: the dictionary of its module, and its name there."""
-    found = {}
-    trained = {spec.name for part in plan.parts for spec in part.specs}
-    for name, start in plan.starts.items():
-        tied = start.kind == "tied" and plan.layout.tensors[start.index].name in trained
-        if name in trained or tied:
-            prefix, _, leaf = name.rpartition(".")
-            found[name] = (module.get_submodule(prefix)._buffers, leaf)
+                child.register_buffer(name, parameter.detach())
+                found[f"{prefix}.{name}" if prefix else name] = (child, name)
     return found
 
 

@@ -27,6 +27,23 @@ def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
     return loss
 
 
+def _alike(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N)."""
+
+    def checked(outputs: Tensor, y: Tensor) -> Tensor:
+        if outputs.shape != y.shape:
+            raise SubcompressError(
+                f"outputs and y have one shape; given {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
+                f"or the other"
+            )
+        return f(outputs, y)
+
+    return checked
+
+
+_mse, _l1 = _alike(functional.mse_loss), _alike(functional.l1_loss)
+
+
 def _accuracy(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs.argmax(1) == y).double().mean()
 
@@ -37,17 +54,17 @@ def _binary_accuracy(outputs: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, tuple[Loss, str]] = {
     "cross-entropy": (_of_outputs(functional.cross_entropy), "accuracy"),
-    "mse": (_of_outputs(functional.mse_loss), "mse"),
-    "l1": (_of_outputs(functional.l1_loss), "l1"),
-    "bce": (_of_outputs(functional.binary_cross_entropy_with_logits), "binary-accuracy"),
+    "mse": (_of_outputs(_mse), "mse"),
+    "l1": (_of_outputs(_l1), "l1"),
+    "bce": (_of_outputs(_alike(functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
 }
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
 METRICS: dict[str, tuple[Metric | None, bool]] = {
     "accuracy": (_accuracy, False),
     "binary-accuracy": (_binary_accuracy, False),
-    "mse": (functional.mse_loss, True),
-    "l1": (functional.l1_loss, True),
+    "mse": (_mse, True),
+    "l1": (_l1, True),
     "loss": (None, True),
 }
 """By name: f(outputs, y) -> float (None: the loss itself), and whether less is better."""
@@ -117,7 +134,16 @@ class Task:
             with torch.enable_grad():  # losses through derivatives of the inputs need it
                 return float(self.loss_of(module, batch).detach())
         with torch.no_grad():
-            return float(self.metric(call(module, batch[0]), batch[1]))
+            outputs = call(module, batch[0])
+            try:
+                return float(self.metric(outputs, batch[1]))
+            except SubcompressError:
+                raise
+            except Exception as e:
+                if memory_ran_out(e):
+                    raise
+                words = " ".join(str(e).split())[:300]
+                raise SubcompressError(f"the metric ({self.metric_name}) raises {type(e).__name__}: {words}") from e
 
     def guess(self, split: Dataset[Any]) -> float | None:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
@@ -126,7 +152,7 @@ class Task:
         y = split.y.reshape(-1)
         if y.is_floating_point() or int(y.min()) < 0:
             return None
-        return guessing_loss(y)
+        return guessing_loss(y) or None  # one class: nothing to guess
 
 
 def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = 1000) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import DataError, Tree, batches, finite, leaves, moved, size
+from subcompress.data.splits import Tree, batches, finite, leaves, moved, size
 from subcompress.errors import SubcompressError
 from subcompress.tasks import Task, evaluate
 
@@ -191,8 +191,8 @@ class _Run:
         self.examples = moved(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.epochs * self.steps_per_epoch
-        fused = all(p.dtype == torch.float32 for p in self.parameters)
-        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=fused)
+        self.fused = all(p.dtype == torch.float32 for p in self.parameters)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.fused)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
         self.judge = _Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
@@ -248,8 +248,6 @@ class _Run:
             self.trainee.eval()
             with self.trainee.materialised() as module:
                 self.curve.append(evaluate(module, self.data.validation, self.task))
-        except DataError as e:
-            raise SubcompressError(f"the data raise an error in epoch {epoch}: {e}") from e
         except DeadRunError as e:
             raise _explained(e, batch) from e
 
@@ -292,7 +290,9 @@ class _Run:
         for name, t in tensors.items():
             if name.startswith("optimiser."):
                 _, i, key = name.split(".")
-                self.optimiser.state[self.parameters[int(i)]][key] = t if key == "step" else t.to(self.device)
+                self.optimiser.state[self.parameters[int(i)]][key] = (
+                    t if key == "step" and not self.fused else t.to(self.device)
+                )
         group = self.optimiser.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]

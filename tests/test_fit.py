@@ -323,3 +323,46 @@ def test_references_train_and_cannot_be_packed(network):
     sub.round(4)
     with pytest.raises(SubcompressError, match="Fastfood is a reference, not exact on every device"):
         sub.record()
+
+
+class Asking(nn.Module):
+    """Asks for its own parameters, as many networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1).to(next(self.parameters()).device))
+
+
+def test_a_loss_sees_the_parameters_of_the_network(digits, tmp_path):
+    seen = []
+
+    def decayed(module, batch):
+        seen.append([name for name, _ in module.named_parameters()])
+        penalty = sum(p.square().sum() for p in module.parameters())
+        return nn.functional.cross_entropy(module(batch[0]), batch[1]) + 1e-3 * penalty
+
+    subcompress.fit(Asking(), digits, tmp_path / "run", loss=decayed, metric="accuracy", **SMALL)
+    assert all(sorted(names) == ["frozen", "layer.bias", "layer.weight"] for names in seen)
+    sub = subcompress.Subspace.of(Asking(), d=20)
+    assert [name for name, _ in sub.named_parameters()] == ["z"]
+    with sub.materialised() as module:
+        assert all(p.requires_grad for name, p in module.named_parameters() if name != "frozen")
+    assert [name for name, _ in sub.named_parameters()] == ["z"]
+
+
+def test_a_new_command_leaves_no_old_record(network, digits, tmp_path):
+    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    subcompress.fit(network, digits, tmp_path / "run", operator="sparse", **SMALL)
+    with pytest.raises(SubcompressError, match="no record to pack"):
+        subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
+
+
+def test_outputs_and_values_of_other_shapes_are_not_stretched(tmp_path):
+    x = torch.randn(64, 3)
+    data = subcompress.Data(*[subcompress.Split(x, x[:, 0])] * 3)
+    with pytest.raises(SubcompressError, match=r"one shape; given \(2, 1\) and \(2,\)"):
+        subcompress.fit(nn.Linear(3, 1), data, tmp_path / "run", d=3, loss="mse", epochs=1, batch_size=8)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands import cli
 
+from subcompress_cli.loading import data_of, model_of
+
 HERE = Path(__file__).parent
 GOOD = """
 import torch
@@ -202,3 +204,26 @@ def test_options_that_do_not_go_together(folder):
     assert "names a file that is there" in mistake(*options("nowhere.py:net"))
     assert "cannot: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))
     assert "file.py:name or package.module:name" in mistake(*options("mine.py:"))
+
+
+def test_what_their_code_draws_depends_on_the_seed(folder):
+    """Unseeded splits and starts are the same when the command is given again, so that it goes on."""
+    code = (
+        "import random, numpy as np, torch\nfrom torch import nn\n"
+        "from torch.utils.data import TensorDataset, random_split\n"
+        "x, y = torch.tensor(np.random.randn(64, 4)).float(), torch.randint(0, 3, (64,))\n"
+        "def load(): return random_split(TensorDataset(x, y), [32, 16, 16])\n"
+        "def net(): return nn.Sequential(nn.Linear(4, random.randint(5, 50)), nn.ReLU(), nn.LazyLinear(3))\n"
+    )
+    found = []
+    for name in ("a", "b"):
+        (folder / f"{name}.py").write_text(code)
+        data, net = data_of(f"{name}.py:load"), model_of(f"{name}.py:net", 5)
+        found.append((data.train.indices, data.train[3][0].tolist(), net[0].out_features))
+    assert found[0] == found[1]
+    assert model_of("a.py:net", 6)[0].weight.sum() != model_of("a.py:net", 5)[0].weight.sum()
+
+
+def test_a_factory_that_exits_is_one_line(folder):
+    (folder / "bad.py").write_text("import sys\ndef net(): sys.exit(3)")
+    assert "raised SystemExit: 3" in mistake(*options("bad.py:net"))

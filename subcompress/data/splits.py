@@ -106,7 +106,9 @@ def batches(
         except SubcompressError:
             raise
         except Exception as e:
-            raise DataError(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+            raise DataError(
+                f"a data set raises, or its examples do not stack: {type(e).__name__}: {' '.join(str(e).split())}"
+            ) from e
         if not isinstance(split, Split) and not all(finite(t) for t in leaves(pair)):
             raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
         x, y = pair
@@ -118,7 +120,7 @@ def finite(t: Tensor) -> bool:
     return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
 
 
-class DataError(Exception):
+class DataError(SubcompressError):
     """A data set raised, or its examples do not stack."""
 
 
@@ -176,7 +178,7 @@ def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
     named = x if isinstance(x, dict) else {str(i): t for i, t in enumerate(x)} if isinstance(x, tuple) else {"": x}
     try:
         layout = Layout.of(named)
-    except (SubcompressError, AttributeError):
+    except (SubcompressError, AttributeError, TypeError):
         return facts  # a dtype or a nesting that no graph takes
     if isinstance(x, Tensor):
         dtype = layout.tensors[0].dtype
