@@ -30,6 +30,11 @@ CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
 _NAMES = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
 
 
+def holdable(tensor: Tensor) -> bool:
+    """Whether a safetensors file, and so a checkpoint, can hold the tensor."""
+    return tensor.layout == torch.strided and tensor.dtype in _NAMES
+
+
 def sound_name(name: str) -> bool:
     """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
     return name != "__metadata__" and all(character >= " " for character in name)

@@ -24,6 +24,7 @@ from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts
+from subcompress.layout import holdable
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.base import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
@@ -51,7 +52,7 @@ class Subspace(nn.Module):
         self._begin = [
             tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts) for part in plan.parts
         ]
-        self._buffer_names = [name for name, _ in self.module.named_buffers()]
+        self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
         self._places = _forget_parameters(self.module)
         self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from subcompress.data import Data
 from subcompress.data.splits import Tree, batches, finite, leaves, moved, size
 from subcompress.errors import SubcompressError
+from subcompress.layout import holdable
 from subcompress.tasks import Task, evaluate
 
 WINDOW = 50
@@ -108,7 +109,7 @@ class Direct:
     def moving(self) -> dict[str, Tensor]:
         """All weights and buffers."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named}
+        return {name: t.detach() for name, t in named if holdable(t)}
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""

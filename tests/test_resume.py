@@ -70,6 +70,18 @@ def test_a_fit_stopped_after_each_epoch(tmp_path, case):
         assert result(folder) == result(tmp_path / "whole")
 
 
+def test_buffers_that_no_file_holds_do_not_stop_a_checkpoint(tmp_path):
+    import torch
+
+    net = networks.mlp()
+    net[1].register_buffer("sparse", torch.eye(3).to_sparse(), persistent=False)
+    net[1].register_buffer("wide", torch.ones(2, dtype=torch.complex128), persistent=False)
+    with pytest.raises(KeyboardInterrupt):
+        subcompress.fit(net, networks.blobs(), tmp_path / "run", **FIT, listener=Stopping(3))
+    assert (tmp_path / "run" / run.CHECKPOINT).exists()
+    assert subcompress.fit(net, networks.blobs(), tmp_path / "run", **FIT).d == 60
+
+
 def test_a_search_stopped_again_and_again(tmp_path):
     fit(tmp_path / "whole", SEARCH)
     for _ in range(40):
