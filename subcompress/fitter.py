@@ -256,7 +256,7 @@ class Fitter:
             try:
                 subspace, outcome = self._train(plan, attempt, name, before, hopeless, note if name != key else "")
             except DeadRunError as e:
-                died, trained = str(e), min(epochs, 1 + int(epochs * _share_of(str(e))))
+                died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
                 spent += trained
                 if attempt is recipe:
                     self._run.note(f"{key}-died", {"epochs": trained, "note": died})
@@ -451,12 +451,6 @@ def _first_of_each(record: Record) -> list[float]:
         if isinstance(entry, Coded):
             found.setdefault(entry.group, entry.scale)
     return [found[g] for g in sorted(found)]
-
-
-def _share_of(text: str) -> float:
-    """Of a run that died: the share of its steps that were trained, from the words of its error."""
-    steps = re.search(r"after (\d+) of (\d+) steps", text)
-    return int(steps[1]) / int(steps[2]) if steps else 1.0
 
 
 def _source(f: Any) -> str:

@@ -50,7 +50,7 @@ def fit(
     `baseline`, a number or a safetensors file of its weights); target (of any metric). Without d, the smallest d is
     searched whose mean over `seeds` seeds meets the target on the validation split, in at most `max_fits` trainings.
 
-    bits: 4 where d is given; 5 in a search, where rounding to 4 would ask for more coordinates (benchmarks/search.py).
+    bits: 4 where d is given; 5 in a search, which counts coordinates: coarser rounding asks for more of them.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
     have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for

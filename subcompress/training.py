@@ -141,7 +141,11 @@ class Checkpoint(Protocol):
 
 
 class DeadRunError(Exception):
-    """The loss is not finite, or no better than guessing."""
+    """The loss is not finite, or no better than guessing; `share` of the run's steps were trained."""
+
+    def __init__(self, text: str, share: float = 1.0) -> None:
+        super().__init__(text)
+        self.share = share
 
 
 def check_recipe(recipe: Recipe, examples: int) -> None:
@@ -327,7 +331,7 @@ class _Judge:
         mean = self.mean()
         if not mean < (0.99 * (self.guess or 0.0) if late else self.worst):
             worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
-            raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}")
+            raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}", step / self.total)
 
 
 def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
