@@ -1,5 +1,6 @@
 """subcompress fit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ from subcompress_cli.progress import listening
 @click.command()
 @model_option(required=True)
 @data_options(required=True)
-@click.option("--d", type=int, help="Coordinates: the size of the subspace. Without it, the smallest is searched.")
-@click.option("--min-accuracy", type=float, metavar="A", help="Search the smallest d of at least this accuracy.")
-@click.option("--max-drop", type=float, metavar="P", help="Search: at most P below the network trained directly.")
-@click.option("--target", type=float, metavar="V", help="Search: the metric, whichever it is, is at least (most) V.")
+@click.option("--d", type=int, help="Coordinates: the size of the subspace.")
+@click.option("--min-accuracy", type=float, metavar="A", help="The smallest file of at least this accuracy.")
+@click.option("--max-drop", type=float, metavar="P", help="The smallest at most P below the direct training.")
+@click.option("--target", type=float, metavar="V", help="The smallest whose metric is at least (most) V.")
+@click.option("--bytes", "within", type=int, metavar="N", help="The best within N bytes, the whole file counted.")
 @click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
 @click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
-@click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 5 in a search]")
+@click.option("--max-minutes", type=float, metavar="M", help="Search: no training that would end later.")
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
 @click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
 @task_options
 @training_options
@@ -53,7 +56,7 @@ def fit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a network in d coordinates, or in as few as meet a target, and write a run folder.
+    """Train a network in d coordinates, or for the smallest file that meets a target, and write a run folder.
 
     Interrupted at any moment, the same command goes on where it was.
     """
@@ -64,26 +67,31 @@ def fit(
     if as_json:
         print_json(found.to_json())
         return
-    if found.target is not None:
-        click.echo(_search_line(found))
+    for line in _search_lines(found):
+        click.echo(line)
+    size = f" {found.bytes} bytes," if found.bytes else ""
     click.echo(
-        f"{found.D} weights in {found.d} coordinates of {found.bits} bits: {found.metric} {found.validation:.4f} on "
-        f"validation, {found.test:.4f} on test, {found.seconds:.1f} s"
+        f"{found.D} weights in {found.d} coordinates of {found.bits} bits:{size} {found.metric} {found.validation:.4f} "
+        f"on validation, {found.test:.4f} on test, {found.seconds:.1f} s"
     )
-    if found.operator == "hadamard":
+    if found.bytes:
         click.echo(f"next: subcompress pack {output} -o net.safetensors")
     else:
         click.echo(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
 
 
-def _search_line(found: subcompress.Fit) -> str:
-    values = [p.value for p in found.probes if p.d == found.d and not p.warm]
-    mean = sum(values) / len(values)
+def _search_lines(found: subcompress.Fit) -> Iterator[str]:
+    """What was searched and what it cost, and the frontier."""
+    if found.target is None and found.within is None:
+        return
+    values = [p.value for p in found.probes if p.at(found.d)]
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
-    range_ = f"{found.d_spread['low']:.0f} to {found.d_spread['high']:.0f}" if found.d_spread else ""
-    lines = [
-        f"d = {found.d} meets {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} seeds",
-        f"by the fitted line each seed alone crosses at d = {range_}; {len(found.probes)} probes, "
-        f"{found.full_fits:.1f} full trainings",
-    ]
-    return "\n".join(lines)
+    if found.target is not None:
+        yield (
+            f"{found.bytes} bytes meet {found.target:.4g}: mean {found.metric} {sum(values) / len(values):.4f}{spread} "
+            f"over {len(values)} seeds at d = {found.d}"
+        )
+    else:
+        yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"
+    yield f"{len(found.probes)} probes, {found.full_fits:.1f} full trainings; the frontier, bytes and {found.metric}:"
+    yield "  " + ", ".join(f"{p.bytes} {p.value:.4f}" for p in found.frontier)

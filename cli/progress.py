@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from subcompress.fitter import Probe
+from subcompress.probe import Probe
 from subcompress.training import Listener, Progress
 
 
@@ -34,7 +34,8 @@ class Lines(Listener):
 
     def probes(self, probes: Sequence[Probe]) -> None:
         p = probes[-1]
-        self.print(f"probe {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{_remark(p)}, {p.seconds:.0f} s")
+        size = f" in {p.bytes} bytes" if p.bytes else ""
+        self.print(f"probe {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{size}{_remark(p)}, {p.seconds:.0f} s")
 
     def print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -80,14 +81,15 @@ def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
 
 
 def probe_table(probes: Sequence[Probe]) -> Table:
-    """d by seed, in order of d: the value of each training, and the mean."""
+    """d by seed, in order of d: the value of each training, the mean, and the bytes of the largest."""
     seeds = sorted({p.seed for p in probes})
-    table = Table("d", *[f"seed {s}" for s in seeds], "mean", "s")
+    table = Table("d", *[f"seed {s}" for s in seeds], "mean", "bytes", "s")
     for d in sorted({p.d for p in probes}):
         row = {p.seed: p for p in probes if p.d == d}
         cells = [f"{row[s].value:.4f}{_remark(row[s])}" if s in row else "" for s in seeds]
-        mean = sum(p.value for p in row.values()) / len(row)
-        table.add_row(f"{d}", *cells, f"{mean:.4f}", f"{sum(p.seconds for p in row.values()):.0f}")
+        mean, size = sum(p.value for p in row.values()) / len(row), max(p.bytes for p in row.values())
+        seconds = sum(p.seconds for p in row.values())
+        table.add_row(f"{d}", *cells, f"{mean:.4f}", f"{size or ''}", f"{seconds:.0f}")
     return table
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost
+from subcompress.probe import Fit, Probe
 from subcompress.record import Record
 from subcompress.run import Run
 from subcompress.starts import frozen_note
@@ -47,82 +48,6 @@ RETRY = 0.4
 
 BASELINE_LR = 2e-3
 """Adam's largest step for the network trained directly."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
-    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
-    usual."""
-
-    d: int
-    seed: int
-    value: float
-    curve: tuple[float, ...]
-    epochs: int
-    seconds: float
-    stopped: bool = False
-    note: str = ""
-    warm: int = 0
-    """The d it began with, zero for a start of its own."""
-    lr: float | None = None
-    """Of the try that did not die."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
-    for the last. The fields of a search are empty where d was given."""
-
-    run: Path
-    d: int
-    D: int
-    bits: int
-    seed: int
-    metric: str
-    validation: float
-    test: float
-    seconds: float
-    operator: str = "hadamard"
-    target: float | None = None
-    probes: tuple[Probe, ...] = ()
-    d_spread: dict[str, float] | None = None
-    validation_spread: float | None = None
-    baseline: float | None = None
-    full_fits: float = 1.0
-
-    @property
-    def validation_accuracy(self) -> float:
-        """`validation`, for the metric it usually is."""
-        return self.validation
-
-    @property
-    def test_accuracy(self) -> float:
-        """`test`, for the metric it usually is."""
-        return self.test
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
-        fields = asdict(self) | {"run": str(self.run)}
-        fields["trainings"] = fields.pop("probes")
-        fields["probes"] = [self._probe(d, warm) for d, warm in dict.fromkeys((p.d, p.warm) for p in self.probes)]
-        if self.metric.endswith("accuracy"):
-            fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
-            fields |= {"baseline_accuracy": self.baseline}
-        return fields
-
-    def _probe(self, d: int, warm: int) -> dict[str, Any]:
-        """What was trained at one d."""
-        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
-        name = "accuracies" if self.metric.endswith("accuracy") else "values"
-        return {
-            "d": d,
-            "seeds": [p.seed for p in found],
-            name: [p.value for p in found],
-            "seconds": sum(p.seconds for p in found),
-            "stopped": [p.seed for p in found if p.stopped],
-            "warm": warm,
-        }
 
 
 @dataclass(frozen=True)
@@ -153,6 +78,7 @@ class Fitter:
         check_options(settings.bits, settings.seed, settings.operator)
         first = make_plan_any(model, settings)
         self.layout, self.starts, self.D = first.layout, first.starts, first.D
+        self.least, self.exact = first.d, OPERATORS[settings.operator].exact
         self.lines = first.lines()
         self.run: Run | None = None
 
@@ -160,6 +86,21 @@ class Fitter:
         """The plan of d coordinates under that seed."""
         s = self.settings
         return make_plan(self.model, d, bits=s.bits, seed=seed, operator=s.operator, structured=s.structured)
+
+    def beside(self) -> int:
+        """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
+        plan = self.plan(self.least, self.settings.seed)
+        subspace = Subspace(copied(self.model, "cpu"), plan)
+        subspace.round(self.settings.bits)
+        return self._bytes(subspace.record())[0]
+
+    def _bytes(self, record: Record) -> tuple[int, int]:
+        """What a file takes beside its coordinates, and what they take."""
+        accuracy = 0.5 if self.task.is_accuracy else None  # any accuracy from 1.3 % on takes as much
+        data = format.to_bytes(replace(record, facts=self.data.facts, test_accuracy=accuracy))
+        ledger = format.from_bytes(data)[1]
+        coded = ledger.get("coordinates", 0)
+        return len(data) - coded, coded
 
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
@@ -199,12 +140,12 @@ class Fitter:
         if (warning := frozen_note(self.model, dict(self.starts))) is not None:
             self.listener.note(f"warning: {warning}")
 
-    def say_cost(self, d: int, fits: float) -> None:
+    def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
         plan = self.plan(d, self.settings.seed)
         subspace = Subspace(copied(self.model, self.settings.device), plan)
         recipe = self.settings.recipe(self.settings.seed, plan)
-        self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits))
+        self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
     def baseline(self, seed: int | None = None) -> Probe:
         """The network trained directly, in all of its weights, from its own start."""
@@ -231,12 +172,14 @@ class Fitter:
         d: int,
         seed: int,
         *,
+        within: int | None = None,
         warm: Probe | None = None,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
-        """Train in d coordinates; a dead run is tried once more with a smaller step. `warm`: an ended training of the
-        same seed and rows whose coordinates this one begins with, for half of the epochs: a look from afar, no file."""
-        key = f"d{d}-s{seed}" + (f"-from{warm.d}" if warm else "")
+        """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
+        many bytes. `warm`: an ended training of the same seed and rows whose coordinates this one begins with, for half
+        of the epochs: a look from afar, no file."""
+        key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
         epochs, spent, before = self.settings.epochs, 0, None
@@ -263,6 +206,11 @@ class Fitter:
                 continue
             kept = plan.exact and self.settings.rounded and not outcome.stopped
             record = subspace.record() if kept else None
+            beside, coded = self._bytes(record) if record is not None else (0, 0)
+            if record is not None and within is not None and beside + coded > within:
+                subspace.shorten(within - beside)
+                record = subspace.record()
+                beside, coded = self._bytes(record)
             value = self._value(subspace, record) if not outcome.stopped else outcome.value
             probe = Probe(
                 d,
@@ -275,6 +223,8 @@ class Fitter:
                 "" if attempt is recipe else "second try",
                 0 if warm is None else warm.d,
                 attempt.lr,
+                beside + coded,
+                coded,
             )
             return self._note(key, probe, record)
         raise DiedTwiceError(
@@ -295,7 +245,7 @@ class Fitter:
     def finish(self, chosen: Probe, seconds: float, found: dict[str, Any]) -> Fit:
         """Read the test split, once, and write the run."""
         s = self.settings
-        key = f"d{chosen.d}-s{chosen.seed}"
+        key = _key(chosen.d, chosen.seed)
         plan = self.plan(chosen.d, chosen.seed)
         recipe = s.recipe(chosen.seed, plan)
         recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
@@ -321,6 +271,7 @@ class Fitter:
             test,
             seconds,
             s.operator,
+            sum(self._bytes(record)) if record is not None else 0,
             **found,
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe)})
@@ -333,7 +284,7 @@ class Fitter:
 
     def _held(self, key: str) -> Probe | None:
         entry = self._run.journal.get(key)
-        return None if entry is None else Probe(**{**entry, "curve": tuple(entry["curve"])})
+        return None if entry is None else Probe.from_json(entry)
 
     def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
         self._run.note(key, asdict(probe), record)
@@ -370,7 +321,7 @@ class Fitter:
 
     def _coordinates(self, probe: Probe) -> list[Tensor]:
         """z of an ended training, in units of the frozen constant."""
-        record = format.read(self._run.probe(f"d{probe.d}-s{probe.seed}"))[0]
+        record = format.read(self._run.probe(_key(probe.d, probe.seed)))[0]
         plan = self.plan(probe.d, probe.seed)
         found = []
         for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
@@ -442,6 +393,11 @@ def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
+def _key(d: int, seed: int) -> str:
+    """What a training is called in the run folder."""
+    return f"d{d}-s{seed}"
+
+
 def _first_of_each(record: Record) -> list[float]:
     """The scale of the first tensor of each group."""
     from subcompress.record import Coded
@@ -460,4 +416,4 @@ def _source(f: Any) -> str:
         return ""
 
 
-__all__ = ["DiedTwiceError", "Fit", "Fitter", "Probe", "Settings", "copied", "machine"]
+__all__ = ["DiedTwiceError", "Fitter", "Settings", "copied", "machine"]

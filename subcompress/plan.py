@@ -24,6 +24,9 @@ CONSTANT_SHARE = 1 / 8
 SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
 """Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
 
+CODED_BITS = {2: 1.6, 3: 2.5, 4: 3.4, 5: 4.3, 6: 5.2, 7: 6.2, 8: 7.2}
+"""Bits that a coordinate takes in a file by its precision, until some are known (benchmarks/levers.py)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:

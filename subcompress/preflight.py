@@ -67,8 +67,10 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
         )
 
 
-def estimate_cost(subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float) -> str:
-    """A line with the time and memory of a fit, from a few timed steps of a copy."""
+def estimate_cost(
+    subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float, minutes: float = math.inf
+) -> str:
+    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
     trial = copy.deepcopy(subspace)
     device = trial.z.device
     optimiser = torch.optim.Adam(trial.parameters(), lr=1e-12)
@@ -94,7 +96,7 @@ def estimate_cost(subspace: Subspace, data: Data, task: Task, recipe: Recipe, fi
     line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch: "
     line += f"about {_time(one)} a fit"
     if fits > 1:
-        line += f", at most {_time(one * fits)} for {fits:g}"
+        line += f", at most {_time(min(one * fits, 60 * minutes))} for {fits:g}"
     return f"{line}; memory {_peak() / 2**30:.1f} GiB"
 
 

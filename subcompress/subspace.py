@@ -11,6 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subcompress import codec
 from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
@@ -49,6 +51,7 @@ class Subspace(nn.Module):
         self.splits = [p.operator.d for p in plan.parts]
         self.bits = 0
         self.steps = [0.0] * len(plan.parts)
+        self.dead = 0.5
         self._begin = [
             tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts) for part in plan.parts
         ]
@@ -91,7 +94,30 @@ class Subspace(nn.Module):
     def coordinates(self) -> list[Tensor]:
         """Each part's z as integers in units of its step, (d_i,) int64. Needs `round` first."""
         parts = self.z.detach().split(self.splits)
-        return [(z / s).round().clamp(-self.top, self.top).long() for z, s in zip(parts, self.steps, strict=True)]
+        return [self._integers(z, s).long() for z, s in zip(parts, self.steps, strict=True)]
+
+    def _integers(self, z: Tensor, step: float) -> Tensor:
+        q = z / step
+        whole = q.round().clamp(-self.top, self.top)
+        return whole if self.dead <= 0.5 else torch.where(q.abs() < self.dead, 0.0, whole)
+
+    def shorten(self, limit: int) -> None:
+        """Let coordinates round to zero, the smallest first, as few as bring the file's coordinates to at most `limit`
+        bytes (all of them where none do). Needs `round` first."""
+        parts = zip(self.z.detach().split(self.splits), self.steps, strict=True)
+        sizes = torch.cat([(z / s).abs().clamp_max(self.top + 0.5) for z, s in parts]).sort().values
+        self.dead, low, high = 0.5, 0, len(sizes)
+        if self._coded() <= limit:
+            return
+        while low < high:
+            middle = (low + high) // 2
+            self.dead = math.nextafter(float(sizes[middle]), math.inf)
+            low, high = (low, middle) if self._coded() <= limit else (middle + 1, high)
+        self.dead = math.nextafter(float(sizes[min(low, len(sizes) - 1)]), math.inf)
+
+    def _coded(self) -> int:
+        """Bytes of the coordinates in a file without running statistics."""
+        return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
@@ -100,8 +126,7 @@ class Subspace(nn.Module):
             self.z.split(self.splits), self.plan.parts, self.steps, self._begin, strict=True
         ):
             if self.bits:
-                rounded = (z.detach() / step).round().clamp(-self.top, self.top) * step
-                z = z + (rounded - z.detach())
+                z = z + (self._integers(z.detach(), step) * step - z.detach())
             for spec, w in zip(part.specs, _Weights.apply(z, part, begin), strict=True):
                 if spec.dtype == "C64":
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
@@ -186,13 +211,14 @@ class Subspace(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """What `moving` does not hold of a training: whether and how z is rounded."""
-        return {"bits": self.bits, "steps": self.steps}
+        return {"bits": self.bits, "steps": self.steps, "dead": self.dead}
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` and `settings` gave."""
         for name, tensor in self.moving().items():
             tensor.copy_(tensors[name])
         self.bits, self.steps = int(settings["bits"]), [float(s) for s in settings["steps"]]
+        self.dead = float(settings["dead"])
 
     def moving(self) -> dict[str, Tensor]:
         """What training changes: z, and the buffers of the network; for checkpoints."""

@@ -67,7 +67,7 @@ class HadamardBlocks(ExactOperator):
     @classmethod
     def sized(cls, D: int, d: int, seed: int, K: int = 16, group: int = 0) -> HadamardBlocks:
         """m is the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
-        (benchmarks/operator.py); less where D does not fill one such block: columns are orthogonal over whole ones."""
+        (benchmarks/operators.py); less where D does not fill one such block: columns are orthogonal over whole ones."""
         slots = d + K
         log2_m = min(max((2 * slots - 1).bit_length(), 8), 15)
         whole = D.bit_length() - 1
@@ -114,7 +114,7 @@ class HadamardBlocks(ExactOperator):
         """The column of each used slot, (K + used,) int64.
 
         Coordinates take columns from low to high sequency: inputs of networks are smooth more often than not, and so
-        are the weights that read them (benchmarks/operator.py). Frozen slots are strewn over the lowest quarter first,
+        are the weights that read them (benchmarks/operators.py). Frozen slots are strewn over the lowest quarter first,
         by an affine map with an odd factor, which is a permutation there.
         """
         factor, offset = philox.words(self.seed, 2 * self.group + 1, np.arange(1, dtype=np.int64))[0, :2].tolist()

@@ -1,6 +1,6 @@
 """What the default operator was settled on: columns, rows a block, second sign, frozen slots, alignment.
 
-    python benchmarks/operator.py --data-dir MNIST [--models lenet,mlp] [--seeds 3] [-o benchmarks/results]
+    python benchmarks/operators.py --data-dir MNIST [--models lenet,mlp] [--seeds 3] [-o benchmarks/results]
 
 Trains z in float32 for three epochs (the recipe of `fit` without rounding) and prints the validation accuracy, mean and
 standard deviation over the seeds. About 35 minutes on one core. Variants are written plainly, as products with the

@@ -1,0 +1,88 @@
+"""What a fit is asked for: d coordinates, the fewest bytes that meet a target, or the best within a number of bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from subcompress.errors import SubcompressError
+from subcompress.tasks import Task
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One of d, value (of the metric), drop (below the baseline) and bytes (of the whole file) is given."""
+
+    d: int | None = None
+    value: float | None = None
+    drop: float | None = None
+    bytes: int | None = None
+    baseline: float | str | Path | None = None
+    seeds: int = 3
+    max_fits: float = 8.0
+    max_minutes: float = math.inf
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        *,
+        d: int | None = None,
+        min_accuracy: float | None = None,
+        max_drop: float | None = None,
+        target: float | None = None,
+        within: int | None = None,
+        baseline: float | str | Path | None = None,
+        seeds: int = 3,
+        max_fits: float = 8.0,
+        max_minutes: float | None = None,
+    ) -> Goal:
+        """Raises SubcompressError unless the options say one thing."""
+        given = {
+            "--d": d,
+            "--min-accuracy": min_accuracy,
+            "--max-drop": max_drop,
+            "--target": target,
+            "--bytes": within,
+        }
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            words = " and ".join(chosen) if chosen else "none of them"
+            raise SubcompressError(f"fit takes one of {', '.join(given)}; given {words}")
+        accuracy = task.metric_name.endswith("accuracy") and not task.minimise
+        if (min_accuracy is not None or max_drop is not None) and task.minimise:
+            raise SubcompressError(
+                f"{chosen[0]} is for metrics of which more is better; {task.metric_name} is minimised: give --target"
+            )
+        if min_accuracy is not None and not (accuracy and 0 < min_accuracy <= 1):
+            raise SubcompressError(
+                f"--min-accuracy is an accuracy above 0 and up to 1; given {min_accuracy} of {task.metric_name}: for "
+                "another metric give --target"
+            )
+        if max_drop is not None and not 0 <= max_drop < math.inf:
+            raise SubcompressError(f"--max-drop is at least 0; given {max_drop}")
+        if target is not None and not math.isfinite(target):
+            raise SubcompressError(f"--target is a finite number; given {target}")
+        if baseline is not None and (d is not None or within is not None):
+            raise SubcompressError(f"--baseline is what a target is held against; {chosen[0]} has none: leave one out")
+        if max_minutes is not None and d is not None:
+            raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
+        if max_minutes is not None and not max_minutes > 0:
+            raise SubcompressError(f"--max-minutes is positive; given {max_minutes:g}")
+        if not 1 <= seeds <= 100:
+            raise SubcompressError(f"--seeds is between 1 and 100; given {seeds}")
+        least = seeds if within is not None else seeds + 1
+        if d is None and not max_fits >= least:
+            words = "--seeds" if within is not None else "--seeds + 1"
+            raise SubcompressError(f"--max-fits is at least {words} = {least}; given {max_fits:g}")
+        value = min_accuracy if min_accuracy is not None else target
+        return cls(d, value, max_drop, within, baseline, seeds, max_fits, max_minutes or math.inf)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two commands the same. A longer --max-minutes goes on where a shorter one ended."""
+        named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
+        if self.d is not None:
+            return named
+        return named | {"baseline": self.baseline, "seeds": self.seeds, "max_fits": self.max_fits}

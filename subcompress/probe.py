@@ -1,0 +1,112 @@
+"""What a fit leaves behind of each training, and of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
+    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
+    usual."""
+
+    d: int
+    seed: int
+    value: float
+    curve: tuple[float, ...]
+    epochs: int
+    seconds: float
+    stopped: bool = False
+    note: str = ""
+    warm: int = 0
+    """The d it began with, zero for a start of its own."""
+    lr: float | None = None
+    """Of the try that did not die."""
+    bytes: int = 0
+    """The whole file, zero where there is none to be."""
+    coded: int = 0
+    """Of it, what the coordinates take."""
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Probe:
+        """What a journal keeps."""
+        return cls(**{**held, "curve": tuple(held["curve"])})
+
+    def at(self, d: int) -> bool:
+        """Whether this is a training of its own in d coordinates."""
+        return self.d == d and not self.warm
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
+    for the last. bytes: of the file that `pack` writes; probes: every training; frontier: those that no smaller file
+    and no better one outdoes. The fields of a search are empty where d was given."""
+
+    run: Path
+    d: int
+    D: int
+    bits: int
+    seed: int
+    metric: str
+    validation: float
+    test: float
+    seconds: float
+    operator: str = "hadamard"
+    bytes: int = 0
+    target: float | None = None
+    within: int | None = None
+    probes: tuple[Probe, ...] = ()
+    frontier: tuple[Probe, ...] = ()
+    d_spread: dict[str, float] | None = None
+    validation_spread: float | None = None
+    baseline: float | None = None
+    full_fits: float = 1.0
+
+    @property
+    def validation_accuracy(self) -> float:
+        """`validation`, for the metric it usually is."""
+        return self.validation
+
+    @property
+    def test_accuracy(self) -> float:
+        """`test`, for the metric it usually is."""
+        return self.test
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
+        fields = asdict(self) | {"run": str(self.run)}
+        fields["trainings"] = fields.pop("probes")
+        fields["probes"] = [self._probe(*at) for at in dict.fromkeys((p.d, p.warm) for p in self.probes)]
+        fields["frontier"] = [
+            {"bytes": p.bytes, "value": p.value, "training": self.probes.index(p)} for p in self.frontier
+        ]
+        if self.metric.endswith("accuracy"):
+            fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
+            fields |= {"baseline_accuracy": self.baseline}
+        return fields
+
+    def _probe(self, d: int, warm: int) -> dict[str, Any]:
+        """What was trained at one d."""
+        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
+        name = "accuracies" if self.metric.endswith("accuracy") else "values"
+        return {
+            "d": d,
+            "bytes": [p.bytes for p in found],
+            "seeds": [p.seed for p in found],
+            name: [p.value for p in found],
+            "seconds": sum(p.seconds for p in found),
+            "stopped": [p.seed for p in found if p.stopped],
+            "warm": warm,
+        }
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Fit:
+        """What `to_json` gave."""
+        fields = {k: v for k, v in held.items() if k in cls.__dataclass_fields__}
+        probes = tuple(Probe.from_json(p) for p in held["trainings"])
+        frontier = tuple(probes[f["training"]] for f in held["frontier"])
+        return cls(**{**fields, "run": Path(fields["run"]), "probes": probes, "frontier": frontier})
