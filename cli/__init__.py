@@ -3,11 +3,13 @@
 import click
 
 from subcompress import __version__
+from subcompress_cli.compare import compare
 from subcompress_cli.dim import dim
 from subcompress_cli.errors import Group
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
 from subcompress_cli.pack import pack
+from subcompress_cli.report import report
 from subcompress_cli.unpack import unpack
 from subcompress_cli.verify import verify
 
@@ -18,5 +20,5 @@ def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
 
-for command in (fit, dim, pack, unpack, info, verify):
+for command in (fit, dim, pack, unpack, info, verify, compare, report):
     main.add_command(command)

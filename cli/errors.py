@@ -1,5 +1,6 @@
 """The border where a user's mistake becomes one line and exit status 1."""
 
+import shlex
 import signal
 from typing import Any
 
@@ -7,12 +8,20 @@ import click
 
 from subcompress import SubcompressError
 
+COMMAND = "subcompress.command"
+"""The key, in click's context, of the command as it was typed."""
+
 
 class Group(click.Group):
     """A group that prints a SubcompressError as `error: ...` on stderr; anything else is a bug and shows itself.
 
     An interruption (Ctrl-C, SIGTERM) ends with one line too, and with the status that shells expect of it.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what was typed, for runs to remember."""
+        ctx.meta[COMMAND] = shlex.join(["subcompress", *args])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         handler = signal.signal(signal.SIGTERM, _terminate) if _main_thread() else None

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import subcompress
+from subcompress_cli.errors import COMMAND
 from subcompress_cli.loading import data_of
 from subcompress_cli.options import (
     FOLDER,
@@ -62,8 +63,17 @@ def fit(
     """
     module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
     data = data_of(data_name, data_dir)
+    origin = {
+        "command": click.get_current_context().meta.get(COMMAND),
+        "model": model_name,
+        "data": data_name,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "loss": loss,
+        "metric": metric,
+        "minimise": options["minimise"],
+    }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
-        found = subcompress.fit(module, data, output, **task, **options, listener=listener)
+        found = subcompress.fit(module, data, output, **task, **options, origin=origin, listener=listener)
     if as_json:
         print_json(found.to_json())
         return

@@ -6,11 +6,14 @@ subcompress.unpack("net.safetensors", "dense.safetensors")
 subcompress.load("net.safetensors", model)
 """
 
+from subcompress.comparing import Comparison, compare
 from subcompress.data import Data, Split, load_data
 from subcompress.errors import SubcompressError
-from subcompress.fitting import Fit, fit
+from subcompress.fitting import fit
 from subcompress.measuring import measure_dimension
 from subcompress.packing import pack
+from subcompress.probe import Fit
+from subcompress.reporting import report
 from subcompress.subspace import Subspace
 from subcompress.training import Listener, Progress
 from subcompress.unpacking import load, unpack
@@ -19,6 +22,7 @@ from subcompress.verifying import Verification, info, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Data",
     "Fit",
     "Listener",
@@ -27,12 +31,14 @@ __all__ = [
     "SubcompressError",
     "Subspace",
     "Verification",
+    "compare",
     "fit",
     "info",
     "load",
     "load_data",
     "measure_dimension",
     "pack",
+    "report",
     "unpack",
     "verify",
 ]

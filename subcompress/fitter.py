@@ -42,6 +42,7 @@ from subcompress.training import (
     seed_everything,
     train,
 )
+from subcompress.versions import about
 
 RETRY = 0.4
 """The factor on the step size when a dead run is tried again."""
@@ -242,8 +243,8 @@ class Fitter:
             for a, b in zip(*operators, strict=True)
         )
 
-    def finish(self, chosen: Probe, seconds: float, found: dict[str, Any]) -> Fit:
-        """Read the test split, once, and write the run."""
+    def finish(self, chosen: Probe, seconds: float, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
+        """Read the test split, once, and write the run. origin: what was asked for, in the asker's words."""
         s = self.settings
         key = _key(chosen.d, chosen.seed)
         plan = self.plan(chosen.d, chosen.seed)
@@ -274,7 +275,7 @@ class Fitter:
             sum(self._bytes(record)) if record is not None else 0,
             **found,
         )
-        self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe)})
+        self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
         return result
 
     @property

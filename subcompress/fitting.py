@@ -49,6 +49,7 @@ def fit(
     threads: int | None = None,
     device: str = "cpu",
     restart: bool = False,
+    origin: dict[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> Fit:
     """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
@@ -60,6 +61,7 @@ def fit(
     none of which begins where it would end after `max_minutes`.
 
     bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
+    origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
     have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
@@ -100,7 +102,7 @@ def fit(
                 chosen, found = best_within(fitter, goal)
             else:
                 chosen, found = search(fitter, goal)
-            return fitter.finish(chosen, time.perf_counter() - began, found)
+            return fitter.finish(chosen, time.perf_counter() - began, found, origin or {})
 
 
 __all__ = ["Fit", "fit"]

@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.splits import leaves
+from subcompress.data.splits import Split, leaves
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
 from subcompress.layout import DTYPES
@@ -34,12 +34,28 @@ def export(record: Record, module: nn.Module, path: Path) -> None:
     """
     if not record.facts.input_shape and not record.facts.inputs and not record.facts.input_dtype:
         raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
-    model = _trace(module, record.facts)
-    strip(model)
+    model = graph_of(module, record.facts)
     describe(model, record)
     data = model.SerializeToString()
     compare(data, module, record.facts)
     path.write_bytes(data)
+
+
+def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
+    """The graph of a module, its weights as initialisers. Raises SubcompressError where torch cannot export it."""
+    model = _trace(module, facts)
+    strip(model)
+    return model
+
+
+def accuracy_of_graph(data: bytes, split: Split) -> float:
+    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    x = split.x.numpy()
+    first = [int(np.argmax(session.run(None, {"input": x[i : i + 1]})[0])) for i in range(len(x))]
+    return float(np.mean(np.array(first) == split.y.numpy()))
 
 
 def example_inputs(facts: Facts, n: int = 2) -> dict[str, Tensor]:

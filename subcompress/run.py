@@ -29,6 +29,7 @@ from torch import Tensor
 from subcompress import format
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
+from subcompress.probe import Fit
 from subcompress.record import Record
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
@@ -45,18 +46,18 @@ class Run:
     @property
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run of the same command that has ended."""
-        held = _read(self.path / SUMMARY)
-        return held if held is not None and _read(self.path / COMMAND) == self.command else None
+        held = read_json(self.path / SUMMARY)
+        return held if held is not None and read_json(self.path / COMMAND) == self.command else None
 
     def begin(self, restart: bool) -> bool:
         """Take up what is there, or clear it for a new command; whether there is something to go on from.
 
         Raises SubcompressError where the folder holds an unfinished run of another command.
         """
-        before = _read(self.path / COMMAND)
-        unfinished = before is not None and _read(self.path / SUMMARY) is None
+        before = read_json(self.path / COMMAND)
+        unfinished = before is not None and read_json(self.path / SUMMARY) is None
         if before == self.command and unfinished and not restart:
-            self.journal = _read(self.path / JOURNAL) or {}
+            self.journal = read_json(self.path / JOURNAL) or {}
             return bool(self.journal) or (self.path / CHECKPOINT).exists()
         if before is not None and unfinished and not restart and self._worked():
             raise SubcompressError(
@@ -148,10 +149,7 @@ def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
 def load(folder: str | Path) -> Record:
     """The record of a finished run. Raises SubcompressError for a folder that is not one."""
     folder = Path(folder)
-    if not os.path.isfile(folder / SUMMARY):  # false, not an error, for names no file can have
-        raise SubcompressError(
-            f"{folder} is not a finished run (it has no {SUMMARY}): make one with `subcompress fit -o {folder}`"
-        )
+    summary(folder)
     if not os.path.isfile(folder / RECORD):
         raise SubcompressError(
             f"{folder} holds no record to pack: it is of a reference operator, which is not exact, or of "
@@ -161,7 +159,32 @@ def load(folder: str | Path) -> Record:
     return format.read(folder / RECORD)[0]
 
 
-def _read(path: Path) -> Any:
+def summary(folder: str | Path) -> dict[str, Any]:
+    """What a finished run says of itself. Raises SubcompressError for a folder that is not one."""
+    folder = Path(folder)
+    if not os.path.isfile(folder / SUMMARY):  # false, not an error, for names no file can have
+        begun = ": it was not finished; the same `subcompress fit` goes on with it"
+        rule = f": make one with `subcompress fit -o {folder}`"
+        raise SubcompressError(
+            f"{folder} is not a finished run (it has no {SUMMARY})"
+            + (begun if os.path.isfile(folder / COMMAND) else rule)
+        )
+    found = read_json(folder / SUMMARY)
+    if not isinstance(found, dict):
+        raise SubcompressError(f"{folder / SUMMARY} is no JSON of ours: fit again")
+    return found
+
+
+def fit_of(folder: str | Path) -> Fit:
+    """The Fit of a finished run. Raises SubcompressError for a folder that is not one, or that of another command."""
+    found = summary(folder)
+    try:
+        return Fit.from_json(found["fit"])
+    except (KeyError, TypeError, IndexError) as e:
+        raise SubcompressError(f"{folder} holds no fit of this version: it is of `dim`, or older; fit again") from e
+
+
+def read_json(path: Path) -> Any:
     """The JSON of a file of ours, None where there is none."""
     try:
         return json.loads(path.read_text("utf-8"))

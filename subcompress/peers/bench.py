@@ -1,0 +1,151 @@
+"""What every peer is measured on: one network, one data set, one training budget, one way to judge."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from subcompress.data import Data
+from subcompress.data.splits import Split
+from subcompress.errors import SubcompressError
+from subcompress.fitter import BASELINE_LR, copied
+from subcompress.plan import make_plan
+from subcompress.record import Record
+from subcompress.subspace import Subspace
+from subcompress.tasks import Task, evaluate
+from subcompress.training import DeadRunError, Direct, Listener, Recipe, Trainee, seed_everything, train
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to ship the network. bytes: on disk, all that a receiver needs beside code; value: the metric on the test
+    split; seconds: to train it and make the file; note: what a reader must know."""
+
+    name: str
+    bytes: int
+    value: float
+    seconds: float
+    note: str = ""
+
+
+class SkippedError(Exception):
+    """This peer cannot be had here; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """record: of our file, `size` bytes, which took `seconds`; folder: for the files that peers write."""
+
+    model: nn.Module
+    data: Data
+    task: Task
+    record: Record
+    size: int
+    seconds: float
+    recipe: Recipe
+    folder: Path
+    listener: Listener = field(default_factory=Listener)
+
+    def trained(self, module: nn.Module, title: str, lr: float = BASELINE_LR) -> float:
+        """Train what of a module wants a gradient, with the budget of our fit. Returns the seconds it took."""
+        return self._train(Direct(module), title, lr)
+
+    def _train(self, trainee: Trainee, title: str, lr: float, quantise: Callable[[], None] | None = None) -> float:
+        recipe, began = replace(self.recipe, lr=lr), time.perf_counter()
+        self.listener.run(title, recipe.epochs)
+        try:
+            train(trainee, self.data, self.task, recipe, quantise=quantise, listener=self.listener, note=title)
+        except DeadRunError as e:
+            raise SkippedError(f"its training died: {e}") from e
+        trainee.eval()
+        return time.perf_counter() - began
+
+    @cached_property
+    def direct(self) -> tuple[nn.Module, float]:
+        """The network trained in all of its weights, from its own start, and the seconds it took. Trained once, and
+        kept in the folder."""
+        module, path = copied(self.model, "cpu"), self.folder / "direct.pt"
+        if path.is_file():
+            held = torch.load(path, weights_only=True)
+            module.load_state_dict(held["state"])
+            return module.eval(), float(held["seconds"])
+        seed_everything(self.recipe.seed, 0)
+        seconds = self.trained(module, "trained directly")
+        torch.save({"state": module.state_dict(), "seconds": seconds}, path)
+        return module, seconds
+
+    def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], float]:
+        """The state dict of a fit in d float32 coordinates, never rounded, and the seconds it took."""
+        plan = make_plan(self.model, d, seed=self.recipe.seed)
+        subspace = Subspace(copied(self.model, "cpu"), plan)
+        seconds = self._train(subspace, title, plan.lr)
+        with torch.no_grad(), subspace.materialised() as module:
+            return {name: t.detach().clone() for name, t in module.state_dict().items()}, seconds
+
+    def loaded(self, state: dict[str, Tensor]) -> nn.Module:
+        """The network with these weights."""
+        module = copied(self.model, "cpu")
+        module.load_state_dict(state)
+        return module.eval()
+
+    def value(self, module: nn.Module) -> tuple[float, str]:
+        """The metric on the test split: in ONNX Runtime, one example at a time, where there is a graph; else in torch.
+        And a note where it was not ONNX Runtime."""
+        module = copy.deepcopy(module).eval()
+        try:
+            return self.value_of_graph(self.graph(module)), ""
+        except SkippedError as e:
+            return evaluate(module, self.data.test, self.task), f"in torch: {e}"
+
+    def graph(self, module: nn.Module) -> bytes:
+        """The network as ONNX with its weights inside. Raises SkippedError where there is none."""
+        from subcompress.onnx_export import graph_of
+
+        try:
+            data = graph_of(module, self.data.facts).SerializeToString()
+        except SubcompressError as e:
+            raise SkippedError(str(e)) from e
+        assert isinstance(data, bytes)
+        return data
+
+    def value_of_graph(self, data: bytes) -> float:
+        """The metric of a graph on the test split. Raises SkippedError where it is not an accuracy of one input."""
+        from subcompress.onnx_export import accuracy_of_graph
+
+        test = self.data.test
+        if not self.task.is_accuracy or not isinstance(test, Split) or not isinstance(test.x, Tensor):
+            raise SkippedError("ONNX Runtime judges accuracies of one input in memory")
+        try:
+            return accuracy_of_graph(data, test)
+        except Exception as e:  # ONNX Runtime's exceptions have no common base of their own
+            raise SkippedError(f"ONNX Runtime does not run it: {' '.join(str(e).split())[:120]}") from e
+
+    def validation(self, module: nn.Module) -> float:
+        """The metric that choices are made by."""
+        return evaluate(module, self.data.validation, self.task)
+
+    def write(self, name: str, data: bytes) -> int:
+        """Keep a file; returns its bytes."""
+        path = self.folder / name
+        path.write_bytes(data)
+        return path.stat().st_size
+
+
+Peer = Callable[[Bench], list[Row]]
+
+
+def joined(*notes: str) -> str:
+    """Notes, those that say something."""
+    return "; ".join(n for n in notes if n)
+
+
+def best(values: list[float], task: Task) -> int:
+    """The index of the best value."""
+    return (min if task.minimise else max)(range(len(values)), key=values.__getitem__)

@@ -1,0 +1,33 @@
+"""The same contract without rounding: a seed and d float32 coordinates, as Li et al. 2018 (arXiv:1804.08838) and PRANC
+(Nooralinejad et al. 2023, arXiv:2206.08464) keep them, at the bytes of our file. The projection is ours, which costs
+less than a dense one and is no worse (benchmarks/operators.py)."""
+
+from __future__ import annotations
+
+import safetensors.torch
+import torch
+
+from subcompress.errors import SubcompressError
+from subcompress.peers.bench import Bench, Row, SkippedError, joined
+from subcompress.plan import make_plan
+
+
+def float_subspace(bench: Bench) -> list[Row]:
+    """As many float32 coordinates as our bytes hold."""
+    header = len(_file(0, bench.recipe.seed))
+    d = (bench.size - header) // 4
+    while d > 0 and len(_file(d, bench.recipe.seed)) > bench.size:
+        d -= 1
+    try:
+        make_plan(bench.model, d)
+    except SubcompressError as e:
+        raise SkippedError(f"{bench.size} bytes hold {max(d, 0)} float32 coordinates: {e}") from e
+    state, seconds = bench.floats(d, f"float32 subspace, d = {d}")
+    size = bench.write("float-subspace.safetensors", _file(d, bench.recipe.seed))
+    value, note = bench.value(bench.loaded(state))
+    return [Row("float32 subspace (Li et al., PRANC)", size, value, seconds, joined(f"d = {d}", note))]
+
+
+def _file(d: int, seed: int) -> bytes:
+    """The size is what matters here: z and the seed."""
+    return safetensors.torch.save({"z": torch.zeros(d)}, {"seed": str(seed)})

@@ -1,0 +1,60 @@
+"""Eight-bit quantisation after training, by ONNX Runtime's own tool."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from subcompress.data.splits import Split
+from subcompress.peers.bench import Bench, Row, SkippedError
+
+CALIBRATION = 256
+"""Training examples that the ranges of the activations are taken from."""
+
+
+def int8(bench: Bench) -> list[Row]:
+    """`quantize_static`: weights and activations of 8 bits, a scale a channel."""
+    module, seconds = bench.direct
+    train = bench.data.train
+    if not isinstance(train, Split) or not isinstance(train.x, Tensor):
+        raise SkippedError("calibration takes a training split in memory of one input")
+    examples = train.x[:CALIBRATION].numpy()
+    graph, began = bench.graph(module), time.perf_counter()
+    data = _quantised(graph, examples)
+    took = time.perf_counter() - began
+    size = bench.write("int8.onnx", data)
+    return [Row("ONNX Runtime int8", size, bench.value_of_graph(data), seconds + took, "static, a scale a channel")]
+
+
+def _quantised(graph: bytes, examples: np.ndarray) -> bytes:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left: Iterator[np.ndarray] = iter(examples[i : i + 32] for i in range(0, len(examples), 32))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {"input": batch}
+
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            plain, ready, out = (Path(folder) / name for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
+            plain.write_bytes(graph)
+            quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)  # which trips over Constants
+            quantize_static(str(ready), str(out), Reader(), per_channel=True, weight_type=QuantType.QInt8)
+            return out.read_bytes()
+    except Exception as e:  # the tool raises whatever it trips over
+        raise SkippedError(f"the tool fails on this graph: {type(e).__name__}: {' '.join(str(e).split())[:120]}") from e
+    finally:
+        logging.root.setLevel(level)
