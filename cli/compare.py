@@ -8,10 +8,10 @@ import click
 import subcompress
 from subcompress import SubcompressError, run
 from subcompress.peers import PEERS
-from subcompress_cli.loading import data_of
 from subcompress_cli.options import (
     FOLDER,
     data_options,
+    data_with,
     json_option,
     loss_and_metric,
     model_option,
@@ -54,7 +54,8 @@ def compare(
     if model_name is None or data_name is None:
         raise SubcompressError("this run does not say of which model and data it is: give --model and --data")
     folder = data_dir or (Path(origin["data_dir"]) if origin.get("data_dir") else None)
-    module, data = network(model_name, run.fit_of(run_folder).seed), data_of(data_name, folder)
+    module = network(model_name, run.fit_of(run_folder).seed)
+    data = data_with(data_name, folder, origin.get("augment"))
     task: dict[str, Any] = loss_and_metric(loss or origin.get("loss", "cross-entropy"), metric or origin.get("metric"))
     title = f"{short(model_name)} on {short(data_name)}"
     with listening(title) as listener:

@@ -7,10 +7,11 @@ import click
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress_cli.loading import data_of
 from subcompress_cli.options import (
     FOLDER,
+    augment_option,
     data_options,
+    data_with,
     json_option,
     loss_and_metric,
     model_option,
@@ -32,6 +33,7 @@ from subcompress_cli.progress import listening
 @click.option("--repeats", type=int, default=3, show_default=True, help="Seeds at each of them.")
 @click.option("--threshold", "thresholds", type=float, multiple=True, help="One more threshold; may be repeated.")
 @click.option("--shuffle", metavar="WHAT", help="The paper's controls: pixels or labels.")
+@augment_option
 @task_options
 @training_options
 @click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help="For dim.md, dim.json and dim.png.")
@@ -44,6 +46,7 @@ def dim(
     data_dir: Path | None,
     ds: str,
     thresholds: tuple[float, ...],
+    augment: str | None,
     loss: str,
     metric: str | None,
     output: Path,
@@ -60,7 +63,7 @@ def dim(
     except ValueError as e:
         raise SubcompressError(f"--d is a list of whole numbers, such as 100,200,400; given {ds}") from e
     module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
-    data = data_of(data_name, data_dir)
+    data = data_with(data_name, data_dir, augment)
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.measure_dimension(
             module,

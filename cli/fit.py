@@ -8,10 +8,11 @@ import click
 
 import subcompress
 from subcompress_cli.errors import COMMAND
-from subcompress_cli.loading import data_of
 from subcompress_cli.options import (
     FOLDER,
+    augment_option,
     data_options,
+    data_with,
     json_option,
     loss_and_metric,
     model_option,
@@ -40,6 +41,8 @@ from subcompress_cli.progress import listening
 @click.option("--max-minutes", type=float, metavar="M", help="Search: no training that would end later.")
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
 @click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
+@click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")
+@augment_option
 @task_options
 @training_options
 @click.option("-o", "--output", type=FOLDER, required=True, metavar="RUN", help="The run folder to write.")
@@ -50,6 +53,7 @@ def fit(
     model_name: str,
     data_name: str,
     data_dir: Path | None,
+    augment: str | None,
     loss: str,
     metric: str | None,
     output: Path,
@@ -62,12 +66,13 @@ def fit(
     Interrupted at any moment, the same command goes on where it was.
     """
     module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
-    data = data_of(data_name, data_dir)
+    data = data_with(data_name, data_dir, augment)
     origin = {
         "command": click.get_current_context().meta.get(COMMAND),
         "model": model_name,
         "data": data_name,
         "data_dir": None if data_dir is None else str(data_dir),
+        "augment": augment,
         "loss": loss,
         "metric": metric,
         "minimise": options["minimise"],

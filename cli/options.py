@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 from torch import nn
 
 from subcompress import Data
-from subcompress.data import DATA
+from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.operators import OPERATORS
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli.loading import data_of, function_of, model_of
@@ -32,11 +33,22 @@ def data_options(**kwargs: Any) -> Decorator:
     known = ", ".join(DATA)
     text = f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y)."
 
-    def both(f: Callable[..., Any]) -> Callable[..., Any]:
+    def all_of(f: Callable[..., Any]) -> Callable[..., Any]:
         f = click.option("--data-dir", type=FOLDER, metavar="DIR", help="Where the files of named data lie.")(f)
         return click.option("--data", "data_name", metavar="NAME", help=text, **kwargs)(f)
 
-    return both
+    return all_of
+
+
+def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--augment NAME."""
+    text = f"Random changes of training inputs: {', '.join(AUGMENTS)}; or file.py:f, f(x, generator) -> x."
+    return click.option("--augment", metavar="NAME", help=text)(f)
+
+
+def data_with(name: str, folder: Path | None, augment: str | None) -> Data:
+    """The data set, with the augmentation of that name. Raises SubcompressError."""
+    return replace(data_of(name, folder), augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
 
 
 def task_options(f: Callable[..., Any]) -> Callable[..., Any]:

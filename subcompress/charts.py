@@ -33,10 +33,10 @@ class _Chart:
         """A logarithmic axis of bytes, ticks where numbers are read."""
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        self.axes.set_xscale("log")
-        narrow = max(sizes) < 30 * min(sizes)
         room = max(1.2, (max(sizes) / min(sizes)) ** 0.12)
         self.axes.set_xlim(min(sizes) / room, max(sizes) * room)
+        self.axes.set_xscale("log")
+        narrow = max(sizes) < 30 * min(sizes)
         self.axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if narrow else (1.0,)))
         self.axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
         self.axes.xaxis.set_minor_formatter(NullFormatter())
@@ -74,7 +74,7 @@ def frontier_chart(fit: Fit) -> _Chart:
         axes.axhline(fit.target, color=TARGET, linestyle=(0, (6, 2)), label=f"target {fit.target:.4g}")
     if fit.within is not None:
         axes.axvline(fit.within, color=TARGET, linestyle=(0, (6, 2)), label=f"{fit.within} bytes")
-    axes.margins(0.1)
+    axes.margins(y=0.1)
     chart.log_bytes([p.bytes for p in made])
     axes.legend(frameon=False, fontsize=9)
     return chart
@@ -112,7 +112,7 @@ def comparison_chart(rows: Sequence[Row], metric: str, legend: bool = False) -> 
             fontsize=9,
             weight="normal" if i else "bold",
         )
-    chart.axes.margins(0.1, 0.14)
+    chart.axes.margins(y=0.14)
     chart.log_bytes([r.bytes for r in rows])
     if legend:
         names = "\n".join(f"{i}  {row.name}" for i, row in enumerate(rows, 1))

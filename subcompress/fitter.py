@@ -64,11 +64,13 @@ class Settings:
     operator: str = "hadamard"
     structured: str = "store"
     rounded: bool = True
+    rate: float = 0.0
 
     def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None) -> Recipe:
         """How to train in the plan's coordinates, or directly."""
         lr = self.lr if self.lr is not None else plan.lr if plan is not None else BASELINE_LR
-        return Recipe(epochs or self.epochs, lr if plan is not None else BASELINE_LR, self.batch_size, seed)
+        lr = lr if plan is not None else BASELINE_LR
+        return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate)
 
 
 class Fitter:
@@ -119,7 +121,7 @@ class Fitter:
             if name not in kept and s.operator == "hadamard":
                 continue  # the seed starts it
             root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric))
+        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         return {
             **asdict(s),
             "threads": torch.get_num_threads(),

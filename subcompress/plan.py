@@ -32,13 +32,15 @@ CODED_BITS = {2: 1.6, 3: 2.5, 4: 3.4, 5: 4.3, 6: 5.2, 7: 6.2, 8: 7.2}
 class Part:
     """Tensors that share coordinates: theta = start + scale * (frozen + P z), a start and a scale a tensor.
 
-    starts: a constant each, or, for operators without a random start, the network's own values, flattened.
+    starts: a constant each, or, for operators without a random start, the network's own values, flattened; spread: the
+    standard deviation that z starts at, where a coordinate a weight leaves nothing frozen to start from.
     """
 
     operator: Operator
     specs: tuple[TensorSpec, ...]
     scales: tuple[float, ...]
     starts: tuple[float | Tensor, ...]
+    spread: float = 0.0
 
     @property
     def sizes(self) -> list[int]:
@@ -145,7 +147,8 @@ def _part(
     begin: tuple[float | Tensor, ...] = tuple(starts[spec.name].value for spec in specs)
     if frozen and not operator.has_start:
         begin = tuple(_reals(state[spec.name]) for spec in specs)
-    return Part(operator, tuple(specs), scales, begin)
+    alone = frozen and isinstance(operator, HadamardBlocks) and operator.K == 0
+    return Part(operator, tuple(specs), scales, begin, math.sqrt(FROZEN) if alone else 0.0)
 
 
 def _reals(p: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +38,8 @@ MAX_A = 1 << 10
 class Subspace(nn.Module):
     """Wraps a copy of `module`: what the plan trains becomes functions of `z`, (d,); buffers and modes stay its own.
 
-    `z` starts at zero, where the weights are at their starts. Submodules are reached by `train()` and `eval()`.
+    `z` starts at zero, where the weights are at their starts; at random where d = D. Submodules are reached by
+    `train()` and `eval()`.
     """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
@@ -49,6 +49,11 @@ class Subspace(nn.Module):
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
         self.splits = [p.operator.d for p in plan.parts]
+        drawn = torch.Generator().manual_seed(plan.seed & ((1 << 63) - 1))
+        with torch.no_grad():
+            for z, part in zip(self.z.split(self.splits), plan.parts, strict=True):
+                if part.spread:
+                    z.copy_(part.spread * torch.randn(len(z), generator=drawn))
         self.bits = 0
         self.steps = [0.0] * len(plan.parts)
         self.dead = 0.5
@@ -99,21 +104,36 @@ class Subspace(nn.Module):
     def _integers(self, z: Tensor, step: float) -> Tensor:
         q = z / step
         whole = q.round().clamp(-self.top, self.top)
-        return whole if self.dead <= 0.5 else torch.where(q.abs() < self.dead, 0.0, whole)
+        return whole if self.dead <= 0.5 else torch.where(q.abs() <= self.dead, 0.0, whole)
 
     def shorten(self, limit: int) -> None:
         """Let coordinates round to zero, the smallest first, as few as bring the file's coordinates to at most `limit`
         bytes (all of them where none do). Needs `round` first."""
         parts = zip(self.z.detach().split(self.splits), self.steps, strict=True)
-        sizes = torch.cat([(z / s).abs().clamp_max(self.top + 0.5) for z, s in parts]).sort().values
+        sizes = torch.cat([(z / s).abs() for z, s in parts]).sort().values
         self.dead, low, high = 0.5, 0, len(sizes)
         if self._coded() <= limit:
             return
         while low < high:
             middle = (low + high) // 2
-            self.dead = math.nextafter(float(sizes[middle]), math.inf)
+            self.dead = float(sizes[middle])
             low, high = (low, middle) if self._coded() <= limit else (middle + 1, high)
-        self.dead = math.nextafter(float(sizes[min(low, len(sizes) - 1)]), math.inf)
+        self.dead = float(sizes[min(low, len(sizes) - 1)])
+
+    def coded_bits(self) -> Tensor | None:
+        """Bits of all coordinates under their own frequencies, (), read off between the integers, so that it is
+        differentiable in z: what the adaptive coder comes near to. None before `round`."""
+        if not self.bits:
+            return None
+        top, total = self.top, self.z.new_zeros(())
+        for z, step in zip(self.z.split(self.splits), self.steps, strict=True):
+            at = (z / step).clamp(-top, top) + top
+            with torch.no_grad():
+                counts = torch.bincount(self._integers(z, step).long() + top, minlength=2 * top + 1) + 0.5
+                length = -torch.log2(counts / counts.sum())
+                low = at.floor().clamp(max=2 * top - 1).long()
+            total = total + (length[low] + (at - low) * (length[low + 1] - length[low])).sum()
+        return total
 
     def _coded(self) -> int:
         """Bytes of the coordinates in a file without running statistics."""

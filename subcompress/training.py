@@ -34,13 +34,15 @@ SAVE_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run."""
+    """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
+    rate: what a bit of the coordinates costs from then on, in units of the loss."""
 
     epochs: int
     lr: float
     batch_size: int = 128
     seed: int = 0
     quantise_after: float = 0.5
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Trainee(Protocol):
     """What is trained: a Subspace, or a network in all of its weights (`Direct`)."""
 
     def materialised(self) -> Any: ...
+    def coded_bits(self) -> Tensor | None: ...
     def moving(self) -> dict[str, Tensor]: ...
     def settings(self) -> dict[str, Any]: ...
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None: ...
@@ -105,6 +108,10 @@ class Direct:
     def materialised(self) -> Iterator[nn.Module]:
         """The network itself."""
         yield self.module
+
+    def coded_bits(self) -> Tensor | None:
+        """Nothing is coded."""
+        return None
 
     def moving(self) -> dict[str, Tensor]:
         """All weights and buffers."""
@@ -158,6 +165,7 @@ def check_recipe(recipe: Recipe, examples: int) -> None:
             recipe.batch_size,
         ),
         (math.isfinite(recipe.lr) and recipe.lr > 0, "--lr is positive", recipe.lr),
+        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
         (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
     ]
     for holds, rule, given in rules:
@@ -233,7 +241,7 @@ class _Run:
         return Outcome(self.curve[-1], tuple(self.curve), self.before + time.perf_counter() - began)
 
     def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
-        seed_everything(self.recipe.seed, epoch)
+        drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
         begin_rounding = int(self.total * self.recipe.quantise_after)
         used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
@@ -241,11 +249,14 @@ class _Run:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
                 if quantise is not None and self.step == begin_rounding:
                     quantise()
+                if self.data.augment is not None:
+                    batch = (self._augmented(batch[0], drawn), batch[1])
                 with self.trainee.materialised() as module:
                     loss = self.task.loss_of(module, batch)
                 self._check_first(loss, batch)
                 self.optimiser.zero_grad()
-                loss.backward()
+                price = self.trainee.coded_bits() if self.recipe.rate else None
+                (loss if price is None else loss + self.recipe.rate * price).backward()
                 self.optimiser.step()
                 self.schedule.step()
                 self.step += 1
@@ -255,6 +266,17 @@ class _Run:
                 self.curve.append(evaluate(module, self.data.validation, self.task))
         except DeadRunError as e:
             raise _explained(e, batch) from e
+
+    def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
+        assert self.data.augment is not None
+        try:
+            return self.data.augment(x, drawn)
+        except Exception as e:
+            name = getattr(self.data.augment, "__name__", "it")
+            words = " ".join(str(e).split())[:200]
+            raise SubcompressError(
+                f"an augmentation takes a batch of inputs and a generator; {name} raises {type(e).__name__}: {words}"
+            ) from e
 
     def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
         """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size mends that."""
@@ -345,9 +367,11 @@ def _check_batch(batch: tuple[Tree, Tree]) -> None:
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
 
 
-def seed_everything(seed: int, epoch: int) -> None:
-    """Dropout, augmentation and the like, by seed and epoch: a run that goes on draws what it would have drawn."""
+def seed_everything(seed: int, epoch: int) -> torch.Generator:
+    """Dropout, augmentation and the like, by seed and epoch: a run that goes on draws what it would have drawn. Returns
+    a generator of the same seed."""
     mixed = (seed * 1_000_003 + epoch) & ((1 << 63) - 1)
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed & 0xFFFFFFFF)
+    return torch.Generator().manual_seed(mixed)

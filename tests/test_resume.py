@@ -70,6 +70,26 @@ def test_a_fit_stopped_after_each_epoch(tmp_path, case):
         assert result(folder) == result(tmp_path / "whole")
 
 
+def test_an_augmented_and_priced_fit_goes_on(tmp_path):
+    from dataclasses import replace
+
+    import torch
+
+    from subcompress.data import augment_of
+
+    def batch_norm_net():
+        torch.manual_seed(0)
+        return networks.batch_norm()
+
+    data, options = replace(networks.blobs(), augment=augment_of("flip-shift")), {**FIT, "rate": 1e-3}
+    whole = subcompress.fit(batch_norm_net(), data, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        subcompress.fit(batch_norm_net(), data, tmp_path / "stopped", **options, listener=Stopping(4))
+    again = subcompress.fit(batch_norm_net(), data, tmp_path / "stopped", **options)
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+    assert again.bytes == whole.bytes
+
+
 def test_buffers_that_no_file_holds_do_not_stop_a_checkpoint(tmp_path):
     import torch
 

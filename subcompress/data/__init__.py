@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from subcompress.data import cifar10, digits, mnist
+from subcompress.data.augment import AUGMENTS, augment_of
 from subcompress.data.shuffled import shuffle_labels, shuffle_pixels
 from subcompress.data.splits import Data, Split
 from subcompress.errors import SubcompressError
@@ -25,4 +26,4 @@ def load_data(name: str, folder: str | Path | None = None) -> Data:
     return DATA[name](Path(folder) if folder is not None else None)
 
 
-__all__ = ["DATA", "Data", "Split", "load_data", "shuffle_labels", "shuffle_pixels"]
+__all__ = ["AUGMENTS", "DATA", "Data", "Split", "augment_of", "load_data", "shuffle_labels", "shuffle_pixels"]

@@ -59,12 +59,14 @@ class Data:
     """train, validation and test, map-style data sets of (x, y), and what a receiver must know to prepare an input.
 
     Whatever is not in memory already (`Split`, `TensorDataset`) is asked for its examples one by one, every epoch.
+    augment: f(x, generator) -> x, a random change of a training batch's inputs (subcompress.data.augment).
     """
 
     train: Dataset[Any]
     validation: Dataset[Any]
     test: Dataset[Any]
     facts: Facts = Facts()
+    augment: Callable[[Tree, torch.Generator], Tree] | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -74,7 +76,7 @@ class Data:
 
     def digest(self) -> str:
         """A few characters that differ where the data in memory do; of other data, their sizes."""
-        root = hashlib.sha256()
+        root = hashlib.sha256(getattr(self.augment, "__name__", "").encode())
         for split in (self.train, self.validation, self.test):
             root.update(f"{size(split)};".encode())
             for t in leaves((split.x, split.y)) if isinstance(split, Split) else ():

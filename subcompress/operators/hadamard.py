@@ -67,7 +67,10 @@ class HadamardBlocks(ExactOperator):
     @classmethod
     def sized(cls, D: int, d: int, seed: int, K: int = 16, group: int = 0) -> HadamardBlocks:
         """m is the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
-        (benchmarks/operators.py); less where D does not fill one such block: columns are orthogonal over whole ones."""
+        (benchmarks/operators.py); less where D does not fill one such block: columns are orthogonal over whole ones.
+        With d = D there is nothing to share: blocks of one row, a coordinate a weight, and no frozen slots."""
+        if d == D:
+            return cls(D, d, seed, 0, 0, 0, group)
         slots = d + K
         log2_m = min(max((2 * slots - 1).bit_length(), 8), 15)
         whole = D.bit_length() - 1

@@ -1,0 +1,149 @@
+"""What makes files shorter: the price of a bit, coordinates that become zero, a coordinate a weight, augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import subcompress
+from subcompress import SubcompressError, Subspace, codec
+from subcompress.data import AUGMENTS, augment_of
+from subcompress.data.augment import flip_shift, shift
+from subcompress.operators import HadamardBlocks
+
+OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def spaced(d: int, bits: int, seed: int) -> Subspace:
+    """A rounded subspace with normal coordinates."""
+    space = Subspace.of(nn.Linear(100, 50), d)
+    with torch.no_grad():
+        space.z.copy_(torch.randn(d, generator=torch.Generator().manual_seed(seed)))
+    space.round(bits)
+    return space
+
+
+def coded(space: Subspace) -> int:
+    return len(codec.encode((c.numpy().astype(np.int32), space.bits) for c in space.coordinates()))
+
+
+@given(st.integers(50, 2000), st.integers(2, 6), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_the_price_is_what_the_coder_writes(d, bits, seed):
+    space = spaced(d, bits, seed)
+    with torch.no_grad():
+        space.z.copy_(torch.cat([c * s for c, s in zip(space.coordinates(), space.steps, strict=True)]))
+    assert space.coded_bits().item() / 8 == pytest.approx(coded(space), rel=0.05, abs=4 << bits - 2)
+
+
+def test_the_price_falls_towards_zero():
+    space = spaced(500, 4, 0)
+    (gradient,) = torch.autograd.grad(space.coded_bits(), space.z)
+    outer = space.z.detach().abs() > 1.5 * space.steps[0]
+    assert ((gradient * space.z.detach())[outer] > 0).float().mean() > 0.9
+    assert Subspace.of(nn.Linear(9, 9), 5).coded_bits() is None
+
+
+@given(st.integers(20, 400), st.integers(2, 6), st.integers(0, 99), st.floats(0.0, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_shortened_coordinates_fit_and_no_more_become_zero_than_must(d, bits, seed, share):
+    space = spaced(d, bits, seed)
+    before, whole = torch.cat(space.coordinates()), coded(space)
+    limit = int(share * whole)
+    space.shorten(limit)
+    after = torch.cat(space.coordinates())
+    assert coded(space) <= limit or not after.any()
+    kept = after != 0
+    assert torch.equal(after[kept], before[kept])
+    if limit >= whole:
+        assert torch.equal(after, before)
+    elif coded(space) < 0.9 * limit - 4:  # equal sizes go together; these are all different
+        pytest.fail(f"{coded(space)} bytes of {limit}")
+    x, dropped = space.z.detach().abs(), ~kept & (before != 0)
+    if kept.any() and dropped.any():
+        assert x[kept].min() >= x[dropped].max()
+
+
+def test_a_price_makes_files_smaller(digits, tmp_path):
+    sizes = []
+    for rate in (0.0, 3e-4, 1e-3):
+        found = subcompress.fit(small(), digits, tmp_path / f"{rate}", d=800, rate=rate, **OPTIONS)
+        sizes.append(found.bytes)
+        assert found.bytes == subcompress.pack(tmp_path / f"{rate}", tmp_path / "net.safetensors")
+        assert subcompress.verify(tmp_path / "net.safetensors").ok
+    assert sizes[0] > sizes[1] > sizes[2]
+    with pytest.raises(SubcompressError, match="--rate is at least 0; given -1"):
+        subcompress.fit(small(), digits, tmp_path / "bad", d=800, rate=-1.0, **OPTIONS)
+
+
+def test_a_coordinate_a_weight(digits, tmp_path):
+    """With d = D nothing is shared: blocks of one row, which start at random and learn."""
+    net = small()
+    D = sum(p.numel() for p in net.parameters())
+    found = subcompress.fit(net, digits, tmp_path / "run", d=D, bits=3, **OPTIONS)
+    assert found.validation > 0.6
+    (group,) = subcompress.run.load(tmp_path / "run").groups
+    operator = group.operator
+    assert isinstance(operator, HadamardBlocks)
+    assert (operator.m, operator.K, operator.d) == (1, 0, D)
+    subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
+    assert subcompress.verify(tmp_path / "net.safetensors").ok
+    begun = Subspace.of(net, D).weights()
+    for name, w in net.state_dict().items():
+        assert begun[name].std().item() == pytest.approx(1 / np.sqrt(3 * w[0].numel()), rel=0.5) or w.ndim == 1
+    other = Subspace.of(net, D, seed=1).weights()
+    assert not torch.equal(other["0.weight"], begun["0.weight"])
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmentations_move_what_is_there(name):
+    x = torch.zeros(64, 3, 12, 12)
+    x[:, 0, 5, 6], x[:, 1, 6, 5] = 1.0, 2.0
+    f = AUGMENTS[name]
+    a, b, c = (f(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert a.shape == x.shape
+    assert torch.equal(a.amax((2, 3)), x.amax((2, 3)))
+    places = {tuple(place) for place in (a[:, 0] == 1).nonzero()[:, 1:].tolist()}
+    assert len(places) > 15
+    assert {(y, x) for y, x in places} <= {(y, x) for y in range(1, 10) for x in range(1, 11)}
+
+
+def test_augmentation_is_of_the_training_alone(digits, tmp_path):
+    seen = []
+
+    def mine(x, generator):
+        seen.append(len(x))
+        return shift(x, generator)
+
+    data = replace(digits, augment=mine)
+    found = subcompress.fit(small(), data, tmp_path / "run", d=100, epochs=2, batch_size=32, threads=1)
+    assert seen == [32] * (2 * (len(digits.train) // 32))
+    plain = subcompress.fit(small(), digits, tmp_path / "plain", d=100, epochs=2, batch_size=32, threads=1)
+    assert found.validation != plain.validation
+    with pytest.raises(SubcompressError, match="--augment is one of shift, flip-shift"):
+        augment_of("blur")
+
+    def broken(x, generator):
+        raise ValueError("no")
+
+    with pytest.raises(SubcompressError, match=r"an augmentation takes a batch .* broken raises ValueError: no"):
+        subcompress.fit(small(), replace(digits, augment=broken), tmp_path / "broken", d=100, **OPTIONS)
+
+
+def test_mirrored_images():
+    x = torch.arange(12.0).repeat(2000, 1, 12, 1)
+    rising = (flip_shift(x, torch.Generator().manual_seed(0)).diff(dim=3).sum((1, 2, 3)) > 0).float().mean()
+    assert 0.45 < rising < 0.55
