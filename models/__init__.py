@@ -1,10 +1,12 @@
 """Reference networks, one a file. A new one is one file and one line here."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from subcompress_models.cifar_lenet import CifarLeNet
+from subcompress_models.conv3 import Conv3
 from subcompress_models.lenet import LeNet
 from subcompress_models.lenet5 import LeNet5
 from subcompress_models.mlp import MLP
@@ -14,6 +16,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "lenet": LeNet,
     "lenet5": LeNet5,
     "cifar-lenet": CifarLeNet,
+    "conv3-4-6-8": partial(Conv3, (4, 6, 8)),
+    "conv3-8-12-16": partial(Conv3, (8, 12, 16)),
 }
 
-__all__ = ["MLP", "MODELS", "CifarLeNet", "LeNet", "LeNet5"]
+__all__ = ["MLP", "MODELS", "CifarLeNet", "Conv3", "LeNet", "LeNet5"]

@@ -1,0 +1,68 @@
+"""The files in models/packed/: what the format has promised, they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+import subcompress
+from subcompress import format
+from subcompress.format import tables
+from subcompress_models import MODELS
+
+FOLDER = Path(__file__).parents[1] / "models" / "packed"
+CARDS = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.fixture(params=CARDS, ids=lambda path: path.stem)
+def card(request):
+    return json.loads(request.param.read_text())
+
+
+def test_there_are_some_and_each_has_a_card():
+    assert {path.stem for path in CARDS} == {path.stem for path in FOLDER.glob("*.safetensors")}
+    assert len(CARDS) >= 2
+
+
+def test_it_is_what_its_card_says(card):
+    path = FOLDER / card["file"]
+    found = subcompress.info(path)
+    assert path.stat().st_size == card["bytes"] == found["file_bytes"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == card["sha256"]
+    assert found["digest"] == card["digest"]
+    assert (found["d"], found["D"], found["bits"]) == (card["d"], card["D"], card["bits"])
+    assert found["layout"] == card["model"]
+    assert found["test_accuracy"] == pytest.approx(card["test"], abs=6e-4)  # in ONNX Runtime there, in torch here
+
+
+def test_every_backend_and_the_second_decoder_rebuild_it(card):
+    path = FOLDER / card["file"]
+    verified = subcompress.verify(path)
+    assert verified.ok
+    assert verified.digest == card["digest"]
+    second = oracle.decode(path.read_bytes())
+    module = subcompress.load(path, MODELS[card["model"]]())
+    for name, tensor in module.state_dict().items():
+        assert np.array_equal(np.asarray(second[name]), tensor.numpy()), name
+
+
+def test_its_network_gives_what_it_gave(card):
+    """Outputs on a fixed input, to the precision that sums in another order leave."""
+    shape = format.read(FOLDER / card["file"])[0].facts.input_shape
+    module = subcompress.load(FOLDER / card["file"], MODELS[card["model"]]())
+    x = torch.linspace(-1, 2, int(np.prod(shape))).reshape(1, *shape)
+    with torch.no_grad():
+        found = module(x)[0]
+    assert torch.allclose(found, torch.tensor(card["outputs"]), rtol=1e-3, atol=1e-3)
+
+
+def test_its_layout_is_in_the_table(card):
+    record, ledger = format.read(FOLDER / card["file"])
+    assert tables.name_of(record.layout) == card["model"]
+    assert ledger["layout"] == 1
