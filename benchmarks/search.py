@@ -1,40 +1,39 @@
-"""The smallest d at a target: the paper's two networks on MNIST at 90 %, and what the search costs.
+"""The smallest file at a target: the paper's two networks on MNIST at 90 %, how precision and the price of a bit change
+what the search ends with, and what it costs.
 
-    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--runs runs/search] [-o benchmarks/results]
+    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--epochs 10] [--runs runs/search] [-o OUT]
 
-Runs `fit(min_accuracy=0.9)` with its defaults on one thread; interrupted, it goes on. Validation decides, the test
-split is read once, at the end. About ten minutes for lenet and three for mlp on one core.
+Runs `fit(min_accuracy=0.9)` on one thread, once a strategy; interrupted, it goes on. Validation decides, the test split
+is read once, at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import subcompress
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
 
-KNOWN = {"mlp": "paper 750; reproduction 600", "lenet": "paper 290; reproduction 170"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "4 bits (the default)": {},
+    "3 bits": {"bits": 3},
+    "5 bits": {"bits": 5},
+    "3 bits, 1e-4 nats a bit": {"bits": 3, "rate": 1e-4},
+}
 
 
-def rows(model: str, found: subcompress.Fit, size: int) -> list[str]:
-    """What was found, and every probe of it."""
-    values = [p.value for p in found.probes if p.d == found.d and not p.warm]
-    spread = found.d_spread or {}
-    lines = [
-        f"\n## {model}: d = {found.d} ({KNOWN.get(model, '')})\n",
-        f"validation {sum(values) / len(values):.4f} +- {found.validation_spread or 0:.4f} over {len(values)} seeds, "
-        f"test {found.test:.4f} (of the file), {size} bytes packed; by the fitted line each seed alone crosses at "
-        f"d = {spread.get('low')} to {spread.get('high')}; {found.full_fits:g} full trainings, {found.seconds:.0f} s\n",
-        "| d | seed | validation | epochs | seconds | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for p in found.probes:
-        remark = "stopped" if p.stopped else f"from {p.warm}" if p.warm else p.note
-        lines.append(f"| {p.d} | {p.seed} | {p.value:.4f} | {p.epochs} | {p.seconds:.0f} | {remark} |")
-    return lines
+def row(model: str, strategy: str, found: subcompress.Fit, size: int) -> str:
+    """What one search found and what it spent."""
+    values = [p.value for p in found.probes if p.at(found.d)]
+    edge = ", ".join(f"{p.bytes}: {p.value:.3f}" for p in found.frontier)
+    mean, spread = statistics.mean(values), found.validation_spread or 0
+    cells = [model, strategy, f"**{size}**", f"{found.d}", f"{mean:.4f} ± {spread:.4f}", f"{found.test:.4f}"]
+    return "| " + " | ".join([*cells, f"{found.full_fits:.1f}", f"{found.seconds:.0f}", edge]) + " |"
 
 
 def main() -> None:
@@ -42,20 +41,30 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--models", default="mlp,lenet")
     parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs/search"))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     data = subcompress.load_data("mnist", options.data_dir)
-    lines = [f"# The smallest d at {options.target:g} on MNIST validation, 10 epochs, {time.strftime('%Y-%m-%d')}"]
-    print(lines[0])
+    lines = [
+        f"# The smallest file at {options.target:g} on MNIST validation, {options.epochs} epochs, "
+        f"{time.strftime('%Y-%m-%d')}\n",
+        "| network | strategy | bytes | d | validation, mean of 3 seeds | test, of the file | full trainings | seconds "
+        "| frontier, bytes: validation |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
     for model in options.models.split(","):
-        folder = options.runs / model
-        with listening(model) as listener:
-            found = subcompress.fit(
-                MODELS[model](), data, folder, min_accuracy=options.target, threads=1, listener=listener
-            )
-        lines += rows(model, found, subcompress.pack(folder, folder / "net.safetensors"))
-        print("\n".join(lines[-len(found.probes) - 4 :]), flush=True)
+        for strategy, chosen in STRATEGIES.items():
+            folder = options.runs / f"{model}-{strategy.replace(' ', '')}"
+            settings = {"min_accuracy": options.target, "epochs": options.epochs, "threads": 1, **chosen}
+            with listening(f"{model}, {strategy}") as listener:
+                try:
+                    found = subcompress.fit(MODELS[model](), data, folder, listener=listener, **settings)
+                    lines.append(row(model, strategy, found, subcompress.pack(folder, folder / "net.safetensors")))
+                except subcompress.SubcompressError as e:
+                    lines.append(f"| {model} | {strategy} | | | {e} | | | | |")
+            print(lines[-1], flush=True)
     if options.output:
         (options.output / "search.md").write_text("\n".join([*lines, ""]))
 

@@ -65,12 +65,14 @@ class Settings:
     structured: str = "store"
     rounded: bool = True
     rate: float = 0.0
+    optimiser: str = "adam"
 
     def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None) -> Recipe:
         """How to train in the plan's coordinates, or directly."""
-        lr = self.lr if self.lr is not None else plan.lr if plan is not None else BASELINE_LR
-        lr = lr if plan is not None else BASELINE_LR
-        return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate)
+        if plan is None:
+            return Recipe(epochs or self.epochs, BASELINE_LR, self.batch_size, seed)
+        lr = self.lr if self.lr is not None else plan.lr
+        return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate, optimiser=self.optimiser)
 
 
 class Fitter:

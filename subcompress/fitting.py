@@ -46,6 +46,7 @@ def fit(
     max_minutes: float | None = None,
     lr: float | None = None,
     rate: float = 0.0,
+    optimiser: str = "adam",
     batch_size: int = 128,
     threads: int | None = None,
     device: str = "cpu",
@@ -64,6 +65,7 @@ def fit(
     bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
     what shortens a file with d = D, where every weight has a coordinate of its own.
+    optimiser: `eigen` learns faster in fully connected networks (subcompress.optimisers).
     origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
@@ -85,7 +87,9 @@ def fit(
         max_fits=max_fits,
         max_minutes=max_minutes,
     )
-    settings = Settings(bits, epochs, seed, lr, batch_size, device, operator, structured, rate=rate)
+    settings = Settings(
+        bits, epochs, seed, lr, batch_size, device, operator, structured, rate=rate, optimiser=optimiser
+    )
     with machine(device, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener)
         fitter.check(first_d(fitter.D) if d is None else d)

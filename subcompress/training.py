@@ -20,6 +20,7 @@ from subcompress.data import Data
 from subcompress.data.splits import Tree, batches, finite, leaves, moved, size
 from subcompress.errors import SubcompressError
 from subcompress.layout import holdable
+from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import Task, evaluate
 
 WINDOW = 50
@@ -35,7 +36,7 @@ SAVE_EVERY = 2.0
 @dataclass(frozen=True)
 class Recipe:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss."""
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS."""
 
     epochs: int
     lr: float
@@ -43,6 +44,7 @@ class Recipe:
     seed: int = 0
     quantise_after: float = 0.5
     rate: float = 0.0
+    optimiser: str = "adam"
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def check_recipe(recipe: Recipe, examples: int) -> None:
         (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
         (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
     ]
+    if recipe.optimiser not in OPTIMISERS:
+        raise SubcompressError(f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them")
     for holds, rule, given in rules:
         if not holds:
             raise SubcompressError(f"{rule}; given {given}")
@@ -204,8 +208,7 @@ class _Run:
         self.examples = moved(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.epochs * self.steps_per_epoch
-        self.fused = all(p.dtype == torch.float32 for p in self.parameters)
-        self.optimiser = torch.optim.Adam(self.parameters, lr=recipe.lr, fused=self.fused)
+        self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
         self.judge = _Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
@@ -317,8 +320,9 @@ class _Run:
         for name, t in tensors.items():
             if name.startswith("optimiser."):
                 _, i, key = name.split(".")
+                fused = self.optimiser.defaults.get("fused", True)
                 self.optimiser.state[self.parameters[int(i)]][key] = (
-                    t if key == "step" and not self.fused else t.to(self.device)
+                    t if key == "step" and not fused else t.to(self.device)
                 )
         group = self.optimiser.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])

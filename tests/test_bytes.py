@@ -16,6 +16,7 @@ from subcompress import SubcompressError, Subspace, codec
 from subcompress.data import AUGMENTS, augment_of
 from subcompress.data.augment import flip_shift, shift
 from subcompress.operators import HadamardBlocks
+from subcompress.optimisers import OPTIMISERS
 
 OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
 
@@ -147,3 +148,28 @@ def test_mirrored_images():
     x = torch.arange(12.0).repeat(2000, 1, 12, 1)
     rising = (flip_shift(x, torch.Generator().manual_seed(0)).diff(dim=3).sum((1, 2, 3)) > 0).float().mean()
     assert 0.45 < rising < 0.55
+
+
+@pytest.mark.parametrize("d", [40, 1500])
+def test_the_eigenbasis_descends_where_directions_differ(d):
+    """A quadratic bowl, long in directions that are not the axes: the same steps lead further down. And in blocks."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(d, d, generator=g))[0]
+    bowl = basis @ torch.diag(torch.logspace(-4, 0, d)) @ basis.T
+    begin, losses = torch.randn(d, generator=g), {}
+    for name, make in OPTIMISERS.items():
+        z = nn.Parameter(begin.clone())
+        optimiser = make([z], 0.05)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, 150)
+        for _ in range(150):
+            optimiser.zero_grad()
+            (z @ bowl @ z / 2).backward()
+            optimiser.step()
+            schedule.step()
+        losses[name] = float(z.detach() @ bowl @ z.detach() / 2)
+    assert losses["eigen"] < (losses["adam"] if d == 40 else 0.5 * float(begin @ bowl @ begin / 2))
+
+
+def test_an_unknown_optimiser(digits, tmp_path):
+    with pytest.raises(SubcompressError, match="--optimiser is one of adam, eigen; 'sgd' is none of them"):
+        subcompress.fit(small(), digits, tmp_path / "run", d=50, optimiser="sgd")

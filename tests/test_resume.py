@@ -81,7 +81,10 @@ def test_an_augmented_and_priced_fit_goes_on(tmp_path):
         torch.manual_seed(0)
         return networks.batch_norm()
 
-    data, options = replace(networks.blobs(), augment=augment_of("flip-shift")), {**FIT, "rate": 1e-3}
+    data, options = (
+        replace(networks.blobs(), augment=augment_of("flip-shift")),
+        {**FIT, "rate": 1e-3, "optimiser": "eigen"},
+    )
     whole = subcompress.fit(batch_norm_net(), data, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         subcompress.fit(batch_norm_net(), data, tmp_path / "stopped", **options, listener=Stopping(4))

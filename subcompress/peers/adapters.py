@@ -12,23 +12,28 @@ from torch import nn
 from subcompress.peers.bench import Bench, Row, SkippedError, joined
 from subcompress.training import seed_everything
 
-LR = 1e-2
-"""Adam's largest step: adapters start at or near zero and move far."""
+UNILORA_LR, VERA_LR = 1e-1, 1e-2
+"""Adam's largest steps: adapters start at or near zero and have far to go from a random base."""
+
+HEADER = 128
+"""Bytes of the safetensors header of a UniLoRA adapter."""
 
 
 def unilora(bench: Bench) -> list[Row]:
     """Uni-LoRA (arXiv:2506.00799): one vector, one-hot projected onto the LoRA weights; as long as our bytes hold."""
     peft, linear = _peft(bench)
-    length = max(4, (bench.size - 200) // 4)
+    length = max(4, (bench.size - HEADER) // 4)
     config = peft.UniLoraConfig(r=4, theta_d_length=length, target_modules=linear)
-    return [_adapter(bench, peft, config, "PEFT UniLoRA", f"theta_d of {length} on {len(linear)} linear layers")]
+    return [
+        _adapter(bench, peft, config, "PEFT UniLoRA", UNILORA_LR, f"theta_d of {length} on {len(linear)} linear layers")
+    ]
 
 
 def vera(bench: Bench) -> list[Row]:
     """VeRA (arXiv:2310.11454): vectors on frozen random matrices that are not saved."""
     peft, linear = _peft(bench)
     config = peft.VeraConfig(r=4, target_modules=linear, save_projection=False)
-    return [_adapter(bench, peft, config, "PEFT VeRA", f"rank 4 on {len(linear)} linear layers")]
+    return [_adapter(bench, peft, config, "PEFT VeRA", VERA_LR, f"rank 4 on {len(linear)} linear layers")]
 
 
 def _peft(bench: Bench) -> tuple[Any, list[str]]:
@@ -42,13 +47,13 @@ def _peft(bench: Bench) -> tuple[Any, list[str]]:
     return peft, linear
 
 
-def _adapter(bench: Bench, peft: Any, config: Any, name: str, note: str) -> Row:
+def _adapter(bench: Bench, peft: Any, config: Any, name: str, lr: float, note: str) -> Row:
     seed_everything(bench.recipe.seed, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = peft.get_peft_model(copy.deepcopy(bench.model), config)
-            seconds = bench.trained(module, name, lr=LR)
+            seconds = bench.trained(module, name, lr=lr)
             folder = bench.folder / name.split()[-1].lower()
             module.save_pretrained(folder)
             merged = copy.deepcopy(module).merge_and_unload()

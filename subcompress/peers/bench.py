@@ -58,7 +58,7 @@ class Bench:
         return self._train(Direct(module), title, lr)
 
     def _train(self, trainee: Trainee, title: str, lr: float, quantise: Callable[[], None] | None = None) -> float:
-        recipe, began = replace(self.recipe, lr=lr), time.perf_counter()
+        recipe, began = replace(self.recipe, lr=lr, rate=0.0, optimiser="adam"), time.perf_counter()
         self.listener.run(title, recipe.epochs)
         try:
             train(trainee, self.data, self.task, recipe, quantise=quantise, listener=self.listener, note=title)
