@@ -5,7 +5,8 @@
 
 Accuracy on the validation split against d, coordinates in float32, one thread; interrupted, it goes on. Cases:
 fc, lenet: MNIST. fc-pixels, lenet-pixels: with the pixels of all images shuffled alike. fc-labels: the labels of 5,000
-training images shuffled, training accuracy. cifar-lenet: CIFAR-10 at a few points.
+training images shuffled, training accuracy. cifar-lenet: CIFAR-10 at a few points. fc-eigen: the other optimiser.
+lenet-10: as many epochs as fc has.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Case:
     repeats: int = 3
     epochs: int = 10
     take: int = 0
+    optimiser: str = "adam"
 
 
 OWN, ABSOLUTE = "0.9 of the baseline", "0.9 absolute"
@@ -44,6 +46,8 @@ CASES = {
         {OWN: "paper 275; reproduction 160", ABSOLUTE: "paper 290; reproduction 170"},
         epochs=5,
     ),
+    "fc-eigen": Case("mlp", (150, 200, 250, 300, 400), {ABSOLUTE: "paper 750; reproduction 600"}, optimiser="eigen"),
+    "lenet-10": Case("lenet", (100, 125, 150, 175), {ABSOLUTE: "paper 290; reproduction 170"}),
     "fc-pixels": Case("mlp", (200, 400, 800, 1600), {ABSOLUTE: "paper 750"}, shuffle="pixels", repeats=2),
     "lenet-pixels": Case(
         "lenet", (400, 800, 1600, 3200), {ABSOLUTE: "paper 1,400"}, shuffle="pixels", repeats=2, epochs=5
@@ -85,6 +89,7 @@ def measure(name: str, folder: Path, data_dir: Path) -> str:
             repeats=case.repeats,
             shuffle=case.shuffle,
             epochs=case.epochs,
+            optimiser=case.optimiser,
             threads=1,
             names=(case.model, case.data + (f", shuffled {case.shuffle}" if case.shuffle else "")),
             listener=listener,

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 import subcompress
-from subcompress.optimisers import OPTIMISERS
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.options import (
     FOLDER,
@@ -43,7 +42,6 @@ from subcompress_cli.progress import listening
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
 @click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
 @click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")
-@click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}.")
 @augment_option
 @task_options
 @training_options

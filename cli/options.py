@@ -12,6 +12,7 @@ from torch import nn
 from subcompress import Data
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.operators import OPERATORS
+from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli.loading import data_of, function_of, model_of
 from subcompress_models import MODELS
@@ -76,6 +77,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
         click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
         click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
+        click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
         click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
         click.option(

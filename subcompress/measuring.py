@@ -41,6 +41,7 @@ def measure_dimension(
     epochs: int = 10,
     seed: int = 0,
     lr: float | None = None,
+    optimiser: str = "adam",
     batch_size: int = 128,
     threads: int | None = None,
     device: str = "cpu",
@@ -69,7 +70,7 @@ def measure_dimension(
     if shuffle == "labels":
         data, on = replace(data, validation=data.train), "training"
     task = Task.of(loss, metric, minimise)
-    settings = Settings(8, epochs, seed, lr, batch_size, device, operator, rounded=False)
+    settings = Settings(8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser)
     with machine(device, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener)
         for d in ds:
@@ -121,7 +122,8 @@ def _result(
     if task.metric_name.endswith("accuracy"):
         wanted.append(absolute(0.9))
     wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
-    notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {fitter.settings.operator}"]
+    s = fitter.settings
+    notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {s.operator}, {s.optimiser}"]
     if not sum(baseline) > 0:
         notes.append("no share of the baseline: it is not positive")
     if shuffle is not None:
