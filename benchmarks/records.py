@@ -65,6 +65,7 @@ class Record:
 
 RECORDS = {
     "mnist-98": Record("conv3-4-6-8", "mnist", 60, rate=4e-5),
+    "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 150, d=2650, lr=0.0136, augment="flip-shift"),
     "mnist-99": Record("conv3-8-12-16", "mnist", 60, rate=1.5e-5),
 }
 
