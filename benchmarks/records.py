@@ -46,7 +46,7 @@ class Record:
     rate: float = 0.0
     lr: float | None = None
     batch_size: int = 128
-    augment: str = "shift"
+    augment: str | None = None
 
     def options(self) -> dict[str, Any]:
         """For `fit`."""
@@ -57,16 +57,17 @@ class Record:
         """The same as a command line."""
         options = {k: v for k, v in self.options().items() if v is not None}
         words = " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in options.items())
+        words += f" --augment {self.augment}" if self.augment else ""
         return (
-            f"subcompress fit --model {self.model} --data {self.data} --data-dir DIR --augment {self.augment} {words} "
+            f"subcompress fit --model {self.model} --data {self.data} --data-dir DIR {words} "
             f"--seed {seed} --threads 1 -o RUN"
         )
 
 
 RECORDS = {
-    "mnist-98": Record("conv3-4-6-8", "mnist", 60, rate=4e-5),
-    "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 150, d=2650, lr=0.0136, augment="flip-shift"),
-    "mnist-99": Record("conv3-8-12-16", "mnist", 60, rate=1.5e-5),
+    "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5),
+    "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 130, d=2650, lr=0.0136, augment="flip"),
+    "mnist-99": Record("conv3-8-12-16", "mnist", 40, rate=2e-5),
 }
 
 

@@ -118,7 +118,7 @@ def test_augmentations_move_what_is_there(name):
     assert a.shape == x.shape
     assert torch.equal(a.amax((2, 3)), x.amax((2, 3)))
     places = {tuple(place) for place in (a[:, 0] == 1).nonzero()[:, 1:].tolist()}
-    assert len(places) > 15
+    assert len(places) > (1 if name == "flip" else 15)
     assert {(y, x) for y, x in places} <= {(y, x) for y in range(1, 10) for x in range(1, 11)}
 
 
@@ -134,7 +134,7 @@ def test_augmentation_is_of_the_training_alone(digits, tmp_path):
     assert seen == [32] * (2 * (len(digits.train) // 32))
     plain = subcompress.fit(small(), digits, tmp_path / "plain", d=100, epochs=2, batch_size=32, threads=1)
     assert found.validation != plain.validation
-    with pytest.raises(SubcompressError, match="--augment is one of shift, flip-shift"):
+    with pytest.raises(SubcompressError, match="--augment is one of shift, flip, flip-shift"):
         augment_of("blur")
 
     def broken(x, generator):
