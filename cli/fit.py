@@ -97,6 +97,10 @@ def fit(
 
 def _search_lines(found: subcompress.Fit) -> Iterator[str]:
     """What was searched and what it cost, and the frontier."""
+    if not found.bytes:
+        if found.target is not None:
+            yield f"d = {found.d} meets {found.target:.4g}, in {found.full_fits:.1f} full trainings"
+        return
     if found.target is None and found.within is None:
         return
     values = [p.value for p in found.probes if p.at(found.d)]

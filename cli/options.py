@@ -49,7 +49,8 @@ def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def data_with(name: str, folder: Path | None, augment: str | None) -> Data:
     """The data set, with the augmentation of that name. Raises SubcompressError."""
-    return replace(data_of(name, folder), augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
+    data = data_of(name, folder)
+    return data if augment is None else replace(data, augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
 
 
 def task_options(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ smallest coordinates become zero.
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -19,10 +20,19 @@ from subcompress.probe import Probe
 from subcompress.searching import Purse
 
 
+def check_budget(fitter: Fitter, goal: Goal) -> None:
+    """Raise SubcompressError for a budget below the smallest file of the network."""
+    if goal.bytes is not None and goal.bytes <= (beside := fitter.beside()):
+        raise SubcompressError(
+            f"--bytes is at least {beside + 1}, the smallest file of this network, most of it header and digest; given "
+            f"{goal.bytes}"
+        )
+
+
 def best_within(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
     """The training to keep, and the fields of a Fit that tell of the others.
 
-    Raises SubcompressError for a budget that no file of the network meets.
+    Raises SubcompressError where no training makes a file that meets the budget.
     """
     return _Budget(fitter, goal).run()
 
@@ -35,11 +45,6 @@ class _Budget:
         self.goal, self.purse = goal, Purse(fitter, goal)
         self.probes: list[Probe] = []
         self.beside = fitter.beside()
-        if self.bytes <= self.beside:
-            raise SubcompressError(
-                f"--bytes is at least {self.beside + 1}, the smallest file of this network, most of it header and "
-                f"digest; given {self.bytes}"
-            )
 
     def run(self) -> tuple[Probe, dict[str, Any]]:
         self.fitter.say_cost(self._d(), len(self.seeds), self.goal.max_minutes)
@@ -60,16 +65,16 @@ class _Budget:
         """Coordinates that fit."""
         seen = [8 * p.coded / p.d for p in self.probes if p.coded]
         each = statistics.fmean(seen) if seen else CODED_BITS[self.fitter.settings.bits]
-        return min(max(self.fitter.least, int(8 * (self.bytes - self.beside) / each)), self.fitter.D)
+        return self.fitter.possible(int(8 * (self.bytes - self.beside) / each))
 
     def _probe(self, seed: int) -> None:
         d = self._d()
         try:
             probe = self.fitter.probe(d, seed, within=self.bytes)
-            self.beside = max(self.beside, probe.bytes - probe.coded)  # running statistics are known now
         except DiedTwiceError as e:
-            worst = float("inf") if self.task.minimise else 0.0
-            probe = Probe(d, seed, worst, (), e.epochs, 0.0, True, "died twice")
+            values = [p.value for p in self.probes]
+            worst = max(values, default=math.inf) if self.task.minimise else min(values, default=0.0)
+            probe = Probe(d, seed, worst, (), e.epochs, e.seconds, True, "died twice")
         self.purse.pay(probe)
         self.probes.append(probe)
         self.fitter.listener.probes(tuple(self.probes))

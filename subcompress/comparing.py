@@ -23,19 +23,21 @@ from subcompress.charts import comparison_chart
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitter import machine
+from subcompress.fitter import copied, machine
 from subcompress.layout import Layout
 from subcompress.peers import PEERS, Bench, Row, SkippedError
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener, Recipe
 
-FOLDER, JSON, MARKDOWN, PLOT = "compare", "compare.json", "compare.md", "compare.png"
+JSON, MARKDOWN, PLOT = "compare.json", "compare.md", "compare.png"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """rows: in the order of the registry; skipped: name -> why; title: network and data; metric: of the values."""
+    """digest: of our file's weights; rows: in the order of the registry; skipped: name -> why; title: network and data;
+    metric: of the values."""
 
+    digest: str
     title: str
     metric: str
     minimise: bool
@@ -58,14 +60,15 @@ class Comparison:
         lines = [
             f"{self.title}: whole files, {self.metric} on the test split, {self.epochs} epochs each",
             "",
-            f"| method | bytes | times ours | test {self.metric} | seconds | |",
+            f"| | method | bytes | times ours | test {self.metric} | seconds | |",
             "|---|---|---|---|---|---|---|",
         ]
         for i, row in enumerate(self.ordered, 1):
             times = f"{row.bytes / ours:,.1f}" if row is not self.rows[0] else ""
             name = f"**{row.name}**" if row is self.rows[0] else row.name
             lines.append(
-                f"| {i} | {name} | {row.bytes:,} | {times} | {row.value:.4f} | {row.seconds:.0f} | {row.note} |"
+                f"| {i} | {name} | {row.bytes:,} | {times} | {row.value:.4f} | {row.seconds:.0f} | "
+                f"{row.note.replace('|', '/')} |"
             )
         lines += ["", *(f"Skipped: {name}, {why}." for name, why in self.skipped.items())]
         return "\n".join(lines).rstrip() + "\n"
@@ -109,12 +112,12 @@ def compare(
             "and --metric as to fit"
         )
     recipe = Recipe(**summary["recipe"])
-    folder = path / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
-    with machine("cpu", threads, recipe.seed):
+    with machine("cpu", threads, recipe.seed), run.locked(path):
+        folder.mkdir(exist_ok=True)
         size = len(format.to_bytes(record))
-        bench = Bench(model, data, task, record, size, fit.seconds, recipe, folder, listener)
+        bench = Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, folder, listener)
         found = _Table(path, bench, title, restart)
         for name in names:
             found.measure(name)
@@ -126,12 +129,16 @@ class _Table:
 
     def __init__(self, path: Path, bench: Bench, title: str, restart: bool) -> None:
         self.path, self.bench, self.title = path, bench, title
-        self.key = {"digest": bench.record.digest.hex(), "bytes": bench.size, "data": bench.data.digest()}
-        held = run.read_json(path / FOLDER / JSON)
-        going_on = held is not None and held["key"] == self.key and not restart
-        self.found: dict[str, Any] = held["found"] if going_on and held is not None else {}
+        self.key: dict[str, Any] = {
+            "digest": bench.record.digest.hex(),
+            "bytes": bench.size,
+            "data": bench.data.digest(),
+        }
+        held = run.read_json(bench.folder / JSON)
+        going_on = isinstance(held, dict) and held.get("key") == self.key and not restart
+        self.found: dict[str, Any] = held["found"] if going_on else {}
         if not going_on:
-            (path / FOLDER / "direct.pt").unlink(missing_ok=True)
+            bench.forget()
 
     def measure(self, name: str) -> None:
         """One peer, unless it is there already; one that was skipped is tried again."""
@@ -148,14 +155,22 @@ class _Table:
             for row in rows:
                 self.bench.listener.note(f"{row.name}: {row.bytes:,} bytes, {row.value:.4f}, {row.seconds:.0f} s")
         held = {"key": self.key, "found": self.found}
-        write_bytes(self.path / FOLDER / JSON, (json.dumps(held, indent=2) + "\n").encode())
+        write_bytes(self.bench.folder / JSON, (json.dumps(held, indent=2) + "\n").encode())
 
     def finish(self, names: list[str]) -> Comparison:
         """The table of those names, written."""
         rows = [Row(**row) for name in names for row in self.found[name].get("rows", ())]
         skipped = {name: self.found[name]["skipped"] for name in names if "skipped" in self.found[name]}
         task = self.bench.task
-        result = Comparison(self.title, task.metric_name, task.minimise, self.bench.recipe.epochs, tuple(rows), skipped)
+        result = Comparison(
+            self.key["digest"],
+            self.title,
+            task.metric_name,
+            task.minimise,
+            self.bench.recipe.epochs,
+            tuple(rows),
+            skipped,
+        )
         write_bytes(self.path / JSON, (json.dumps(result.to_json(), indent=2) + "\n").encode())
         write_bytes(self.path / MARKDOWN, result.markdown().encode())
         write_bytes(self.path / PLOT, comparison_chart(result.ordered, result.metric, legend=True).png())

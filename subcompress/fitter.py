@@ -92,6 +92,16 @@ class Fitter:
         s = self.settings
         return make_plan(self.model, d, bits=s.bits, seed=seed, operator=s.operator, structured=s.structured)
 
+    def possible(self, d: int) -> int:
+        """The nearest number of coordinates, at or below d where there is one, that a plan takes."""
+        for k in (*range(min(max(d, self.least), self.D), self.least, -1), self.least):
+            try:
+                self.plan(k, self.settings.seed)
+            except SubcompressError:
+                continue
+            return k
+        return self.least
+
     def beside(self) -> int:
         """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
         plan = self.plan(self.least, self.settings.seed)
@@ -100,7 +110,7 @@ class Fitter:
         return self._bytes(subspace.record())[0]
 
     def _bytes(self, record: Record) -> tuple[int, int]:
-        """What a file takes beside its coordinates, and what they take."""
+        """What a file takes beside its coordinates, and what they take, running statistics counted with them."""
         accuracy = 0.5 if self.task.is_accuracy else None  # any accuracy from 1.3 % on takes as much
         data = format.to_bytes(replace(record, facts=self.data.facts, test_accuracy=accuracy))
         ledger = format.from_bytes(data)[1]
@@ -187,7 +197,7 @@ class Fitter:
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
-        epochs, spent, before = self.settings.epochs, 0, None
+        epochs, spent, lost, before = self.settings.epochs, 0, 0.0, None
         plan = self.plan(d, seed)
         if warm is not None:
             epochs, before = max(1, epochs // 2), self._coordinates(warm)
@@ -195,8 +205,8 @@ class Fitter:
         for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
             name = key if attempt is recipe else f"{key}-again"
             if attempt is recipe and f"{key}-died" in self._run.journal:
-                spent += int(self._run.journal[f"{key}-died"]["epochs"])
-                died = str(self._run.journal[f"{key}-died"]["note"])
+                before_it = self._run.journal[f"{key}-died"]
+                spent, lost, died = int(before_it["epochs"]), float(before_it["seconds"]), str(before_it["note"])
                 continue
             note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
             note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
@@ -206,16 +216,15 @@ class Fitter:
             except DeadRunError as e:
                 died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
                 spent += trained
+                lost += e.seconds
                 if attempt is recipe:
-                    self._run.note(f"{key}-died", {"epochs": trained, "note": died})
+                    self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
                 continue
-            kept = plan.exact and self.settings.rounded and not outcome.stopped
+            kept = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
             record = subspace.record() if kept else None
             beside, coded = self._bytes(record) if record is not None else (0, 0)
             if record is not None and within is not None and beside + coded > within:
-                subspace.shorten(within - beside)
-                record = subspace.record()
-                beside, coded = self._bytes(record)
+                record, beside, coded = self._shortened(subspace, beside + coded, within)
             value = self._value(subspace, record) if not outcome.stopped else outcome.value
             probe = Probe(
                 d,
@@ -223,7 +232,7 @@ class Fitter:
                 value,
                 outcome.curve,
                 spent + len(outcome.curve),
-                outcome.seconds,
+                lost + outcome.seconds,
                 outcome.stopped,
                 "" if attempt is recipe else "second try",
                 0 if warm is None else warm.d,
@@ -236,7 +245,19 @@ class Fitter:
             f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
             "or give a smaller --lr or another --seed",
             spent,
+            lost,
         )
+
+    def _shortened(self, subspace: Subspace, size: int, within: int) -> tuple[Record, int, int]:
+        """The record of a file of at most that many bytes where that can be, with its bytes as `_bytes` tells them."""
+        other = size - subspace.coded_bytes()  # running statistics are in the same stream
+        for slack in range(4):
+            subspace.shorten(within - other - slack)
+            record = subspace.record()
+            beside, coded = self._bytes(record)
+            if beside + coded <= within:
+                break
+        return record, beside, coded
 
     def nests(self, small: int, large: int) -> bool:
         """Whether the coordinates of the one d are the first of the other's, block by block."""
@@ -247,8 +268,10 @@ class Fitter:
             for a, b in zip(*operators, strict=True)
         )
 
-    def finish(self, chosen: Probe, seconds: float, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
-        """Read the test split, once, and write the run. origin: what was asked for, in the asker's words."""
+    def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
+        """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
+        are those of all trainings, also of those before an interruption."""
+        seconds = sum(float(entry["seconds"]) for entry in self._run.journal.values())
         s = self.settings
         key = _key(chosen.d, chosen.seed)
         plan = self.plan(chosen.d, chosen.seed)
@@ -348,11 +371,11 @@ class Fitter:
 
 
 class DiedTwiceError(SubcompressError):
-    """A run died, and its second try too; `epochs` were spent."""
+    """A run died, and its second try too; `epochs` and `seconds` were spent."""
 
-    def __init__(self, text: str, epochs: int) -> None:
+    def __init__(self, text: str, epochs: int, seconds: float = 0.0) -> None:
         super().__init__(text)
-        self.epochs = epochs
+        self.epochs, self.seconds = epochs, seconds
 
 
 def make_plan_any(model: nn.Module, settings: Settings) -> Plan:

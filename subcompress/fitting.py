@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from subcompress import run
-from subcompress.budget import best_within
+from subcompress.budget import best_within, check_budget
 from subcompress.curve import frontier
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
@@ -17,7 +17,7 @@ from subcompress.fitter import Fitter, Settings, machine
 from subcompress.goal import Goal
 from subcompress.preflight import naming_memory
 from subcompress.probe import Fit
-from subcompress.searching import first_d, search
+from subcompress.searching import first_d, given_baseline, search
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener
 
@@ -73,7 +73,7 @@ def fit(
     options that cannot be met, a target that is not reached, and a run that died, was tried again with a smaller step
     and died again.
     """
-    began, listener = time.perf_counter(), listener or Listener()
+    listener = listener or Listener()
     task = Task.of(loss, metric, minimise)
     goal = Goal.of(
         task,
@@ -95,7 +95,10 @@ def fit(
         fitter.check(first_d(fitter.D) if d is None else d)
         if within is not None and not fitter.exact:
             raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")
+        check_budget(fitter, goal)
         command = fitter.command() | goal.command()
+        if goal.baseline is not None:
+            goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
         with run.holding(run_folder, command) as folder:
             if (held := folder.finished) is not None and not restart:
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
@@ -109,7 +112,7 @@ def fit(
                 chosen, found = best_within(fitter, goal)
             else:
                 chosen, found = search(fitter, goal)
-            return fitter.finish(chosen, time.perf_counter() - began, found, origin or {})
+            return fitter.finish(chosen, found, origin or {})
 
 
 __all__ = ["Fit", "fit"]

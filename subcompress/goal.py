@@ -81,8 +81,9 @@ class Goal:
         return cls(d, value, max_drop, within, baseline, seeds, max_fits, max_minutes or math.inf)
 
     def command(self) -> dict[str, Any]:
-        """What makes two commands the same. A longer --max-minutes goes on where a shorter one ended."""
+        """What makes two commands the same."""
         named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
         if self.d is not None:
             return named
-        return named | {"baseline": self.baseline, "seeds": self.seeds, "max_fits": self.max_fits}
+        limits = {"seeds": self.seeds, "max_fits": self.max_fits, "max_minutes": self.max_minutes}
+        return named | {"baseline": self.baseline, **limits}

@@ -68,9 +68,9 @@ def _compared(path: Path, fit: Fit) -> Comparison | None:
         return None
     try:
         found = Comparison.from_json(held)
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, AttributeError) as e:
         raise SubcompressError(f"{path / JSON} is no comparison of this version: compare again") from e
-    return found if found.rows and found.rows[0].bytes == fit.bytes else None
+    return found if found.rows and fit.bytes and found.digest == run.load(path).digest.hex() else None
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@
     journal.json             the trainings that have ended
     probes/                  their records
     checkpoint.safetensors   the training that is under way
+    compare/, compare.*      what `compare` left; report.html: what `report` did
     .lock                    held by the process that works here
 
 Every file is replaced whole: a process may be killed at any moment.
@@ -34,6 +35,9 @@ from subcompress.record import Record
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
 COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
+
+PEERS, COMPARED = "compare", ("compare.json", "compare.md", "compare.png", "report.html")
+"""What `compare` and `report` leave, which goes with the run it is of."""
 
 
 class Run:
@@ -65,9 +69,10 @@ class Run:
                 f"the "
                 "same options to go on, another folder, or --restart to discard it"
             )
-        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT):
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, *COMPARED):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / PROBES, ignore_errors=True)
+        for name in (PROBES, PEERS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         self.journal = {}
         write_bytes(self.path / COMMAND, _json(self.command))
         return False
@@ -129,6 +134,13 @@ def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
     Raises SubcompressError where it cannot be made or another process works in it.
     """
     path = Path(folder)
+    with locked(path):
+        yield Run(path, command)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder against other processes. Raises SubcompressError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -141,7 +153,7 @@ def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
     except Timeout as e:
         raise SubcompressError(f"another process works in {path}: wait for it, or give another folder") from e
     try:
-        yield Run(path, command)
+        yield
     finally:
         lock.release()
 

@@ -51,6 +51,30 @@ def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
     return _Search(fitter, goal).run()
 
 
+def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
+    """A number, or a dense safetensors file of the network's weights, measured on the validation split.
+
+    Raises SubcompressError for what is neither.
+    """
+    try:
+        number = float(str(given))
+    except ValueError:
+        pass
+    else:
+        if not math.isfinite(number):
+            raise SubcompressError(f"--baseline is a finite number or a file of weights; given {given}")
+        return number
+    module = copied(fitter.model, "cpu")
+    try:
+        module.load_state_dict(safetensors.torch.load_file(str(given)))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as e:
+        raise SubcompressError(
+            f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
+            f"{' '.join(str(e).split())[:200]}"
+        ) from e
+    return evaluate(module.to(fitter.settings.device), fitter.data.validation, fitter.task)
+
+
 class Purse:
     """What a search may still spend: trainings, and minutes of them."""
 
@@ -64,7 +88,8 @@ class Purse:
         self.spent_seconds += probe.seconds
 
     def room(self) -> float:
-        """Trainings that are left; of time, as many as would end before it is up."""
+        """Trainings that are left; of time, as many as would end before it is up: the first one tells how long they
+        take."""
         fits = self.goal.max_fits - self.spent_fits
         if math.isinf(self.goal.max_minutes) or not self.spent_fits:
             return fits
@@ -100,7 +125,7 @@ class _Search:
     def _target(self) -> float:
         given = self.goal.baseline
         if given is not None:
-            self.baseline = self._given_baseline(given)
+            self.baseline = given_baseline(self.fitter, given)
         elif self.goal.drop is not None:
             direct = self.fitter.baseline()
             self.baseline = direct.value
@@ -115,26 +140,6 @@ class _Search:
             f"{self.baseline - self.goal.drop:.4f}"
         )
         return self.baseline - self.goal.drop
-
-    def _given_baseline(self, given: float | str | Path) -> float:
-        """A number, or a dense safetensors file of the network's weights, measured on the validation split."""
-        try:
-            number = float(str(given))
-        except ValueError:
-            pass
-        else:
-            if not math.isfinite(number):
-                raise SubcompressError(f"--baseline is a finite number or a file of weights; given {given}")
-            return number
-        module = copied(self.fitter.model, "cpu")
-        try:
-            module.load_state_dict(safetensors.torch.load_file(str(given)))
-        except (OSError, RuntimeError, safetensors.SafetensorError) as e:
-            raise SubcompressError(
-                f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
-                f"{' '.join(str(e).split())[:200]}"
-            ) from e
-        return evaluate(module.to(self.fitter.settings.device), self.fitter.data.validation, self.task)
 
     def _refuse_above_baseline(self, target: float) -> None:
         if self.baseline is not None and self.task.better(target, self.baseline):
@@ -189,7 +194,7 @@ class _Search:
         except DiedTwiceError as e:
             worst = max if self.task.minimise else min
             values = [p.value for p in self.probes] or [0.0 if not self.task.minimise else math.inf]
-            probe = Probe(d, seed, worst(values), (), e.epochs, 0.0, True, "died twice")
+            probe = Probe(d, seed, worst(values), (), e.epochs, e.seconds, True, "died twice")
         self.purse.pay(probe)
         self.probes.append(probe)
         self.fitter.listener.probes(tuple(self.probes))
@@ -274,6 +279,11 @@ class _Search:
 
     def _not_reached(self) -> SubcompressError:
         looked = [p for p in self.probes if not p.warm]
+        if not looked:
+            return SubcompressError(
+                "the direct training that --max-drop counts from took all of --max-fits or --max-minutes: raise them, "
+                "or give --baseline"
+            )
         best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
         n, spent = sum(p.at(best.d) for p in looked), self.purse.spent_fits
         why = f"in {spent:.1f} trainings" if self.failed < self.D else "even in all of them"

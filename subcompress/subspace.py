@@ -107,17 +107,17 @@ class Subspace(nn.Module):
         return whole if self.dead <= 0.5 else torch.where(q.abs() <= self.dead, 0.0, whole)
 
     def shorten(self, limit: int) -> None:
-        """Let coordinates round to zero, the smallest first, as few as bring the file's coordinates to at most `limit`
-        bytes (all of them where none do). Needs `round` first."""
+        """Let coordinates round to zero, the smallest first, as few as bring `coded_bytes` to at most `limit` (all of
+        them where none do). Needs `round` first."""
         parts = zip(self.z.detach().split(self.splits), self.steps, strict=True)
         sizes = torch.cat([(z / s).abs() for z, s in parts]).sort().values
         self.dead, low, high = 0.5, 0, len(sizes)
-        if self._coded() <= limit:
+        if self.coded_bytes() <= limit:
             return
         while low < high:
             middle = (low + high) // 2
             self.dead = float(sizes[middle])
-            low, high = (low, middle) if self._coded() <= limit else (middle + 1, high)
+            low, high = (low, middle) if self.coded_bytes() <= limit else (middle + 1, high)
         self.dead = float(sizes[min(low, len(sizes) - 1)])
 
     def coded_bits(self) -> Tensor | None:
@@ -127,16 +127,16 @@ class Subspace(nn.Module):
             return None
         top, total = self.top, self.z.new_zeros(())
         for z, step in zip(self.z.split(self.splits), self.steps, strict=True):
-            at = (z / step).clamp(-top, top) + top
+            at = (z / step).nan_to_num().clamp(-top, top) + top
             with torch.no_grad():
-                counts = torch.bincount(self._integers(z, step).long() + top, minlength=2 * top + 1) + 0.5
+                counts = torch.bincount(at.round().long(), minlength=2 * top + 1) + 0.5
                 length = -torch.log2(counts / counts.sum())
                 low = at.floor().clamp(max=2 * top - 1).long()
             total = total + (length[low] + (at - low) * (length[low + 1] - length[low])).sum()
         return total
 
-    def _coded(self) -> int:
-        """Bytes of the coordinates in a file without running statistics."""
+    def coded_bytes(self) -> int:
+        """What the coordinates take in a file, running statistics not counted."""
         return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
     def weights(self) -> dict[str, Tensor]:

@@ -150,11 +150,11 @@ class Checkpoint(Protocol):
 
 
 class DeadRunError(Exception):
-    """The loss is not finite, or no better than guessing; `share` of the run's steps were trained."""
+    """The loss is not finite, or no better than guessing; `share` of the run's steps were trained, in `seconds`."""
 
     def __init__(self, text: str, share: float = 1.0) -> None:
         super().__init__(text)
-        self.share = share
+        self.share, self.seconds = share, 0.0
 
 
 def check_recipe(recipe: Recipe, examples: int) -> None:
@@ -196,7 +196,12 @@ def train(
     run. Raises DeadRunError early for a run whose loss is not finite or not below guessing, SubcompressError for data
     and losses that cannot be trained with.
     """
-    return _Run(trainee, data, task, recipe, listener or Listener(), note).run(quantise, checkpoint, hopeless)
+    began = time.perf_counter()
+    try:
+        return _Run(trainee, data, task, recipe, listener or Listener(), note).run(quantise, checkpoint, hopeless)
+    except DeadRunError as e:
+        e.seconds = time.perf_counter() - began
+        raise
 
 
 class _Run:

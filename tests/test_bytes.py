@@ -170,6 +170,62 @@ def test_the_eigenbasis_descends_where_directions_differ(d):
     assert losses["eigen"] < (losses["adam"] if d == 40 else 0.5 * float(begin @ bowl @ begin / 2))
 
 
+def test_the_eigenbasis_goes_on_as_it_would_have():
+    """Its state written and read again in the middle, as a checkpoint does, to the last bit."""
+    import safetensors.torch
+
+    g = torch.Generator().manual_seed(0)
+    gradients = torch.randn(120, 300, generator=g) * torch.logspace(-2, 0, 300)
+    ends = []
+    for cut in (None, 41, 90):
+        z = nn.Parameter(torch.zeros(300))
+        optimiser = OPTIMISERS["eigen"]([z], 0.01)
+        for i, gradient in enumerate(gradients):
+            if i == cut:
+                state = {k: v.clone().contiguous() for k, v in optimiser.state[z].items()}
+                held = safetensors.torch.load(safetensors.torch.save(state))
+                optimiser = OPTIMISERS["eigen"]([z], 0.01)
+                optimiser.state[z].update(held)
+            z.grad = gradient.clone()
+            optimiser.step()
+        ends.append(z.detach().clone())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("options", [{"optimiser": "eigen"}, {"rate": 1e-4}, {}])
+def test_a_run_that_diverges_is_tried_again_and_told(digits, tmp_path, options):
+    with pytest.raises(SubcompressError, match="the run died twice"):
+        subcompress.fit(small(), digits, tmp_path / "run", d=200, lr=1e30, **OPTIONS, **options)
+
+
+def test_a_refused_command_leaves_a_finished_run_alone(digits, tmp_path):
+    found = subcompress.fit(small(), digits, tmp_path / "run", d=50, **OPTIONS)
+    for options in ({"within": 60}, {"min_accuracy": 0.5, "baseline": "nowhere.safetensors"}):
+        with pytest.raises(SubcompressError):
+            subcompress.fit(small(), digits, tmp_path / "run", **OPTIONS, **options)
+    assert subcompress.fit(small(), digits, tmp_path / "run", d=50, **OPTIONS) == found
+
+
+def test_time_that_is_up_before_anything_is_searched(digits, tmp_path):
+    options = {"max_drop": 0.1, "max_minutes": 1e-6}
+    with pytest.raises(SubcompressError, match="took all of --max-fits or --max-minutes"):
+        subcompress.fit(small(), digits, tmp_path / "run", **OPTIONS, **options)
+
+
+def test_a_factorys_own_augmentation_is_kept(tmp_path):
+    """The command line replaces it only where it is told to."""
+    from subcompress_cli.options import data_with
+
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import subcompress\nfrom dataclasses import replace\nfrom subcompress.data import augment_of\n"
+        "def load():\n    return replace(subcompress.load_data('digits'), augment=augment_of('shift'))\n"
+    )
+    assert data_with(f"{file}:load", None, None).augment is shift
+    assert data_with(f"{file}:load", None, "flip-shift").augment is flip_shift
+
+
 def test_an_unknown_optimiser(digits, tmp_path):
     with pytest.raises(SubcompressError, match="--optimiser is one of adam, eigen; 'sgd' is none of them"):
         subcompress.fit(small(), digits, tmp_path / "run", d=50, optimiser="sgd")

@@ -17,7 +17,7 @@ import subcompress
 from subcompress import Listener, SubcompressError, run
 from subcompress.comparing import Comparison
 from subcompress.data import augment_of
-from subcompress.peers import PEERS, Bench, Row, SkippedError
+from subcompress.peers import PEERS, Bench, SkippedError
 from subcompress.peers.tiny import Convolutions, Hidden, Pooled, _width, rounded
 from subcompress.tasks import Task
 from subcompress.training import Recipe
@@ -38,6 +38,7 @@ def fitted(tmp_path_factory):
 def compared(fitted):
     done = cli("compare", fitted, "--threads", 1, "--json")
     assert done.exit_code == 0, done.output
+    shutil.copytree(fitted, fitted.parent / "compared")
     return Comparison.from_json(json.loads(done.stdout))
 
 
@@ -96,7 +97,9 @@ def test_the_same_command_does_not_measure_twice(fitted, compared, digits):
 
 def test_the_tables_and_plots(fitted, compared):
     text = compared.markdown()
-    assert text.splitlines()[4].startswith("| 1 | **subcompress** | ")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2].startswith("| 1 | **subcompress** | ")
+    assert {row.count("|") for row in rows} == {8}
     assert all(f"Skipped: {name}" in text for name in compared.skipped)
     for name in ("compare.png", "compare.md", "compare.json"):
         assert (fitted / name).stat().st_size > 100
@@ -161,8 +164,8 @@ def test_the_widest_tiny_network_that_fits(make, size):
 
 
 def test_the_page_holds_everything(fitted, compared):
-    path = subcompress.report(fitted)
-    assert path == fitted / "report.html"
+    path = subcompress.report(fitted.parent / "compared")
+    assert path == fitted.parent / "compared" / "report.html"
     page = path.read_text()
     assert page.count("<svg") == 3
     for row in compared.rows:
@@ -185,10 +188,40 @@ def test_the_page_escapes_what_others_wrote(fitted, tmp_path):
 
 
 def test_a_comparison_of_another_file_is_not_shown(fitted, compared, tmp_path):
+    """Not even of one of the same size; and a run that is trained anew leaves none behind."""
     folder = tmp_path / "run"
     shutil.copytree(fitted, folder)
-    other = Comparison.from_json(compared.to_json())
-    rows = (Row("subcompress", other.rows[0].bytes + 1, 0.5, 1.0), *other.rows[1:])
-    held = Comparison(other.title, other.metric, other.minimise, other.epochs, rows, {}).to_json()
-    (folder / "compare.json").write_text(json.dumps(held))
+    (folder / "compare.json").write_text(json.dumps(replace(compared, digest="00").to_json()))
     assert "None yet" in subcompress.report(folder).read_text()
+    torch.manual_seed(0)
+    options = {"d": 50, "epochs": 1, "batch_size": 32, "threads": 1}
+    subcompress.fit(MODELS["lenet"](), subcompress.load_data("digits"), folder, **options)
+    assert not {"compare", "compare.json", "compare.md", "compare.png", "report.html"} & {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_a_training_that_was_cut_off_is_done_again(fitted, bench):
+    (bench.folder / "direct.pt").write_bytes(b"PK cut off")
+    module, seconds = bench.direct
+    assert seconds > 0
+    assert not module.training
+    assert (bench.folder / "direct.pt").stat().st_size > 1000
+
+
+def test_the_float_subspace_pays_for_what_ours_pays_for(tmp_path):
+    """Running statistics travel in its file too, and its coordinates are the trained ones."""
+    import networks
+    import safetensors.torch
+
+    case = networks.CASES["batch norm"]
+    torch.manual_seed(0)
+    net = case.make()
+    subcompress.fit(net, case.data(), tmp_path / "run", d=400, epochs=2, batch_size=32, threads=1)
+    found = subcompress.compare(tmp_path / "run", net, case.data(), peers=["float-subspace"], threads=1)
+    if "float-subspace" in found.skipped:
+        assert "float32 coordinates" in found.skipped["float-subspace"]
+        return
+    held = safetensors.torch.load_file(tmp_path / "run" / "compare" / "float-subspace.safetensors")
+    assert held["z"].abs().sum() > 0
+    assert {name for name in net.state_dict() if "running" in name} <= set(held)

@@ -203,6 +203,7 @@ def test_a_search_on_a_network(digits, tmp_path):
     again = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
     assert again == found
     assert "finished" in heard.notes[-1]
+    assert all(p.bytes == 0 for p in found.probes if p.warm)
 
 
 def test_a_small_validation_split_is_warned_of():
@@ -248,6 +249,8 @@ def test_running_statistics_count(tmp_path):
     net = case.make()
     found = subcompress.fit(net, case.data(), tmp_path / "run", within=800, epochs=3, batch_size=32, seeds=3, bits=4)
     assert found.bytes <= 800
+    one = subcompress.fit(net, case.data(), tmp_path / "one", within=650, epochs=3, batch_size=32, seeds=1, bits=4)
+    assert 550 < one.bytes <= 650  # shortened, with the statistics in the same stream
     assert found.probes[0].d > found.probes[1].d or found.probes[0].bytes <= 800
     with pytest.raises(SubcompressError) as e:
         subcompress.fit(net, case.data(), tmp_path / "least", within=1, epochs=1)

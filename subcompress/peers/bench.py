@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from subcompress.data import Data
 from subcompress.data.splits import Split
 from subcompress.errors import SubcompressError
+from subcompress.files import write_bytes
 from subcompress.fitter import BASELINE_LR, copied
 from subcompress.plan import make_plan
 from subcompress.record import Record
@@ -71,23 +74,32 @@ class Bench:
     def direct(self) -> tuple[nn.Module, float]:
         """The network trained in all of its weights, from its own start, and the seconds it took. Trained once, and
         kept in the folder."""
-        module, path = copied(self.model, "cpu"), self.folder / "direct.pt"
-        if path.is_file():
+        module, path = copied(self.model, "cpu"), self.folder / DIRECT
+        try:
             held = torch.load(path, weights_only=True)
             module.load_state_dict(held["state"])
             return module.eval(), float(held["seconds"])
+        except Exception:  # none yet, or one that was cut off: torch raises many kinds
+            module = copied(self.model, "cpu")
         seed_everything(self.recipe.seed, 0)
         seconds = self.trained(module, "trained directly")
-        torch.save({"state": module.state_dict(), "seconds": seconds}, path)
+        data = io.BytesIO()
+        torch.save({"state": module.state_dict(), "seconds": seconds}, data)
+        write_bytes(path, data.getvalue())
         return module, seconds
 
-    def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], float]:
-        """The state dict of a fit in d float32 coordinates, never rounded, and the seconds it took."""
+    def forget(self) -> None:
+        """Train anew what `direct` kept."""
+        (self.folder / DIRECT).unlink(missing_ok=True)
+
+    def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], Tensor, float]:
+        """The state dict of a fit in d float32 coordinates, never rounded; the coordinates; the seconds it took."""
         plan = make_plan(self.model, d, seed=self.recipe.seed)
         subspace = Subspace(copied(self.model, "cpu"), plan)
         seconds = self._train(subspace, title, plan.lr)
         with torch.no_grad(), subspace.materialised() as module:
-            return {name: t.detach().clone() for name, t in module.state_dict().items()}, seconds
+            state = {name: t.detach().clone() for name, t in module.state_dict().items()}
+        return state, subspace.z.detach().clone(), seconds
 
     def loaded(self, state: dict[str, Tensor]) -> nn.Module:
         """The network with these weights."""
@@ -122,10 +134,8 @@ class Bench:
         test = self.data.test
         if not self.task.is_accuracy or not isinstance(test, Split) or not isinstance(test.x, Tensor):
             raise SkippedError("ONNX Runtime judges accuracies of one input in memory")
-        try:
+        with fails("ONNX Runtime does not run it"):
             return accuracy_of_graph(data, test)
-        except Exception as e:  # ONNX Runtime's exceptions have no common base of their own
-            raise SkippedError(f"ONNX Runtime does not run it: {' '.join(str(e).split())[:120]}") from e
 
     def validation(self, module: nn.Module) -> float:
         """The metric that choices are made by."""
@@ -133,9 +143,22 @@ class Bench:
 
     def write(self, name: str, data: bytes) -> int:
         """Keep a file; returns its bytes."""
-        path = self.folder / name
-        path.write_bytes(data)
-        return path.stat().st_size
+        write_bytes(self.folder / name, data)
+        return (self.folder / name).stat().st_size
+
+
+DIRECT = "direct.pt"
+
+
+@contextmanager
+def fails(what: str) -> Iterator[None]:
+    """Whatever another library raises skips its peer, with the reason."""
+    try:
+        yield
+    except (SkippedError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        raise SkippedError(f"{what}: {type(e).__name__}: {' '.join(str(e).split())[:120]}") from e
 
 
 Peer = Callable[[Bench], list[Row]]

@@ -6,28 +6,31 @@ from __future__ import annotations
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from subcompress.errors import SubcompressError
 from subcompress.peers.bench import Bench, Row, SkippedError, joined
 from subcompress.plan import make_plan
+from subcompress.starts import recognise
 
 
 def float_subspace(bench: Bench) -> list[Row]:
-    """As many float32 coordinates as our bytes hold."""
-    header = len(_file(0, bench.recipe.seed))
-    d = (bench.size - header) // 4
-    while d > 0 and len(_file(d, bench.recipe.seed)) > bench.size:
+    """As many float32 coordinates as our bytes hold, beside what no seed gives: buffers and stored tensors."""
+    kept = [name for name, start in recognise(bench.model).items() if start.kind in ("stored", "buffer")]
+    state, seed = bench.model.state_dict(), bench.recipe.seed
+    d = (bench.size - len(_file(torch.zeros(0), state, kept, seed))) // 4
+    while d > 0 and len(_file(torch.zeros(d), state, kept, seed)) > bench.size:
         d -= 1
     try:
         make_plan(bench.model, d)
     except SubcompressError as e:
         raise SkippedError(f"{bench.size} bytes hold {max(d, 0)} float32 coordinates: {e}") from e
-    state, seconds = bench.floats(d, f"float32 subspace, d = {d}")
-    size = bench.write("float-subspace.safetensors", _file(d, bench.recipe.seed))
+    state, z, seconds = bench.floats(d, f"float32 subspace, d = {d}")
+    size = bench.write("float-subspace.safetensors", _file(z, state, kept, seed))
     value, note = bench.value(bench.loaded(state))
     return [Row("float32 subspace (Li et al., PRANC)", size, value, seconds, joined(f"d = {d}", note))]
 
 
-def _file(d: int, seed: int) -> bytes:
-    """The size is what matters here: z and the seed."""
-    return safetensors.torch.save({"z": torch.zeros(d)}, {"seed": str(seed)})
+def _file(z: Tensor, state: dict[str, Tensor], kept: list[str], seed: int) -> bytes:
+    tensors = {"z": z.contiguous()} | {name: state[name].detach().clone().contiguous() for name in kept}
+    return safetensors.torch.save(tensors, {"seed": str(seed)})

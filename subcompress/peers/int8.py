@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from subcompress.data.splits import Split
-from subcompress.peers.bench import Bench, Row, SkippedError
+from subcompress.peers.bench import Bench, Row, SkippedError, fails
 
 CALIBRATION = 256
 """Training examples that the ranges of the activations are taken from."""
@@ -48,13 +48,11 @@ def _quantised(graph: bytes, examples: np.ndarray) -> bytes:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with fails("the tool fails on this graph"), tempfile.TemporaryDirectory() as folder:
             plain, ready, out = (Path(folder) / name for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
             plain.write_bytes(graph)
             quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)  # which trips over Constants
             quantize_static(str(ready), str(out), Reader(), per_channel=True, weight_type=QuantType.QInt8)
             return out.read_bytes()
-    except Exception as e:  # the tool raises whatever it trips over
-        raise SkippedError(f"the tool fails on this graph: {type(e).__name__}: {' '.join(str(e).split())[:120]}") from e
     finally:
         logging.root.setLevel(level)

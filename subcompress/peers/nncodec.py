@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from subcompress.peers.bench import Bench, Row, SkippedError, joined
+from subcompress.peers.bench import Bench, Row, SkippedError, fails, joined
 
 QP = -20
 """Its quantisation parameter: coarser towards zero."""
@@ -25,12 +25,11 @@ def nncodec(bench: Bench) -> list[Row]:
         raise SkippedError(f"nncodec cannot be imported: {why} (it wants numpy < 2 and torchvision)") from e
     module, seconds = bench.direct
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    dense, quiet = module.state_dict(), contextlib.redirect_stdout(io.StringIO())
+    with fails("nncodec fails on this network"), tempfile.TemporaryDirectory() as folder, quiet:
         data = bytes(library.encode(module, {"results": folder, "qp": QP, "verbose": False, "ioq": False}))
         decoded = library.decode(bytearray(data))
-    state = {
-        name: torch.as_tensor(decoded[name]).reshape(t.shape).to(t.dtype) for name, t in module.state_dict().items()
-    }
+        state = {name: torch.as_tensor(decoded[name]).reshape(t.shape).to(t.dtype) for name, t in dense.items()}
     took = time.perf_counter() - began
     value, note = bench.value(bench.loaded(state))
     return [Row("NNCodec", bench.write("nncodec.nnc", data), value, seconds + took, joined(f"qp {QP}", note))]

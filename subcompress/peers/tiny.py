@@ -87,12 +87,16 @@ def tiny(bench: Bench) -> list[Row]:
         seed_everything(bench.recipe.seed, 0)
         module = make(shape, outputs, width)
         name = f"{make.__name__.lower()}, width {width}"
-        seconds = bench.trained(module, f"tiny network: {name}", lr=1e-2)
+        try:
+            seconds = bench.trained(module, f"tiny network: {name}", lr=1e-2)
+        except SkippedError as e:
+            bench.listener.note(f"tiny network: {name}: {e}")
+            continue
         size = bench.write(f"tiny-{make.__name__.lower()}.bin", rounded(module))
         weights = sum(p.numel() for p in module.parameters())
         found.append((module, size, seconds, f"{name}, {weights} weights"))
     if not found:
-        raise SkippedError(f"no tiny network fits {bench.size} bytes")
+        raise SkippedError(f"no tiny network fits {bench.size} bytes and learns")
     chosen = best([bench.validation(module) for module, *_ in found], bench.task)
     module, size, _, name = found[chosen]
     value, note = bench.value(module)
