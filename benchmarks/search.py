@@ -1,7 +1,8 @@
 """The smallest file at a target: the paper's two networks on MNIST at 90 %, how precision and the price of a bit change
 what the search ends with, and what it costs.
 
-    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--epochs 10] [--runs runs/search] [-o OUT]
+    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--strategies 4] [--epochs 10]
+        [--runs runs/search] [-o OUT]
 
 Runs `fit(min_accuracy=0.9)` on one thread, once a strategy; interrupted, it goes on. Validation decides, the test split
 is read once, at the end.
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--models", default="mlp,lenet")
+    parser.add_argument("--strategies", type=int, default=len(STRATEGIES), help="so many of them, from the first on")
     parser.add_argument("--target", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs/search"))
@@ -55,7 +57,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for model in options.models.split(","):
-        for strategy, chosen in STRATEGIES.items():
+        for strategy, chosen in list(STRATEGIES.items())[: options.strategies]:
             folder = options.runs / f"{model}-{strategy.replace(' ', '')}"
             settings = {"min_accuracy": options.target, "epochs": options.epochs, "threads": 1, **chosen}
             with listening(f"{model}, {strategy}") as listener:
@@ -66,7 +68,7 @@ def main() -> None:
                     lines.append(f"| {model} | {strategy} | | | {e} | | | | |")
             print(lines[-1], flush=True)
     if options.output:
-        (options.output / "search.md").write_text("\n".join([*lines, ""]))
+        (options.output / f"search-{options.models.replace(',', '-')}.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
