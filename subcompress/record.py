@@ -80,13 +80,18 @@ class Record:
 
     @property
     def d(self) -> int:
-        """Coordinates of the subspaces: those of values that travel one by one (running statistics) not counted."""
-        return sum(g.operator.d for g in self.groups if not g.one_by_one)
+        """Coordinates that were trained."""
+        return sum(g.operator.d for g in self.trained)
 
     @property
     def D(self) -> int:
-        """Weights that the subspaces span: real numbers, two a complex weight."""
-        return sum(size for g, size in zip(self.groups, self.sizes, strict=True) if not g.one_by_one)
+        """Weights that they span: real numbers, two a complex weight."""
+        return sum(g.operator.D for g in self.trained)
+
+    @property
+    def trained(self) -> list[Group]:
+        """Groups of weights. Those of running statistics, values one by one too, come after the first."""
+        return [g for i, g in enumerate(self.groups) if i == 0 or not g.one_by_one]
 
     @property
     def sizes(self) -> list[int]:

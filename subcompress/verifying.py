@@ -40,7 +40,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "seed": record.seed,
         "d": record.d,
         "D": record.D,
-        "bits": max((g.bits for g in record.groups if not g.one_by_one), default=0),
+        "bits": max((g.bits for g in record.trained), default=0),
         "operator": ", ".join(operators),
         "layout": tables.name_of(record.layout),
         "groups": [

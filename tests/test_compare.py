@@ -225,3 +225,14 @@ def test_the_float_subspace_pays_for_what_ours_pays_for(tmp_path):
     held = safetensors.torch.load_file(tmp_path / "run" / "compare" / "float-subspace.safetensors")
     assert held["z"].abs().sum() > 0
     assert {name for name in net.state_dict() if "running" in name} <= set(held)
+
+
+def test_a_reference_operator_makes_a_page_but_no_comparison(digits, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    subcompress.fit(net, digits, tmp_path / "run", d=20, operator="dense", epochs=1, batch_size=32, threads=1)
+    page = subcompress.report(tmp_path / "run").read_text()
+    assert "Where the bytes go" not in page
+    assert "Training curves" in page
+    with pytest.raises(SubcompressError, match="holds no record to pack"):
+        subcompress.compare(tmp_path / "run", net, digits)

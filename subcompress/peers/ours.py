@@ -11,7 +11,6 @@ def ours(bench: Bench) -> list[Row]:
     """The file of the run, as `pack` writes it."""
     size = bench.write("ours.safetensors", format.to_bytes(bench.record))
     value, note = bench.value(bench.loaded(expand_checked(bench.record)))
-    groups = [g for g in bench.record.groups if not g.one_by_one] or list(bench.record.groups)
-    bits = max((g.bits for g in groups), default=0)
-    note = joined(f"d = {bench.record.d} coordinates of {bits} bits", note) if bench.record.d else note
+    bits = max((g.bits for g in bench.record.trained), default=0)
+    note = joined(f"d = {bench.record.d} coordinates of {bits} bits", note)
     return [Row("subcompress", size, value, bench.seconds, note)]
