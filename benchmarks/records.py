@@ -137,10 +137,10 @@ def table() -> str:
     ]
     for card in cards():
         tests, sizes = [s["test"] for s in card["seeds"]], [s["bytes"] for s in card["seeds"]]
-        spread = f" ± {100 * statistics.stdev(tests):.2f}" if len(tests) > 1 else " (one seed)"
+        spread = f" ± {100 * statistics.stdev(tests):.2f} %" if len(tests) > 1 else " % (one seed)"
         lines.append(
             f"| {card['file']} | {card['bytes']:,} | {100 * card['test']:.2f} % | {100 * statistics.mean(tests):.2f}"
-            f"{spread} % ({min(sizes):,} to {max(sizes):,}) | {card['model']}, {card['D']:,} | {card['d']:,}, "
+            f"{spread} ({min(sizes):,} to {max(sizes):,}) | {card['model']}, {card['D']:,} | {card['d']:,}, "
             f"{card['bits']} |"
         )
     return "\n".join(lines)
