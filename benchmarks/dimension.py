@@ -5,7 +5,8 @@
 
 Accuracy on the validation split against d, coordinates in float32, one thread; interrupted, it goes on. Cases:
 fc, lenet: MNIST. fc-pixels, lenet-pixels: with the pixels of all images shuffled alike. fc-labels: the labels of 5,000
-training images shuffled, training accuracy. cifar-lenet: CIFAR-10 at a few points. fc-eigen: the other optimiser.
+training images shuffled, training accuracy. cifar-lenet: CIFAR-10 at a few points. fc-eigen, lenet-eigen: the other
+optimiser.
 lenet-10: as many epochs as fc has.
 """
 
@@ -47,6 +48,13 @@ CASES = {
         epochs=5,
     ),
     "fc-eigen": Case("mlp", (150, 200, 250, 300, 400), {ABSOLUTE: "paper 750; reproduction 600"}, optimiser="eigen"),
+    "lenet-eigen": Case(
+        "lenet",
+        (100, 125, 150, 175),
+        {ABSOLUTE: "paper 290; reproduction 170"},
+        epochs=5,
+        optimiser="eigen",
+    ),
     "lenet-10": Case("lenet", (100, 125, 150, 175), {ABSOLUTE: "paper 290; reproduction 170"}),
     "fc-pixels": Case("mlp", (200, 400, 800, 1600), {ABSOLUTE: "paper 750"}, shuffle="pixels", repeats=2),
     "lenet-pixels": Case(

@@ -25,6 +25,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "3 bits": {"bits": 3},
     "5 bits": {"bits": 5},
     "3 bits, 1e-4 nats a bit": {"bits": 3, "rate": 1e-4},
+    "4 bits, eigen": {"optimiser": "eigen"},
 }
 
 
