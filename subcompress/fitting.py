@@ -65,7 +65,7 @@ def fit(
     bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
     what shortens a file with d = D, where every weight has a coordinate of its own.
-    optimiser: `eigen` learns faster in fully connected networks (subcompress.optimisers).
+    optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
     origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from subcompress.peers.bench import Bench, Row, fails
 
@@ -16,6 +15,8 @@ OPSET = 21
 
 def int4(bench: Bench) -> list[Row]:
     """Matrices and kernels of 4 bits, the rest as it was."""
+    import onnx  # loaded only where it is needed
+
     module, seconds = bench.direct
     model, began = onnx.load_from_string(bench.graph(module)), time.perf_counter()
     with fails(f"the graph does not convert to opset {OPSET}"):
@@ -27,8 +28,10 @@ def int4(bench: Bench) -> list[Row]:
     return [Row("4-bit weights", size, bench.value_of_graph(data), seconds + took, "rounded, a scale a channel")]
 
 
-def _round(model: onnx.ModelProto) -> None:
-    """Replace every float32 initialiser of two axes or more."""
+def _round(model: Any) -> None:
+    """Replace every float32 initialiser of two axes or more of an onnx.ModelProto."""
+    from onnx import TensorProto, helper, numpy_helper
+
     graph, nodes = model.graph, []
     for initial in list(graph.initializer):
         if initial.data_type != TensorProto.FLOAT or len(initial.dims) < 2:
