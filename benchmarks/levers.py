@@ -49,7 +49,8 @@ class Lever:
     """One row. d: a factor on the coordinates that the precision allows; after: when rounding begins; dead: coordinates
     that round to zero, in steps; rate: nats of loss a bit; learned: a scale a tensor (its bias included); roles: groups
     of tensors with shares of d; teacher: distillation from the directly trained network; second: Adam in the eigenbasis
-    of the gradients' second moment; shift: pixels that images are moved by; design: another operator."""
+    of the gradients' second moment; shift: pixels that images are moved by; calm: a factor on the step once rounding
+    has begun; design: another operator."""
 
     name: str
     bits: int = 4
@@ -66,6 +67,7 @@ class Lever:
     epochs: int = 5
     lr: float = 1.0
     smoothing: float = 0.0
+    calm: float = 1.0
     design: Design | None = None
 
 
@@ -88,6 +90,8 @@ ROWS: dict[str, Lever] = {
     "second+": Lever("the same, twice the step", second=True, lr=2.0),
     "lr 2": Lever("twice the step", lr=2.0),
     "lr half": Lever("half the step", lr=0.5),
+    "calm": Lever("a third of the step once rounding has begun", calm=1 / 3),
+    "calmer": Lever("a tenth of it", calm=0.1),
     "smooth": Lever("labels smoothed by 0.05", smoothing=0.05),
     "shift": Lever("images shifted by up to 2 pixels", shift=2),
     "epochs": Lever("twice the epochs", epochs=10),
@@ -230,6 +234,8 @@ def train(
         loss.backward()
         optimiser.step()
         schedule.step()
+        if space.bits:
+            optimiser.param_groups[0]["lr"] *= row.calm
     space.eval()
     half = len(data.validation) // 2
     with torch.no_grad(), space.materialised() as net:
