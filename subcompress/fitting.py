@@ -60,7 +60,8 @@ def fit(
     `baseline`, a number or a safetensors file of its weights); target (of any metric); within (bytes of the whole
     file). With a target, the smallest file is searched whose mean over `seeds` seeds meets it on the validation split;
     with `within`, the best one of at most so many bytes. Either in at most `max_fits` trainings,
-    none of which begins where it would end after `max_minutes`.
+    none of which, from the second one on, begins where it would end after
+    `max_minutes`.
 
     bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
