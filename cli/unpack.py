@@ -14,10 +14,12 @@ from subcompress_cli.options import FILE, json_option, model_option, network, pr
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."
 )
+@click.option("--self-unfolding", is_flag=True, help="An .onnx of kilobytes, which computes its own weights.")
 @json_option
-def unpack(file: Path, model_name: str | None, output: Path, as_json: bool) -> None:
+def unpack(file: Path, model_name: str | None, output: Path, self_unfolding: bool, as_json: bool) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
-    subcompress.unpack(file, output, None if model_name is None else network(model_name))
+    module = None if model_name is None else network(model_name)
+    subcompress.unpack(file, output, module, self_unfolding=self_unfolding)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}
     if as_json:
         print_json({"output": output, **sizes})

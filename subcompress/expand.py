@@ -46,10 +46,11 @@ def _memory() -> float:
 
 def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:
     """The digest of a state dict under the record's layout."""
-    return weights_digest(record.layout, {name: _raw(tensor) for name, tensor in state.items()})
+    return weights_digest(record.layout, {name: raw_bytes(tensor) for name, tensor in state.items()})
 
 
-def _raw(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat.resolve_conj()).reshape(-1)

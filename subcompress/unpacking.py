@@ -36,11 +36,14 @@ def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.
     return module.eval()
 
 
-def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None) -> Path:
+def unpack(
+    path: str | Path, output: str | Path, module: nn.Module | None = None, *, self_unfolding: bool = False
+) -> Path:
     """Write the weights of the file at `path`, checked against its digest, whole or not at all; returns the output.
 
     An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes; one that ends in
-    .onnx is a graph, and needs the `module` to trace. Raises SubcompressError.
+    .onnx is a graph, and needs the `module` to trace. self_unfolding: the graph computes its weights itself, and takes
+    kilobytes (docs/ONNX.md). Raises SubcompressError.
     """
     output = Path(output)
     record, _ = format.read(path)
@@ -50,8 +53,11 @@ def unpack(path: str | Path, output: str | Path, module: nn.Module | None = None
         )
     if os.path.exists(output) and os.path.samefile(path, output):
         raise SubcompressError(f"{output} is the file itself: give another place for what it unpacks to")
+    if self_unfolding and output.suffix != ".onnx":
+        raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
+    export = _self_unfolding if self_unfolding else EXPORTS[output.suffix]
     with replacing(output) as temporary:
-        EXPORTS[output.suffix](record, module, temporary)
+        export(record, module, temporary)
     return output
 
 
@@ -66,11 +72,21 @@ def _dense(record: Record, module: nn.Module | None, path: Path) -> None:
 
 
 def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:
-    from subcompress.onnx_export import export  # onnx and onnxruntime are loaded only where they are needed
+    from subcompress.graph import export  # onnx and onnxruntime are loaded only where they are needed
 
+    export(record, _to_trace(record, module), path)
+
+
+def _self_unfolding(record: Record, module: nn.Module | None, path: Path) -> None:
+    from subcompress.graph import export_self_unfolding
+
+    export_self_unfolding(record, _to_trace(record, module), path)
+
+
+def _to_trace(record: Record, module: nn.Module | None) -> nn.Module:
     if module is None:
         raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
-    export(record, load_record(record, module), path)
+    return load_record(record, module)
 
 
 EXPORTS: dict[str, Export] = {".safetensors": _dense, ".onnx": _onnx}

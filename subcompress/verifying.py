@@ -84,7 +84,7 @@ def verify(path: str | Path, data: Data | None = None, module: nn.Module | None 
 
 def onnx_accuracy(record: Record, module: nn.Module, split: Split) -> float:
     """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime."""
-    from subcompress.onnx_export import accuracy_of_graph, export
+    from subcompress.graph import accuracy_of_graph, export
     from subcompress.unpacking import load_record
 
     with tempfile.TemporaryDirectory() as folder:

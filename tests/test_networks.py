@@ -6,12 +6,17 @@ from __future__ import annotations
 import copy
 
 import networks
+import onnx
 import pytest
 import safetensors.torch
 import torch
+from graphs import computed
 
 import subcompress
+from subcompress import format
 from subcompress.data.splits import batches, call, leaves
+from subcompress.expand import expand, raw_bytes
+from subcompress.record import Coded
 from subcompress.tasks import Task, evaluate
 
 OPTIONS = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1}
@@ -71,3 +76,17 @@ def test_onnx_computes_the_same(fitted, name, tmp_path):
     _, file, _ = fitted(name)
     case = networks.CASES[name]
     assert subcompress.unpack(file, tmp_path / "net.onnx", case.make()).stat().st_size > 1_000
+
+
+def test_the_graph_computes_the_files_weights_itself(fitted, name, tmp_path):
+    """`unpack` checks them before it keeps the graph; here they are had from the graph that was kept."""
+    _, file, _ = fitted(name)
+    path = subcompress.unpack(file, tmp_path / "net.onnx", networks.CASES[name].make(), self_unfolding=True)
+    record = format.read(file)[0]
+    inside = {i.name for i in onnx.load(path).graph.initializer}
+    coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Coded)]
+    assert not inside.intersection(coded)
+    found, expected = computed(path, record), expand(record)
+    assert found
+    for tensor, values in found.items():
+        assert values.tobytes() == raw_bytes(expected[tensor]), tensor

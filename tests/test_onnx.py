@@ -17,7 +17,8 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.expand import expand
-from subcompress.onnx_export import compare, example_inputs
+from subcompress.graph.checking import compare
+from subcompress.graph.tracing import example_inputs
 from subcompress.tasks import accuracy_of
 from subcompress_models import MODELS
 

@@ -118,7 +118,7 @@ class Bench:
 
     def graph(self, module: nn.Module) -> bytes:
         """The network as ONNX with its weights inside. Raises SkippedError where there is none."""
-        from subcompress.onnx_export import graph_of
+        from subcompress.graph import graph_of
 
         try:
             data = graph_of(module, self.data.facts).SerializeToString()
@@ -129,7 +129,7 @@ class Bench:
 
     def value_of_graph(self, data: bytes) -> float:
         """The metric of a graph on the test split. Raises SkippedError where it is not an accuracy of one input."""
-        from subcompress.onnx_export import accuracy_of_graph
+        from subcompress.graph import accuracy_of_graph
 
         test = self.data.test
         if not self.task.is_accuracy or not isinstance(test, Split) or not isinstance(test.x, Tensor):

@@ -1,0 +1,120 @@
+"""What a graph computes in ONNX Runtime: its outputs against torch's, its weights against the file's, its accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from subcompress.data.splits import Split
+from subcompress.errors import SubcompressError
+from subcompress.expand import raw_bytes
+from subcompress.facts import Facts
+from subcompress.graph.slimming import every_name
+from subcompress.graph.tracing import example_inputs, outputs_of
+
+TOLERANCE = 1e-4
+"""Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
+
+
+_ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
+
+
+def accuracy_of_graph(data: bytes, split: Split) -> float:
+    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime."""
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    x = split.x.numpy()
+    first = [int(np.argmax(session.run(None, {"input": x[i : i + 1]})[0])) for i in range(len(x))]
+    return float(np.mean(np.array(first) == split.y.numpy()))
+
+
+def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
+    """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes."""
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as e:  # its exceptions have no common base of their own
+        raise SubcompressError(
+            f"ONNX Runtime does not load this graph ({_line(e)}): unpack to .safetensors instead"
+        ) from e
+    for n in (1, 3):
+        fed = {name: x.numpy() for name, x in example_inputs(facts, n).items()}
+        taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+        try:
+            found = session.run(None, {name: x for name, x in fed.items() if name in taken})
+        except Exception as e:
+            raise SubcompressError(
+                f"ONNX Runtime does not run this graph at batch size {n} ({_line(e)}): unpack to .safetensors instead"
+            ) from e
+        for expected, given in zip(outputs_of(module, facts, n), found, strict=True):
+            worst = _difference(expected.numpy(), np.asarray(given))
+            if not worst <= TOLERANCE:
+                raise SubcompressError(
+                    f"the ONNX graph's outputs differ from torch's by {worst:.2g} at batch size {n}: it was not kept; "
+                    "does forward depend on values, on the batch size or on random numbers?"
+                )
+
+
+def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
+    """Raise SubcompressError unless the values of these names in the graph are the expected ones bit for bit, with
+    graph optimisation off and on."""
+    model = weights_only(data, {name: tensor.dtype for name, tensor in expected.items()})
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            found = session.run(None, {})
+        except Exception as e:
+            raise SubcompressError(
+                f"ONNX Runtime does not compute this graph's weights ({_line(e)}): leave unfolding out"
+            ) from e
+        for (name, tensor), values in zip(expected.items(), found, strict=True):
+            wanted = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            if values.tobytes() != raw_bytes(wanted):
+                raise SubcompressError(
+                    f"{name} computed in the graph is not the file's bit for bit ({level}): it was not kept; "
+                    "leave unfolding out, and report this machine"
+                )
+
+
+def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
+    """The part of a graph that computes those values, which become its outputs; bfloat16 ones as float32."""
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    needed, outputs = set(dtypes), []
+    for name, dtype in dtypes.items():
+        kind = _ONNX_DTYPES.get(dtype, TensorProto.FLOAT)
+        outputs.append(helper.make_tensor_value_info(name, kind, None))
+        if dtype == torch.bfloat16:  # NumPy has none
+            outputs[-1].name = f"{name} as float32"
+            graph.node.append(helper.make_node("Cast", [name], [outputs[-1].name], to=TensorProto.FLOAT))
+            needed.add(outputs[-1].name)
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            for branch in (a.g for a in node.attribute if a.HasField("g")):
+                needed |= every_name(branch)
+    kept.reverse()
+    part = helper.make_graph(kept, "weights", [], outputs, [i for i in graph.initializer if i.name in needed])
+    del graph.node[:], graph.input[:], graph.output[:], graph.initializer[:], graph.value_info[:]
+    graph.MergeFrom(part)
+    return model.SerializeToString()
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    """The largest difference, as a share of the largest value where that is above one."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    reach = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(found.astype(np.complex128) - expected.astype(np.complex128)).max()) / reach
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200]

@@ -1,0 +1,128 @@
+"""The same graph in fewer bytes: what can be computed beforehand is, names are short, defaults are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import onnx
+import onnxscript.optimizer
+from onnx import helper, numpy_helper
+
+from subcompress.graph.nodes import Nodes, short_names
+from subcompress.graph.tracing import OPSET
+
+SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
+"""Attributes that the specification lets a node leave out when all their numbers are these."""
+
+
+def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
+    """The model with what depends on neither inputs nor weights computed: shapes, casts, constants.
+
+    weights: initialisers, which become inputs, so that nothing that depends on them is.
+    """
+    kept = [i for i in model.graph.initializer if i.name in weights]
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    del opened.graph.initializer[:]
+    opened.graph.initializer.extend(i for i in model.graph.initializer if i.name not in weights)
+    opened.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in kept)
+    found: onnx.ModelProto = onnxscript.optimizer.optimize(opened)
+    inputs = [i for i in found.graph.input if i.name not in weights]
+    del found.graph.input[:]
+    found.graph.input.extend(inputs)
+    return found
+
+
+def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str]) -> None:
+    """Add the nodes and constants of a graph to `nodes`, under short names.
+
+    kept: names that stay or become others: inputs, outputs, weights. Names within subgraphs stay.
+    """
+    names = dict(kept)
+
+    def short(name: str) -> str:
+        if name and name not in names:
+            names[name] = next(nodes.names)
+        return names.get(name, "")
+
+    for tensor in graph.initializer:
+        names[tensor.name] = nodes.constant(numpy_helper.to_array(tensor))
+    for node in graph.node:
+        if node.op_type == "Constant" and not node.domain and node.attribute[0].name == "value":
+            names[node.output[0]] = nodes.constant(numpy_helper.to_array(node.attribute[0].t))
+            continue
+        copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+        copy.input.extend(map(short, node.input))
+        copy.output.extend(map(short, node.output))
+        copy.attribute.extend(a for a in node.attribute if not _default(node, a))
+        for attribute in copy.attribute:
+            _rename(attribute, names)
+        nodes.nodes.append(copy)
+
+
+def shorten(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Give all values names of a letter or two: constants first, of which the same few occur again and again."""
+    constants = short_names(kept)
+    new = {name: name for name in kept} | {i.name: next(constants) for i in graph.initializer}
+    values = (name for name in short_names(new.values()) if len(name) > 1)  # names of one length make nodes alike
+    _shorten(graph, new, values)
+
+
+def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str]) -> None:
+    for tensor in graph.initializer:
+        tensor.name = new[tensor.name]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                new.update((name, next(values)) for i in [*inner.initializer, *inner.input] if (name := i.name))
+                for given in inner.input:
+                    given.name = new[given.name]
+                _shorten(inner, new, values)
+        new.update((name, next(values)) for name in node.output if name and name not in new)
+        node.input[:] = [name and new[name] for name in node.input]
+        node.output[:] = [name and new[name] for name in node.output]
+    for output in graph.output:
+        output.name = new[output.name]
+
+
+def every_name(graph: onnx.GraphProto) -> set[str]:
+    """Names of values in a graph and in the graphs within it."""
+    found = {v.name for v in [*graph.input, *graph.output, *graph.initializer]}
+    for node in graph.node:
+        found |= {*node.input, *node.output}
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                found |= every_name(inner)
+    return found
+
+
+def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    """Whether a node means the same without the attribute."""
+    value = helper.get_attribute_value(attribute)
+    if attribute.name in SPELT_OUT and not node.domain:
+        return set(value) == {SPELT_OUT[attribute.name]}
+    if attribute.name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose"):
+        return True  # it is that of the weights
+    if node.domain:
+        return False
+    declared = onnx.defs.get_schema(node.op_type, OPSET).attributes.get(attribute.name)
+    if declared is None or declared.default_value.type != attribute.type:
+        return False
+    return bool(helper.get_attribute_value(declared.default_value) == value)
+
+
+def _rename(attribute: onnx.AttributeProto, names: dict[str, str]) -> None:
+    """Give what a subgraph reads from outside its new name."""
+    for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
+        own = (
+            {o for n in graph.node for o in n.output}
+            | {i.name for i in graph.initializer}
+            | {i.name for i in graph.input}
+        )
+        for node in graph.node:
+            node.input[:] = [x if x in own else names.get(x, x) for x in node.input]
+            for inner in node.attribute:
+                _rename(inner, names)
+        for output in graph.output:  # a branch may give a value from outside
+            if output.name not in own:
+                output.name = names.get(output.name, output.name)

@@ -1,0 +1,267 @@
+"""Self-unfolding graphs: the file's weights bit for bit, from standard operators, in few bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import torch
+from click.testing import CliRunner
+from graphs import LEVELS, bare, run, unfolded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from records import GOLDEN, lenet_record, single_record, with_digest
+from torch import nn
+
+import subcompress
+from subcompress import SubcompressError, format
+from subcompress.expand import expand, raw_bytes
+from subcompress.facts import Facts
+from subcompress.graph import exporting, tracing, unfolding
+from subcompress.graph.checking import weights_only
+from subcompress.layout import Layout, TensorSpec
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Record
+from subcompress_cli import main
+from subcompress_models import MODELS
+
+
+def same(record: Record, level: str = "ORT_ENABLE_ALL") -> bool:
+    """Whether a graph gives what `expand` gives, of the tensors that are float32 or hold it exactly."""
+    found, state = unfolded(record, level), expand(record)
+    assert found
+    return all(
+        values.tobytes() == raw_bytes(state[name].float())
+        for name, values in found.items()
+        if state[name].dtype in (torch.float32, torch.float64)
+    )
+
+
+@st.composite
+def records(draw):
+    """One group of any sizes that the format allows and a test can afford."""
+    D = draw(st.integers(1, 3_000))
+    log2_m = draw(st.integers(0, 11))
+    m = 1 << log2_m
+    K = draw(st.integers(0, min(m - 1, 20)))
+    A = draw(st.sampled_from([0, 1, 7, 127, 128, 300]))
+    blocks = -(-D // m)
+    d = draw(st.integers(1, min(D, blocks * (m - K))))
+    bits = draw(st.integers(2, 12))
+    seed = draw(st.sampled_from([0, 1, (1 << 64) - 1, 0x0123456789ABCDEF]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
+    z = rng.integers(-(1 << bits - 1), 1 << bits - 1, d)
+    z[rng.random(d) < draw(st.sampled_from([0.0, 0.5, 1.0]))] = 0
+    op = HadamardBlocks(D, d, seed, log2_m, K, A)
+    while op.peak(z) >= 1 << 16:
+        z = z // 2
+    layout = Layout((TensorSpec("w", "F32", (D,)),))
+    return Record(seed, layout, (Group(op, bits, z.astype(np.int32)),), (Coded(1.5 * 2.0**-9),))
+
+
+@settings(deadline=None, max_examples=60)
+@given(records(), st.sampled_from(LEVELS), st.booleans())
+def test_any_group_unfolds_to_what_expand_gives(record, level, large):
+    with pytest.MonkeyPatch.context() as patch:
+        if large:  # the spelling of groups of a million weights and more
+            patch.setattr(unfolding, "LARGE", 0)
+        assert same(record, level)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(GOLDEN.glob("*.safetensors"))])
+@pytest.mark.parametrize("level", LEVELS)
+def test_golden_files_unfold(name, level):
+    assert same(format.read(GOLDEN / f"{name}.safetensors")[0], level)
+
+
+def test_another_implementation_of_onnx_computes_the_same():
+    """onnx's own reference, which is NumPy."""
+    record = lenet_record(d=300)
+    model, names = bare(record)
+    found = onnx.reference.ReferenceEvaluator(model).run(None, {})
+    for name, values in zip(names, found, strict=True):
+        assert values.tobytes() == raw_bytes(expand(record)[name])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("D", "log2_m", "K", "A"), [(100, 0, 0, 0), (512, 6, 0, 0), (512, 6, 3, 0), (2000, 8, 0, 0)])
+def test_zeros_are_positive(D, log2_m, K, A, level):
+    record = single_record(D, min(D, 60), log2_m, K, A, np.zeros(min(D, 60), np.int64))
+    found = unfolded(record, level)["w"]
+    assert not np.signbit(found).any()
+    assert not found.any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_large_groups_unfold_in_stages(level):
+    """1.5 million weights shared among two tensors and a group of statistics one by one."""
+    rng = np.random.default_rng(5)
+    layout = Layout(
+        (TensorSpec("a", "F32", (1000, 1400)), TensorSpec("b", "F32", (70_001,)), TensorSpec("c", "F32", (9,)))
+    )
+    groups = (
+        Group(HadamardBlocks.sized(1_470_001, 700, 3), 4, rng.integers(-8, 8, 700).astype(np.int32)),
+        Group(HadamardBlocks(9, 9, 3, 0, 0, 0, group=1), 12, rng.integers(-2048, 2048, 9).astype(np.int32)),
+    )
+    record = Record(3, layout, groups, (Coded(2.0**-8), Coded(2.0**-7, start=1.0), Coded(2.0**-4, group=1)))
+    assert record.groups[0].operator.padded >= unfolding.LARGE
+    assert sum(node.op_type == "If" for node in bare(record)[0].graph.node) == 4
+    assert same(record, level)
+
+
+def test_more_than_an_onnx_runtime_folds_is_refused(monkeypatch):
+    monkeypatch.setattr(unfolding, "MOST", 1 << 15)
+    with pytest.raises(
+        SubcompressError, match="folds at most 1 GiB at once, 32768 weights a group; this file's has 44426"
+    ):
+        bare(lenet_record())
+
+
+@pytest.fixture(scope="module")
+def unfolding_file(small_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "net.onnx"
+    return subcompress.unpack(small_file, path, MODELS["lenet"](), self_unfolding=True)
+
+
+@pytest.mark.parametrize("d", [290, 2000])
+def test_it_is_small(d, tmp_path):
+    """Whole files on disk beside the coordinates as the file codes them."""
+    record = lenet_record(d, spread=5.0)
+    format.save(record, tmp_path / "net.safetensors")
+    coordinates = subcompress.info(tmp_path / "net.safetensors")["ledger"]["coordinates"]
+    path = subcompress.unpack(
+        tmp_path / "net.safetensors", tmp_path / "net.onnx", MODELS["lenet"](), self_unfolding=True
+    )
+    assert path.stat().st_size <= coordinates + 6_000
+    assert len(gzip.compress(path.read_bytes(), 9)) <= coordinates + 2_200
+
+
+def test_operators_are_standard_ones(unfolding_file):
+    model = onnx.load(unfolding_file)
+    onnx.checker.check_model(model, full_check=True)
+    own = {f.name for f in model.functions}
+    used = [n for part in (model.graph, *model.functions) for n in part.node]
+    assert all(onnx.defs.has(n.op_type) or n.op_type in own for n in used)
+    assert not any(n.op_type.startswith(("Random", "Multinomial")) for n in used)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert max(numpy_helper.to_array(tensor).size for tensor in model.graph.initializer) < 400
+
+
+def test_its_metadata_say_what_runs_it(unfolding_file):
+    found = {p.key: p.value for p in onnx.load(unfolding_file).metadata_props}
+    assert found["onnxruntime"] == ">=1.15"
+    assert json.loads(found["labels"]) == list("0123456789")
+    assert onnx.load(unfolding_file).ir_version == 8
+
+
+def test_it_computes_what_torch_computes_and_holds_no_weights(unfolding_file, small_file):
+    assert unfolding_file.stat().st_size < 6_000 < 50 * small_file.stat().st_size
+    names = {i.name for i in onnx.load(unfolding_file).graph.initializer}
+    assert not names.intersection(expand(format.read(small_file)[0]))
+
+
+class Exchanged(nn.Module):
+    """Weights that the graph holds as they are not in the state dict: with axes exchanged, shared, or changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 4))
+        self.v = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.w + x[:, :4] @ self.v @ self.w).relu()
+
+
+def exchanged_file(folder: Path) -> Path:
+    layout = Layout.of(Exchanged().state_dict())
+    z = np.random.default_rng(2).integers(-8, 8, 20).astype(np.int32)
+    group = Group(HadamardBlocks.sized(48, 20, 1, K=4), 4, z)
+    record = Record(1, layout, (group,), (Coded(0.125), Coded(0.25)), facts=Facts(input_shape=(6,)))
+    format.save(with_digest(record), folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+def edited(change):
+    """`graph_of` with a change to the graph it gives, as another exporter might have it."""
+
+    def graph(module, facts):
+        model = tracing.graph_of(module, facts)
+        change(model.graph)
+        return model
+
+    return graph
+
+
+def test_a_tensor_with_its_axes_exchanged_is_computed_so(monkeypatch, tmp_path):
+    def exchange(graph):
+        """Every product with v is with its transpose's transpose, held under a name of its own."""
+        (v,) = (i for i in graph.initializer if i.name == "v")
+        transposed = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(v).T), "folded")
+        graph.initializer.remove(v)
+        graph.initializer.append(transposed)
+        graph.node.insert(0, helper.make_node("Transpose", ["folded"], ["v"], perm=[1, 0]))
+
+    monkeypatch.setattr(exporting, "graph_of", edited(exchange))
+    file = exchanged_file(tmp_path)
+    path = subcompress.unpack(file, tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
+    v = expand(format.read(file)[0])["v"]
+    (found,) = run(weights_only(path.read_bytes(), {"folded": torch.float32}))
+    assert found.tobytes() == raw_bytes(v.T)
+
+
+def test_two_copies_of_a_tensor_are_computed_once(monkeypatch, tmp_path):
+    def copy(graph):
+        (w,) = (i for i in graph.initializer if i.name == "w")
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(w), "twin"))
+        last = [node for node in graph.node if "w" in node.input][-1]
+        last.input[:] = ["twin" if name == "w" else name for name in last.input]
+
+    monkeypatch.setattr(exporting, "graph_of", edited(copy))
+    path = subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
+    assert sum("w" in node.input for node in onnx.load(path).graph.node) == 2
+
+
+def test_a_graph_that_holds_other_weights_is_refused(monkeypatch, tmp_path):
+    def spoil(graph):
+        (w,) = (i for i in graph.initializer if i.name == "w")
+        w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w) + 1, "w"))
+
+    monkeypatch.setattr(exporting, "graph_of", edited(spoil))
+    with pytest.raises(SubcompressError, match=r"as they are or with axes exchanged; w is neither: give the model"):
+        subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_weights_that_a_graph_computes_wrongly_are_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(unfolding, "SIGNS", -unfolding.SIGNS)
+    monkeypatch.setattr(exporting, "compare", lambda *_: None)
+    with pytest.raises(SubcompressError, match="computed in the graph is not the file's bit for bit"):
+        subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, monkeypatch):
+    def call(*more):
+        return CliRunner().invoke(main, ["unpack", str(small_file), "--self-unfolding", *more])
+
+    done = call("--model", "lenet", "-o", str(tmp_path / "net.onnx"))
+    assert done.exit_code == 0
+    assert f"{(tmp_path / 'net.onnx').stat().st_size} bytes, rebuilt from {small_file.stat().st_size}" in done.output
+    for more, said in (
+        (["--model", "lenet", "-o", str(tmp_path / "net.safetensors")], "a self-unfolding graph is an .onnx file"),
+        (["-o", str(tmp_path / "net.onnx")], "traced from the network: give it with --model"),
+        (["--model", "mlp", "-o", str(tmp_path / "net.onnx")], "give the model the file was made from"),
+    ):
+        failed = call(*more)
+        assert failed.exit_code != 0
+        assert said in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
+    monkeypatch.setattr(exporting, "LIMIT", 1000)
+    failed = call("--model", "lenet", "-o", str(tmp_path / "net.onnx"))
+    assert "an ONNX graph holds at most 2 GB; this file's weights take 177704 bytes" in failed.stderr
