@@ -5,6 +5,7 @@ import click
 from subcompress import __version__
 from subcompress_cli.compare import compare
 from subcompress_cli.dim import dim
+from subcompress_cli.doctor import doctor
 from subcompress_cli.errors import Group
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
@@ -20,5 +21,5 @@ def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
 
-for command in (fit, dim, pack, unpack, info, verify, compare, report):
+for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor):
     main.add_command(command)

@@ -15,16 +15,23 @@ from subcompress_cli.options import FILE, data_options, data_set, json_option, m
 @click.argument("file", type=FILE)
 @model_option()
 @data_options()
+@click.option("--device", default="cpu", show_default=True, help="Where ONNX Runtime computes: cpu or cuda.")
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, file: Path, model_name: str | None, data_name: str | None, data_dir: Path | None, as_json: bool
+    ctx: click.Context,
+    file: Path,
+    model_name: str | None,
+    data_name: str | None,
+    data_dir: Path | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too."""
     data, module = data_set(data_name, data_dir), None
     if data is not None and (name := model_name or tables.name_of(format.read(file)[0].layout)):
         module = network(name)
-    found = subcompress.verify(file, data, module)
+    found = subcompress.verify(file, data, module, device=device)
     if as_json:
         print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
     else:

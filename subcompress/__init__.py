@@ -8,12 +8,14 @@ subcompress.load("net.safetensors", model)
 
 from subcompress.comparing import Comparison, compare
 from subcompress.data import Data, Split, load_data
+from subcompress.doctor import Finding, doctor
 from subcompress.errors import SubcompressError
 from subcompress.fitting import fit
 from subcompress.measuring import measure_dimension
 from subcompress.packing import pack
 from subcompress.probe import Fit
 from subcompress.reporting import report
+from subcompress.session import Session
 from subcompress.subspace import Subspace
 from subcompress.training import Listener, Progress
 from subcompress.unpacking import load, unpack
@@ -24,14 +26,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Data",
+    "Finding",
     "Fit",
     "Listener",
     "Progress",
+    "Session",
     "Split",
     "SubcompressError",
     "Subspace",
     "Verification",
     "compare",
+    "doctor",
     "fit",
     "info",
     "load",

@@ -16,6 +16,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.format import tables
 from subcompress.record import Record
+from subcompress.session import require_device
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,16 @@ def info(path: str | Path) -> dict[str, Any]:
     }
 
 
-def verify(path: str | Path, data: Data | None = None, module: nn.Module | None = None) -> Verification:
+def verify(
+    path: str | Path, data: Data | None = None, module: nn.Module | None = None, *, device: str = "cpu"
+) -> Verification:
     """Rebuild the weights on every backend of this machine and compare each with the digest in the file.
 
     With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1; not where
-    the weights are wrong.
-    Raises SubcompressError for a file that cannot be read.
+    the weights are wrong. device: where ONNX Runtime computes that, cpu or cuda.
+    Raises SubcompressError for a file that cannot be read and for a device that is not there.
     """
+    require_device(device)
     record, _ = format.read(path)
     backends = {name: digest_of(record, expand(record, name)) == record.digest for name in available()}
     accuracy = None
@@ -78,16 +82,16 @@ def verify(path: str | Path, data: Data | None = None, module: nn.Module | None 
             raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
         if not isinstance(data.test, Split) or not isinstance(data.test.x, Tensor):
             raise SubcompressError("accuracy is measured on a test split in memory of one input: leave --data out")
-        accuracy = onnx_accuracy(record, module, data.test)
+        accuracy = onnx_accuracy(record, module, data.test, device)
     return Verification(backends, record.digest.hex(), accuracy)
 
 
-def onnx_accuracy(record: Record, module: nn.Module, split: Split) -> float:
-    """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime."""
+def onnx_accuracy(record: Record, module: nn.Module, split: Split, device: str = "cpu") -> float:
+    """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime there."""
     from subcompress.graph import accuracy_of_graph, export
     from subcompress.unpacking import load_record
 
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "net.onnx"
         export(record, load_record(record, module), graph)
-        return accuracy_of_graph(graph.read_bytes(), split)
+        return accuracy_of_graph(graph.read_bytes(), split, device)

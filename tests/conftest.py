@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import networks
 import pytest
+import torch
+from torch import nn
 
 import subcompress
 from subcompress_models import MODELS
@@ -30,3 +34,22 @@ def small_file(small_run: Path) -> Path:
     path = small_run.parent / "net.safetensors"
     subcompress.pack(small_run, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
+    """Name of a network -> (fit, file, module), each fitted once."""
+    held: dict[str, tuple[subcompress.Fit, Path, nn.Module]] = {}
+
+    def get(name: str) -> tuple[subcompress.Fit, Path, nn.Module]:
+        if name not in held:
+            case, folder = networks.CASES[name], tmp_path_factory.mktemp("fit")
+            torch.manual_seed(3)
+            module = case.make()
+            options = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1, **case.options}
+            found = subcompress.fit(module, case.data(), folder / "run", **options)
+            subcompress.pack(folder / "run", folder / "net.safetensors")
+            held[name] = found, folder / "net.safetensors", module
+        return held[name]
+
+    return get

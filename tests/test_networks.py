@@ -19,26 +19,6 @@ from subcompress.expand import expand, raw_bytes
 from subcompress.record import Coded
 from subcompress.tasks import Task, evaluate
 
-OPTIONS = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1}
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """name -> (fit, file, module), each fitted once."""
-    held = {}
-
-    def get(name):
-        if name not in held:
-            case, folder = networks.CASES[name], tmp_path_factory.mktemp("fit")
-            torch.manual_seed(3)
-            module = case.make()
-            found = subcompress.fit(module, case.data(), folder / "run", **OPTIONS, **case.options)
-            subcompress.pack(folder / "run", folder / "net.safetensors")
-            held[name] = found, folder / "net.safetensors", module
-        return held[name]
-
-    return get
-
 
 @pytest.fixture(params=networks.CASES)
 def name(request):

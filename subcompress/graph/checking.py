@@ -15,6 +15,7 @@ from subcompress.expand import raw_bytes
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
 from subcompress.graph.tracing import example_inputs, outputs_of
+from subcompress.session import open_graph
 
 TOLERANCE = 1e-4
 """Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
@@ -23,9 +24,9 @@ TOLERANCE = 1e-4
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
 
 
-def accuracy_of_graph(data: bytes, split: Split) -> float:
-    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime."""
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+def accuracy_of_graph(data: bytes, split: Split, device: str = "cpu") -> float:
+    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
+    session = open_graph(data, device)
     x = split.x.numpy()
     first = [int(np.argmax(session.run(None, {"input": x[i : i + 1]})[0])) for i in range(len(x))]
     return float(np.mean(np.array(first) == split.y.numpy()))

@@ -1,0 +1,24 @@
+"""subcompress doctor."""
+
+import click
+
+import subcompress
+from subcompress_cli.options import json_option, print_json
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has to compute with, whether it works, and how to mend what does not."""
+    findings = subcompress.doctor()
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.name:18} {finding.found}")
+        for finding in findings:
+            if finding.mend:
+                click.echo(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}", err=True)
+    if any(finding.mend for finding in findings):
+        ctx.exit(1)

@@ -1,0 +1,205 @@
+"""Inference from a packed file, or from an .onnx file of ours: ONNX Runtime on the CPU or on a CUDA device.
+
+Of a packed file the weights are rebuilt where they are used. On a CUDA device they are handed to ONNX Runtime as the
+tensors that torch rebuilt there, with no copy through the host's memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.expand import expand, expand_checked
+from subcompress.layout import Layout
+
+DEVICES = {"cpu": ("torch", "CPUExecutionProvider"), "cuda": ("torch-cuda", "CUDAExecutionProvider")}
+"""Device -> the backend that rebuilds weights there, and what ONNX Runtime calls it."""
+
+
+class Session:
+    """A network ready to run: `session(x)` gives what the module gives, on the device.
+
+    path: a packed .safetensors file, with the `module` it was made from, of which only the code is used; or an .onnx
+    file that `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
+    tf32: let a CUDA device round inputs of products to 10 bits, as ONNX Runtime does unless told otherwise.
+
+    Raises SubcompressError for a file that cannot be read, another module's layout, a module that cannot be exported, a
+    device that is not there (never another in its place), and an ONNX Runtime that is too old for the file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        module: nn.Module | None = None,
+        *,
+        device: str = "cpu",
+        check: bool = False,
+        tf32: bool = False,
+    ) -> None:
+        require_device(device)
+        path = Path(path)
+        self.device = torch.device(device)
+        self._weights: dict[str, Tensor] = {}
+        if path.suffix == ".onnx":
+            self._session = open_graph(path, device, tf32)
+        else:
+            self._session = self._of_packed(path, module, check, tf32)
+        self.inputs = [i.name for i in self._session.get_inputs() if i.name not in self._weights]
+        self.outputs = [o.name for o in self._session.get_outputs()]
+
+    def _of_packed(self, path: Path, module: nn.Module | None, check: bool, tf32: bool) -> Any:
+        """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
+        from subcompress.graph.lifting import lifted
+
+        if module is None:
+            raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
+        record, _ = format.read(path)
+        record.layout.require(Layout.of(module.state_dict()), "the model")
+        backend = DEVICES[self.device.type][0]
+        state = expand_checked(record, backend) if check else expand(record, backend)
+        data, names = lifted(module, record.facts, state.keys(), as_inputs=self.device.type == "cuda")
+        weights = {name: _real(state[name]).contiguous() for name in names}
+        if self.device.type == "cuda":
+            self._weights = weights
+            return open_graph(data, "cuda", tf32)
+        return open_graph(data, "cpu", tf32, weights)
+
+    def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
+        """The outputs for a batch: a tensor on the device, or a tuple where the network gives several.
+
+        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError where one is missing or of a shape or
+        dtype that the network does not take.
+        """
+        given = {**dict(zip(self.inputs, inputs, strict=False)), **named}
+        if len(inputs) > len(self.inputs) or set(given) != set(self.inputs):
+            raise SubcompressError(
+                f"a session takes {', '.join(self.inputs)}; given {len(inputs)} in order and "
+                f"{', '.join(named) or 'none'} by name: give each once"
+            )
+        tensors = {name: torch.as_tensor(x).detach().to(self.device).contiguous() for name, x in given.items()}
+        binding = self._session.io_binding()
+        for name, tensor in {**self._weights, **tensors}.items():
+            _bind(binding.bind_input, name, tensor)
+        for name in self.outputs:
+            binding.bind_output(name, self.device.type)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as e:  # its exceptions have no common base of their own
+            raise SubcompressError(f"ONNX Runtime refuses this input ({_line(e)})") from e
+        found = tuple(torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs())
+        return found[0] if len(found) == 1 else found
+
+
+def require_device(device: str) -> None:
+    """Raise SubcompressError unless torch can compute there."""
+    if device not in DEVICES:
+        raise SubcompressError(f"devices are {', '.join(DEVICES)}; {device!r} is none of them")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SubcompressError(
+            f"device cuda needs a GPU that torch can use; torch {torch.__version__} finds none: "
+            "`subcompress doctor` says what is missing; or give cpu"
+        )
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """As ONNX has it: complex numbers are pairs."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _bind(bind: Any, name: str, tensor: Tensor) -> None:
+    kind = _ONNX_TYPES[tensor.dtype]
+    bind(name, tensor.device.type, tensor.device.index or 0, kind, list(tensor.shape), tensor.data_ptr())
+
+
+_ONNX_TYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.float64: np.float64,
+    torch.bfloat16: 16,  # TensorProto.BFLOAT16: NumPy has none
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.int16: np.int16,
+    torch.int8: np.int8,
+    torch.uint8: np.uint8,
+    torch.bool: np.bool_,
+}
+
+
+def open_graph(
+    model: Path | bytes, device: str = "cpu", tf32: bool = False, weights: dict[str, Tensor] | None = None
+) -> Any:
+    """An InferenceSession on that device, and on no other. weights: values of external initialisers.
+
+    Raises SubcompressError where ONNX Runtime does not open the graph, or not there.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said below
+    held = {name: _ort_value(onnxruntime, tensor) for name, tensor in (weights or {}).items()}
+    if held:
+        options.add_external_initializers(list(held), list(held.values()))
+    provider = DEVICES[device][1]
+    own: dict[str, Any] = {}
+    if device == "cuda":
+        stream = torch.cuda.current_stream().cuda_stream
+        own = {"device_id": 0, "use_tf32": int(tf32), "user_compute_stream": str(stream)}
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[(provider, own)],
+            enable_fallback=False,
+        )
+    except Exception as e:
+        raise SubcompressError(_diagnosis(model, e)) from e
+    if session.get_providers()[0] != provider:
+        raise SubcompressError(
+            f"ONNX Runtime {onnxruntime.__version__} does not run on {device} here, though torch does: "
+            "`subcompress doctor` says what is missing; or give cpu"
+        )
+    return session
+
+
+def _ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
+    """The tensor's memory as ONNX Runtime sees it."""
+    if tensor.dtype == torch.bfloat16:
+        kind = _ONNX_TYPES[torch.bfloat16]
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.view(torch.int16).numpy(), kind)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+
+
+def _diagnosis(model: Path | bytes, e: Exception) -> str:
+    """Why ONNX Runtime does not open a graph: it is too old, by what the file says of itself, or its own words."""
+    import onnx
+    import onnxruntime
+
+    what = "this graph" if isinstance(model, bytes) else str(model)
+    try:
+        loaded = (
+            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        )
+    except OSError:
+        return f"{what} cannot be read: give an .onnx file that exists"
+    except Exception:
+        return f"{what} is no ONNX file: give one that `subcompress unpack` wrote"
+    needs = next((p.value for p in loaded.metadata_props if p.key == "onnxruntime"), "")
+    wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
+    if wanted and found < wanted:
+        return f"{what} needs onnxruntime {needs}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
+    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({_line(e)})"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.lstrip(">=").split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200]

@@ -1,0 +1,191 @@
+"""Sessions: what torch computes, on the device that was asked for and on no other; and what `doctor` says."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import networks
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from graphs import weights_only
+
+import subcompress
+from subcompress import SubcompressError, doctor, format
+from subcompress.data.splits import batches, call, leaves
+from subcompress.expand import expand, raw_bytes
+from subcompress_cli import main
+from subcompress_models import MODELS
+
+PACKED = Path(__file__).parent.parent / "models" / "packed"
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """A packed file as a dense graph and as one that unfolds itself."""
+    folder, packed = tmp_path_factory.mktemp("graphs"), PACKED / "mnist-98.safetensors"
+    make = MODELS["conv3-4-6-8"]
+    return (
+        subcompress.unpack(packed, folder / "dense.onnx", make()),
+        subcompress.unpack(packed, folder / "unfolding.onnx", make(), self_unfolding=True),
+    )
+
+
+def test_packed_dense_and_unfolding_files_run(graphs, device):
+    x = torch.rand(7, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = subcompress.load(PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"]())(x)
+    packed = subcompress.Session(PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"](), device=device, check=True)
+    for session in (packed, *(subcompress.Session(path, device=device) for path in graphs)):
+        found = session(x)
+        assert found.device.type == device
+        assert torch.allclose(found.cpu(), expected, atol=1e-4)
+        assert torch.equal(session(input=x.numpy()), found)
+
+
+@pytest.mark.parametrize("name", ["batch norm", "gru", "transformer", "complex", "graph"])
+def test_any_network_runs(fitted, name, device):
+    _, file, _ = fitted(name)
+    case = networks.CASES[name]
+    x, _ = next(batches(case.data().test, 16))
+    loaded = subcompress.load(file, case.make())
+    with torch.no_grad():
+        expected = list(leaves(call(loaded, x)))
+    given = x if isinstance(x, tuple) else (x,)
+    found = subcompress.Session(file, case.make(), device=device)(*given)
+    for a, b in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+        assert torch.allclose(a.cpu().float(), b.float(), atol=1e-3)
+
+
+def test_weights_unfold_to_the_same_bits_on_the_device(graphs, device):
+    """With graph optimisation they are folded on the CPU; without, computed there: TF32 must be off."""
+    state = expand(format.read(PACKED / "mnist-98.safetensors")[0])
+    model = weights_only(graphs[1].read_bytes(), {name: t.dtype for name, t in state.items()})
+    provider = {"cpu": "CPUExecutionProvider", "cuda": ("CUDAExecutionProvider", {"use_tf32": 0})}[device]
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        found = onnxruntime.InferenceSession(model, options, providers=[provider]).run(None, {})
+        for values, tensor in zip(found, state.values(), strict=True):
+            assert values.tobytes() == raw_bytes(tensor)
+
+
+WRONG = {
+    "give the module": lambda: subcompress.Session(PACKED / "mnist-98.safetensors"),
+    "give the model the file was made from": lambda: subcompress.Session(
+        PACKED / "mnist-98.safetensors", MODELS["lenet"]()
+    ),
+    "devices are cpu, cuda; 'tpu' is none of them": lambda: subcompress.Session("net.onnx", device="tpu"),
+    "is no ONNX file": lambda: subcompress.Session("no.onnx"),
+    "cannot be read": lambda: subcompress.Session("absent.onnx"),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_cannot_be_had_is_said_in_a_line(said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("no.onnx").write_bytes(b"no graph")
+    with pytest.raises(SubcompressError, match=said):
+        WRONG[said]()
+
+
+def test_a_wrong_input_is_said_in_a_line():
+    session = subcompress.Session(PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"]())
+    with pytest.raises(SubcompressError, match="a session takes input; given 0 in order and none by name"):
+        session()
+    with pytest.raises(SubcompressError, match="given 1 in order and y by name"):
+        session(torch.zeros(1, 1, 28, 28), y=torch.zeros(1))
+    with pytest.raises(SubcompressError, match="ONNX Runtime refuses this input"):
+        session(torch.zeros(1, 3, 28, 28))
+
+
+@without_cuda
+def test_a_device_that_is_not_there_is_an_error_and_never_another(graphs):
+    for path, module in ((PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"]()), (graphs[1], None)):
+        with pytest.raises(SubcompressError, match=r"device cuda needs a GPU that torch can use; torch .* finds none"):
+            subcompress.Session(path, module, device="cuda")
+    file = str(PACKED / "mnist-98.safetensors")
+    failed = CliRunner().invoke(main, ["verify", file, "--data", "digits", "--device", "cuda"])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("error: device cuda needs a GPU")
+
+
+def test_onnx_runtime_that_does_not_take_the_device_is_an_error(graphs, monkeypatch):
+    """torch sees a device, ONNX Runtime does not."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is there")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"cuda_stream": 0}))
+    with pytest.raises(SubcompressError, match=r"ONNX Runtime .* does not (run on cuda here|open)"):
+        subcompress.Session(graphs[1], device="cuda")
+
+
+def test_a_runtime_that_is_too_old_is_named(graphs, tmp_path, monkeypatch):
+    model = onnx.load(graphs[1])
+    next(p for p in model.metadata_props if p.key == "onnxruntime").value = ">=99.1"
+    model.graph.node[0].op_type = "NewOperator"  # what an old runtime does not know
+    onnx.save(model, tmp_path / "new.onnx")
+    with pytest.raises(SubcompressError, match=rf"needs onnxruntime >=99.1; this is {onnxruntime.__version__}: pip"):
+        subcompress.Session(tmp_path / "new.onnx")
+    next(p for p in model.metadata_props if p.key == "onnxruntime").value = ">=1.15"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(SubcompressError, match=r"does not open .*odd.onnx \(.*NewOperator"):
+        subcompress.Session(tmp_path / "odd.onnx")
+
+
+def test_doctor_finds_this_environment_well():
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 0, done.output
+    assert f"torch              {torch.__version__}" in done.stdout
+    assert "CPU              works" in done.stdout
+    assert "backend torch      rebuilds the right bits" in done.stdout
+    as_json = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert {"python", "torch", "onnxruntime", "triton"} <= {finding["name"] for finding in as_json}
+
+
+def test_doctor_names_two_runtimes_as_a_fault(monkeypatch):
+    real = metadata.version
+
+    def version(name):
+        return "1.31.1" if name in ("onnxruntime", "onnxruntime-gpu") else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    failed = CliRunner().invoke(main, ["doctor"])
+    assert failed.exit_code == 1
+    assert "fault: onnxruntime onnxruntime 1.31.1, onnxruntime-gpu 1.31.1: they overwrite each other" in failed.stderr
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime" in failed.stderr
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
+    real = metadata.version
+
+    def version(name):
+        if name.startswith("onnxruntime"):
+            raise metadata.PackageNotFoundError
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    failed = CliRunner().invoke(main, ["doctor"])
+    assert "fault: onnxruntime not installed; pip install onnxruntime" in failed.stderr
+
+
+def test_doctor_sees_wrong_arithmetic(monkeypatch):
+    import importlib
+
+    module = importlib.import_module("subcompress.doctor")
+    monkeypatch.setattr(module, "WEIGHTS", "0" * 32)
+    assert {f.found for f in doctor() if f.name.startswith("backend")} == {"rebuilds OTHER BITS"}
