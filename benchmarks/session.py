@@ -53,6 +53,7 @@ def bits(graph: Path, packed: Path, device: str) -> list[str]:
             options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
             cuda = ("CUDAExecutionProvider", {"use_tf32": tf32})
             provider = cuda if device == "cuda" else "CPUExecutionProvider"
+            options.log_severity_level = 3
             found = onnxruntime.InferenceSession(model, options, providers=[provider]).run(None, {})
             equal = all(v.tobytes() == raw_bytes(t) for v, t in zip(found, named.values(), strict=True))
             lines.append(f"| {level} | {'on' if tf32 else 'off'} | {'the same bits' if equal else 'OTHER BITS'} |")

@@ -23,7 +23,7 @@ DEVICES = {"cpu": ("torch", "CPUExecutionProvider"), "cuda": ("torch-cuda", "CUD
 
 
 class Session:
-    """A network ready to run: `session(x)` gives what the module gives, on the device.
+    """A network ready to run: `session(x)` gives what the module gives, on the device, in one thread at a time.
 
     path: a packed .safetensors file, with the `module` it was made from, of which only the code is used; or an .onnx
     file that `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
@@ -52,6 +52,9 @@ class Session:
             self._session = self._of_packed(path, module, check, tf32)
         self.inputs = [i.name for i in self._session.get_inputs() if i.name not in self._weights]
         self.outputs = [o.name for o in self._session.get_outputs()]
+        self._binding = self._session.io_binding()
+        for name, tensor in self._weights.items():
+            _bind(self._binding, name, tensor)
 
     def _of_packed(self, path: Path, module: nn.Module | None, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
@@ -83,9 +86,9 @@ class Session:
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
         tensors = {name: torch.as_tensor(x).detach().to(self.device).contiguous() for name, x in given.items()}
-        binding = self._session.io_binding()
-        for name, tensor in {**self._weights, **tensors}.items():
-            _bind(binding.bind_input, name, tensor)
+        binding = self._binding
+        for name, tensor in tensors.items():
+            _bind(binding, name, tensor)
         for name in self.outputs:
             binding.bind_output(name, self.device.type)
         try:
@@ -112,9 +115,12 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _bind(bind: Any, name: str, tensor: Tensor) -> None:
-    kind = _ONNX_TYPES[tensor.dtype]
-    bind(name, tensor.device.type, tensor.device.index or 0, kind, list(tensor.shape), tensor.data_ptr())
+def _bind(binding: Any, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _ONNX_TYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ONNX_TYPES)
+        raise SubcompressError(f"inputs are of {known}; {name} is {tensor.dtype}: convert it")
+    at, kind = tensor.device, _ONNX_TYPES[tensor.dtype]
+    binding.bind_input(name, at.type, at.index or 0, kind, list(tensor.shape), tensor.data_ptr())
 
 
 _ONNX_TYPES: dict[torch.dtype, Any] = {
@@ -149,7 +155,7 @@ def open_graph(
     own: dict[str, Any] = {}
     if device == "cuda":
         stream = torch.cuda.current_stream().cuda_stream
-        own = {"device_id": 0, "use_tf32": int(tf32), "user_compute_stream": str(stream)}
+        own = {"use_tf32": int(tf32), "user_compute_stream": str(stream)}
     try:
         session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
