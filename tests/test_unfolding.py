@@ -98,18 +98,21 @@ def test_zeros_are_positive(D, log2_m, K, A, level):
     assert not found.any()
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_large_groups_unfold_in_stages(level):
-    """1.5 million weights shared among two tensors and a group of statistics one by one."""
+def staged_record() -> Record:
+    """1.5 million weights shared among two tensors, and a group of statistics one by one."""
     rng = np.random.default_rng(5)
-    layout = Layout(
-        (TensorSpec("a", "F32", (1000, 1400)), TensorSpec("b", "F32", (70_001,)), TensorSpec("c", "F32", (9,)))
-    )
+    shapes = {"a": (1000, 1400), "b": (70_001,), "c": (9,)}
+    layout = Layout(tuple(TensorSpec(name, "F32", shape) for name, shape in shapes.items()))
     groups = (
         Group(HadamardBlocks.sized(1_470_001, 700, 3), 4, rng.integers(-8, 8, 700).astype(np.int32)),
         Group(HadamardBlocks(9, 9, 3, 0, 0, 0, group=1), 12, rng.integers(-2048, 2048, 9).astype(np.int32)),
     )
-    record = Record(3, layout, groups, (Coded(2.0**-8), Coded(2.0**-7, start=1.0), Coded(2.0**-4, group=1)))
+    return Record(3, layout, groups, (Coded(2.0**-8), Coded(2.0**-7, start=1.0), Coded(2.0**-4, group=1)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_large_groups_unfold_in_stages(level):
+    record = staged_record()
     assert record.groups[0].operator.padded >= unfolding.LARGE
     assert sum(node.op_type == "If" for node in bare(record)[0].graph.node) == 4
     assert same(record, level)
