@@ -14,7 +14,7 @@ def test_commands(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(Path(__file__).parents[1] / "examples")
     lines = [line for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("subcompress ") and "mnist" not in line]
-    assert {c[0] for c in commands} == {"fit", "dim", "pack", "unpack", "info", "verify", "compare", "report"}
+    assert {c[0] for c in commands} == {"fit", "dim", "pack", "unpack", "info", "verify", "compare", "report", "doctor"}
     for command in commands:
         result = cli(*command)
         assert result.exit_code == 0, result.output
@@ -24,6 +24,7 @@ def test_commands(tmp_path, monkeypatch):
         "net.safetensors",
         "dense.safetensors",
         "net.onnx",
+        "unfolding.onnx",
     }
 
 
