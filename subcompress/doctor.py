@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
+
+from subcompress.backends import available
+from subcompress.expand import digest_of, expand
+from subcompress.layout import Layout, TensorSpec
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Record
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 """Distributions that install the one package onnxruntime, each over the other's files."""
@@ -30,79 +37,97 @@ class Finding:
 
 def doctor() -> list[Finding]:
     """Findings about Python, torch, CUDA, Triton, ONNX Runtime and its providers, and the backends of `expand`."""
-    return [finding for check in CHECKS for finding in check()]
+    findings: list[Finding] = []
+    for name, check in CHECKS.items():
+        try:
+            findings += check()
+        except Exception as e:  # what is broken here may break in any way
+            findings.append(Finding(name, f"cannot be examined ({_line(e)})", f"pip install --force-reinstall {name}"))
+    return findings
 
 
-def _versions() -> Iterable[Finding]:
+def _versions() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     for name in ("subcompress", "numpy", "onnx", "safetensors"):
         if version := _version(name):
             yield Finding(name, version)
+        elif name != "subcompress":  # which may run from a checkout
+            yield Finding(name, "not installed", f"pip install {name}")
 
 
-def _torch() -> Iterable[Finding]:
+def _torch() -> Iterator[Finding]:
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield Finding("torch", f"{torch.__version__}, {built}")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
+    if not torch.cuda.is_available():
+        yield Finding("cuda", "torch sees no device")
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
             at = torch.cuda.get_device_properties(i)
             yield Finding(f"cuda:{i}", f"{at.name}, {at.total_memory / 1e9:.0f} GB, capability {at.major}.{at.minor}")
-    else:
-        yield Finding("cuda", "torch sees no device")
+        except Exception as e:
+            yield Finding(f"cuda:{i}", f"does not answer ({_line(e)})", "nvidia-smi says what the driver sees of it")
+
+
+def _triton() -> Iterator[Finding]:
     try:
         yield Finding("triton", str(importlib.import_module("triton").__version__))
-    except Exception as e:  # a broken installation may raise anything
-        mend = "" if isinstance(e, ModuleNotFoundError) else "pip install --force-reinstall triton"
-        yield Finding("triton", "not installed" if not mend else f"does not import ({_line(e)})", mend)
+    except ModuleNotFoundError:
+        yield Finding("triton", "not installed")
 
 
-def _onnx_runtime() -> Iterable[Finding]:
+def _onnx_runtime() -> Iterator[Finding]:
     installed = {name: version for name in ONNX_RUNTIMES if (version := _version(name))}
     named = ", ".join(f"{name} {version}" for name, version in installed.items())
-    wanted = "onnxruntime-gpu" if torch.version.cuda else "onnxruntime"
+    wanted = _wanted_runtime()
     if not installed:
         yield Finding("onnxruntime", "not installed", f"pip install {wanted}")
         return
     if len(installed) > 1:
-        both = " ".join(installed)
-        yield Finding(
-            "onnxruntime",
-            f"{named}: they overwrite each other's files",
-            f"pip uninstall -y {both} && pip install {wanted}",
-        )
+        mend = f"pip uninstall -y {' '.join(installed)} && pip install {wanted}"
+        yield Finding("onnxruntime", f"{named}: they overwrite each other's files", mend)
+    own = wanted if wanted in installed else next(iter(installed))
     try:
         import onnxruntime
+
+        version = str(onnxruntime.__version__)
     except Exception as e:
-        yield Finding(
-            "onnxruntime", f"{named}: does not import ({_line(e)})", f"pip install --force-reinstall {wanted}"
-        )
+        yield Finding("onnxruntime", f"{named}: no import ({_line(e)})", f"pip install --force-reinstall {own}")
         return
     if len(installed) == 1:
-        (name,) = installed
-        version = str(onnxruntime.__version__)
-        mend = "" if version == installed[name] else f"pip install --force-reinstall {name}"
-        yield Finding("onnxruntime", named if not mend else f"{named}, but the files are those of {version}", mend)
-    yield from _providers(onnxruntime)
+        mend = "" if version == installed[own] else f"pip install --force-reinstall {own}"
+        yield Finding("onnxruntime", f"{named}, but the files are those of {version}" if mend else named, mend)
+    yield from _providers(onnxruntime, own)
 
 
-def _providers(onnxruntime: Any) -> Iterable[Finding]:
+def _wanted_runtime() -> str:
+    """The distribution that this project asks for on such a machine (pyproject.toml)."""
+    with_cuda = platform.machine() in ("x86_64", "AMD64") and platform.system() != "Darwin"
+    return "onnxruntime-gpu" if with_cuda else "onnxruntime"
+
+
+def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
     """Each provider that the installed package has been built with, by whether a graph runs on it."""
-    for provider in onnxruntime.get_available_providers():
-        name, mend = provider.removesuffix("ExecutionProvider"), ""
+    providers, gpu = onnxruntime.get_available_providers(), torch.cuda.is_available()
+    for provider in providers:
         works = _runs_on(onnxruntime, provider)
-        if name == "CUDA" and not works and torch.cuda.is_available():
-            from onnxruntime.capi import build_and_package_info as built
+        mend = _cuda_mend() if gpu and not works and provider == "CUDAExecutionProvider" else ""
+        name = f"  {provider.removesuffix('ExecutionProvider')}"
+        yield Finding(name, "works" if works else "does not run here", mend)
+    if gpu and "CUDAExecutionProvider" not in providers:
+        mend = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
+        yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", mend)
 
-            needs = getattr(built, "cuda_version", "another version")
-            mend = (
-                f"this onnxruntime-gpu needs CUDA {needs} with cuDNN 9, torch brings {torch.version.cuda}: install an "
-                "onnxruntime-gpu for that one (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html)"
-            )
-        yield Finding(f"  {name}", "works" if works else "does not run here", mend)
+
+def _cuda_mend() -> str:
+    built = importlib.import_module("onnxruntime.capi.build_and_package_info")
+    has = f"torch brings {torch.version.cuda}" if torch.version.cuda else "torch brings none"
+    return (
+        f"this onnxruntime-gpu needs CUDA {getattr(built, 'cuda_version', 'of another version')} with cuDNN 9, {has}: "
+        "install the two for one CUDA (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html)"
+    )
 
 
 def _runs_on(onnxruntime: Any, provider: str) -> bool:
-    import numpy as np
     from onnx import TensorProto, helper
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
@@ -110,7 +135,6 @@ def _runs_on(onnxruntime: Any, provider: str) -> bool:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    before = onnxruntime.get_default_logger_severity() if hasattr(onnxruntime, "get_default_logger_severity") else 2
     onnxruntime.set_default_logger_severity(4)  # a provider that cannot load says so on stderr, at length
     try:
         session = onnxruntime.InferenceSession(
@@ -121,24 +145,21 @@ def _runs_on(onnxruntime: Any, provider: str) -> bool:
     except Exception:
         return False
     finally:
-        onnxruntime.set_default_logger_severity(before)
+        onnxruntime.set_default_logger_severity(2)  # what it is from the start
 
 
-def _backends() -> Iterable[Finding]:
+def _backends() -> Iterator[Finding]:
     """Whether every backend rebuilds the same bits of a few thousand weights."""
-    import numpy as np
-
-    from subcompress.backends import available
-    from subcompress.expand import digest_of, expand
-    from subcompress.layout import Layout, TensorSpec
-    from subcompress.operators import HadamardBlocks
-    from subcompress.record import Coded, Group, Record
-
     z = np.arange(-100, 100, dtype=np.int32)
     layout = Layout((TensorSpec("w", "F32", (9_999,)),))
     record = Record(7, layout, (Group(HadamardBlocks.sized(9_999, 200, 7), 8, z),), (Coded(0.0078125),))
     for name in available():
-        same = digest_of(record, expand(record, name)).hex() == WEIGHTS
+        try:
+            same = digest_of(record, expand(record, name)).hex() == WEIGHTS
+        except Exception as e:
+            mend = "the device does not compute with this torch: install a torch that is built for it"
+            yield Finding(f"backend {name}", f"fails ({_line(e)})", mend)
+            continue
         mend = "" if same else "report this machine: its arithmetic is not that of others"
         yield Finding(f"backend {name}", "rebuilds the right bits" if same else "rebuilds OTHER BITS", mend)
 
@@ -146,7 +167,14 @@ def _backends() -> Iterable[Finding]:
 WEIGHTS = "1b29234186836b59a3bb0db69a96bccc"
 """The digest of those weights on every machine."""
 
-CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (_versions, _torch, _onnx_runtime, _backends)
+CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "python": _versions,
+    "torch": _torch,
+    "triton": _triton,
+    "onnxruntime": _onnx_runtime,
+    "subcompress": _backends,
+}
+"""By the package that is to be installed again where a check itself fails."""
 
 
 def _version(name: str) -> str | None:

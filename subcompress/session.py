@@ -6,6 +6,8 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ DEVICES = {"cpu": ("torch", "CPUExecutionProvider"), "cuda": ("torch-cuda", "CUD
 class Session:
     """A network ready to run: `session(x)` gives what the module gives, on the device, in one thread at a time.
 
-    path: a packed .safetensors file, with the `module` it was made from, of which only the code is used; or an .onnx
-    file that `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
+    path: a packed .safetensors file, with the `module` it was made from, which stays as it is; or an .onnx file that
+    `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
     tf32: let a CUDA device round inputs of products to 10 bits, as ONNX Runtime does unless told otherwise.
 
     Raises SubcompressError for a file that cannot be read, another module's layout, a module that cannot be exported, a
@@ -52,6 +54,7 @@ class Session:
             self._session = self._of_packed(path, module, check, tf32)
         self.inputs = [i.name for i in self._session.get_inputs() if i.name not in self._weights]
         self.outputs = [o.name for o in self._session.get_outputs()]
+        self._kinds = [o.type for o in self._session.get_outputs()]
         self._binding = self._session.io_binding()
         for name, tensor in self._weights.items():
             _bind(self._binding, name, tensor)
@@ -64,9 +67,12 @@ class Session:
             raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
         record, _ = format.read(path)
         record.layout.require(Layout.of(module.state_dict()), "the model")
-        backend = DEVICES[self.device.type][0]
-        state = expand_checked(record, backend) if check else expand(record, backend)
-        data, names = lifted(module, record.facts, state.keys(), as_inputs=self.device.type == "cuda")
+        rebuilt = expand_checked if check else expand
+        state = rebuilt(record)
+        with _holding(module, state):
+            data, names = lifted(module, record.facts, as_inputs=self.device.type == "cuda")
+        if self.device.type == "cuda":
+            state = rebuilt(record, "torch-cuda")
         weights = {name: _real(state[name]).contiguous() for name in names}
         if self.device.type == "cuda":
             self._weights = weights
@@ -74,18 +80,20 @@ class Session:
         return open_graph(data, "cpu", tf32, weights)
 
     def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
-        """The outputs for a batch: a tensor on the device, or a tuple where the network gives several.
+        """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
+        come as pairs.
 
         inputs: in the order of `self.inputs`, or by name. Raises SubcompressError where one is missing or of a shape or
         dtype that the network does not take.
         """
         given = {**dict(zip(self.inputs, inputs, strict=False)), **named}
-        if len(inputs) > len(self.inputs) or set(given) != set(self.inputs):
+        twice = len(given) < len(inputs) + len(named)
+        if len(inputs) > len(self.inputs) or twice or set(given) != set(self.inputs):
             raise SubcompressError(
                 f"a session takes {', '.join(self.inputs)}; given {len(inputs)} in order and "
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
-        tensors = {name: torch.as_tensor(x).detach().to(self.device).contiguous() for name, x in given.items()}
+        tensors = {name: self._placed(name, x) for name, x in given.items()}
         binding = self._binding
         for name, tensor in tensors.items():
             _bind(binding, name, tensor)
@@ -95,8 +103,37 @@ class Session:
             self._session.run_with_iobinding(binding)
         except Exception as e:  # its exceptions have no common base of their own
             raise SubcompressError(f"ONNX Runtime refuses this input ({_line(e)})") from e
-        found = tuple(torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs())
-        return found[0] if len(found) == 1 else found
+        found = [torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs()]
+        # DLPack gives ONNX Runtime's truth values as bytes.
+        found = [t.to(torch.bool) if k == "tensor(bool)" else t for t, k in zip(found, self._kinds, strict=True)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _placed(self, name: str, x: Any) -> Tensor:
+        """An input as a dense tensor on the device."""
+        try:
+            tensor = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+            return tensor.detach().to(self.device).contiguous()
+        except Exception as e:
+            raise SubcompressError(f"inputs are dense tensors or arrays of numbers; {name} is not ({_line(e)})") from e
+
+
+@contextmanager
+def _holding(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Within, the module holds these weights, in evaluation mode; afterwards it is as it was.
+
+    A copy would not do: a tensor that shares a weight's memory without being in the state dict would keep its values,
+    and the graph holds what it does not know by name as it finds it.
+    """
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    training = [(part, part.training) for part in module.modules()]
+    try:
+        module.load_state_dict(state, strict=True)
+        module.eval()
+        yield
+    finally:
+        module.load_state_dict(before, strict=True)
+        for part, mode in training:
+            part.training = mode
 
 
 def require_device(device: str) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from subcompress.data.digits import FACTS
-from subcompress.expand import digest_of, expand
+from subcompress.expand import digest_of, expand, raw_bytes
 from subcompress.facts import Facts, Input
-from subcompress.layout import Layout, TensorSpec
+from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record, Same, Stored
 from subcompress_models import MODELS
@@ -97,3 +98,16 @@ def tied_record() -> Record:
     )
     facts = Facts(inputs=(Input("tokens", "I64", (12,)), Input("", "F32", (12, 3))))
     return with_digest(Record(4, layout, groups, entries, stored, facts))
+
+
+def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:
+    """Random weights for a module: its floating tensors in one group of 4-bit coordinates, the others as they are."""
+    layout = Layout.of(module.state_dict())
+    entries = tuple(Coded(2.0**-4) if spec.dtype in CODED_DTYPES else Stored() for spec in layout)
+    D = sum(spec.reals for spec, entry in zip(layout, entries, strict=True) if isinstance(entry, Coded))
+    d = min(D, 20)
+    z = np.random.default_rng(seed).integers(-8, 8, d).astype(np.int32)
+    groups = (Group(HadamardBlocks.sized(D, d, seed, K=min(4, D - 1)), 4, z),) if D else ()
+    pairs = zip(module.state_dict().values(), entries, strict=True)
+    stored = b"".join(bytes(raw_bytes(tensor)) for tensor, entry in pairs if isinstance(entry, Stored))
+    return with_digest(Record(seed, layout, groups, entries, stored, facts))

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from graphs import LEVELS, bare, run, unfolded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oddities import GIVES, Odd
 from onnx import helper, numpy_helper
-from records import GOLDEN, lenet_record, single_record, with_digest
+from records import GOLDEN, lenet_record, record_of, single_record, with_digest
 from torch import nn
 
 import subcompress
@@ -268,3 +269,37 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
     monkeypatch.setattr(exporting, "LIMIT", 1000)
     failed = call("--model", "lenet", "-o", str(tmp_path / "net.onnx"))
     assert "an ONNX graph holds at most 2 GB; this file's weights take 177704 bytes" in failed.stderr
+
+
+@pytest.mark.parametrize("gives", GIVES)
+def test_odd_networks_unfold_or_say_why(gives, tmp_path):
+    """The graph's outputs are compared with torch's, its weights with the file's, before it is kept."""
+    module = Odd(GIVES[gives])
+    format.save(record_of(module, Facts(input_shape=(6,))), tmp_path / "net.safetensors")
+    for unfolds in (False, True):
+        path = subcompress.unpack(
+            tmp_path / "net.safetensors", tmp_path / "net.onnx", Odd(GIVES[gives]), self_unfolding=unfolds
+        )
+        outputs = [o.name for o in onnx.load(path).graph.output]
+        assert outputs in (["output"], ["output_0", "output_1"])
+        assert [i.name for i in onnx.load(path).graph.input] == ["input"]
+
+
+def test_a_tensor_that_is_called_like_an_input_is_refused_in_a_line(tmp_path):
+    module = nn.Module()
+    module.output = nn.Parameter(torch.randn(6, 4))
+    module.forward = lambda x: x @ module.output
+    format.save(record_of(module, Facts(input_shape=(6,))), tmp_path / "net.safetensors")
+    with pytest.raises(SubcompressError, match=r"inputs and outputs input, output, .* the model has output: rename"):
+        subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_unfold(dtype, tmp_path):
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype)
+    facts = Facts(input_shape=(6,), input_dtype={torch.float16: "F16", torch.float64: "F64"}[dtype])
+    format.save(record_of(module, facts), tmp_path / "net.safetensors")
+    path = subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", module, self_unfolding=True)
+    state = expand(format.read(tmp_path / "net.safetensors")[0])
+    found = run(weights_only(path.read_bytes(), {name: tensor.dtype for name, tensor in state.items()}))
+    assert [values.tobytes() for values in found] == [bytes(raw_bytes(tensor)) for tensor in state.values()]

@@ -28,8 +28,7 @@ TELLING = 64
 
 
 def export(record: Record, module: nn.Module, path: Path) -> None:
-    """Write the graph of `module`, which holds the record's weights, with a dynamic batch axis: `input` and
-    `output`, or, where there are several, the inputs by their names (`input_0`, ... without) and `output_0`, ...
+    """Write the graph of `module` (see `graph_of`), which holds the record's weights.
 
     Raises SubcompressError where torch cannot export the module or ONNX Runtime computes something else.
     """
@@ -58,8 +57,6 @@ def export_self_unfolding(record: Record, module: nn.Module, path: Path) -> None
 
 
 def _traced(record: Record, module: nn.Module) -> onnx.ModelProto:
-    if not record.facts.input_shape and not record.facts.inputs and not record.facts.input_dtype:
-        raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
     if record.layout.nbytes > LIMIT:
         raise SubcompressError(
             f"an ONNX graph holds at most 2 GB; this file's weights take {record.layout.nbytes} bytes: "
@@ -138,7 +135,7 @@ def _unfolding(
             _finish(nodes, flat[origin.name], origin, shapes[origin.name], name)
             made[origin] = name
         kept[name] = made[origin]
-    slim(graph, nodes, kept)
+    slim(graph, nodes, kept, found.keys())
     whole = helper.make_graph(nodes.nodes, "g", list(graph.input), list(graph.output), nodes.constants)
     shorten(whole, [v.name for v in [*graph.input, *graph.output]] + list(made.values()))
     opsets = [*model.opset_import, helper.make_opsetid(DOMAIN, 1)]

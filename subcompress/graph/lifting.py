@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -11,13 +9,14 @@ from subcompress.facts import Facts
 from subcompress.graph.tracing import graph_of
 
 
-def lifted(module: nn.Module, facts: Facts, names: Collection[str], as_inputs: bool) -> tuple[bytes, list[str]]:
-    """The graph and those of the names that it reads. as_inputs: values are inputs of the graph; else they are
-    initialisers whose data lie elsewhere.
+def lifted(module: nn.Module, facts: Facts, as_inputs: bool) -> tuple[bytes, list[str]]:
+    """The graph and the names of the tensors of the state dict that it reads from outside. as_inputs: as inputs of the
+    graph; else as initialisers whose data lie elsewhere. What it holds under other names stays inside.
 
     Raises SubcompressError where torch cannot export the module.
     """
-    model = graph_of(module.eval(), facts)
+    names = module.state_dict().keys()
+    model = graph_of(module, facts)
     held = [tensor for tensor in model.graph.initializer if tensor.name in names]
     for tensor in held:
         if as_inputs:

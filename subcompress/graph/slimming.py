@@ -9,7 +9,7 @@ import onnxscript.optimizer
 from onnx import helper, numpy_helper
 
 from subcompress.graph.nodes import Nodes, short_names
-from subcompress.graph.tracing import OPSET
+from subcompress.graph.tracing import OPSET, quiet
 
 SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
 """Attributes that the specification lets a node leave out when all their numbers are these."""
@@ -26,17 +26,22 @@ def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelPr
     del opened.graph.initializer[:]
     opened.graph.initializer.extend(i for i in model.graph.initializer if i.name not in weights)
     opened.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in kept)
-    found: onnx.ModelProto = onnxscript.optimizer.optimize(opened)
+    try:
+        with quiet("onnx"):
+            found: onnx.ModelProto = onnxscript.optimizer.optimize(opened)
+    except Exception:  # it is a saving, and does without what it does not understand: names that occur twice, say
+        return model
     inputs = [i for i in found.graph.input if i.name not in weights]
     del found.graph.input[:]
     found.graph.input.extend(inputs)
     return found
 
 
-def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str]) -> None:
+def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str], computed: Collection[str]) -> None:
     """Add the nodes and constants of a graph to `nodes`, under short names.
 
-    kept: names that stay or become others: inputs, outputs, weights. Names within subgraphs stay.
+    kept: names that stay or become others: inputs, outputs, weights. computed: weights that nodes give already. Names
+    within subgraphs stay.
     """
     names = dict(kept)
 
@@ -45,11 +50,19 @@ def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str]) -> None:
             names[name] = next(nodes.names)
         return names.get(name, "")
 
+    def constant(name: str, tensor: onnx.TensorProto) -> None:
+        value = nodes.constant(numpy_helper.to_array(tensor))
+        if name in kept:  # it is an output, and needs that name
+            nodes("Identity", value, named=kept[name])
+        else:
+            names[name] = value
+
     for tensor in graph.initializer:
-        names[tensor.name] = nodes.constant(numpy_helper.to_array(tensor))
+        if tensor.name not in computed:
+            constant(tensor.name, tensor)
     for node in graph.node:
         if node.op_type == "Constant" and not node.domain and node.attribute[0].name == "value":
-            names[node.output[0]] = nodes.constant(numpy_helper.to_array(node.attribute[0].t))
+            constant(node.output[0], node.attribute[0].t)
             continue
         copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
         copy.input.extend(map(short, node.input))

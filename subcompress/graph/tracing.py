@@ -29,7 +29,13 @@ OLDEST_RUNTIME = "1.15"
 
 
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    """The graph of a module, its weights as initialisers. Raises SubcompressError where torch cannot export it."""
+    """The graph of a module, its weights as initialisers, with a dynamic batch axis: `input` and `output`, or, where
+    there are several, the inputs by their names (`input_0`, ... without) and `output_0`, ...
+
+    Raises SubcompressError where torch cannot export the module, and for facts that do not say what goes in.
+    """
+    if not facts.input_shape and not facts.inputs and not facts.input_dtype:
+        raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
     model = _trace(module, facts)
     strip(model)
     return model
@@ -56,7 +62,10 @@ def _arguments(facts: Facts, n: int) -> tuple[tuple[Tensor, ...], dict[str, Tens
 
 def outputs_of(module: nn.Module, facts: Facts, n: int) -> list[Tensor]:
     """What torch gives for the example. Raises SubcompressError where it is not one tensor or several."""
-    args, kwargs = _arguments(facts, n)
+    return _outputs(module, *_arguments(facts, n))
+
+
+def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         found = list(leaves(module(*args, **kwargs)))
     if not found:
@@ -69,8 +78,10 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     batch = torch.export.Dim("batch")
     shapes: Any = {name: {0: batch} for name in kwargs} if kwargs else tuple({0: batch} for _ in args)
     try:
-        n = len(outputs_of(module, facts, 2))
-        with warnings.catch_warnings(), _quiet("torch."):
+        outputs = _outputs(module, args, kwargs)
+        names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
+        _require_names(module, {*example_inputs(facts), *names})
+        with warnings.catch_warnings(), quiet("torch."), _of_their_own(module, outputs, (*args, *kwargs.values())):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -79,11 +90,13 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
                 dynamo=True,
                 optimize=False,  # keeps the state dict's names on the initialisers
                 input_names=list(example_inputs(facts)),
-                output_names=["output"] if n == 1 else [f"output_{i}" for i in range(n)],
+                output_names=names,
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
             )
+    except SubcompressError:
+        raise
     except Exception as e:
         cause: BaseException = e
         while cause.__cause__ is not None:  # the exporter wraps what went wrong in pages of advice
@@ -94,8 +107,37 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     return program.model_proto
 
 
+def _require_names(module: nn.Module, taken: set[str]) -> None:
+    for name in module.state_dict():
+        if name in taken:
+            raise SubcompressError(
+                f"a graph calls its inputs and outputs {', '.join(sorted(taken))}, so no tensor may be called so; "
+                f"the model has {name}: rename it, or unpack to .safetensors"
+            )
+
+
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def _of_their_own(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, the module gives copies where an output is an input, a weight or another output: a graph has one name for
+    a value."""
+    known = {t.data_ptr() for t in (*inputs, *module.parameters(), *module.buffers()) if t.numel()}
+    places = [t.data_ptr() for t in outputs if t.numel()]
+    if not known.intersection(places) and len(set(places)) == len(places):
+        yield
+        return
+
+    def copied(_: nn.Module, __: Any, found: Any) -> Any:
+        return torch.utils._pytree.tree_map_only(Tensor, torch.clone, found)
+
+    hook = module.register_forward_hook(copied)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
     """Errors only, for that logger and all below it: torch reports there that torchvision is absent."""
     loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
     before = [logger.level for logger in loggers]

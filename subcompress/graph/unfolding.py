@@ -50,6 +50,8 @@ def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, s
         if isinstance(entry, Coded):
             parts[entry.group].tensors.append((spec, entry, spec.name in wanted))
     parts = [part for part in parts if part.wanted]
+    if not parts:
+        return {}
     spell_words(nodes, record.seed, parts)
     large = [part for part in parts if part.op.padded >= LARGE]
     small = [part for part in parts if part.op.padded < LARGE]
