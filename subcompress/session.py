@@ -111,7 +111,9 @@ class Session:
     def _placed(self, name: str, x: Any) -> Tensor:
         """An input as a dense tensor on the device."""
         try:
-            tensor = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+            tensor = (
+                torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+            )
             return tensor.detach().to(self.device).contiguous()
         except Exception as e:
             raise SubcompressError(f"inputs are dense tensors or arrays of numbers; {name} is not ({_line(e)})") from e
