@@ -285,6 +285,25 @@ def test_odd_networks_unfold_or_say_why(gives, tmp_path):
         assert [i.name for i in onnx.load(path).graph.input] == ["input"]
 
 
+class Masked(nn.Module):
+    """Attention over 200 steps behind a mask that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.read(x)
+        mask = torch.triu(torch.full((h.shape[1], h.shape[1]), float("-inf")), 1)
+        return torch.softmax(h @ h.transpose(1, 2) + mask, -1) @ h
+
+
+def test_what_is_computed_beforehand_makes_no_file_larger(tmp_path):
+    format.save(record_of(Masked(), Facts(input_shape=(200, 8))), tmp_path / "net.safetensors")
+    path = subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", Masked(), self_unfolding=True)
+    assert path.stat().st_size < 4_000  # the mask has 40,000 values
+
+
 def test_a_tensor_that_is_called_like_an_input_is_refused_in_a_line(tmp_path):
     module = nn.Module()
     module.output = nn.Parameter(torch.randn(6, 4))

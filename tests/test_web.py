@@ -10,7 +10,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from graphs import computed, weights_only
+from graphs import bare, computed, weights_only
+from test_unfolding import staged_record
 
 from subcompress import format
 from subcompress.expand import expand, raw_bytes
@@ -52,13 +53,17 @@ def test_a_browser_recognises_digits_and_unfolds_the_same_bits(tmp_path):
     if installed.returncode:
         pytest.skip(f"npm cannot install what the page needs: {installed.stderr.strip().splitlines()[:1]}")
     subprocess.run(["npm", "run", "build"], cwd=page, check=True, capture_output=True)
-    record = format.read(PACKED)[0]
-    state = expand(record)
+    state = expand(format.read(PACKED)[0])
     graph = weights_only((PAGE / "digit.onnx").read_bytes(), {name: t.dtype for name, t in state.items()})
-    (tmp_path / "graph.onnx").write_bytes(graph)
-    (tmp_path / "expected.bin").write_bytes(b"".join(raw_bytes(tensor) for tensor in state.values()))
+    large, names = bare(staged_record())
+    folders = [tmp_path / "digit", tmp_path / "large"]
+    values = [list(state.values()), [expand(staged_record())[name] for name in names]]
+    for folder, data, tensors in zip(folders, (graph, large.SerializeToString()), values, strict=True):
+        folder.mkdir()
+        (folder / "graph.onnx").write_bytes(data)
+        (folder / "expected.bin").write_bytes(b"".join(raw_bytes(tensor) for tensor in tensors))
     done = subprocess.run(
-        ["node", "test.mjs", "--weights", tmp_path],
+        ["node", "test.mjs", *(f"--weights={folder}" for folder in folders)],
         cwd=page,
         capture_output=True,
         text=True,
@@ -66,7 +71,7 @@ def test_a_browser_recognises_digits_and_unfolds_the_same_bits(tmp_path):
     )
     seen = json.loads(done.stdout.strip().splitlines()[-1])
     assert done.returncode == 0, seen
-    assert seen["weights"] == sum(tensor.numel() for tensor in state.values())
+    assert seen["weights"] == sum(tensor.numel() for tensors in values for tensor in tensors)
     assert seen["different"] == 0
     assert f"The model took {(PAGE / 'digit.onnx').stat().st_size:,} bytes." in seen["size"]
     assert [seen[k][0] for k in ("mouse 0", "mouse 1", "mouse 7", "keyboard 1", "touch 7")] == list("01717")

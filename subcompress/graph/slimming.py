@@ -15,6 +15,10 @@ SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
 """Attributes that the specification lets a node leave out when all their numbers are these."""
 
 
+WORTH = 16
+"""Values of a result that is computed beforehand at most: longer ones, masks and tables, take less as nodes."""
+
+
 def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
     """The model with what depends on neither inputs nor weights computed: shapes, casts, constants.
 
@@ -28,7 +32,7 @@ def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelPr
     opened.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in kept)
     try:
         with quiet("onnx"):
-            found: onnx.ModelProto = onnxscript.optimizer.optimize(opened)
+            found: onnx.ModelProto = onnxscript.optimizer.optimize(opened, output_size_limit=WORTH)
     except Exception:  # it is a saving, and does without what it does not understand: names that occur twice, say
         return model
     inputs = [i for i in found.graph.input if i.name not in weights]
