@@ -37,6 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     lines = [
         "| coordinates | bits | entropy, B | ours, B | above | allowed, 3 % + 8 | constriction, B | decode, ms |",
         "|---|---|---|---|---|---|---|---|",

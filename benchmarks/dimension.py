@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/dim"))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     for name in options.cases.split(","):
         where = options.cifar_dir if CASES[name].data == "cifar10" else options.data_dir
         text = measure(name, options.runs / name, where)

@@ -284,6 +284,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     data = load_data("mnist", options.data_dir)
     for model in options.models.split(","):

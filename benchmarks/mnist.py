@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     data = subcompress.load_data("mnist", options.data_dir)
     lines = [
         f"{options.model} on MNIST, {options.epochs} epochs, one thread, {time.strftime('%Y-%m-%d')}\n",

@@ -189,6 +189,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
     torch.set_num_threads(1)
     data, lines = load_data("mnist", options.data_dir), []

@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/search"))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     data = subcompress.load_data("mnist", options.data_dir)
     lines = [
         f"# The smallest file at {options.target:g} on MNIST validation, {options.epochs} epochs, "

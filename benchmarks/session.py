@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     device = options.device
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     lines = [

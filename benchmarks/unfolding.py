@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
     sizes = [
         "| network | weights | d | dense, B | self-unfolding, B | gzip -9, B | coordinates, B | .safetensors, B |",
         "|---|---|---|---|---|---|---|---|",

@@ -25,15 +25,15 @@ def info(file: Path, as_json: bool) -> None:
         f"seed {found['seed']}, d = {found['d']} of {found['bits']} bits, D = {found['D']}, "
         f"operator {found['operator']}, format version {found['format_version']}, weights {found['digest']}"
     )
-    Console().print(ledger_table(found["ledger"], found["d"]))
+    Console().print(ledger_table(found["ledger"], sum(group["d"] for group in found["groups"])))
 
 
-def ledger_table(ledger: dict[str, int], d: int) -> Table:
-    """Bytes by part, with their sum."""
+def ledger_table(ledger: dict[str, int], values: int) -> Table:
+    """Bytes by part, with their sum. values: coordinates of all groups."""
     table = Table("part", show_footer=True)
     table.columns[0].footer = "file"
     table.add_column("bytes", str(sum(ledger.values())), justify="right")
     for part, size in ledger.items():
-        bits = f" ({8 * size / d:.2f} bits each)" if part == "coordinates" and d else ""
+        bits = f" ({8 * size / values:.2f} bits each)" if part == "coordinates" and values else ""
         table.add_row(part + bits, str(size))
     return table

@@ -27,7 +27,8 @@ def verify(
     device: str,
     as_json: bool,
 ) -> None:
-    """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too."""
+    """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too, of
+    networks of one input whose test split is in memory."""
     data, module = data_set(data_name, data_dir), None
     if data is not None and (name := model_name or tables.name_of(format.read(file)[0].layout)):
         module = network(name)

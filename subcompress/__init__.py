@@ -10,6 +10,7 @@ from subcompress.comparing import Comparison, compare
 from subcompress.data import Data, Split, load_data
 from subcompress.doctor import Finding, doctor
 from subcompress.errors import SubcompressError
+from subcompress.facts import Facts
 from subcompress.fitting import fit
 from subcompress.measuring import measure_dimension
 from subcompress.packing import pack
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Data",
+    "Facts",
     "Finding",
     "Fit",
     "Listener",

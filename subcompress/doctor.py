@@ -59,7 +59,9 @@ def _torch() -> Iterator[Finding]:
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield Finding("torch", f"{torch.__version__}, {built}")
     if not torch.cuda.is_available():
-        yield Finding("cuda", "torch sees no device")
+        yield Finding(
+            "cuda", "torch sees no device" if torch.version.cuda else "no device: torch is built without CUDA"
+        )
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         try:
             at = torch.cuda.get_device_properties(i)
@@ -111,8 +113,9 @@ def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
     for provider in providers:
         works = _runs_on(onnxruntime, provider)
         mend = _cuda_mend() if gpu and not works and provider == "CUDAExecutionProvider" else ""
-        name = f"  {provider.removesuffix('ExecutionProvider')}"
-        yield Finding(name, "works" if works else "does not run here", mend)
+        name = provider.removesuffix("ExecutionProvider")
+        why = "torch sees no device" if not gpu else "its libraries are not there"
+        yield Finding(f"  {name}", "works" if works else f"does not run here: {why}", mend)
     if gpu and "CUDAExecutionProvider" not in providers:
         mend = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
         yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", mend)

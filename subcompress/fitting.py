@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from subcompress import run
 from subcompress.budget import best_within, check_budget
@@ -24,7 +26,7 @@ from subcompress.training import Listener
 
 def fit(
     model: nn.Module,
-    data: Data,
+    data: Data | Sequence[Dataset[Any]],
     run_folder: str | Path,
     *,
     d: int | None = None,
@@ -54,7 +56,8 @@ def fit(
     origin: dict[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> Fit:
-    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
+    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was. data: a
+    `Data`, or its three data sets, (train, validation, test).
 
     Give one of d; min_accuracy (absolute); max_drop (below the same network trained directly, on the spot or given as
     `baseline`, a number or a safetensors file of its weights); target (of any metric); within (bytes of the whole
@@ -75,6 +78,7 @@ def fit(
     and died again.
     """
     listener = listener or Listener()
+    data = _brought(model, data)
     task = Task.of(loss, metric, minimise)
     goal = Goal.of(
         task,
@@ -117,3 +121,16 @@ def fit(
 
 
 __all__ = ["Fit", "fit"]
+
+
+def _brought(model: Any, data: Any) -> Data:
+    """The data, where model and data are what `fit` takes."""
+    if not isinstance(model, nn.Module):
+        raise SubcompressError(f"fit takes an nn.Module; given {type(model).__name__}: call it, if it is a factory")
+    if isinstance(data, (tuple, list)) and len(data) == 3:
+        return Data(*data)
+    if not isinstance(data, Data):
+        raise SubcompressError(
+            f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
+        )
+    return data

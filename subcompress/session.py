@@ -6,6 +6,7 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,9 +64,9 @@ class Session:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
         from subcompress.graph.lifting import lifted
 
+        record, _ = format.read(path)
         if module is None:
             raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
-        record, _ = format.read(path)
         record.layout.require(Layout.of(module.state_dict()), "the model")
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
@@ -247,4 +248,4 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200]
+    return textwrap.shorten(str(e), 300, placeholder=" ...")

@@ -23,6 +23,8 @@ def test_doctor_finds_this_environment_well():
     assert done.exit_code == 0, done.output
     assert f"torch              {torch.__version__}" in done.stdout
     assert "CPU              works" in done.stdout
+    if not torch.cuda.is_available():
+        assert "CUDA             does not run here: torch sees no device" in done.stdout
     assert "backend torch      rebuilds the right bits" in done.stdout
     as_json = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
     assert {"python", "torch", "onnxruntime", "triton"} <= {finding["name"] for finding in as_json}

@@ -366,3 +366,13 @@ def test_outputs_and_values_of_other_shapes_are_not_stretched(tmp_path):
     data = subcompress.Data(*[subcompress.Split(x, x[:, 0])] * 3)
     with pytest.raises(SubcompressError, match=r"one shape; given \(2, 1\) and \(2,\)"):
         subcompress.fit(nn.Linear(3, 1), data, tmp_path / "run", d=3, loss="mse", epochs=1, batch_size=8)
+
+
+def test_python_takes_three_data_sets_and_says_what_it_does_not_take(digits, tmp_path):
+    options = {"d": 50, "epochs": 1, "batch_size": 32, "threads": 1}
+    triple = (digits.train, digits.validation, digits.test)
+    assert subcompress.fit(MODELS["lenet"](), triple, tmp_path / "run", **options).d == 50
+    with pytest.raises(SubcompressError, match=r"fit takes an nn.Module; given type: call it, if it is a factory"):
+        subcompress.fit(MODELS["lenet"], triple, tmp_path / "other", **options)
+    with pytest.raises(SubcompressError, match=r"fit takes a Data or \(train, validation, test\); given function"):
+        subcompress.fit(MODELS["lenet"](), lambda: triple, tmp_path / "other", **options)

@@ -91,8 +91,9 @@ WRONG = {
         PACKED / "mnist-98.safetensors", MODELS["lenet"]()
     ),
     "devices are cpu, cuda; 'tpu' is none of them": lambda: subcompress.Session("net.onnx", device="tpu"),
+    "absent.safetensors cannot be read": lambda: subcompress.Session("absent.safetensors"),
     "is no ONNX file": lambda: subcompress.Session("no.onnx"),
-    "cannot be read": lambda: subcompress.Session("absent.onnx"),
+    "absent.onnx cannot be read": lambda: subcompress.Session("absent.onnx"),
 }
 
 

@@ -285,6 +285,17 @@ def test_odd_networks_unfold_or_say_why(gives, tmp_path):
         assert [i.name for i in onnx.load(path).graph.input] == ["input"]
 
 
+def test_unpack_says_where_unfolding_does_not_pay(tmp_path, monkeypatch):
+    code = "import torch\n\ndef make():\n    return torch.nn.Linear(6, 4)\n"
+    (tmp_path / "tiny.py").write_text(code)
+    format.save(record_of(nn.Linear(6, 4), Facts(input_shape=(6,))), tmp_path / "net.safetensors")
+    monkeypatch.chdir(tmp_path)
+    call = ["unpack", "net.safetensors", "--model", "tiny.py:make", "-o", "net.onnx"]
+    assert "smaller" not in CliRunner().invoke(main, call).output
+    done = CliRunner().invoke(main, [*call, "--self-unfolding"])
+    assert "its weights themselves take 112 bytes: without --self-unfolding it is smaller" in done.output
+
+
 class Masked(nn.Module):
     """Attention over 200 steps behind a mask that is computed."""
 

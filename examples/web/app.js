@@ -41,8 +41,16 @@ async function start() {
   if (!response.ok) throw new Error(`the model ${MODEL} is not there (${response.status}): build the page again`);
   const bytes = new Uint8Array(await response.arrayBuffer());
   const facts = metadata(bytes);
-  const [labels, [mean], [std], shape] = ["labels", "mean", "std", "input_shape"].map((k) => JSON.parse(facts[k]));
+  const told = (key, otherwise) => (facts[key] ? JSON.parse(facts[key]) : otherwise);
+  const shape = told("input_shape", []);
+  if (shape.join() !== "1,28,28") throw new Error(`a model here takes images of [1,28,28], this one [${shape}]`);
+  const [[mean], [std]] = [told("mean", [0]), told("std", [1])];
   const session = await open(bytes); // loads the runtime too
+  if (session.inputNames.join() !== "input" || session.outputNames.join() !== "output")
+    throw new Error(`a model here goes from "input" to "output", this one from ${session.inputNames} to ${session.outputNames}`);
+  const blank = new ort.Tensor("float32", new Float32Array(28 * 28), [1, ...shape]);
+  const classes = (await session.run({ input: blank })).output.size;
+  const labels = told("labels", Array.from({ length: classes }, (_, i) => String(i)));
   const began = performance.now();
   await (await open(bytes)).release();
   const took = Math.round(performance.now() - began);
@@ -71,6 +79,7 @@ async function start() {
 }
 
 function fail(error) {
+  if (!document.documentElement.dataset.ready) $("size").textContent = "";
   $("error").hidden = false;
   $("error").textContent = `This page cannot go on: ${error.message}`;
 }
