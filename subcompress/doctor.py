@@ -97,7 +97,8 @@ def _onnx_runtime() -> Iterator[Finding]:
         return
     if len(installed) == 1:
         mend = "" if version == installed[own] else f"pip install --force-reinstall {own}"
-        yield Finding("onnxruntime", f"{named}, but the files are those of {version}" if mend else named, mend)
+        found = f"{named}, but the files are those of {version}" if mend else f"{named}{_built_for()}"
+        yield Finding("onnxruntime", found, mend)
     yield from _providers(onnxruntime, own)
 
 
@@ -121,11 +122,17 @@ def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
         yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", mend)
 
 
-def _cuda_mend() -> str:
+def _built_for() -> str:
+    """The CUDA that the installed ONNX Runtime needs, where it needs one."""
     built = importlib.import_module("onnxruntime.capi.build_and_package_info")
+    version = getattr(built, "cuda_version", "")
+    return f", built for CUDA {version}" if version else ""
+
+
+def _cuda_mend() -> str:
     has = f"torch brings {torch.version.cuda}" if torch.version.cuda else "torch brings none"
     return (
-        f"this onnxruntime-gpu needs CUDA {getattr(built, 'cuda_version', 'of another version')} with cuDNN 9, {has}: "
+        f"this onnxruntime-gpu{_built_for().replace(', built', ' is built')} and cuDNN 9, {has}: "
         "install the two for one CUDA (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html)"
     )
 
