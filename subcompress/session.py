@@ -6,9 +6,10 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 
 from __future__ import annotations
 
+import ctypes
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,14 @@ def open_graph(
             f"ONNX Runtime {onnxruntime.__version__} does not run on {device} here, though torch does: "
             "`subcompress doctor` says what is missing; or give cpu"
         )
+    _give_back()
     return session
+
+
+def _give_back() -> None:
+    """Return to the system what folding has freed, which glibc would keep for later: as much as the weights again."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
