@@ -54,7 +54,8 @@ class Session:
             self._session = open_graph(path, device, tf32)
         else:
             self._session = self._of_packed(path, module, check, tf32)
-        self.inputs = [i.name for i in self._session.get_inputs() if i.name not in self._weights]
+        self._takes = {i.name: i for i in self._session.get_inputs() if i.name not in self._weights}
+        self.inputs = list(self._takes)
         self.outputs = [o.name for o in self._session.get_outputs()]
         self._kinds = [o.type for o in self._session.get_outputs()]
         self._binding = self._session.io_binding()
@@ -96,6 +97,8 @@ class Session:
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
         tensors = {name: self._placed(name, x) for name, x in given.items()}
+        if len(sizes := {len(tensor) for tensor in tensors.values()}) > 1:
+            raise SubcompressError(f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
         binding = self._binding
         for name, tensor in tensors.items():
             _bind(binding, name, tensor)
@@ -111,14 +114,21 @@ class Session:
         return found[0] if len(found) == 1 else tuple(found)
 
     def _placed(self, name: str, x: Any) -> Tensor:
-        """An input as a dense tensor on the device."""
+        """An input as a dense tensor on the device. Raises SubcompressError where it is not what the network takes."""
         try:
-            tensor = (
-                torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else torch.as_tensor(x)
-            )
-            return tensor.detach().to(self.device).contiguous()
+            array = torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else x
+            tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
         except Exception as e:
             raise SubcompressError(f"inputs are dense tensors or arrays of numbers; {name} is not ({_line(e)})") from e
+        kind, sizes = self._takes[name].type, self._takes[name].shape  # a size that may vary is a name
+        fits = len(sizes) == tensor.ndim and all(
+            size == n or not isinstance(size, int) for size, n in zip(sizes, tensor.shape, strict=True)
+        )
+        if not fits or _ONNX_TYPES.get(tensor.dtype, ("",))[0] != kind:
+            wanted = f"{kind.removeprefix('tensor(').removesuffix(')')} [{', '.join(map(str, sizes))}]"
+            given = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise SubcompressError(f"input {name} is {wanted}; given {given}: convert it")
+        return tensor
 
 
 @contextmanager
@@ -157,25 +167,23 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _bind(binding: Any, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _ONNX_TYPES:
-        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ONNX_TYPES)
-        raise SubcompressError(f"inputs are of {known}; {name} is {tensor.dtype}: convert it")
-    at, kind = tensor.device, _ONNX_TYPES[tensor.dtype]
+    at, kind = tensor.device, _ONNX_TYPES[tensor.dtype][1]
     binding.bind_input(name, at.type, at.index or 0, kind, list(tensor.shape), tensor.data_ptr())
 
 
-_ONNX_TYPES: dict[torch.dtype, Any] = {
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.float64: np.float64,
-    torch.bfloat16: 16,  # TensorProto.BFLOAT16: NumPy has none
-    torch.int64: np.int64,
-    torch.int32: np.int32,
-    torch.int16: np.int16,
-    torch.int8: np.int8,
-    torch.uint8: np.uint8,
-    torch.bool: np.bool_,
+_ONNX_TYPES: dict[torch.dtype, tuple[str, Any]] = {
+    torch.float32: ("tensor(float)", np.float32),
+    torch.float16: ("tensor(float16)", np.float16),
+    torch.float64: ("tensor(double)", np.float64),
+    torch.bfloat16: ("tensor(bfloat16)", 16),  # TensorProto.BFLOAT16: NumPy has none
+    torch.int64: ("tensor(int64)", np.int64),
+    torch.int32: ("tensor(int32)", np.int32),
+    torch.int16: ("tensor(int16)", np.int16),
+    torch.int8: ("tensor(int8)", np.int8),
+    torch.uint8: ("tensor(uint8)", np.uint8),
+    torch.bool: ("tensor(bool)", np.bool_),
 }
+"""What ONNX Runtime calls torch's types, and how it is told of them."""
 
 
 def open_graph(
@@ -224,7 +232,7 @@ def _give_back() -> None:
 def _ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
     """The tensor's memory as ONNX Runtime sees it."""
     if tensor.dtype == torch.bfloat16:
-        kind = _ONNX_TYPES[torch.bfloat16]
+        kind = _ONNX_TYPES[torch.bfloat16][1]
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.view(torch.int16).numpy(), kind)
     return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
 

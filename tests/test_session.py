@@ -116,8 +116,27 @@ def test_a_wrong_input_is_said_in_a_line():
     for odd in ("text", None, torch.zeros(1, 1, 28, 28).to_sparse()):
         with pytest.raises(SubcompressError, match="inputs are dense tensors or arrays of numbers; input is not"):
             session(odd)
-    with pytest.raises(SubcompressError, match="ONNX Runtime refuses this input"):
-        session(torch.zeros(1, 3, 28, 28))
+    for odd, given in (
+        (torch.zeros(1, 3, 28, 28), r"float32 \[1, 3, 28, 28\]"),
+        (torch.zeros(28, 28), r"float32 \[28, 28\]"),
+        (torch.zeros(1, 1, 28, 28).double(), r"float64 \[1, 1, 28, 28\]"),
+    ):
+        with pytest.raises(SubcompressError, match=rf"input is float \[batch, 1, 28, 28\]; given {given}: convert"):
+            session(odd)
+
+
+def test_inputs_come_in_batches_of_one_size(fitted):
+    _, file, _ = fitted("graph")
+    x, _ = next(batches(networks.CASES["graph"].data().test, 16))
+    session = subcompress.Session(file, networks.CASES["graph"].make())
+    with pytest.raises(SubcompressError, match="inputs come in batches of one size; given 3, 16"):
+        session(x[0][:3], x[1])
+
+
+def test_info_knows_a_graph_for_what_it_is(graphs):
+    for path in graphs:
+        with pytest.raises(SubcompressError, match="this is an ONNX graph that was unpacked from one"):
+            subcompress.info(path)
 
 
 @pytest.mark.parametrize("gives", GIVES)

@@ -43,6 +43,7 @@ def _diagnosis(data: bytes) -> str:
         (text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")), "an HTML page, not the file it stands for"),
         (text.startswith(b"version https://git-lfs"), "a git-lfs pointer: run `git lfs pull`"),
         (data[:2] == b"\x1f\x8b", "a gzip archive: unpack it first"),
+        (data[:1] == b"\x08" and b"subcompress" in data[:64] + data[-64:], "an ONNX graph that was unpacked from one"),
     ]
     for found, name in kinds:
         if found:
