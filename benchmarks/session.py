@@ -60,6 +60,45 @@ def bits(graph: Path, packed: Path, device: str) -> list[str]:
     return lines
 
 
+def starts(folder: Path, device: str, rounds: int) -> tuple[list[str], dict[str, Session]]:
+    """A table of how long each way to a session takes, and the sessions."""
+    packed, dense, graph = (folder / f"wide{end}" for end in (".safetensors", ".dense.onnx", ".onnx"))
+    module, record = wide(), format.read(packed)[0]
+    Session(graph, device=device)
+    makers: dict[str, Callable[[], Any]] = {
+        "dense .onnx": lambda: Session(dense, device=device),
+        "self-unfolding .onnx": lambda: Session(graph, device=device),
+        "packed, Session(...)": lambda: Session(packed, module, device=device),
+        "of which: weights on the device": lambda: expand(record, "torch-cuda" if device == "cuda" else "torch"),
+    }
+    taken: dict[str, list[float]] = {k: [] for k in makers}
+    made: dict[str, Any] = {}
+    for _ in range(rounds):
+        for k, make in makers.items():
+            made.pop(k, None)
+            s, made[k] = seconds(device, make)
+            taken[k].append(s)
+    lines = ["| start | seconds |", "|---|---|", *(f"| {k} | {statistics.median(v):.3f} |" for k, v in taken.items())]
+    return lines, {k: s for k, s in made.items() if isinstance(s, Session)}
+
+
+def runs(sessions: dict[str, Session], device: str) -> list[str]:
+    """A table of how long each session runs, and how far apart the outputs are."""
+    lines = ["| run, batch | " + " | ".join(f"{k}, us" for k in sessions) + " | largest difference |"]
+    lines.append("|---" * (len(sessions) + 2) + "|")
+    for batch in (1, 256):
+        x = torch.rand(batch, 1, 28, 28, device=device)
+        outputs = [s(x) for s in sessions.values()]
+        apart = max(float((o - outputs[0]).abs().max() / outputs[0].abs().max()) for o in outputs)
+        times: dict[str, list[float]] = {k: [] for k in sessions}
+        for _ in range(200):
+            for k, s in sessions.items():
+                times[k].append(seconds(device, lambda s=s, x=x: s(x))[0])
+        cells = " | ".join(f"{1e6 * statistics.median(v):.0f}" for v in times.values())
+        lines.append(f"| {batch} | {cells} | {apart:.1e} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -70,53 +109,28 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
     device = options.device
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}, {name}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}.",
-        "",
-    ]
+    versions = f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         write("wide", folder)
-        packed, dense, graph = (folder / f"wide{end}" for end in (".safetensors", ".dense.onnx", ".onnx"))
-        module = wide()
-        same = subcompress.verify(packed).backends
-        lines += [f"Weights rebuilt: {', '.join(f'{k} {same[k]}' for k in same)} (True: the file's digest).", ""]
-        Session(graph, device=device)
-        record = format.read(packed)[0]
-        backend = "torch-cuda" if device == "cuda" else "torch"
-        makers: dict[str, Callable[[], Any]] = {
-            "dense .onnx": lambda: Session(dense, device=device),
-            "self-unfolding .onnx": lambda: Session(graph, device=device),
-            "packed, Session(...)": lambda: Session(packed, module, device=device),
-            "of which: weights on the device": lambda: expand(record, backend),
-        }
-        taken: dict[str, list[float]] = {k: [] for k in makers}
-        made: dict[str, Any] = {}
-        for _ in range(options.rounds):
-            for k, make in makers.items():
-                made.pop(k, None)
-                s, made[k] = seconds(device, make)
-                taken[k].append(s)
-        lines += ["| start | seconds |", "|---|---|"]
-        lines += [f"| {k} | {statistics.median(v):.3f} |" for k, v in taken.items()]
-        sessions = {k: s for k, s in made.items() if isinstance(s, Session)}
-        lines += ["", "| run, batch | " + " | ".join(f"{k}, us" for k in sessions) + " | largest difference |"]
-        lines += ["|---" * (len(sessions) + 2) + "|"]
-        for batch in (1, 256):
-            x = torch.rand(batch, 1, 28, 28, device=device)
-            outputs = [s(x) for s in sessions.values()]
-            apart = max(float((o - outputs[0]).abs().max() / outputs[0].abs().max()) for o in outputs)
-            times: dict[str, list[float]] = {k: [] for k in sessions}
-            for _ in range(200):
-                for k, s in sessions.items():
-                    times[k].append(seconds(device, lambda s=s, x=x: s(x))[0])
-            cells = " | ".join(f"{1e6 * statistics.median(v):.0f}" for v in times.values())
-            lines.append(f"| {batch} | {cells} | {apart:.1e} |")
-        lines += ["", "| graph optimisation | TF32 | weights that the graph computes |", "|---|---|---|"]
-        lines += bits(graph, packed, device)
-    print("\n".join(lines))
+        same = subcompress.verify(folder / "wide.safetensors").backends
+        started, sessions = starts(folder, device, options.rounds)
+        text = [
+            f"{time.strftime('%Y-%m-%d')}, {name}, {versions}.",
+            "",
+            f"Weights rebuilt: {', '.join(f'{k} {same[k]}' for k in same)} (True: the file's digest).",
+            "",
+            *started,
+            "",
+            *runs(sessions, device),
+            "",
+            "| graph optimisation | TF32 | weights that the graph computes |",
+            "|---|---|---|",
+            *bits(folder / "wide.onnx", folder / "wide.safetensors", device),
+        ]
+    print("\n".join(text))
     if options.output:
-        (options.output / f"session-{device}.md").write_text("\n".join([*lines, ""]))
+        (options.output / f"session-{device}.md").write_text("\n".join([*text, ""]))
 
 
 if __name__ == "__main__":

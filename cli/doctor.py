@@ -1,5 +1,7 @@
 """subcompress doctor."""
 
+from dataclasses import asdict
+
 import click
 
 import subcompress
@@ -13,7 +15,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """Say what this machine has to compute with, whether it works, and how to mend what does not."""
     findings = subcompress.doctor()
     if as_json:
-        print_json([finding.to_json() for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
             click.echo(f"{finding.name:18} {finding.found}")

@@ -25,6 +25,5 @@ def unpack(file: Path, model_name: str | None, output: Path, self_unfolding: boo
         print_json({"output": output, **sizes})
     else:
         click.echo(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
-        dense = subcompress.info(file)["dense_bytes"]
-        if self_unfolding and sizes["output_bytes"] > dense:
+        if self_unfolding and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"]):
             click.echo(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")

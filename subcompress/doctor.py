@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from subcompress.backends import available
+from subcompress.errors import one_line
 from subcompress.expand import digest_of, expand
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
@@ -30,10 +31,6 @@ class Finding:
     found: str
     mend: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        """Its fields."""
-        return asdict(self)
-
 
 def doctor() -> list[Finding]:
     """Findings about Python, torch, CUDA, Triton, ONNX Runtime and its providers, and the backends of `expand`."""
@@ -42,7 +39,9 @@ def doctor() -> list[Finding]:
         try:
             findings += check()
         except Exception as e:  # what is broken here may break in any way
-            findings.append(Finding(name, f"cannot be examined ({_line(e)})", f"pip install --force-reinstall {name}"))
+            findings.append(
+                Finding(name, f"cannot be examined ({one_line(e)})", f"pip install --force-reinstall {name}")
+            )
     return findings
 
 
@@ -67,7 +66,7 @@ def _torch() -> Iterator[Finding]:
             at = torch.cuda.get_device_properties(i)
             yield Finding(f"cuda:{i}", f"{at.name}, {at.total_memory / 1e9:.0f} GB, capability {at.major}.{at.minor}")
         except Exception as e:
-            yield Finding(f"cuda:{i}", f"does not answer ({_line(e)})", "nvidia-smi says what the driver sees of it")
+            yield Finding(f"cuda:{i}", f"does not answer ({one_line(e)})", "nvidia-smi says what the driver sees of it")
 
 
 def _triton() -> Iterator[Finding]:
@@ -93,7 +92,7 @@ def _onnx_runtime() -> Iterator[Finding]:
 
         version = str(onnxruntime.__version__)
     except Exception as e:
-        yield Finding("onnxruntime", f"{named}: no import ({_line(e)})", f"pip install --force-reinstall {own}")
+        yield Finding("onnxruntime", f"{named}: no import ({one_line(e)})", f"pip install --force-reinstall {own}")
         return
     if len(installed) == 1:
         mend = "" if version == installed[own] else f"pip install --force-reinstall {own}"
@@ -168,7 +167,7 @@ def _backends() -> Iterator[Finding]:
             same = digest_of(record, expand(record, name)).hex() == WEIGHTS
         except Exception as e:
             mend = "the device does not compute with this torch: install a torch that is built for it"
-            yield Finding(f"backend {name}", f"fails ({_line(e)})", mend)
+            yield Finding(f"backend {name}", f"fails ({one_line(e)})", mend)
             continue
         mend = "" if same else "report this machine: its arithmetic is not that of others"
         yield Finding(f"backend {name}", "rebuilds the right bits" if same else "rebuilds OTHER BITS", mend)
@@ -192,7 +191,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200] or type(e).__name__

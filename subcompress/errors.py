@@ -1,8 +1,15 @@
-"""The one exception a user's mistake raises, and how to tell that memory ran out."""
+"""The one exception a user's mistake raises, what others say in a line, and how to tell that memory ran out."""
+
+import textwrap
 
 
 class SubcompressError(Exception):
     """A mistake the user can mend: its text is one line that names the rule, what was given and what to do."""
+
+
+def one_line(e: BaseException, most: int = 300) -> str:
+    """What an exception says, its type where that is nothing: on one line, cut between words."""
+    return textwrap.shorten(str(e), most, placeholder=" ...") or type(e).__name__
 
 
 def memory_ran_out(e: BaseException) -> bool:

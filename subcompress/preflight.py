@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from subcompress.data import Data
 from subcompress.data.splits import DataError, Split, batches, call, size
-from subcompress.errors import SubcompressError, memory_ran_out
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task
 from subcompress.training import Recipe
@@ -48,7 +48,7 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
                 raise
             what = "the model, the loss or the metric" if name == "train" else "the model or the metric"
             raise SubcompressError(
-                f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {_line(e)}"
+                f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
             ) from e
 
 
@@ -151,7 +151,3 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:300]

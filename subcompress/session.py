@@ -7,7 +7,6 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 from __future__ import annotations
 
 import ctypes
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.expand import expand, expand_checked
 from subcompress.layout import Layout
 
@@ -107,7 +106,7 @@ class Session:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as e:  # its exceptions have no common base of their own
-            raise SubcompressError(f"ONNX Runtime refuses this input ({_line(e)})") from e
+            raise SubcompressError(f"ONNX Runtime refuses this input ({one_line(e)})") from e
         found = [torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs()]
         # DLPack gives ONNX Runtime's truth values as bytes.
         found = [t.to(torch.bool) if k == "tensor(bool)" else t for t, k in zip(found, self._kinds, strict=True)]
@@ -119,7 +118,9 @@ class Session:
             array = torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else x
             tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
         except Exception as e:
-            raise SubcompressError(f"inputs are dense tensors or arrays of numbers; {name} is not ({_line(e)})") from e
+            raise SubcompressError(
+                f"inputs are dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
+            ) from e
         kind, sizes = self._takes[name].type, self._takes[name].shape  # a size that may vary is a name
         fits = len(sizes) == tensor.ndim and all(
             size == n or not isinstance(size, int) for size, n in zip(sizes, tensor.shape, strict=True)
@@ -255,13 +256,9 @@ def _diagnosis(model: Path | bytes, e: Exception) -> str:
     wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
     if wanted and found < wanted:
         return f"{what} needs onnxruntime {needs}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
-    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({_line(e)})"
+    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)})"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.lstrip(">=").split(".")[:2]
     return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
-
-
-def _line(e: BaseException) -> str:
-    return textwrap.shorten(str(e), 300, placeholder=" ...")

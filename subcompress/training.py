@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from subcompress.data import Data
 from subcompress.data.splits import Tree, batches, finite, leaves, moved, size
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import Task, evaluate
@@ -281,7 +281,7 @@ class _Run:
             return self.data.augment(x, drawn)
         except Exception as e:
             name = getattr(self.data.augment, "__name__", "it")
-            words = " ".join(str(e).split())[:200]
+            words = one_line(e, 200)
             raise SubcompressError(
                 f"an augmentation takes a batch of inputs and a generator; {name} raises {type(e).__name__}: {words}"
             ) from e

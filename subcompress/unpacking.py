@@ -47,17 +47,16 @@ def unpack(
     """
     output = Path(output)
     record, _ = format.read(path)
-    if output.suffix not in EXPORTS:
+    if output.suffix not in (suffixes := sorted({suffix for suffix, _ in EXPORTS}, reverse=True)):
         raise SubcompressError(
-            f"unpack writes {' and '.join(EXPORTS)} files; {output.name} is neither: rename the output"
+            f"unpack writes {' and '.join(suffixes)} files; {output.name} is neither: rename the output"
         )
+    if (kind := (output.suffix, self_unfolding)) not in EXPORTS:
+        raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise SubcompressError(f"{output} is the file itself: give another place for what it unpacks to")
-    if self_unfolding and output.suffix != ".onnx":
-        raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
-    export = _self_unfolding if self_unfolding else EXPORTS[output.suffix]
     with replacing(output) as temporary:
-        export(record, module, temporary)
+        EXPORTS[kind](record, module, temporary)
     return output
 
 
@@ -89,5 +88,9 @@ def _to_trace(record: Record, module: nn.Module | None) -> nn.Module:
     return load_record(record, module)
 
 
-EXPORTS: dict[str, Export] = {".safetensors": _dense, ".onnx": _onnx}
-"""What unpack writes, by the output's suffix."""
+EXPORTS: dict[tuple[str, bool], Export] = {
+    (".safetensors", False): _dense,
+    (".onnx", False): _onnx,
+    (".onnx", True): _self_unfolding,
+}
+"""What unpack writes, by the output's suffix and whether it unfolds itself."""

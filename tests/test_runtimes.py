@@ -1,8 +1,9 @@
-"""Self-unfolding graphs in other releases of ONNX Runtime, each in an environment of its own with nothing of ours."""
+"""Our graphs in other releases of ONNX Runtime, each in an environment of its own with nothing of ours."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -50,7 +51,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[Path]:
-    """Graphs that give weights, beside the weights; and a whole network, beside its outputs."""
+    """Graphs that give weights, beside the weights; and a whole network, unfolding and plain, beside its outputs."""
     folder = tmp_path_factory.mktemp("cases")
     records = {"windows": format.read(GOLDEN / "windows.safetensors")[0], "staged": staged_record()}
     for name, record in records.items():
@@ -70,7 +71,10 @@ def cases(tmp_path_factory) -> list[Path]:
     np.save(folder / "whole.input.npy", x.numpy())
     with torch.no_grad():
         np.savez(folder / "whole.npz", subcompress.load(folder / "net.safetensors", MODELS["lenet"]())(x).numpy())
-    return [folder / name for name in ("windows", "staged", "lenet", "whole")]
+    subcompress.unpack(folder / "net.safetensors", folder / "plain-whole.onnx", MODELS["lenet"]())
+    for name in ("input.npy", "npz"):
+        shutil.copy(folder / f"whole.{name}", folder / f"plain-whole.{name}")
+    return [folder / name for name in ("windows", "staged", "lenet", "whole", "plain-whole")]
 
 
 def check(python: Path | str, cases: list[Path], version: str) -> None:

@@ -10,11 +10,11 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from subcompress.data.splits import Split
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.expand import raw_bytes
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
-from subcompress.graph.tracing import example_inputs, outputs_of
+from subcompress.graph.tracing import example_inputs, graphs_within, outputs_of
 from subcompress.session import open_graph
 
 TOLERANCE = 1e-4
@@ -38,7 +38,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
         session = onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base of their own
         raise SubcompressError(
-            f"ONNX Runtime does not load this graph ({_line(e)}): unpack to .safetensors instead"
+            f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
     for n in (1, 3):
         fed = {name: x.numpy() for name, x in example_inputs(facts, n).items()}
@@ -47,7 +47,8 @@ def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
             found = session.run(None, {name: x for name, x in fed.items() if name in taken})
         except Exception as e:
             raise SubcompressError(
-                f"ONNX Runtime does not run this graph at batch size {n} ({_line(e)}): unpack to .safetensors instead"
+                f"ONNX Runtime does not run this graph at batch size {n} ({one_line(e)}): "
+                "unpack to .safetensors instead"
             ) from e
         for expected, given in zip(outputs_of(module, facts, n), found, strict=True):
             worst = _difference(expected.detach(), np.asarray(given))
@@ -71,7 +72,7 @@ def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
             found = session.run(None, {})
         except Exception as e:
             raise SubcompressError(
-                f"ONNX Runtime does not compute this graph's weights ({_line(e)}): leave unfolding out"
+                f"ONNX Runtime does not compute this graph's weights ({one_line(e)}): leave unfolding out"
             ) from e
         for (name, tensor), values in zip(expected.items(), found, strict=True):
             wanted = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
@@ -99,7 +100,7 @@ def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(node.input)
-            for branch in (a.g for a in node.attribute if a.HasField("g")):
+            for branch in graphs_within(node):
                 needed |= every_name(branch)
     kept.reverse()
     part = helper.make_graph(kept, "weights", [], outputs, [i for i in graph.initializer if i.name in needed])
@@ -136,7 +137,3 @@ def _difference(expected: Tensor, found: np.ndarray) -> float:
     finite = wanted[np.isfinite(wanted)]
     reach = max(1.0, float(np.abs(finite).max())) if finite.size else 1.0
     return float(apart.max()) / reach
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -128,14 +127,15 @@ def _unfolding(
     nodes = Nodes(short_names(every_name(graph) | found.keys()))
     flat = unfold(record, nodes, {origin.name for origin in found.values()})
     shapes = {spec.name: spec.shape for spec in record.layout}
-    kept = {v.name: v.name for v in [*graph.input, *graph.output]}
     made: dict[_Origin, str] = {}
     for name, origin in found.items():
         if origin not in made:
-            _finish(nodes, flat[origin.name], origin, shapes[origin.name], name)
+            value = _finished(nodes, flat[origin.name], origin, shapes[origin.name])
+            nodes.rename(value, name)
+            if value == flat[origin.name]:
+                flat[origin.name] = name
             made[origin] = name
-        kept[name] = made[origin]
-    slim(graph, nodes, kept, found.keys())
+    slim(graph, nodes, {name: made[origin] for name, origin in found.items()}, found.keys())
     whole = helper.make_graph(nodes.nodes, "g", list(graph.input), list(graph.output), nodes.constants)
     shorten(whole, [v.name for v in [*graph.input, *graph.output]] + list(made.values()))
     opsets = [*model.opset_import, helper.make_opsetid(DOMAIN, 1)]
@@ -145,17 +145,11 @@ def _unfolding(
     return result, made
 
 
-def _finish(nodes: Nodes, value: str, origin: _Origin, shape: tuple[int, ...], name: str) -> None:
-    """From flat float32 values to what the initialiser was."""
-    steps: list[tuple[str, list[list[int]], dict[str, Any]]] = []
+def _finished(nodes: Nodes, value: str, origin: _Origin, shape: tuple[int, ...]) -> str:
+    """What the initialiser was, from flat float32 values."""
     if origin.data_type != TensorProto.FLOAT:
-        steps.append(("Cast", [], {"to": origin.data_type}))
+        value = nodes("Cast", value, to=origin.data_type)
     sizes = origin.dims if origin.axes is None else shape
     if len(sizes) != 1:
-        steps.append(("Reshape", [list(sizes)], {"allowzero": 1} if 0 in sizes else {}))
-    if origin.axes is not None:
-        steps.append(("Transpose", [], {"perm": list(origin.axes)}))
-    for i, (op, more, attributes) in enumerate(steps):
-        value = nodes(op, value, *more, named=name if i == len(steps) - 1 else "", **attributes)
-    if not steps:
-        nodes.rename(value, name)
+        value = nodes("Reshape", value, list(sizes), **({"allowzero": 1} if 0 in sizes else {}))
+    return value if origin.axes is None else str(nodes("Transpose", value, perm=list(origin.axes)))

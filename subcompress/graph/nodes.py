@@ -47,14 +47,14 @@ class Nodes:
         self._taken: Any = np.array(True)
         self._mark = ""
 
-    def __call__(self, op: str, *inputs: Any, named: str = "", outputs: int = 1, **attributes: Any) -> Any:
+    def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Add a node and return its output's name, or a list of so many.
 
         Inputs are names, or values, which become constants: Python integers and lists of them int64, NumPy arrays as
-        they are. named: the output's name, where it must have a certain one.
+        they are.
         """
         given = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        found = [named] if named else [next(self.names) for _ in range(outputs)]
+        found = [next(self.names) for _ in range(outputs)]
         self.nodes.append(helper.make_node(op, given, found, **attributes))
         return found if outputs > 1 else found[0]
 

@@ -9,7 +9,7 @@ import onnxscript.optimizer
 from onnx import helper, numpy_helper
 
 from subcompress.graph.nodes import Nodes, short_names
-from subcompress.graph.tracing import OPSET, quiet
+from subcompress.graph.tracing import OPSET, graphs_within, quiet
 
 SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
 """Attributes that the specification lets a node leave out when all their numbers are these."""
@@ -41,23 +41,17 @@ def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelPr
     return found
 
 
-def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str], computed: Collection[str]) -> None:
-    """Add the nodes and constants of a graph to `nodes`, under short names.
+def slim(graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], computed: Collection[str]) -> None:
+    """Add the nodes of a graph to `nodes`, without what is the default, and its constants, each once.
 
-    kept: names that stay or become others: inputs, outputs, weights. computed: weights that nodes give already. Names
-    within subgraphs stay.
+    replaced: names that others stand for; computed: weights that `nodes` give already.
     """
-    names = dict(kept)
-
-    def short(name: str) -> str:
-        if name and name not in names:
-            names[name] = next(nodes.names)
-        return names.get(name, "")
+    names, outputs = dict(replaced), {v.name for v in graph.output}
 
     def constant(name: str, tensor: onnx.TensorProto) -> None:
         value = nodes.constant(numpy_helper.to_array(tensor))
-        if name in kept:  # it is an output, and needs that name
-            nodes("Identity", value, named=kept[name])
+        if name in outputs:  # which needs a name of its own
+            nodes.rename(nodes("Identity", value), name)
         else:
             names[name] = value
 
@@ -68,12 +62,11 @@ def slim(graph: onnx.GraphProto, nodes: Nodes, kept: dict[str, str], computed: C
         if node.op_type == "Constant" and not node.domain and node.attribute[0].name == "value":
             constant(node.output[0], node.attribute[0].t)
             continue
-        copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-        copy.input.extend(map(short, node.input))
-        copy.output.extend(map(short, node.output))
+        copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain, output=node.output)
+        copy.input.extend(names.get(name, name) for name in node.input)
         copy.attribute.extend(a for a in node.attribute if not _default(node, a))
-        for attribute in copy.attribute:
-            _rename(attribute, names)
+        for inner in graphs_within(copy):
+            _replace(inner, names)
         nodes.nodes.append(copy)
 
 
@@ -89,12 +82,11 @@ def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str])
     for tensor in graph.initializer:
         tensor.name = new[tensor.name]
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                new.update((name, next(values)) for i in [*inner.initializer, *inner.input] if (name := i.name))
-                for given in inner.input:
-                    given.name = new[given.name]
-                _shorten(inner, new, values)
+        for inner in graphs_within(node):
+            new.update((name, next(values)) for i in [*inner.initializer, *inner.input] if (name := i.name))
+            for given in inner.input:
+                given.name = new[given.name]
+            _shorten(inner, new, values)
         new.update((name, next(values)) for name in node.output if name and name not in new)
         node.input[:] = [name and new[name] for name in node.input]
         node.output[:] = [name and new[name] for name in node.output]
@@ -107,9 +99,8 @@ def every_name(graph: onnx.GraphProto) -> set[str]:
     found = {v.name for v in [*graph.input, *graph.output, *graph.initializer]}
     for node in graph.node:
         found |= {*node.input, *node.output}
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                found |= every_name(inner)
+        for inner in graphs_within(node):
+            found |= every_name(inner)
     return found
 
 
@@ -128,18 +119,13 @@ def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
     return bool(helper.get_attribute_value(declared.default_value) == value)
 
 
-def _rename(attribute: onnx.AttributeProto, names: dict[str, str]) -> None:
-    """Give what a subgraph reads from outside its new name."""
-    for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):
-        own = (
-            {o for n in graph.node for o in n.output}
-            | {i.name for i in graph.initializer}
-            | {i.name for i in graph.input}
-        )
-        for node in graph.node:
-            node.input[:] = [x if x in own else names.get(x, x) for x in node.input]
-            for inner in node.attribute:
-                _rename(inner, names)
-        for output in graph.output:  # a branch may give a value from outside
-            if output.name not in own:
-                output.name = names.get(output.name, output.name)
+def _replace(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Read what others stand for from those, in a graph within the graph."""
+    own = {v.name for v in [*graph.input, *graph.initializer]} | {o for node in graph.node for o in node.output}
+    outside = {old: new for old, new in names.items() if old not in own}
+    for node in graph.node:
+        node.input[:] = [outside.get(name, name) for name in node.input]
+        for inner in graphs_within(node):
+            _replace(inner, outside)
+    for output in graph.output:  # a branch may give a value from outside
+        output.name = outside.get(output.name, output.name)

@@ -150,11 +150,19 @@ def quiet(name: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def graphs_within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The branches and bodies of an If, a Loop or a Scan."""
+    found = []
+    for attribute in node.attribute:
+        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return found
+
+
 def strip(model: onnx.ModelProto) -> None:
     """Remove node metadata and doc strings: the exporter writes the user's source paths there."""
     graphs: list[Any] = [model.graph, *model.functions]
     for graph in graphs:  # grows: If and Loop hold graphs of their own
-        graphs += [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        graphs += [inner for node in graph.node for inner in graphs_within(node)]
         graph.doc_string = ""
         del graph.metadata_props[:]
         for part in [*graph.node, *getattr(graph, "initializer", []), *graph.value_info]:

@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from subcompress.errors import one_line
 from subcompress.peers.bench import Bench, Row, SkippedError, fails, joined
 
 QP = -20
@@ -21,7 +22,7 @@ def nncodec(bench: Bench) -> list[Row]:
     try:
         library = importlib.import_module("nncodec.nn")
     except Exception as e:  # it imports much, and versions of it disagree with other packages' (numpy 2, torchvision)
-        why = " ".join(str(e).split())[:100]
+        why = one_line(e, 100)
         raise SkippedError(f"nncodec cannot be imported: {why} (it wants numpy < 2 and torchvision)") from e
     module, seconds = bench.direct
     began = time.perf_counter()
