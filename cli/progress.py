@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+import subcompress
 from subcompress.probe import Probe
 from subcompress.training import Listener, Progress
 
@@ -78,6 +87,26 @@ def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
         return
     with Live(console=console, refresh_per_second=4) as live:
         yield Screen(console, title, verbose, live)
+
+
+LONG = 1 << 28
+"""Bytes of weights that take long enough to be watched."""
+
+
+@contextmanager
+def rebuilding(file: Path, times: int = 1) -> Iterator[Callable[[int], None] | None]:
+    """What to tell the bytes that are rebuilt of a file's weights, so many times over: a bar on stderr where they are
+    many, one line where that is no terminal. None where they are few."""
+    total = times * subcompress.info(file)["dense_bytes"]
+    if total < LONG:
+        yield None
+        return
+    console = Console(stderr=True)
+    console.print(f"{file}: {total} bytes of weights to rebuild", highlight=False, soft_wrap=True, markup=False)
+    columns = BarColumn(32), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
 
 
 def probe_table(probes: Sequence[Probe]) -> Table:

@@ -6,6 +6,7 @@ import click
 
 import subcompress
 from subcompress_cli.options import FILE, json_option, model_option, network, print_json
+from subcompress_cli.progress import rebuilding
 
 
 @click.command()
@@ -15,11 +16,15 @@ from subcompress_cli.options import FILE, json_option, model_option, network, pr
     "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."
 )
 @click.option("--self-unfolding", is_flag=True, help="An .onnx of kilobytes, which computes its own weights.")
+@click.option("--dtype", metavar="NAME", help="Round a .safetensors' weights: fp32, fp16 or bf16.")
 @json_option
-def unpack(file: Path, model_name: str | None, output: Path, self_unfolding: bool, as_json: bool) -> None:
+def unpack(
+    file: Path, model_name: str | None, output: Path, self_unfolding: bool, dtype: str | None, as_json: bool
+) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
     module = None if model_name is None else network(model_name)
-    subcompress.unpack(file, output, module, self_unfolding=self_unfolding)
+    with rebuilding(file) as done:
+        subcompress.unpack(file, output, module, self_unfolding=self_unfolding, dtype=dtype, done=done)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}
     if as_json:
         print_json({"output": output, **sizes})

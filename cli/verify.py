@@ -7,8 +7,10 @@ import click
 
 import subcompress
 from subcompress import format
+from subcompress.backends import available
 from subcompress.format import tables
 from subcompress_cli.options import FILE, data_options, data_set, json_option, model_option, network, print_json
+from subcompress_cli.progress import rebuilding
 
 
 @click.command()
@@ -32,7 +34,8 @@ def verify(
     data, module = data_set(data_name, data_dir), None
     if data is not None and (name := model_name or tables.name_of(format.read(file)[0].layout)):
         module = network(name)
-    found = subcompress.verify(file, data, module, device=device)
+    with rebuilding(file, len(available())) as done:
+        found = subcompress.verify(file, data, module, device=device, done=done)
     if as_json:
         print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
     else:

@@ -8,11 +8,13 @@ leading one. Signs share the contexts of the magnitude, which halves what the ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from subcompress.errors import SubcompressError
+from subcompress.kernels.compiled import Decoder, library
 
 MIN_BITS, MAX_BITS = 2, 12
 _TOP = 1 << 24  # the range is kept at or above this
@@ -118,6 +120,27 @@ def _coordinate(coder: _Encoder | _Decoder, c: _Contexts, value: int) -> int:
     return -m if negative else m
 
 
+def _reader(coder: _Decoder) -> Callable[[int, int], np.ndarray]:
+    """(d, bits) -> the next group; compiled where it can be."""
+    native = library()
+    if native is None:
+
+        def plainly(d: int, bits: int) -> np.ndarray:
+            contexts = _Contexts(bits)
+            return np.fromiter((_coordinate(coder, contexts, 0) for _ in range(d)), np.int32, d)
+
+        return plainly
+    read, held = native.subcompress_decode, Decoder(coder.data, len(coder.data), coder.at, coder.range, coder.code)
+
+    def compiled(d: int, bits: int) -> np.ndarray:
+        out = np.empty(d, np.int32)
+        read(ctypes.byref(held), bits, d, out.ctypes.data)
+        coder.at, coder.range, coder.code = held.at, held.range, held.code
+        return out
+
+    return compiled
+
+
 def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
     """Groups of coordinates, each (d,) integers of `bits` bits in two's complement -> bytes.
 
@@ -143,12 +166,10 @@ def decode(data: bytes, groups: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     Raises SubcompressError where the bytes are not what `encode` would have written for so many coordinates.
     """
     coder = _Decoder(data)
+    read = _reader(coder)
     if coder.code >= coder.range or (data and not groups):
         raise SubcompressError("the coordinates are not what a range coder writes: the file is damaged or forged")
-    out = []
-    for d, bits in groups:
-        contexts = _Contexts(bits)
-        out.append(np.fromiter((_coordinate(coder, contexts, 0) for _ in range(d)), np.int32, d))
+    out = [read(d, bits) for d, bits in groups]
     if coder.at < len(data) or data.endswith(b"\0"):
         raise SubcompressError("the payload holds more than d coordinates: the file is damaged or forged")
     return out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from subcompress.layout import Layout
+from subcompress.threads import each
 
 CHUNK = 1 << 22
 """Bytes of one leaf: leaves are independent, so that they can be hashed in parallel and while streaming."""
@@ -15,9 +16,24 @@ SIZE = 16
 
 def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
     """tensors: name -> little-endian bytes of the tensor, nbytes of them. Returns the first 16 bytes of the root."""
+    leaves = [tensors[spec.name][at : at + CHUNK] for spec in layout for at in range(0, spec.nbytes, CHUNK)]
+    found = [b""] * len(leaves)
+
+    def work(i: int) -> None:
+        found[i] = leaf_digest(leaves[i])
+
+    each(work, range(len(leaves)))
+    return root_digest(layout, found)
+
+
+def leaf_digest(data: memoryview | bytes) -> bytes:
+    """SHA-256 of the bytes of one leaf."""
+    return hashlib.sha256(data).digest()
+
+
+def root_digest(layout: Layout, leaves: Sequence[bytes]) -> bytes:
+    """The weights' digest from those of all leaves, in order."""
     root = hashlib.sha256(hashlib.sha256(layout.text()).digest())
-    for spec in layout:
-        data = tensors[spec.name]
-        for at in range(0, spec.nbytes, CHUNK):
-            root.update(hashlib.sha256(data[at : at + CHUNK]).digest())
+    for leaf in leaves:
+        root.update(leaf)
     return root.digest()[:SIZE]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subcompress.backends import available
+from subcompress.backends import BACKENDS, available
 from subcompress.errors import one_line
 from subcompress.expand import digest_of, expand
 from subcompress.layout import Layout, TensorSpec
@@ -171,6 +171,10 @@ def _backends() -> Iterator[Finding]:
             continue
         mend = "" if same else "report this machine: its arithmetic is not that of others"
         yield Finding(f"backend {name}", "rebuilds the right bits" if same else "rebuilds OTHER BITS", mend)
+    if not BACKENDS["native"].there():
+        yield Finding(
+            "backend native", "not compiled, torch serves instead; with a C compiler, install again for speed"
+        )
 
 
 WEIGHTS = "1b29234186836b59a3bb0db69a96bccc"

@@ -1,40 +1,75 @@
-"""From a record to weights: the tensors themselves, and whether they are the ones that were packed."""
+"""From a record to weights in memory: the tensors themselves, and whether they are the ones that were packed."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.backends import BACKENDS
+from subcompress.backends import Backend, backend_of
 from subcompress.digest import weights_digest
 from subcompress.errors import SubcompressError
-from subcompress.record import Record, Same
+from subcompress.kernels import Segment
+from subcompress.record import Coded, Record, Same
 
 
-def expand(record: Record, backend: str = "torch") -> dict[str, Tensor]:
+def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
     """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them. Tied
     tensors are one and the same.
 
-    Raises SubcompressError for an unknown backend, and for weights that this machine's memory cannot hold.
+    backend: one of BACKENDS, or the fastest for "cpu" or "cuda". Raises SubcompressError for an unknown one, and for
+    weights that this machine's memory cannot hold.
     """
-    if backend not in BACKENDS:
-        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {backend!r} is none of them")
+    chosen = backend_of(backend)
     if record.layout.nbytes > (memory := _memory()):
         raise SubcompressError(
             f"weights are rebuilt in memory; this file's take {record.layout.nbytes} bytes, this machine has {memory}: "
             "use a larger one, if the file is to be trusted"
         )
-    found = {spec.name: tensor for spec, tensor in BACKENDS[backend](record)}
     state: dict[str, Tensor] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
         if isinstance(entry, Same):
             state[spec.name] = state[record.layout.tensors[entry.index].name]
         else:
-            state[spec.name] = found[spec.name]
+            state[spec.name] = torch.empty(spec.shape, dtype=spec.torch_dtype, device=chosen.device)
+    _fill(record, state, chosen)
     return state
+
+
+def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
+    """`expand` into tensors at hand, contiguous, of the record's dtypes and shapes and all of one device: no other
+    memory is taken. Raises SubcompressError where no backend runs on that device."""
+    device = next(iter(state.values())).device.type if state else "cpu"
+    _fill(record, state, backend_of(device))
+
+
+def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend) -> None:
+    segments: list[list[Segment]] = [[] for _ in record.groups]
+    for spec, entry, first in zip(record.layout, record.entries, record.firsts, strict=True):
+        tensor = state[spec.name]
+        if not spec.size or isinstance(entry, Same):
+            continue
+        if isinstance(entry, Coded):
+            flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(-1)
+            segments[entry.group].append(Segment(first, flat, entry.scale, entry.start))
+        else:
+            tensor.view(-1).view(torch.uint8).copy_(stored(record, first, spec.nbytes))
+    for group, places in zip(record.groups, segments, strict=True):
+        backend.fill(group.operator, torch.from_numpy(group.coordinates).to(backend.device), places)
+    for spec, entry in zip(record.layout, record.entries, strict=True):
+        if isinstance(entry, Same):
+            tensor, other = state[spec.name], state[record.layout.tensors[entry.index].name]
+            if tensor.data_ptr() != other.data_ptr():
+                tensor.copy_(other)
+
+
+def stored(record: Record, at: int, n: int) -> Tensor:
+    """n bytes of the stored tensors, a copy."""
+    return torch.from_numpy(np.frombuffer(record.stored, np.uint8, n, at).copy())
 
 
 def _memory() -> float:
@@ -57,12 +92,17 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def expand_checked(record: Record, backend: str = "torch") -> dict[str, Tensor]:
+def expand_checked(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
     """`expand`, refused unless the digest in the file is the one of what was rebuilt."""
     state = expand(record, backend)
-    if (found := digest_of(record, state)) != record.digest:
+    check_digest(record, digest_of(record, state))
+    return state
+
+
+def check_digest(record: Record, found: bytes) -> None:
+    """Raise SubcompressError unless `found` is the digest in the file."""
+    if found != record.digest:
         raise SubcompressError(
             f"the rebuilt weights have digest {found.hex()}, the file promises {record.digest.hex()}: "
             "the file is forged or this machine computes wrongly; fetch it again and run `subcompress verify`"
         )
-    return state

@@ -59,6 +59,11 @@ class TensorSpec:
         return self.size * (2 if self.dtype == "C64" else 1)
 
     @property
+    def real_dtype(self) -> torch.dtype:
+        """The dtype of its real numbers."""
+        return torch.float32 if self.dtype == "C64" else self.torch_dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensor when dense."""
         return self.size * DTYPES[self.dtype][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,11 @@ class Part:
     def sizes(self) -> list[int]:
         """Real numbers of each tensor."""
         return [spec.reals for spec in self.specs]
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first row of each tensor."""
+        return list(accumulate(self.sizes, initial=0))[:-1]
 
 
 @dataclass(frozen=True, eq=False)

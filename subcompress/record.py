@@ -98,6 +98,23 @@ class Record:
         """Coded real numbers of each group."""
         return group_sizes(self.layout, self.entries, len(self.groups))
 
+    @property
+    def firsts(self) -> list[int]:
+        """Where each tensor begins: the first row of its group, or the first byte of `stored`; a tied one where the
+        tensor that it is begins."""
+        rows, stored = [0] * len(self.groups), 0
+        found: list[int] = []
+        for spec, entry in zip(self.layout, self.entries, strict=True):
+            if isinstance(entry, Coded):
+                found.append(rows[entry.group])
+                rows[entry.group] += spec.reals
+            elif isinstance(entry, Same):
+                found.append(found[entry.index])
+            else:
+                found.append(stored)
+                stored += spec.nbytes
+        return found
+
     def check(self) -> None:
         """Raise SubcompressError where exact regeneration would not be assured."""
         for g, size in zip(self.groups, self.sizes, strict=True):

@@ -74,7 +74,7 @@ class Session:
         with _holding(module, state):
             data, names = lifted(module, record.facts, as_inputs=self.device.type == "cuda")
         if self.device.type == "cuda":
-            state = rebuilt(record, "torch-cuda")
+            state = rebuilt(record, "cuda")
         weights = {name: _real(state[name]).contiguous() for name in names}
         if self.device.type == "cuda":
             self._weights = weights

@@ -25,6 +25,7 @@ from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts
+from subcompress.kernels import Segment
 from subcompress.layout import holdable
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.base import rmatvec
@@ -139,15 +140,16 @@ class Subspace(nn.Module):
         """What the coordinates take in a file, running statistics not counted."""
         return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
+    # Kernels are not traced: torch.compile sees the network, with these as its inputs.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
         found: dict[str, Tensor] = {}
         for z, part, step, begin in zip(
             self.z.split(self.splits), self.plan.parts, self.steps, self._begin, strict=True
         ):
-            if self.bits:
-                z = z + (self._integers(z.detach(), step) * step - z.detach())
-            for spec, w in zip(part.specs, _Weights.apply(z, part, begin), strict=True):
+            rounded = self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
+            for spec, w in zip(part.specs, _Weights.apply(z, rounded, part, begin), strict=True):
                 if spec.dtype == "C64":
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
                 found[spec.name] = w if w.dtype == spec.torch_dtype else w.to(spec.torch_dtype)
@@ -162,7 +164,11 @@ class Subspace(nn.Module):
     def materialised(self) -> Iterator[nn.Module]:
         """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
         losses that use more of it than `forward`. Call `backward` inside or outside."""
-        weights = self.weights()
+        with self._holding(self.weights()) as module:
+            yield module
+
+    @contextmanager
+    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         before = [(owner, leaf, owner._buffers.pop(leaf)) for owner, leaf in self._places.values()]
         try:
             for (name, (owner, leaf)), (_, _, tensor) in zip(self._places.items(), before, strict=True):
@@ -175,7 +181,8 @@ class Subspace(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
-        with self.materialised() as module:
+        weights = self.weights()
+        with self._holding(weights) as module:
             return module(*args, **kwargs)
 
     def record(self, facts: Facts | None = None, test_accuracy: float | None = None) -> Record:
@@ -247,34 +254,28 @@ class Subspace(nn.Module):
 
 
 class _Weights(torch.autograd.Function):
-    """z -> every tensor of a part, scaled and cut in one pass over the weights, forwards and backwards: with small
-    networks such passes cost nearly as much as the transform."""
+    """z -> every tensor of a part, of its rounded values, scaled and cut in one pass over the weights, forwards and
+    backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through the
+    rounding."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, part: Part, starts: tuple[float | Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, z: Tensor, rounded: Tensor, part: Part, starts: tuple[float | Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         ctx.part = part
-        found = []
-        for w, scale, start, spec in zip(
-            part.operator.affine(z).split(part.sizes), part.scales, starts, part.specs, strict=True
-        ):
-            w = w.mul_(scale)
-            if isinstance(start, Tensor) or start:
-                w = w.add_(start)
-            found.append(w.view(spec.shape) if spec.reals == spec.size else w)
-        return tuple(found)
+        flat = z.new_empty(part.operator.D).split(part.sizes)
+        part.operator.write(rounded, [Segment(*s) for s in zip(part.firsts, flat, part.scales, starts, strict=True)])
+        return tuple(
+            w.view(spec.shape) if spec.reals == spec.size else w for w, spec in zip(flat, part.specs, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         part: Part = ctx.part
-        operator = part.operator
-        flat = [(g.reshape(-1), scale) for g, scale in zip(grads, part.scales, strict=True)]
+        pieces = [(lo, g.reshape(-1), scale) for lo, g, scale in zip(part.firsts, grads, part.scales, strict=True)]
         if torch.is_grad_enabled():  # differentiated once more
-            return rmatvec(torch.cat([g * scale for g, scale in flat]), operator), None, None
-        whole = grads[0].new_empty(operator.padded)
-        whole[operator.D :] = 0
-        for (g, scale), place in zip(flat, whole[: operator.D].split(part.sizes), strict=True):
-            torch.mul(g, scale, out=place)
-        return operator.rmatvec(whole), None, None
+            return rmatvec(torch.cat([g * scale for _, g, scale in pieces]), part.operator), None, None, None
+        return part.operator.adjoint(pieces), None, None, None
 
 
 def _copy(module: nn.Module) -> nn.Module:

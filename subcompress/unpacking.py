@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
-from subcompress.expand import expand, expand_checked
+from subcompress.expand import expand, expand_checked, expand_into
 from subcompress.files import replacing
 from subcompress.layout import Layout
-from subcompress.record import Record, Same
-
-Export = Callable[[Record, nn.Module | None, Path], None]
+from subcompress.record import Record
 
 
 def load(path: str | Path, module: nn.Module, *, check: bool = True) -> nn.Module:
     """Rebuild the file's weights into `module`, which is returned, in evaluation mode.
 
-    check: compare the weights with the digest in the file. Raises SubcompressError for a damaged file and for a
-    module with other tensors, naming the first that differs.
+    check: compare the weights with the digest in the file before the module is touched; without, which is faster,
+    they are computed in the module's own memory. On a CUDA device they are computed there.
+    Raises SubcompressError for a damaged file and for a module with other tensors, naming the first that differs.
     """
     record, _ = format.read(path)
     return load_record(record, module, check=check)
@@ -31,19 +32,56 @@ def load(path: str | Path, module: nn.Module, *, check: bool = True) -> nn.Modul
 
 def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.Module:
     """`load` for a record at hand."""
-    record.layout.require(Layout.of(module.state_dict()), "the model")
-    module.load_state_dict(expand_checked(record) if check else expand(record), strict=True)
+    state = module.state_dict()
+    record.layout.require(Layout.of(state), "the model")
+    kinds = {t.device.type for t in state.values()}
+    device = kinds.pop() if kinds in ({"cpu"}, {"cuda"}) else None
+    if not check and device and _writable(module, state):
+        expand_into(record, state)
+        for tensor in state.values():
+            torch.autograd.graph.increment_version(tensor)
+        return module.eval()
+    rebuilt = expand_checked if check else expand
+    module.load_state_dict(rebuilt(record, device or "cpu"), strict=True)
     return module.eval()
 
 
+def _writable(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether writing into the tensors of the state dict is all that loading it would do."""
+    live = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
+    places = [t.data_ptr() for t in state.values() if t.numel()]
+    plain = all(t.is_contiguous() and not t.is_inference() for t in state.values())
+    return plain and live.issuperset(places) and len(set(places)) == len(places) and not _own_loading(module)
+
+
+def _own_loading(module: nn.Module) -> bool:
+    """Whether some part of the module does more than copying when a state dict is loaded."""
+    for m in module.modules():
+        if m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks:
+            return True
+        if type(m).load_state_dict is not nn.Module.load_state_dict:
+            return True
+        if not type(m)._load_from_state_dict.__module__.startswith("torch."):
+            return True
+    return False
+
+
 def unpack(
-    path: str | Path, output: str | Path, module: nn.Module | None = None, *, self_unfolding: bool = False
+    path: str | Path,
+    output: str | Path,
+    module: nn.Module | None = None,
+    *,
+    self_unfolding: bool = False,
+    dtype: str | None = None,
+    done: Callable[[int], None] | None = None,
 ) -> Path:
     """Write the weights of the file at `path`, checked against its digest, whole or not at all; returns the output.
 
-    An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes; one that ends in
-    .onnx is a graph, and needs the `module` to trace. self_unfolding: the graph computes its weights itself, and takes
-    kilobytes (docs/ONNX.md). Raises SubcompressError.
+    An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes, written in bounded
+    memory; one that ends in .onnx is a graph, and needs the `module` to trace. self_unfolding: the graph computes its
+    weights itself, and takes kilobytes (docs/ONNX.md). dtype: fp32, fp16 or bf16, what floating-point tensors of a
+    .safetensors are rounded to. done: told the bytes of dense weights that are written, a few at a time, by any thread.
+    Raises SubcompressError.
     """
     output = Path(output)
     record, _ = format.read(path)
@@ -53,43 +91,55 @@ def unpack(
         )
     if (kind := (output.suffix, self_unfolding)) not in EXPORTS:
         raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
+    if dtype is not None and output.suffix != DENSE:
+        raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
     if os.path.exists(output) and os.path.samefile(path, output):
         raise SubcompressError(f"{output} is the file itself: give another place for what it unpacks to")
     with replacing(output) as temporary:
-        EXPORTS[kind](record, module, temporary)
+        EXPORTS[kind](record, Wanted(module, dtype, done), temporary)
     return output
 
 
-def _dense(record: Record, module: nn.Module | None, path: Path) -> None:
-    if module is not None:
-        record.layout.require(Layout.of(module.state_dict()), "the model")
-    state = expand_checked(record)
-    for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same):  # safetensors writes no tensor twice
-            state[spec.name] = state[spec.name].clone()
-    path.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked of an export: see `unpack`."""
+
+    module: nn.Module | None
+    dtype: str | None
+    done: Callable[[int], None] | None
+
+    def traced(self, record: Record) -> nn.Module:
+        """The module to trace, with the record's weights. Raises SubcompressError without one."""
+        if self.module is None:
+            raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
+        return load_record(record, self.module)
 
 
-def _onnx(record: Record, module: nn.Module | None, path: Path) -> None:
+Export = Callable[[Record, Wanted, Path], None]
+
+
+def _dense(record: Record, wanted: Wanted, path: Path) -> None:
+    if wanted.module is not None:
+        record.layout.require(Layout.of(wanted.module.state_dict()), "the model")
+    write_dense(record, path, dtype=wanted.dtype, done=wanted.done)
+
+
+def _onnx(record: Record, wanted: Wanted, path: Path) -> None:
     from subcompress.graph import export  # onnx and onnxruntime are loaded only where they are needed
 
-    export(record, _to_trace(record, module), path)
+    export(record, wanted.traced(record), path)
 
 
-def _self_unfolding(record: Record, module: nn.Module | None, path: Path) -> None:
+def _self_unfolding(record: Record, wanted: Wanted, path: Path) -> None:
     from subcompress.graph import export_self_unfolding
 
-    export_self_unfolding(record, _to_trace(record, module), path)
+    export_self_unfolding(record, wanted.traced(record), path)
 
 
-def _to_trace(record: Record, module: nn.Module | None) -> nn.Module:
-    if module is None:
-        raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
-    return load_record(record, module)
-
+DENSE = ".safetensors"
 
 EXPORTS: dict[tuple[str, bool], Export] = {
-    (".safetensors", False): _dense,
+    (DENSE, False): _dense,
     (".onnx", False): _onnx,
     (".onnx", True): _self_unfolding,
 }

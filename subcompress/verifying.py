@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from subcompress import format
 from subcompress.backends import available
 from subcompress.data import Data, Split
 from subcompress.errors import SubcompressError
-from subcompress.expand import digest_of, expand
 from subcompress.format import tables
 from subcompress.record import Record
 from subcompress.session import require_device
+from subcompress.streaming import stream
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,24 @@ def info(path: str | Path) -> dict[str, Any]:
 
 
 def verify(
-    path: str | Path, data: Data | None = None, module: nn.Module | None = None, *, device: str = "cpu"
+    path: str | Path,
+    data: Data | None = None,
+    module: nn.Module | None = None,
+    *,
+    device: str = "cpu",
+    done: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Rebuild the weights on every backend of this machine and compare each with the digest in the file.
+    """Rebuild the weights on every backend of this machine, in bounded memory, and compare each with the digest in the
+    file.
 
     With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1; not where
-    the weights are wrong. device: where ONNX Runtime computes that, cpu or cuda.
+    the weights are wrong. device: where ONNX Runtime computes that, cpu or cuda. done: told the bytes of weights that
+    are behind us, a few at a time, by any thread; there are `dense_bytes` for each backend.
     Raises SubcompressError for a file that cannot be read and for a device that is not there.
     """
     require_device(device)
     record, _ = format.read(path)
-    backends = {name: digest_of(record, expand(record, name)) == record.digest for name in available()}
+    backends = {name: stream(record, backend=name, done=done) == record.digest for name in available()}
     accuracy = None
     if data is not None and all(backends.values()):
         if module is None:

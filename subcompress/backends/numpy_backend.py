@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.backends.walk import Rows, entries
-from subcompress.layout import TensorSpec
-from subcompress.record import Coded, Record
+from subcompress.backends.base import Backend, pieces
+from subcompress.kernels import Segment
+from subcompress.operators import ExactOperator
+
+WIDER = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
 
-def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
-    """Every tensor of the record, in layout order."""
-    rows = [Rows(g.operator, g.coordinates) for g in record.groups]
-    for spec, entry in entries(record):
-        yield spec, _coded(rows[entry.group], spec, entry) if isinstance(entry, Coded) else entry
+def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
+    """Weights of constant starts."""
+    for s, place, w in pieces(operator, c.numpy(), segments):
+        theta = np.float32(s.start) + np.float32(s.scale) * w.astype(np.float32)
+        s.out[place] = _rounded(theta, s.out.dtype)
 
 
-def _coded(rows: Rows, spec: TensorSpec, entry: Coded) -> Tensor:
-    theta = np.empty(spec.reals, np.float32)
-    for place, w in rows.take(spec.reals):
-        theta[place] = np.float32(entry.start) + np.float32(entry.scale) * w.astype(np.float32)
-    if spec.dtype == "BF16":
+def _rounded(theta: np.ndarray, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.bfloat16:
         bits = theta.view(np.uint32)
-        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        return torch.from_numpy(rounded).view(torch.bfloat16).reshape(spec.shape)
-    if spec.dtype == "C64":
-        return torch.from_numpy(theta.view(np.complex64)).reshape(spec.shape)
-    numpy_dtype = {"F32": np.float32, "F16": np.float16, "F64": np.float64}[spec.dtype]
-    return torch.from_numpy(theta.astype(numpy_dtype)).reshape(spec.shape)
+        return torch.from_numpy(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)).view(dtype)
+    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in it
+        return torch.from_numpy(theta.astype(WIDER[dtype]))
+
+
+BACKEND = Backend("cpu", fill, lambda: True, beside=True)

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from subcompress.backends.walk import Rows, entries
-from subcompress.layout import TensorSpec
-from subcompress.record import Coded, Record
+from subcompress.backends.base import Backend, pieces
+from subcompress.kernels import Segment
+from subcompress.operators import ExactOperator
 
 
-def on(device: str) -> Callable[[Record], Iterator[tuple[TensorSpec, Tensor]]]:
+def on(device: str) -> Backend:
     """The backend for that device."""
-
-    @torch.no_grad()
-    def tensors(record: Record) -> Iterator[tuple[TensorSpec, Tensor]]:
-        rows = [Rows(g.operator, torch.from_numpy(g.coordinates).to(device)) for g in record.groups]
-        for spec, entry in entries(record):
-            if isinstance(entry, Coded):
-                yield spec, _coded(rows[entry.group], spec, entry, device)
-            else:
-                yield spec, entry.to(device)
-
-    return tensors
+    return Backend(device, fill, lambda: device == "cpu" or torch.cuda.is_available())
 
 
-def _coded(rows: Rows, spec: TensorSpec, entry: Coded, device: str) -> Tensor:
-    dtype = torch.float32 if spec.dtype == "C64" else spec.torch_dtype
-    theta = torch.empty(spec.reals, dtype=dtype, device=device)
-    for place, w in rows.take(spec.reals):
+@torch.no_grad()
+def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
+    """Weights on the device of c."""
+    for s, place, w in pieces(operator, c, segments):
         # scale * w is exact in float32, so the one rounding is the sum's, fused or not.
-        theta[place] = (w * entry.scale).add_(entry.start)
-    if spec.dtype == "C64":
-        theta = torch.view_as_complex(theta.view(-1, 2))
-    return theta.view(spec.shape)
+        s.out[place] = (w * s.scale).add_(s.start)

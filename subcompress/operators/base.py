@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from subcompress.kernels import Piece, Segment
+
 CHUNK = 1 << 18
 """Weights expanded at a time: what a core's cache holds."""
 
@@ -51,6 +53,20 @@ class Operator(ABC):
     def affine(self, z: Tensor) -> Tensor:
         """start + P z, (d,) -> (D,), a tensor of its own."""
         return self.start(z.dtype, z.device) + self.matvec(z)
+
+    def write(self, z: Tensor, segments: Sequence[Segment]) -> None:
+        """start + scale * (frozen part + P z) into each segment's rows, with no gradient."""
+        theta = self.affine(z)
+        for s in segments:
+            s.out.copy_(theta[s.lo : s.hi].mul_(s.scale).add_(s.start))
+
+    def adjoint(self, pieces: Sequence[Piece]) -> Tensor:
+        """P^T of scale * g at the rows of each piece, zero at all others: (d,), with no gradient."""
+        g = pieces[0][1]
+        whole = torch.zeros(self.padded, dtype=g.dtype, device=g.device)
+        for lo, g, scale in pieces:
+            torch.mul(g, scale, out=whole[lo : lo + len(g)])
+        return self.rmatvec(whole)
 
     @property
     @abstractmethod

@@ -5,8 +5,8 @@
 H_m is the m x m Hadamard matrix (Sylvester's, +-1); s_b holds random signs, one a slot; E places the slots in columns
 of low sequency; c_b is K frozen constants A and then the coordinates. Relatives: Fastfood (Le, Sarlos, Smola 2013,
 arXiv:1408.3060) as used by Li et al. 2018, and the subsampled randomised Hadamard transform (Ailon, Chazelle 2006).
-P costs O(D log m) additions (NumPy here) or O(D sqrt m) in two matrix products (torch here), P^T the same; memory is
-O(D) for the signs and never O(D d).
+P costs O(D log m) additions (NumPy here, and subcompress.kernels) or O(D sqrt m) in two matrix products (torch here),
+P^T the same; memory is O(m), for torch O(D) for the signs, and never O(D d).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from subcompress import philox
 from subcompress.errors import SubcompressError
+from subcompress.kernels import Piece, Segment, kernel
 from subcompress.operators import walsh
 from subcompress.operators.base import CHUNK, ExactOperator
 
@@ -203,14 +205,32 @@ class HadamardBlocks(ExactOperator):
             )
         return self._kept[key]
 
+    def _kernel(self, like: Tensor) -> ModuleType | None:
+        return kernel(like.device, self.log2_m) if like.dtype == torch.float32 else None
+
     def matvec(self, z: Tensor) -> Tensor:
         return self._apply(z, 0)
 
     def affine(self, z: Tensor) -> Tensor:
         return self._apply(z, self.A)
 
+    def write(self, z: Tensor, segments: Sequence[Segment]) -> None:
+        if (fast := self._kernel(z)) is None:
+            super().write(z, segments)
+        else:
+            fast.affine(self, z, float(self.A), segments)
+
+    def adjoint(self, pieces: Sequence[Piece]) -> Tensor:
+        if (fast := self._kernel(pieces[0][1])) is None:
+            return super().adjoint(pieces)
+        return fast.adjoint(self, pieces)
+
     def _apply(self, z: Tensor, frozen: int) -> Tensor:
         """P z with the frozen slots at that value."""
+        if (fast := self._kernel(z)) is not None:
+            out = z.new_empty(self.D)
+            fast.affine(self, z, float(frozen), [Segment(0, out, 1.0)])
+            return out
         k = self._training(z)
         cells = z.new_zeros(self._grid.size).index_copy_(0, k.free, z) if k.reading is None else z[k.reading]
         cells.index_fill_(-1, k.frozen, frozen)
@@ -222,6 +242,8 @@ class HadamardBlocks(ExactOperator):
         return self.blocks * self.m
 
     def rmatvec(self, g: Tensor) -> Tensor:
+        if (fast := self._kernel(g)) is not None:
+            return fast.adjoint(self, [(0, g[: self.D], 1.0)])
         k = self._training(g)
         padded = g if len(g) == self.padded else torch.nn.functional.pad(g, (0, self.padded - self.D))
         with torch.autocast(g.device.type, enabled=False):

@@ -1,0 +1,69 @@
+"""Fast paths of operator 1, a module a kind of machine: exact weights, and the products that training takes.
+
+Each has `fill`, `affine` and `adjoint`; what they compute is defined by `HadamardBlocks` and by docs/FORMAT.md. Where
+none serves, torch's own operators compute the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from subcompress.kernels.compiled import library
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows lo .. lo + len(out) of a group, and where their weights go: out = start + scale * row.
+
+    out: (n,), contiguous, float32, float16, bfloat16 or float64, all segments of a call on one device; start: one
+    constant, or (n,) float32 values where out is float32.
+    """
+
+    lo: int
+    out: Tensor
+    scale: float
+    start: float | Tensor = 0.0
+
+    @property
+    def hi(self) -> int:
+        """The row after the last."""
+        return self.lo + len(self.out)
+
+
+Piece = tuple[int, Tensor, float]
+"""Numbers for rows lo .. lo + len(g), and what they are multiplied by: (lo, g, scale)."""
+
+
+def kernel(device: torch.device, log2_m: int) -> ModuleType | None:
+    """The module that serves blocks of 2^log2_m rows on the device, None where torch's operators must do."""
+    if device.type == "cpu":
+        return on_cpu()
+    if device.type == "cuda" and log2_m <= 15:
+        return on_cuda()
+    return None
+
+
+def on_cpu() -> ModuleType | None:
+    """`native`, None where it was not compiled."""
+    return None if library() is None else importlib.import_module("subcompress.kernels.native")
+
+
+def on_cuda() -> ModuleType | None:
+    """`triton_hadamard`, None without a CUDA device, or where Triton is not there or cannot compile."""
+    return _tried() if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _tried() -> ModuleType | None:
+    try:
+        found = importlib.import_module("subcompress.kernels.triton_hadamard")
+        found.try_out()
+    except Exception:  # no Triton, no C compiler for its launcher, a device that it does not know: torch serves
+        return None
+    return found

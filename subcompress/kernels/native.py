@@ -1,0 +1,146 @@
+"""native.c: operator 1 on a CPU's cores."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import byref, c_uint32
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subcompress.kernels import Piece, Segment
+from subcompress.kernels.compiled import Blocks, Rows, library
+from subcompress.operators.hadamard import HadamardBlocks
+from subcompress.threads import each
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""The numbers that native.c knows output dtypes by."""
+
+SHARE = 1 << 18
+"""Rows that are worth a thread: less than waking it costs."""
+
+SUMS = 16
+"""Partial sums of an adjoint at most. Their number depends on D alone, so that threads do not change the result."""
+
+CACHED = 1 << 25
+"""Bytes of output that caches may hold until they are read: more is written past them, at twice the speed."""
+
+NEAR = 13
+"""Blocks of more than 2^13 rows are strewn in the order of their columns: native.c, LOG2_NEAR."""
+
+
+def fill(op: HadamardBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
+    """Exact weights, from (d,) integers: segments are sorted by rows; blocks that none touches cost nothing."""
+    _write(op, c.float(), float(op.A), segments)
+
+
+def affine(op: HadamardBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+    """start + scale * (frozen + P z), from (d,) float32, in the order of additions that `fill` takes."""
+    _write(op, z.detach().float().contiguous(), frozen, segments)
+
+
+def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
+    """P^T of scale * g at the rows from lo on, for pieces (lo, g, scale) sorted by rows: (d,) float32."""
+    held = [(lo, g.float().contiguous(), scale) for lo, g, scale in pieces if len(g)]
+    if not held:
+        return torch.zeros(op.d, dtype=torch.float32)
+    table = (Rows * len(held))(*(Rows(lo, lo + len(g), g.data_ptr(), None, 0.0, scale, 0) for lo, g, scale in held))
+    first, last = held[0][0] // op.m, -(-(held[-1][0] + len(held[-1][1])) // op.m)
+    bounds = _bounds(op, first, last, min(SUMS, -(-(last - first) * op.m // SHARE)))
+    sums = torch.zeros(len(bounds) - 1, op.d, dtype=torch.float32)
+    blocks = _tables(op)
+    call = _library().subcompress_adjoint
+
+    def work(i: int) -> None:
+        scratch = torch.empty(blocks.scratch, dtype=torch.float32)
+        call(
+            byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), scratch.data_ptr()
+        )  # fmt: skip
+
+    each(work, range(len(bounds) - 1))
+    return sums.sum(0) if len(sums) > 1 else sums[0]
+
+
+def _write(op: HadamardBlocks, values: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+    segments = [s for s in segments if len(s.out)]
+    if not segments:
+        return
+    starts = [s.start if isinstance(s.start, Tensor) else None for s in segments]
+    table = (Rows * len(segments))(
+        *(
+            Rows(
+                s.lo,
+                s.hi,
+                s.out.data_ptr(),
+                None if begin is None else begin.data_ptr(),
+                0.0 if isinstance(s.start, Tensor) else s.start,
+                s.scale,
+                DTYPES[s.out.dtype],
+            )
+            for s, begin in zip(segments, starts, strict=True)
+        )
+    )
+    first, last = segments[0].lo // op.m, -(-segments[-1].hi // op.m)
+    shares = min(torch.get_num_threads(), -(-(last - first) * op.m // SHARE))
+    bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
+    blocks = _tables(op)
+    far = sum(s.out.nbytes for s in segments) > CACHED
+    call = _library().subcompress_fill
+
+    def work(i: int) -> None:
+        scratch = torch.empty(blocks.scratch, dtype=torch.float32)
+        call(
+            byref(blocks.c), values.data_ptr(), frozen, table, len(segments), bounds[i], bounds[i + 1],
+            far, scratch.data_ptr(),
+        )  # fmt: skip
+
+    each(work, range(len(bounds) - 1))
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "callers ask available() first"
+    return found
+
+
+class _Tables:
+    """What the kernel reads of an operator, and the arrays that it points to."""
+
+    def __init__(self, op: HadamardBlocks) -> None:
+        columns = op.columns.astype(np.int32)
+        slots = None
+        if op.log2_m > NEAR:
+            slots = np.argsort(columns).astype(np.int32)
+            columns = columns[slots]
+        self.held = columns, slots
+        self.c = Blocks(
+            (c_uint32 * 2)(op.seed & 0xFFFFFFFF, op.seed >> 32),
+            2 * op.group,
+            op.log2_m,
+            op.K,
+            op.used,
+            op.d,
+            columns.ctypes.data,
+            None if slots is None else slots.ctypes.data,
+        )
+        self.scratch = int(_library().subcompress_scratch(byref(self.c)))
+
+
+_KEPT: WeakKeyDictionary[HadamardBlocks, _Tables] = WeakKeyDictionary()
+
+
+def _tables(op: HadamardBlocks) -> _Tables:
+    if (found := _KEPT.get(op)) is None:
+        found = _KEPT[op] = _Tables(op)
+    return found
+
+
+def _bounds(op: HadamardBlocks, first: int, last: int, shares: int) -> list[int]:
+    """Blocks first .. last in about equal shares, whole tiles each."""
+    step = max(1, 1024 // op.m)
+    tiles = -(-(last - first) // step)
+    shares = min(shares, tiles)
+    return [first + step * (tiles * i // shares) for i in range(shares)] + [last]

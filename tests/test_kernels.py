@@ -1,0 +1,303 @@
+"""Every way to compute rows against NumPy, bit for bit; products of training against float64; and no kernel at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import subcompress
+from subcompress import codec, kernels
+from subcompress.backends import BACKENDS, available
+from subcompress.kernels import Segment, compiled
+from subcompress.operators import HadamardBlocks, OneHot
+from subcompress.threads import each
+
+OTHERS = [name for name in available() if name != "numpy"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+# D, d, log2 m, K, A: windows, cut and single blocks, blocks of 1 to 2^16 rows, more rows than weights, whole tiles.
+OPERATORS = [
+    (50, 5, 3, 2, 5),
+    (37, 30, 4, 0, 0),
+    (21, 9, 6, 16, 3),
+    (40, 35, 3, 1, 1),
+    (999, 999, 0, 0, 0),
+    (3_000, 7, 0, 0, 0),
+    (5_003, 700, 7, 16, 1),
+    (9_999, 100, 8, 16, 1_000),
+    (10_000, 2_000, 9, 12, 7),
+    (12_345, 300, 10, 16, 1),
+    (70_000, 1_500, 12, 16, 1),
+    (40_000, 5_000, 14, 16, 1),
+    (100_000, 60_000, 16, 100, 1),
+]
+
+needs_native = pytest.mark.skipif(kernels.on_cpu() is None, reason="the package was built without a C compiler")
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """The package as it is where nothing was compiled."""
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(codec, "library", lambda: None)
+    assert "native" not in available()
+
+
+def coordinates(d: int, top: int = 7) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(d).integers(-top, top + 1, d).astype(np.int32))
+
+
+def filled(name: str, op: HadamardBlocks, c: torch.Tensor, cuts: list[tuple[int, int]], dtype, scale, start):
+    """The weights of rows lo .. hi for each of the cuts, in one call; what lies around them stays as it was."""
+    backend = BACKENDS[name]
+    wide = [torch.full((hi - lo + 6,), 7.0, dtype=dtype, device=backend.device) for lo, hi in cuts]
+    segments = [Segment(lo, out[3:-3], scale, start) for (lo, _), out in zip(cuts, wide, strict=True)]
+    backend.fill(op, c.to(backend.device), segments)
+    assert all((out[:3] == 7).all() and (out[-3:] == 7).all() for out in wide)
+    return [out[3:-3].cpu().view(torch.uint8) for out in wide]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("sizes", OPERATORS, ids=str)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_bytes_in_every_dtype(name, sizes):
+    D, d, log2_m, K, A = sizes
+    op, c = HadamardBlocks(D, d, 2**63 + 11, log2_m, K, A, group=2), coordinates(d, 1 if d > 9_000 else 7)
+    cuts = [(0, 1), (1, D // 3), (D // 3 + 2, D - 1), (D - 1, D)]
+    for dtype in DTYPES:
+        for scale, start in ((0.0078125, 0.0), (2.0**-20, 1.0), (3.0, -0.0)):
+            truth = filled("numpy", op, c, cuts, dtype, scale, start)
+            assert same(filled(name, op, c, cuts, dtype, scale, start), truth), (dtype, scale, start)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_float16_over_its_whole_range(name):
+    op, c = HadamardBlocks(20_000, 900, 5, 10, 16, 1), coordinates(900)
+    for exponent in range(-32, 10):
+        truth = filled("numpy", op, c, [(0, op.D)], torch.float16, 1.6875 * 2.0**exponent, 0.0)
+        assert same(filled(name, op, c, [(0, op.D)], torch.float16, 1.6875 * 2.0**exponent, 0.0), truth), exponent
+
+
+@st.composite
+def blocks(draw):
+    log2_m = draw(st.integers(0, 11))
+    m = 1 << log2_m
+    K = draw(st.integers(0, min(m - 1, 20)))
+    D = draw(st.integers(1, 6 * m + 5))
+    d = draw(st.integers(1, min(D, -(-D // m) * (m - K))))
+    op = HadamardBlocks(
+        D, d, draw(st.integers(0, 2**64 - 1)), log2_m, K, draw(st.integers(0, 9)), draw(st.integers(0, 3))
+    )
+    ends = sorted(draw(st.lists(st.integers(0, D), min_size=2, max_size=8)))
+    return op, list(zip(ends[::2], ends[1::2], strict=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(blocks(), st.sampled_from(DTYPES))
+def test_any_rows_of_any_operator(case, dtype):
+    op, cuts = case
+    c = coordinates(op.d, 3)
+    truth = filled("numpy", op, c, cuts, dtype, 0.75, 0.5)
+    for name in OTHERS:
+        assert same(filled(name, op, c, cuts, dtype, 0.75, 0.5), truth)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", OTHERS)
+def test_threads_and_pieces_change_nothing(name, threads):
+    D = 3_000_001  # more than one thread's share
+    op, c = HadamardBlocks.sized(D, 900, 1), coordinates(900)
+    truth = filled("numpy", op, c, [(0, D)], torch.float32, 0.5, 0.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert same(filled(name, op, c, [(0, D)], torch.float32, 0.5, 0.0), truth)
+        cuts = [(lo, min(lo + 700_001, D)) for lo in range(0, D, 700_001)]
+        assert torch.equal(torch.cat(filled(name, op, c, cuts, torch.float32, 0.5, 0.0)), truth[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_native
+def test_what_is_written_past_the_caches_is_the_same(monkeypatch):
+    op, c = HadamardBlocks.sized(100_003, 300, 1), coordinates(300)
+    truth = filled("numpy", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0)
+    monkeypatch.setattr("subcompress.kernels.native.CACHED", 0)
+    assert same(filled("native", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0), truth)
+
+
+# --- training ---
+
+
+@needs_native
+@pytest.mark.parametrize("sizes", OPERATORS, ids=str)
+def test_products_of_training(sizes):
+    D, d, log2_m, K, A = sizes
+    op = HadamardBlocks(D, d, 3, log2_m, K, A)
+    g = torch.Generator().manual_seed(1)
+    z, lo = torch.randn(d, generator=g), D // 3
+    begin = torch.randn(D - lo, generator=g)
+    out = torch.full((D,), torch.nan)
+    op.write(z, [Segment(0, out[:lo], 0.5, 0.25), Segment(lo, out[lo:], 2.0, begin)])
+    truth = op.affine(z.double())
+    truth = torch.cat([0.5 * truth[:lo] + 0.25, 2 * truth[lo:] + begin])
+    assert torch.allclose(out.double(), truth, atol=1e-5 * float(truth.abs().max()))
+    whole = torch.randn(D, generator=g)
+    found = op.adjoint([(0, whole[:lo], 0.5), (lo + 1, whole[lo + 1 :], 2.0)])
+    weighted = torch.cat([0.5 * whole[:lo], torch.zeros(1), 2 * whole[lo + 1 :]])
+    truth = op.rmatvec(weighted.double())
+    assert found.shape == (d,)
+    assert torch.allclose(found.double(), truth, atol=1e-5 * float(truth.abs().max() + 1))
+
+
+@pytest.mark.parametrize("operator", [HadamardBlocks.sized(5_000, 90, 1), OneHot(5_000, 90, 1)])
+@pytest.mark.usefixtures("no_kernel")
+def test_products_without_a_kernel(operator):
+    z, g, out = torch.randn(90), torch.randn(5_000), torch.empty(5_000)
+    operator.write(z, [Segment(0, out[:70], 0.5, 0.25), Segment(70, out[70:], 2.0)])
+    truth = operator.affine(z)
+    assert torch.allclose(out, torch.cat([0.5 * truth[:70] + 0.25, 2 * truth[70:]]))
+    found = operator.adjoint([(0, g[:70], 0.5), (71, g[71:], 2.0)])
+    truth = operator.rmatvec(torch.cat([0.5 * g[:70], torch.zeros(1), 2 * g[71:]]))
+    assert torch.allclose(found, truth, atol=1e-4)
+
+
+@needs_native
+def test_gradients_do_not_depend_on_threads():
+    op, before = HadamardBlocks.sized(3_000_000, 900, 1), torch.get_num_threads()
+    g = torch.randn(op.D)
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(op.adjoint([(0, g, 1.0)]))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(20, 30), nn.Linear(30, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.fixture
+def space():
+    torch.manual_seed(0)
+    space = subcompress.Subspace.of(Small(), 60)
+    with torch.no_grad():
+        space.z.copy_(torch.randn(60))
+    space.round(4)
+    return space
+
+
+def gradient(space, forward):
+    x = torch.randn(16, 20, generator=torch.Generator().manual_seed(1))
+    space.z.grad = None
+    loss = cross_entropy(forward(x), torch.arange(16) % 4)
+    loss.backward()
+    return loss.detach(), space.z.grad
+
+
+def test_a_network_trains_alike_with_and_without_a_kernel(space, monkeypatch):
+    loss, truth = gradient(space, space)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    again, found = gradient(space, space)
+    assert torch.allclose(loss, again, rtol=1e-5)
+    assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
+
+
+# torch.compile asks for it itself, and keeps the warning from users.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_under_torch_compile_the_network_is_one_graph(space):
+    loss, truth = gradient(space, space)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    traced = torch.compile(space, backend=backend)
+    for _ in range(3):
+        again, found = gradient(space, traced)
+        assert torch.allclose(loss, again)
+        assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            space.z.mul_(1.0)
+    assert len(graphs) == 1
+    assert sum(node.target is torch._C._nn.linear for node in graphs[0].graph.nodes) == 2
+
+
+def test_autocast_leaves_the_weights_alone(space):
+    truth = space.weights()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(w, truth[name]) for name, w in space.weights().items())
+        loss, found = gradient(space, space)
+    assert found.dtype == torch.float32
+    exact, wanted = gradient(space, space)
+    assert torch.allclose(loss.float(), exact, rtol=0.05)
+    assert torch.allclose(found, wanted, rtol=0.2, atol=0.05 * float(wanted.abs().max()))
+
+
+# --- the compiled decoder ---
+
+
+@needs_native
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60), st.lists(st.tuples(st.integers(0, 120), st.integers(2, 12)), max_size=3))
+def test_the_compiled_decoder_reads_any_bytes_alike(data, groups):
+    def read():
+        try:
+            return [group.tolist() for group in codec.decode(data, groups)]
+        except subcompress.SubcompressError as e:
+            return str(e)
+
+    fast = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "library", lambda: None)
+        assert read() == fast
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_a_file_is_read_and_rebuilt_without_the_compiled_part(small_file):
+    assert subcompress.verify(small_file).ok
+
+
+def test_a_library_that_does_not_load_is_left_alone(monkeypatch, tmp_path):
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"not a library")
+    compiled.library.cache_clear()
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(broken)}))
+    try:
+        assert compiled.library() is None
+    finally:
+        compiled.library.cache_clear()
+
+
+# --- threads ---
+
+
+def test_each_does_all_once_and_raises_the_first_error():
+    seen: list[int] = []
+    each(seen.append, range(100))
+    assert sorted(seen) == list(range(100))
+
+    def work(i: int) -> None:
+        each(seen.append, range(3))  # within work: in this thread
+        if i == 5:
+            raise ValueError("five")
+
+    with pytest.raises(ValueError, match="five"):
+        each(work, range(50))
+    each(work, range(5))
