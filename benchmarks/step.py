@@ -1,8 +1,10 @@
-"""One training step in z against the plain network's, the two in turn.
+"""One training step in z against the plain network's, in turn: what training in a subspace costs.
 
-    python benchmarks/step.py [--threads 1] [--steps 200] [--json]
+    python benchmarks/step.py [--threads 1 2] [--steps 200] [--device cpu] [--json] [-o benchmarks/results]
 
-Batch 128, Adam, cross-entropy; medians and the median of the ratios of neighbouring pairs. Random inputs: no data.
+Batch 128, Adam, cross-entropy, 4 bits, random inputs: no data. Medians, and the median ratio of each step to the plain
+step beside it, with torch's default Adam; ours and the peers have its fused one, which d numbers cost nothing with, and
+the plain step is shown with that as well. Peers are the projections that others train in, on the same network and d.
 """
 
 from __future__ import annotations
@@ -12,20 +14,25 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from subcompress import kernels
 from subcompress.subspace import Subspace
 from subcompress_models import MODELS
 
 CASES = [("lenet", 600), ("lenet", 2_000), ("mlp", 750), ("mlp", 2_000), ("lenet5", 2_000)]
+PEERS = {"Fastfood": "fastfood", "one index a weight": "onehot"}
+PLAIN = "plain"
 
 
-def stepper(module: nn.Module, fused: bool) -> Callable[[], float]:
+def stepper(module: nn.Module, fused: bool, device: str) -> Callable[[], float]:
     """A function that takes one step and returns its milliseconds. fused: as each side runs in practice."""
-    x, y = torch.randn(128, 1, 28, 28), torch.randint(0, 10, (128,))
+    x, y = torch.randn(128, 1, 28, 28, device=device), torch.randint(0, 10, (128,), device=device)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-4, fused=fused)
 
     def step() -> float:
@@ -34,55 +41,88 @@ def stepper(module: nn.Module, fused: bool) -> Callable[[], float]:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - began)
 
     return step
 
 
-def compare(model: str, d: int, steps: int) -> dict[str, float | str | int]:
-    """Medians of both and of their ratio, both with torch's fused Adam, and against its default Adam."""
-    module = MODELS[model]()
-    subspace = Subspace.of(module, d)
-    subspace.bits, subspace.steps = 4, [1 / 8]
-    runners = [stepper(subspace, True), stepper(MODELS[model](), True), stepper(MODELS[model](), False)]
-    times = [[run() for run in runners] for _ in range(steps + 10)][10:]
-    ours, fused, default = (statistics.median(column) for column in zip(*times, strict=True))
+def subspace(model: str, d: int, device: str, operator: str = "hadamard") -> Subspace:
+    """The network in d coordinates, as in the second half of a fit, where they are rounded."""
+    space = Subspace.of(MODELS[model]().to(device), d, operator=operator)
+    space.bits, space.steps = 4, [1 / 8] * len(space.steps)
+    return space
+
+
+def without_kernel(step: Callable[[], float]) -> Callable[[], float]:
+    """The step where nothing is compiled: torch's own operators."""
+
+    def run() -> float:
+        with (
+            mock.patch.object(kernels, "kernel", lambda *_: None),
+            mock.patch("subcompress.operators.hadamard.kernel", lambda *_: None),
+        ):
+            return step()
+
+    return run
+
+
+def compare(model: str, d: int, steps: int, device: str) -> dict[str, tuple[float, float]]:
+    """Milliseconds and ratio to the plain step of each variant."""
+    ours = stepper(subspace(model, d, device), True, device)
+    variants = {
+        PLAIN: stepper(MODELS[model]().to(device), False, device),
+        "plain, fused Adam": stepper(MODELS[model]().to(device), True, device),
+        "**ours**": ours,
+        "ours, no kernel": without_kernel(stepper(subspace(model, d, device), True, device)),
+    }
+    for name, operator in PEERS.items():
+        variants[name] = stepper(subspace(model, d, device, operator), True, device)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(steps + 10):
+        for name, run in variants.items():
+            times[name].append(run())
+    plain = times[PLAIN][10:]
     return {
-        "model": model,
-        "d": d,
-        "ours_ms": round(ours, 2),
-        "plain_ms": round(default, 2),
-        "plain_fused_ms": round(fused, 2),
-        "ratio": round(statistics.median(a / c for a, _, c in times), 2),
-        "ratio_fused": round(statistics.median(a / b for a, b, _ in times), 2),
+        name: (statistics.median(t[10:]), statistics.median(a / b for a, b in zip(t[10:], plain, strict=True)))
+        for name, t in times.items()
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = [compare(model, d, options.steps) for model, d in CASES]
+    lines: list[str] = []
+    found: dict[str, object] = {}
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if not options.json:
+            print(line, flush=True)
+
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        where = torch.cuda.get_device_name() if options.device == "cuda" else f"threads: {threads}"
+        say(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: ms a step, and times the plain step\n")
+        for i, (model, d) in enumerate(CASES):
+            cells = compare(model, d, options.steps, options.device)
+            found[f"{model}, d = {d}, {where}"] = {k: {"ms": ms, "ratio": r} for k, (ms, r) in cells.items()}
+            if i == 0:
+                say("| network, d | " + " | ".join(cells) + " |\n" + "|---" * (len(cells) + 1) + "|")
+            shown = [f"{ms:.2f}" if name == PLAIN else f"{ms:.2f}; {r:.2f}" for name, (ms, r) in cells.items()]
+            say(f"| {model}, {d} | " + " | ".join(shown) + " |")
+        say("")
     if options.json:
-        print(json.dumps({"threads": options.threads, "rows": rows}))
-        return
-    print(f"threads: {options.threads}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
-    print(
-        "| network, d | ours, ms | plain, ms | ratio | plain with fused Adam, ms | ratio |\n|---|---|---|---|---|---|"
-    )
-    for r in rows:
-        cells = [
-            f"{r['model']}, {r['d']}",
-            r["ours_ms"],
-            r["plain_ms"],
-            r["ratio"],
-            r["plain_fused_ms"],
-            r["ratio_fused"],
-        ]
-        print("| " + " | ".join(map(str, cells)) + " |")
+        print(json.dumps(found))
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / ("step-cuda.md" if options.device == "cuda" else "step.md")).write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress import codec
+from subcompress import codec, traced
 from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts
-from subcompress.kernels import Segment
 from subcompress.layout import holdable
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.base import rmatvec
@@ -58,8 +57,9 @@ class Subspace(nn.Module):
         self.bits = 0
         self.steps = [0.0] * len(plan.parts)
         self.dead = 0.5
-        self._begin = [
-            tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts) for part in plan.parts
+        self._nodes = [
+            traced.Node(part, tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts))
+            for part in plan.parts
         ]
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
         self._places = _forget_parameters(self.module)
@@ -140,16 +140,16 @@ class Subspace(nn.Module):
         """What the coordinates take in a file, running statistics not counted."""
         return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
-    # Kernels are not traced: torch.compile sees the network, with these as its inputs.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
         found: dict[str, Tensor] = {}
-        for z, part, step, begin in zip(
-            self.z.split(self.splits), self.plan.parts, self.steps, self._begin, strict=True
-        ):
-            rounded = self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
-            for spec, w in zip(part.specs, _Weights.apply(z, rounded, part, begin), strict=True):
+        for z, node, step in zip(self.z.split(self.splits), self._nodes, self.steps, strict=True):
+            part, rounded = node.part, self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
+            if torch.compiler.is_compiling():
+                cut = _cut(part, traced.weights(z, rounded, node.key))
+            else:
+                cut = _Weights.apply(z, rounded, node)
+            for spec, w in zip(part.specs, cut, strict=True):
                 if spec.dtype == "C64":
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
                 found[spec.name] = w if w.dtype == spec.torch_dtype else w.to(spec.torch_dtype)
@@ -259,23 +259,23 @@ class _Weights(torch.autograd.Function):
     rounding."""
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, rounded: Tensor, part: Part, starts: tuple[float | Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        ctx.part = part
-        flat = z.new_empty(part.operator.D).split(part.sizes)
-        part.operator.write(rounded, [Segment(*s) for s in zip(part.firsts, flat, part.scales, starts, strict=True)])
-        return tuple(
-            w.view(spec.shape) if spec.reals == spec.size else w for w, spec in zip(flat, part.specs, strict=True)
-        )
+    def forward(ctx: Any, z: Tensor, rounded: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
+        ctx.part = node.part
+        return _cut(node.part, node.write(rounded))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         part: Part = ctx.part
         pieces = [(lo, g.reshape(-1), scale) for lo, g, scale in zip(part.firsts, grads, part.scales, strict=True)]
         if torch.is_grad_enabled():  # differentiated once more
-            return rmatvec(torch.cat([g * scale for _, g, scale in pieces]), part.operator), None, None, None
-        return part.operator.adjoint(pieces), None, None, None
+            return rmatvec(torch.cat([g * scale for _, g, scale in pieces]), part.operator), None, None
+        return part.operator.adjoint(pieces), None, None
+
+
+def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor of a part, complex ones as pairs."""
+    cut = zip(flat.split(part.sizes), part.specs, strict=True)
+    return tuple(w.view(spec.shape) if spec.reals == spec.size else w for w, spec in cut)
 
 
 def _copy(module: nn.Module) -> nn.Module:

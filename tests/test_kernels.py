@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -218,9 +220,7 @@ def test_a_network_trains_alike_with_and_without_a_kernel(space, monkeypatch):
     assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
 
 
-# torch.compile asks for it itself, and keeps the warning from users.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_under_torch_compile_the_network_is_one_graph(space):
+def test_under_torch_compile_all_is_one_graph(space):
     loss, truth = gradient(space, space)
     graphs = []
 
@@ -228,15 +228,15 @@ def test_under_torch_compile_the_network_is_one_graph(space):
         graphs.append(graph)
         return graph.forward
 
-    traced = torch.compile(space, backend=backend)
-    for _ in range(3):
-        again, found = gradient(space, traced)
-        assert torch.allclose(loss, again)
-        assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
-        with torch.no_grad():
-            space.z.mul_(1.0)
-    assert len(graphs) == 1
-    assert sum(node.target is torch._C._nn.linear for node in graphs[0].graph.nodes) == 2
+    for subject in (space, copy.deepcopy(space)):
+        graphs.clear()
+        traced = torch.compile(subject, backend=backend, fullgraph=True)
+        for _ in range(3):
+            again, found = gradient(subject, traced)
+            assert torch.allclose(loss, again)
+            assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
+        assert len(graphs) == 1
+        assert sum(node.target is torch._C._nn.linear for node in graphs[0].graph.nodes) == 2
 
 
 def test_autocast_leaves_the_weights_alone(space):

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from subcompress.kernels.compiled import library
 
+MAX_LOG2_M = 15
+"""Larger blocks do not fit what a GPU's program holds."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -44,7 +47,7 @@ def kernel(device: torch.device, log2_m: int) -> ModuleType | None:
     """The module that serves blocks of 2^log2_m rows on the device, None where torch's operators must do."""
     if device.type == "cpu":
         return on_cpu()
-    if device.type == "cuda" and log2_m <= 15:
+    if device.type == "cuda" and log2_m <= MAX_LOG2_M:
         return on_cuda()
     return None
 
