@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from subcompress import SubcompressError
 from subcompress.backends import numpy_backend
 from subcompress.kernels import Segment
 from subcompress.operators import HadamardBlocks
@@ -144,6 +145,25 @@ def test_fill_of_anything(kernels, data):
             start = data.draw(st.floats(-9, 9, width=32, allow_subnormal=False))
             pieces.append((lo, hi - lo, data.draw(st.sampled_from(list(DTYPES))), scale, start))
     check(kernels, op, c, pieces)
+
+
+@pytest.mark.parametrize("log2_m", [0, 1, 5, 10, 13, 15])
+def test_the_trial_on_a_device(kernels, monkeypatch, log2_m):
+    """What decides whether the kernel is used: right integers and products pass, others do not."""
+    if DEVICE == "cpu":
+        empty = torch.empty
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
+        monkeypatch.setattr(torch, "empty", lambda *size, device="cpu", **kw: empty(*size, **kw))
+    for training in (False, True):
+        kernels.try_out(log2_m, training)
+    monkeypatch.setattr(kernels, "_seed", lambda op: {"seed_low": 5, "seed_high": 0, "stream": 0})
+    for training in (False, True):
+        with pytest.raises(SubcompressError, match="other numbers on this device"):
+            kernels.try_out(log2_m, training)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(SubcompressError, match=r"capability 8\.0"):
+        kernels.try_out(log2_m, False)
 
 
 def test_zero_has_no_sign(kernels):

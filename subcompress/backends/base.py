@@ -30,6 +30,7 @@ class Backend:
 def pieces(operator: ExactOperator, c: Any, segments: Sequence[Segment]) -> Iterator[tuple[Segment, slice, Any]]:
     """The integers of the segments' rows, a bounded number at a time and each computed once: segment, place in it,
     integers."""
+    segments = [s for s in segments if len(s.out)]
     if not segments:
         return
     chunk = max(CHUNK, operator.block)

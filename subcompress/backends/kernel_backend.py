@@ -17,7 +17,7 @@ from subcompress.operators import ExactOperator, HadamardBlocks
 @torch.no_grad()
 def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
     """Weights on the device of c."""
-    fast = kernels.kernel(c.device, operator.log2_m) if isinstance(operator, HadamardBlocks) else None
+    fast = kernels.kernel(c.device, operator.log2_m, False) if isinstance(operator, HadamardBlocks) else None
     (torch_backend if fast is None else fast).fill(operator, c, segments)
 
 

@@ -43,13 +43,12 @@ Piece = tuple[int, Tensor, float]
 """Numbers for rows lo .. lo + len(g), and what they are multiplied by: (lo, g, scale)."""
 
 
-def kernel(device: torch.device, log2_m: int) -> ModuleType | None:
-    """The module that serves blocks of 2^log2_m rows on the device, None where torch's operators must do."""
+def kernel(device: torch.device, log2_m: int, training: bool) -> ModuleType | None:
+    """The module that serves blocks of 2^log2_m rows on the device, None where torch's operators must do. training:
+    `affine` and `adjoint` are wanted, else `fill`."""
     if device.type == "cpu":
         return on_cpu()
-    if device.type == "cuda" and log2_m <= MAX_LOG2_M:
-        return on_cuda()
-    return None
+    return on_cuda(log2_m, training) if device.type == "cuda" else None
 
 
 def on_cpu() -> ModuleType | None:
@@ -57,16 +56,16 @@ def on_cpu() -> ModuleType | None:
     return None if library() is None else importlib.import_module("subcompress.kernels.native")
 
 
-def on_cuda() -> ModuleType | None:
-    """`triton_hadamard`, None without a CUDA device, or where Triton is not there or cannot compile."""
-    return _tried() if torch.cuda.is_available() else None
+def on_cuda(log2_m: int = 10, training: bool = False) -> ModuleType | None:
+    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it."""
+    return _tried(log2_m, training) if torch.cuda.is_available() and log2_m <= MAX_LOG2_M else None
 
 
 @functools.cache
-def _tried() -> ModuleType | None:
+def _tried(log2_m: int, training: bool) -> ModuleType | None:
     try:
         found = importlib.import_module("subcompress.kernels.triton_hadamard")
-        found.try_out()
+        found.try_out(log2_m, training)
     except Exception:  # no Triton, no C compiler for its launcher, a device that it does not know: torch serves
         return None
     return found

@@ -44,16 +44,31 @@ of the first unit that no segment before it touches, how many units come before 
 _ARGUMENTS = ("total", "segments", "seed_low", "seed_high", "stream", "stride")
 
 
-def try_out() -> None:
-    """A few rows on the device, which compiles a kernel. Raises whatever is in the way, SubcompressError where the
-    device is too old or computes other integers."""
+def try_out(log2_m: int, training: bool) -> None:
+    """Rows of a small operator of such blocks, and its products where they are for training: compiles what real calls
+    take. Raises whatever is in the way, SubcompressError where the device is too old or computes other numbers."""
     if torch.cuda.get_device_capability() < (8, 0):
         raise SubcompressError("the Triton kernel needs compute capability 8.0 or above")
-    op, c = HadamardBlocks(1_500, 300, 1, 10, 16, 1), np.arange(300, dtype=np.int32) % 15 - 7
-    out = torch.empty(op.D, dtype=torch.float32, device="cuda")
-    fill(op, torch.from_numpy(c).cuda(), [Segment(0, out, 1.0)])
-    if not np.array_equal(out.cpu().numpy(), op.rows(c, 0, op.D)):
-        raise SubcompressError("the Triton kernel computes other integers on this device")
+    D = 3 * 2**log2_m + 1
+    op = HadamardBlocks(D, 2**log2_m // 2 or 3, 1, log2_m, 1 if log2_m > 1 else 0, 1)
+    c = torch.arange(op.d, dtype=torch.int32) % 3 - 1
+    truth = torch.from_numpy(op.rows(c.numpy(), 0, D))
+    z = c.cuda()
+    out = torch.empty(D, dtype=torch.float32, device="cuda")
+    if not training:
+        fill(op, z, [Segment(0, out, 1.0)])
+        right = torch.equal(out.cpu(), truth.float())
+    else:
+        affine(op, z.float(), float(op.A), [Segment(0, out, 1.0)])
+        g = torch.linspace(-1, 1, D, dtype=torch.float64)
+        wanted, found = op.rmatvec(g), adjoint(op, [(0, g.float().cuda(), 1.0)]).cpu()
+        right = _near(out.cpu(), truth) and _near(found, wanted)
+    if not right:
+        raise SubcompressError("the Triton kernel computes other numbers on this device")
+
+
+def _near(found: Tensor, wanted: Tensor) -> bool:
+    return float((found.double() - wanted.double()).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
 @triton.jit

@@ -206,7 +206,7 @@ class HadamardBlocks(ExactOperator):
         return self._kept[key]
 
     def _kernel(self, like: Tensor) -> ModuleType | None:
-        return kernel(like.device, self.log2_m) if like.dtype == torch.float32 else None
+        return kernel(like.device, self.log2_m, True) if like.dtype == torch.float32 else None
 
     def matvec(self, z: Tensor) -> Tensor:
         return self._apply(z, 0)
