@@ -150,11 +150,12 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
         "one index a weight (as Uni-LoRA), torch, tables kept": lambda: onehot.matvec(z),
     }
     if (merged := _peft()) is not None:
-        variants["PEFT's UniLoRA, rank 4: `get_delta_weight` of 25 matrices of 1,000 x 1,000"] = merged
+        variants["PEFT's UniLoRA: 200,000 factors, of rank 4, multiplied out to 25 matrices"] = merged
     yield f"D = {D:,}, d = {d:,}, into a buffer that is there", in_turn(variants, options.rounds)
 
 
 def _peft() -> Callable[[], object] | None:
+    """What `merge_and_unload` computes of its adapter, where peft can be imported."""
     try:
         import peft
     except ImportError:

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from subcompress import format
 from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
-from subcompress.expand import expand, expand_checked, expand_into
+from subcompress.expand import check_digest, expand, expand_checked, expand_into
 from subcompress.files import replacing
 from subcompress.layout import Layout
 from subcompress.record import Record
+from subcompress.streaming import stream
 
 
 def load(path: str | Path, module: nn.Module, *, check: bool = True) -> nn.Module:
     """Rebuild the file's weights into `module`, which is returned, in evaluation mode.
 
-    check: compare the weights with the digest in the file before the module is touched; without, which is faster,
-    they are computed in the module's own memory. On a CUDA device they are computed there.
+    check: compare the weights with the digest in the file first, a leaf at a time, before the module is touched. They
+    are computed on the module's device and in its own memory, no second copy, unless it has its own way to be loaded.
     Raises SubcompressError for a damaged file and for a module with other tensors, naming the first that differs.
     """
     record, _ = format.read(path)
@@ -36,7 +37,9 @@ def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.
     record.layout.require(Layout.of(state), "the model")
     kinds = {t.device.type for t in state.values()}
     device = kinds.pop() if kinds in ({"cpu"}, {"cuda"}) else None
-    if not check and device and _writable(module, state):
+    if device and _writable(module, state):
+        if check:
+            check_digest(record, stream(record, backend=device))
         expand_into(record, state)
         for tensor in state.values():
             torch.autograd.graph.increment_version(tensor)

@@ -23,6 +23,7 @@ def test_commands(tmp_path, monkeypatch):
         "runs",
         "net.safetensors",
         "dense.safetensors",
+        "half.safetensors",
         "net.onnx",
         "unfolding.onnx",
     }

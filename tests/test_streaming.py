@@ -216,17 +216,30 @@ def equal(module, path) -> bool:
     return all(torch.equal(t, truth[name]) for name, t in module.state_dict().items())
 
 
-def test_an_unchecked_load_writes_into_the_modules_own_memory(packed, monkeypatch):
+@pytest.mark.parametrize("check", [True, False])
+def test_loading_writes_into_the_modules_own_memory(packed, monkeypatch, check):
     module = Net()
     parameter, places = module.first.weight, [t.data_ptr() for t in module.state_dict().values()]
     saved, version = parameter.exp().sum(), parameter._version
     monkeypatch.setattr(nn.Module, "load_state_dict", None)
-    subcompress.load(packed, module, check=False)
+    subcompress.load(packed, module, check=check)
     assert equal(module, packed)
     assert [t.data_ptr() for t in module.state_dict().values()] == places
     assert parameter._version > version
     assert saved.requires_grad
     assert not module.training
+
+
+@pytest.mark.parametrize("make", [Net, lambda: strided()])
+def test_weights_of_another_digest_leave_the_module_as_it_was(packed, make):
+    record, _ = format.read(packed)
+    format.save(replace(record, digest=bytes(16)), packed)
+    module = make()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with pytest.raises(SubcompressError, match=r"^the rebuilt weights have digest"):
+        subcompress.load(packed, module)
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    assert module.training
 
 
 def test_a_graph_that_needs_the_old_weights_is_told(packed):
