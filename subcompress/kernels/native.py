@@ -23,7 +23,7 @@ SHARE = 1 << 18
 """Rows that are worth a thread: less than waking it costs."""
 
 SUMS = 16
-"""Partial sums of an adjoint at most. Their number depends on D alone, so that threads do not change the result."""
+"""Partial sums of an adjoint at most. Their number depends on sizes alone, so that threads do not change the result."""
 
 CACHED = 1 << 25
 """Bytes of output that caches may hold until they are read: more is written past them, at twice the speed."""
@@ -49,7 +49,9 @@ def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
         return torch.zeros(op.d, dtype=torch.float32)
     table = (Rows * len(held))(*(Rows(lo, lo + len(g), g.data_ptr(), None, 0.0, scale, 0) for lo, g, scale in held))
     first, last = held[0][0] // op.m, -(-(held[-1][0] + len(held[-1][1])) // op.m)
-    bounds = _bounds(op, first, last, min(SUMS, -(-(last - first) * op.m // SHARE)))
+    rows = (last - first) * op.m
+    few = max(4, rows // (4 * op.d))  # sums of d numbers each cost less than the rows that they are made of
+    bounds = _bounds(op, first, last, min(SUMS, few, -(-rows // SHARE)))
     sums = torch.zeros(len(bounds) - 1, op.d, dtype=torch.float32)
     blocks = _tables(op)
     call = _library().subcompress_adjoint
