@@ -23,8 +23,9 @@ from unfolding import wide, write
 
 import subcompress
 from subcompress import format
-from subcompress.expand import expand, raw_bytes
+from subcompress.expand import expand
 from subcompress.graph.checking import weights_only
+from subcompress.layout import raw_bytes
 from subcompress.session import Session
 
 

@@ -31,7 +31,9 @@ class Group(click.Group):
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
         except (KeyboardInterrupt, _Terminated) as e:
-            click.echo("interrupted: a fit goes on where it was when the same command is given again", err=True)
+            fit = ctx.invoked_subcommand in ("fit", "dim", "compare")
+            then = "the same command goes on where it was" if fit else "nothing was written"
+            click.echo(f"interrupted: {then}", err=True)
             ctx.exit(143 if isinstance(e, _Terminated) else 130)
         finally:
             if handler is not None:

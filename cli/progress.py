@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,18 +96,30 @@ LONG = 1 << 28
 
 @contextmanager
 def rebuilding(file: Path, times: int = 1) -> Iterator[Callable[[int], None] | None]:
-    """What to tell the bytes that are rebuilt of a file's weights, so many times over: a bar on stderr where they are
-    many, one line where that is no terminal. None where they are few."""
+    """What to tell the bytes that are rebuilt of a file's weights, so many times over: from the first of them, a bar on
+    stderr where they are many, one line where that is no terminal. None where they are few."""
     total = times * subcompress.info(file)["dense_bytes"]
     if total < LONG:
         yield None
         return
     console = Console(stderr=True)
-    console.print(f"{file}: {total} bytes of weights to rebuild", highlight=False, soft_wrap=True, markup=False)
     columns = BarColumn(32), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
+    bar = Bar(*columns, console=console, disable=not console.is_terminal)
+    turn = threading.Lock()
+
+    def done(n: int) -> None:
+        with turn:
+            if not bar.task_ids:
+                text = f"{file}: {total} bytes of weights to rebuild"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
+                bar.add_task("", total=total)
+                bar.start()
+        bar.advance(bar.task_ids[0], n)
+
+    try:
+        yield done
+    finally:
+        bar.stop()
 
 
 def probe_table(probes: Sequence[Probe]) -> Table:

@@ -14,11 +14,12 @@ from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from subcompress.errors import SubcompressError
-from subcompress.expand import check_digest, raw_bytes
-from subcompress.layout import DTYPES, Layout
+from subcompress.expand import check_digest
+from subcompress.layout import DTYPES, Layout, raw_bytes
 from subcompress.record import Record
 from subcompress.streaming import Leaf, stream
 
@@ -53,9 +54,22 @@ def write_dense(
         def sink(leaf: Leaf, values: Tensor) -> None:
             spec, to = layout.tensors[leaf.index], written.tensors[leaf.index]
             at = len(head) + places[leaf.index] + leaf.at // DTYPES[spec.dtype][1] * DTYPES[to.dtype][1]
-            put(raw_bytes(values.to(to.real_dtype)), at)
+            put(raw_bytes(_rounded(values, to.real_dtype)), at)
 
         check_digest(record, stream(record, sink, done=done))
+
+
+PIECE = 1 << 15
+"""Values that torch converts in the calling thread: for more it starts threads, in each of those that stream."""
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if values.dtype == dtype:
+        return values
+    out = torch.empty(len(values), dtype=dtype, device="cpu")
+    for at in range(0, len(values), PIECE):
+        out[at : at + PIECE] = values[at : at + PIECE]
+    return out
 
 
 def rounded(layout: Layout, dtype: str) -> Layout:

@@ -173,7 +173,7 @@ def _backends() -> Iterator[Finding]:
         yield Finding(f"backend {name}", "rebuilds the right bits" if same else "rebuilds OTHER BITS", mend)
     if not BACKENDS["native"].there():
         yield Finding(
-            "backend native", "not compiled, torch serves instead; with a C compiler, install again for speed"
+            "backend native", "not compiled, torch serves instead; with GCC or clang, install again for speed"
         )
 
 

@@ -14,6 +14,7 @@ from subcompress.backends import Backend, backend_of
 from subcompress.digest import weights_digest
 from subcompress.errors import SubcompressError
 from subcompress.kernels import Segment
+from subcompress.layout import raw_bytes
 from subcompress.record import Coded, Record, Same
 
 
@@ -36,18 +37,18 @@ def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
             state[spec.name] = state[record.layout.tensors[entry.index].name]
         else:
             state[spec.name] = torch.empty(spec.shape, dtype=spec.torch_dtype, device=chosen.device)
-    _fill(record, state, chosen)
+    _fill(record, state, chosen, torch.device(chosen.device))
     return state
 
 
 def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
     """`expand` into tensors at hand, contiguous, of the record's dtypes and shapes and all of one device: no other
     memory is taken. Raises SubcompressError where no backend runs on that device."""
-    device = next(iter(state.values())).device.type if state else "cpu"
-    _fill(record, state, backend_of(device))
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+    _fill(record, state, backend_of(device.type), device)
 
 
-def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend) -> None:
+def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, device: torch.device) -> None:
     segments: list[list[Segment]] = [[] for _ in record.groups]
     for spec, entry, first in zip(record.layout, record.entries, record.firsts, strict=True):
         tensor = state[spec.name]
@@ -59,7 +60,7 @@ def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend) -> None
         else:
             tensor.view(-1).view(torch.uint8).copy_(stored(record, first, spec.nbytes))
     for group, places in zip(record.groups, segments, strict=True):
-        backend.fill(group.operator, torch.from_numpy(group.coordinates).to(backend.device), places)
+        backend.fill(group.operator, torch.from_numpy(group.coordinates).to(device), places)
     for spec, entry in zip(record.layout, record.entries, strict=True):
         if isinstance(entry, Same):
             tensor, other = state[spec.name], state[record.layout.tensors[entry.index].name]
@@ -82,14 +83,6 @@ def _memory() -> float:
 def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:
     """The digest of a state dict under the record's layout."""
     return weights_digest(record.layout, {name: raw_bytes(tensor) for name, tensor in state.items()})
-
-
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's values in row-major order."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat.resolve_conj()).reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def expand_checked(record: Record, backend: str = "cpu") -> dict[str, Tensor]:

@@ -131,3 +131,9 @@ class Layout:
                 raise SubcompressError(
                     f"{what} has {spec}, which the file lacks: give the model the file was made from"
                 )
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values in row-major order."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError
-from subcompress.layout import CODED_DTYPES, Layout
+from subcompress.layout import CODED_DTYPES, Layout, raw_bytes
 
 MAX_STORED = 1 << 16
 """Bytes of tensors that may be stored without being asked for, deflated: a file of ours has hundreds."""
@@ -73,12 +73,6 @@ def cost(*tensors: Tensor) -> int:
     """Bytes that the values of tensors take in a file."""
     raw = b"".join(raw_bytes(t) for t in tensors)
     return len(zlib.compress(raw, 9)) if raw else 0
-
-
-def raw_bytes(tensor: Tensor) -> bytes:
-    """The values of a tensor, little-endian and row-major."""
-    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def frozen_note(module: nn.Module, starts: dict[str, Start]) -> str | None:

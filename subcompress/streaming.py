@@ -15,9 +15,9 @@ from torch import Tensor
 
 from subcompress.backends import backend_of
 from subcompress.digest import CHUNK, leaf_digest, root_digest
-from subcompress.expand import raw_bytes, stored
+from subcompress.expand import stored
 from subcompress.kernels import Segment
-from subcompress.layout import Layout
+from subcompress.layout import Layout, raw_bytes
 from subcompress.record import Coded, Record, Same
 from subcompress.threads import each
 
@@ -61,6 +61,9 @@ def stream(
     # Backends that take all cores for one call take turns; hashing and writing go on beside them.
     turn = nullcontext() if chosen.beside else threading.Lock()
     mine = threading.local()
+    leaves = list(leaves_of(record.layout))
+    digests = [b""] * len(leaves)
+    tied = _tied(record, leaves)
 
     def work(batch: list[Leaf]) -> None:
         if not hasattr(mine, "buffer"):
@@ -70,37 +73,54 @@ def stream(
         used = 0
         for leaf in batch:
             spec, entry, first = specs[leaf.index], record.entries[leaf.index], firsts[leaf.index]
-            if isinstance(entry, Same):
-                entry = record.entries[entry.index]
             out = mine.buffer[used : used + leaf.size].view(spec.real_dtype)
             used += -(-leaf.size // ALIGN) * ALIGN
             if isinstance(entry, Coded):
                 row = first + leaf.at // out.itemsize
                 segments[entry.group].append(Segment(row, out, entry.scale, entry.start))
             else:
-                out.view(torch.uint8).copy_(stored(record, first + leaf.at, leaf.size))
+                out = stored(record, first + leaf.at, leaf.size).view(spec.real_dtype)
             values.append(out)
         with turn:
             for group, c, places in zip(record.groups, coordinates, segments, strict=True):
-                # A tied tensor's rows come again, earlier than those before it.
-                for run in _ascending(places):
-                    chosen.fill(group.operator, c, run)
+                chosen.fill(group.operator, c, places)
             values = [v.cpu() for v in values]
         for leaf, v in zip(batch, values, strict=True):
-            digests[leaf.number] = leaf_digest(raw_bytes(v))
-            if sink is not None:
-                sink(leaf, v)
-        if done is not None:
-            done(sum(leaf.size for leaf in batch))
+            found = leaf_digest(raw_bytes(v))
+            for place in (leaf, *tied.get(leaf.number, ())):
+                digests[place.number] = found
+                if sink is not None:
+                    sink(place, v)
+                if done is not None:
+                    done(place.size)
 
-    leaves = list(leaves_of(record.layout))
-    digests = [b""] * len(leaves)
-    each(work, _batches(leaves))
+    each(work, _batches(_in_order(record, leaves)))
     return root_digest(record.layout, digests)
 
 
+def _tied(record: Record, leaves: list[Leaf]) -> dict[int, list[Leaf]]:
+    """By the number of a leaf those of tied tensors that are the same."""
+    numbers = {(leaf.index, leaf.at): leaf.number for leaf in leaves}
+    found: dict[int, list[Leaf]] = {}
+    for leaf in leaves:
+        if isinstance(entry := record.entries[leaf.index], Same):
+            found.setdefault(numbers[entry.index, leaf.at], []).append(leaf)
+    return found
+
+
+def _in_order(record: Record, leaves: list[Leaf]) -> list[Leaf]:
+    """Leaves by group and row, so that no block is computed for each of many small tensors; stored ones come last, and
+    tied ones are left out."""
+
+    def place(leaf: Leaf) -> tuple[int, int]:
+        entry = record.entries[leaf.index]
+        return (entry.group if isinstance(entry, Coded) else len(record.groups)), leaf.number
+
+    return sorted((leaf for leaf in leaves if not isinstance(record.entries[leaf.index], Same)), key=place)
+
+
 def _batches(leaves: list[Leaf]) -> Iterator[list[Leaf]]:
-    """Leaves in order, as many at a time as fill one buffer."""
+    """As many leaves at a time as fill one buffer."""
     batch: list[Leaf] = []
     used = 0
     for leaf in leaves:
@@ -112,14 +132,3 @@ def _batches(leaves: list[Leaf]) -> Iterator[list[Leaf]]:
         used += room
     if batch:
         yield batch
-
-
-def _ascending(segments: list[Segment]) -> Iterator[list[Segment]]:
-    run: list[Segment] = []
-    for s in segments:
-        if run and s.lo < run[-1].hi:
-            yield run
-            run = []
-        run.append(s)
-    if run:
-        yield run

@@ -25,12 +25,11 @@ from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts
-from subcompress.layout import holdable
+from subcompress.layout import holdable, raw_bytes
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.base import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Group, Record, Same, Stored, bfloat16
-from subcompress.starts import raw_bytes
 
 MAX_A = 1 << 10
 
@@ -146,7 +145,7 @@ class Subspace(nn.Module):
         for z, node, step in zip(self.z.split(self.splits), self._nodes, self.steps, strict=True):
             part, rounded = node.part, self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
             if torch.compiler.is_compiling():
-                cut = _cut(part, traced.weights(z, rounded, node.key))
+                cut = _cut(part, traced.weights(z, rounded, node.key, part.operator.D))
             else:
                 cut = _Weights.apply(z, rounded, node)
             for spec, w in zip(part.specs, cut, strict=True):

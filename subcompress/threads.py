@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -26,25 +27,32 @@ def each(work: Callable[[T], object], items: Iterable[T]) -> None:
         for item in todo:
             work(item)
         return
-    left = iter(todo)  # next() of a list's holds the interpreter's lock: each item is taken once
+    todo.reverse()
 
-    def run(left: Iterator[T] = left) -> None:
+    def run() -> None:
         _here.busy = True
         try:
-            for item in left:
+            while todo:
+                try:
+                    item = todo.pop()
+                except IndexError:  # another thread was faster
+                    break
                 work(item)
         except BaseException:
-            for _ in left:  # the others find nothing more to do
-                pass
+            todo.clear()  # the others find nothing more to do
             raise
         finally:
             _here.busy = False
 
-    others = [_pool(os.getpid()).submit(run) for _ in range(threads - 1)]
+    others: list[Future[None]] = []
+    with suppress(RuntimeError):  # the interpreter is ending: this thread goes on alone
+        others += [_pool(os.getpid()).submit(run) for _ in range(threads - 1)]
     try:
         run()
     finally:
-        failed = [error for other in others if (error := other.exception()) is not None]
+        # One that has not begun waits behind another caller's work, and would find nothing to do.
+        begun = [other for other in others if not other.cancel()]
+        failed = [error for other in begun if (error := other.exception()) is not None]
     if failed:
         raise failed[0]
 

@@ -5,24 +5,26 @@ Outside of it `subspace._Weights` does the same with less ado.
 
 from __future__ import annotations
 
-import itertools
+import secrets
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from subcompress.errors import SubcompressError
 from subcompress.kernels import Segment
 from subcompress.plan import Part
 
 
 class Node:
-    """A part with its starts on the device, under a number that graphs know it by while it lives."""
+    """A part with its starts on the device, under a number that a graph in this process knows it by while it lives."""
 
     def __init__(self, part: Part, starts: tuple[float | Tensor, ...]) -> None:
         self.part, self.starts = part, starts
-        self.key = next(_KEYS)
-        _NODES[self.key] = self
+        number = secrets.randbits(63)  # a graph that is taken elsewhere finds nothing, never another part
+        self.key = torch.tensor(number, dtype=torch.int64, device="cpu")  # a number would be compiled in, for each copy
+        _NODES[number] = self
 
     def __reduce__(self) -> tuple[type[Node], tuple[Part, tuple[float | Tensor, ...]]]:
         return Node, (self.part, self.starts)  # a copy has a number of its own
@@ -35,39 +37,47 @@ class Node:
         return flat
 
 
-_KEYS = itertools.count()
 _NODES: WeakValueDictionary[int, Node] = WeakValueDictionary()
 
 
+def _node(key: Tensor) -> Node:
+    if (found := _NODES.get(int(key))) is None:
+        raise SubcompressError(
+            "a graph of a Subspace runs in the process that made it, while that Subspace lives: "
+            "pack it, and export the network from the file"
+        )
+    return found
+
+
 @torch.library.custom_op("subcompress::weights", mutates_args=())
-def weights(z: Tensor, rounded: Tensor, key: int) -> Tensor:
-    """`Node.write` of the rounded coordinates, with gradients in z."""
-    return _NODES[key].write(rounded)
+def weights(z: Tensor, rounded: Tensor, key: Tensor, D: int) -> Tensor:
+    """`Node.write` of the rounded coordinates, (D,), with gradients in z."""
+    return _node(key).write(rounded)
 
 
 @weights.register_fake
-def _(z: Tensor, rounded: Tensor, key: int) -> Tensor:
-    return rounded.new_empty(_NODES[key].part.operator.D)
+def _(z: Tensor, rounded: Tensor, key: Tensor, D: int) -> Tensor:
+    return rounded.new_empty(D)
 
 
 @torch.library.custom_op("subcompress::adjoint", mutates_args=())
-def adjoint(g: Tensor, key: int) -> Tensor:
+def adjoint(g: Tensor, key: Tensor, d: int) -> Tensor:
     """The gradient in z, (d,), from that of all weights, (D,)."""
-    part = _NODES[key].part
+    part = _node(key).part
     return part.operator.adjoint(list(zip(part.firsts, g.split(part.sizes), part.scales, strict=True)))
 
 
 @adjoint.register_fake
-def _(g: Tensor, key: int) -> Tensor:
-    return g.new_empty(_NODES[key].part.operator.d)
+def _(g: Tensor, key: Tensor, d: int) -> Tensor:
+    return g.new_empty(d)
 
 
-def _keep_key(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    ctx.key = inputs[2]
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.key, ctx.d = inputs[2], inputs[0].shape[0]
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-    return adjoint(g.contiguous(), ctx.key), None, None
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    return adjoint(g.contiguous(), ctx.key, ctx.d), None, None, None
 
 
-weights.register_autograd(_backward, setup_context=_keep_key)
+weights.register_autograd(_backward, setup_context=_keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand, expand_checked, expand_into
 from subcompress.files import replacing
 from subcompress.layout import Layout
-from subcompress.record import Record
+from subcompress.record import Record, Same
 from subcompress.streaming import stream
 
 
@@ -35,38 +36,48 @@ def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.
     """`load` for a record at hand."""
     state = module.state_dict()
     record.layout.require(Layout.of(state), "the model")
-    kinds = {t.device.type for t in state.values()}
-    device = kinds.pop() if kinds in ({"cpu"}, {"cuda"}) else None
-    if device and _writable(module, state):
+    devices = {t.device for t in state.values()}
+    device = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
+    kind = device.type if device.type in ("cpu", "cuda") else "cpu"
+    if kind == device.type and _writable(record, module, state):
         if check:
-            check_digest(record, stream(record, backend=device))
+            check_digest(record, stream(record, backend=kind))
         expand_into(record, state)
         for tensor in state.values():
             torch.autograd.graph.increment_version(tensor)
-        return module.eval()
-    rebuilt = expand_checked if check else expand
-    module.load_state_dict(rebuilt(record, device or "cpu"), strict=True)
+    else:
+        module.load_state_dict((expand_checked if check else expand)(record, kind), strict=True)
     return module.eval()
 
 
-def _writable(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether writing into the tensors of the state dict is all that loading it would do."""
-    live = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
-    places = [t.data_ptr() for t in state.values() if t.numel()]
-    plain = all(t.is_contiguous() and not t.is_inference() for t in state.values())
-    return plain and live.issuperset(places) and len(set(places)) == len(places) and not _own_loading(module)
+def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether writing into the tensors of the state dict, no two of which lie in one place but for those that the
+    record ties, is all that loading it would do."""
+    live = {t.data_ptr() for t in (*module.parameters(), *module.buffers()) if type(t) in (Tensor, nn.Parameter)}
+    places: list[tuple[int, int]] = []
+    for spec, entry in zip(record.layout, record.entries, strict=True):
+        t = state[spec.name]
+        if t.is_conj() or t.is_neg() or t.is_inference() or not t.is_contiguous():
+            return False
+        if not t.numel():
+            continue
+        if not t.data_ptr() or t.data_ptr() not in live:
+            return False
+        tie = isinstance(entry, Same) and t.data_ptr() == state[record.layout.tensors[entry.index].name].data_ptr()
+        if not tie:
+            places.append((t.data_ptr(), t.data_ptr() + t.nbytes))
+    places.sort()
+    apart = all(end <= begin for (_, end), (begin, _) in pairwise(places))
+    return apart and not any(_own_loading(m) for m in module.modules())
 
 
-def _own_loading(module: nn.Module) -> bool:
-    """Whether some part of the module does more than copying when a state dict is loaded."""
-    for m in module.modules():
-        if m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks:
-            return True
-        if type(m).load_state_dict is not nn.Module.load_state_dict:
-            return True
-        if not type(m)._load_from_state_dict.__module__.startswith("torch."):
-            return True
-    return False
+def _own_loading(m: nn.Module) -> bool:
+    """Whether a module does more than copying when a state dict is loaded."""
+    if m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks:
+        return True
+    if "load_state_dict" in vars(m) or type(m).load_state_dict is not nn.Module.load_state_dict:
+        return True
+    return "_load_from_state_dict" in vars(m) or not type(m)._load_from_state_dict.__module__.startswith("torch.")
 
 
 def unpack(

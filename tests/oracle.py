@@ -140,6 +140,7 @@ def read_groups(reader: Reader) -> list[Group]:
         groups.append(Group(d, m, reader.varint(m - 1), reader.varint(2**15 - 1), reader.varint(12)))
         need(groups[-1].bits >= 2, "bits is below 2")
     need(sum(group.d for group in groups) <= 2**22, "too many coordinates")
+    need(sum(group.K for group in groups) <= 2**22, "too many frozen slots")
     return groups
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from subcompress.data.digits import FACTS
-from subcompress.expand import digest_of, expand, raw_bytes
+from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
-from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
+from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record, Same, Stored
 from subcompress_models import MODELS

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,8 +17,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import subcompress
-from subcompress import codec, kernels
+from subcompress import SubcompressError, codec, format, kernels, threads, traced
 from subcompress.backends import BACKENDS, available
+from subcompress.expand import expand
 from subcompress.kernels import Segment, compiled
 from subcompress.operators import HadamardBlocks, OneHot
 from subcompress.threads import each
@@ -112,14 +117,14 @@ def test_any_rows_of_any_operator(case, dtype):
         assert same(filled(name, op, c, cuts, dtype, 0.75, 0.5), truth)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("name", OTHERS)
-def test_threads_and_pieces_change_nothing(name, threads):
+def test_threads_and_pieces_change_nothing(name, number):
     D = 3_000_001  # more than one thread's share
     op, c = HadamardBlocks.sized(D, 900, 1), coordinates(900)
     truth = filled("numpy", op, c, [(0, D)], torch.float32, 0.5, 0.0)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(number)
     try:
         assert same(filled(name, op, c, [(0, D)], torch.float32, 0.5, 0.0), truth)
         cuts = [(lo, min(lo + 700_001, D)) for lo in range(0, D, 700_001)]
@@ -177,8 +182,8 @@ def test_gradients_do_not_depend_on_threads():
     op, before = HadamardBlocks.sized(3_000_000, 900, 1), torch.get_num_threads()
     g = torch.randn(op.D)
     found = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 5):
+        torch.set_num_threads(number)
         found.append(op.adjoint([(0, g, 1.0)]))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
@@ -220,23 +225,58 @@ def test_a_network_trains_alike_with_and_without_a_kernel(space, monkeypatch):
     assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
 
 
-def test_under_torch_compile_all_is_one_graph(space):
-    loss, truth = gradient(space, space)
+def test_under_torch_compile_all_is_one_graph_for_every_subspace(space):
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    for subject in (space, copy.deepcopy(space)):
-        graphs.clear()
-        traced = torch.compile(subject, backend=backend, fullgraph=True)
-        for _ in range(3):
-            again, found = gradient(subject, traced)
+    other = subcompress.Subspace.of(Small(), 60, seed=5)
+    other.restore(space.moving(), space.settings())
+    losses = []
+    for subject in (space, copy.deepcopy(space), other):
+        loss, truth = gradient(subject, subject)
+        compiled_one = torch.compile(subject, backend=backend, fullgraph=True)
+        for _ in range(2):
+            again, found = gradient(subject, compiled_one)
             assert torch.allclose(loss, again)
             assert torch.allclose(found, truth, rtol=1e-4, atol=1e-6)
-        assert len(graphs) == 1
-        assert sum(node.target is torch._C._nn.linear for node in graphs[0].graph.nodes) == 2
+        losses.append(float(loss))
+    assert losses[0] == losses[1] != losses[2]
+    assert len(graphs) == 1
+    assert sum(node.target is torch._C._nn.linear for node in graphs[0].graph.nodes) == 2
+
+
+def test_a_graph_does_not_run_on_another_subspace(space):
+    node = space._nodes[0]
+    rounded = torch.zeros(60)
+    assert len(traced.weights(rounded, rounded, node.key, 1)) == node.part.operator.D
+    with pytest.raises(SubcompressError, match=r"^a graph of a Subspace runs in the process that made it"):
+        traced.weights(rounded, rounded, node.key ^ 1, 1)
+
+
+def test_gradients_of_negated_views(space):
+    """A gradient may be a view that is negated only when it is read."""
+    g = torch.complex(torch.zeros(5_000), torch.randn(5_000)).conj().imag
+    assert g.is_neg()
+    op = HadamardBlocks.sized(5_000, 90, 1)
+    assert torch.allclose(op.adjoint([(0, g, 1.0)]), op.rmatvec(g.resolve_neg().double()).float(), atol=1e-3)
+
+
+def test_the_default_device_plays_no_part(space, small_file):
+    weights, truth = space.weights(), gradient(space, space)[1]
+    with torch.device("meta"):
+        assert all(torch.equal(w, weights[name]) for name, w in space.weights().items())
+        assert subcompress.verify(small_file).ok
+        state = expand(format.read(small_file)[0])
+        operator = HadamardBlocks.sized(5_000, 90, 1)
+    assert all(torch.equal(w, state[name]) for name, w in expand(format.read(small_file)[0]).items())
+    g = torch.randn(5_000)
+    with torch.device("meta"):
+        found = operator.adjoint([(0, g, 1.0)])
+    assert torch.equal(found, operator.adjoint([(0, g, 1.0)]))
+    assert torch.equal(gradient(space, space)[1], truth)
 
 
 def test_autocast_leaves_the_weights_alone(space):
@@ -286,6 +326,36 @@ def test_a_library_that_does_not_load_is_left_alone(monkeypatch, tmp_path):
 
 
 # --- threads ---
+
+
+def test_each_does_not_wait_for_another_callers_work():
+    go = threading.Event()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    pool = threads._pool(os.getpid())
+    held = [pool.submit(go.wait) for _ in range(os.cpu_count() or 1)]  # every thread is taken
+    try:
+        seen: list[int] = []
+        each(seen.append, range(10))
+        assert len(seen) == 10
+    finally:
+        go.set()
+        torch.set_num_threads(before)
+    assert all(h.result() for h in held)
+
+
+def test_work_while_the_interpreter_ends(tmp_path):
+    code = """
+import atexit, torch
+from subcompress.threads import each
+torch.set_num_threads(2)
+each(print, range(2))
+atexit.register(lambda: each(print, range(5)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 7
 
 
 def test_each_does_all_once_and_raises_the_first_error():

@@ -15,7 +15,8 @@ from graphs import computed
 import subcompress
 from subcompress import format
 from subcompress.data.splits import batches, call, leaves
-from subcompress.expand import expand, raw_bytes
+from subcompress.expand import expand
+from subcompress.layout import raw_bytes
 from subcompress.record import Coded
 from subcompress.tasks import Task, evaluate
 

@@ -213,5 +213,5 @@ def test_an_interruption_is_one_line(tmp_path, number, status):
         process.send_signal(number)
         rest = process.stderr.read().strip().splitlines()
     assert process.wait() == status
-    assert rest[-1].startswith("interrupted: a fit goes on")
+    assert rest[-1].startswith("interrupted: the same command goes on")
     assert not any("Traceback" in line for line in rest)

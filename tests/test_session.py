@@ -17,8 +17,9 @@ from records import record_of
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.data.splits import batches, call, leaves
-from subcompress.expand import expand, raw_bytes
+from subcompress.expand import expand
 from subcompress.facts import Facts
+from subcompress.layout import raw_bytes
 from subcompress_cli import main
 from subcompress_models import MODELS
 

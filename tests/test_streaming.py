@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner
 from records import mixed_record, single_record, tied_record
-from torch import nn
+from torch import Tensor, nn
 
 import subcompress
-from subcompress import SubcompressError, format, streaming
+from subcompress import SubcompressError, format, streaming, unpacking
 from subcompress.backends import available
 from subcompress.dense import write_dense
 from subcompress.digest import CHUNK
@@ -91,6 +91,39 @@ def test_every_backend_streams_the_same(backend):
     assert sum(told) == WIDE.layout.nbytes
 
 
+def test_tied_and_scattered_tensors_cost_no_block_each(monkeypatch):
+    """Blocks of 2^16 rows, 500 tensors of one value in two groups in turn, 500 more tied to the first."""
+    specs = [TensorSpec(f"t{i}", "F32", (1,)) for i in range(1_000)]
+    entries = [Coded(1.0, i % 2) for i in range(500)] + [Same(0)] * 500
+    z = np.ones(3, np.int32)
+    groups = tuple(Group(HadamardBlocks(250, 3, 1, 16, 0, 0, g), 4, z) for g in range(2))
+    record = Record(1, Layout(tuple(specs)), groups, tuple(entries))
+    record.check()
+    calls = []
+    rows = HadamardBlocks.rows
+    monkeypatch.setattr(HadamardBlocks, "rows", lambda *args: calls.append(args) or rows(*args))
+    assert stream(record, backend="numpy") == digest_of(record, expand(record, "numpy"))
+    assert len(calls) == 4  # a group each, twice
+
+
+def test_threads_of_torch_are_not_multiplied(tmp_path):
+    format.save(WIDE, tmp_path / "net.safetensors")
+    paths = str(tmp_path / "net.safetensors"), str(tmp_path / "d.safetensors")
+    code = f"""
+import os, torch, subcompress
+torch.set_num_threads(4)
+most = 0
+def told(n):
+    global most
+    most = max(most, len(os.listdir("/proc/self/task")))
+for dtype in (None, "bf16", "fp16"):
+    subcompress.unpack(*{paths!r}, dtype=dtype, done=told)
+print(most)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= 4 * 3
+
+
 def test_many_small_tensors_go_together():
     layout = Layout(tuple(TensorSpec(f"t{i}", "F32", (1_000,)) for i in range(3_000)))
     batches = list(streaming._batches(list(leaves_of(layout))))
@@ -157,6 +190,21 @@ def test_long_work_says_how_long(tmp_path, monkeypatch, terminal):
     total = len(available()) * WIDE.layout.nbytes
     assert f"net.safetensors: {total} bytes of weights to rebuild" in done.stderr.replace("\n", "")
     assert ("MB/s" in done.stderr) == terminal
+    failed = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "n.bin")])
+    assert failed.stderr.startswith("error: unpack writes .safetensors and .onnx files; n.bin is neither")
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch):
+    format.save(WIDE, tmp_path / "net.safetensors")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("subcompress.unpacking.write_dense", interrupted)
+    out = tmp_path / "d.safetensors"
+    done = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(out)])
+    assert (done.exit_code, done.stderr) == (130, "interrupted: nothing was written\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
@@ -277,7 +325,65 @@ def hooked() -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("make", [Odd, strided, hooked])
+def patched() -> nn.Module:
+    module = Net()
+    load = module.load_state_dict
+    module.load_state_dict = lambda *args, **kwargs: (setattr(module, "told", True), load(*args, **kwargs))[1]
+    return module
+
+
+def overlapping() -> nn.Module:
+    """Parameters that share a part of their memory: as load_state_dict does, the later one stays."""
+    module, held = Net(), torch.zeros(70)
+    module.first.bias, module.norm.weight = nn.Parameter(held[:30]), nn.Parameter(held[15:45])
+    return module
+
+
+def negated() -> nn.Module:
+    module = Net()
+    module.norm.bias = nn.Parameter(torch.complex(torch.zeros(30), torch.ones(30)).conj().imag)
+    assert module.norm.bias.is_neg()
+    return module
+
+
+@pytest.mark.parametrize("make", [overlapping, negated])
+def test_odd_memory_is_loaded_as_torch_would(packed, make):
+    fast, slow = subcompress.load(packed, make(), check=False), make()
+    slow.load_state_dict(expand(format.read(packed)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True))
+
+
+class Wrapped(Tensor):
+    """A tensor that has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        plain = [a.inner if isinstance(a, Wrapped) else a for a in args]
+        out = function(*plain, **(kwargs or {}))
+        return args[0] if function is torch.ops.aten.copy_.default else cls(out) if isinstance(out, Tensor) else out
+
+
+def test_a_tensor_without_memory_of_its_own_is_left_to_torch(tmp_path):
+    class One(nn.Module):
+        def __init__(self, w):
+            super().__init__()
+            self.register_buffer("w", w)
+
+    record = single_record(1_000, 20, 8, 16, 1, np.arange(20) % 7)
+    format.save(record, tmp_path / "net.safetensors")
+    module = One(Wrapped(torch.zeros(1_000)))
+    subcompress.load(tmp_path / "net.safetensors", module, check=False)
+    assert torch.equal(module.w.inner, expand(record)["w"])
+
+
+@pytest.mark.parametrize("make", [Odd, strided, hooked, patched])
 def test_modules_that_are_loaded_their_own_way(packed, make):
     module = subcompress.load(packed, make(), check=False)
     assert equal(module, packed)
@@ -288,6 +394,25 @@ def test_modules_that_are_loaded_their_own_way(packed, make):
 def test_one_tensor_of_two_names_is_loaded_as_torch_would(packed):
     fast, slow = (subcompress.load(packed, shared(), check=check) for check in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True))
+
+
+def test_tied_weights_are_written_in_place(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(50, 20), nn.Linear(20, 50, bias=False)
+            self.out.weight = self.embed.weight
+
+    space = subcompress.Subspace.of(Tied(), 30)
+    space.round(4)
+    subcompress.pack(space, tmp_path / "net.safetensors")
+    module = Tied()
+    place = module.embed.weight.data_ptr()
+    record = format.read(tmp_path / "net.safetensors")[0]
+    assert unpacking._writable(record, module, module.state_dict())
+    subcompress.load(tmp_path / "net.safetensors", module)
+    assert module.embed.weight.data_ptr() == place
+    assert equal(module, tmp_path / "net.safetensors")
 
 
 def test_tied_weights_reach_a_module_that_holds_them_apart():

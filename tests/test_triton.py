@@ -166,6 +166,14 @@ def test_the_trial_on_a_device(kernels, monkeypatch, log2_m):
         kernels.try_out(log2_m, False)
 
 
+def test_coordinates_of_inference_mode(kernels):
+    op, out = HadamardBlocks(300, 20, 1, 8), torch.empty(300, device=DEVICE)
+    c = coordinates(op, 7)
+    with torch.inference_mode():
+        kernels.fill(op, torch.from_numpy(c).to(DEVICE).clone(), [Segment(0, out, 1.0)])
+    assert np.array_equal(out.cpu().numpy(), op.rows(c, 0, 300))
+
+
 def test_zero_has_no_sign(kernels):
     op = HadamardBlocks(300, 200, 1, 8)
     out = torch.empty(300, device=DEVICE)

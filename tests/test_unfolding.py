@@ -22,11 +22,11 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.expand import expand, raw_bytes
+from subcompress.expand import expand
 from subcompress.facts import Facts
 from subcompress.graph import exporting, tracing, unfolding
 from subcompress.graph.checking import weights_only
-from subcompress.layout import Layout, TensorSpec
+from subcompress.layout import Layout, TensorSpec, raw_bytes
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
 from subcompress_cli import main

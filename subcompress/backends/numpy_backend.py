@@ -12,22 +12,20 @@ from subcompress.backends.base import Backend, pieces
 from subcompress.kernels import Segment
 from subcompress.operators import ExactOperator
 
-WIDER = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-
 
 def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
     """Weights of constant starts."""
     for s, place, w in pieces(operator, c.numpy(), segments):
         theta = np.float32(s.start) + np.float32(s.scale) * w.astype(np.float32)
-        s.out[place] = _rounded(theta, s.out.dtype)
-
-
-def _rounded(theta: np.ndarray, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.bfloat16:
-        bits = theta.view(np.uint32)
-        return torch.from_numpy(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)).view(dtype)
-    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in it
-        return torch.from_numpy(theta.astype(WIDER[dtype]))
+        out = s.out[place]
+        if out.dtype == torch.bfloat16:
+            bits = theta.view(np.uint32)
+            out.view(torch.int16).numpy()[:] = (
+                ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.int16)
+            )
+        else:
+            with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in it
+                out.numpy()[:] = theta
 
 
 BACKEND = Backend("cpu", fill, lambda: True, beside=True)

@@ -20,6 +20,7 @@ from subcompress.record import SMALLEST_START, Coded, Entry, Group, Record, Same
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1
 MAX_D = 1 << 22
+MAX_FROZEN = 1 << 22
 MAX_GROUPS = 1 << 8
 MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
@@ -85,6 +86,8 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     r.part("stored")
     stored = _read_stored(r, layout, entries)
     operators = _operators(specs, group_sizes(layout, entries, len(specs)), seed)
+    if sum(op.frozen for op in operators) > MAX_FROZEN:
+        raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
     coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from subcompress.data.splits import Split
 from subcompress.errors import SubcompressError, one_line
-from subcompress.expand import raw_bytes
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
 from subcompress.graph.tracing import example_inputs, graphs_within, outputs_of
+from subcompress.layout import raw_bytes
 from subcompress.session import open_graph
 
 TOLERANCE = 1e-4

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError
-from subcompress.expand import raw_bytes
 from subcompress.graph.checking import check_weights, compare
 from subcompress.graph.nodes import DOMAIN, Nodes, short_names
 from subcompress.graph.slimming import every_name, shorten, simplified, slim
 from subcompress.graph.tracing import IR_VERSION, describe, graph_of
 from subcompress.graph.unfolding import unfold
+from subcompress.layout import raw_bytes
 from subcompress.record import Coded, Record, Same
 
 LIMIT = (1 << 31) - (1 << 20)

@@ -48,7 +48,7 @@ def kernel(device: torch.device, log2_m: int, training: bool) -> ModuleType | No
     `affine` and `adjoint` are wanted, else `fill`."""
     if device.type == "cpu":
         return on_cpu()
-    return on_cuda(log2_m, training) if device.type == "cuda" else None
+    return on_cuda(log2_m, training, device) if device.type == "cuda" else None
 
 
 def on_cpu() -> ModuleType | None:
@@ -56,16 +56,26 @@ def on_cpu() -> ModuleType | None:
     return None if library() is None else importlib.import_module("subcompress.kernels.native")
 
 
-def on_cuda(log2_m: int = 10, training: bool = False) -> ModuleType | None:
-    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it."""
-    return _tried(log2_m, training) if torch.cuda.is_available() and log2_m <= MAX_LOG2_M else None
+def on_cuda(log2_m: int = 10, training: bool = False, device: torch.device | None = None) -> ModuleType | None:
+    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it; device:
+    the current one if left out."""
+    if log2_m > MAX_LOG2_M or not torch.cuda.is_available():
+        return None
+    try:
+        index = torch.cuda.current_device() if device is None or device.index is None else device.index
+    except Exception:  # the driver does not answer
+        return None
+    return _tried(log2_m, training, index)
 
 
 @functools.cache
-def _tried(log2_m: int, training: bool) -> ModuleType | None:
+def _tried(log2_m: int, training: bool, index: int) -> ModuleType | None:
     try:
         found = importlib.import_module("subcompress.kernels.triton_hadamard")
-        found.try_out(log2_m, training)
+        with torch.cuda.device(index):
+            found.try_out(log2_m, training)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # no Triton, no C compiler for its launcher, a device that it does not know: torch serves
         return None
     return found

@@ -2,14 +2,6 @@
 
 #include <stdint.h>
 
-#if defined(_MSC_VER)
-#define ENTRY __declspec(dllexport)
-#elif defined(__GNUC__)
-#define ENTRY __attribute__((visibility("default")))
-#else
-#define ENTRY
-#endif
-
 #define MAX_BITS 12
 
 typedef struct {
@@ -40,7 +32,7 @@ static int next_bit(decoder_t *coder, context_t context) {
 }
 
 /* The next d coordinates of `bits` bits, 2 to 12. */
-ENTRY void subcompress_decode(decoder_t *coder, int32_t bits, int64_t d, int32_t *out) {
+void subcompress_decode(decoder_t *coder, int32_t bits, int64_t d, int32_t *out) {
     context_t zero = {1, 1}, sign = {1, 1}, classes[MAX_BITS], mantissa[MAX_BITS][4];
     for (int k = 0; k < MAX_BITS; k++) {
         classes[k][0] = classes[k][1] = 1;

@@ -48,6 +48,8 @@ class Decoder(Structure):
 
 BLOCKS = POINTER(Blocks), POINTER(Rows)
 SIGNATURES = {
+    "subcompress_tile": (c_int64, []),
+    "subcompress_log2_near": (c_int64, []),
     "subcompress_scratch": (c_int64, [BLOCKS[0]]),
     "subcompress_fill": (None, [BLOCKS[0], c_void_p, c_float, BLOCKS[1], c_int64, c_int64, c_int64, c_int32, c_void_p]),
     "subcompress_adjoint": (None, [BLOCKS[0], BLOCKS[1], c_int64, c_int64, c_int64, c_void_p, c_void_p]),

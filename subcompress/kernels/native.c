@@ -12,24 +12,24 @@
 #include <xmmintrin.h>
 #endif
 
-#if defined(__GNUC__) && defined(__x86_64__) && defined(__GLIBC__)
-#define ENTRY __attribute__((target_clones("avx512f", "avx2", "default"), visibility("default")))
-#define LANES 16
-#elif defined(__GNUC__)
-#define ENTRY __attribute__((visibility("default")))
-#define LANES 4
-#elif defined(_MSC_VER)
-#define ENTRY __declspec(dllexport)
-#define LANES 1
-#else
-#define ENTRY
-#define LANES 1
+#ifndef __GNUC__
+#error "GCC or clang: vectors, and a version of each entry for each kind of processor"
 #endif
 
-#ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define ENTRY __attribute__((target_clones("avx512f", "avx2", "default")))
+#define LANES 16
 #else
-#define INLINE static inline
+#define ENTRY
+#define LANES 4
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define SHUFFLE(x, ...) __builtin_shuffle(x, (lanes){__VA_ARGS__})
 #endif
 
 /* A tile: rows that are transformed together, several blocks where those are small. */
@@ -75,13 +75,13 @@ INLINE void philox(const blocks_t *op, int64_t first, int64_t last, uint32_t *wo
 
 /* ---- the transform ---- */
 
-#if LANES > 1
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
 #if LANES == 16
-#define SWAP1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
-#define SWAP2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
-#define SWAP4(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
-#define SWAP8(x) __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#define SWAP1(x) SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#define SWAP2(x) SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+#define SWAP4(x) SHUFFLE(x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+#define SWAP8(x) SHUFFLE(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
 #define SIGN1 (vec){1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1}
 #define SIGN2 (vec){1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1}
 #define SIGN4 (vec){1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1}
@@ -89,8 +89,8 @@ typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 #define WITHIN(x) (x = SWAP1(x) + x * SIGN1, x = SWAP2(x) + x * SIGN2, x = SWAP4(x) + x * SIGN4, x = SWAP8(x) + x * SIGN8)
 #define LOG2_LANES 4
 #else
-#define SWAP1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2)
-#define SWAP2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1)
+#define SWAP1(x) SHUFFLE(x, 1, 0, 3, 2)
+#define SWAP2(x) SHUFFLE(x, 2, 3, 0, 1)
 #define WITHIN(x) (x = SWAP1(x) + x * (vec){1, -1, 1, -1}, x = SWAP2(x) + x * (vec){1, 1, -1, -1})
 #define LOG2_LANES 2
 #endif
@@ -121,7 +121,6 @@ INLINE void pass2(vec *x, int64_t n, int64_t h) {
             x[i + h] = a - b;
         }
 }
-#endif
 
 /* Rows that a core's first cache holds: larger blocks are brought down to it first, then done piece by piece. */
 #define LOG2_NEAR 13
@@ -129,7 +128,6 @@ INLINE void pass2(vec *x, int64_t n, int64_t h) {
 /* H_m times each block of a tile of n floats, in place. */
 INLINE void transform(float *x, int64_t n, int log2_m) {
     int bit = log2_m;
-#if LANES > 1
     if (log2_m >= LOG2_LANES) {
         int64_t vectors = n / LANES, piece = vectors;
         int above = log2_m - LOG2_LANES;
@@ -152,7 +150,6 @@ INLINE void transform(float *x, int64_t n, int log2_m) {
         }
         bit = 0;
     }
-#endif
     for (; bit > 0; bit--) {
         int64_t h = (int64_t)1 << (bit - 1);
         for (int64_t base = 0; base < n; base += 2 * h)
@@ -281,6 +278,10 @@ INLINE void collect(const blocks_t *op, const float *restrict block, float *rest
         for (int64_t j = 0; j < n; j++) slots[j] = block[columns[j]];
 }
 
+/* What callers must know: rows of a tile, and the blocks (2^n rows) beyond which `slots` are wanted. */
+ENTRY int64_t subcompress_tile(void) { return TILE; }
+ENTRY int64_t subcompress_log2_near(void) { return LOG2_NEAR; }
+
 /* The scratch of a call, in floats: a tile, its slots twice, the words of its signs. */
 ENTRY int64_t subcompress_scratch(const blocks_t *op) {
     int64_t m = (int64_t)1 << op->log2_m, tile = m < TILE ? TILE : m;
@@ -369,6 +370,3 @@ ENTRY void subcompress_adjoint(const blocks_t *op, const segment_t *segments, in
         }
     }
 }
-
-/* What setuptools exports on Windows; this is no Python module. */
-ENTRY void *PyInit__native(void) { return 0; }

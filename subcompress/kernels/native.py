@@ -28,13 +28,11 @@ SUMS = 16
 CACHED = 1 << 25
 """Bytes of output that caches may hold until they are read: more is written past them, at twice the speed."""
 
-NEAR = 13
-"""Blocks of more than 2^13 rows are strewn in the order of their columns: native.c, LOG2_NEAR."""
-
 
 def fill(op: HadamardBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
     """Exact weights, from (d,) integers: segments are sorted by rows; blocks that none touches cost nothing."""
-    _write(op, c.float(), float(op.A), segments)
+    # NumPy: torch would start threads of its own in each of ours.
+    _write(op, torch.from_numpy(c.numpy().astype(np.float32)), float(op.A), segments)
 
 
 def affine(op: HadamardBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
@@ -44,20 +42,20 @@ def affine(op: HadamardBlocks, z: Tensor, frozen: float, segments: Sequence[Segm
 
 def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
     """P^T of scale * g at the rows from lo on, for pieces (lo, g, scale) sorted by rows: (d,) float32."""
-    held = [(lo, g.float().contiguous(), scale) for lo, g, scale in pieces if len(g)]
+    held = [(lo, g.resolve_neg().float().contiguous(), scale) for lo, g, scale in pieces if len(g)]
     if not held:
-        return torch.zeros(op.d, dtype=torch.float32)
+        return torch.zeros(op.d, dtype=torch.float32, device="cpu")
     table = (Rows * len(held))(*(Rows(lo, lo + len(g), g.data_ptr(), None, 0.0, scale, 0) for lo, g, scale in held))
     first, last = held[0][0] // op.m, -(-(held[-1][0] + len(held[-1][1])) // op.m)
     rows = (last - first) * op.m
     few = max(4, rows // (4 * op.d))  # sums of d numbers each cost less than the rows that they are made of
     bounds = _bounds(op, first, last, min(SUMS, few, -(-rows // SHARE)))
-    sums = torch.zeros(len(bounds) - 1, op.d, dtype=torch.float32)
+    sums = torch.zeros(len(bounds) - 1, op.d, dtype=torch.float32, device="cpu")
     blocks = _tables(op)
     call = _library().subcompress_adjoint
 
     def work(i: int) -> None:
-        scratch = torch.empty(blocks.scratch, dtype=torch.float32)
+        scratch = torch.empty(blocks.scratch, dtype=torch.float32, device="cpu")
         call(
             byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), scratch.data_ptr()
         )  # fmt: skip
@@ -93,7 +91,7 @@ def _write(op: HadamardBlocks, values: Tensor, frozen: float, segments: Sequence
     call = _library().subcompress_fill
 
     def work(i: int) -> None:
-        scratch = torch.empty(blocks.scratch, dtype=torch.float32)
+        scratch = torch.empty(blocks.scratch, dtype=torch.float32, device="cpu")
         call(
             byref(blocks.c), values.data_ptr(), frozen, table, len(segments), bounds[i], bounds[i + 1],
             far, scratch.data_ptr(),
@@ -104,7 +102,7 @@ def _write(op: HadamardBlocks, values: Tensor, frozen: float, segments: Sequence
 
 def _library() -> ctypes.CDLL:
     found = library()
-    assert found is not None, "callers ask available() first"
+    assert found is not None, "this module is served by `kernel`, which has asked"
     return found
 
 
@@ -114,7 +112,7 @@ class _Tables:
     def __init__(self, op: HadamardBlocks) -> None:
         columns = op.columns.astype(np.int32)
         slots = None
-        if op.log2_m > NEAR:
+        if op.log2_m > _library().subcompress_log2_near():
             slots = np.argsort(columns).astype(np.int32)
             columns = columns[slots]
         self.held = columns, slots
@@ -142,7 +140,7 @@ def _tables(op: HadamardBlocks) -> _Tables:
 
 def _bounds(op: HadamardBlocks, first: int, last: int, shares: int) -> list[int]:
     """Blocks first .. last in about equal shares, whole tiles each."""
-    step = max(1, 1024 // op.m)
+    step = max(1, _library().subcompress_tile() // op.m)
     tiles = -(-(last - first) // step)
     shares = min(shares, tiles)
     return [first + step * (tiles * i // shares) for i in range(shares)] + [last]

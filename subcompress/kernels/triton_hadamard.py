@@ -530,7 +530,7 @@ def _expand(
 def fill(op: HadamardBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
     """Writes every segment from the integers c, (d,): bit for bit what docs/FORMAT.md, "Weights", says."""
     tile = _tile(op.log2_m, True, _is_hopper(c.device))
-    key = op, tile, c._version
+    key = op, tile, None if c.is_inference() else c._version
     if (found := _PREPARED.get(c)) is None or found[0] != key:
         found = _PREPARED[c] = key, _prepared(op, tile, c)
     values, parts = found[1]
@@ -570,7 +570,9 @@ def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
     """
     device = pieces[0][1].device
     total = torch.zeros(op.d, dtype=torch.float32, device=device)
-    for dtype, group in _by_dtype([Segment(lo, g.contiguous(), scale) for lo, g, scale in pieces]).items():
+    for dtype, group in _by_dtype(
+        [Segment(lo, g.resolve_neg().contiguous(), scale) for lo, g, scale in pieces]
+    ).items():
         total += _adjoint_of(op, group, dtype, device)
     return total
 
