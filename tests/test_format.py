@@ -419,6 +419,19 @@ def test_a_deflate_bomb_is_not_inflated():
     assert "does not inflate to" in refused(forged(facts=number(1) + number(100) + number(len(packed)) + packed))
 
 
+def test_frozen_slots_are_bounded_over_all_groups():
+    """Of no weights that would speak for them: a column is kept for each."""
+
+    def with_groups(n: int) -> bytes:
+        layout = Layout(tuple(TensorSpec(f"w{i}", "F32", (1,)) for i in range(n)))
+        group = [Group(HadamardBlocks(1, 1, 0, 20, (1 << 20) - 1, 0, i), 4, np.ones(1, np.int32)) for i in range(n)]
+        entries = tuple(Coded(1.0, i) for i in range(n))
+        return format.to_bytes(Record(0, layout, tuple(group), entries, digest=bytes(16)))
+
+    assert len(format.from_bytes(with_groups(4))[0].groups) == 4
+    assert "at most 4194304 frozen slots" in refused(with_groups(5))
+
+
 def test_varints_round_trip_and_are_bounded():
     for value in (0, 127, 128, 300, 2**63, 2**64 - 1):
         r = Reader(number(value))

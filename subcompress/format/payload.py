@@ -76,6 +76,8 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     specs = [_read_group(r) for _ in range(r.varint("the number of groups", MAX_GROUPS))]
     if sum(numbers[0] for _, numbers, _ in specs) > MAX_D:
         raise r.fail(f"a file has at most {MAX_D} coordinates")
+    if sum(dict(zip(operator.limits, numbers, strict=True)).get("K", 0) for operator, numbers, _ in specs) > MAX_FROZEN:
+        raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("tensors")
     entries = _read_entries(r, layout, len(specs))
     r.part("facts")
@@ -86,8 +88,6 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     r.part("stored")
     stored = _read_stored(r, layout, entries)
     operators = _operators(specs, group_sizes(layout, entries, len(specs)), seed)
-    if sum(op.frozen for op in operators) > MAX_FROZEN:
-        raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
     coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes)

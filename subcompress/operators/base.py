@@ -124,11 +124,6 @@ class ExactOperator(Operator):
     """The parameters that a file stores beside seed, D and group, with their largest values; d comes first."""
 
     @property
-    def frozen(self) -> int:
-        """Slots that hold a constant: what an operator keeps besides its coordinates."""
-        return 0
-
-    @property
     def block(self) -> int:
         """Rows that are expanded together at least: slices that begin and end at its multiples waste nothing."""
         return 1

@@ -96,10 +96,6 @@ class HadamardBlocks(ExactOperator):
         return self.m
 
     @property
-    def frozen(self) -> int:
-        return self.K
-
-    @property
     def blocks(self) -> int:
         """Blocks in D, the last one cut."""
         return -(-self.D // self.m)
