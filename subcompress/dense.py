@@ -59,6 +59,9 @@ def write_dense(
         check_digest(record, stream(record, sink, done=done))
 
 
+LARGE = 1 << 20
+"""Bytes that are worth to be sent to the disk by themselves."""
+
 PIECE = 1 << 15
 """Values that torch converts in the calling thread: for more it starts threads, in each of those that stream."""
 
@@ -98,7 +101,7 @@ def _writer(f: FileIO) -> Callable[[bytes | memoryview, int], None]:
     turn = threading.Lock()
 
     def put(data: bytes | memoryview, at: int) -> None:
-        view = memoryview(data)
+        view, begin = memoryview(data), at
         while view:
             if hasattr(os, "pwrite"):
                 n = os.pwrite(f.fileno(), view, at)
@@ -107,5 +110,8 @@ def _writer(f: FileIO) -> Callable[[bytes | memoryview, int], None]:
                     f.seek(at)
                     n = f.write(view)
             view, at = view[n:], at + n
+        if at - begin >= LARGE and hasattr(os, "posix_fadvise"):
+            # The system begins to write these out now, and not when all is there and waited for.
+            os.posix_fadvise(f.fileno(), begin, at - begin, os.POSIX_FADV_DONTNEED)
 
     return put
