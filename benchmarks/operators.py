@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from subcompress import Data, load_data
-from subcompress.operators import HadamardBlocks, Operator, walsh
+from subcompress import Data, load_data, walsh
+from subcompress.operators import HadamardBlocks, Operator
 from subcompress.plan import make_plan
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task

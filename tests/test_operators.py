@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from subcompress import SubcompressError
-from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks, walsh
+from subcompress import SubcompressError, walsh
+from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks
 from subcompress.operators.dense import KEPT, DenseGaussian, normals
 from subcompress.operators.fastfood import Fastfood
 from subcompress.operators.kronecker import KroneckerProduct

@@ -156,14 +156,14 @@ def test_the_trial_on_a_device(kernels, monkeypatch, log2_m):
         monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self.clone())
         monkeypatch.setattr(torch, "empty", lambda *size, device="cpu", **kw: empty(*size, **kw))
     for training in (False, True):
-        kernels.try_out(log2_m, training)
+        kernels.try_out(HadamardBlocks, log2_m, training)
     monkeypatch.setattr(kernels, "_seed", lambda op: {"seed_low": 5, "seed_high": 0, "stream": 0})
     for training in (False, True):
         with pytest.raises(SubcompressError, match="other numbers on this device"):
-            kernels.try_out(log2_m, training)
+            kernels.try_out(HadamardBlocks, log2_m, training)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     with pytest.raises(SubcompressError, match=r"capability 8\.0"):
-        kernels.try_out(log2_m, False)
+        kernels.try_out(HadamardBlocks, log2_m, False)
 
 
 def test_coordinates_of_inference_mode(kernels):

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from subcompress import philox
+from subcompress import philox, walsh
 from subcompress.errors import SubcompressError
 from subcompress.graph.nodes import DOMAIN, Nodes
 from subcompress.layout import TensorSpec
-from subcompress.operators import HadamardBlocks, walsh
-from subcompress.operators.walsh import sequency
+from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
+from subcompress.walsh import sequency
 
 LARGE = 1 << 20
 """Values of a group from which nodes are spent to save work and memory."""

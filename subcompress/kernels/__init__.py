@@ -1,16 +1,19 @@
 """Fast paths of operator 1, a module a kind of machine: exact weights, and the products that training takes.
 
-Each has `fill`, `affine` and `adjoint`; what they compute is defined by `HadamardBlocks` and by docs/FORMAT.md. Where
-none serves, torch's own operators compute the same.
+Each has `fill`, `affine` and `adjoint`; what they compute is said by docs/FORMAT.md and by the operator that they are
+given. Where none serves, torch's own operators compute the same.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,12 +46,44 @@ Piece = tuple[int, Tensor, float]
 """Numbers for rows lo .. lo + len(g), and what they are multiplied by: (lo, g, scale)."""
 
 
-def kernel(device: torch.device, log2_m: int, training: bool) -> ModuleType | None:
-    """The module that serves blocks of 2^log2_m rows on the device, None where torch's operators must do. training:
-    `affine` and `adjoint` are wanted, else `fill`."""
+class SignedBlocks(Protocol):
+    """What kernels read of an operator 1: see `subcompress.operators.hadamard`."""
+
+    def __hash__(self) -> int: ...
+    @property
+    def D(self) -> int: ...
+    @property
+    def d(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def log2_m(self) -> int: ...
+    @property
+    def K(self) -> int: ...
+    @property
+    def A(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def m(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def columns(self) -> np.ndarray: ...
+    def rows(self, c: Any, lo: int, hi: int) -> Any: ...
+    def rmatvec(self, g: Tensor) -> Tensor: ...
+
+
+def kernel(device: torch.device, op: SignedBlocks, training: bool) -> ModuleType | None:
+    """The module that serves the operator on the device, None where torch's operators must do. training: `affine` and
+    `adjoint` are wanted, else `fill`."""
     if device.type == "cpu":
         return on_cpu()
-    return on_cuda(log2_m, training, device) if device.type == "cuda" else None
+    return on_cuda(op, training, device) if device.type == "cuda" else None
 
 
 def on_cpu() -> ModuleType | None:
@@ -56,24 +91,23 @@ def on_cpu() -> ModuleType | None:
     return None if library() is None else importlib.import_module("subcompress.kernels.native")
 
 
-def on_cuda(log2_m: int = 10, training: bool = False, device: torch.device | None = None) -> ModuleType | None:
-    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it; device:
-    the current one if left out."""
-    if log2_m > MAX_LOG2_M or not torch.cuda.is_available():
+def on_cuda(op: SignedBlocks, training: bool, device: torch.device) -> ModuleType | None:
+    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it."""
+    if op.log2_m > MAX_LOG2_M or not torch.cuda.is_available():
         return None
     try:
-        index = torch.cuda.current_device() if device is None or device.index is None else device.index
+        index = torch.cuda.current_device() if device.index is None else device.index
     except Exception:  # the driver does not answer
         return None
-    return _tried(log2_m, training, index)
+    return _tried(type(op), op.log2_m, training, index)
 
 
 @functools.cache
-def _tried(log2_m: int, training: bool, index: int) -> ModuleType | None:
+def _tried(make: Callable[..., SignedBlocks], log2_m: int, training: bool, index: int) -> ModuleType | None:
     try:
         found = importlib.import_module("subcompress.kernels.triton_hadamard")
         with torch.cuda.device(index):
-            found.try_out(log2_m, training)
+            found.try_out(make, log2_m, training)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # no Triton, no C compiler for its launcher, a device that it does not know: torch serves

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.kernels import Piece, Segment
+from subcompress.kernels import Piece, Segment, SignedBlocks
 from subcompress.kernels.compiled import Blocks, Rows, library
-from subcompress.operators.hadamard import HadamardBlocks
 from subcompress.threads import each
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -29,18 +28,18 @@ CACHED = 1 << 25
 """Bytes of output that caches may hold until they are read: more is written past them, at twice the speed."""
 
 
-def fill(op: HadamardBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
+def fill(op: SignedBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
     """Exact weights, from (d,) integers: segments are sorted by rows; blocks that none touches cost nothing."""
     # NumPy: torch would start threads of its own in each of ours.
     _write(op, torch.from_numpy(c.numpy().astype(np.float32)), float(op.A), segments)
 
 
-def affine(op: HadamardBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+def affine(op: SignedBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
     """start + scale * (frozen + P z), from (d,) float32, in the order of additions that `fill` takes."""
     _write(op, z.detach().float().contiguous(), frozen, segments)
 
 
-def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
+def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     """P^T of scale * g at the rows from lo on, for pieces (lo, g, scale) sorted by rows: (d,) float32."""
     held = [(lo, g.resolve_neg().float().contiguous(), scale) for lo, g, scale in pieces if len(g)]
     if not held:
@@ -64,7 +63,7 @@ def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
     return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
-def _write(op: HadamardBlocks, values: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+def _write(op: SignedBlocks, values: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return
@@ -109,7 +108,7 @@ def _library() -> ctypes.CDLL:
 class _Tables:
     """What the kernel reads of an operator, and the arrays that it points to."""
 
-    def __init__(self, op: HadamardBlocks) -> None:
+    def __init__(self, op: SignedBlocks) -> None:
         columns = op.columns.astype(np.int32)
         slots = None
         if op.log2_m > _library().subcompress_log2_near():
@@ -129,16 +128,16 @@ class _Tables:
         self.scratch = int(_library().subcompress_scratch(byref(self.c)))
 
 
-_KEPT: WeakKeyDictionary[HadamardBlocks, _Tables] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[SignedBlocks, _Tables] = WeakKeyDictionary()
 
 
-def _tables(op: HadamardBlocks) -> _Tables:
+def _tables(op: SignedBlocks) -> _Tables:
     if (found := _KEPT.get(op)) is None:
         found = _KEPT[op] = _Tables(op)
     return found
 
 
-def _bounds(op: HadamardBlocks, first: int, last: int, shares: int) -> list[int]:
+def _bounds(op: SignedBlocks, first: int, last: int, shares: int) -> list[int]:
     """Blocks first .. last in about equal shares, whole tiles each."""
     step = max(1, _library().subcompress_tile() // op.m)
     tiles = -(-(last - first) // step)

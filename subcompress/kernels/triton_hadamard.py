@@ -11,7 +11,7 @@ one binary search, and writes every weight once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from subcompress.errors import SubcompressError
-from subcompress.kernels import Piece, Segment
-from subcompress.operators import HadamardBlocks
-from subcompress.operators.walsh import hadamard
+from subcompress.kernels import Piece, Segment, SignedBlocks
+from subcompress.walsh import hadamard
 
 EXACT_FLOAT16 = 1 << 11
 """float16 holds every integer up to this."""
@@ -44,13 +43,16 @@ of the first unit that no segment before it touches, how many units come before 
 _ARGUMENTS = ("total", "segments", "seed_low", "seed_high", "stream", "stride")
 
 
-def try_out(log2_m: int, training: bool) -> None:
-    """Rows of a small operator of such blocks, and its products where they are for training: compiles what real calls
-    take. Raises whatever is in the way, SubcompressError where the device is too old or computes other numbers."""
+def try_out(make: Callable[..., SignedBlocks], log2_m: int, training: bool) -> None:
+    """Rows of a small operator of such blocks, or its products where they are for training: compiles what real calls
+    take. Raises whatever is in the way, SubcompressError where the device is too old or computes other numbers.
+
+    make: D, d, seed, log2_m, K, A -> the operator.
+    """
     if torch.cuda.get_device_capability() < (8, 0):
         raise SubcompressError("the Triton kernel needs compute capability 8.0 or above")
     D = 3 * 2**log2_m + 1
-    op = HadamardBlocks(D, 2**log2_m // 2 or 3, 1, log2_m, 1 if log2_m > 1 else 0, 1)
+    op = make(D, 2**log2_m // 2 or 3, 1, log2_m, 1 if log2_m > 1 else 0, 1)
     c = torch.arange(op.d, dtype=torch.int32) % 3 - 1
     truth = torch.from_numpy(op.rows(c.numpy(), 0, D))
     z = c.cuda()
@@ -401,7 +403,7 @@ def _factor(size: int, log2_f: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _tables(op: HadamardBlocks, tile: _Tile, device: torch.device) -> _Tables:
+def _tables(op: SignedBlocks, tile: _Tile, device: torch.device) -> _Tables:
     slots = np.full(op.m, -1, np.int64)
     slots[op.columns] = np.arange(len(op.columns))
     slots[slots < 0] = np.arange(len(op.columns), op.m)  # columns that hold nothing: slots that are not used
@@ -424,7 +426,7 @@ def _int32(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-def _seed(op: HadamardBlocks) -> dict[str, int]:
+def _seed(op: SignedBlocks) -> dict[str, int]:
     return {
         "seed_low": _int32(op.seed & 0xFFFFFFFF),
         "seed_high": _int32(op.seed >> 32),
@@ -432,7 +434,7 @@ def _seed(op: HadamardBlocks) -> dict[str, int]:
     }
 
 
-def _launch(kernel: Any, op: HadamardBlocks, tile: _Tile, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+def _launch(kernel: Any, op: SignedBlocks, tile: _Tile, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
     device = arguments["table"].device
     constants = {
         "R": tile.rows,
@@ -488,7 +490,7 @@ def _by_dtype(segments: Sequence[Segment]) -> dict[torch.dtype, list[Segment]]:
     return groups
 
 
-def _values(op: HadamardBlocks, tile: _Tile, values: Tensor, frozen: float) -> Tensor:
+def _values(op: SignedBlocks, tile: _Tile, values: Tensor, frozen: float) -> Tensor:
     """What `_forward` reads the values of a unit from."""
     in_unit = tile.unit // op.m
     if op.d <= op.free:
@@ -498,9 +500,7 @@ def _values(op: HadamardBlocks, tile: _Tile, values: Tensor, frozen: float) -> T
     return torch.cat([values.new_full((1,), frozen), values.repeat(times)])
 
 
-def _expand(
-    op: HadamardBlocks, tile: _Tile, values: Tensor, parts: tuple[int, int], segments: Sequence[Segment]
-) -> None:
+def _expand(op: SignedBlocks, tile: _Tile, values: Tensor, parts: tuple[int, int], segments: Sequence[Segment]) -> None:
     device, in_unit = values.device, tile.unit // op.m
     tables = _tables(op, tile, device)
     for dtype, group in _by_dtype(segments).items():
@@ -527,7 +527,7 @@ def _expand(
         _launch(_forward, op, tile, (_programs(tile, device, plan.total * tile.fold),), arguments)
 
 
-def fill(op: HadamardBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
+def fill(op: SignedBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
     """Writes every segment from the integers c, (d,): bit for bit what docs/FORMAT.md, "Weights", says."""
     tile = _tile(op.log2_m, True, _is_hopper(c.device))
     key = op, tile, None if c.is_inference() else c._version
@@ -541,7 +541,7 @@ _PREPARED = WeakTensorKeyDictionary()
 """What `fill` makes of coordinates, while they live: a stream of leaves asks for the same again and again."""
 
 
-def _prepared(op: HadamardBlocks, tile: _Tile, c: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def _prepared(op: SignedBlocks, tile: _Tile, c: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """The values that the kernel reads, and the parts that the operands of its two products take."""
     largest = max(int(c.abs().max()), op.A if op.K else 0)
     first = 1 if largest * tile.fold <= EXACT_FLOAT16 else 2
@@ -557,13 +557,13 @@ def _prepared(op: HadamardBlocks, tile: _Tile, c: Tensor) -> tuple[Tensor, tuple
     return _values(op, tile, values, float(op.A)), (first, second)
 
 
-def affine(op: HadamardBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+def affine(op: SignedBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
     """Writes every segment from float32 z, (d,), with the frozen slots at that value."""
     tile = _tile(op.log2_m, False, _is_hopper(z.device))
     _expand(op, tile, _values(op, tile, z, frozen), (3, 3), segments)
 
 
-def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
+def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     """The sum of scale P^T g over pieces (lo, g, scale), g at rows [lo, lo + n), sorted: (d,) float32.
 
     The same bits in every call on a device. Windows take a buffer of as many float32 as there are weights.
@@ -577,7 +577,7 @@ def adjoint(op: HadamardBlocks, pieces: Sequence[Piece]) -> Tensor:
     return total
 
 
-def _adjoint_of(op: HadamardBlocks, pieces: list[Segment], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _adjoint_of(op: SignedBlocks, pieces: list[Segment], dtype: torch.dtype, device: torch.device) -> Tensor:
     tile, windows = _tile(op.log2_m, False, _is_hopper(device)), op.d > op.free
     tables = _tables(op, tile, device)
     plan = _plan(pieces, tile.unit, device)

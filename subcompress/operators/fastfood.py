@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress import philox
-from subcompress.operators import walsh
+from subcompress import philox, walsh
 from subcompress.operators.dense import Reference, normals, words
 
 

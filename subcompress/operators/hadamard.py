@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress import philox
+from subcompress import philox, walsh
 from subcompress.errors import SubcompressError
 from subcompress.kernels import Piece, Segment, kernel
-from subcompress.operators import walsh
 from subcompress.operators.base import CHUNK, ExactOperator
 
 MAX_LOG2_M = 20
@@ -206,7 +205,7 @@ class HadamardBlocks(ExactOperator):
         return self._kept[key]
 
     def _kernel(self, like: Tensor) -> ModuleType | None:
-        return kernel(like.device, self.log2_m, True) if like.dtype == torch.float32 else None
+        return kernel(like.device, self, True) if like.dtype == torch.float32 else None
 
     def matvec(self, z: Tensor) -> Tensor:
         return self._apply(z, 0)
