@@ -18,14 +18,14 @@ from subcompress.threads import each
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """The numbers that native.c knows output dtypes by."""
 
-SHARE = 1 << 18
-"""Rows that are worth a thread: less than waking it costs."""
+SHARE = 1 << 20
+"""Rows that are worth a thread: with fewer, waking it costs more, all the more where torch's own still spin."""
 
 SUMS = 16
 """Partial sums of an adjoint at most. Their number depends on sizes alone, so that threads do not change the result."""
 
 CACHED = 1 << 25
-"""Bytes of output that caches may hold until they are read: more is written past them, at twice the speed."""
+"""Bytes of output that caches may hold until they are read: more is written past them."""
 
 
 def fill(op: SignedBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
