@@ -1,5 +1,6 @@
 # docker build -t subcompress . && docker run --rm -v "$PWD:/models" subcompress info net.safetensors
-# For a GPU image: docker build --build-arg TORCH_INDEX=https://pypi.org/simple .
+# For a GPU image: docker build --build-arg TORCH_INDEX=https://pypi.org/simple --build-arg PACKAGES="gcc libc6-dev" .
+# (Triton builds its launcher there; without gcc, torch rebuilds the weights.)
 FROM python:3.11-slim AS build
 # The compiler that builds the kernel stays here.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
@@ -12,6 +13,10 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG PACKAGES=
+RUN if [ -n "$PACKAGES" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends $PACKAGES && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY constraints.txt /opt/subcompress/
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c /opt/subcompress/constraints.txt /wheels/*.whl

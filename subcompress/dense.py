@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from subcompress.digest import Leaf
 from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest
 from subcompress.layout import DTYPES, Layout, raw_bytes
 from subcompress.record import Record
-from subcompress.streaming import Leaf, stream
+from subcompress.streaming import stream
 
 ORDER = ("I64", "F64", "C64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 """safetensors lays tensors out by dtype, the widest first, so that each is aligned; and by name."""
@@ -39,7 +40,7 @@ def write_dense(
     for an unknown dtype, for weights of another digest, and where the disk has no room.
     """
     if dtype is not None and dtype not in FLOATS:
-        raise SubcompressError(f"weights are written as {', '.join(FLOATS)}; given {dtype}")
+        raise SubcompressError(f"weights are written as {', '.join(FLOATS)}; given {dtype}: give one of them")
     layout = record.layout
     written = layout if dtype is None else rounded(layout, FLOATS[dtype])
     head, places = header(written)

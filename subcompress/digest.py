@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from subcompress.layout import Layout
 from subcompress.threads import each
@@ -14,15 +15,34 @@ CHUNK = 1 << 22
 SIZE = 16
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """Bytes [at, at + size) of tensor `index` of the layout: leaf `number` of the digest."""
+
+    number: int
+    index: int
+    at: int
+    size: int
+
+
+def leaves_of(layout: Layout) -> Iterator[Leaf]:
+    """All leaves, in the digest's order."""
+    number = 0
+    for index, spec in enumerate(layout):
+        for at in range(0, spec.nbytes, CHUNK):
+            yield Leaf(number, index, at, min(CHUNK, spec.nbytes - at))
+            number += 1
+
+
 def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
     """tensors: name -> little-endian bytes of the tensor, nbytes of them. Returns the first 16 bytes of the root."""
-    leaves = [tensors[spec.name][at : at + CHUNK] for spec in layout for at in range(0, spec.nbytes, CHUNK)]
+    leaves = list(leaves_of(layout))
     found = [b""] * len(leaves)
 
-    def work(i: int) -> None:
-        found[i] = leaf_digest(leaves[i])
+    def work(leaf: Leaf) -> None:
+        found[leaf.number] = leaf_digest(tensors[layout.tensors[leaf.index].name][leaf.at : leaf.at + leaf.size])
 
-    each(work, range(len(leaves)))
+    each(work, leaves)
     return root_digest(layout, found)
 
 

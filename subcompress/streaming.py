@@ -8,43 +8,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from subcompress.backends import backend_of
-from subcompress.digest import CHUNK, leaf_digest, root_digest
+from subcompress.digest import CHUNK, Leaf, leaf_digest, leaves_of, root_digest
 from subcompress.expand import stored
 from subcompress.kernels import Segment
-from subcompress.layout import Layout, raw_bytes
+from subcompress.layout import raw_bytes
 from subcompress.record import Coded, Record, Same
 from subcompress.threads import each
 
 ALIGN = 64
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """Bytes [at, at + size) of tensor `index` of the layout: leaf `number` of the digest."""
-
-    number: int
-    index: int
-    at: int
-    size: int
-
-
 Sink = Callable[[Leaf, Tensor], None]
 """What becomes of a leaf and its (n,) values, complex ones as pairs: called by several threads, in any order."""
-
-
-def leaves_of(layout: Layout) -> Iterator[Leaf]:
-    """All leaves, in the digest's order."""
-    number = 0
-    for index, spec in enumerate(layout):
-        for at in range(0, spec.nbytes, CHUNK):
-            yield Leaf(number, index, at, min(CHUNK, spec.nbytes - at))
-            number += 1
 
 
 def stream(

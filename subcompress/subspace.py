@@ -259,16 +259,16 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, rounded: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
-        ctx.part = node.part
+        ctx.node = node
         return _cut(node.part, node.write(rounded))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        part: Part = ctx.part
-        pieces = [(lo, g.reshape(-1), scale) for lo, g, scale in zip(part.firsts, grads, part.scales, strict=True)]
+        node, flat = ctx.node, [g.reshape(-1) for g in grads]
         if torch.is_grad_enabled():  # differentiated once more
-            return rmatvec(torch.cat([g * scale for _, g, scale in pieces]), part.operator), None, None
-        return part.operator.adjoint(pieces), None, None
+            scaled = [g * scale for g, scale in zip(flat, node.part.scales, strict=True)]
+            return rmatvec(torch.cat(scaled), node.part.operator), None, None
+        return node.adjoint(flat), None, None
 
 
 def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:

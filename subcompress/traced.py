@@ -6,6 +6,7 @@ Outside of it `subspace._Weights` does the same with less ado.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -36,6 +37,10 @@ class Node:
         self.part.operator.write(rounded, [Segment(*place) for place in places])
         return flat
 
+    def adjoint(self, grads: Iterable[Tensor]) -> Tensor:
+        """The gradient in z, (d,), from those of its tensors, each flat."""
+        return self.part.operator.adjoint(list(zip(self.part.firsts, grads, self.part.scales, strict=True)))
+
 
 _NODES: WeakValueDictionary[int, Node] = WeakValueDictionary()
 
@@ -63,8 +68,8 @@ def _(z: Tensor, rounded: Tensor, key: Tensor, D: int) -> Tensor:
 @torch.library.custom_op("subcompress::adjoint", mutates_args=())
 def adjoint(g: Tensor, key: Tensor, d: int) -> Tensor:
     """The gradient in z, (d,), from that of all weights, (D,)."""
-    part = _node(key).part
-    return part.operator.adjoint(list(zip(part.firsts, g.split(part.sizes), part.scales, strict=True)))
+    node = _node(key)
+    return node.adjoint(g.split(node.part.sizes))
 
 
 @adjoint.register_fake

@@ -22,12 +22,12 @@ import subcompress
 from subcompress import SubcompressError, format, streaming, unpacking
 from subcompress.backends import available
 from subcompress.dense import write_dense
-from subcompress.digest import CHUNK
+from subcompress.digest import CHUNK, leaves_of
 from subcompress.expand import digest_of, expand, expand_into
 from subcompress.layout import DTYPES, Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record, Same, Stored
-from subcompress.streaming import leaves_of, stream
+from subcompress.streaming import stream
 from subcompress_cli import main
 
 
@@ -173,7 +173,7 @@ def test_the_command_rounds_and_says_what_it_cannot(tmp_path):
     assert json.loads(done.stdout)["output_bytes"] == Path(out).stat().st_size
     assert safetensors.torch.load_file(out)["a"].dtype == torch.bfloat16
     failed = CliRunner().invoke(main, ["unpack", net, "-o", out, "--dtype", "int8"])
-    assert failed.stderr == "error: weights are written as fp32, fp16, bf16; given int8\n"
+    assert failed.stderr == "error: weights are written as fp32, fp16, bf16; given int8: give one of them\n"
     failed = CliRunner().invoke(main, ["unpack", net, "-o", str(tmp_path / "n.onnx"), "--dtype", "bf16"])
     assert failed.stderr.startswith("error: a dtype is chosen for .safetensors files; n.onnx has the network's")
 

@@ -68,6 +68,8 @@ def _write(op: SignedBlocks, values: Tensor, frozen: float, segments: Sequence[S
     if not segments:
         return
     starts = [s.start if isinstance(s.start, Tensor) else None for s in segments]
+    for s, begin in zip(segments, starts, strict=True):
+        assert begin is None or (s.out.dtype == begin.dtype == torch.float32 and begin.is_contiguous()), "see Segment"
     table = (Rows * len(segments))(
         *(
             Rows(

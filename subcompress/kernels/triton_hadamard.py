@@ -127,6 +127,20 @@ def _owner(table, segments, number):
 
 
 @triton.jit
+def _place(table, s, number):
+    """The segment, from s on, that brings the unit of that number, and the unit itself."""
+    while tl.load(table + (s + 1) * FIELDS + 7) <= number:
+        s += 1
+    return s, tl.load(table + s * FIELDS + 6) + number - tl.load(table + s * FIELDS + 7)
+
+
+@triton.jit
+def _square(matrix, SIZE: tl.constexpr, TYPE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    return tl.load(matrix + i[:, None] * SIZE + i[None, :]).to(TYPE)
+
+
+@triton.jit
 def _float32(bits):
     return bits.to(tl.int32).to(tl.float32, bitcast=True)
 
@@ -243,14 +257,11 @@ def _forward(
     s = _owner(table, segments, tile // FOLD)
     n = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
     if MIXED:
-        i, j = tl.arange(0, R), tl.arange(0, C)
-        left = tl.load(upper + i[:, None] * R + i[None, :]).to(tl.float16 if FIRST == 1 else BRAIN)
-        right = tl.load(lower + j[:, None] * C + j[None, :]).to(tl.float16 if SECOND == 1 else BRAIN)
+        left = _square(upper, R, tl.float16 if FIRST == 1 else BRAIN)
+        right = _square(lower, C, tl.float16 if SECOND == 1 else BRAIN)
     while tile < end:
         number, part = tile // FOLD, (tile % FOLD).to(tl.int32)
-        while tl.load(table + (s + 1) * FIELDS + 7) <= number:
-            s += 1
-        unit = tl.load(table + s * FIELDS + 6) + number - tl.load(table + s * FIELDS + 7)
+        s, unit = _place(table, s, number)
         words = _words(unit * (U // 128), seed_low, seed_high, stream, U // 128)
         window = (unit * stride % d + 1).to(tl.int32)
         x = _inputs(values, bits, offsets, words, n, window, R, C, WINDOW)
@@ -321,14 +332,10 @@ def _adjoint(
     s = _owner(table, segments, number)
     n = tl.arange(0, R)[:, None] * C + tl.arange(0, C)[None, :]
     if MIXED:
-        i, j = tl.arange(0, R), tl.arange(0, C)
-        left = tl.load(upper + i[:, None] * R + i[None, :]).to(BRAIN)
-        right = tl.load(lower + j[:, None] * C + j[None, :]).to(BRAIN)
+        left, right = _square(upper, R, BRAIN), _square(lower, C, BRAIN)
     sums = tl.full((R, C), 0.0, tl.float32)
     while number < end:
-        while tl.load(table + (s + 1) * FIELDS + 7) <= number:
-            s += 1
-        unit = tl.load(table + s * FIELDS + 6) + number - tl.load(table + s * FIELDS + 7)
+        s, unit = _place(table, s, number)
         words = _words(unit * (U // 128), seed_low, seed_high, stream, U // 128)
         x = _read(table, s, unit * U, R, C, IN)
         for other in tl.static_range(1, FOLD):
@@ -482,6 +489,22 @@ def _plan(segments: Sequence[Segment], unit: int, device: torch.device) -> _Plan
     return _Plan(torch.from_numpy(table).to(device), int(table[-1, 7]), len(segments), (int(first[0]), int(last[-1])))
 
 
+def _shared(op: SignedBlocks, tile: _Tile, tables: _Tables, plan: _Plan) -> dict[str, Any]:
+    """What both kernels take."""
+    return {
+        "bits": tables.bits,
+        "offsets": tables.offsets,
+        "upper": tables.upper,
+        "lower": tables.lower,
+        "table": plan.table,
+        "total": plan.total,
+        "segments": plan.segments,
+        **_seed(op),
+        "stride": tile.unit // op.m * op.free,
+        "WINDOW": op.d > op.free,
+    }
+
+
 def _by_dtype(segments: Sequence[Segment]) -> dict[torch.dtype, list[Segment]]:
     groups: dict[torch.dtype, list[Segment]] = {}
     for s in segments:
@@ -501,23 +524,14 @@ def _values(op: SignedBlocks, tile: _Tile, values: Tensor, frozen: float) -> Ten
 
 
 def _expand(op: SignedBlocks, tile: _Tile, values: Tensor, parts: tuple[int, int], segments: Sequence[Segment]) -> None:
-    device, in_unit = values.device, tile.unit // op.m
+    device = values.device
     tables = _tables(op, tile, device)
     for dtype, group in _by_dtype(segments).items():
         plan = _plan(group, tile.unit, device)
         arguments = {
             "values": values,
-            "bits": tables.bits,
-            "offsets": tables.offsets,
-            "upper": tables.upper,
-            "lower": tables.lower,
-            "table": plan.table,
-            "total": plan.total,
-            "segments": plan.segments,
-            **_seed(op),
-            "stride": in_unit * op.free,
+            **_shared(op, tile, tables, plan),
             "d": op.d,
-            "WINDOW": op.d > op.free,
             "FIRST": parts[0],
             "SECOND": parts[1],
             "OUT": DTYPES[dtype],
@@ -593,18 +607,9 @@ def _adjoint_of(op: SignedBlocks, pieces: list[Segment], dtype: torch.dtype, dev
         buffer = torch.empty(programs, tile.unit, dtype=torch.float32, device=device)
     arguments = {
         "out": buffer[before:] if windows else buffer,
-        "bits": tables.bits,
-        "offsets": tables.offsets,
-        "upper": tables.upper,
-        "lower": tables.lower,
-        "table": plan.table,
-        "total": plan.total,
-        "segments": plan.segments,
-        **_seed(op),
-        "stride": tile.unit // op.m * op.free,
+        **_shared(op, tile, tables, plan),
         "origin": first * op.free,
         "limit": last * op.free,
-        "WINDOW": windows,
         "IN": DTYPES[dtype],
     }
     _launch(_adjoint, op, tile, (tile.fold, programs), arguments)
