@@ -41,6 +41,12 @@ def data_options(**kwargs: Any) -> Decorator:
     return all_of
 
 
+def base_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--base BASE."""
+    text = "What the weights stand on: safetensors, torch state dict, folder, or hub:ORG/NAME[@REV]."
+    return click.option("--base", metavar="BASE", help=text)(f)
+
+
 def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
     """--augment NAME."""
     text = f"Random changes of training inputs: {', '.join(AUGMENTS)}; or file.py:f, f(x, generator) -> x."
