@@ -19,7 +19,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from subcompress.digest import weights_digest
+from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import Layout, TensorSpec, holdable, raw_bytes
 
@@ -88,9 +88,21 @@ class Base:
         self.layout = Layout.of(self.tensors)
 
     @cached_property
+    def _leaves(self) -> list[bytes]:
+        return leaf_digests(self.layout, {n: raw_bytes(t) for n, t in self.tensors.items()})
+
+    @cached_property
     def digest(self) -> bytes:
         """16 bytes over names, shapes, dtypes and values (docs/FORMAT.md, section 11)."""
-        return weights_digest(self.layout, {n: raw_bytes(t) for n, t in self.tensors.items()})
+        return root_digest(self.layout, self._leaves)
+
+    @cached_property
+    def leaves(self) -> dict[tuple[str, int], bytes]:
+        """The digest of the leaf that begins at that byte of a tensor: what a file keeps need not be hashed again."""
+        return {
+            (self.layout.tensors[leaf.index].name, leaf.at): found
+            for leaf, found in zip(leaves_of(self.layout), self._leaves, strict=True)
+        }
 
     def require(self, reference: Reference) -> None:
         """Raise SubcompressError, with both digests, unless this is the base that a file was made on."""
@@ -127,6 +139,11 @@ class OnBase:
         """The base's values of a tensor of the model, in the model's dtype, on the CPU."""
         held, dtype = self._places[name]
         return self.base.tensors[held].to(dtype)
+
+    def leaf(self, name: str, at: int) -> bytes | None:
+        """The digest of a leaf of a tensor, where it is the base's."""
+        held, dtype = self._places[name]
+        return self.base.leaves[held, at] if self.base.tensors[held].dtype == dtype else None
 
     def reals(self, name: str, lo: int = 0, n: int | None = None) -> Tensor:
         """The same as real numbers in a row, two a complex value: n of them from number `lo` on."""

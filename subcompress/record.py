@@ -13,6 +13,9 @@ from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
 from subcompress.operators import ExactOperator
 
+STATISTICS_BITS = 7
+"""Running statistics, integers one by one, have as many bits or more; weights one by one have fewer as a rule."""
+
 LIMIT = 1 << 16
 """Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
 
@@ -166,7 +169,7 @@ class Record:
 
 def trained(groups: tuple[Group, ...]) -> list[Group]:
     """See `Record.trained`."""
-    return [g for i, g in enumerate(groups) if i == 0 or not g.one_by_one]
+    return [g for i, g in enumerate(groups) if i == 0 or not g.one_by_one or g.bits < STATISTICS_BITS]
 
 
 def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list[int]:

@@ -58,7 +58,10 @@ def stream(
             out = mine.buffer[used : used + leaf.size].view(spec.real_dtype)
             used += -(-leaf.size // ALIGN) * ALIGN
             at = leaf.at // out.itemsize
-            if isinstance(entry, Coded):
+            if isinstance(entry, Kept) and sink is None and (known := on_base(record).leaf(spec.name, leaf.at)):
+                out = out[:0]
+                digests[leaf.number] = known
+            elif isinstance(entry, Coded):
                 if entry.based:
                     base = on_base(record).reals(spec.name, at, len(out))
                     based.append((len(values), base.to(chosen.device)))
@@ -77,7 +80,7 @@ def stream(
                 values[i] = values[i].to(base.dtype)
             values = [v.cpu() for v in values]
         for leaf, v in zip(batch, values, strict=True):
-            found = leaf_digest(raw_bytes(v))
+            found = digests[leaf.number] or leaf_digest(raw_bytes(v))
             for place in (leaf, *tied.get(leaf.number, ())):
                 digests[place.number] = found
                 if sink is not None:
