@@ -82,6 +82,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
+        click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),
         click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
         click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
         click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),

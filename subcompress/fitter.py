@@ -73,13 +73,22 @@ class Settings:
     rate: float = 0.0
     optimiser: str = "adam"
     act_on: str = DEFAULT
+    precision: str = "fp32"
 
     def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
         """How to train in the plan's coordinates, or directly with that step."""
         if plan is None:
-            return Recipe(epochs or self.epochs, lr, self.batch_size, seed)
+            return Recipe(epochs or self.epochs, lr, self.batch_size, seed, precision=self.precision)
         lr = self.lr if self.lr is not None else plan.lr
-        return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate, optimiser=self.optimiser)
+        return Recipe(
+            epochs or self.epochs,
+            lr,
+            self.batch_size,
+            seed,
+            rate=self.rate,
+            optimiser=self.optimiser,
+            precision=self.precision,
+        )
 
 
 class Fitter:
