@@ -20,6 +20,7 @@ from subcompress.session import Session
 from subcompress.subspace import Subspace
 from subcompress.training import Listener, Progress
 from subcompress.unpacking import load, unpack
+from subcompress.variants import Variants
 from subcompress.verifying import Verification, info, verify
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Split",
     "SubcompressError",
     "Subspace",
+    "Variants",
     "Verification",
     "compare",
     "doctor",
