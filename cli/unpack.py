@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 import subcompress
+from subcompress import format
 from subcompress_cli.options import FILE, json_option, model_option, network, print_json
 from subcompress_cli.progress import rebuilding
 
@@ -22,7 +23,7 @@ def unpack(
     file: Path, model_name: str | None, output: Path, self_unfolding: bool, dtype: str | None, as_json: bool
 ) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
-    module = None if model_name is None else network(model_name)
+    module = None if model_name is None else network(model_name, layout=format.read(file)[0].layout)
     with rebuilding(file) as done:
         subcompress.unpack(file, output, module, self_unfolding=self_unfolding, dtype=dtype, done=done)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}

@@ -30,10 +30,11 @@ def verify(
     as_json: bool,
 ) -> None:
     """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too, of
-    networks of one input whose test split is in memory."""
-    data, module = data_set(data_name, data_dir), None
-    if data is not None and (name := model_name or tables.name_of(format.read(file)[0].layout)):
-        module = network(name)
+    networks whose test split is in memory."""
+    data, module = data_set(data_name, data_dir, model_name), None
+    layout = format.read(file)[0].layout
+    if data is not None and (name := model_name or tables.name_of(layout)):
+        module = network(name, layout=layout)
     with rebuilding(file, len(available())) as done:
         found = subcompress.verify(file, data, module, device=device, done=done)
     if as_json:
