@@ -7,10 +7,12 @@ from typing import Any
 import click
 
 import subcompress
+from subcompress.roles import DEFAULT, ROLES
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.options import (
     FOLDER,
     augment_option,
+    base_option,
     data_options,
     data_with,
     json_option,
@@ -42,6 +44,10 @@ from subcompress_cli.progress import listening
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
 @click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
 @click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")
+@base_option
+@click.option("--base-name", metavar="NAME", help="What the file calls it: hub:ORG/NAME[@COMMIT].  [default: its own]")
+@click.option("--act-on", metavar="WHAT", help=f"Of the base: {', '.join(ROLES)}, patterns.  [default: {DEFAULT}]")
+@click.option("--new", multiple=True, metavar="PATTERN", help="Tensors that start anew, beside the head.")
 @augment_option
 @task_options
 @training_options
@@ -76,6 +82,7 @@ def fit(
         "loss": loss,
         "metric": metric,
         "minimise": options["minimise"],
+        "base": options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.fit(module, data, output, **task, **options, origin=origin, listener=listener)

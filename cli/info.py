@@ -25,6 +25,9 @@ def info(file: Path, as_json: bool) -> None:
         f"seed {found['seed']}, d = {found['d']} of {found['bits']} bits, D = {found['D']}, "
         f"operator {found['operator']}, format version {found['format_version']}, weights {found['digest']}"
     )
+    if (base := found["base"]) is not None:
+        at = f"@{base['revision']}" if base["revision"] else ""
+        click.echo(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
     Console().print(ledger_table(found["ledger"], sum(group["d"] for group in found["groups"])))
 
 

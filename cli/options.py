@@ -9,9 +9,8 @@ from typing import Any
 import click
 from torch import nn
 
-from subcompress import Data
+from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
-from subcompress.layout import Layout
 from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
@@ -44,6 +43,12 @@ def data_options(**kwargs: Any) -> Decorator:
         return click.option("--data", "data_name", metavar="NAME", help=text, **kwargs)(f)
 
     return all_of
+
+
+def base_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--base BASE."""
+    text = "What the weights stand on: safetensors, torch state dict, folder, or hub:ORG/NAME[@REV]."
+    return click.option("--base", metavar="BASE", help=text)(f)
 
 
 def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,9 +104,16 @@ verbose_option: Decorator = click.option("-v", "--verbose", is_flag=True, help="
 restart_option: Decorator = click.option("--restart", is_flag=True, help="Discard what the folder holds, begin anew.")
 
 
-def network(name: str, seed: int = 0, data: Data | None = None, layout: Layout | None = None) -> nn.Module:
-    """The network of that name, or the user's. data, layout: see `model_of`. Raises SubcompressError."""
-    return model_of(name, seed, None if data is None else data.facts, layout)
+def network(name: str, seed: int, data: Data) -> nn.Module:
+    """The network of that name, or the user's, to learn these data. Raises SubcompressError."""
+    return model_of(name, seed, data.facts)
+
+
+def network_of(file: Path, name: str, base: str | None) -> nn.Module:
+    """The network of that name to hold the weights of a file, which stands on `base` where it stands on one. Raises
+    SubcompressError."""
+    layout = format.read(file, base)[0].layout if name.startswith(texts.HF) else None
+    return model_of(name, layout=layout)
 
 
 def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:

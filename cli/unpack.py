@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress import format
-from subcompress_cli.options import FILE, json_option, model_option, network, print_json
+from subcompress_cli.options import FILE, base_option, json_option, model_option, network_of, print_json
 from subcompress_cli.progress import rebuilding
 
 
@@ -16,16 +15,23 @@ from subcompress_cli.progress import rebuilding
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."
 )
+@base_option
 @click.option("--self-unfolding", is_flag=True, help="An .onnx of kilobytes, which computes its own weights.")
 @click.option("--dtype", metavar="NAME", help="Round a .safetensors' weights: fp32, fp16 or bf16.")
 @json_option
 def unpack(
-    file: Path, model_name: str | None, output: Path, self_unfolding: bool, dtype: str | None, as_json: bool
+    file: Path,
+    model_name: str | None,
+    output: Path,
+    base: str | None,
+    self_unfolding: bool,
+    dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
-    module = None if model_name is None else network(model_name, layout=format.read(file)[0].layout)
+    module = None if model_name is None else network_of(file, model_name, base)
     with rebuilding(file) as done:
-        subcompress.unpack(file, output, module, self_unfolding=self_unfolding, dtype=dtype, done=done)
+        subcompress.unpack(file, output, module, base=base, self_unfolding=self_unfolding, dtype=dtype, done=done)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}
     if as_json:
         print_json({"output": output, **sizes})

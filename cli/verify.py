@@ -6,10 +6,17 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress import format
 from subcompress.backends import available
-from subcompress.format import tables
-from subcompress_cli.options import FILE, data_options, data_set, json_option, model_option, network, print_json
+from subcompress_cli.options import (
+    FILE,
+    base_option,
+    data_options,
+    data_set,
+    json_option,
+    model_option,
+    network_of,
+    print_json,
+)
 from subcompress_cli.progress import rebuilding
 
 
@@ -17,6 +24,7 @@ from subcompress_cli.progress import rebuilding
 @click.argument("file", type=FILE)
 @model_option()
 @data_options()
+@base_option
 @click.option("--device", default="cpu", show_default=True, help="Where ONNX Runtime computes: cpu or cuda.")
 @json_option
 @click.pass_context
@@ -26,17 +34,17 @@ def verify(
     model_name: str | None,
     data_name: str | None,
     data_dir: Path | None,
+    base: str | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too, of
     networks whose test split is in memory."""
     data, module = data_set(data_name, data_dir, model_name), None
-    layout = format.read(file)[0].layout
-    if data is not None and (name := model_name or tables.name_of(layout)):
-        module = network(name, layout=layout)
+    if data is not None and (name := model_name or subcompress.info(file)["layout"]):
+        module = network_of(file, name, base)
     with rebuilding(file, len(available())) as done:
-        found = subcompress.verify(file, data, module, device=device, done=done)
+        found = subcompress.verify(file, data, module, base=base, device=device, done=done)
     if as_json:
         print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
     else:

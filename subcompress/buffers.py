@@ -10,9 +10,9 @@ from torch import Tensor
 
 from subcompress.layout import Layout
 from subcompress.operators import HadamardBlocks
-from subcompress.record import MAX_SCALE_EXPONENT, MIN_SCALE_EXPONENT, Coded, Group, bfloat16
+from subcompress.record import MAX_SCALE_EXPONENT, MIN_SCALE_EXPONENT, STATISTICS_BITS, Coded, Group, bfloat16
 
-BITS = range(7, 13)
+BITS = range(STATISTICS_BITS, 13)
 """Precisions tried, fewest first: 12 is the most that the coder takes."""
 
 HARM = 0.02

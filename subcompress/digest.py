@@ -36,6 +36,11 @@ def leaves_of(layout: Layout) -> Iterator[Leaf]:
 
 def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
     """tensors: name -> little-endian bytes of the tensor, nbytes of them. Returns the first 16 bytes of the root."""
+    return root_digest(layout, leaf_digests(layout, tensors))
+
+
+def leaf_digests(layout: Layout, tensors: Mapping[str, memoryview]) -> list[bytes]:
+    """Those of all leaves, in order."""
     leaves = list(leaves_of(layout))
     found = [b""] * len(leaves)
 
@@ -43,7 +48,7 @@ def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
         found[leaf.number] = leaf_digest(tensors[layout.tensors[leaf.index].name][leaf.at : leaf.at + leaf.size])
 
     each(work, leaves)
-    return root_digest(layout, found)
+    return found
 
 
 def leaf_digest(data: memoryview | bytes) -> bytes:

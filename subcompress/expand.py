@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from subcompress.backends import Backend, backend_of
+from subcompress.base import OnBase, add_base
 from subcompress.digest import weights_digest
 from subcompress.errors import SubcompressError
 from subcompress.kernels import Segment
 from subcompress.layout import raw_bytes
-from subcompress.record import Coded, Record, Same
+from subcompress.record import Coded, Kept, Record, Same
 
 
 def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
@@ -48,24 +49,52 @@ def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
     _fill(record, state, backend_of(device.type), device)
 
 
-def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, device: torch.device) -> None:
+def expand_acting(record: Record, state: Mapping[str, Tensor]) -> None:
+    """`expand_into` for the tensors of the record that differ from the base; `state` may lack the others."""
+    device = next(iter(state.values())).device if state else torch.device("cpu")
+    _fill(record, state, backend_of(device.type), device, kept=False)
+
+
+def _fill(
+    record: Record, state: Mapping[str, Tensor], backend: Backend, device: torch.device, kept: bool = True
+) -> None:
     segments: list[list[Segment]] = [[] for _ in record.groups]
+    based: list[tuple[Tensor, Tensor, Tensor]] = []  # what becomes of the values, they, and the base's
     for spec, entry, first in zip(record.layout, record.entries, record.firsts, strict=True):
-        tensor = state[spec.name]
-        if not spec.size or isinstance(entry, Same):
+        if not spec.size or isinstance(entry, Same) or (isinstance(entry, Kept) and not kept):
             continue
+        tensor = state[spec.name]
         if isinstance(entry, Coded):
             flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(-1)
-            segments[entry.group].append(Segment(first, flat, entry.scale, entry.start))
+            values = flat
+            if entry.based:
+                values = torch.empty_like(flat, dtype=torch.float32) if flat.itemsize < 4 else flat
+                based.append((flat, values, on_base(record).reals(spec.name)))
+            segments[entry.group].append(Segment(first, values, entry.scale, entry.start))
+        elif isinstance(entry, Kept):
+            tensor.copy_(on_base(record).tensor(spec.name))
         else:
             tensor.view(-1).view(torch.uint8).copy_(stored(record, first, spec.nbytes))
+    # What is written may lie where the base does.
+    ours = {flat.data_ptr() for flat, _, _ in based}
+    based = [(flat, values, b.clone() if b.data_ptr() in ours else b) for flat, values, b in based]
     for group, places in zip(record.groups, segments, strict=True):
         backend.fill(group.operator, torch.from_numpy(group.coordinates).to(device), places)
+    for flat, values, base in based:
+        add_base(values, base.to(device))
+        if values is not flat:
+            flat.copy_(values)
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same):
-            tensor, other = state[spec.name], state[record.layout.tensors[entry.index].name]
-            if tensor.data_ptr() != other.data_ptr():
+        if isinstance(entry, Same) and spec.name in state:
+            tensor, other = state[spec.name], state.get(record.layout.tensors[entry.index].name)
+            if other is not None and tensor.data_ptr() != other.data_ptr():
                 tensor.copy_(other)
+
+
+def on_base(record: Record) -> OnBase:
+    """What the record stands on, for one whose `check` has passed."""
+    assert record.base is not None, "check() saw to it"
+    return record.base
 
 
 def stored(record: Record, at: int, n: int) -> Tensor:

@@ -19,15 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.base import OnBase
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
+from subcompress.layout import Layout
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Record
+from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import Run
 from subcompress.starts import frozen_note
 from subcompress.subspace import Subspace
@@ -50,6 +53,9 @@ RETRY = 0.4
 BASELINE_LR = 2e-3
 """Adam's largest step for the network trained directly."""
 
+BASED_LR = 5e-5
+"""The same for a network trained on from a base."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,11 +72,12 @@ class Settings:
     rounded: bool = True
     rate: float = 0.0
     optimiser: str = "adam"
+    act_on: str = DEFAULT
 
-    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None) -> Recipe:
-        """How to train in the plan's coordinates, or directly."""
+    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
+        """How to train in the plan's coordinates, or directly with that step."""
         if plan is None:
-            return Recipe(epochs or self.epochs, BASELINE_LR, self.batch_size, seed)
+            return Recipe(epochs or self.epochs, lr, self.batch_size, seed)
         lr = self.lr if self.lr is not None else plan.lr
         return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate, optimiser=self.optimiser)
 
@@ -78,10 +85,19 @@ class Settings:
 class Fitter:
     """Trains one network on one data set under one set of options, in a run folder that remembers each training."""
 
-    def __init__(self, model: nn.Module, data: Data, task: Task, settings: Settings, listener: Listener) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        task: Task,
+        settings: Settings,
+        listener: Listener,
+        base: OnBase | None = None,
+    ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
+        self.base = base
         check_options(settings.bits, settings.seed, settings.operator)
-        first = make_plan_any(model, settings)
+        first = make_plan_any(model, settings, base)
         self.layout, self.starts, self.D = first.layout, first.starts, first.D
         self.least, self.exact = first.d, OPERATORS[settings.operator].exact
         self.lines = first.lines()
@@ -90,7 +106,7 @@ class Fitter:
     def plan(self, d: int, seed: int) -> Plan:
         """The plan of d coordinates under that seed."""
         s = self.settings
-        return make_plan(self.model, d, bits=s.bits, seed=seed, operator=s.operator, structured=s.structured)
+        return _plan(self.model, d, s, seed, self.base)
 
     def possible(self, d: int) -> int:
         """The nearest number of coordinates, at or below d where there is one, that a plan takes."""
@@ -113,7 +129,7 @@ class Fitter:
         """What a file takes beside its coordinates, and what they take, running statistics counted with them."""
         accuracy = 0.5 if self.task.is_accuracy else None  # any accuracy from 1.3 % on takes as much
         data = format.to_bytes(replace(record, facts=self.data.facts, test_accuracy=accuracy))
-        ledger = format.from_bytes(data)[1]
+        ledger = format.parse(data).ledger
         coded = ledger.get("coordinates", 0)
         return len(data) - coded, coded
 
@@ -129,9 +145,11 @@ class Fitter:
         s = self.settings
         root = hashlib.sha256("\n".join(self.lines).encode())
         kept = {n for n, start in self.starts.items() if start.kind in ("stored", "buffer")}
+        if self.base is not None:
+            root.update(self.base.reference.digest)
         for name, p in self.model.state_dict().items():
             if name not in kept and s.operator == "hadamard":
-                continue  # the seed starts it
+                continue  # the seed starts it, or the base has it
             root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         return {
@@ -152,6 +170,13 @@ class Fitter:
             self.listener.note(f"going on with the run in {folder.path}")
         for line in self.lines:
             self.listener.note(f"start: {line}")
+        if self.base is not None:
+            self.listener.note(_standing_note(self.base, self.layout, self.D))
+        elif looks_trained(self.model):
+            self.listener.note(
+                "warning: this network looks trained, and a fit starts it anew from a seed: "
+                "give --base FILE to start from its weights"
+            )
         if (warning := frozen_note(self.model, dict(self.starts))) is not None:
             self.listener.note(f"warning: {warning}")
 
@@ -168,7 +193,7 @@ class Fitter:
         key = f"direct-s{seed}"
         if (held := self._held(key)) is not None:
             return held
-        recipe = self.settings.recipe(seed)
+        recipe = self.settings.recipe(seed, lr=BASELINE_LR if self.base is None else BASED_LR)
         self.listener.run("trained directly", recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
@@ -279,7 +304,7 @@ class Fitter:
         recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
         if plan.exact:
-            record = format.read(self._run.probe(key))[0]
+            record = self._read(key)
             test = evaluate(self._rebuilt(record), self.data.test, self.task)
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
@@ -304,6 +329,10 @@ class Fitter:
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
         return result
+
+    def _read(self, key: str) -> Record:
+        """The record of a training that has ended."""
+        return format.read(self._run.probe(key), None if self.base is None else self.base.base)[0]
 
     @property
     def _run(self) -> Run:
@@ -349,7 +378,7 @@ class Fitter:
 
     def _coordinates(self, probe: Probe) -> list[Tensor]:
         """z of an ended training, in units of the frozen constant."""
-        record = format.read(self._run.probe(_key(probe.d, probe.seed)))[0]
+        record = self._read(_key(probe.d, probe.seed))
         plan = self.plan(probe.d, probe.seed)
         found = []
         for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
@@ -378,11 +407,35 @@ class DiedTwiceError(SubcompressError):
         self.epochs, self.seconds = epochs, seconds
 
 
-def make_plan_any(model: nn.Module, settings: Settings) -> Plan:
+def _plan(model: nn.Module, d: int, s: Settings, seed: int, base: OnBase | None) -> Plan:
+    return make_plan(
+        model,
+        d,
+        bits=s.bits,
+        seed=seed,
+        operator=s.operator,
+        structured=s.structured,
+        base=base,
+        act_on=s.act_on,
+    )
+
+
+def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
+    """What is of the base, what is new, and what of the base is not used."""
+    new = [str(spec) for spec in layout if spec.name not in base]
+    unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
+    words = f"on {base.reference.where}: {D} weights move"
+    words += f"; new, from the seed: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""
+    return words + (
+        f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
+    )
+
+
+def make_plan_any(model: nn.Module, settings: Settings, base: OnBase | None = None) -> Plan:
     """A plan of as few coordinates as there can be: what does not depend on d."""
     for d in (1, 2):
         try:
-            return make_plan(model, d, bits=settings.bits, structured=settings.structured)
+            return _plan(model, d, replace(settings, operator="hadamard"), 0, base)
         except SubcompressError as e:
             if d == 2 or not str(e).startswith("--d is between 2"):
                 raise

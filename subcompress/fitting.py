@@ -11,14 +11,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from subcompress import run
+from subcompress.base import open_base, stand_on
 from subcompress.budget import best_within, check_budget
 from subcompress.curve import frontier
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
-from subcompress.fitter import Fitter, Settings, machine
+from subcompress.fitter import Fitter, Settings, copied, machine
 from subcompress.goal import Goal
 from subcompress.preflight import naming_memory
 from subcompress.probe import Fit
+from subcompress.roles import DEFAULT
 from subcompress.searching import first_d, given_baseline, search
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener
@@ -40,6 +42,10 @@ def fit(
     minimise: bool = False,
     operator: str = "hadamard",
     structured: str = "store",
+    base: Any = None,
+    base_name: str | None = None,
+    act_on: str | None = None,
+    new: Sequence[str] = (),
     bits: int = 4,
     epochs: int = 10,
     seed: int = 0,
@@ -65,6 +71,12 @@ def fit(
     with `within`, the best one of at most so many bytes. Either in at most `max_fits` trainings,
     none of which, from the second one on, begins where it would end after
     `max_minutes`.
+
+    base: the weights that training starts from, theta = base + scale * integer: a safetensors file, a torch state dict,
+    a folder with either, `hub:ORG/NAME[@REV]`, a module or tensors by name. The file names it and does not hold it.
+    base_name: the name that the file gives it, where others have it under another, `hub:ORG/NAME[@COMMIT]`. act_on: the
+    tensors of the base that move, roles (all, norms, biases, heads, embeddings, matrices) or patterns of names, with
+    commas between. new: patterns of tensors that start from the seed although they are not the network's last.
 
     bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
@@ -94,11 +106,27 @@ def fit(
         max_fits=max_fits,
         max_minutes=max_minutes,
     )
+    if base is None and (act_on is not None or base_name is not None or new):
+        raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
     settings = Settings(
-        bits, epochs, seed, lr, batch_size, device, operator, structured, rate=rate, optimiser=optimiser
+        bits,
+        epochs,
+        seed,
+        lr,
+        batch_size,
+        device,
+        operator,
+        structured,
+        rate=rate,
+        optimiser=optimiser,
+        act_on=act_on or DEFAULT,
     )
+    standing = None
+    if base is not None:
+        standing = stand_on(open_base(base, base_name), model, tuple(new))
+        model = standing.loaded(copied(model, "cpu"))
     with machine(device, threads, seed), naming_memory(batch_size):
-        fitter = Fitter(model, data, task, settings, listener)
+        fitter = Fitter(model, data, task, settings, listener, standing)
         fitter.check(first_d(fitter.D) if d is None else d)
         if within is not None and not fitter.exact:
             raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")

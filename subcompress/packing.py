@@ -6,6 +6,7 @@ from pathlib import Path
 
 from subcompress import format, run
 from subcompress.facts import Facts
+from subcompress.files import write_bytes
 from subcompress.subspace import Subspace
 
 
@@ -16,5 +17,9 @@ def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = 
     Raises SubcompressError for a folder that is not a finished run, a Subspace that was not rounded, and a place that
     cannot be written.
     """
-    record = source.record(facts) if isinstance(source, Subspace) else run.load(source)
-    return format.save(record, path)
+    if isinstance(source, Subspace):
+        return format.save(source.record(facts), path)
+    data = run.packed(source)
+    format.parse(data)  # one that was damaged is not passed on
+    write_bytes(path, data)
+    return len(data)

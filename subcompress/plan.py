@@ -10,10 +10,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import OPERATORS, HadamardBlocks, Operator
 from subcompress.record import LIMIT
+from subcompress.roles import DEFAULT
 from subcompress.starts import Start, recognise
 
 FROZEN = 16
@@ -21,6 +23,9 @@ FROZEN = 16
 
 CONSTANT_SHARE = 1 / 8
 """Of the coordinates: what the tensors that start at a constant (norms, zero biases) take for their own."""
+
+HEAD_SHARE = 1 / 8
+"""Of the coordinates of a network on a base: what new tensors with a random start take."""
 
 SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
 """Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
@@ -33,8 +38,8 @@ CODED_BITS = {2: 1.6, 3: 2.5, 4: 3.4, 5: 4.3, 6: 5.2, 7: 6.2, 8: 7.2}
 class Part:
     """Tensors that share coordinates: theta = start + scale * (frozen + P z), a start and a scale a tensor.
 
-    starts: a constant each, or, for operators without a random start, the network's own values, flattened; spread: the
-    standard deviation that z starts at, where a coordinate a weight leaves nothing frozen to start from.
+    starts: a constant each, or the base's values, flattened; for operators without a random start the network's;
+    spread: the standard deviation that z starts at, where a coordinate a weight leaves nothing frozen to start from.
     """
 
     operator: Operator
@@ -56,12 +61,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """layout: of the state dict; starts: name -> how it starts, in its order; parts: what is trained."""
+    """layout: of the state dict; starts: name -> how it starts, in its order; parts: what is trained; base: what it
+    stands on."""
 
     layout: Layout
     starts: Mapping[str, Start]
     parts: tuple[Part, ...]
     seed: int
+    base: OnBase | None = None
 
     @property
     def d(self) -> int:
@@ -90,34 +97,57 @@ class Plan:
 
 def trained_weights(starts: Mapping[str, Start], layout: Layout) -> int:
     """D: real numbers of the tensors that coordinates act on."""
-    return sum(spec.reals for spec in layout if starts[spec.name].kind in ("random", "constant"))
+    return sum(spec.reals for spec in layout if starts[spec.name].kind in ("random", *_TOGETHER))
+
+
+_TOGETHER = ("constant", "base")
+"""Starts of tensors that share coordinates with each other, and not with random ones."""
 
 
 def make_plan(
-    module: nn.Module, d: int, *, bits: int = 4, seed: int = 0, operator: str = "hadamard", structured: str = "store"
+    module: nn.Module,
+    d: int,
+    *,
+    bits: int = 4,
+    seed: int = 0,
+    operator: str = "hadamard",
+    structured: str = "store",
+    base: OnBase | None = None,
+    act_on: str = DEFAULT,
 ) -> Plan:
-    """The plan for d coordinates. Raises SubcompressError for options that cannot be met and networks that cannot be
-    fitted."""
+    """The plan for d coordinates. base: what the module stands on, whose values it has; act_on: see `roles.acted_on`.
+
+    Raises SubcompressError for options that cannot be met and networks that cannot be fitted.
+    """
     check_options(bits, seed, operator)
-    starts = recognise(module, structured)
+    if base is not None and not OPERATORS[operator].exact:
+        raise SubcompressError(f"on a base, --operator is hadamard, the one that packs; given {operator}")
+    starts = recognise(module, structured, base, act_on)
     state = module.state_dict(keep_vars=True)
-    layout = Layout.of(state)
+    layout = Layout.of({name: state[name] for name in starts})
     random = [spec for spec in layout if starts[spec.name].kind == "random" and spec.size]
-    constant = [spec for spec in layout if starts[spec.name].kind == "constant"]
+    constant = [spec for spec in layout if starts[spec.name].kind in _TOGETHER and spec.size]
     D0, D1 = (sum(spec.reals for spec in specs) for specs in (random, constant))
     if D0 + D1 == 0:
         raise SubcompressError("fit trains a model's weights; this one has none to train: give another")
     least = 1 + (D0 > 0 < D1)
     if not least <= d <= D0 + D1:
         raise SubcompressError(f"--d is between {least} and the model's D = {D0 + D1} weights; given {d}")
-    d1 = 0 if D1 == 0 else d if D0 == 0 else min(D1, max(1, round(d * CONSTANT_SHARE), d - D0))
+    share = CONSTANT_SHARE if base is None else 1 - HEAD_SHARE
+    d1 = 0 if D1 == 0 else d if D0 == 0 else min(D1, max(1, round(d * share), d - D0), d - 1)
     if D0 > 0 < D1:
         d1 = max(d1, d - D0)
     parts: list[Part] = []
     for specs, D, share in ((random, D0, d - d1), (constant, D1, d1)):
         if D:
             parts.append(_part(state, starts, specs, D, share, bits, seed, operator, len(parts), parts))
-    return Plan(layout, starts, tuple(parts), seed)
+            if base is not None:
+                begin = tuple(
+                    base.reals(spec.name).float() if starts[spec.name].kind == "base" else start
+                    for spec, start in zip(specs, parts[-1].starts, strict=True)
+                )
+                parts[-1] = replace(parts[-1], starts=begin)
+    return Plan(layout, starts, tuple(parts), seed, base)
 
 
 def check_options(bits: int, seed: int, operator: str) -> None:

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
 from subcompress.operators import ExactOperator
+
+STATISTICS_BITS = 7
+"""Running statistics, integers one by one, have as many bits or more; weights one by one have fewer as a rule."""
 
 LIMIT = 1 << 16
 """Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
@@ -39,16 +43,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Coded:
-    """theta = start + scale * integer; `group` indexes the record's groups; start is one constant for the tensor."""
+    """theta = start + scale * integer; `group` indexes the record's groups; start is one constant for the tensor, or,
+    based, the values of the base."""
 
     scale: float
     group: int = 0
     start: float = 0.0
+    based: bool = False
 
 
 @dataclass(frozen=True)
 class Stored:
     """The values themselves travel in the file: buffers, integers."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The base's values, as they are."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,14 @@ class Same:
     index: int
 
 
-Entry = Coded | Stored | Same
+Entry = Coded | Stored | Same | Kept
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
     """entries: one a tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
 
+    base: what it stands on, None for most; its tensors come first in the layout, in their order.
     digest: 16 bytes over the rebuilt tensors (subcompress.digest), empty before it is known.
     test_accuracy: on the test split, when it was measured.
     """
@@ -77,6 +89,7 @@ class Record:
     facts: Facts = field(default_factory=Facts)
     test_accuracy: float | None = None
     digest: bytes = b""
+    base: OnBase | None = None
 
     @property
     def d(self) -> int:
@@ -91,7 +104,7 @@ class Record:
     @property
     def trained(self) -> list[Group]:
         """Groups of weights. Those of running statistics, values one by one too, come after the first."""
-        return [g for i, g in enumerate(self.groups) if i == 0 or not g.one_by_one]
+        return trained(self.groups)
 
     @property
     def sizes(self) -> list[int]:
@@ -101,7 +114,7 @@ class Record:
     @property
     def firsts(self) -> list[int]:
         """Where each tensor begins: the first row of its group, or the first byte of `stored`; a tied one where the
-        tensor that it is begins."""
+        tensor that it is begins; zero for what the base holds."""
         rows, stored = [0] * len(self.groups), 0
         found: list[int] = []
         for spec, entry in zip(self.layout, self.entries, strict=True):
@@ -110,6 +123,8 @@ class Record:
                 rows[entry.group] += spec.reals
             elif isinstance(entry, Same):
                 found.append(found[entry.index])
+            elif isinstance(entry, Kept):
+                found.append(0)
             else:
                 found.append(stored)
                 stored += spec.nbytes
@@ -129,10 +144,20 @@ class Record:
                     "lower d, the bits or the number of rows a block"
                 )
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
+            if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
+                self._check_based(spec, isinstance(entry, Coded))
             if isinstance(entry, Coded):
                 _check_coded(str(spec), spec.dtype, entry)
             elif isinstance(entry, Same):
                 self._check_same(i, spec, entry)
+
+    def _check_based(self, spec: TensorSpec, coded: bool) -> None:
+        if self.base is None or spec.name not in self.base:
+            raise SubcompressError(
+                f"a tensor that starts at the base's values is in the base; {spec} is not: fit again"
+            )
+        if coded and not bool(self.base.reals(spec.name).isfinite().all()):
+            raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
 
     def _check_same(self, at: int, spec: TensorSpec, entry: Same) -> None:
         if not 0 <= entry.index < at or isinstance(self.entries[entry.index], Same):
@@ -140,6 +165,11 @@ class Record:
         other = self.layout.tensors[entry.index]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
+
+
+def trained(groups: tuple[Group, ...]) -> list[Group]:
+    """See `Record.trained`."""
+    return [g for i, g in enumerate(groups) if i == 0 or not g.one_by_one or g.bits < STATISTICS_BITS]
 
 
 def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list[int]:

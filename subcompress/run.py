@@ -29,7 +29,7 @@ from torch import Tensor
 
 from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.files import write_bytes
+from subcompress.files import read_bytes, write_bytes
 from subcompress.probe import Fit
 from subcompress.record import Record
 
@@ -158,8 +158,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def load(folder: str | Path) -> Record:
-    """The record of a finished run. Raises SubcompressError for a folder that is not one."""
+def packed(folder: str | Path) -> bytes:
+    """The file of a finished run, as `load` reads it. Raises SubcompressError for a folder that is not one."""
     folder = Path(folder)
     summary(folder)
     if not os.path.isfile(folder / RECORD):
@@ -168,7 +168,16 @@ def load(folder: str | Path) -> Record:
             f"`subcompress dim`: "
             "fit with --operator hadamard"
         )
-    return format.read(folder / RECORD)[0]
+    return read_bytes(folder / RECORD, format.MAX_FILE_BYTES)
+
+
+def load(folder: str | Path, base: Any = None) -> Record:
+    """The record of a finished run. base: what it stands on, see `format.from_bytes`; by default where it was trained
+    on. Raises SubcompressError for a folder that is no finished run."""
+    data = packed(folder)
+    if base is None and format.parse(data).base is not None:
+        base = summary(folder).get("origin", {}).get("base")
+    return format.from_bytes(data, base)[0]
 
 
 def summary(folder: str | Path) -> dict[str, Any]:

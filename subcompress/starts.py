@@ -2,6 +2,7 @@
 
 A tensor is *constant* (kept), *random* at some standard deviation (started from the seed at that deviation),
 *stored* (its values travel in the file: structured, frozen or integer ones, and buffers) or *tied* to an earlier one.
+On a base it may also start there (*base*), or be the base's (*kept*).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from subcompress import roles
+from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
 from subcompress.layout import CODED_DTYPES, Layout, raw_bytes
 
@@ -26,9 +29,9 @@ _SURE = 3.0
 
 @dataclass(frozen=True)
 class Start:
-    """kind: constant, random, stored, tied or buffer; value: the constant, or the mean of a random start; std: its
-    standard deviation, or for a constant how far its values are expected to move; index: what it is tied to; why: for
-    a person to read."""
+    """kind: constant, random, stored, tied, buffer, base or kept; value: the constant, or the mean of a random start;
+    std: its standard deviation, or for a constant and on a base how far its values are expected to move; index: what it
+    is tied to; why: for a person to read."""
 
     kind: str
     why: str
@@ -37,16 +40,24 @@ class Start:
     index: int = 0
 
 
-def recognise(module: nn.Module, structured: str = "store") -> dict[str, Start]:
-    """Name -> how it starts, for every entry of the state dict, in its order.
+def recognise(
+    module: nn.Module, structured: str = "store", base: OnBase | None = None, act_on: str = roles.DEFAULT
+) -> dict[str, Start]:
+    """Name -> how it starts, for every entry of the state dict, in its order; on a base in that of a file on it.
 
-    structured: `store` keeps the values of tables, orthogonal and sparse tensors (they are not trained), `random`
-    starts them from the seed at their deviation. Raises SubcompressError for what cannot be fitted, and where stored
-    tensors take more than MAX_STORED bytes.
+    base: what the module stands on; act_on: see `roles.acted_on`. structured: `store` keeps the values of tables,
+    orthogonal and sparse tensors (they are not trained), `random` starts them from the seed at their deviation. Raises
+    SubcompressError for what cannot be fitted, and where stored tensors take more than MAX_STORED bytes.
     """
     if structured not in ("store", "random"):
         raise SubcompressError(f"--structured is store or random; given {structured}")
     state = _tensors(module)
+    if base is not None:
+        state = {spec.name: state[spec.name] for spec in base.layout} | {
+            n: t for n, t in state.items() if n not in base
+        }
+        new = frozenset(n for n, _ in module.named_parameters() if n not in base)
+        acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     found: dict[str, Start] = {}
@@ -58,7 +69,17 @@ def recognise(module: nn.Module, structured: str = "store") -> dict[str, Start]:
             found[spec.name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
             continue
         seen[place] = i
-        if spec.name not in parameters:
+        if base is not None and spec.name in base:
+            if spec.name not in acting or spec.name not in parameters or not tensor.requires_grad:
+                found[spec.name] = Start("kept", "the base's")
+                continue
+            if spec.dtype not in CODED_DTYPES or not bool(base.reals(spec.name).isfinite().all()):
+                raise SubcompressError(
+                    f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on"
+                )
+            moves = roles.MOVES[role[spec.name]]
+            found[spec.name] = Start("base", f"the base's, moves by about {moves:.3g} ({role[spec.name]})", std=moves)
+        elif spec.name not in parameters:
             found[spec.name] = Start("buffer", "a buffer: its values travel in the file")
         elif not tensor.requires_grad:
             kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"

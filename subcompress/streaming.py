@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from subcompress.backends import backend_of
+from subcompress.base import add_base
 from subcompress.digest import CHUNK, Leaf, leaf_digest, leaves_of, root_digest
-from subcompress.expand import stored
+from subcompress.expand import on_base, stored
 from subcompress.kernels import Segment
 from subcompress.layout import raw_bytes
-from subcompress.record import Coded, Record, Same
+from subcompress.record import Coded, Kept, Record, Same
 from subcompress.threads import each
 
 ALIGN = 64
@@ -49,24 +50,37 @@ def stream(
         if not hasattr(mine, "buffer"):
             mine.buffer = torch.empty(CHUNK + ALIGN, dtype=torch.uint8, device=chosen.device)
         values: list[Tensor] = []
+        based: list[tuple[int, Tensor]] = []  # places among the values, and what the base has there
         segments: list[list[Segment]] = [[] for _ in record.groups]
         used = 0
         for leaf in batch:
             spec, entry, first = specs[leaf.index], record.entries[leaf.index], firsts[leaf.index]
             out = mine.buffer[used : used + leaf.size].view(spec.real_dtype)
             used += -(-leaf.size // ALIGN) * ALIGN
-            if isinstance(entry, Coded):
-                row = first + leaf.at // out.itemsize
-                segments[entry.group].append(Segment(row, out, entry.scale, entry.start))
+            at = leaf.at // out.itemsize
+            if isinstance(entry, Kept) and sink is None and (known := on_base(record).leaf(spec.name, leaf.at)):
+                out = out[:0]
+                digests[leaf.number] = known
+            elif isinstance(entry, Coded):
+                if entry.based:
+                    base = on_base(record).reals(spec.name, at, len(out))
+                    based.append((len(values), base.to(chosen.device)))
+                    out = out if out.itemsize >= 4 else torch.empty_like(out, dtype=torch.float32)
+                segments[entry.group].append(Segment(first + at, out, entry.scale, entry.start))
+            elif isinstance(entry, Kept):
+                out = on_base(record).reals(spec.name, at, len(out))
             else:
                 out = stored(record, first + leaf.at, leaf.size).view(spec.real_dtype)
             values.append(out)
         with turn:
             for group, c, places in zip(record.groups, coordinates, segments, strict=True):
                 chosen.fill(group.operator, c, places)
+            for i, base in based:
+                add_base(values[i], base)
+                values[i] = values[i].to(base.dtype)
             values = [v.cpu() for v in values]
         for leaf, v in zip(batch, values, strict=True):
-            found = leaf_digest(raw_bytes(v))
+            found = digests[leaf.number] or leaf_digest(raw_bytes(v))
             for place in (leaf, *tied.get(leaf.number, ())):
                 digests[place.number] = found
                 if sink is not None:

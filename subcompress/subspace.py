@@ -11,7 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import codec, traced
+from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of, expand
@@ -29,7 +30,8 @@ from subcompress.layout import holdable, raw_bytes
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.base import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
-from subcompress.record import Coded, Entry, Group, Record, Same, Stored, bfloat16
+from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
+from subcompress.roles import DEFAULT
 
 MAX_A = 1 << 10
 
@@ -74,10 +76,29 @@ class Subspace(nn.Module):
         seed: int = 0,
         operator: str = "hadamard",
         structured: str = "store",
+        base: Any = None,
+        base_name: str | None = None,
+        act_on: str = DEFAULT,
     ) -> Subspace:
-        """The subspace of d coordinates of a network, planned with the defaults of `fit`. Raises SubcompressError."""
-        plan = make_plan(module, d, bits=bits, seed=seed, operator=operator, structured=structured)
+        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name and act_on as
+        there. Raises SubcompressError."""
+        standing = None
+        if base is not None:
+            standing = stand_on(open_base(base, base_name), module)
+            module = standing.loaded(_copy(module))
+        plan = make_plan(
+            module, d, bits=bits, seed=seed, operator=operator, structured=structured, base=standing, act_on=act_on
+        )
         return cls(module, plan)
+
+    def train(self, mode: bool = True) -> Subspace:
+        """As for any module; on a base, layers with running statistics keep to those of the base, in training too."""
+        super().train(mode)
+        if self.plan.base is not None:
+            for child in self.module.modules():
+                if isinstance(child, nn.modules.batchnorm._NormBase) and child.running_mean is not None:
+                    child.eval()
+        return self
 
     def round(self, bits: int = 4) -> None:
         """From here on the weights are those of z rounded to integers of so many bits; gradients pass straight through
@@ -203,25 +224,36 @@ class Subspace(nn.Module):
             if isinstance(operator, HadamardBlocks) and operator.K:
                 operator = replace(operator, A=round(1 / step))
             for spec, scale, start in zip(part.specs, part.scales, part.starts, strict=True):
-                assert isinstance(start, float)
-                coded[spec.name] = Coded(bfloat16(scale * step), len(groups), start)
+                based = isinstance(start, Tensor)
+                coded[spec.name] = Coded(
+                    bfloat16(scale * step), len(groups), 0.0 if isinstance(start, Tensor) else start, based
+                )
             groups.append(Group(operator, self.bits, c.cpu().numpy().astype(np.int32)))
         state, plan = self.module.state_dict(), self.plan
         moved = {
             name: state[name]
             for name, b in self._untrained.items()
-            if name in plan.starts and plan.starts[name].kind == "buffer" and not torch.equal(b, state[name])
+            if name in plan.starts and plan.starts[name].kind in ("buffer", "kept") and not torch.equal(b, state[name])
         }
         more, values = coded_buffers(self.plan.layout, moved, self.plan.seed, len(groups))
-        entries, stored = self._entries(coded | values, state)
+        entries, stored = self._entries(coded | values, state, moved.keys())
         record = Record(
-            self.plan.seed, self.plan.layout, (*groups, *more), entries, stored, facts or Facts(), test_accuracy
+            self.plan.seed,
+            self.plan.layout,
+            (*groups, *more),
+            entries,
+            stored,
+            facts or Facts(),
+            test_accuracy,
+            base=self.plan.base,
         )
         record.check()
         return replace(record, digest=digest_of(record, expand(record)))
 
-    def _entries(self, coded: dict[str, Coded], state: dict[str, Tensor]) -> tuple[tuple[Entry, ...], bytes]:
-        """An entry a tensor, and the bytes of the stored ones."""
+    def _entries(
+        self, coded: dict[str, Coded], state: dict[str, Tensor], moved: Set[str]
+    ) -> tuple[tuple[Entry, ...], bytes]:
+        """An entry a tensor, and the bytes of the stored ones. moved: the buffers that training has changed."""
         entries: list[Entry] = []
         stored = b""
         for spec in self.plan.layout:
@@ -230,6 +262,8 @@ class Subspace(nn.Module):
                 entries.append(Same(start.index))
             elif spec.name in coded:
                 entries.append(coded[spec.name])
+            elif start.kind == "kept" and spec.name not in moved:
+                entries.append(Kept())
             else:
                 entries.append(Stored())
                 stored += raw_bytes(state[spec.name])

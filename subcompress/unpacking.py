@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,15 @@ from subcompress.record import Record, Same
 from subcompress.streaming import stream
 
 
-def load(path: str | Path, module: nn.Module, *, check: bool = True) -> nn.Module:
+def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
     """Rebuild the file's weights into `module`, which is returned, in evaluation mode.
 
-    check: compare the weights with the digest in the file first, a leaf at a time, before the module is touched. They
+    base: what the file stands on, where it does, see `fit`; fetched from the Hub by default, if it lies there. check:
+    compare the weights with the digest in the file first, a leaf at a time, before the module is touched. They
     are computed on the module's device and in its own memory, no second copy, unless it has its own way to be loaded.
     Raises SubcompressError for a damaged file and for a module with other tensors, naming the first that differs.
     """
-    record, _ = format.read(path)
+    record, _ = format.read(path, base)
     return load_record(record, module, check=check)
 
 
@@ -85,6 +87,7 @@ def unpack(
     output: str | Path,
     module: nn.Module | None = None,
     *,
+    base: Any = None,
     self_unfolding: bool = False,
     dtype: str | None = None,
     done: Callable[[int], None] | None = None,
@@ -93,12 +96,12 @@ def unpack(
 
     An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes, written in bounded
     memory; one that ends in .onnx is a graph, and needs the `module` to trace. self_unfolding: the graph computes its
-    weights itself, and takes kilobytes (docs/ONNX.md). dtype: fp32, fp16 or bf16, what floating-point tensors of a
-    .safetensors are rounded to. done: told the bytes of dense weights that are written, a few at a time, by any thread.
-    Raises SubcompressError.
+    weights itself, and takes kilobytes (docs/ONNX.md). base: what the file stands on, where it does, see `load`. dtype:
+    fp32, fp16 or bf16, what floating-point tensors of a .safetensors are rounded to. done: told the bytes of dense
+    weights that are written, a few at a time, by any thread. Raises SubcompressError.
     """
     output = Path(output)
-    record, _ = format.read(path)
+    record, _ = format.read(path, base)
     if output.suffix not in (suffixes := sorted({suffix for suffix, _ in EXPORTS}, reverse=True)):
         raise SubcompressError(
             f"unpack writes {' and '.join(suffixes)} files; {output.name} is neither: rename the output"
@@ -145,6 +148,11 @@ def _onnx(record: Record, wanted: Wanted, path: Path) -> None:
 
 
 def _self_unfolding(record: Record, wanted: Wanted, path: Path) -> None:
+    if record.base is not None:
+        raise SubcompressError(
+            f"a self-unfolding graph holds no weights, and this one would hold the base {record.base.reference.where}: "
+            "leave --self-unfolding out"
+        )
     from subcompress.graph import export_self_unfolding
 
     export_self_unfolding(record, wanted.traced(record), path)

@@ -16,6 +16,7 @@ from subcompress.data import Data
 from subcompress.data.splits import Held
 from subcompress.errors import SubcompressError
 from subcompress.format import tables
+from subcompress.layout import Layout
 from subcompress.record import Record
 from subcompress.session import require_device
 from subcompress.streaming import stream
@@ -36,16 +37,18 @@ class Verification:
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """What a file holds and its ledger, bytes by part, without expanding it. Raises SubcompressError."""
-    record, ledger = format.read(path)
-    operators = sorted({g.operator.name for g in record.groups})
+    """What a file holds and its ledger, bytes by part, without expanding it and without its base. Raises
+    SubcompressError."""
+    found = format.contents(path)
+    base, layout = found.base, found.layout
     return {
-        "seed": record.seed,
-        "d": record.d,
-        "D": record.D,
-        "bits": max((g.bits for g in record.trained), default=0),
-        "operator": ", ".join(operators),
-        "layout": tables.name_of(record.layout),
+        "seed": found.seed,
+        "d": sum(g.operator.d for g in found.trained),
+        "D": sum(g.operator.D for g in found.trained),
+        "bits": max((g.bits for g in found.trained), default=0),
+        "operator": ", ".join(sorted({g.operator.name for g in found.groups})),
+        "layout": tables.name_of(layout) if isinstance(layout, Layout) else None,
+        "base": None if base is None else {"id": base.name, "revision": base.revision, "digest": base.digest.hex()},
         "groups": [
             {
                 "operator": g.operator.name,
@@ -53,16 +56,16 @@ def info(path: str | Path) -> dict[str, Any]:
                 "bits": g.bits,
                 **dict(zip(g.operator.limits, g.operator.parameters(), strict=True)),
             }
-            for g in record.groups
+            for g in found.groups
         ],
         "format_version": format.FORMAT_VERSION,
-        "digest": record.digest.hex(),
-        "tensors": len(record.layout),
-        "dense_bytes": record.layout.nbytes,
-        "file_bytes": sum(ledger.values()),
-        "ledger": ledger,
-        "facts": record.facts.to_json(),
-        "test_accuracy": record.test_accuracy,
+        "digest": found.digest.hex(),
+        "tensors": len(layout),
+        "dense_bytes": layout.nbytes,
+        "file_bytes": sum(found.ledger.values()),
+        "ledger": found.ledger,
+        "facts": found.facts.to_json(),
+        "test_accuracy": found.test_accuracy,
     }
 
 
@@ -71,6 +74,7 @@ def verify(
     data: Data | None = None,
     module: nn.Module | None = None,
     *,
+    base: Any = None,
     device: str = "cpu",
     done: Callable[[int], None] | None = None,
 ) -> Verification:
@@ -78,12 +82,13 @@ def verify(
     file.
 
     With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1; not where
-    the weights are wrong. device: where ONNX Runtime computes that, cpu or cuda. done: told the bytes of weights that
-    are behind us, a few at a time, by any thread; there are `dense_bytes` for each backend.
-    Raises SubcompressError for a file that cannot be read and for a device that is not there.
+    the weights are wrong. base: what the file stands on, where it does, see `load`. device: where ONNX Runtime computes
+    that, cpu or cuda. done: told the bytes of weights that are behind us, a few at a time, by any thread; there are
+    `dense_bytes` for each backend. Raises SubcompressError for a file that cannot be read and for a device that is not
+    there.
     """
     require_device(device)
-    record, _ = format.read(path)
+    record, _ = format.read(path, base)
     backends = {name: stream(record, backend=name, done=done) == record.digest for name in available()}
     accuracy = None
     if data is not None and all(backends.values()):

@@ -308,7 +308,7 @@ class Odd(Net):
 
 def strided() -> nn.Module:
     module = Net()
-    module.first.weight = nn.Parameter(torch.empty(20, 30).t())
+    module.first.weight = nn.Parameter(torch.zeros(20, 30).t())
     return module
 
 

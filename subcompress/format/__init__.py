@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from subcompress.base import find_base
+from subcompress.errors import SubcompressError
 from subcompress.files import read_bytes, write_bytes
 from subcompress.format import container, payload
+from subcompress.format.payload import Parsed
 from subcompress.record import Record
 
 MAX_FILE_BYTES = 1 << 30
@@ -15,15 +20,28 @@ FORMAT_VERSION = payload.VERSION
 def to_bytes(record: Record) -> bytes:
     """The file of a record. Raises SubcompressError where the record breaks a rule of the format."""
     data = container.wrap(payload.write(record))
-    from_bytes(data)  # a writer that breaks a bound of the reader is found out here, not by a receiver
+    # A writer that breaks a bound of the reader is found out here, not by a receiver.
+    parse(data).record(record.base.base if record.base is not None else None)
     return data
 
 
-def from_bytes(data: bytes) -> tuple[Record, dict[str, int]]:
-    """The record of a file and its ledger: bytes by part, which sum to the file's. Raises SubcompressError."""
+def parse(data: bytes) -> Parsed:
+    """What a file says, without its base where it stands on one. Its ledger sums to the file's bytes. Raises
+    SubcompressError."""
     body = container.unwrap(data)
-    record, ledger = payload.read(body)
-    return record, {"safetensors header": len(data) - len(body), **ledger}
+    found = payload.parse(body)
+    return replace(found, ledger={"safetensors header": len(data) - len(body), **found.ledger})
+
+
+def from_bytes(data: bytes, base: Any = None) -> tuple[Record, dict[str, int]]:
+    """The record of a file and its ledger: bytes by part, which sum to the file's. base: what it stands on, see
+    `subcompress.base.find_base`; where it stands on nothing, none is given. Raises SubcompressError."""
+    found = parse(data)
+    if found.base is None:
+        if base is not None:
+            raise SubcompressError("the file stands on no base: leave --base out")
+        return found.record(), found.ledger
+    return found.record(find_base(found.base, base)), found.ledger
 
 
 def save(record: Record, path: str | Path) -> int:
@@ -33,6 +51,11 @@ def save(record: Record, path: str | Path) -> int:
     return len(data)
 
 
-def read(path: str | Path) -> tuple[Record, dict[str, int]]:
-    """The record of the file at `path` and its ledger. Raises SubcompressError."""
-    return from_bytes(read_bytes(path, MAX_FILE_BYTES))
+def contents(path: str | Path) -> Parsed:
+    """`parse` of the file at `path`. Raises SubcompressError."""
+    return parse(read_bytes(path, MAX_FILE_BYTES))
+
+
+def read(path: str | Path, base: Any = None) -> tuple[Record, dict[str, int]]:
+    """The record of the file at `path` and its ledger, see `from_bytes`. Raises SubcompressError."""
+    return from_bytes(read_bytes(path, MAX_FILE_BYTES), base)

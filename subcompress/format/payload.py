@@ -5,17 +5,40 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
 from subcompress import codec
+from subcompress.base import Base, OnBase, Reference
 from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
-from subcompress.format.sections import read_facts, read_layout, write_facts, write_layout
+from subcompress.facts import Facts
+from subcompress.format.sections import (
+    MAX_DENSE_BYTES,
+    Standing,
+    read_facts,
+    read_layout,
+    write_facts,
+    write_layout,
+    write_standing,
+)
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import CODED_DTYPES, Layout
 from subcompress.operators import OPERATORS, ExactOperator
-from subcompress.record import SMALLEST_START, Coded, Entry, Group, Record, Same, Stored, bfloat16, group_sizes
+from subcompress.record import (
+    SMALLEST_START,
+    Coded,
+    Entry,
+    Group,
+    Kept,
+    Record,
+    Same,
+    Stored,
+    bfloat16,
+    group_sizes,
+    trained,
+)
 
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1
@@ -25,6 +48,7 @@ MAX_GROUPS = 1 << 8
 MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
 MAX_TAGS_BYTES = 1 << 24
+PALETTE = 3
 Tag = tuple[int, float] | Stored | Same
 _GroupSpec = tuple[type[ExactOperator], list[int], int]
 _BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in OPERATORS.values() if issubclass(op, ExactOperator)}
@@ -37,7 +61,11 @@ def write(record: Record) -> bytes:
     w.raw(MAGIC + bytes([VERSION]))
     w.varint(PHILOX)
     w.varint(record.seed)
-    write_layout(w, record.layout)
+    if record.base is None:
+        write_layout(w, record.layout)
+    else:
+        new = Layout(record.layout.tensors[len(record.base.layout) :])
+        write_standing(w, record.base.reference, new, record.layout.nbytes)
     w.varint(len(record.groups))
     for group in record.groups:
         for number in (group.operator.code, *group.operator.parameters(), group.bits):
@@ -53,8 +81,56 @@ def write(record: Record) -> bytes:
     return bytes(w.data)
 
 
-def read(data: bytes) -> tuple[Record, dict[str, int]]:
-    """The record of a payload, checked, and the bytes of each of its parts.
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """A payload as it was read: all that it says without its base, where it stands on one. ledger: bytes by part."""
+
+    seed: int
+    layout: Layout | Standing
+    groups: tuple[Group, ...]
+    entries: tuple[Entry, ...]
+    stored: bytes
+    facts: Facts
+    test_accuracy: float | None
+    digest: bytes
+    ledger: dict[str, int]
+
+    @property
+    def base(self) -> Reference | None:
+        """What it stands on."""
+        return self.layout.base if isinstance(self.layout, Standing) else None
+
+    @property
+    def trained(self) -> list[Group]:
+        """See `Record.trained`."""
+        return trained(self.groups)
+
+    def record(self, base: Base | None = None) -> Record:
+        """The record, checked. base: the one that it was made on. Raises SubcompressError."""
+        layout, standing = self.layout, None
+        if isinstance(layout, Standing):
+            assert base is not None, "format.from_bytes finds it"
+            base.require(layout.base)
+            standing = OnBase(layout.base, base)
+            layout = layout.on(base.layout)
+        _check_stored(layout, self.entries, self.stored)
+        record = Record(
+            self.seed,
+            layout,
+            self.groups,
+            self.entries,
+            self.stored,
+            self.facts,
+            self.test_accuracy,
+            self.digest,
+            standing,
+        )
+        record.check()
+        return record
+
+
+def parse(data: bytes) -> Parsed:
+    """What a payload says.
 
     Raises SubcompressError, before anything large is made, for damage, forgery and what a newer version wrote.
     """
@@ -79,7 +155,11 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     if sum(dict(zip(operator.limits, numbers, strict=True)).get("K", 0) for operator, numbers, _ in specs) > MAX_FROZEN:
         raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("tensors")
-    entries = _read_entries(r, layout, len(specs))
+    if isinstance(layout, Standing):
+        entries, weights = _read_palette(r, len(layout), len(specs))
+    else:
+        entries = _read_entries(r, layout, len(specs))
+        weights = group_sizes(layout, entries, len(specs))
     r.part("facts")
     facts = read_facts(r)
     accuracy = r.varint("the accuracy", 10_001)
@@ -87,15 +167,15 @@ def read(data: bytes) -> tuple[Record, dict[str, int]]:
     digest = r.raw(DIGEST_SIZE)
     r.part("stored")
     stored = _read_stored(r, layout, entries)
-    operators = _operators(specs, group_sizes(layout, entries, len(specs)), seed)
+    operators = _operators(specs, weights, seed)
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
     coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes)
     r.part("")
     groups = tuple(Group(op, bits, c) for op, (_, bits), c in zip(operators, sizes, coordinates, strict=True))
-    record = Record(seed, layout, groups, entries, stored, facts, (accuracy - 1) / 10_000 if accuracy else None, digest)
-    record.check()
-    return record, {k: v for k, v in {**r.ledger, "checksum": _CRC_SIZE}.items() if v}
+    ledger = {k: v for k, v in {**r.ledger, "checksum": _CRC_SIZE}.items() if v}
+    measured = (accuracy - 1) / 10_000 if accuracy else None
+    return Parsed(seed, layout, groups, entries, stored, facts, measured, digest, ledger)
 
 
 def _read_group(r: Reader) -> _GroupSpec:
@@ -120,8 +200,11 @@ def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[Exa
 
 
 def _write_entries(w: Writer, record: Record) -> None:
-    """0 and the scales where every tensor is coded in group 0 from zero, else 1, a tag a tensor and the scales; or 2
-    and the same deflated, where that is shorter."""
+    """Of a record on a base what `_write_palette` does. Else 0 and the scales where every tensor is coded in group 0
+    from zero, 1, a tag a tensor and the scales; or 2 and the same deflated, where that is shorter."""
+    if record.base is not None:
+        _write_palette(w, record)
+        return
     if all(isinstance(e, Coded) and e.group == 0 and e.start == 0 for e in record.entries):
         w.varint(0)
         _write_scales(w, record)
@@ -133,7 +216,7 @@ def _write_entries(w: Writer, record: Record) -> None:
         elif isinstance(entry, Same):
             body.varint(1 + 2 * len(record.groups))
             body.varint(entry.index)
-        else:
+        elif isinstance(entry, Coded):
             body.varint(1 + 2 * entry.group + (entry.start != 0))
             if entry.start != 0:
                 body.float32(entry.start)
@@ -192,28 +275,102 @@ def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Ent
 
 def _read_tag(r: Reader, groups: int, at: int) -> Tag:
     """(group, start) where tensor number `at` is coded."""
-    tag = r.varint("a tensor's tag", 2 * groups + 1)
+    return _read_plain(r, r.varint("a tensor's tag", 2 * groups + 1), groups, at - 1)
+
+
+def _read_plain(r: Reader, tag: int, groups: int, last: int) -> Tag:
+    """What a tag means, of those that every file may have; last: the largest number of a tensor to be tied to."""
     if tag == 0:
         return Stored()
     if tag == 2 * groups + 1:
-        return Same(r.varint("the number of the earlier tensor that one is tied to", at - 1))
+        return Same(r.varint("the number of the earlier tensor that one is tied to", last))
     start = r.float32() if tag % 2 == 0 else 0.0
     if tag % 2 == 0 and not SMALLEST_START <= abs(start) < math.inf:
         raise r.fail("a constant start is finite, normal and not zero")
     return (tag - 1) // 2, start
 
 
-def _read_stored(r: Reader, layout: Layout, entries: tuple[Entry, ...]) -> bytes:
-    size = sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
+def _write_palette(w: Writer, record: Record) -> None:
+    """3; the different entries, each a tag and, where it is coded, its scale; the number of its entry for each tensor;
+    all of it deflated; then the size of each group."""
+    G = len(record.groups)
+    kinds: dict[bytes, int] = {}
+    chosen = Writer()
+    for entry in record.entries:
+        kind = Writer()
+        if isinstance(entry, Stored):
+            kind.varint(0)
+        elif isinstance(entry, Same):
+            kind.varint(1 + 2 * G)
+            kind.varint(entry.index)
+        elif isinstance(entry, Kept):
+            kind.varint(2 + 2 * G)
+        elif entry.based:
+            kind.varint(3 + 2 * G + entry.group)
+        else:
+            kind.varint(1 + 2 * entry.group + (entry.start != 0))
+            if entry.start != 0:
+                kind.float32(entry.start)
+        if isinstance(entry, Coded):
+            kind.raw(struct.pack("<f", entry.scale)[2:])
+        chosen.varint(kinds.setdefault(bytes(kind.data), len(kinds)))
+    body = Writer()
+    body.varint(len(kinds))
+    body.raw(b"".join(kinds) + bytes(chosen.data))
+    w.varint(PALETTE)
+    w.deflated(bytes(body.data))
+    for size in record.sizes:
+        w.varint(size)
+
+
+def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ...], list[int]]:
+    """The entries of so many tensors, and the sizes of the groups."""
+    if r.varint("the kind of the tensor list", PALETTE) != PALETTE:
+        raise r.fail(f"the tensor list of a file on a base is of kind {PALETTE}")
+    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+    body.part("tensors")
+    kinds: list[Entry] = []
+    for _ in range(body.varint("the number of entries", tensors)):
+        tag = body.varint("a tensor's tag", 2 + 3 * groups)
+        if tag == 2 + 2 * groups:
+            kinds.append(Kept())
+        elif tag > 2 + 2 * groups:
+            kinds.append(Coded(_read_scale(body), tag - 3 - 2 * groups, 0.0, True))
+        else:
+            plain = _read_plain(body, tag, groups, tensors - 1)
+            kinds.append(Coded(_read_scale(body), *plain) if isinstance(plain, tuple) else plain)
+    entries = tuple(
+        kinds[body.varint("the number of an entry", len(kinds) - 1)] for _ in range(tensors if kinds else 0)
+    )
+    if body.at != len(body.data) or len(entries) != tensors:
+        raise r.fail("a tensor list has an entry a tensor and ends with the last")
+    return entries, [r.varint("the size of a group", MAX_DENSE_BYTES) for _ in range(groups)]
+
+
+def _read_scale(r: Reader) -> float:
+    return float(struct.unpack("<f", b"\0\0" + r.raw(2))[0])
+
+
+def _read_stored(r: Reader, layout: Layout | Standing, entries: tuple[Entry, ...]) -> bytes:
+    """The stored part, of at most the bytes that the tensors take, on a base those of all tensors."""
     if not any(isinstance(e, Stored) for e in entries):
         return b""
-    stored = r.deflated("stored tensors", min(size, MAX_STORED_BYTES))
-    if len(stored) != size:
-        raise r.fail(f"stored tensors take {size} bytes, {len(stored)} are there")
+    size = layout.nbytes if isinstance(layout, Standing) else _stored_size(layout, entries)
+    return r.deflated("stored tensors", min(size, MAX_STORED_BYTES))
+
+
+def _stored_size(layout: Layout, entries: tuple[Entry, ...]) -> int:
+    return sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
+
+
+def _check_stored(layout: Layout, entries: tuple[Entry, ...], stored: bytes) -> None:
+    if len(stored) != (size := _stored_size(layout, entries)):
+        raise SubcompressError(
+            f"stored tensors take {size} bytes, {len(stored)} are there: the file is damaged or forged; fetch it again"
+        )
     at = 0
     for spec, entry in zip(layout, entries, strict=True):
         if isinstance(entry, Stored):
             if spec.dtype == "BOOL" and stored[at : at + spec.nbytes].strip(b"\0\1"):
-                raise r.fail(f"{spec} holds bytes that are neither 0 nor 1")
+                raise SubcompressError(f"{spec} holds bytes that are neither 0 nor 1: the file is damaged or forged")
             at += spec.nbytes
-    return stored

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from subcompress.base import FLOATS, Reference
+from subcompress.digest import SIZE as DIGEST_SIZE
+from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
 from subcompress.format import tables
 from subcompress.format.wire import Reader, Writer, unique_keys
 from subcompress.layout import DTYPES, Layout, TensorSpec, sound_name
+
+ON_BASE = 7
+"""The number, among those of layouts, of one that stands on a base; no table holds it."""
 
 MAX_TENSORS = 1 << 16
 MAX_NAME = 1 << 10
@@ -28,41 +35,130 @@ def write_layout(w: Writer, layout: Layout) -> None:
     if number := tables.number_of(tables.layouts(), layout):
         w.varint(number)
         return
-    body, previous = Writer(), b""
-    body.varint(len(layout))
-    for spec in layout:
-        name = spec.name.encode()
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, previous, strict=False)))
-        for number in (same, len(name) - same):
-            body.varint(number)
-        body.raw(name[same:])
-        for number in (_CODES.index(spec.dtype), len(spec.shape), *spec.shape):
-            body.varint(number)
-        previous = name
+    body = Writer()
+    _write_list(body, layout)
     w.varint(0)
     w.deflated(bytes(body.data))
 
 
-def read_layout(r: Reader) -> Layout:
-    """What `write_layout` wrote, its sizes bounded before anything of them is made."""
+def _write_list(w: Writer, layout: Layout) -> None:
+    previous = b""
+    w.varint(len(layout))
+    for spec in layout:
+        name = spec.name.encode()
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, previous, strict=False)))
+        for number in (same, len(name) - same):
+            w.varint(number)
+        w.raw(name[same:])
+        for number in (_CODES.index(spec.dtype), len(spec.shape), *spec.shape):
+            w.varint(number)
+        previous = name
+
+
+def read_layout(r: Reader) -> Layout | Standing:
+    """What `write_layout` or `write_standing` wrote, its sizes bounded before anything of them is made."""
     number = r.varint("the layout's number", 1 << 32)
+    if number == ON_BASE:
+        return _read_standing(r)
     if number:
         if number not in tables.layouts():
             raise r.fail(f"layout {number} is unknown to this version: a newer subcompress may know it; otherwise")
         return tables.layouts()[number]
     body = Reader(r.deflated("layout", MAX_LAYOUT_BYTES))
     body.part("layout")
-    specs: list[TensorSpec] = []
-    previous = b""
-    for _ in range(body.varint("the number of tensors", MAX_TENSORS)):
-        spec, previous = _read_spec(body, previous)
-        specs.append(spec)
-    layout = Layout(tuple(specs))
-    if body.at != len(body.data) or len({s.name for s in specs}) != len(specs):
-        raise r.fail("a layout names each tensor once and ends with the last")
+    layout = _read_list(body)
+    if body.at != len(body.data):
+        raise r.fail("a layout ends with the last tensor")
     if layout.nbytes > MAX_DENSE_BYTES:
         raise r.fail(f"the tensors of a file take at most {MAX_DENSE_BYTES} bytes, these claim {layout.nbytes}")
     return layout
+
+
+def _read_list(r: Reader) -> Layout:
+    specs: list[TensorSpec] = []
+    previous = b""
+    for _ in range(r.varint("the number of tensors", MAX_TENSORS)):
+        spec, previous = _read_spec(r, previous)
+        specs.append(spec)
+    if len({s.name for s in specs}) != len(specs):
+        raise r.fail("a layout names each tensor once")
+    return Layout(tuple(specs))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The layout of a file on a base: the base's, changed as `base` says, and `new` tensors after it. nbytes: of
+    all of them when dense."""
+
+    base: Reference
+    new: Layout
+    nbytes: int
+
+    def __len__(self) -> int:
+        return self.base.count - len(self.base.unused) + len(self.new)
+
+    def on(self, base: Layout) -> Layout:
+        """The layout of the model. Raises SubcompressError where the base is another one."""
+        layout = Layout((*self.base.layout(base), *self.new))
+        if len({s.name for s in layout}) != len(layout) or layout.nbytes != self.nbytes:
+            raise SubcompressError("a file on a base names each tensor once and knows their bytes: the file is forged")
+        return layout
+
+
+def write_standing(w: Writer, base: Reference, new: Layout, nbytes: int) -> None:
+    """The number of layouts on a base, what names it, and what differs from it."""
+    w.varint(ON_BASE)
+    _write_text(w, base.name)
+    w.varint(1 if base.revision else 0)
+    w.raw(bytes.fromhex(base.revision))
+    w.raw(base.digest)
+    w.varint(base.count)
+    _write_text(w, base.strip)
+    _write_text(w, base.add)
+    w.varint(1 + FLOATS.index(base.dtype) if base.dtype else 0)
+    w.varint(len(base.unused))
+    previous = -1
+    for number in base.unused:
+        w.varint(number - previous - 1)
+        previous = number
+    _write_list(w, new)
+    w.varint(nbytes)
+
+
+def _read_standing(r: Reader) -> Standing:
+    r.part("base")
+    name = _read_text(r, "the base's name")
+    if not name:
+        raise r.fail("a base has a name")
+    revision = r.raw(20).hex() if r.varint("whether the base has a revision", 1) else ""
+    digest = r.raw(DIGEST_SIZE)
+    count = r.varint("the number of tensors of the base", MAX_TENSORS)
+    strip, add = _read_text(r, "a prefix"), _read_text(r, "a prefix")
+    dtype = ("", *FLOATS)[r.varint("a dtype of floats", len(FLOATS))]
+    unused: list[int] = []
+    for _ in range(r.varint("the number of unused tensors", count)):
+        unused.append((unused[-1] + 1 if unused else 0) + r.varint("the number of an unused tensor", count))
+    if unused and unused[-1] >= count:
+        raise r.fail("unused tensors are among those of the base")
+    r.part("layout")
+    new = _read_list(r)
+    dense = r.varint("the bytes of all tensors", MAX_DENSE_BYTES)
+    return Standing(Reference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
+
+
+def _write_text(w: Writer, text: str) -> None:
+    w.varint(len(text.encode()))
+    w.raw(text.encode())
+
+
+def _read_text(r: Reader, what: str) -> str:
+    try:
+        text = r.raw(r.varint(f"the length of {what}", MAX_NAME)).decode()
+    except UnicodeDecodeError as e:
+        raise r.fail(f"{what} is UTF-8") from e
+    if any(character < " " for character in text):
+        raise r.fail(f"{what} has no control characters")
+    return text
 
 
 def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:

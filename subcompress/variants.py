@@ -1,0 +1,109 @@
+"""Many files on one base, and one module that is any of them: what is idle is a file of hundreds of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from subcompress import format
+from subcompress.base import open_base
+from subcompress.errors import SubcompressError
+from subcompress.expand import check_digest, expand_acting
+from subcompress.files import read_bytes
+from subcompress.record import Kept, Record
+from subcompress.streaming import stream
+
+
+class Variants(Mapping[str, bytes]):
+    """A module with a base's weights, and files on that base by name; `use` makes the module one of them.
+
+    variants = Variants(module, "hub:ORG/BASE")
+    variants.add("reviews", "reviews.safetensors")
+    variants.use("reviews")(x)
+
+    The module and the base (mapped from its file) are held once; a variant is the bytes of its file. Not for several
+    threads at once: the module is one.
+    """
+
+    def __init__(self, module: nn.Module, base: Any) -> None:
+        self.module, self.base = module.eval(), open_base(base)
+        self.name: str | None = None
+        self._files: dict[str, bytes] = {}
+        self._acting: Record | None = None
+        _ = self.base.digest
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._files[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
+        data = read_bytes(path, format.MAX_FILE_BYTES)
+        reference = format.parse(data).base
+        if reference is None:
+            raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")
+        self.base.require(reference)
+        self._files[name] = data
+
+    def use(self, name: str) -> nn.Module:
+        """The module with the weights of that file, checked against its digest before anything is changed.
+
+        Raises SubcompressError for a name that is not held, and a file that is not of this module.
+        """
+        if name not in self._files:
+            raise SubcompressError(f"variants by name are {', '.join(self._files) or 'none yet'}; {name!r} is not one")
+        if name == self.name:
+            return self.module
+        record, _ = format.from_bytes(self._files[name], self.base)
+        places = _places(self.module, record)
+        check_digest(record, stream(record))
+        self.name = None
+        self._restore(record)
+        for spec, entry in zip(record.layout, record.entries, strict=True):
+            if not isinstance(entry, Kept) and places[spec.name].shape != spec.shape:
+                places[spec.name].data = places[spec.name].new_empty(spec.shape)  # a head of another size
+        with torch.no_grad():
+            expand_acting(record, {name: t.detach() for name, t in places.items()})
+        self.name, self._acting = name, record
+        return self.module
+
+    def _restore(self, record: Record) -> None:
+        """Give back to the base what the file in use has changed and the next one will not, all of it at first."""
+        standing, state = record.base, self.module.state_dict()
+        assert standing is not None, "add() saw to it"
+        before = self._acting
+        changed = None if before is None else _changed(before)
+        keeps = _changed(record)
+        for spec in standing.layout:
+            if (changed is None or spec.name in changed) and spec.name not in keeps:
+                state[spec.name].copy_(standing.tensor(spec.name))
+
+
+def _changed(record: Record) -> set[str]:
+    """The tensors of a file that are not the base's."""
+    return {s.name for s, e in zip(record.layout, record.entries, strict=True) if not isinstance(e, Kept)}
+
+
+def _places(module: nn.Module, record: Record) -> dict[str, torch.Tensor]:
+    """The module's tensors by name. Raises SubcompressError where it has others than the file, heads' sizes aside."""
+    state = module.state_dict(keep_vars=True)
+    assert record.base is not None, "add() saw to it"
+    for spec in record.layout:
+        same = spec.name in state and state[spec.name].dtype == spec.torch_dtype
+        if not same or (state[spec.name].shape != spec.shape and spec.name in record.base):
+            raise SubcompressError(f"the file holds {spec}, which the module lacks: give the model it was made from")
+    if more := sorted(state.keys() - {s.name for s in record.layout}):
+        raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model it was made from")
+    return state
+
+
+__all__ = ["Variants"]
