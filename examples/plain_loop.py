@@ -29,7 +29,9 @@ def main() -> None:
     for epoch in range(given.epochs):
         if epoch == given.epochs // 2:
             sub.round(bits=4)  # from here on the weights are those that will be packed
-        order = data.train.arranged(torch.randperm(len(data.train))[: each * size], size)  # texts of one length together
+        order = data.train.arranged(
+            torch.randperm(len(data.train))[: each * size], size
+        )  # texts of one length together
         for rows in order.split(size):
             x, y = data.train[rows]  # padded to the longest of them, with an attention mask
             loss = torch.nn.functional.cross_entropy(sub.train()(**x).logits, y)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from transformers import BertConfig, BertTokenizer
 
-GOOD, BAD = "good fine great clever".split(), "bad awful dull clumsy".split()
-REST = "the a film plot actor is was very so and with scene every of".split()
+GOOD, BAD = ["good", "fine", "great", "clever"], ["bad", "awful", "dull", "clumsy"]
+REST = ["the", "a", "film", "plot", "actor", "is", "was", "very", "so", "and", "with", "scene", "every", "of"]
 
 
 def make(folder: Path) -> tuple[Path, Path]:

@@ -1,18 +1,21 @@
-"""transformers' own Trainer with a Subspace in place of the network: trained in d coordinates, packed, and loaded again.
+"""transformers' own Trainer with a Subspace in place of the network: trained in d coordinates, packed, loaded again.
 
 python examples/trainer.py
 python examples/trainer.py --model DIR --csv FILE.csv --base DIR --epochs 3
 
-Needs `pip install accelerate`, as the Trainer does.
+With -o DIR, the same command goes on from the last checkpoint in DIR. Needs `pip install accelerate`, as the Trainer
+does.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from tiny_bert import arguments
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 import subcompress
 from subcompress.data import texts
@@ -47,16 +50,16 @@ class Rows(torch.utils.data.Dataset):
 
 
 def main() -> None:
-    """Train, go on from a checkpoint, pack, load, and write what `from_pretrained` reads."""
+    """Train, from a checkpoint where there is one, pack, load, and write what `from_pretrained` reads."""
     given = arguments(__doc__)
     torch.manual_seed(0)
     data = texts.load(given.csv, load_tokenizer(given.model))
     net = load_model(given.model, labels=len(data.facts.labels), weights=given.base is not None)
     sub = subcompress.Subspace.of(net, given.d, base=given.base)
 
-    rows = Rows(data.train)
+    rows, folder = Rows(data.train), str(given.output / "trainer")
     options = TrainingArguments(
-        output_dir=str(given.output / "trainer"),
+        output_dir=folder,
         num_train_epochs=given.epochs,
         per_device_train_batch_size=16,
         learning_rate=sub.plan.lr / 3,  # in units of the frozen constant, not of the weights
@@ -73,11 +76,10 @@ def main() -> None:
         logging_strategy="no",
     )
     trainer = Trainer(model=sub, args=options, train_dataset=rows, data_collator=rows.batch, callbacks=[Rounding()])
-    trainer.train()
-    trained = sub.cpu()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if os.path.isdir(folder) else None)
 
     file = given.output / "net.safetensors"
-    count = subcompress.pack(trained, file, data.facts)
+    count = subcompress.pack(sub.cpu(), file, data.facts)
     rebuilt = subcompress.load(file, net, base=given.base)
     print(f"{file}: {count} bytes, test accuracy {accuracy_of(rebuilt, data.test):.4f}")
     rebuilt.save_pretrained(given.output / "dense")
