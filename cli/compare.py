@@ -54,8 +54,8 @@ def compare(
     if model_name is None or data_name is None:
         raise SubcompressError("this run does not say of which model and data it is: give --model and --data")
     folder = data_dir or (Path(origin["data_dir"]) if origin.get("data_dir") else None)
-    module = network(model_name, run.fit_of(run_folder).seed)
-    data = data_with(data_name, folder, origin.get("augment"))
+    data = data_with(data_name, folder, origin.get("augment"), model_name)
+    module = network(model_name, run.fit_of(run_folder).seed, data)
     task: dict[str, Any] = loss_and_metric(loss or origin.get("loss", "cross-entropy"), metric or origin.get("metric"))
     title = f"{short(model_name)} on {short(data_name)}"
     with listening(title) as listener:

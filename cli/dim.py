@@ -62,8 +62,8 @@ def dim(
         dimensions = [int(d) for d in ds.split(",")]
     except ValueError as e:
         raise SubcompressError(f"--d is a list of whole numbers, such as 100,200,400; given {ds}") from e
-    module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
-    data = data_with(data_name, data_dir, augment)
+    task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
+    module = network(model_name, options["seed"], data)
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.measure_dimension(
             module,

@@ -71,8 +71,8 @@ def fit(
 
     Interrupted at any moment, the same command goes on where it was.
     """
-    module, task = network(model_name, options["seed"]), loss_and_metric(loss, metric)
-    data = data_with(data_name, data_dir, augment)
+    task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
+    module = network(model_name, options["seed"], data)
     origin = {
         "command": click.get_current_context().meta.get(COMMAND),
         "model": model_name,

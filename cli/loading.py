@@ -20,23 +20,28 @@ from torch import nn
 
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
+from subcompress.facts import Facts
+from subcompress.layout import Layout
 from subcompress.training import seed_everything
+from subcompress_cli import texts
 from subcompress_models import MODELS
 
 
-def model_of(name: str, seed: int = 0) -> nn.Module:
-    """The network of that name, or what the user's factory returns; its start depends on the seed alone."""
+def model_of(name: str, seed: int = 0, facts: Facts | None = None, layout: Layout | None = None) -> nn.Module:
+    """The network of that name, or what the user's factory returns; its start depends on the seed alone.
+
+    facts: of the data it is to learn; layout: of the file it is for. A network of transformers is made to fit them.
+    """
     with _seeded(seed):
-        return _model_of(name)
+        return texts.model(name, facts, layout) if name.startswith(texts.HF) else _model_of(name)
 
 
 def _model_of(name: str) -> nn.Module:
     if ":" not in name:
         if name not in MODELS:
             raise SubcompressError(
-                f"--model takes one of {', '.join(MODELS)}, file.py:factory or package.module:factory; {name!r} is "
-                f"none of "
-                "them"
+                f"--model takes one of {', '.join(MODELS)}, file.py:factory, package.module:factory or hf:DIR_OR_ID; "
+                f"{name!r} is none of them"
             )
         factory: Any = MODELS[name]
     else:
@@ -49,14 +54,17 @@ def _model_of(name: str) -> nn.Module:
     return found
 
 
-def data_of(name: str, folder: Path | None = None) -> Data:
-    """The data set of that name, or what the user's factory returns."""
+def data_of(name: str, folder: Path | None = None, model_name: str | None = None) -> Data:
+    """The data set of that name, or what the user's factory returns. model_name: whose tokenizer texts go through."""
+    if texts.is_texts(name):
+        if folder is not None:
+            raise SubcompressError(f"--data-dir is for data known by name; {name} is a file: leave it out")
+        return texts.data(name, model_name)
     if ":" not in name:
         if name not in DATA:
             raise SubcompressError(
-                f"--data takes one of {', '.join(DATA)}, file.py:factory or package.module:factory; {name!r} is none "
-                f"of "
-                "them"
+                f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; {name!r} "
+                f"is none of them"
             )
         return load_data(name, folder)
     if folder is not None:

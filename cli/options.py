@@ -9,11 +9,12 @@ from typing import Any
 import click
 from torch import nn
 
-from subcompress import Data
+from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
+from subcompress_cli import texts
 from subcompress_cli.loading import data_of, function_of, model_of
 from subcompress_models import MODELS
 
@@ -25,14 +26,17 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def model_option(**kwargs: Any) -> Decorator:
     """--model NAME."""
     known = ", ".join(MODELS)
-    text = f"{known}; or file.py:factory, package.module:factory: no argument, returns an nn.Module."
+    text = f"{known}; or file.py:factory, package.module:factory: no argument, returns an nn.Module; or {texts.MODEL}."
     return click.option("--model", "model_name", metavar="NAME", help=f"A network: {text}", **kwargs)
 
 
 def data_options(**kwargs: Any) -> Decorator:
     """--data NAME and --data-dir DIR."""
     known = ", ".join(DATA)
-    text = f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y)."
+    text = (
+        f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y); or "
+        f"{texts.DATA}, with columns text and label, for a network of transformers."
+    )
 
     def all_of(f: Callable[..., Any]) -> Callable[..., Any]:
         f = click.option("--data-dir", type=FOLDER, metavar="DIR", help="Where the files of named data lie.")(f)
@@ -53,9 +57,9 @@ def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--augment", metavar="NAME", help=text)(f)
 
 
-def data_with(name: str, folder: Path | None, augment: str | None) -> Data:
-    """The data set, with the augmentation of that name. Raises SubcompressError."""
-    data = data_of(name, folder)
+def data_with(name: str, folder: Path | None, augment: str | None, model_name: str) -> Data:
+    """The data set, with the augmentation of that name. model_name: see `data_of`. Raises SubcompressError."""
+    data = data_of(name, folder, model_name)
     return data if augment is None else replace(data, augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
 
 
@@ -101,14 +105,21 @@ verbose_option: Decorator = click.option("-v", "--verbose", is_flag=True, help="
 restart_option: Decorator = click.option("--restart", is_flag=True, help="Discard what the folder holds, begin anew.")
 
 
-def network(name: str, seed: int = 0) -> nn.Module:
-    """The network of that name, or the user's. Raises SubcompressError."""
-    return model_of(name, seed)
+def network(name: str, seed: int, data: Data) -> nn.Module:
+    """The network of that name, or the user's, to learn these data. Raises SubcompressError."""
+    return model_of(name, seed, data.facts)
 
 
-def data_set(name: str | None, folder: Path | None) -> Data | None:
-    """The data set of that name, None where none is named."""
-    return None if name is None else data_of(name, folder)
+def network_of(file: Path, name: str, base: str | None) -> nn.Module:
+    """The network of that name to hold the weights of a file, which stands on `base` where it stands on one. Raises
+    SubcompressError."""
+    layout = format.read(file, base)[0].layout if name.startswith(texts.HF) else None
+    return model_of(name, layout=layout)
+
+
+def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:
+    """The data set of that name, None where none is named. model_name: see `data_of`."""
+    return None if name is None else data_of(name, folder, model_name)
 
 
 def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress_cli.options import FILE, base_option, json_option, model_option, network, print_json
+from subcompress_cli.options import FILE, base_option, json_option, model_option, network_of, print_json
 from subcompress_cli.progress import rebuilding
 
 
@@ -29,7 +29,7 @@ def unpack(
     as_json: bool,
 ) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
-    module = None if model_name is None else network(model_name)
+    module = None if model_name is None else network_of(file, model_name, base)
     with rebuilding(file) as done:
         subcompress.unpack(file, output, module, base=base, self_unfolding=self_unfolding, dtype=dtype, done=done)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}

@@ -14,7 +14,7 @@ from subcompress_cli.options import (
     data_set,
     json_option,
     model_option,
-    network,
+    network_of,
     print_json,
 )
 from subcompress_cli.progress import rebuilding
@@ -39,10 +39,10 @@ def verify(
     as_json: bool,
 ) -> None:
     """Rebuild FILE's weights on every backend and compare digests; with --data, the accuracy in ONNX Runtime too, of
-    networks of one input whose test split is in memory."""
-    data, module = data_set(data_name, data_dir), None
+    networks whose test split is in memory."""
+    data, module = data_set(data_name, data_dir, model_name), None
     if data is not None and (name := model_name or subcompress.info(file)["layout"]):
-        module = network(name)
+        module = network_of(file, name, base)
     with rebuilding(file, len(available())) as done:
         found = subcompress.verify(file, data, module, base=base, device=device, done=done)
     if as_json:

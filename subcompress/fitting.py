@@ -93,6 +93,8 @@ def fit(
     """
     listener = listener or Listener()
     data = _brought(model, data)
+    for line in data.notes:
+        listener.note(line)
     task = Task.of(loss, metric, minimise)
     goal = Goal.of(
         task,

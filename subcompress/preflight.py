@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import DataError, Split, batches, call, size
+from subcompress.data.splits import DataError, Held, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task
@@ -56,7 +56,7 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
     """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss)."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or y.is_floating_point():
         return
-    y = split.y if isinstance(split, Split) and isinstance(split.y, Tensor) else y
+    y = split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y
     classes = outputs.shape[1]
     wrong = ((y < 0) & (y != -100)) | (y >= classes)
     if bool(wrong.any()):

@@ -280,6 +280,16 @@ class Subspace(nn.Module):
         self.bits, self.steps = int(settings["bits"]), [float(s) for s in settings["steps"]]
         self.dead = float(settings["dead"])
 
+    def get_extra_state(self) -> Tensor:
+        """`settings` as a tensor, in the state dict: a trainer that keeps and loads it, as torch's and transformers'
+        do, goes on with what was rounded."""
+        return torch.tensor([self.bits, self.dead, *self.steps], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from what `get_extra_state` gave."""
+        bits, self.dead, *self.steps = state.tolist()
+        self.bits = int(bits)
+
     def moving(self) -> dict[str, Tensor]:
         """What training changes: z, and the buffers of the network; for checkpoints."""
         buffers = dict(self.module.named_buffers())

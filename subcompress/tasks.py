@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.splits import Split, Tree, batches, call, size
+from subcompress.data.splits import Held, Tree, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
@@ -147,7 +147,7 @@ class Task:
 
     def guess(self, split: Dataset[Any]) -> float | None:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
-        if self.loss_name != "cross-entropy" or not isinstance(split, Split) or not isinstance(split.y, Tensor):
+        if self.loss_name != "cross-entropy" or not isinstance(split, Held) or not isinstance(split.y, Tensor):
             return None
         y = split.y.reshape(-1)
         if y.is_floating_point() or int(y.min()) < 0:
@@ -160,8 +160,9 @@ def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int
     module.eval()
     device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
     sums = []
+    order, batch_size = split.swept(batch_size) if isinstance(split, Held) else (None, batch_size)
     left = size(split)
-    for batch in batches(split, batch_size, device):
+    for batch in batches(split, batch_size, device, order):
         n = min(batch_size, left)
         left -= n
         sums.append(task.measure(module, batch) * n)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import Tree, batches, finite, leaves, moved, size
+from subcompress.data.splits import Held, Tree, batches, finite, leaves, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.optimisers import OPTIMISERS
@@ -265,6 +265,8 @@ class _Run:
         self.trainee.train()
         begin_rounding = int(self.total * self.recipe.quantise_after)
         used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
+        if isinstance(self.data.train, Held):
+            used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
                 if quantise is not None and self.step == begin_rounding:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.backends import available
-from subcompress.data import Data, Split
+from subcompress.data import Data
+from subcompress.data.splits import Held
 from subcompress.errors import SubcompressError
 from subcompress.format import tables
 from subcompress.layout import Layout
@@ -93,13 +94,13 @@ def verify(
     if data is not None and all(backends.values()):
         if module is None:
             raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
-        if not isinstance(data.test, Split) or not isinstance(data.test.x, Tensor):
-            raise SubcompressError("accuracy is measured on a test split in memory of one input: leave --data out")
+        if not isinstance(data.test, Held) or not isinstance(data.test.y, Tensor) or data.test.y.ndim != 1:
+            raise SubcompressError("accuracy is measured on a test split in memory, of a class each: leave --data out")
         accuracy = onnx_accuracy(record, module, data.test, device)
     return Verification(backends, record.digest.hex(), accuracy)
 
 
-def onnx_accuracy(record: Record, module: nn.Module, split: Split, device: str = "cpu") -> float:
+def onnx_accuracy(record: Record, module: nn.Module, split: Held, device: str = "cpu") -> float:
     """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime there."""
     from subcompress.graph import accuracy_of_graph, export
     from subcompress.unpacking import load_record

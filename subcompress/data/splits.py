@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
@@ -39,8 +40,32 @@ def leaves(x: Tree) -> Iterator[Tensor]:
             yield from leaves(v)
 
 
+class Held(Dataset[Any]):
+    """A data set in memory, which gives the batch of several indices at once."""
+
+    y: Tree
+    """(N, ...) labels or values, or a tree of them."""
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """Names of the inputs whose first axis, after the batch's, is padded to the longest of a batch."""
+        return frozenset()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        raise NotImplementedError
+
+    def arranged(self, order: Tensor, batch_size: int) -> Tensor:
+        """The examples of an order, in the one that training takes them in."""
+        return order
+
+    def swept(self, batch_size: int) -> tuple[Tensor, int]:
+        """All examples, in the order in which an evaluation goes through them, and how many at a time."""
+        return torch.arange(size(self)), batch_size
+
+
 @dataclass(frozen=True, eq=False)
-class Split(Dataset[Any]):
+class Split(Held):
     """Examples in memory. x: (N, ...) preprocessed inputs, or a tuple or dict of them; y: (N,) labels or (N, ...)
     values, whatever the loss takes."""
 
@@ -53,13 +78,19 @@ class Split(Dataset[Any]):
     def __getitem__(self, i: Any) -> tuple[Tree, Tree]:
         return tree_map(lambda t: t[i], self.x), tree_map(lambda t: t[i], self.y)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Those of x and y."""
+        return leaves((self.x, self.y))
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """train, validation and test, map-style data sets of (x, y), and what a receiver must know to prepare an input.
 
-    Whatever is not in memory already (`Split`, `TensorDataset`) is asked for its examples one by one, every epoch.
+    Whatever is not in memory already (`Split`, `Ragged`, `TensorDataset`) is asked for its examples one by one, every
+    epoch; but for texts, dicts with 1-D `input_ids`, which are read once and padded batch by batch (`Ragged`).
     augment: f(x, generator) -> x, a random change of a training batch's inputs (subcompress.data.augment).
+    notes: what a person should know of how the data were read, a line each.
     """
 
     train: Dataset[Any]
@@ -67,6 +98,7 @@ class Data:
     test: Dataset[Any]
     facts: Facts = Facts()
     augment: Callable[[Tree, torch.Generator], Tree] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -79,7 +111,7 @@ class Data:
         root = hashlib.sha256(getattr(self.augment, "__name__", "").encode())
         for split in (self.train, self.validation, self.test):
             root.update(f"{size(split)};".encode())
-            for t in leaves((split.x, split.y)) if isinstance(split, Split) else ():
+            for t in split.tensors() if isinstance(split, Held) else ():
                 root.update(f"{t.dtype}{tuple(t.shape)}".encode())
                 root.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return root.hexdigest()[:16]
@@ -104,14 +136,14 @@ def batches(
     order = torch.arange(size(split)) if order is None else order
     for i in order.split(batch_size):
         try:
-            pair = split[i] if isinstance(split, Split) else default_collate([split[int(k)] for k in i])
+            pair = split[i] if isinstance(split, Held) else default_collate([split[int(k)] for k in i])
         except SubcompressError:
             raise
         except Exception as e:
             raise DataError(
                 f"a data set raises, or its examples do not stack: {type(e).__name__}: {' '.join(str(e).split())}"
             ) from e
-        if not isinstance(split, Split) and not all(finite(t) for t in leaves(pair)):
+        if not isinstance(split, Held) and not all(finite(t) for t in leaves(pair)):
             raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
         x, y = pair
         yield tree_map(lambda t: t.to(device), x), tree_map(lambda t: t.to(device), y)
@@ -127,12 +159,18 @@ class DataError(SubcompressError):
 
 
 def call(module: nn.Module, x: Tree) -> Any:
-    """forward of one tensor, of a tuple's tensors, or of a dict's by name."""
-    if isinstance(x, dict):
-        return module(**x)
-    if isinstance(x, (tuple, list)):
-        return module(*x)
-    return module(x)
+    """forward of one tensor, of a tuple's tensors, or of a dict's by name; of transformers' outputs the main one."""
+    args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, (tuple, list)) else (x,), {})
+    main = main_output(found := module(*args, **kwargs))
+    return found if main is None else main[1]
+
+
+def main_output(found: Any) -> tuple[str, Tensor] | None:
+    """Name and value of what a network of transformers is for, in its ModelOutput: the logits where there are some,
+    else the last hidden state. None for anything else."""
+    if "ModelOutput" not in (kind.__name__ for kind in type(found).__mro__):
+        return None
+    return next(((n, t) for n in ("logits", "last_hidden_state") if isinstance(t := found.get(n), Tensor)), None)
 
 
 def normalised(images: Tensor, labels: Tensor, facts: Facts) -> Split:
@@ -171,7 +209,23 @@ def _checked(name: str, split: Any) -> Dataset[Any]:
             raise SubcompressError(
                 f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
             )
+        if not isinstance(split, Held) and _is_text(item[0]):
+            return _gathered(name, split)
     return cast("Dataset[Any]", split)
+
+
+def _is_text(x: Any) -> bool:
+    """Whether an example is what a tokenizer gives."""
+    return isinstance(x, dict) and np.ndim(x.get("input_ids", 0)) == 1
+
+
+def _gathered(name: str, split: Any) -> Dataset[Any]:
+    from subcompress.data.ragged import gathered  # which is made of what stands here
+
+    try:
+        return gathered(split)
+    except Exception as e:
+        raise DataError(f"the {name} split cannot be read: {type(e).__name__}: {' '.join(str(e).split())}") from e
 
 
 def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
@@ -185,5 +239,7 @@ def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
     if isinstance(x, Tensor):
         dtype = layout.tensors[0].dtype
         return replace(facts, input_shape=layout.tensors[0].shape[1:], input_dtype="" if dtype == "F32" else dtype)
-    names = isinstance(x, dict)
-    return replace(facts, inputs=tuple(Input(t.name if names else "", t.dtype, t.shape[1:]) for t in layout))
+    names, varying = isinstance(x, dict), train.varying if isinstance(train, Held) else ()
+    shapes = [(0, *t.shape[2:]) if t.name in varying else t.shape[1:] for t in layout]
+    inputs = (Input(t.name if names else "", t.dtype, shape) for t, shape in zip(layout, shapes, strict=True))
+    return replace(facts, inputs=tuple(inputs))

@@ -9,11 +9,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from subcompress.data.splits import Split
+from subcompress.data.splits import Held, batches, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
-from subcompress.graph.tracing import example_inputs, graphs_within, outputs_of
+from subcompress.graph.tracing import example_inputs, graphs_within, named, outputs_of, varies
 from subcompress.layout import raw_bytes
 from subcompress.session import open_graph
 
@@ -24,37 +24,41 @@ TOLERANCE = 1e-4
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
 
 
-def accuracy_of_graph(data: bytes, split: Split, device: str = "cpu") -> float:
+def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
     """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
     session = open_graph(data, device)
-    x = split.x.numpy()
-    first = [int(np.argmax(session.run(None, {"input": x[i : i + 1]})[0])) for i in range(len(x))]
-    return float(np.mean(np.array(first) == split.y.numpy()))
+    taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+    right = 0
+    for x, y in batches(split, 1):
+        outputs = session.run(None, {name: t.numpy() for name, t in named(x).items() if name in taken})
+        right += int(np.argmax(outputs[0])) == int(y)
+    return right / size(split)
 
 
 def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
-    """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes."""
+    """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
+    axes that vary."""
     try:
         session = onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base of their own
         raise SubcompressError(
             f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
-    for n in (1, 3):
-        fed = {name: x.numpy() for name, x in example_inputs(facts, n).items()}
+    for n, length in ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5)):
+        at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
+        fed = {name: x.numpy() for name, x in example_inputs(facts, n, length).items()}
         taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
         try:
             found = session.run(None, {name: x for name, x in fed.items() if name in taken})
         except Exception as e:
             raise SubcompressError(
-                f"ONNX Runtime does not run this graph at batch size {n} ({one_line(e)}): "
-                "unpack to .safetensors instead"
+                f"ONNX Runtime does not run this graph at {at} ({one_line(e)}): unpack to .safetensors instead"
             ) from e
-        for expected, given in zip(outputs_of(module, facts, n), found, strict=True):
+        for expected, given in zip(outputs_of(module, facts, n, length), found, strict=True):
             worst = _difference(expected.detach(), np.asarray(given))
             if not worst <= _tolerance(expected.dtype):
                 raise SubcompressError(
-                    f"the ONNX graph's outputs differ from torch's by {worst:.2g} at batch size {n}: it was not kept; "
+                    f"the ONNX graph's outputs differ from torch's by {worst:.2g} at {at}: it was not kept; "
                     "does forward depend on values, on the batch size or on random numbers?"
                 )
 

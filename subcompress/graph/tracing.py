@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.splits import leaves
+from subcompress.data.splits import Tree, leaves, main_output
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
 from subcompress.layout import DTYPES
@@ -29,8 +29,9 @@ OLDEST_RUNTIME = "1.15"
 
 
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    """The graph of a module, its weights as initialisers, with a dynamic batch axis: `input` and `output`, or, where
-    there are several, the inputs by their names (`input_0`, ... without) and `output_0`, ...
+    """The graph of a module, its weights as initialisers, with a dynamic batch axis, and dynamic ones where the facts
+    have a size of 0: `input` and `output`, or, where there are several, the inputs by their names (`input_0`, ...
+    without) and `output_0`, ...; of a network of transformers its `logits` or its `last_hidden_state`.
 
     Raises SubcompressError where torch cannot export the module, and for facts that do not say what goes in.
     """
@@ -41,47 +42,72 @@ def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     return model
 
 
-def example_inputs(facts: Facts, n: int = 2) -> dict[str, Tensor]:
+def example_inputs(facts: Facts, n: int = 2, size: int = 5) -> dict[str, Tensor]:
     """Name in the graph -> (n, ...) values of the input's shape and dtype, the same every time: uniform in [0, 1), or
-    zeros for integers."""
+    zeros for integers. size: of axes that vary. Texts get something to tell apart: `input_ids` are 0 and 1, and
+    `attention_mask` leaves out the last half of every second example."""
     generator = torch.Generator().manual_seed(n)
-    inputs = facts.inputs or (Input("input", facts.input_dtype or "F32", facts.input_shape),)
-    return {
-        each.name or f"input_{i}": torch.rand((n, *each.shape), generator=generator).to(DTYPES[each.dtype][0])
-        for i, each in enumerate(inputs)
-    }
+    found = {}
+    for i, each in enumerate(_inputs(facts)):
+        x = torch.rand((n, *(k or size for k in each.shape)), generator=generator)
+        if each.name == "input_ids":
+            x = x.round()
+        elif each.name == "attention_mask":
+            x = torch.ones_like(x)
+            x[1::2, (x.shape[-1] + 1) // 2 :] = 0
+        found[each.name or f"input_{i}"] = x.to(DTYPES[each.dtype][0])
+    return found
 
 
-def _arguments(facts: Facts, n: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def named(x: Tree) -> dict[str, Tensor]:
+    """A batch by its names in the graph."""
+    if isinstance(x, dict):
+        return x
+    return {f"input_{i}": t for i, t in enumerate(x)} if isinstance(x, tuple) else {"input": x}
+
+
+def _inputs(facts: Facts) -> tuple[Input, ...]:
+    return facts.inputs or (Input("input", facts.input_dtype or "F32", facts.input_shape),)
+
+
+def varies(facts: Facts) -> bool:
+    """Whether an input has axes whose sizes vary."""
+    return any(0 in each.shape for each in _inputs(facts))
+
+
+def _arguments(facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The example as `forward` takes it: in order, and by name."""
-    named = example_inputs(facts, n)
+    named = example_inputs(facts, n, size)
     if facts.inputs and all(each.name for each in facts.inputs):
         return (), named
     return tuple(named.values()), {}
 
 
-def outputs_of(module: nn.Module, facts: Facts, n: int) -> list[Tensor]:
+def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[Tensor]:
     """What torch gives for the example. Raises SubcompressError where it is not one tensor or several."""
-    return _outputs(module, *_arguments(facts, n))
+    return list(_outputs(module, *_arguments(facts, n, size)).values())
 
 
-def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[Tensor]:
+def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the name that each has in a graph."""
     with torch.no_grad():
-        found = list(leaves(module(*args, **kwargs)))
-    if not found:
+        found = module(*args, **kwargs)
+    if main := main_output(found):
+        return dict([main])
+    if not (tensors := list(leaves(found))):
         raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
-    return found
+    return {"output": tensors[0]} if len(tensors) == 1 else {f"output_{i}": t for i, t in enumerate(tensors)}
 
 
 def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    args, kwargs = _arguments(facts, 2)
-    batch = torch.export.Dim("batch")
-    shapes: Any = {name: {0: batch} for name in kwargs} if kwargs else tuple({0: batch} for _ in args)
+    args, kwargs = _arguments(facts, 2, 5)
+    shapes: Any = [_axes(each.shape) for each in _inputs(facts)]
+    shapes = dict(zip(kwargs, shapes, strict=True)) if kwargs else tuple(shapes)
     try:
         outputs = _outputs(module, args, kwargs)
-        names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
-        _require_names(module, {*example_inputs(facts), *names})
-        with warnings.catch_warnings(), quiet("torch."), _of_their_own(module, outputs, (*args, *kwargs.values())):
+        _require_names(module, {*example_inputs(facts), *outputs})
+        held = list(outputs.values()), (*args, *kwargs.values())
+        with warnings.catch_warnings(), quiet("torch."), _main_alone(module), _of_their_own(module, *held):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -90,7 +116,7 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
                 dynamo=True,
                 optimize=False,  # keeps the state dict's names on the initialisers
                 input_names=list(example_inputs(facts)),
-                output_names=names,
+                output_names=list(outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
@@ -105,6 +131,27 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
         raise SubcompressError(f"torch.onnx cannot export this model ({reason}): unpack to .safetensors instead") from e
     assert program is not None
     return program.model_proto
+
+
+def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
+    """Which axes of an input vary: the batch's, and those of size 0; in the same place in all inputs by one size."""
+    names = {0: "batch", 1: "length"}
+    varying = [0, *(i for i, k in enumerate(shape, 1) if not k)]
+    return {i: torch.export.Dim(names.get(i, f"length_{i}")) for i in varying}
+
+
+@contextmanager
+def _main_alone(module: nn.Module) -> Iterator[None]:
+    """Within, a network of transformers gives one tensor."""
+
+    def picked(_: nn.Module, __: Any, found: Any) -> Any:
+        return main[1] if (main := main_output(found)) else found
+
+    hook = module.register_forward_hook(picked)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _require_names(module: nn.Module, taken: set[str]) -> None:
