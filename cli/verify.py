@@ -9,12 +9,12 @@ import subcompress
 from subcompress import format
 from subcompress.backends import available
 from subcompress.format import tables
-from subcompress_cli.options import FILE, data_options, data_set, json_option, model_option, network, print_json
+from subcompress_cli.options import INPUT, data_options, data_set, json_option, model_option, network, print_json
 from subcompress_cli.progress import rebuilding
 
 
 @click.command()
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT)
 @model_option()
 @data_options()
 @click.option("--device", default="cpu", show_default=True, help="Where ONNX Runtime computes: cpu or cuda.")

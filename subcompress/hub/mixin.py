@@ -1,0 +1,107 @@
+"""HubMixin: from_pretrained, save_pretrained and push_to_hub for a network's own class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.expand import digest_of
+from subcompress.files import read_bytes, write_bytes
+from subcompress.hub.card import About
+from subcompress.hub.fetching import FILE, place
+from subcompress.hub.publishing import Parcel, described, push
+from subcompress.unpacking import load
+from subcompress.verifying import info
+
+
+class HubMixin(ModelHubMixin, library_name="subcompress"):
+    """`class Net(nn.Module, HubMixin)`: as huggingface_hub's own mixins, with our file in the place of the weights.
+
+    net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
+    net.push_to_hub("ORG/NAME")
+
+    What `__init__` was given, where JSON can hold it, goes to config.json and comes back with from_pretrained.
+    """
+
+    _packed: bytes | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """A network with the weights of a repository, a folder or a file, in evaluation mode. model_kwargs: for
+        `__init__`, over those that config.json holds. Raises SubcompressError."""
+        name = str(pretrained_model_name_or_path)
+        if Path(name).is_file():
+            return cls._from_pretrained(model_id=name, **model_kwargs)
+        return super().from_pretrained(place(name, revision, token, cached=local_files_only), **model_kwargs)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Any:
+        ours = {"revision", "cache_dir", "force_download", "local_files_only", "token", "subcompress", "library_name"}
+        given = {k: v for k, v in kwargs.items() if k not in ours or k in cls._hub_mixin_init_parameters}
+        file = Path(model_id) / FILE if Path(model_id).is_dir() else Path(model_id)
+        packed = read_bytes(file, format.MAX_FILE_BYTES)
+        net = load(file, cls(**given))  # type: ignore[arg-type]
+        net._packed = packed  # type: ignore[assignment]
+        return net
+
+    def _file(self) -> bytes:
+        """The file of the weights as they are now. Raises SubcompressError where there is none."""
+        if self._packed is None:
+            raise SubcompressError(
+                "save_pretrained keeps the file that a network was loaded from, and this one was not: fit, pack, and "
+                f"take {type(self).__name__}.from_pretrained('net.safetensors')"
+            )
+        assert isinstance(self, nn.Module)
+        record, _ = format.from_bytes(self._packed)
+        if digest_of(record, {name: t.detach().cpu() for name, t in self.state_dict().items()}) != record.digest:
+            raise SubcompressError(
+                "save_pretrained keeps the file that a network was loaded from; the weights have changed since: fit and "
+                "pack them"
+            )
+        return self._packed
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        data = self._file()
+        write_bytes(save_directory / FILE, data)
+        parcel = Parcel(data, info(save_directory / FILE), None, About(), self._config())
+        for name, content in described(f"ORG/{save_directory.name}", parcel, None, {}, None).items():
+            write_bytes(save_directory / name, content)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of a repository, as `push_to_hub` writes it there."""
+        raise NotImplementedError("save_pretrained writes it")
+
+    def push_to_hub(self, repo_id: str, *, config: Any = None, commit_message: str = "", **options: Any) -> str:
+        """Publish, with model.onnx of this network, as `subcompress.push` does, whose options are taken; returns the
+        address of the commit. Raises SubcompressError."""
+        import tempfile
+
+        data = self._file()
+        with tempfile.TemporaryDirectory() as folder:
+            write_bytes(Path(folder) / FILE, data)
+            assert isinstance(self, nn.Module)
+            return push(
+                Path(folder) / FILE,
+                repo_id,
+                self,
+                config=self._config() if config is None else dict(config),
+                message=commit_message or None,
+                **options,
+            ).url
+
+    def _config(self) -> dict[str, Any]:
+        held = self._hub_mixin_config
+        return dict(held) if isinstance(held, dict) else {}
