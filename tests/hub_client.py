@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,13 @@ def serve() -> None:
         else:
             result = CliRunner().invoke(main, asked["args"], catch_exceptions=True)
             done = Done(result.exit_code, result.stdout, result.stderr)
-            if result.exc_info is not None and not isinstance(result.exception, SystemExit):
-                import traceback
-
-                done = Done(99, result.stdout, "".join(traceback.format_exception(*result.exc_info)))
+            if result.exception is not None and not isinstance(result.exception, SystemExit):
+                done = Done(99, result.stdout, "".join(traceback.format_exception(result.exception)))
         answers.write(json.dumps(done.__dict__) + "\n")
         answers.flush()
 
 
 def _python(code: str) -> Done:
-    import traceback
-
     names: dict[str, Any] = {}
     try:
         exec(code, names)

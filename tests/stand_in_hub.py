@@ -1,5 +1,5 @@
-"""A Hugging Face Hub on loopback for the real client, in memory: enough of the protocol for push and pull, by LFS and by
-Xet, with faults where a test asks for them. What it does was observed of the real one; it is not a specification.
+"""A Hugging Face Hub on loopback for the real client, in memory: enough of the protocol for push and pull, by LFS and
+by Xet, with faults where a test asks for them. What it does was observed of the real one; it is not a specification.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Answer(Exception):
+class Answer(Exception):  # noqa: N818 - no error: a request ends by raising it
     """What a request gets."""
 
     def __init__(self, status: int = 200, body: Any = b"", **headers: str) -> None:
@@ -122,7 +122,9 @@ class StandInHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, method: str, pattern: str, kind: int | str | Callable[[], None], times: int = 1, **headers: str) -> None:
+    def fail(
+        self, method: str, pattern: str, kind: int | str | Callable[[], None], times: int = 1, **headers: str
+    ) -> None:
         """Add a fault."""
         self.faults.append(Fault(method, pattern, kind, times, {k.replace("_", "-"): v for k, v in headers.items()}))
 
@@ -164,7 +166,7 @@ class StandInHub:
         return sum(m == method and bool(re.search(pattern, path)) for m, path in self.log)
 
     def xet_hash(self, sha256: str) -> str | None:
-        """What Xet calls a file: the store's shards name it beside its SHA-256, three or more records of 48 bytes before."""
+        """What Xet calls a file: its hash stands in the store's shards some records of 48 bytes before its SHA-256."""
 
         def words(raw: bytes) -> bytes:
             return b"".join(raw[i : i + 8][::-1] for i in range(0, 32, 8))
@@ -187,6 +189,8 @@ def small(data: bytes) -> Blob:
 class _Handler(BaseHTTPRequestHandler):
     hub: StandInHub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet: else each waits for the client's acknowledgement of its head
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         """Nothing is printed."""
@@ -209,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = e
         self._send(answer, fault.kind if fault is not None and isinstance(fault.kind, str) else None)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - names that http.server asks for
 
     def _fault(self) -> Fault | None:
         with self.hub.lock:
@@ -251,7 +255,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _role(self) -> str | None:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if given and given not in self.hub.tokens:
-            raise Answer(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header")
+            raise Answer(
+                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials in Authorization header"
+            )
         return self.hub.tokens.get(given)
 
     def _repo(self, id: str, *, write: bool = False, content: bool = False) -> Repo:
@@ -329,7 +335,9 @@ class _Handler(BaseHTTPRequestHandler):
         for f in json.loads(body)["files"]:
             mode = "lfs" if f["path"].endswith(LARGE) else "regular"
             old = tree.get(f["path"])
-            files.append({"path": f["path"], "uploadMode": mode, "shouldIgnore": False, "oid": old.oid if old else None})
+            files.append(
+                {"path": f["path"], "uploadMode": mode, "shouldIgnore": False, "oid": old.oid if old else None}
+            )
         raise Answer(200, {"files": files})
 
     def post_batch(self, id: str, *, body: bytes, query: Any) -> None:
@@ -353,7 +361,11 @@ class _Handler(BaseHTTPRequestHandler):
     def get_xet(self, id: str, mode: str, revision: str, *, body: bytes, query: Any) -> None:
         self._repo(id, write=mode == "write", content=True)
         expires = int(time.time()) + 3600
-        cas = {"X_Xet_Cas_Url": f"local://{self.hub.store}", "X_Xet_Access_Token": "t", "X_Xet_Token_Expiration": f"{expires}"}
+        cas = {
+            "X_Xet_Cas_Url": f"local://{self.hub.store}",
+            "X_Xet_Access_Token": "t",
+            "X_Xet_Token_Expiration": f"{expires}",
+        }
         raise Answer(200, {"casUrl": cas["X_Xet_Cas_Url"], "accessToken": "t", "exp": expires}, **cas)
 
     def post_commit(self, id: str, branch: str, *, body: bytes, query: Any) -> None:

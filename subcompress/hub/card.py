@@ -109,14 +109,16 @@ def write(page: Page, held: str | None, *, anew: bool = False) -> str:
     Raises SubcompressError where the front matter that is there cannot be read.
     """
     before, text = ({}, "") if held is None or anew else _parts(page.id, held)
-    matter = {k: v for k, v in before.items() if k not in OURS} | _matter(page)
-    matter["tags"] = list(dict.fromkeys([*(before.get("tags") or []), *matter["tags"]]))
+    matter = _matter(page)
+    theirs = {k: v for k, v in before.items() if k not in (*OURS, *matter)}
+    tags = [t for t in before.get("tags") or () if isinstance(t, str)]
+    matter = {**matter, **theirs, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
     ours = f"{BEGIN}\n{_text(page)}\n{END}"
     if BEGIN[:17] in text and END in text:
         head, _, rest = text.partition(BEGIN[:17])
         text = head + ours + rest.partition(END)[2]
     else:
-        text = f"{ours}\n\n{text.lstrip()}" if text.strip() else f"{ours}\n"
+        text = f"{ours}\n\n{text.strip()}".rstrip() + "\n"
     return f"---\n{_yaml(matter).strip()}\n---\n{text}"
 
 
@@ -206,7 +208,7 @@ def _text(page: Page) -> str:
             page=page,
             info=page.info,
             facts=facts,
-            inputs=[(name, NUMPY.get(dtype, "float32"), tuple(shape)) for name, dtype, shape in inputs],
+            inputs=[(name, NUMPY.get(dtype, "float32"), (1, *shape)) for name, dtype, shape in inputs],
             measured=page.measured,
             base=page.info.get("base"),
             name=page.id.partition("/")[2],

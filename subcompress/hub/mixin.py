@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of
 from subcompress.files import read_bytes, write_bytes
 from subcompress.hub.card import About
-from subcompress.hub.fetching import FILE, place
+from subcompress.hub.fetching import CARD, CONFIG, FILE, place
 from subcompress.hub.publishing import Parcel, described, push
 from subcompress.unpacking import load
 from subcompress.verifying import info
@@ -68,40 +70,61 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         record, _ = format.from_bytes(self._packed)
         if digest_of(record, {name: t.detach().cpu() for name, t in self.state_dict().items()}) != record.digest:
             raise SubcompressError(
-                "save_pretrained keeps the file that a network was loaded from; the weights have changed since: fit and "
-                "pack them"
+                "save_pretrained keeps the file that a network was loaded from, and its weights have changed since then: "
+                "fit and pack them"
             )
         return self._packed
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        data = self._file()
-        write_bytes(save_directory / FILE, data)
-        parcel = Parcel(data, info(save_directory / FILE), None, About(), self._config())
-        for name, content in described(f"ORG/{save_directory.name}", parcel, None, {}, None).items():
-            write_bytes(save_directory / name, content)
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card of a repository, as `push_to_hub` writes it there."""
-        raise NotImplementedError("save_pretrained writes it")
-
-    def push_to_hub(self, repo_id: str, *, config: Any = None, commit_message: str = "", **options: Any) -> str:
-        """Publish, with model.onnx of this network, as `subcompress.push` does, whose options are taken; returns the
-        address of the commit. Raises SubcompressError."""
-        import tempfile
-
+    def _parcel(self) -> Parcel:
         data = self._file()
         with tempfile.TemporaryDirectory() as folder:
             write_bytes(Path(folder) / FILE, data)
-            assert isinstance(self, nn.Module)
+            return Parcel(data, info(Path(folder) / FILE), None, About(), self._config())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        files = described(f"ORG/{save_directory.name}", self._parcel())
+        for name in (FILE, CONFIG):
+            write_bytes(save_directory / name, files[name])
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that `push_to_hub` writes, of a repository without a name yet. Raises SubcompressError."""
+        return ModelCard(described("ORG/NAME", self._parcel())[CARD].decode())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        config: Any = None,
+        commit_message: str | None = None,
+        branch: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish, with model.onnx of this network, in one commit, whose address is returned.
+
+        model_card_kwargs: the fields of `subcompress.hub.About`; options: `private`, `token` and the others of
+        `subcompress.push`. Raises SubcompressError.
+        """
+        assert isinstance(self, nn.Module)
+        data = self._file()
+        with tempfile.TemporaryDirectory() as folder:
+            write_bytes(Path(folder) / FILE, data)
             return push(
                 Path(folder) / FILE,
-                repo_id,
+                repo_id if branch is None else f"{repo_id}@{branch}",
                 self,
-                config=self._config() if config is None else dict(config),
-                message=commit_message or None,
+                about=About(**(model_card_kwargs or {})),
+                config=self._config() if config is None else _plain(config),
+                message=commit_message,
                 **options,
             ).url
 
     def _config(self) -> dict[str, Any]:
-        held = self._hub_mixin_config
-        return dict(held) if isinstance(held, dict) else {}
+        """What `__init__` was given."""
+        return _plain(self._hub_mixin_config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    if is_dataclass(config) and not isinstance(config, type):
+        return asdict(config)
+    return dict(config or {})

@@ -116,13 +116,15 @@ def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, mes
     waits, races, tried = list(transport.WAITS), 0, False
     while True:
         remote = _there(hub, ref, private)
-        files, gone = contents(hub, ref, remote, parcel)
+        files, stays = contents(hub, ref, remote, parcel)
+        sizes = {name: len(data) for name, data in files.items()} | stays
+        gone = [n for n in (GRAPH, EVALUATION) if n in remote.files and n not in sizes]
         changed = {n: d for n, d in files.items() if n not in remote.files or not remote.files[n].holds(d)}
         if not changed and not gone:
-            return _pushed(remote.id, remote.commit, tried, files)
+            return _pushed(remote.id, remote.commit, tried, sizes)
         try:
             commit = hub.commit(replace(ref, id=remote.id), remote.commit, changed, gone, message)
-            return _pushed(remote.id, commit, True, files)
+            return _pushed(remote.id, commit, True, sizes)
         except MovedError:
             tried, races = True, races + 1
             if races == RACES:
@@ -135,25 +137,24 @@ def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, mes
             hub.wait(max(waits.pop(0), asked_wait(e)), e.what)
 
 
-def _pushed(id: str, commit: str, changed: bool, files: dict[str, bytes]) -> Pushed:
-    url = f"{transport.endpoint()}/{id}/commit/{commit}"
-    return Pushed(id, commit, url, changed, {name: len(data) for name, data in files.items()})
+def _pushed(id: str, commit: str, changed: bool, sizes: dict[str, int]) -> Pushed:
+    return Pushed(id, commit, f"{transport.endpoint()}/{id}/commit/{commit}", changed, sizes)
 
 
 def _there(hub: Hub, ref: Reference, private: bool | None) -> Remote:
     """The repository and its branch, made where they are not there."""
-    for last in (False, False, True):
+    for make in (True, True, False):
         try:
             remote = hub.look(ref)
             break
-        except MissingError:
-            if last:
-                raise
+        except (MissingError, NoRevisionError) as e:
+            lacking = e
+        if not make or (isinstance(lacking, NoRevisionError) and ref.revision is None):
+            raise lacking
+        if isinstance(lacking, MissingError):
             hub.create(ref.id, private)
-        except NoRevisionError:
-            if last or ref.revision is None:
-                raise
-            hub.branch(ref.id, ref.revision)
+        else:
+            hub.branch(ref.id, str(ref.revision))
     if private is not None and remote.private != private:
         asked, is_ = ("private", "public") if private else ("public", "private")
         raise SubcompressError(
@@ -162,35 +163,40 @@ def _there(hub: Hub, ref: Reference, private: bool | None) -> Remote:
     return remote
 
 
-def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[dict[str, bytes], list[str]]:
-    """The files that the repository is to hold after what it holds now, and those that are to go.
+def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The files that the repository is to hold, and the bytes of those that stay as they are.
 
     Raises SubcompressError where files of others stand under their names, and for a card that cannot be read.
     """
     config = settings(hub, ref, remote)
     if not parcel.force:
         _require_ours(ref, remote, config)
-    graph = parcel.graph
-    if graph is None and GRAPH in remote.files and config.get("subcompress", {}).get("digest") == parcel.info["digest"]:
-        graph = hub.download(replace(ref, revision=remote.commit), GRAPH).read_bytes()
+    stays = {}
+    if parcel.graph is None and config.get("subcompress", {}).get("digest") == parcel.info["digest"]:
+        stays = {name: f for name, f in remote.files.items() if name == GRAPH}
     held = None
     if CARD in remote.files:
         held = read_bytes(hub.download(replace(ref, revision=remote.commit), CARD), LARGE).decode("utf-8", "replace")
-    files = described(remote.id, parcel, graph, config, held)
-    return files, [n for n in (GRAPH, EVALUATION) if n in remote.files and n not in files]
+    files = described(remote.id, parcel, {name: (f.oid, f.size) for name, f in stays.items()}, config, held)
+    return files, {name: f.size for name, f in stays.items()}
 
 
 def described(
-    id: str, parcel: Parcel, graph: bytes | None, config: dict[str, Any], held: str | None
+    id: str,
+    parcel: Parcel,
+    stays: dict[str, tuple[str, int]] | None = None,
+    config: dict[str, Any] | None = None,
+    held: str | None = None,
 ) -> dict[str, bytes]:
-    """The file and the graph, with settings and card. config, held: the ones that are there."""
-    files = {FILE: parcel.data} | ({} if graph is None else {GRAPH: graph})
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    sizes = {name: (sums[name], len(data)) for name, data in files.items()}
-    page = Page(id, parcel.info, sizes, parcel.about, card.measured(parcel.info, parcel.about))
+    """The file and the graph, with settings and card. stays: SHA-256 and bytes of what is there and stays beside them;
+    config, held: the settings and the card that are there."""
+    files = {FILE: parcel.data} | ({} if parcel.graph is None else {GRAPH: parcel.graph})
+    sums = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()} | (stays or {})
+    page = Page(id, parcel.info, sums, parcel.about, card.measured(parcel.info, parcel.about))
     keys = ("format_version", "seed", "d", "D", "bits", "operator", "layout", "digest", "facts")
-    ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base"), "sha256": sums}
-    whole = {**config, "library_name": "subcompress", **parcel.config, "subcompress": ours}
+    ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base")}
+    ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
+    whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
     files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
     files[CARD] = card.write(page, held, anew=parcel.new_card).encode()
     if (results := card.evaluation(page)) is not None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,6 +41,10 @@ TIMEOUT = 30.0
 
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that another try may cure."""
+
+
+_turn = threading.RLock()
+"""The client's log and Python's warnings are the process's: one call at a time listens to them."""
 
 
 def quiet(_: str) -> None:
@@ -191,11 +196,14 @@ class Hub:
     def _words(self, ref: Reference) -> Iterator[None]:
         """What the client raises, in a line of ours; what it logs and warns of, said."""
         try:
-            with _listening(self.say), warnings.catch_warnings(record=True) as heard:
+            with _turn, _listening(self.say), warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always")
                 yield
             for w in heard:
-                self.say(one_line(w.message))  # type: ignore[arg-type]
+                if issubclass(
+                    w.category, UserWarning
+                ):  # what the Hub remarks on a card, not what the client is old for
+                    self.say(one_line(Exception(str(w.message))))
         except SubcompressError:
             raise
         except Exception as e:
@@ -274,7 +282,7 @@ def _translated(e: Exception, ref: Reference) -> SubcompressError:
     if (answer := of(errors.HfHubHTTPError)) is not None:
         return _status(answer, ref)
     if of(errors.OfflineModeIsEnabled):
-        return UnreachableError("HF_HUB_OFFLINE forbids to ask the Hub", f"unset it, for {ref} is not in the cache")
+        return UnreachableError("HF_HUB_OFFLINE forbids to ask the Hub", f"unset it, for {ref} is asked of it")
     if of(json.JSONDecodeError):
         return UnreachableError(f"the Hub at {endpoint()} answers with something else than JSON", "try again later")
     if of(errors.HfHubHTTPError.__bases__[0]):  # httpx's, under the name that it has there
@@ -302,17 +310,16 @@ def _translated(e: Exception, ref: Reference) -> SubcompressError:
 
 def _status(e: Any, ref: Reference) -> SubcompressError:
     """One line on an answer of the Hub that is not one of its named cases."""
-    status, said = int(e.response.status_code), _without_token(one_line(Exception(e.server_message or ""), 160))
-    reason = f" ({said})" if e.server_message else ""
+    status, said = int(e.response.status_code), e.server_message or ""
+    page = said.lstrip().startswith("<")
+    reason = f" ({_without_token(one_line(Exception(said), 160))})" if said and not page else ""
     if status == 401:
         return SubcompressError(
             f"the Hub knows its users by a token; for {ref.id} yours is missing, wrong or expired{reason}: "
             "`hf auth login`, or set HF_TOKEN"
         )
     if status == 403:
-        return SubcompressError(
-            f"your token may not do this to {ref.id}{reason}: `hf auth login` with one that may write there"
-        )
+        return SubcompressError(f"your token may not do this to {ref.id}{reason}: `hf auth login` with one that may")
     if status in (409, 412):
         return MovedError(f"{ref} was changed meanwhile{reason}: give the command again")
     if status == 429:
@@ -328,13 +335,11 @@ def _status(e: Any, ref: Reference) -> SubcompressError:
 
 
 def _chain(e: BaseException) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
-    seen: list[BaseException] = []
+    """An exception and those that it was raised from."""
     at: BaseException | None = e
-    while at is not None and at not in seen:
-        seen.append(at)
-        at = at.__cause__ or at.__context__
-    return iter(seen)
+    while at is not None:
+        yield at
+        at = at.__cause__
 
 
 def _without_token(text: str) -> str:
