@@ -70,7 +70,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         record, _ = format.from_bytes(self._packed)
         if digest_of(record, {name: t.detach().cpu() for name, t in self.state_dict().items()}) != record.digest:
             raise SubcompressError(
-                "save_pretrained keeps the file that a network was loaded from, and its weights have changed since then: "
+                "save_pretrained keeps the file that a network was loaded from, and its weights have changed since: "
                 "fit and pack them"
             )
         return self._packed

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -158,11 +159,9 @@ class Hub:
 
         changes: list[Any] = [CommitOperationAdd(name, data) for name, data in files.items()]
         changes += [CommitOperationDelete(name, is_folder=False) for name in gone]
+        call = partial(self.api.create_commit, ref.id, changes, commit_message=message, revision=ref.revision)
         with self._words(ref):
-            made = self.api.create_commit(
-                ref.id, changes, commit_message=message, revision=ref.revision, parent_commit=parent
-            )
-        return made.oid
+            return str(_interruptible(partial(call, parent_commit=parent)).oid)
 
     def tag(self, ref: Reference, name: str, commit: str) -> None:
         """Tag a commit, unless it has the tag."""
@@ -245,6 +244,20 @@ def _listening(say: Say) -> Iterator[None]:
         logger.handlers, logger.propagate = handlers, propagate
         if shown:
             enable_progress_bars()
+
+
+def _interruptible(call: Callable[[], Any]) -> Any:
+    """The call in a thread of its own: Xet waits in native code, where Ctrl-C would not be heard before it is done."""
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as e:
+            done.set_exception(e)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result()
 
 
 def asked_wait(e: BaseException) -> float:
