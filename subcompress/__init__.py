@@ -6,12 +6,15 @@ subcompress.unpack("net.safetensors", "dense.safetensors")
 subcompress.load("net.safetensors", model)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from subcompress.comparing import Comparison, compare
 from subcompress.data import Data, Split, load_data
 from subcompress.doctor import Finding, doctor
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.fitting import fit
+from subcompress.hub import from_pretrained, pull, push
 from subcompress.measuring import measure_dimension
 from subcompress.packing import pack
 from subcompress.probe import Fit
@@ -23,6 +26,9 @@ from subcompress.unpacking import load, unpack
 from subcompress.variants import Variants
 from subcompress.verifying import Verification, info, verify
 
+if TYPE_CHECKING:
+    from subcompress.hub.mixin import HubMixin
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -31,6 +37,7 @@ __all__ = [
     "Facts",
     "Finding",
     "Fit",
+    "HubMixin",
     "Listener",
     "Progress",
     "Session",
@@ -42,12 +49,24 @@ __all__ = [
     "compare",
     "doctor",
     "fit",
+    "from_pretrained",
     "info",
     "load",
     "load_data",
     "measure_dimension",
     "pack",
+    "pull",
+    "push",
     "report",
     "unpack",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """HubMixin, the one name that imports huggingface_hub."""
+    if name == "HubMixin":
+        from subcompress.hub.mixin import HubMixin
+
+        return HubMixin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -194,8 +194,8 @@ def open_base(source: Any, name: str | None = None) -> Base:
     elif str(source).startswith(HUB):
         from subcompress.hub import weights_of  # huggingface_hub is loaded only where it is needed
 
-        path, repository, commit = weights_of(str(source), WEIGHTS)
-        found = Base(_read(path), f"{HUB}{repository}", commit)
+        fetched = weights_of(str(source), WEIGHTS)
+        found = Base(_read(fetched.path), f"{HUB}{fetched.id}", fetched.commit)
     else:
         path = _file(Path(source))
         found = Base(_read(path), Path(source).resolve().name)
