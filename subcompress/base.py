@@ -7,7 +7,6 @@ both: how the tensors of the base become those of the model.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError, one_line
-from subcompress.layout import Layout, TensorSpec, holdable, raw_bytes
+from subcompress.layout import MAX_NAME, Layout, TensorSpec, holdable, raw_bytes, sound_text
 
 HUB = "hub:"
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -83,6 +82,17 @@ class Base:
     """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str, revision: str = "") -> None:
+        if not name or not sound_text(name):
+            raise SubcompressError(
+                f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
+                "rename it, or give --base-name"
+            )
+        if bad := next((n for n in tensors if not sound_text(n)), None):
+            raise SubcompressError(
+                f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
+            )
+        if meta := next((n for n, t in tensors.items() if t.is_meta), None):
+            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialise it first")
         self.tensors = {n: tensors[n].detach() for n in sorted(tensors, key=str.encode)}
         self.name, self.revision = name, revision
         self.layout = Layout.of(self.tensors)
@@ -138,7 +148,7 @@ class OnBase:
     def tensor(self, name: str) -> Tensor:
         """The base's values of a tensor of the model, in the model's dtype, on the CPU."""
         held, dtype = self._places[name]
-        return self.base.tensors[held].to(dtype)
+        return converted(self.base.tensors[held], dtype)
 
     def leaf(self, name: str, at: int) -> bytes | None:
         """The digest of a leaf of a tensor, where it is the base's."""
@@ -150,7 +160,7 @@ class OnBase:
         held, dtype = self._places[name]
         t = self.base.tensors[held]
         flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)[lo:]
-        return (flat if n is None else flat[:n]).to(dtype if not dtype.is_complex else torch.float32)
+        return converted(flat if n is None else flat[:n], dtype if not dtype.is_complex else torch.float32)
 
     def loaded(self, module: nn.Module) -> nn.Module:
         """The module, with the base's values in every tensor that the base has."""
@@ -159,6 +169,16 @@ class OnBase:
             for spec in self.layout:
                 state[spec.name].copy_(self.tensor(spec.name))
         return module
+
+
+def converted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to nearest even, the same bits in every library and at every place of a tensor: float64 by way of
+    float32, nan to one of its bit patterns."""
+    if t.dtype == dtype:
+        return t
+    if t.dtype == torch.float64:
+        return t.float().to(dtype).masked_fill_(t.isnan(), torch.nan)
+    return t.to(dtype).masked_fill_(t.isnan(), torch.nan)
 
 
 def add_base(values: Tensor, base: Tensor) -> None:
@@ -188,7 +208,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
     if isinstance(source, Base):
         found = source
     elif isinstance(source, nn.Module):
-        found = Base(source.state_dict(), type(source).__name__)
+        found = Base(_tensors(source.state_dict(), "the module"), type(source).__name__)
     elif isinstance(source, Mapping):
         found = Base(_tensors(source, "the mapping"), "a state dict")
     elif str(source).startswith(HUB):
@@ -249,7 +269,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if begin == b"PK" or begin[:1] == b"\x80":
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin == b"PK")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, OSError) as e:
+        except Exception as e:  # what a damaged pickle raises has no common base
             raise SubcompressError(
                 f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: "
                 f"{one_line(e, 160)}"

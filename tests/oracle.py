@@ -15,6 +15,7 @@ import numpy as np
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8}
 DTYPES = list(WIDTHS)  # in the order of their numbers
 FLOATS = [*DTYPES[:4], "C64"]
+NANS = {"F32": 0x7FC00000, "F16": 0x7E00, "BF16": 0x7FC0, "F64": 0x7FF8000000000000}
 CASTS = [None, "F32", "F16", "BF16", "F64"]  # in the order of their numbers
 NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "C64": "<f4"}  # of the real numbers of a tensor
 SHELL = '{{"z":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}'
@@ -198,12 +199,14 @@ def converted(dtype: str, raw: bytes, cast: str | None) -> tuple[str, bytes]:
         return dtype, raw
     value = (widened(raw) if dtype == "BF16" else np.frombuffer(raw, NUMPY[dtype])).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        if cast != "BF16":
-            return cast, value.astype(NUMPY[cast]).tobytes()
-        near = value.astype(np.float32)  # rounded to odd, so that the second rounding is the only one
-        word = near.view(np.uint32)
-        odd = np.where(np.abs(near) > np.abs(value), word - 1, word) | (near != value)
-    return cast, narrowed(np.where(np.isfinite(value), odd, word).astype(np.uint32))
+        if cast == "F64":
+            words = value.view(np.uint64)
+        else:
+            single = value.astype(np.float32)
+            words = single.astype("<f2").view(np.uint16) if cast == "F16" else single.view(np.uint32)
+    if cast == "BF16":
+        words = np.frombuffer(narrowed(words), "<u2")
+    return cast, np.where(np.isnan(value), words.dtype.type(NANS[cast]), words).tobytes()
 
 
 def widened(raw: bytes) -> np.ndarray:
@@ -227,13 +230,13 @@ def read_groups(reader: Reader) -> list[Group]:
     return groups
 
 
-def read_tag(reader: Reader, groups: list[Group], based: bool) -> Tensor:
+def read_tag(reader: Reader, groups: list[Group], based: bool, count: int) -> Tensor:
     """What follows a tag, as a tensor without a name."""
     entry, G = Tensor("", "", ()), len(groups)
     tag = reader.varint(2 + 3 * G if based else 1 + 2 * G)
     entry.group = (tag - 1) // 2 if 0 < tag < 1 + 2 * G else None
     if tag == 1 + 2 * G:
-        entry.tied = reader.varint()
+        entry.tied = reader.varint(count - 1)
     elif tag == 2 + 2 * G:
         entry.kept = True
     elif tag > 2 + 2 * G:
@@ -281,7 +284,7 @@ def read_entries(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> 
     """The tensors of a file on a base (kind 3)."""
     entries = []
     for _ in range(reader.varint(len(tensors))):
-        entries.append(read_tag(reader, groups, based=True))
+        entries.append(read_tag(reader, groups, True, len(tensors)))
         if entries[-1].group is not None:
             entries[-1].scale = read_scale(reader)
     for i in range(len(tensors)):
@@ -297,7 +300,7 @@ def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], bas
     else:
         for i in range(len(tensors)):
             need(kind > 0 or len(groups) > 0, "no such group")
-            apply_entry(tensors, i, read_tag(reader, groups, based) if kind else Tensor("", "", ()))
+            apply_entry(tensors, i, read_tag(reader, groups, False, len(tensors)) if kind else Tensor("", "", ()))
         read_scales(reader, tensors)
     need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
     for g, group in enumerate(groups):
