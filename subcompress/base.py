@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -306,16 +307,18 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
     """How a module stands on a base: equal names and shapes, up to a prefix that all share.
 
     Parameters of the module that the base lacks, or has in another shape, start from the seed. They are the last ones
-    of the module, its head, or are named in `new` (patterns, or names). Raises SubcompressError, naming the first
-    tensor, where others are missing.
+    of the module, its head, or are named in `new` (patterns, or names), and so do others that are named there. Raises
+    SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
+    tensors that the module ties.
     """
+    anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
     state = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
     strip, add = _prefixes(base.layout, Layout.of(state))
     reference = Reference(base.name, base.revision, base.digest, len(base.layout), strip, add)
     unused, dtypes = [], set()
     for i, spec in enumerate(base.layout):
         name = reference.renamed(spec.name)
-        tensor = None if name is None else state.get(name)
+        tensor = None if name is None or name in anew else state.get(name)
         floats = tensor is not None and tensor.is_floating_point() and spec.dtype in FLOATS
         if tensor is None or tuple(tensor.shape) != spec.shape or not (floats or tensor.dtype == spec.torch_dtype):
             unused.append(i)
@@ -331,27 +334,46 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
                 f"as {reference.dtype}: convert the model"
             )
     _check_missing(found, module, state, new)
+    _check_ties(found, module)
     return found
 
 
-def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
-    from fnmatch import fnmatchcase
+def ties_of(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter, in the module's order: two or more of one that is tied."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return list(found.values())
 
+
+def _check_ties(found: OnBase, module: nn.Module) -> None:
+    for names in ties_of(module):
+        first, *others = [n for n in names if n in found] or names[:1]
+        for name in others:
+            if raw_bytes(found.tensor(first)) != raw_bytes(found.tensor(name)):
+                raise SubcompressError(
+                    f"the model ties {first} and {name}; {found.base.name} has different values for them: untie them, "
+                    "or give the base of this network"
+                )
+
+
+def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
     shapes = {found.reference.renamed(s.name): s.shape for s in found.base.layout}
-    parameters = [n for n, _ in module.named_parameters()]
-    present = [i for i, n in enumerate(parameters) if n in found]
+    tied = ties_of(module)
+    parameters = [names[0] for names in tied]
+    present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:
         raise SubcompressError(
             f"a base has the model's tensors; {found.base.name} has {_some(found.base.tensors)}, the model "
             f"{_some(state)}: give the base of this network"
         )
     for pattern in new:
-        if not any(fnmatchcase(n, pattern) for n in parameters):
+        if not any(fnmatchcase(n, pattern) for names in tied for n in names):
             raise SubcompressError(
                 f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_some(state)}"
             )
-    for name in parameters[: present[-1]]:
-        if name in found or any(fnmatchcase(name, pattern) for pattern in new):
+    for i, name in enumerate(parameters[: present[-1]]):
+        if i in present or any(fnmatchcase(name, pattern) for pattern in new):
             continue
         has = f"has it as {list(shapes[name])}" if name in shapes else "lacks it"
         raise SubcompressError(
