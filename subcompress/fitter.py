@@ -161,8 +161,10 @@ class Fitter:
                 continue  # the seed starts it, or the base has it
             root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
+        named = {} if self.base is None else {"base": self.base.reference.where}
         return {
             **asdict(s),
+            **named,
             "threads": torch.get_num_threads(),
             "loss": self.task.loss_name,
             "metric": self.task.metric_name,
