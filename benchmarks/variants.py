@@ -2,8 +2,9 @@
 
     python benchmarks/variants.py --model DIR [--variants 1000] [-o benchmarks/results]
 
-The variants stand on the network of DIR (transformers, for sequence classification), acting on norms, biases and head, with
-coordinates as a fit leaves them (normal, 4 bits, d = 1,500), not trained: neither bytes nor times depend on what they mean.
+The variants stand on the network of DIR (transformers, for sequence classification), acting on norms, biases and head,
+with coordinates as a fit leaves them (normal, 4 bits, d = 1,500), not trained: neither bytes nor times depend on what
+they mean.
 """
 
 from __future__ import annotations

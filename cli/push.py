@@ -8,7 +8,7 @@ import click
 import subcompress
 from subcompress import SubcompressError
 from subcompress.hub import GRAPHS
-from subcompress_cli.options import FOLDER, INPUT, json_option, model_option, network, print_json, say
+from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, model_option, network_of, print_json, say
 from subcompress_models import MODELS
 
 
@@ -19,6 +19,7 @@ from subcompress_models import MODELS
 @click.option(
     "--run", "run_folder", type=FOLDER, metavar="RUN", help="What it was packed from: accuracy, data, recipe."
 )
+@base_option
 @click.option(
     "--onnx",
     type=click.Choice(GRAPHS),
@@ -40,6 +41,7 @@ def push(
     repository: str,
     model_name: str | None,
     run_folder: Path | None,
+    base: str | None,
     onnx: str,
     dataset: str | None,
     task: str | None,
@@ -61,8 +63,9 @@ def push(
     pushed = subcompress.push(
         file,
         repository,
-        None if onnx == "none" or (model_name is None and name not in MODELS) else network(name),
+        None if onnx == "none" or (model_name is None and name not in MODELS) else network_of(file, name, base),
         about=subcompress.hub.About(run_folder, dataset, task, license),
+        base=base,
         onnx=onnx,
         private=private,
         tag=tag,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from subcompress import run
+from subcompress import format, run
 from subcompress.errors import SubcompressError, one_line
 from subcompress.hub.references import PREFIX, Reference
 
@@ -95,7 +95,7 @@ def measured(info: dict[str, Any], about: About) -> Measured | None:
             return None
         return Measured("accuracy", {"test": info["test_accuracy"]}, "", about.dataset)
     fit, summary = run.fit_of(about.run), run.summary(about.run)
-    if run.load(about.run).digest.hex() != info["digest"]:
+    if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
         raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")
     name = str(summary["origin"].get("data") or "").rpartition("/")[2]
     recipe = {k: v for k, v in summary["recipe"].items() if isinstance(v, (int, float, str)) and v != ""}

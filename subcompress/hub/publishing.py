@@ -72,6 +72,7 @@ def push(
     module: nn.Module | None = None,
     *,
     about: About | None = None,
+    base: Any = None,
     onnx: str = "auto",
     private: bool | None = None,
     tag: str | None = None,
@@ -85,15 +86,16 @@ def push(
     """Publish a file as ORG/NAME, or on a branch as ORG/NAME@BRANCH, in one commit; none where nothing would change.
 
     The repository and the branch are made where they are not there. module: the network, to trace for model.onnx (see
-    GRAPHS); without one, a graph of the same weights stays and another goes. Sections and front matter of the card that
-    its owner wrote stay, unless new_card. force: also over files that no push of ours wrote.
+    GRAPHS); base: what the file stands on, for that; without a module, a graph of the same weights stays and another
+    goes. Sections and front matter of the card that its owner wrote stay, unless new_card. force: also over files that
+    no push of ours wrote.
 
     A push that is interrupted has published all or nothing, and may be given again. Raises SubcompressError.
     """
     ref, about = Reference.of(repository), about or About()
     data, found = read_bytes(path, format.MAX_FILE_BYTES), info(path)
     card.measured(found, about)  # what is wrong with the run is said before anything is traced or sent
-    graph = _graph(path, found, module, onnx)
+    graph = _graph(path, found, module, onnx, base)
     parcel = Parcel(data, found, graph, about, config or {}, force, new_card)
     pushed = _publish(Hub(token, say), ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
     if tag is not None:
@@ -101,13 +103,13 @@ def push(
     return pushed
 
 
-def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str) -> bytes | None:
+def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str, base: Any) -> bytes | None:
     if onnx not in GRAPHS:
         raise SubcompressError(f"--onnx is one of {', '.join(GRAPHS)}; given {onnx!r}")
     if module is None or onnx == "none" or (onnx == "auto" and found.get("base")):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return unpack(path, Path(folder) / GRAPH, module, self_unfolding=onnx == "auto").read_bytes()
+        return unpack(path, Path(folder) / GRAPH, module, base=base, self_unfolding=onnx == "auto").read_bytes()
 
 
 def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, message: str) -> Pushed:
