@@ -70,8 +70,8 @@ def _from_hub(hub: Hub, ref: Reference) -> Fetched:
         path = hub.download(pinned, FILE, again=True)
         if not remote.files[FILE].holds(path.read_bytes()):
             raise SubcompressError(
-                f"what comes of {ref} is not what the Hub promises, twice: the line or the cache damages it; try another "
-                "network, or set HF_HOME to another folder"
+                f"what comes of {ref} is not what the Hub promises, twice: the line or the cache damages it; try "
+                "another network, or set HF_HOME to another folder"
             )
     return Fetched(remote.id, remote.commit, path, False)
 
