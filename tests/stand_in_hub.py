@@ -285,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
         id = f"{asked['organization']}/{asked['name']}"
         if id in self.hub.repos:
             raise Answer(409, {"error": "You already created this model repo"})
-        self.hub.make(id, private=asked.get("visibility") == "private")
+        self.hub.make(id, private=asked.get("visibility") == "private" or asked.get("private") is True)
         raise Answer(200, {"url": f"{self.hub.url}/{id}", "name": id})
 
     def post_yaml(self, *, body: bytes, query: Any) -> None:

@@ -313,13 +313,21 @@ def test_gone_and_moved(hub, client, name, tmp_path):
 
 
 def test_a_branch_that_moves_while_it_is_fetched(hub, client, name, tmp_path):
-    push(client, FIRST, name)
+    """The commit is the one that was there when we looked, and the file is that commit's."""
+    before = push(client, FIRST, name)["commit"]
     hub.fail(
         "HEAD", f"{name}/resolve/main/model", lambda: hub.put(name, "moved", model__safetensors=SECOND.read_bytes())
     )
-    done = client("pull", name, "-o", tmp_path / "x", "--json").json
-    assert done["commit"] == hub.repos[name].heads["main"]
+    assert client("pull", name, "-o", tmp_path / "x", "--json").json["commit"] == before
+    assert (tmp_path / "x").read_bytes() == FIRST.read_bytes()
+    assert client("pull", name, "-o", tmp_path / "x", "--json").json["commit"] == hub.repos[name].heads["main"]
     assert (tmp_path / "x").read_bytes() == SECOND.read_bytes()
+    hub.put(name, "moved again", model__safetensors=FIRST.read_bytes())
+    hub.fail(
+        "HEAD", f"{name}/resolve/main/model", 503
+    )  # where the client would give the copy of before, and say nothing
+    assert client("pull", name, "-o", tmp_path / "x").exit_code == 0
+    assert (tmp_path / "x").read_bytes() == FIRST.read_bytes()
 
 
 def test_a_digest_that_is_asked_for(hub, client, name, tmp_path):
@@ -615,7 +623,8 @@ def test_mistakes_before_anything_is_sent(hub, client, tmp_path):
     assert "a repository is ORG/NAME" in client("pull", "a/b/c", "-o", tmp_path / "x").error
     assert "No such file" in client("push", tmp_path / "none", "me/net").error
     assert "is not a finished run" in client("push", FIRST, "me/net", "--run", tmp_path).error
-    assert "the file holds" in client("push", FIRST, "me/net", "--model", "lenet").error
+    line = client("push", FIRST, "me/net", "--model", "lenet").error
+    assert "the file holds" in line and "--onnx none" in line
     assert client("push", FIRST, "me/net", "--onnx", "both").exit_code == 2
     assert len(hub.log) == asked
 

@@ -24,8 +24,6 @@ FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "mo
 LARGE = 1 << 24
 """Bytes from which a file is not fetched before its repository has said that it is ours."""
 
-TRIES = 4
-
 
 @dataclass(frozen=True)
 class Fetched:
@@ -62,22 +60,21 @@ def fetch(ref: Reference, *, token: str | bool | None = None, cached: bool = Fal
 
 
 def _from_hub(hub: Hub, ref: Reference) -> Fetched:
-    for _ in range(TRIES):
-        remote = hub.look(ref)
-        _require_ours(hub, ref, remote)
-        path = hub.download(ref, FILE)
-        if path.parent.name != remote.commit:
-            continue  # the branch has moved since we looked
+    remote = hub.look(ref)
+    _require_ours(hub, ref, remote)
+    pinned = replace(ref, revision=remote.commit)
+    path = hub.download(ref, FILE)  # by its name first: so it is found again where there is no Hub
+    if path.parent.name != remote.commit:  # the branch has moved since we looked, or this is the copy of before
+        path = hub.download(pinned, FILE)
+    if not remote.files[FILE].holds(path.read_bytes()):
+        hub.say(f"{FILE} of {ref} came damaged; fetching it once more")
+        path = hub.download(pinned, FILE, again=True)
         if not remote.files[FILE].holds(path.read_bytes()):
-            hub.say(f"{FILE} of {ref} came damaged; fetching it once more")
-            path = hub.download(replace(ref, revision=remote.commit), FILE, again=True)
-            if not remote.files[FILE].holds(path.read_bytes()):
-                raise SubcompressError(
-                    f"what comes of {ref} is not what the Hub promises, twice: the line or the cache damages it; try "
-                    "another network, or set HF_HOME to another folder"
-                )
-        return Fetched(remote.id, remote.commit, path, False)
-    raise SubcompressError(f"{ref} moves faster than it can be fetched: name a commit after @")
+            raise SubcompressError(
+                f"what comes of {ref} is not what the Hub promises, twice: the line or the cache damages it; try "
+                "another network, or set HF_HOME to another folder"
+            )
+    return Fetched(remote.id, remote.commit, path, False)
 
 
 def _require_ours(hub: Hub, ref: Reference, remote: Remote) -> None:

@@ -109,7 +109,11 @@ def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, on
     if module is None or onnx == "none" or (onnx == "auto" and found.get("base")):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return unpack(path, Path(folder) / GRAPH, module, base=base, self_unfolding=onnx == "auto").read_bytes()
+        try:
+            place = Path(folder) / GRAPH
+            return unpack(path, place, module, base=base, self_unfolding=onnx == "auto").read_bytes()
+        except SubcompressError as e:
+            raise SubcompressError(f"{e} (or push without a graph: --onnx none)") from e
 
 
 def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, message: str) -> Pushed:

@@ -43,6 +43,8 @@ TIMEOUT = 30.0
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that another try may cure."""
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+"""What a system says of a disk that takes no more."""
 
 _turn = threading.RLock()
 """The client's log and Python's warnings are the process's: one call at a time listens to them."""
@@ -103,7 +105,7 @@ class Hub:
     """
 
     def __init__(self, token: str | bool | None = None, say: Say = quiet) -> None:
-        self.token, self.say = token, say
+        self.token, self.say, self.renamed = token, say, ""
 
     @property
     def api(self) -> HfApi:
@@ -119,7 +121,8 @@ class Hub:
         files = {}
         for s in found.siblings or ():
             files[s.rfilename] = RemoteFile(s.size or 0, s.lfs.sha256 if s.lfs else s.blob_id or "")
-        if found.id != ref.id:
+        if found.id not in (ref.id, self.renamed):
+            self.renamed = found.id
             self.say(f"{ref.id} is called {found.id} now")
         return Remote(found.id, found.sha or "", bool(found.private), files)
 
@@ -199,9 +202,7 @@ class Hub:
                 warnings.simplefilter("always")
                 yield
             for w in heard:
-                if issubclass(
-                    w.category, UserWarning
-                ):  # what the Hub remarks on a card, not what the client is old for
+                if issubclass(w.category, UserWarning):  # of a card; not what is deprecated in the client
                     self.say(one_line(Exception(str(w.message))))
         except SubcompressError:
             raise
@@ -302,13 +303,7 @@ def _translated(e: Exception, ref: Reference) -> SubcompressError:
         return UnreachableError(
             f"the Hub at {endpoint()} cannot be reached ({said})", "check the network, or try again"
         )
-    if isinstance(first, OSError) and first.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EACCES,
-        errno.EROFS,
-    ):
+    if isinstance(first, OSError) and first.errno in UNWRITABLE:
         return SubcompressError(
             f"the cache of downloads cannot be written: {first.strerror}; make room, or set HF_HOME to another folder"
         )
