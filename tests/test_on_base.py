@@ -163,13 +163,12 @@ def test_a_subspace_on_a_base_starts_there_and_packs(trained, tmp_path):
         assert not torch.equal(loaded[name], trained[name])
 
 
-@pytest.mark.parametrize("after", [1, 2])
-def test_an_interrupted_fit_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch, after):
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
     args = (net(seed=9), networks.blobs())
     subcompress.fit(*args, tmp_path / "whole", base=trained, **FIT)
     with pytest.raises(KeyboardInterrupt):
-        subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT, listener=Stopping(after))
+        subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT, listener=Stopping(2))
     other = {"base_name": "another"}
     line = refusal(subcompress.fit, *args, tmp_path / "stopped", base=trained, **other, **FIT)
     assert "unfinished run of another command (its base was a state dict, now another)" in line
@@ -310,6 +309,9 @@ def test_the_command_line_fits_on_a_base(tmp_path):
     assert cli("unpack", out, "-o", tmp_path / "dense.safetensors", "--base", base).exit_code == 0
     assert json.loads(cli("verify", out, "--base", base, "--json").output)["ok"]
     assert cli("verify", out).exit_code == 1
+    base.rename(tmp_path / "moved.pt")
+    assert cli("report", tmp_path / "run").exit_code == 0  # without the base
+    (tmp_path / "moved.pt").rename(base)
     assert cli(*fit, "--act-on", "norms", "-o", tmp_path / "r").exit_code == 1
     assert run.load(tmp_path / "run").base is not None  # where it was trained on is remembered
 
