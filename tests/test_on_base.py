@@ -106,6 +106,13 @@ def test_what_moves_by_default(trained, small):
     assert moved(small, trained) == parameters - {"0.weight", "4.weight"}  # and the running statistics are the base's
 
 
+def test_a_session_runs_a_file_on_a_base(trained, small):
+    x = networks.blobs().test.x
+    session = subcompress.Session(small, net(seed=1), base=trained, check=True)
+    assert torch.allclose(session(x), subcompress.load(small, net(seed=2), base=trained)(x), atol=1e-4)
+    assert "--base" in refusal(subcompress.Session, small, net())
+
+
 @pytest.mark.parametrize(
     ("act_on", "names"),
     [
