@@ -24,7 +24,7 @@ from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
-from subcompress.layout import Layout
+from subcompress.layout import Layout, raw_bytes
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost
@@ -159,7 +159,7 @@ class Fitter:
         for name, p in self.model.state_dict().items():
             if name not in kept and s.operator == "hadamard":
                 continue  # the seed starts it, or the base has it
-            root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         named = {} if self.base is None else {"base": self.base.reference.where}
         return {

@@ -147,5 +147,6 @@ class Layout:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's values in row-major order."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # A single value is contiguous whatever its strides are, and no view of them.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -563,3 +563,18 @@ def test_a_base_is_named():
     base = open_base(HELD, f"hub:org/name@{commit}")
     assert (base.name, base.revision) == ("hub:org/name", commit)
     assert (open_base(HELD, "hub:org/name").revision) == ""
+
+
+def test_a_value_of_no_stride_is_hashed_stored_and_loaded():
+    held = {"one": torch.ones(()).expand(1), "same": torch.ones(1).expand(1, 1), "ones": torch.ones(1).expand(2, 3)}
+    base = Base(held, "base")
+    assert base.digest == Base({n: t.clone() for n, t in held.items()}, "base").digest
+    standing = OnBase(Reference("base", "", base.digest, 3), base)
+    record = with_digest(Record(0, standing.layout, (), (Stored(), Stored(), Kept()), bytes(range(28)), base=standing))
+    module = nn.Module()
+    for name, tensor in held.items():
+        module.register_buffer(
+            name, tensor.clone() if name == "ones" else tensor.clone().as_strided(tensor.shape, (0,) * tensor.ndim)
+        )
+    found = load_record(record, module).state_dict()
+    assert raw(found["one"]) + raw(found["ones"]) == record.stored
