@@ -71,7 +71,7 @@ def push(
         tag=tag,
         message=message,
         force=force,
-        new_card=replace_card,
+        replace_card=replace_card,
         say=say,
     )
     if as_json:

@@ -5,6 +5,7 @@ by Xet, with faults where a test asks for them. What it does was observed of the
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -113,7 +114,7 @@ class StandInHub:
 
         Handler.hub = hub
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server.daemon_threads = False  # closing waits for each
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -191,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer is one packet: else each waits for the client's acknowledgement of its head
     disable_nagle_algorithm = True
+    timeout = 60
 
     def log_message(self, *_: object) -> None:
         """Nothing is printed."""
@@ -224,8 +226,21 @@ class _Handler(BaseHTTPRequestHandler):
                     return fault
         return None
 
+    def finish(self) -> None:
+        """Close, also where the client has gone."""
+        try:
+            super().finish()
+        except OSError:
+            self.rfile.close()
+
+    def handle(self) -> None:
+        """A client that goes in the middle is no mistake."""
+        with contextlib.suppress(OSError):
+            super().handle()
+
     def _drop(self) -> None:
         self.close_connection = True
+        self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, answer: Answer, fault: str | None) -> None:

@@ -55,15 +55,17 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Parcel:
-    """What is to be published. config: what else config.json holds; force: over what is not ours."""
+    """What is to be published. graph: model.onnx; None leaves one of the same weights there if `keep` says so; config:
+    what else config.json holds; force: over what is not ours."""
 
     data: bytes
     info: dict[str, Any]
     graph: bytes | None
     about: About
     config: dict[str, Any]
+    keep: bool = True
     force: bool = False
-    new_card: bool = False
+    replace_card: bool = False
 
 
 def push(
@@ -78,17 +80,17 @@ def push(
     tag: str | None = None,
     message: str | None = None,
     force: bool = False,
-    new_card: bool = False,
+    replace_card: bool = False,
     config: dict[str, Any] | None = None,
     token: str | bool | None = None,
     say: Say = quiet,
 ) -> Pushed:
     """Publish a file as ORG/NAME, or on a branch as ORG/NAME@BRANCH, in one commit; none where nothing would change.
 
-    The repository and the branch are made where they are not there. module: the network, to trace for model.onnx (see
-    GRAPHS); base: what the file stands on, for that; without a module, a graph of the same weights stays and another
-    goes. Sections and front matter of the card that its owner wrote stay, unless new_card. force: also over files that
-    no push of ours wrote.
+    The repository and the branch are made where they are not there. module: the network, to trace for model.onnx;
+    base: what the file stands on, for that; without a module, a graph of the same weights stays and another goes. onnx:
+    one of GRAPHS. Sections and front matter of the card that its owner wrote stay, unless replace_card. force: also
+    over files that no push of ours wrote.
 
     A push that is interrupted has published all or nothing, and may be given again. Raises SubcompressError.
     """
@@ -96,7 +98,7 @@ def push(
     data, found = read_bytes(path, format.MAX_FILE_BYTES), info(path)
     card.measured(found, about)  # what is wrong with the run is said before anything is traced or sent
     graph = _graph(path, found, module, onnx, base)
-    parcel = Parcel(data, found, graph, about, config or {}, force, new_card)
+    parcel = Parcel(data, found, graph, about, config or {}, onnx != "none", force, replace_card)
     pushed = _publish(Hub(token, say), ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
     if tag is not None:
         Hub(token, say).tag(Reference(pushed.id), tag, pushed.commit)
@@ -178,8 +180,9 @@ def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[
     if not parcel.force:
         _require_ours(ref, remote, config)
     stays = {}
-    if parcel.graph is None and config.get("subcompress", {}).get("digest") == parcel.info["digest"]:
-        stays = {name: f for name, f in remote.files.items() if name == GRAPH}
+    same = config.get("subcompress", {}).get("digest") == parcel.info["digest"]
+    if parcel.graph is None and parcel.keep and same and GRAPH in remote.files:
+        stays = {GRAPH: remote.files[GRAPH]}
     held = None
     if CARD in remote.files:
         held = read_bytes(hub.download(replace(ref, revision=remote.commit), CARD), LARGE).decode("utf-8", "replace")
@@ -204,7 +207,7 @@ def described(
     ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
     whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
     files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
-    files[CARD] = card.write(page, held, anew=parcel.new_card).encode()
+    files[CARD] = card.write(page, held, anew=parcel.replace_card).encode()
     if (results := card.evaluation(page)) is not None:
         files[EVALUATION] = results.encode()
     return files
