@@ -14,6 +14,8 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from commands import cli
 from hub_client import Client
@@ -247,6 +249,98 @@ def test_a_base_on_the_hub_is_named(tmp_path):
     assert "at commit `c0ffee`" in text
     elsewhere = card.Page("me/net", info | {"base": {**info["base"], "id": "b.safetensors"}}, {}, card.About(), None)
     assert "base_model" not in yaml.safe_load(card.write(elsewhere, None).split("---\n")[1])
+
+
+# Bases that lie on the Hub
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Two states of a base's weights, as files, and the code of a network on it, with a head of its own."""
+    folder = tmp_path_factory.mktemp("bases")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        safetensors.torch.save_file(torch.nn.Sequential(torch.nn.Linear(8, 6)).state_dict(), folder / f"{seed}")
+    (folder / "own.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))\n"
+    )
+    return folder
+
+
+def pack_on(client, folder, base, output, **options):
+    code = f"""
+import sys, torch, subcompress
+sys.path.insert(0, {str(folder)!r})
+import own
+torch.manual_seed(5)
+sub = subcompress.Subspace.of(own.net(), 12, base={base!r}, act_on="all", **{options!r})
+with torch.no_grad():
+    sub.z.normal_()
+sub.round(4)
+result = subcompress.pack(sub, {str(output)!r})
+"""
+    return client.python(code)
+
+
+def test_a_file_on_a_base_of_the_hub(hub, client, name, bases, tmp_path):
+    """The file names repository, commit and digest; whoever has it fetches that commit, wherever the branch is now."""
+    base, file, dense = f"{name}-base", tmp_path / "net.safetensors", tmp_path / "dense.safetensors"
+    hub.make(base)
+    commit = hub.put(base, "weights", model__safetensors=(bases / "0").read_bytes())
+    assert pack_on(client, bases, f"hub:{base}", file) < 400
+    found = client("info", file, "--json").json
+    assert found["base"].items() >= {"id": f"hub:{base}", "revision": commit}.items()
+    assert f"on the base hub:{base}@{commit}" in client("info", file).stdout
+    pushed = client("push", file, name, "--model", f"{bases}/own.py:net", "--json")
+    assert pushed.exit_code == 0, pushed.stderr
+    assert "model.onnx" not in pushed.json["files"]
+    card_text = hub.held(name)["README.md"].decode()
+    assert f"base_model: {base}" in card_text and "subcompress verify net.safetensors\n" in card_text
+
+    moved = hub.put(base, "other weights", model__safetensors=(bases / "1").read_bytes())
+    client.cache = tmp_path / "another"
+    assert client("verify", f"hub:{name}", "--json").json["ok"] is True
+    assert client("unpack", f"hub:{name}", "-o", dense).exit_code == 0
+    assert safetensors.torch.load_file(dense).keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    asked = len(hub.log)
+    assert client("verify", file, "--json").json["ok"] is True  # the commit is in the cache: nothing to ask
+    assert len(hub.log) == asked
+    refused = client("verify", file, "--base", f"hub:{base}").error
+    assert found["base"]["digest"] in refused and f"hub:{base} has" in refused
+    here = client("unpack", file, "--base", bases / "0", "-o", dense, "--json")
+    assert here.exit_code == 0 and len(hub.log) > asked
+    graph = client("unpack", file, "--model", f"{bases}/own.py:net", "-o", tmp_path / "net.onnx")
+    assert graph.exit_code == 0, graph.stderr
+    assert moved != commit
+
+
+def test_bases_that_cannot_be_had(hub, client, name, bases, tmp_path):
+    base, file, out = f"{name}-base", tmp_path / "net.safetensors", tmp_path / "dense.safetensors"
+    repo = hub.make(base)
+    commit = hub.put(base, "weights", model__safetensors=(bases / "0").read_bytes())
+    pack_on(client, bases, str(bases / "0"), file, base_name=f"hub:{base}@{commit}")
+    repo.gated = True
+    assert f"is gated: ask for access at {hub.url}/{base}" in client("unpack", file, "-o", out).error
+    repo.gated, repo.private, client.token = False, True, ""
+    assert f"there is no hub:{base}@{commit} that you may see" in client("unpack", file, "-o", out).error
+    repo.private, client.token, client.offline = False, "hf_reader", True
+    assert "HF_HUB_OFFLINE" in client("unpack", file, "-o", out).error
+    client.offline = False
+    hub.repos[f"{base}-new"] = hub.repos.pop(base)
+    hub.renamed[base] = f"{base}-new"
+    assert client("unpack", file, "-o", out).exit_code == 0
+    del hub.repos[f"{base}-new"]
+    assert client("unpack", file, "-o", out).exit_code == 0  # it is in the cache
+    client.cache = tmp_path / "empty"
+    assert "deleted or moved" in client("unpack", file, "-o", out).error
+    hub.make(base)
+    hub.put(base, "no weights", config__json=b"{}")
+    assert (
+        "a base has its weights in model.safetensors or pytorch_model.bin"
+        in client("unpack", file, "--base", f"hub:{base}", "-o", out).error
+    )
+    hub.put(base, "ours", model__safetensors=FIRST.read_bytes())
+    assert "is a subcompress file: unpack it first" in client("unpack", file, "--base", f"hub:{base}", "-o", out).error
 
 
 # Repositories that are not what was asked for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from subcompress.unpacking import load
 
 FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "model.onnx"
 """What a repository holds."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 LARGE = 1 << 24
 """Bytes from which a file is not fetched before its repository has said that it is ours."""
@@ -154,19 +157,30 @@ def from_pretrained(
     return load(file, module, base=base, check=check)
 
 
+def _cached(hub: Hub, ref: Reference, files: Sequence[str]) -> Fetched | None:
+    """The first of the files that is in the cache."""
+    for file in files:
+        with contextlib.suppress(SubcompressError):
+            path = hub.download(ref, file, cached=True)
+            return Fetched(ref.id, path.parent.name, path, True)
+    return None
+
+
 def weights_of(name: str, files: Sequence[str], *, token: str | bool | None = None, say: Say = quiet) -> Fetched:
     """The weights of a base, `hub:ORG/NAME[@REV]`: the first of `files` that it has, in the cache. Where the Hub is out
-    of reach, the copy of before. Raises SubcompressError as `fetch` does, and for a repository that has none of them.
+    of reach, or REV is a commit, the copy of before. Raises SubcompressError as `fetch` does, and for a repository that
+    has none of them.
     """
     ref, hub = Reference.of(name), Hub(token, say)
+    if COMMIT.fullmatch(ref.revision or "") and (found := _cached(hub, ref, files)):
+        return found  # a commit is what it is: nothing to ask
     try:
         remote = hub.look(ref)
     except UnreachableError as e:
-        for file in files:
-            with contextlib.suppress(SubcompressError):
-                path = hub.download(ref, file, cached=True)
-                return Fetched(ref.id, path.parent.name, path, True)
-        raise e from None
+        if (found := _cached(hub, ref, files)) is None:
+            raise
+        say(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
+        return found
     held = [file for file in files if file in remote.files]
     if not held:
         raise SubcompressError(
