@@ -578,3 +578,47 @@ def test_a_value_of_no_stride_is_hashed_stored_and_loaded():
         )
     found = load_record(record, module).state_dict()
     assert raw(found["one"]) + raw(found["ones"]) == record.stored
+
+
+@pytest.mark.parametrize("dtype", ["", "F32"])
+def test_tensors_of_many_leaves_stream_as_they_expand(dtype):
+    """A leaf's first value is another number in the file's dtype than in the base's."""
+    held = plain_base(
+        [("a", "F16", (2_200_000,)), ("b", "C64", (600_001,)), ("c", "F64", (530_000,)), ("d", "F16", (3,))]
+    )
+    base = Base(held, "base")
+    standing = OnBase(Reference("base", "", base.digest, 4, dtype=dtype), base)
+    layout = Layout((*standing.layout, replace(standing.layout.tensors[0], name="e")))
+    entries = (Kept(), Coded(0.5, based=True), Coded(0.25, based=True), Coded(0.25, 1, based=True), Same(0))
+    sizes = group_sizes(layout, entries, 2)
+    z = np.arange(3, dtype=np.int32)
+    groups = tuple(Group(HadamardBlocks.sized(D, 3, 1, 0, g), 4, z) for g, D in enumerate(sizes))
+    record = with_digest(Record(1, layout, groups, entries, base=standing))
+    state = expand_checked(record)
+    assert same_values(state["a"], held["a"])
+    for backend in available():
+        seen: dict[str, dict[int, bytes]] = {s.name: {} for s in layout}
+
+        def sink(leaf, values, seen=seen):
+            seen[layout.tensors[leaf.index].name][leaf.at] = raw(values)
+
+        assert stream(record, sink, backend=backend) == stream(record, backend=backend) == record.digest
+        for name, tensor in state.items():
+            assert b"".join(seen[name][at] for at in sorted(seen[name])) == raw(tensor)
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.double(), b.double())
+
+
+def test_bombs_are_not_inflated():
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stream = packer.compress(bytes(1 << 26)) + packer.flush()
+    parts = dict(PARTS)
+    for claimed, words in ((1 << 26, "at most 16777216"), (100, "does not inflate to")):
+        parts["entries"] = number(claimed) + number(len(stream)) + stream
+        body = b"".join(parts.values())
+        assert words in refusal(format.parse, container.wrap(body + zlib.crc32(body).to_bytes(4, "little")))
+    changes = {"dense": number(1 << 36), "entries": b"\1\0\0\0\0\0", "groups": b"\0", "sizes": b""}
+    line = refusal(format.parse, forged(**changes, stored=number((1 << 30) + 1) + number(len(stream)) + stream))
+    assert "at most 1073741824" in line
