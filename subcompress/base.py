@@ -264,12 +264,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a torch state dict. Raises SubcompressError for anything else."""
     try:
         with path.open("rb") as f:
-            begin = f.read(2)
+            begin, size = f.read(9), f.seek(0, os.SEEK_END)
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
-    if begin == b"PK" or begin[:1] == b"\x80":
+    # A safetensors file begins with a length, which may look like what a zip archive or a pickle begins with.
+    table = begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < size
+    if not table and (begin[:2] == b"PK" or begin[:1] == b"\x80"):
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin == b"PK")
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin[:2] == b"PK")
         except Exception as e:  # what a damaged pickle raises has no common base
             raise SubcompressError(
                 f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: "

@@ -622,3 +622,11 @@ def test_bombs_are_not_inflated():
     changes = {"dense": number(1 << 36), "entries": b"\1\0\0\0\0\0", "groups": b"\0", "sizes": b""}
     line = refusal(format.parse, forged(**changes, stored=number((1 << 30) + 1) + number(len(stream)) + stream))
     assert "at most 1073741824" in line
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_safetensors_file_whose_length_looks_like_another_kind(tmp_path, length):
+    text = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "base"
+    path.write_bytes(length.to_bytes(8, "little") + text + struct.pack("<f", 2.0))
+    assert open_base(path).tensors["w"].tolist() == [2.0]

@@ -333,6 +333,7 @@ def test_bases_that_cannot_be_had(hub, client, name, bases, tmp_path):
     assert client("unpack", file, "-o", out).exit_code == 0  # it is in the cache
     client.cache = tmp_path / "empty"
     assert "deleted or moved" in client("unpack", file, "-o", out).error
+    del hub.renamed[base]
     hub.make(base)
     hub.put(base, "no weights", config__json=b"{}")
     assert (

@@ -200,7 +200,7 @@ def _text(page: Page) -> str:
         loader=PackageLoader("subcompress"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"thousands": lambda n: f"{n:,}", "cell": _cell}
-    facts = page.info["facts"]
+    facts = {"labels": [], "mean": [], "std": []} | page.info["facts"]
     inputs = facts.get("inputs") or [["input", facts.get("input_dtype", "F32"), facts.get("input_shape", [])]]
     return (
         environment.get_template(TEMPLATE)
