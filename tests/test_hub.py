@@ -277,7 +277,7 @@ sub = subcompress.Subspace.of(own.net(), 12, base={base!r}, act_on="all", **{opt
 with torch.no_grad():
     sub.z.normal_()
 sub.round(4)
-result = subcompress.pack(sub, {str(output)!r})
+result = subcompress.pack(sub, {str(output)!r}, subcompress.Facts(input_shape=(8,)))
 """
     return client.python(code)
 
