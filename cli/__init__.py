@@ -10,6 +10,8 @@ from subcompress_cli.errors import Group
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
 from subcompress_cli.pack import pack
+from subcompress_cli.pull import pull
+from subcompress_cli.push import push
 from subcompress_cli.report import report
 from subcompress_cli.unpack import unpack
 from subcompress_cli.verify import verify
@@ -21,5 +23,5 @@ def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
 
-for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor):
+for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull):
     main.add_command(command)

@@ -11,6 +11,11 @@ from subcompress import SubcompressError
 COMMAND = "subcompress.command"
 """The key, in click's context, of the command as it was typed."""
 
+INTERRUPTED = dict.fromkeys(("fit", "dim", "compare"), "the same command goes on where it was") | {
+    "push": "nothing was published, unless it had just ended; the same command is safe to give again"
+}
+"""What an interruption leaves of a command; of all others, nothing."""
+
 
 class Group(click.Group):
     """A group that prints a SubcompressError as `error: ...` on stderr; anything else is a bug and shows itself.
@@ -31,8 +36,7 @@ class Group(click.Group):
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
         except (KeyboardInterrupt, _Terminated) as e:
-            fit = ctx.invoked_subcommand in ("fit", "dim", "compare")
-            then = "the same command goes on where it was" if fit else "nothing was written"
+            then = INTERRUPTED.get(ctx.invoked_subcommand or "", "nothing was written")
             click.echo(f"interrupted: {then}", err=True)
             ctx.exit(143 if isinstance(e, _Terminated) else 130)
         finally:

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 import subcompress
-from subcompress_cli.options import FILE, json_option, print_json
+from subcompress_cli.options import INPUT, json_option, print_json
 
 
 @click.command()
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT)
 @json_option
 def info(file: Path, as_json: bool) -> None:
     """What FILE holds, and where its bytes go."""

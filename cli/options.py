@@ -11,6 +11,7 @@ from torch import nn
 
 from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
+from subcompress.hub import local
 from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
@@ -19,6 +20,24 @@ from subcompress_cli.loading import data_of, function_of, model_of
 from subcompress_models import MODELS
 
 FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
+
+
+def say(line: str) -> None:
+    """A line for who waits, on stderr."""
+    click.echo(line, err=True)
+
+
+class Input(click.ParamType):  # type: ignore[type-arg]
+    """A file to read: a path, or hub:ORG/NAME[@REV], which becomes the path of a checked copy in the cache."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Raises SubcompressError for a repository that cannot be fetched."""
+        return local(value, say=say)
+
+
+INPUT = Input()
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -86,6 +105,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
+        click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),
         click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
         click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
         click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),

@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress_cli.options import FILE, base_option, json_option, model_option, network_of, print_json
+from subcompress_cli.options import FILE, INPUT, base_option, json_option, model_option, network_of, print_json
 from subcompress_cli.progress import rebuilding
 
 
 @click.command()
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT)
 @model_option()
 @click.option(
     "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."

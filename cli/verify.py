@@ -8,7 +8,7 @@ import click
 import subcompress
 from subcompress.backends import available
 from subcompress_cli.options import (
-    FILE,
+    INPUT,
     base_option,
     data_options,
     data_set,
@@ -21,7 +21,7 @@ from subcompress_cli.progress import rebuilding
 
 
 @click.command()
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT)
 @model_option()
 @data_options()
 @base_option

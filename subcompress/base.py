@@ -7,10 +7,10 @@ both: how the tensors of the base become those of the model.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError, one_line
-from subcompress.layout import Layout, TensorSpec, holdable, raw_bytes
+from subcompress.layout import MAX_NAME, Layout, TensorSpec, holdable, raw_bytes, sound_text
 
 HUB = "hub:"
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -83,6 +83,17 @@ class Base:
     """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str, revision: str = "") -> None:
+        if not name or not sound_text(name):
+            raise SubcompressError(
+                f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
+                "rename it, or give --base-name"
+            )
+        if bad := next((n for n in tensors if not sound_text(n)), None):
+            raise SubcompressError(
+                f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
+            )
+        if meta := next((n for n, t in tensors.items() if t.is_meta), None):
+            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialise it first")
         self.tensors = {n: tensors[n].detach() for n in sorted(tensors, key=str.encode)}
         self.name, self.revision = name, revision
         self.layout = Layout.of(self.tensors)
@@ -138,7 +149,7 @@ class OnBase:
     def tensor(self, name: str) -> Tensor:
         """The base's values of a tensor of the model, in the model's dtype, on the CPU."""
         held, dtype = self._places[name]
-        return self.base.tensors[held].to(dtype)
+        return converted(self.base.tensors[held], dtype)
 
     def leaf(self, name: str, at: int) -> bytes | None:
         """The digest of a leaf of a tensor, where it is the base's."""
@@ -150,7 +161,7 @@ class OnBase:
         held, dtype = self._places[name]
         t = self.base.tensors[held]
         flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)[lo:]
-        return (flat if n is None else flat[:n]).to(dtype if not dtype.is_complex else torch.float32)
+        return converted(flat if n is None else flat[:n], dtype if not dtype.is_complex else torch.float32)
 
     def loaded(self, module: nn.Module) -> nn.Module:
         """The module, with the base's values in every tensor that the base has."""
@@ -159,6 +170,16 @@ class OnBase:
             for spec in self.layout:
                 state[spec.name].copy_(self.tensor(spec.name))
         return module
+
+
+def converted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to nearest even, the same bits in every library and at every place of a tensor: float64 by way of
+    float32, nan to one of its bit patterns."""
+    if t.dtype == dtype:
+        return t
+    if t.dtype == torch.float64:
+        return t.float().to(dtype).masked_fill_(t.isnan(), torch.nan)
+    return t.to(dtype).masked_fill_(t.isnan(), torch.nan)
 
 
 def add_base(values: Tensor, base: Tensor) -> None:
@@ -188,14 +209,14 @@ def open_base(source: Any, name: str | None = None) -> Base:
     if isinstance(source, Base):
         found = source
     elif isinstance(source, nn.Module):
-        found = Base(source.state_dict(), type(source).__name__)
+        found = Base(_tensors(source.state_dict(), "the module"), type(source).__name__)
     elif isinstance(source, Mapping):
         found = Base(_tensors(source, "the mapping"), "a state dict")
     elif str(source).startswith(HUB):
         from subcompress.hub import weights_of  # huggingface_hub is loaded only where it is needed
 
-        path, repository, commit = weights_of(str(source), WEIGHTS)
-        found = Base(_read(path), f"{HUB}{repository}", commit)
+        fetched = weights_of(str(source), WEIGHTS)
+        found = Base(_read(fetched.path), f"{HUB}{fetched.id}", fetched.commit)
     else:
         path = _file(Path(source))
         found = Base(_read(path), Path(source).resolve().name)
@@ -249,7 +270,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if begin == b"PK" or begin[:1] == b"\x80":
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin == b"PK")
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, OSError) as e:
+        except Exception as e:  # what a damaged pickle raises has no common base
             raise SubcompressError(
                 f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: "
                 f"{one_line(e, 160)}"
@@ -286,16 +307,18 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
     """How a module stands on a base: equal names and shapes, up to a prefix that all share.
 
     Parameters of the module that the base lacks, or has in another shape, start from the seed. They are the last ones
-    of the module, its head, or are named in `new` (patterns, or names). Raises SubcompressError, naming the first
-    tensor, where others are missing.
+    of the module, its head, or are named in `new` (patterns, or names), and so do others that are named there. Raises
+    SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
+    tensors that the module ties.
     """
+    anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
     state = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
     strip, add = _prefixes(base.layout, Layout.of(state))
     reference = Reference(base.name, base.revision, base.digest, len(base.layout), strip, add)
     unused, dtypes = [], set()
     for i, spec in enumerate(base.layout):
         name = reference.renamed(spec.name)
-        tensor = None if name is None else state.get(name)
+        tensor = None if name is None or name in anew else state.get(name)
         floats = tensor is not None and tensor.is_floating_point() and spec.dtype in FLOATS
         if tensor is None or tuple(tensor.shape) != spec.shape or not (floats or tensor.dtype == spec.torch_dtype):
             unused.append(i)
@@ -311,27 +334,46 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
                 f"as {reference.dtype}: convert the model"
             )
     _check_missing(found, module, state, new)
+    _check_ties(found, module)
     return found
 
 
-def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
-    from fnmatch import fnmatchcase
+def ties_of(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter, in the module's order: two or more of one that is tied."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return list(found.values())
 
+
+def _check_ties(found: OnBase, module: nn.Module) -> None:
+    for names in ties_of(module):
+        first, *others = [n for n in names if n in found] or names[:1]
+        for name in others:
+            if raw_bytes(found.tensor(first)) != raw_bytes(found.tensor(name)):
+                raise SubcompressError(
+                    f"the model ties {first} and {name}; {found.base.name} has different values for them: untie them, "
+                    "or give the base of this network"
+                )
+
+
+def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
     shapes = {found.reference.renamed(s.name): s.shape for s in found.base.layout}
-    parameters = [n for n, _ in module.named_parameters()]
-    present = [i for i, n in enumerate(parameters) if n in found]
+    tied = ties_of(module)
+    parameters = [names[0] for names in tied]
+    present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:
         raise SubcompressError(
             f"a base has the model's tensors; {found.base.name} has {_some(found.base.tensors)}, the model "
             f"{_some(state)}: give the base of this network"
         )
     for pattern in new:
-        if not any(fnmatchcase(n, pattern) for n in parameters):
+        if not any(fnmatchcase(n, pattern) for names in tied for n in names):
             raise SubcompressError(
                 f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_some(state)}"
             )
-    for name in parameters[: present[-1]]:
-        if name in found or any(fnmatchcase(name, pattern) for pattern in new):
+    for i, name in enumerate(parameters[: present[-1]]):
+        if i in present or any(fnmatchcase(name, pattern) for pattern in new):
             continue
         has = f"has it as {list(shapes[name])}" if name in shapes else "lacks it"
         raise SubcompressError(

@@ -87,6 +87,7 @@ def compare(
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
     minimise: bool = False,
+    base: Any = None,
     peers: Sequence[str] | None = None,
     title: str = "",
     threads: int | None = None,
@@ -95,6 +96,7 @@ def compare(
 ) -> Comparison:
     """Measure the file of a finished run against other ways to ship its network, each trained for the run's epochs.
 
+    base: what the run's file stands on, where it does, by default what it was trained on; the others start there too.
     peers: names of `subcompress.peers.PEERS`, all of them by default; one that cannot be had is skipped, with the
     reason. The test split is read once a peer, after its training. Raises SubcompressError for a run that is not
     finished, or is not of this network.
@@ -103,8 +105,10 @@ def compare(
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
         raise SubcompressError(f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them")
-    record, fit, summary = run.load(path), run.fit_of(path), run.summary(path)
+    record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     record.layout.require(Layout.of(model.state_dict()), "the model")
+    if record.base is not None:
+        model = record.base.loaded(copied(model, "cpu"))
     task = Task.of(loss, metric, minimise)
     if task.metric_name != fit.metric:
         raise SubcompressError(

@@ -74,7 +74,7 @@ def _fill(
         elif isinstance(entry, Kept):
             tensor.copy_(on_base(record).tensor(spec.name))
         else:
-            tensor.view(-1).view(torch.uint8).copy_(stored(record, first, spec.nbytes))
+            tensor.copy_(stored(record, first, spec.nbytes).view(spec.torch_dtype).view(spec.shape))
     # What is written may lie where the base does.
     ours = {flat.data_ptr() for flat, _, _ in based}
     based = [(flat, values, b.clone() if b.data_ptr() in ours else b) for flat, values, b in based]

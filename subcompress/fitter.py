@@ -24,7 +24,7 @@ from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
-from subcompress.layout import Layout
+from subcompress.layout import Layout, raw_bytes
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost
@@ -73,13 +73,22 @@ class Settings:
     rate: float = 0.0
     optimiser: str = "adam"
     act_on: str = DEFAULT
+    precision: str = "fp32"
 
     def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
         """How to train in the plan's coordinates, or directly with that step."""
         if plan is None:
-            return Recipe(epochs or self.epochs, lr, self.batch_size, seed)
+            return Recipe(epochs or self.epochs, lr, self.batch_size, seed, precision=self.precision)
         lr = self.lr if self.lr is not None else plan.lr
-        return Recipe(epochs or self.epochs, lr, self.batch_size, seed, rate=self.rate, optimiser=self.optimiser)
+        return Recipe(
+            epochs or self.epochs,
+            lr,
+            self.batch_size,
+            seed,
+            rate=self.rate,
+            optimiser=self.optimiser,
+            precision=self.precision,
+        )
 
 
 class Fitter:
@@ -150,10 +159,12 @@ class Fitter:
         for name, p in self.model.state_dict().items():
             if name not in kept and s.operator == "hadamard":
                 continue  # the seed starts it, or the base has it
-            root.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
+        named = {} if self.base is None else {"base": self.base.reference.where}
         return {
             **asdict(s),
+            **named,
             "threads": torch.get_num_threads(),
             "loss": self.task.loss_name,
             "metric": self.task.metric_name,

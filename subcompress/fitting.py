@@ -56,6 +56,7 @@ def fit(
     rate: float = 0.0,
     optimiser: str = "adam",
     batch_size: int = 128,
+    precision: str = "fp32",
     threads: int | None = None,
     device: str = "cpu",
     restart: bool = False,
@@ -82,6 +83,7 @@ def fit(
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
     what shortens a file with d = D, where every weight has a coordinate of its own.
     optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
+    precision: bf16 trains with products in bfloat16, faster where the processor has them; weights stay exact.
     origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
@@ -120,6 +122,7 @@ def fit(
         rate=rate,
         optimiser=optimiser,
         act_on=act_on or DEFAULT,
+        precision=precision,
     )
     standing = None
     if base is not None:

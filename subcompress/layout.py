@@ -30,6 +30,10 @@ CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
 _NAMES = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
 
 
+MAX_NAME = 1 << 10
+"""Bytes of a name in a file."""
+
+
 def holdable(tensor: Tensor) -> bool:
     """Whether a safetensors file, and so a checkpoint, can hold the tensor."""
     return tensor.layout == torch.strided and tensor.dtype in _NAMES
@@ -38,6 +42,14 @@ def holdable(tensor: Tensor) -> bool:
 def sound_name(name: str) -> bool:
     """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
     return name != "__metadata__" and all(character >= " " for character in name)
+
+
+def sound_text(text: str) -> bool:
+    """Whether a file can hold it as a name: UTF-8 of at most MAX_NAME bytes, no control characters."""
+    try:
+        return len(text.encode()) <= MAX_NAME and all(character >= " " for character in text)
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -135,5 +147,6 @@ class Layout:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's values in row-major order."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # A single value is contiguous whatever its strides are, and no view of them.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -43,6 +43,7 @@ def measure_dimension(
     lr: float | None = None,
     optimiser: str = "adam",
     batch_size: int = 128,
+    precision: str = "fp32",
     threads: int | None = None,
     device: str = "cpu",
     names: tuple[str, str] = ("", ""),
@@ -70,7 +71,9 @@ def measure_dimension(
     if shuffle == "labels":
         data, on = replace(data, validation=data.train), "training"
     task = Task.of(loss, metric, minimise)
-    settings = Settings(8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser)
+    settings = Settings(
+        8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser, precision=precision
+    )
     with machine(device, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener)
         for d in ds:

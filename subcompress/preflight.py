@@ -79,7 +79,7 @@ def estimate_cost(
     n = min(recipe.batch_size, size(data.train))
     for batch in batches(data.train, n, device, torch.arange(size(data.train)).repeat(_STEPS + 1)[: (_STEPS + 1) * n]):
         began = time.perf_counter()
-        with trial.materialised() as module:
+        with trial.materialised() as module, recipe.autocast(device):
             loss = task.loss_of(module, batch)
         if not loss.requires_grad:
             break  # training says what is wrong with it

@@ -20,6 +20,7 @@ LIMIT = 1 << 16
 """Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
 
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
+LOWEST_SCALE, HIGHEST_SCALE = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
 """Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
 
 
@@ -187,8 +188,7 @@ def _check_coded(tensor: str, dtype: str, entry: Coded) -> None:
     normal = SMALLEST_START <= abs(entry.start) < math.inf
     if not (normal or entry.start == 0) or entry.start != np.float32(entry.start):
         raise SubcompressError(f"a constant start is zero or a normal float32; {tensor} starts at {entry.start}")
-    lowest, highest = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
-    if not lowest <= entry.scale < highest or entry.scale != bfloat16(entry.scale):
+    if not LOWEST_SCALE <= entry.scale < HIGHEST_SCALE or entry.scale != bfloat16(entry.scale):
         raise SubcompressError(
             f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); "
             f"{tensor} has {entry.scale}"

@@ -57,8 +57,8 @@ def _page(path: Path, fit: Fit, summary: dict[str, Any]) -> str:
 
 def _ledger(path: Path) -> tuple[dict[str, int], int]:
     """Bytes of the file by part, and those of the dense weights."""
-    record = run.load(path)
-    return format.from_bytes(format.to_bytes(record))[1], record.layout.nbytes
+    found = format.parse(run.packed(path))
+    return found.ledger, found.layout.nbytes
 
 
 def _compared(path: Path, fit: Fit) -> Comparison | None:
@@ -70,7 +70,7 @@ def _compared(path: Path, fit: Fit) -> Comparison | None:
         found = Comparison.from_json(held)
     except (KeyError, TypeError, AttributeError) as e:
         raise SubcompressError(f"{path / JSON} is no comparison of this version: compare again") from e
-    return found if found.rows and fit.bytes and found.digest == run.load(path).digest.hex() else None
+    return found if found.rows and fit.bytes and found.digest == format.parse(run.packed(path)).digest.hex() else None
 
 
 def _title(summary: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from subcompress.base import ties_of
 from subcompress.errors import SubcompressError
 
 MOVES = {"norms": 0.05, "biases": 0.05, "heads": 0.05, "embeddings": 0.002, "matrices": 0.002}
@@ -18,8 +19,10 @@ DEFAULT = "norms,biases,heads"
 
 def roles_of(module: nn.Module) -> dict[str, str]:
     """Parameter -> its role. norms: weights and biases of normalisation layers; biases: all others; embeddings: tables;
-    heads: what the last layer with weights holds; matrices: the rest."""
+    heads: what the last layer with weights holds; matrices: the rest. A tied parameter has the role of its first
+    name."""
     found: dict[str, str] = {}
+    seen: dict[int, str] = {}
     last = ""
     for prefix, child in module.named_modules():
         for leaf, parameter in child.named_parameters(recurse=False):
@@ -31,7 +34,7 @@ def roles_of(module: nn.Module) -> dict[str, str]:
             else:
                 role = "biases" if parameter.ndim < 2 else "matrices"
                 last = prefix
-            found[name] = role
+            found[name] = seen.setdefault(id(parameter), role)
     return {n: "heads" if n.rpartition(".")[0] == last and r in ("biases", "matrices") else r for n, r in found.items()}
 
 
@@ -41,7 +44,8 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
-    """The parameters that are meant: roles, names and patterns of names, with commas between, and all that are new.
+    """The parameters that are meant: roles, names and patterns of names, with commas between, what is tied to them, and
+    all that are new.
 
     Raises SubcompressError for a word that is none of them.
     """
@@ -57,7 +61,7 @@ def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
                 f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
                 f"none that {word!r} is: its first is {next(iter(roles), '')}"
             )
-    return found
+    return found.union(*(names for names in ties_of(module) if not found.isdisjoint(names)))
 
 
 def looks_trained(module: nn.Module) -> bool:

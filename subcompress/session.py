@@ -30,6 +30,7 @@ class Session:
 
     path: a packed .safetensors file, with the `module` it was made from, which stays as it is; or an .onnx file that
     `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
+    base: what a packed file stands on, where it does, see `subcompress.load`.
     tf32: let a CUDA device round inputs of products to 10 bits, as ONNX Runtime does unless told otherwise.
 
     Raises SubcompressError for a file that cannot be read, another module's layout, a module that cannot be exported, a
@@ -41,6 +42,7 @@ class Session:
         path: str | Path,
         module: nn.Module | None = None,
         *,
+        base: Any = None,
         device: str = "cpu",
         check: bool = False,
         tf32: bool = False,
@@ -52,7 +54,7 @@ class Session:
         if path.suffix == ".onnx":
             self._session = open_graph(path, device, tf32)
         else:
-            self._session = self._of_packed(path, module, check, tf32)
+            self._session = self._of_packed(path, module, base, check, tf32)
         self._takes = {i.name: i for i in self._session.get_inputs() if i.name not in self._weights}
         self.inputs = list(self._takes)
         self.outputs = [o.name for o in self._session.get_outputs()]
@@ -61,11 +63,11 @@ class Session:
         for name, tensor in self._weights.items():
             _bind(self._binding, name, tensor)
 
-    def _of_packed(self, path: Path, module: nn.Module | None, check: bool, tf32: bool) -> Any:
+    def _of_packed(self, path: Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
         from subcompress.graph.lifting import lifted
 
-        record, _ = format.read(path)
+        record, _ = format.read(path, base)
         if module is None:
             raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
         record.layout.require(Layout.of(module.state_dict()), "the model")

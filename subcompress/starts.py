@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import roles
-from subcompress.base import OnBase
+from subcompress.base import OnBase, ties_of
 from subcompress.errors import SubcompressError
 from subcompress.layout import CODED_DTYPES, Layout, raw_bytes
 
@@ -56,7 +56,7 @@ def recognise(
         state = {spec.name: state[spec.name] for spec in base.layout} | {
             n: t for n, t in state.items() if n not in base
         }
-        new = frozenset(n for n, _ in module.named_parameters() if n not in base)
+        new = frozenset(names[0] for names in ties_of(module) if not any(n in base for n in names))
         acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))

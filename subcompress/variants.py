@@ -14,6 +14,7 @@ from subcompress.base import open_base
 from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand_acting
 from subcompress.files import read_bytes
+from subcompress.format.sections import Standing
 from subcompress.record import Kept, Record
 from subcompress.streaming import stream
 
@@ -33,8 +34,13 @@ class Variants(Mapping[str, bytes]):
         self.module, self.base = module.eval(), open_base(base)
         self.name: str | None = None
         self._files: dict[str, bytes] = {}
+        self._heads: set[str] = set()  # tensors that some file has anew, and which are of any size therefore
         self._acting: Record | None = None
         _ = self.base.digest
+        ours = {t.untyped_storage().data_ptr() for t in module.state_dict().values() if isinstance(t, torch.Tensor)}
+        for key, t in self.base.tensors.items():
+            if t.numel() and t.untyped_storage().data_ptr() in ours:  # what is written would change the base
+                self.base.tensors[key] = t.clone()
 
     def __getitem__(self, name: str) -> bytes:
         return self._files[name]
@@ -48,11 +54,15 @@ class Variants(Mapping[str, bytes]):
     def add(self, name: str, path: str | Path) -> None:
         """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
         data = read_bytes(path, format.MAX_FILE_BYTES)
-        reference = format.parse(data).base
-        if reference is None:
+        layout = format.parse(data).layout
+        if not isinstance(layout, Standing):
             raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")
+        reference = layout.base
         self.base.require(reference)
         self._files[name] = data
+        self._heads |= {spec.name for spec in layout.new}
+        if name == self.name:
+            self.name = None  # another file than the one in use
 
     def use(self, name: str) -> nn.Module:
         """The module with the weights of that file, checked against its digest before anything is changed.
@@ -64,23 +74,22 @@ class Variants(Mapping[str, bytes]):
         if name == self.name:
             return self.module
         record, _ = format.from_bytes(self._files[name], self.base)
-        places = _places(self.module, record)
+        places = _places(self.module, record, self._heads)
         check_digest(record, stream(record))
-        self.name = None
-        self._restore(record)
-        for spec, entry in zip(record.layout, record.entries, strict=True):
-            if not isinstance(entry, Kept) and places[spec.name].shape != spec.shape:
+        before, self.name, self._acting = self._acting, None, None
+        for spec in record.layout:
+            if places[spec.name].shape != spec.shape:
                 places[spec.name].data = places[spec.name].new_empty(spec.shape)  # a head of another size
+        self._restore(before, record)
         with torch.no_grad():
             expand_acting(record, {name: t.detach() for name, t in places.items()})
         self.name, self._acting = name, record
         return self.module
 
-    def _restore(self, record: Record) -> None:
+    def _restore(self, before: Record | None, record: Record) -> None:
         """Give back to the base what the file in use has changed and the next one will not, all of it at first."""
         standing, state = record.base, self.module.state_dict()
         assert standing is not None, "add() saw to it"
-        before = self._acting
         changed = None if before is None else _changed(before)
         keeps = _changed(record)
         for spec in standing.layout:
@@ -93,13 +102,13 @@ def _changed(record: Record) -> set[str]:
     return {s.name for s, e in zip(record.layout, record.entries, strict=True) if not isinstance(e, Kept)}
 
 
-def _places(module: nn.Module, record: Record) -> dict[str, torch.Tensor]:
+def _places(module: nn.Module, record: Record, heads: set[str]) -> dict[str, torch.Tensor]:
     """The module's tensors by name. Raises SubcompressError where it has others than the file, heads' sizes aside."""
     state = module.state_dict(keep_vars=True)
     assert record.base is not None, "add() saw to it"
     for spec in record.layout:
         same = spec.name in state and state[spec.name].dtype == spec.torch_dtype
-        if not same or (state[spec.name].shape != spec.shape and spec.name in record.base):
+        if not same or (state[spec.name].shape != spec.shape and spec.name not in heads):
             raise SubcompressError(f"the file holds {spec}, which the module lacks: give the model it was made from")
     if more := sorted(state.keys() - {s.name for s in record.layout}):
         raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model it was made from")

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from records import GOLDEN, lenet_record, mixed_record, single_record, tied_record
+from records import GOLDEN, based_record, lenet_record, mixed_record, rounded_record, single_record, tied_record
 
 from subcompress import format
 from subcompress.expand import expand
@@ -31,6 +31,8 @@ def records() -> dict[str, Record]:
         "lenet": lenet_record(),
         "mixed": mixed_record(),
         "tied": tied_record(),
+        "based": based_record(),
+        "rounded": rounded_record(),
     }
 
 

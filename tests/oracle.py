@@ -15,6 +15,9 @@ import numpy as np
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "C64": 8}
 DTYPES = list(WIDTHS)  # in the order of their numbers
 FLOATS = [*DTYPES[:4], "C64"]
+NANS = {"F32": 0x7FC00000, "F16": 0x7E00, "BF16": 0x7FC0, "F64": 0x7FF8000000000000}
+CASTS = [None, "F32", "F16", "BF16", "F64"]  # in the order of their numbers
+NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "C64": "<f4"}  # of the real numbers of a tensor
 SHELL = '{{"z":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}}}}'
 
 
@@ -32,6 +35,9 @@ class Decoded:
     accuracy: float | None
 
 
+Given = dict[str, tuple[str, tuple[int, ...], bytes]]  # a base: its tensors by name
+
+
 @dataclass
 class Tensor:
     name: str
@@ -41,6 +47,9 @@ class Tensor:
     start: float = 0.0
     scale: float = 0.0
     tied: int | None = None  # to that tensor
+    given: bytes | None = None  # the base's values, where it gives the tensor
+    moved: bool = False  # it is coded and starts at them
+    kept: bool = False  # it is them
 
     @property
     def size(self) -> int:
@@ -109,27 +118,104 @@ def read_shell(data: bytes) -> bytes:
     return payload[:-4]
 
 
-def read_layout(reader: Reader, tables: dict[str, Any]) -> list[Tensor]:
-    if number := reader.varint():
-        need(str(number) in tables["layouts"], "unknown layout")
-        return [Tensor(n, t, tuple(shape)) for n, t, shape in tables["layouts"][str(number)]["tensors"]]
-    listed, tensors, raw = Reader(reader.deflated(2**24)), [], b""
+def text_of(raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise Refused("a name is not UTF-8") from error
+    need(all(character >= " " for character in text), "a name has control characters")
+    return text
+
+
+def read_list(listed: Reader) -> list[Tensor]:
+    tensors, raw = [], b""
     for _ in range(listed.varint(65536)):
         kept = listed.varint(len(raw))
         raw = raw[:kept] + listed.take(listed.varint(1024 - kept))
         dtype = DTYPES[listed.varint(len(DTYPES) - 1)]
-        shape = tuple(listed.varint() for _ in range(listed.varint(16)))
-        need(math.prod(max(1, axis) for axis in shape) <= 2**36, "a tensor is too large")
-        try:
-            tensors.append(Tensor(raw.decode(), dtype, shape))
-        except UnicodeDecodeError as error:
-            raise Refused("a name is not UTF-8") from error
-        need(all(character >= " " for character in tensors[-1].name), "a name has control characters")
-        need(tensors[-1].name != "__metadata__", "a name is reserved")
-    need(listed.at == len(listed.data), "bytes follow the last tensor of the list")
+        tensors.append(Tensor(text_of(raw), dtype, tuple(listed.varint() for _ in range(listed.varint(16)))))
+    return tensors
+
+
+def check_layout(tensors: list[Tensor]) -> list[Tensor]:
+    need(len(tensors) <= 65536, "too many tensors")
+    for tensor in tensors:
+        need(math.prod(max(1, axis) for axis in tensor.shape) <= 2**36, "a tensor is too large")
+        need(tensor.name != "__metadata__", "a name is reserved")
+        need(len(tensor.name.encode()) <= 1024, "a name is too long")
     need(len({t.name for t in tensors}) == len(tensors), "two tensors have one name")
     need(sum(t.nbytes for t in tensors) <= 2**36, "the tensors are too large")
     return tensors
+
+
+def read_layout(reader: Reader, tables: dict[str, Any], base: Given | None) -> tuple[list[Tensor], bool]:
+    """The tensors, and whether they are on a base."""
+    number = reader.varint()
+    if number == 7:
+        return read_based(reader, base), True
+    if number:
+        need(str(number) in tables["layouts"], "unknown layout")
+        return [Tensor(n, t, tuple(shape)) for n, t, shape in tables["layouts"][str(number)]["tensors"]], False
+    listed = Reader(reader.deflated(2**24))
+    tensors = check_layout(read_list(listed))
+    need(listed.at == len(listed.data), "bytes follow the last tensor of the list")
+    return tensors, False
+
+
+def read_based(reader: Reader, base: Given | None) -> list[Tensor]:
+    need(text_of(reader.take(reader.varint(1024))) != "", "the base has no name")
+    if reader.varint(1):
+        reader.take(20)
+    digest, n = reader.take(16), reader.varint(65536)
+    stripped, added = (text_of(reader.take(reader.varint(1024))) for _ in range(2))
+    cast = CASTS[reader.varint(4)]
+    unused, at = set(), -1
+    for _ in range(reader.varint(n)):
+        at += 1 + reader.varint()
+        need(at < n, "an unused tensor is none of the base's")
+        unused.add(at)
+    new, dense = read_list(reader), reader.varint(2**36)
+    check_layout(new)
+    if base is None:
+        raise Refused("the base is not given")
+    given = [Tensor(name, *base[name][:2]) for name in sorted(base, key=str.encode)]
+    need(len(given) == n, "the base has another number of tensors")
+    need(weights_digest(given, [base[t.name][2] for t in given]) == digest, "the base has another digest")
+    tensors = []
+    for i, tensor in enumerate(given):
+        if i not in unused:
+            need(tensor.name.startswith(stripped), "a tensor of the base does not begin with the prefix")
+            dtype, raw = converted(tensor.dtype, base[tensor.name][2], cast)
+            name = added + tensor.name[len(stripped) :]
+            tensors.append(Tensor(name, dtype, tensor.shape, given=raw))
+    check_layout(tensors + new)
+    need(sum(t.nbytes for t in tensors + new) == dense, "the dense tensors have another number of bytes")
+    return tensors + new
+
+
+def converted(dtype: str, raw: bytes, cast: str | None) -> tuple[str, bytes]:
+    """The base's values as what they are converted to."""
+    if cast is None or cast == dtype or dtype not in FLOATS[:4]:
+        return dtype, raw
+    value = (widened(raw) if dtype == "BF16" else np.frombuffer(raw, NUMPY[dtype])).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if cast == "F64":
+            words = value.view(np.uint64)
+        else:
+            single = value.astype(np.float32)
+            words = single.astype("<f2").view(np.uint16) if cast == "F16" else single.view(np.uint32)
+    if cast == "BF16":
+        words = np.frombuffer(narrowed(words), "<u2")
+    return cast, np.where(np.isnan(value), words.dtype.type(NANS[cast]), words).tobytes()
+
+
+def widened(raw: bytes) -> np.ndarray:
+    return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def narrowed(word: np.ndarray) -> bytes:
+    """BF16 of the bits of float32."""
+    return ((word + 0x7FFF + (word >> 16 & 1)) >> 16).astype("<u2").tobytes()
 
 
 def read_groups(reader: Reader) -> list[Group]:
@@ -144,36 +230,82 @@ def read_groups(reader: Reader) -> list[Group]:
     return groups
 
 
-def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> None:
-    kind = reader.varint(2)
-    outer, reader = reader, Reader(reader.deflated(2**24)) if kind == 2 else reader
-    for i, tensor in enumerate(tensors):
-        tag = reader.varint() if kind else 1
-        tensor.group = (tag - 1) // 2 if tag else None
-        if tag == 2 * len(groups) + 1:
-            tensor.group, tensor.tied = None, reader.varint()
-            need(tensor.tied < i and tensors[tensor.tied].tied is None, "tied to a later tensor or a tied one")
-            other = tensors[tensor.tied]
-            need((tensor.dtype, tensor.shape) == (other.dtype, other.shape), "tied to a tensor of another shape")
-        if tensor.group is None:
-            continue
-        need(tensor.group < len(groups) and tensor.dtype in FLOATS, "no such group, or integers are coded")
-        if tag % 2 == 0:
-            (tensor.start,) = struct.unpack("<f", reader.take(4))
-            need(2.0**-126 <= abs(tensor.start) < math.inf, "a start is zero, subnormal or not finite")
+def read_tag(reader: Reader, groups: list[Group], based: bool, count: int) -> Tensor:
+    """What follows a tag, as a tensor without a name."""
+    entry, G = Tensor("", "", ()), len(groups)
+    tag = reader.varint(2 + 3 * G if based else 1 + 2 * G)
+    entry.group = (tag - 1) // 2 if 0 < tag < 1 + 2 * G else None
+    if tag == 1 + 2 * G:
+        entry.tied = reader.varint(count - 1)
+    elif tag == 2 + 2 * G:
+        entry.kept = True
+    elif tag > 2 + 2 * G:
+        entry.group, entry.moved = tag - 3 - 2 * G, True
+    elif entry.group is not None and tag % 2 == 0:
+        (entry.start,) = struct.unpack("<f", reader.take(4))
+        need(2.0**-126 <= abs(entry.start) < math.inf, "a start is zero, subnormal or not finite")
+    return entry
+
+
+def read_scale(reader: Reader) -> float:
+    (scale,) = struct.unpack("<f", b"\0\0" + reader.take(2))
+    need(2.0**-60 <= scale < 2.0**31, "a scale is out of bounds")
+    return float(scale)
+
+
+def apply_entry(tensors: list[Tensor], i: int, entry: Tensor) -> None:
+    """Tensor i is made as the entry says."""
+    tensor = tensors[i]
+    for key in ("group", "start", "scale", "tied", "moved", "kept"):
+        setattr(tensor, key, getattr(entry, key))
+    if tensor.tied is not None:
+        need(tensor.tied < i and tensors[tensor.tied].tied is None, "tied to a later tensor or a tied one")
+        other = tensors[tensor.tied]
+        need((tensor.dtype, tensor.shape) == (other.dtype, other.shape), "tied to a tensor of another shape")
+    need(tensor.group is None or tensor.dtype in FLOATS, "integers are coded")
+    need(tensor.given is not None or not (tensor.kept or tensor.moved), "a new tensor is said to be the base's")
+    if tensor.moved:
+        assert tensor.given is not None
+        need(bool(np.isfinite(numbers(tensor)).all()), "a value of the base, at which one starts, is not finite")
+
+
+def read_scales(reader: Reader, tensors: list[Tensor]) -> None:
     coded = [tensor for tensor in tensors if tensor.group is not None]
     count = (len(coded) + 7) // 8
     changes = int.from_bytes(reader.take(count), "little")
     need(changes >> len(coded) == 0 and (not coded or changes & 1 == 1), "the scale bits are wrong")
     scale = 0.0
     for i, tensor in enumerate(coded):
-        if changes >> i & 1:
-            (scale,) = struct.unpack("<f", b"\0\0" + reader.take(2))
-            need(2.0**-60 <= scale < 2.0**31, "a scale is out of bounds")
+        scale = read_scale(reader) if changes >> i & 1 else scale
         tensor.scale = scale
+
+
+def read_entries(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> None:
+    """The tensors of a file on a base (kind 3)."""
+    entries = []
+    for _ in range(reader.varint(len(tensors))):
+        entries.append(read_tag(reader, groups, True, len(tensors)))
+        if entries[-1].group is not None:
+            entries[-1].scale = read_scale(reader)
+    for i in range(len(tensors)):
+        apply_entry(tensors, i, entries[reader.varint(len(entries) - 1)])
+
+
+def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> None:
+    kind = reader.varint(3)
+    need((kind == 3) == based, "kind 3 without a base, or another kind with one")
+    outer, reader = reader, Reader(reader.deflated(2**24)) if kind in (2, 3) else reader
+    if based:
+        read_entries(reader, tensors, groups)
+    else:
+        for i in range(len(tensors)):
+            need(kind > 0 or len(groups) > 0, "no such group")
+            apply_entry(tensors, i, read_tag(reader, groups, False, len(tensors)) if kind else Tensor("", "", ()))
+        read_scales(reader, tensors)
     need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
     for g, group in enumerate(groups):
         D, free = sum(t.reals for t in tensors if t.group == g), group.m - group.K
+        need(not based or outer.varint() == D, "a group has another number of weights")
         need(1 <= group.d <= min(D, -(-D // group.m) * free), "a group has too many coordinates")
 
 
@@ -314,13 +446,29 @@ def rows(seed: int, g: int, group: Group, D: int, c: np.ndarray) -> np.ndarray:
     return block.reshape(-1)[:D]
 
 
-def weights(tensor: Tensor, w: np.ndarray) -> bytes:
-    value = np.float32(tensor.start) + np.float32(tensor.scale) * w.astype(np.float32)
+def numbers(tensor: Tensor) -> np.ndarray:
+    """The base's values, as what they are added in."""
+    assert tensor.given is not None
     if tensor.dtype == "BF16":
-        word = value.view(np.uint32)
-        return ((word + 0x7FFF + (word >> 16 & 1)) >> 16).astype("<u2").tobytes()
+        return widened(tensor.given)
+    value = np.frombuffer(tensor.given, NUMPY[tensor.dtype])
+    return value if tensor.dtype == "F64" else value.astype(np.float32)
+
+
+def weights(tensor: Tensor, w: np.ndarray) -> bytes:
+    product = np.float32(tensor.scale) * w.astype(np.float32)
     with np.errstate(over="ignore"):
-        return value.astype({"F32": "<f4", "F16": "<f2", "F64": "<f8", "C64": "<f4"}[tensor.dtype]).tobytes()
+        if not tensor.moved:
+            value = np.float32(tensor.start) + product
+        elif tensor.dtype == "F64":
+            value = numbers(tensor) + product.astype(np.float64)
+        else:
+            start = numbers(tensor)
+            value = np.where(np.abs(start) < 2.0**-126, np.float32(0), start) + product
+            value = np.where(np.abs(value) < 2.0**-126, np.float32(0), value)
+        if tensor.dtype == "BF16":
+            return narrowed(value.view(np.uint32))
+        return value.astype(NUMPY[tensor.dtype]).tobytes()
 
 
 def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
@@ -331,7 +479,7 @@ def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
 
 
 def read_stored(reader: Reader, tensors: list[Tensor]) -> Reader:
-    stored = [tensor for tensor in tensors if tensor.group is None and tensor.tied is None]
+    stored = [tensor for tensor in tensors if tensor.group is None and tensor.tied is None and not tensor.kept]
     total = sum(tensor.nbytes for tensor in stored)
     need(total <= 2**30, "the stored tensors are too large")
     data = reader.deflated(total) if stored else b""
@@ -339,12 +487,12 @@ def read_stored(reader: Reader, tensors: list[Tensor]) -> Reader:
     return Reader(data)
 
 
-def decode(data: bytes, tables: dict[str, Any]) -> Decoded:
+def decode(data: bytes, tables: dict[str, Any], base: Given | None = None) -> Decoded:
     reader = Reader(read_shell(data))
     need(reader.take(3) == b"SC\1" and reader.varint() == 1, "unknown magic, version or generator")
     seed = reader.varint()
-    tensors, groups = read_layout(reader, tables), read_groups(reader)
-    read_tensors(reader, tensors, groups)
+    (tensors, based), groups = read_layout(reader, tables, base), read_groups(reader)
+    read_tensors(reader, tensors, groups, based)
     facts, accuracy, digest = read_facts(reader, tables), reader.varint(10_001), reader.take(16)
     stored = read_stored(reader, tensors)
     coordinates = read_coordinates(reader.take(len(reader.data) - reader.at), groups)
@@ -354,6 +502,9 @@ def decode(data: bytes, tables: dict[str, Any]) -> Decoded:
     for tensor in tensors:
         if tensor.tied is not None:
             values.append(values[tensor.tied])
+        elif tensor.kept:
+            assert tensor.given is not None
+            values.append(tensor.given)
         elif (g := tensor.group) is None:
             values.append(stored.take(tensor.nbytes))
             need(tensor.dtype != "BOOL" or not values[-1].strip(b"\0\1"), "a BOOL is neither 0 nor 1")

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from subcompress.base import Base, OnBase, Reference
 from subcompress.data.digits import FACTS
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
-from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
+from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, Same, Stored
+from subcompress.record import Coded, Group, Kept, Record, Same, Stored
 from subcompress_models import MODELS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -98,6 +100,86 @@ def tied_record() -> Record:
     )
     facts = Facts(inputs=(Input("tokens", "I64", (12,)), Input("", "F32", (12, 3))))
     return with_digest(Record(4, layout, groups, entries, stored, facts))
+
+
+def plain_base(tensors: list[tuple[str, str, tuple[int, ...]]], salt: int = 0) -> dict[str, Tensor]:
+    """A base whose values are a formula: exact in every dtype but BF16, which rounds them."""
+    found = {}
+    for k, (name, dtype, shape) in enumerate(tensors, salt):
+        spec = TensorSpec(name, dtype, shape)
+        whole = (torch.arange(spec.reals) * 7919 + k * 104729) % 2001 - 1000
+        if dtype == "C64":
+            found[name] = torch.view_as_complex(whole.float().div(1024).view(*shape, 2))
+        elif dtype in CODED_DTYPES:
+            found[name] = whole.double().div(1024).to(spec.torch_dtype).view(shape)
+        else:
+            found[name] = (whole % (2 if dtype == "BOOL" else 100)).to(spec.torch_dtype).view(shape)
+    return found
+
+
+def of_bytes(base: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """A base as the second decoder takes it."""
+    names = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
+    return {n: (names[t.dtype], tuple(t.shape), bytes(raw_bytes(t))) for n, t in base.items()}
+
+
+def golden_bases() -> dict[str, dict[str, Tensor]]:
+    """By the name of a golden file on a base: that base."""
+    tensors = [
+        ("m.embed", "F32", (9, 4)),
+        ("m.norm.count", "I64", ()),
+        ("m.norm.w", "F16", (6,)),
+        ("m.half", "BF16", (5, 3)),
+        ("m.wide", "F64", (7,)),
+        ("m.wave", "C64", (2, 3)),
+        ("m.ä", "BOOL", (3,)),
+        ("pooler", "F32", (4,)),
+        ("m.empty", "F32", (0, 2)),
+    ]
+    based, rounded = plain_base(tensors), plain_base([(f"{n}.w", t, s) for n, t, s in tensors[2:6]], 50)
+    based["m.embed"].view(-1)[:4] = torch.tensor([-0.0, 1e-40, -1e-44, 2.0**-126])
+    based["m.wide"][:3] = torch.tensor([-0.0, 5e-324, 1e300], dtype=torch.float64)
+    based["pooler"][0] = torch.nan
+    rounded["m.wide.w"][:3] = torch.tensor([1 + 2.0**-8 + 2.0**-40, torch.nan, 1e300], dtype=torch.float64)
+    return {"based": based, "rounded": rounded}
+
+
+def based_record() -> Record:
+    """Every feature of a file on a base: prefixes, kept, moved, stored, tied, unused and new tensors, two groups."""
+    base = Base(golden_bases()["based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    reference = Reference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
+    standing = OnBase(reference, base)  # embed, empty, half, norm.count, norm.w, wave, wide, ä
+    new = (TensorSpec("net.tied", "F32", (9, 4)), TensorSpec("head.weight", "F32", (3, 4)))
+    entries = (
+        Coded(2.0**-9, based=True),
+        Kept(),
+        Coded(2.0**-6, 1, based=True),
+        Kept(),
+        Coded(2.0**-9, 1, based=True),
+        Coded(2.0**-9, based=True),
+        Coded(2.0**-9, 1, based=True),
+        Stored(),
+        Same(0),
+        Coded(0.0625, 1, -0.5),
+    )
+    rng = np.random.default_rng(3)
+    groups = (
+        Group(HadamardBlocks(48, 12, 6, 4, 0, 0, group=0), 4, rng.integers(-7, 8, 12).astype(np.int32)),
+        Group(HadamardBlocks(40, 9, 6, 6, 16, 5, group=1), 5, rng.integers(-15, 16, 9).astype(np.int32)),
+    )
+    return with_digest(
+        Record(6, Layout((*standing.layout, *new)), groups, entries, b"\1\0\1", Facts(labels=("a",)), base=standing)
+    )
+
+
+def rounded_record() -> Record:
+    """Floats of four dtypes as BF16, two of them where they are in the base; every entry a value of its own."""
+    base = Base(golden_bases()["rounded"], "net.pt")
+    standing = OnBase(Reference(base.name, "", base.digest, 4, dtype="BF16"), base)  # half, norm, wave, wide
+    entries = (Coded(2.0**-7, based=True), Coded(2.0**-10, based=True), Kept(), Kept())
+    z = np.arange(21, dtype=np.int32) % 7 - 3
+    group = Group(HadamardBlocks(21, 21, 1, 0, 0, 0), 3, z)
+    return with_digest(Record(1, standing.layout, (group,), entries, base=standing))
 
 
 def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:

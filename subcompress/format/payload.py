@@ -27,6 +27,10 @@ from subcompress.format.wire import Reader, Writer
 from subcompress.layout import CODED_DTYPES, Layout
 from subcompress.operators import OPERATORS, ExactOperator
 from subcompress.record import (
+    HIGHEST_SCALE,
+    LOWEST_SCALE,
+    MAX_SCALE_EXPONENT,
+    MIN_SCALE_EXPONENT,
     SMALLEST_START,
     Coded,
     Entry,
@@ -348,7 +352,10 @@ def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ..
 
 
 def _read_scale(r: Reader) -> float:
-    return float(struct.unpack("<f", b"\0\0" + r.raw(2))[0])
+    scale = float(struct.unpack("<f", b"\0\0" + r.raw(2))[0])
+    if not LOWEST_SCALE <= scale < HIGHEST_SCALE:
+        raise r.fail(f"a scale is in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}), not {scale}")
+    return scale
 
 
 def _read_stored(r: Reader, layout: Layout | Standing, entries: tuple[Entry, ...]) -> bytes:

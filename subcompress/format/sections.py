@@ -14,13 +14,12 @@ from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
 from subcompress.format import tables
 from subcompress.format.wire import Reader, Writer, unique_keys
-from subcompress.layout import DTYPES, Layout, TensorSpec, sound_name
+from subcompress.layout import DTYPES, MAX_NAME, Layout, TensorSpec, sound_name, sound_text
 
 ON_BASE = 7
 """The number, among those of layouts, of one that stands on a base; no table holds it."""
 
 MAX_TENSORS = 1 << 16
-MAX_NAME = 1 << 10
 MAX_AXES = 16
 MAX_DENSE_BYTES = 1 << 36
 MAX_LAYOUT_BYTES = 1 << 24
@@ -102,6 +101,8 @@ class Standing:
         layout = Layout((*self.base.layout(base), *self.new))
         if len({s.name for s in layout}) != len(layout) or layout.nbytes != self.nbytes:
             raise SubcompressError("a file on a base names each tensor once and knows their bytes: the file is forged")
+        if bad := next((s for s in layout if not sound_text(s.name) or not sound_name(s.name)), None):
+            raise SubcompressError(f"a file on a base calls a tensor {bad.name[:80]!r}, which is no name: it is forged")
         return layout
 
 
@@ -142,6 +143,8 @@ def _read_standing(r: Reader) -> Standing:
         raise r.fail("unused tensors are among those of the base")
     r.part("layout")
     new = _read_list(r)
+    if count - len(unused) + len(new) > MAX_TENSORS:
+        raise r.fail(f"a file has at most {MAX_TENSORS} tensors")
     dense = r.varint("the bytes of all tensors", MAX_DENSE_BYTES)
     return Standing(Reference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
 

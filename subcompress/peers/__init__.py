@@ -1,6 +1,6 @@
 """Other ways to ship a network, by name. A new one is one file and one line here; being listed is being tested."""
 
-from subcompress.peers.adapters import unilora, vera
+from subcompress.peers.adapters import lora, unilora, vera
 from subcompress.peers.bench import Bench, Peer, Row, SkippedError
 from subcompress.peers.dense import dense
 from subcompress.peers.float_subspace import float_subspace
@@ -17,6 +17,7 @@ PEERS: dict[str, Peer] = {
     "dense": dense,
     "int8": int8,
     "int4": int4,
+    "lora": lora,
     "unilora": unilora,
     "vera": vera,
     "nncodec": nncodec,

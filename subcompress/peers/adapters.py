@@ -1,4 +1,5 @@
-"""Adapters of PEFT on the network as it starts: UniLoRA and VeRA, from a seeded base that is not counted."""
+"""Adapters of PEFT: LoRA, UniLoRA and VeRA, on the base that a file stands on, or on the network as it starts, from a
+seeded base that is not counted."""
 
 from __future__ import annotations
 
@@ -12,11 +13,26 @@ from torch import nn
 from subcompress.peers.bench import Bench, Row, SkippedError, fails, joined
 from subcompress.training import seed_everything
 
-UNILORA_LR, VERA_LR = 1e-1, 1e-2
-"""Adam's largest steps: adapters start at or near zero and have far to go from a random base."""
+LORA_LR, UNILORA_LR, VERA_LR = 1e-3, 5e-3, 5e-3
+"""Adam's largest steps on a base."""
+
+SEEDED_LR = {"UniLoraConfig": 1e-1, "VeraConfig": 1e-2}
+"""From a random base, where adapters have far to go from zero."""
 
 HEADER = 128
 """Bytes of the safetensors header of a UniLoRA adapter."""
+
+RANK = 8
+"""On a base."""
+
+
+def lora(bench: Bench) -> list[Row]:
+    """LoRA (arXiv:2106.09685), of rank 8 where PEFT puts it, else on every linear layer; and the new head."""
+    if bench.record.base is None:
+        raise SkippedError("LoRA is for networks on a base")
+    peft, linear = _peft(bench)
+    settings = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": linear}
+    return [_adapter(bench, peft, "LoraConfig", settings, "PEFT LoRA", LORA_LR, f"rank {RANK} on {_where(linear)}")]
 
 
 def unilora(bench: Bench) -> list[Row]:
@@ -24,38 +40,38 @@ def unilora(bench: Bench) -> list[Row]:
     peft, linear = _peft(bench)
     length = max(4, (bench.size - HEADER) // 4)
     settings = {"r": 4, "theta_d_length": length, "target_modules": linear}
-    return [
-        _adapter(
-            bench,
-            peft,
-            "UniLoraConfig",
-            settings,
-            "PEFT UniLoRA",
-            UNILORA_LR,
-            f"theta_d of {length} on {len(linear)} linear layers",
-        )
-    ]
+    note = f"theta_d of {length} on {_where(linear)}"
+    return [_adapter(bench, peft, "UniLoraConfig", settings, "PEFT UniLoRA", UNILORA_LR, note)]
 
 
 def vera(bench: Bench) -> list[Row]:
     """VeRA (arXiv:2310.11454): vectors on frozen random matrices that are not saved."""
     peft, linear = _peft(bench)
-    settings = {"r": 4, "target_modules": linear, "save_projection": False}
-    return [
-        _adapter(bench, peft, "VeraConfig", settings, "PEFT VeRA", VERA_LR, f"rank 4 on {len(linear)} linear layers")
-    ]
+    rank = 4 if bench.record.base is None else 256
+    settings = {"r": rank, "target_modules": linear, "save_projection": False}
+    return [_adapter(bench, peft, "VeraConfig", settings, "PEFT VeRA", VERA_LR, f"rank {rank} on {_where(linear)}")]
 
 
 def _peft(bench: Bench) -> tuple[Any, list[str]]:
+    """The library, and the linear layers: of attention those of queries and values, as is usual, where there is one."""
     with fails("peft cannot be imported (pip install peft)"):
         import peft
-    linear = [name for name, m in bench.model.named_modules() if isinstance(m, nn.Linear) and name]
+    linear = [n for n, m in bench.model.named_modules() if isinstance(m, nn.Linear) and n and n not in bench.new]
     if not linear:
         raise SkippedError("PEFT's adapters sit on linear layers, and this network has none")
-    return peft, linear
+    attention = [n for n in linear if n.rpartition(".")[2] in ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")]
+    return peft, attention if bench.record.base is not None and attention else linear
+
+
+def _where(linear: list[str]) -> str:
+    return f"{len(linear)} linear layers"
 
 
 def _adapter(bench: Bench, peft: Any, config: str, settings: dict[str, Any], name: str, lr: float, note: str) -> Row:
+    if bench.record.base is None:
+        lr = SEEDED_LR[config]
+    elif bench.new:
+        settings, note = settings | {"modules_to_save": bench.new}, f"{note}, and the new {', '.join(bench.new)}"
     seed_everything(bench.recipe.seed, 0)
     with warnings.catch_warnings(), fails("PEFT fails on this network"):
         warnings.simplefilter("ignore")

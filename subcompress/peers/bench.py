@@ -18,7 +18,7 @@ from subcompress.data import Data
 from subcompress.data.splits import Held
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitter import BASELINE_LR, copied
+from subcompress.fitter import BASED_LR, BASELINE_LR, copied
 from subcompress.plan import make_plan
 from subcompress.record import Record
 from subcompress.subspace import Subspace
@@ -56,9 +56,19 @@ class Bench:
     folder: Path
     listener: Listener = field(default_factory=Listener)
 
-    def trained(self, module: nn.Module, title: str, lr: float = BASELINE_LR) -> float:
+    def trained(self, module: nn.Module, title: str, lr: float | None = None) -> float:
         """Train what of a module wants a gradient, with the budget of our fit. Returns the seconds it took."""
-        return self._train(Direct(module), title, lr)
+        usual = BASELINE_LR if self.record.base is None else BASED_LR
+        return self._train(Direct(module), title, lr or usual)
+
+    @property
+    def new(self) -> list[str]:
+        """Modules that the base does not give any tensor of: heads."""
+        if (base := self.record.base) is None:
+            return []
+        owners = {name: name.rpartition(".")[0] for name, _ in self.model.named_parameters()}
+        known = {owner for name, owner in owners.items() if name in base}
+        return [owner for owner in dict.fromkeys(owners.values()) if owner and owner not in known]
 
     def _train(self, trainee: Trainee, title: str, lr: float, quantise: Callable[[], None] | None = None) -> float:
         recipe, began = replace(self.recipe, lr=lr, rate=0.0, optimiser="adam"), time.perf_counter()

@@ -16,6 +16,8 @@ from subcompress.starts import recognise
 
 def float_subspace(bench: Bench) -> list[Row]:
     """As many float32 coordinates as our bytes hold, beside what no seed gives: buffers and stored tensors."""
+    if bench.record.base is not None:
+        raise SkippedError("for networks that start from a seed")
     kept = [name for name, start in recognise(bench.model).items() if start.kind in ("stored", "buffer")]
     state, seed = bench.model.state_dict(), bench.recipe.seed
     d = (bench.size - len(_file(torch.zeros(0), state, kept, seed))) // 4

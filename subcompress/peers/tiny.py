@@ -75,6 +75,8 @@ Shape = Callable[[tuple[int, ...], int, int], nn.Module]
 
 def tiny(bench: Bench) -> list[Row]:
     """The best of the shapes, by validation."""
+    if bench.record.base is not None:
+        raise SkippedError("for networks that start from a seed")
     shape, outputs = _sizes(bench)
     shapes: list[Shape] = [Hidden]
     if len(shape) == 3 and min(shape[1:]) >= 8:

@@ -1,0 +1,23 @@
+"""subcompress pull."""
+
+from pathlib import Path
+
+import click
+
+import subcompress
+from subcompress_cli.options import FILE, json_option, print_json, say
+
+
+@click.command()
+@click.argument("repository", metavar="ORG/NAME[@REV]")
+@click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write.")
+@click.option("--digest", metavar="HEX", help="Of the weights that it must be of: see `info`.")
+@json_option
+def pull(repository: str, output: Path, digest: str | None, as_json: bool) -> None:
+    """Fetch the file of a repository of the Hugging Face Hub, check it, and write it."""
+    found = subcompress.pull(repository, output, digest=digest, say=say)
+    size = output.stat().st_size
+    if as_json:
+        print_json({"file": output, "file_bytes": size, "id": found.id, "commit": found.commit, "cached": found.cached})
+    else:
+        click.echo(f"{output}: {size} bytes, of {found.id} at commit {found.commit}")

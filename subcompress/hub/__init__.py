@@ -1,0 +1,25 @@
+"""The Hugging Face Hub: push a file, pull it, load it. huggingface_hub is imported when it is needed, not before.
+
+subcompress.push("net.safetensors", "ORG/NAME", module)
+subcompress.pull("ORG/NAME", "net.safetensors")
+subcompress.from_pretrained("ORG/NAME", module)
+"""
+
+from subcompress.hub.card import About
+from subcompress.hub.fetching import Fetched, fetch, from_pretrained, local, pull, weights_of
+from subcompress.hub.publishing import GRAPHS, Pushed, push
+from subcompress.hub.references import Reference
+
+__all__ = [
+    "GRAPHS",
+    "About",
+    "Fetched",
+    "Pushed",
+    "Reference",
+    "fetch",
+    "from_pretrained",
+    "local",
+    "pull",
+    "push",
+    "weights_of",
+]

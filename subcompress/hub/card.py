@@ -1,0 +1,227 @@
+"""The card of a repository, README.md: its front matter, which the Hub reads, and its page, which people do.
+
+Ours stands between two marks, and a few keys of the front matter are ours; the rest of a card belongs to its owner.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from subcompress import format, run
+from subcompress.errors import SubcompressError, one_line
+from subcompress.hub.references import PREFIX, Reference
+
+TEMPLATE = "card.md.j2"
+
+BEGIN = "<!-- subcompress: `subcompress push` writes what stands from here to the next mark; the rest is yours -->"
+END = "<!-- /subcompress -->"
+
+OURS = ("library_name", "base_model", "base_model_relation", "datasets", "metrics", "model-index")
+"""Keys of the front matter that say what was measured of one file: never kept from an earlier one."""
+
+DATASETS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+"""What the Hub calls the data that are known by name here."""
+
+NUMPY = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool_",
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file does not say of itself. run: the run folder it was packed from; dataset: the Hub's name of the data;
+    task: the Hub's name of what it is for, image-classification say; license: as the Hub spells it."""
+
+    run: str | Path | None = None
+    dataset: str | None = None
+    task: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """values: split -> value of the metric, on the data of that name; recipe: of the training."""
+
+    metric: str
+    values: dict[str, float]
+    data: str = ""
+    dataset: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a card says: the repository, what `info` says of the file, SHA-256 and bytes of each file beside it."""
+
+    id: str
+    info: dict[str, Any]
+    files: dict[str, tuple[str, int]]
+    about: About
+    measured: Measured | None
+
+    @property
+    def task(self) -> str | None:
+        """The pipeline tag: as told, else of what labels a picture."""
+        shape = self.info["facts"].get("input_shape", ())
+        picture = len(shape) == 3 and shape[0] in (1, 3)
+        accuracy = self.measured is not None and self.measured.metric.endswith("accuracy")
+        return self.about.task or ("image-classification" if picture and accuracy else None)
+
+    @property
+    def base(self) -> str | None:
+        """The repository whose weights the file adds to, where it does and they lie on the Hub."""
+        base = self.info.get("base")
+        return Reference.of(base["id"]).id if base and base["id"].startswith(PREFIX) else None
+
+
+def measured(info: dict[str, Any], about: About) -> Measured | None:
+    """What is known of how well the file does: of its run, or what it carries itself, else nothing.
+
+    Raises SubcompressError for a folder that is no run of this file.
+    """
+    if about.run is None:
+        if info["test_accuracy"] is None:
+            return None
+        return Measured("accuracy", {"test": info["test_accuracy"]}, "", about.dataset)
+    fit, summary = run.fit_of(about.run), run.summary(about.run)
+    if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
+        raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")
+    name = str(summary["origin"].get("data") or "").rpartition("/")[2]
+    recipe = {k: v for k, v in summary["recipe"].items() if isinstance(v, (int, float, str)) and v != ""}
+    values = {"test": fit.test, "validation": fit.validation}
+    return Measured(fit.metric, values, name, about.dataset or DATASETS.get(name), recipe)
+
+
+def write(page: Page, held: str | None, *, anew: bool = False) -> str:
+    """The card, with what its owner wrote of the one that is there kept. anew: nothing is.
+
+    Raises SubcompressError where the front matter that is there cannot be read.
+    """
+    before, text = ({}, "") if held is None or anew else _parts(page.id, held)
+    matter = _matter(page)
+    theirs = {k: v for k, v in before.items() if k not in (*OURS, *matter)}
+    tags = [t for t in before.get("tags") or () if isinstance(t, str)]
+    matter = {**matter, **theirs, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
+    ours = f"{BEGIN}\n{_text(page)}\n{END}"
+    if BEGIN[:17] in text and END in text:
+        head, _, rest = text.partition(BEGIN[:17])
+        text = head + ours + rest.partition(END)[2]
+    else:
+        text = f"{ours}\n\n{text.strip()}".rstrip() + "\n"
+    return f"---\n{_yaml(matter).strip()}\n---\n{text}"
+
+
+def evaluation(page: Page) -> str | None:
+    """The results as `.eval_results/*.yaml` has them, None without data that the Hub knows."""
+    found = page.measured
+    if found is None or found.dataset is None:
+        return None
+    entry = {
+        "dataset": {"id": found.dataset, "task_id": "default"},
+        "value": found.values["test"],
+        "notes": f"{found.metric} on the test split, of the rebuilt weights",
+    }
+    return _yaml([entry])
+
+
+def _parts(id: str, held: str) -> tuple[dict[str, Any], str]:
+    """Front matter and text of a card."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    match = REGEX_YAML_BLOCK.search(held.removeprefix("\ufeff"))
+    if match is None and held.lstrip().startswith("---\n"):
+        raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: mend it, or --replace-card")
+    try:
+        matter = yaml.safe_load(match[2]) if match else {}
+    except (yaml.YAMLError, ValueError) as e:
+        raise SubcompressError(
+            f"the front matter of README.md in {id} is no YAML ({one_line(e, 120)}): mend it there, or --replace-card"
+        ) from e
+    if matter is not None and not isinstance(matter, dict):
+        raise SubcompressError(
+            f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: mend it there, or "
+            "--replace-card"
+        )
+    return matter or {}, held[match.end() :] if match else held
+
+
+def _matter(page: Page) -> dict[str, Any]:
+    """The front matter that is ours, empty keys left out."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found, name = page.measured, page.id.partition("/")[2]
+    results = []
+    if found is not None and (found.data or found.dataset):
+        results = [
+            EvalResult(
+                task_type=page.task or "other",
+                dataset_type=found.dataset or re.sub(r"\W+", "-", found.data),
+                dataset_name=found.data or str(found.dataset),
+                dataset_split=split,
+                metric_type=found.metric,
+                metric_value=round(value, 6),
+                metric_name=f"{split} {found.metric}",
+            )
+            for split, value in found.values.items()
+        ]
+    data = ModelCardData(
+        library_name="subcompress",
+        license=page.about.license,
+        pipeline_tag=page.task,
+        tags=["subcompress", *(["onnx"] if "model.onnx" in page.files else [])],
+        base_model=page.base,
+        base_model_relation="adapter" if page.base else None,
+        datasets=[found.dataset] if found and found.dataset else None,
+        metrics=[found.metric] if found else None,
+        model_name=name,
+        eval_results=results or None,
+    )
+    matter = data.to_dict()
+    matter.pop("model_name", None)
+    return matter
+
+
+def _text(page: Page) -> str:
+    """The page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("subcompress"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"thousands": lambda n: f"{n:,}", "cell": _cell}
+    facts = page.info["facts"]
+    inputs = facts.get("inputs") or [["input", facts.get("input_dtype", "F32"), facts.get("input_shape", [])]]
+    return (
+        environment.get_template(TEMPLATE)
+        .render(
+            page=page,
+            info=page.info,
+            facts=facts,
+            inputs=[(name, NUMPY.get(dtype, "float32"), (1, *shape)) for name, dtype, shape in inputs],
+            measured=page.measured,
+            base=page.info.get("base"),
+            name=page.id.partition("/")[2],
+        )
+        .strip()
+    )
+
+
+def _yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def _cell(value: Any) -> str:
+    """A text of the user's that cannot leave its place in a table or end a mark."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)

@@ -1,0 +1,189 @@
+"""What is on the Hub as a file here: pull, from_pretrained, and `hub:ORG/NAME` wherever a file is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.files import read_bytes, write_bytes
+from subcompress.hub.references import Reference, is_reference
+from subcompress.hub.transport import Hub, Remote, Say, UnreachableError, quiet
+from subcompress.unpacking import load
+
+FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "model.onnx"
+"""What a repository holds."""
+
+LARGE = 1 << 24
+"""Bytes from which a file is not fetched before its repository has said that it is ours."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """path: the file in the cache; commit: of the repository, where it lies; cached: the Hub was not asked."""
+
+    id: str
+    commit: str
+    path: Path
+    cached: bool
+
+
+def fetch(ref: Reference, *, token: str | bool | None = None, cached: bool = False, say: Say = quiet) -> Fetched:
+    """The file of a repository in the cache, compared with what the Hub says of it and by its own checksum. Where the
+    Hub is out of reach, the copy of before is used, and said to be. cached: the Hub is not asked at all.
+
+    Raises SubcompressError for a repository that is not there or not open, one that holds something else, and a file
+    that comes damaged twice.
+    """
+    hub = Hub(token, say)
+    try:
+        if cached:
+            raise UnreachableError("the Hub is not asked", f"{ref} is not in the cache")
+        found = _from_hub(hub, ref)
+    except UnreachableError as e:
+        try:
+            path = hub.download(ref, FILE, cached=True)
+        except SubcompressError:
+            raise e from None
+        found = Fetched(ref.id, path.parent.name, path, True)
+        if not cached:
+            say(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
+    _check(ref, found.path)
+    return found
+
+
+def _from_hub(hub: Hub, ref: Reference) -> Fetched:
+    remote = hub.look(ref)
+    _require_ours(hub, ref, remote)
+    pinned = replace(ref, revision=remote.commit)
+    path = hub.download(ref, FILE)  # by its name first: so it is found again where there is no Hub
+    if path.parent.name != remote.commit:  # the branch has moved since we looked, or this is the copy of before
+        path = hub.download(pinned, FILE)
+    if not remote.files[FILE].holds(path.read_bytes()):
+        hub.say(f"{FILE} of {ref} came damaged; fetching it once more")
+        path = hub.download(pinned, FILE, again=True)
+        if not remote.files[FILE].holds(path.read_bytes()):
+            raise SubcompressError(
+                f"what comes of {ref} is not what the Hub promises, twice: the line or the cache damages it; try "
+                "another network, or set HF_HOME to another folder"
+            )
+    return Fetched(remote.id, remote.commit, path, False)
+
+
+def _require_ours(hub: Hub, ref: Reference, remote: Remote) -> None:
+    """Raise SubcompressError for what need not be fetched to see that it is not ours."""
+    if FILE not in remote.files:
+        raise SubcompressError(f"a repository of ours holds {FILE}; {ref} does not: is it the right one?")
+    if remote.files[FILE].size > LARGE and not settings(hub, ref, remote):
+        raise SubcompressError(
+            f"{ref} holds a {FILE} of {remote.files[FILE].size} bytes that is none of ours: is it the dense model?"
+        )
+
+
+def _check(ref: Reference, path: Path) -> None:
+    try:
+        format.contents(path)
+    except SubcompressError as e:
+        raise SubcompressError(f"{ref} holds something else under the name {FILE}: {e}") from e
+
+
+def settings(hub: Hub, ref: Reference, remote: Remote) -> dict[str, Any]:
+    """The config.json of a repository, at the commit that was seen; empty where no push of ours wrote it."""
+    if CONFIG not in remote.files:
+        return {}
+    try:
+        held = json.loads(read_bytes(hub.download(replace(ref, revision=remote.commit), CONFIG), LARGE))
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) and isinstance(held.get("subcompress"), dict) else {}
+
+
+def local(name: str | Path, *, token: str | bool | None = None, say: Say = quiet) -> Path:
+    """Where a FILE lies: `hub:ORG/NAME` and `hub:ORG/NAME@REV` in the cache, fetched and checked; any other name where
+    it says. Raises SubcompressError as `fetch` does."""
+    if is_reference(name):
+        return fetch(Reference.of(str(name)), token=token, say=say).path
+    return Path(name)
+
+
+def pull(
+    repository: str,
+    output: str | Path,
+    *,
+    digest: str | None = None,
+    token: str | bool | None = None,
+    say: Say = quiet,
+) -> Fetched:
+    """Write the file of a repository, ORG/NAME or ORG/NAME@REV, to `output`, whole or not at all.
+
+    digest: in hexadecimal, of the weights that it must be of. Raises SubcompressError as `fetch` does, for another
+    digest, and where the output cannot be written.
+    """
+    ref = Reference.of(repository)
+    found = fetch(ref, token=token, say=say)
+    data = read_bytes(found.path, format.MAX_FILE_BYTES)
+    held = format.parse(data).digest.hex()
+    if digest is not None and digest.lower() != held:
+        raise SubcompressError(f"weights of digest {digest} were asked for; {ref} holds those of {held}: name a commit")
+    write_bytes(output, data)
+    return found
+
+
+def from_pretrained(
+    repository: str,
+    module: nn.Module,
+    *,
+    revision: str | None = None,
+    base: Any = None,
+    check: bool = True,
+    token: str | bool | None = None,
+) -> nn.Module:
+    """Rebuild the weights of a repository, ORG/NAME or ORG/NAME@REV, into `module`, which is returned, in evaluation
+    mode. A file or folder here is taken too; base and check: as for `load`.
+
+    Raises SubcompressError as `fetch` and `load` do.
+    """
+    file = Path(repository) if Path(repository).is_file() else place(repository, revision, token) / FILE
+    return load(file, module, base=base, check=check)
+
+
+def weights_of(name: str, files: Sequence[str], *, token: str | bool | None = None, say: Say = quiet) -> Fetched:
+    """The weights of a base, `hub:ORG/NAME[@REV]`: the first of `files` that it has, in the cache. Where the Hub is out
+    of reach, the copy of before. Raises SubcompressError as `fetch` does, and for a repository that has none of them.
+    """
+    ref, hub = Reference.of(name), Hub(token, say)
+    try:
+        remote = hub.look(ref)
+    except UnreachableError as e:
+        for file in files:
+            with contextlib.suppress(SubcompressError):
+                path = hub.download(ref, file, cached=True)
+                return Fetched(ref.id, path.parent.name, path, True)
+        raise e from None
+    held = [file for file in files if file in remote.files]
+    if not held:
+        raise SubcompressError(
+            f"a base has its weights in {' or '.join(files)}, one file; {ref} has {', '.join(list(remote.files)[:4])}: "
+            "fetch it, make one file of it, and give that"
+        )
+    return Fetched(remote.id, remote.commit, hub.download(replace(ref, revision=remote.commit), held[0]), False)
+
+
+def place(name: str, revision: str | None, token: str | bool | None = None, *, cached: bool = False) -> Path:
+    """The folder that holds the file of a repository, or of a folder here, and its config.json where there is one."""
+    if Path(name).is_dir():
+        return Path(name)
+    ref = Reference.of(name)
+    ref = ref if revision is None else Reference.of(f"{ref.id}@{revision}")
+    found = fetch(ref, token=token, cached=cached)
+    at, hub = replace(ref, revision=found.commit), Hub(token)
+    with contextlib.suppress(SubcompressError):  # a repository made by hand may have none
+        hub.download(at, CONFIG, cached=found.cached)
+    return found.path.parent

@@ -1,0 +1,134 @@
+"""HubMixin: from_pretrained, save_pretrained and push_to_hub for a network's own class."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.expand import digest_of
+from subcompress.files import read_bytes, write_bytes
+from subcompress.hub.card import About
+from subcompress.hub.fetching import CARD, CONFIG, FILE, place
+from subcompress.hub.publishing import Parcel, described, push
+from subcompress.unpacking import load
+from subcompress.verifying import info
+
+
+class HubMixin(ModelHubMixin, library_name="subcompress"):
+    """`class Net(nn.Module, HubMixin)`: as huggingface_hub's own mixins, with our file in the place of the weights.
+
+    net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
+    net.push_to_hub("ORG/NAME")
+
+    What `__init__` was given, where JSON can hold it, goes to config.json and comes back with from_pretrained.
+    """
+
+    _packed: bytes | None = None
+    _base: Any = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        base: Any = None,
+        local_files_only: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """A network with the weights of a repository, a folder or a file, in evaluation mode. base: what the
+        file stands on, where it does, see `subcompress.load`; model_kwargs: for `__init__`, over those that config.json
+        holds. Raises SubcompressError."""
+        name = str(pretrained_model_name_or_path)
+        if Path(name).is_file():
+            return cls._from_pretrained(model_id=name, standing_on=base, **model_kwargs)
+        folder = place(name, revision, token, cached=local_files_only)
+        return super().from_pretrained(folder, standing_on=base, **model_kwargs)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, standing_on: Any = None, **kwargs: Any) -> Any:
+        ours = {"revision", "cache_dir", "force_download", "local_files_only", "token", "subcompress", "library_name"}
+        given = {k: v for k, v in kwargs.items() if k not in ours or k in cls._hub_mixin_init_parameters}
+        file = Path(model_id) / FILE if Path(model_id).is_dir() else Path(model_id)
+        packed = read_bytes(file, format.MAX_FILE_BYTES)
+        net = load(file, cls(**given), base=standing_on)  # type: ignore[arg-type]
+        net._packed, net._base = packed, standing_on  # type: ignore[assignment]
+        return net
+
+    def _file(self) -> bytes:
+        """The file of the weights as they are now. Raises SubcompressError where there is none."""
+        if self._packed is None:
+            raise SubcompressError(
+                "save_pretrained keeps the file that a network was loaded from, and this one was not: fit, pack, and "
+                f"take {type(self).__name__}.from_pretrained('net.safetensors')"
+            )
+        assert isinstance(self, nn.Module)
+        record, _ = format.from_bytes(self._packed, self._base)
+        if digest_of(record, {name: t.detach().cpu() for name, t in self.state_dict().items()}) != record.digest:
+            raise SubcompressError(
+                "save_pretrained keeps the file that a network was loaded from, and its weights have changed since: "
+                "fit and pack them"
+            )
+        return self._packed
+
+    def _parcel(self) -> Parcel:
+        data = self._file()
+        with tempfile.TemporaryDirectory() as folder:
+            write_bytes(Path(folder) / FILE, data)
+            return Parcel(data, info(Path(folder) / FILE), None, About(), self._config())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        files = described(f"ORG/{save_directory.name}", self._parcel())
+        for name in (FILE, CONFIG):
+            write_bytes(save_directory / name, files[name])
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that `push_to_hub` writes, of a repository without a name yet. Raises SubcompressError."""
+        return ModelCard(described("ORG/NAME", self._parcel())[CARD].decode())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        config: Any = None,
+        commit_message: str | None = None,
+        branch: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Publish, with model.onnx of this network, in one commit, whose address is returned.
+
+        model_card_kwargs: the fields of `subcompress.hub.About`; options: `private`, `token` and the others of
+        `subcompress.push`. Raises SubcompressError.
+        """
+        assert isinstance(self, nn.Module)
+        data = self._file()
+        with tempfile.TemporaryDirectory() as folder:
+            write_bytes(Path(folder) / FILE, data)
+            return push(
+                Path(folder) / FILE,
+                repo_id if branch is None else f"{repo_id}@{branch}",
+                self,
+                about=About(**(model_card_kwargs or {})),
+                config=self._config() if config is None else _plain(config),
+                message=commit_message,
+                **options,
+            ).url
+
+    def _config(self) -> dict[str, Any]:
+        """What `__init__` was given."""
+        return _plain(self._hub_mixin_config)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    if is_dataclass(config) and not isinstance(config, type):
+        return asdict(config)
+    return dict(config or {})

@@ -1,0 +1,224 @@
+"""push: a file, its settings, its card and its graph to a repository, in one commit or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.files import read_bytes
+from subcompress.hub import card, transport
+from subcompress.hub.card import About, Page
+from subcompress.hub.fetching import CARD, CONFIG, FILE, GRAPH, LARGE, settings
+from subcompress.hub.references import Reference
+from subcompress.hub.transport import (
+    Hub,
+    MissingError,
+    MovedError,
+    NoRevisionError,
+    Remote,
+    Say,
+    UnreachableError,
+    asked_wait,
+    quiet,
+)
+from subcompress.unpacking import unpack
+from subcompress.verifying import info
+
+EVALUATION = ".eval_results/subcompress.yaml"
+
+RACES = 20
+"""Times that others may commit first."""
+
+GRAPHS = ("auto", "dense", "none")
+"""What model.onnx is: self-unfolding where the file can be, with its weights inside, or not there."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """commit: where the branch is; changed: whether this push made it; files: bytes of each in the repository."""
+
+    id: str
+    commit: str
+    url: str
+    changed: bool
+    files: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is to be published. config: what else config.json holds; force: over what is not ours."""
+
+    data: bytes
+    info: dict[str, Any]
+    graph: bytes | None
+    about: About
+    config: dict[str, Any]
+    force: bool = False
+    new_card: bool = False
+
+
+def push(
+    path: str | Path,
+    repository: str,
+    module: nn.Module | None = None,
+    *,
+    about: About | None = None,
+    base: Any = None,
+    onnx: str = "auto",
+    private: bool | None = None,
+    tag: str | None = None,
+    message: str | None = None,
+    force: bool = False,
+    new_card: bool = False,
+    config: dict[str, Any] | None = None,
+    token: str | bool | None = None,
+    say: Say = quiet,
+) -> Pushed:
+    """Publish a file as ORG/NAME, or on a branch as ORG/NAME@BRANCH, in one commit; none where nothing would change.
+
+    The repository and the branch are made where they are not there. module: the network, to trace for model.onnx (see
+    GRAPHS); base: what the file stands on, for that; without a module, a graph of the same weights stays and another
+    goes. Sections and front matter of the card that its owner wrote stay, unless new_card. force: also over files that
+    no push of ours wrote.
+
+    A push that is interrupted has published all or nothing, and may be given again. Raises SubcompressError.
+    """
+    ref, about = Reference.of(repository), about or About()
+    data, found = read_bytes(path, format.MAX_FILE_BYTES), info(path)
+    card.measured(found, about)  # what is wrong with the run is said before anything is traced or sent
+    graph = _graph(path, found, module, onnx, base)
+    parcel = Parcel(data, found, graph, about, config or {}, force, new_card)
+    pushed = _publish(Hub(token, say), ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
+    if tag is not None:
+        Hub(token, say).tag(Reference(pushed.id), tag, pushed.commit)
+    return pushed
+
+
+def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str, base: Any) -> bytes | None:
+    if onnx not in GRAPHS:
+        raise SubcompressError(f"--onnx is one of {', '.join(GRAPHS)}; given {onnx!r}")
+    if module is None or onnx == "none" or (onnx == "auto" and found.get("base")):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            place = Path(folder) / GRAPH
+            return unpack(path, place, module, base=base, self_unfolding=onnx == "auto").read_bytes()
+        except SubcompressError as e:
+            raise SubcompressError(f"{e} (or push without a graph: --onnx none)") from e
+
+
+def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, message: str) -> Pushed:
+    """Commit until the branch holds the parcel: built anew where others came first, looked at again where nobody knows
+    whether a commit came through."""
+    waits, races, tried = list(transport.WAITS), 0, False
+    while True:
+        remote = _there(hub, ref, private)
+        files, stays = contents(hub, ref, remote, parcel)
+        sizes = {name: len(data) for name, data in files.items()} | stays
+        gone = [n for n in (GRAPH, EVALUATION) if n in remote.files and n not in sizes]
+        changed = {n: d for n, d in files.items() if n not in remote.files or not remote.files[n].holds(d)}
+        if not changed and not gone:
+            return _pushed(remote.id, remote.commit, tried, sizes)
+        try:
+            commit = hub.commit(replace(ref, id=remote.id), remote.commit, changed, gone, message)
+            return _pushed(remote.id, commit, True, sizes)
+        except MovedError:
+            tried, races = True, races + 1
+            if races == RACES:
+                raise
+            hub.wait(transport.WAITS[0] * random.uniform(0.1, 0.5), f"others have changed {ref.id} meanwhile")
+        except UnreachableError as e:
+            tried = True
+            if not waits or transport.offline() or asked_wait(e) > transport.LONGEST_WAIT:
+                raise
+            hub.wait(max(waits.pop(0), asked_wait(e)), e.what)
+
+
+def _pushed(id: str, commit: str, changed: bool, sizes: dict[str, int]) -> Pushed:
+    return Pushed(id, commit, f"{transport.endpoint()}/{id}/commit/{commit}", changed, sizes)
+
+
+def _there(hub: Hub, ref: Reference, private: bool | None) -> Remote:
+    """The repository and its branch, made where they are not there."""
+    for make in (True, True, False):
+        try:
+            remote = hub.look(ref)
+            break
+        except (MissingError, NoRevisionError) as e:
+            lacking = e
+        if not make or (isinstance(lacking, NoRevisionError) and ref.revision is None):
+            raise lacking
+        if isinstance(lacking, MissingError):
+            hub.create(ref.id, private)
+        else:
+            hub.branch(ref.id, str(ref.revision))
+    if private is not None and remote.private != private:
+        asked, is_ = ("private", "public") if private else ("public", "private")
+        raise SubcompressError(
+            f"{ref.id} is {is_}, and {asked} was asked for: change it in its settings, or leave it out"
+        )
+    return remote
+
+
+def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The files that the repository is to hold, and the bytes of those that stay as they are.
+
+    Raises SubcompressError where files of others stand under their names, and for a card that cannot be read.
+    """
+    config = settings(hub, ref, remote)
+    if not parcel.force:
+        _require_ours(ref, remote, config)
+    stays = {}
+    if parcel.graph is None and config.get("subcompress", {}).get("digest") == parcel.info["digest"]:
+        stays = {name: f for name, f in remote.files.items() if name == GRAPH}
+    held = None
+    if CARD in remote.files:
+        held = read_bytes(hub.download(replace(ref, revision=remote.commit), CARD), LARGE).decode("utf-8", "replace")
+    files = described(remote.id, parcel, {name: (f.oid, f.size) for name, f in stays.items()}, config, held)
+    return files, {name: f.size for name, f in stays.items()}
+
+
+def described(
+    id: str,
+    parcel: Parcel,
+    stays: dict[str, tuple[str, int]] | None = None,
+    config: dict[str, Any] | None = None,
+    held: str | None = None,
+) -> dict[str, bytes]:
+    """The file and the graph, with settings and card. stays: SHA-256 and bytes of what is there and stays beside them;
+    config, held: the settings and the card that are there."""
+    files = {FILE: parcel.data} | ({} if parcel.graph is None else {GRAPH: parcel.graph})
+    sums = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()} | (stays or {})
+    page = Page(id, parcel.info, sums, parcel.about, card.measured(parcel.info, parcel.about))
+    keys = ("format_version", "seed", "d", "D", "bits", "operator", "layout", "digest", "facts")
+    ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base")}
+    ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
+    whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
+    files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
+    files[CARD] = card.write(page, held, anew=parcel.new_card).encode()
+    if (results := card.evaluation(page)) is not None:
+        files[EVALUATION] = results.encode()
+    return files
+
+
+def _require_ours(ref: Reference, remote: Remote, config: dict[str, Any]) -> None:
+    """Raise SubcompressError where a push would replace what no push of ours wrote."""
+    sums = config.get("subcompress", {}).get("sha256", {})
+    for name in (FILE, GRAPH, CONFIG):
+        if name not in remote.files:
+            continue
+        oid = remote.files[name].oid
+        if not config or (name in (FILE, GRAPH) and len(oid) == 64 and sums.get(name) != oid):
+            raise SubcompressError(
+                f"{ref.id} holds a {name} that no push of subcompress wrote: name another repository, or --force to "
+                "replace it"
+            )

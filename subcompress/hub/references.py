@@ -1,0 +1,43 @@
+"""What names a repository: `hub:ORG/NAME` or `hub:ORG/NAME@REV`, a branch, tag, commit or pull request after the @."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from subcompress.errors import SubcompressError
+
+PREFIX = "hub:"
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_ID = re.compile(rf"{_PART}/{_PART}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository, and what of it: the default branch where `revision` is None."""
+
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.id}" + (f"@{self.revision}" if self.revision else "")
+
+    @classmethod
+    def of(cls, text: str) -> Reference:
+        """The repository of a text, with the prefix or without. Raises SubcompressError."""
+        name, at, revision = text.removeprefix(PREFIX).partition("@")
+        if not _ID.fullmatch(name) or len(name) > 96 or "--" in name or ".." in name or name.endswith(".git"):
+            raise SubcompressError(
+                f"a repository is ORG/NAME or ORG/NAME@REV, of letters, digits and . _ - in at most 96; given {text!r}"
+            )
+        if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+            raise SubcompressError(f"after @ stands a branch, a tag or a commit; given {text!r}: leave @ out for main")
+        return cls(name, revision or None)
+
+
+def is_reference(name: str | Path) -> bool:
+    """Whether a FILE is one on the Hub. A file of such a name is given as `./hub:...`."""
+    return isinstance(name, str) and name.startswith(PREFIX)
