@@ -58,6 +58,8 @@ def measure_dimension(
     SubcompressError.
     """
     listener = listener or Listener()
+    for line in data.notes:
+        listener.note(line)
     ds = sorted(set(ds))
     if not ds or ds[0] < 1:
         raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")

@@ -67,7 +67,12 @@ def load_tokenizer(place: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer of a folder or of an id on the Hub. Raises SubcompressError."""
     with _transformers(place, "as a tokenizer") as library:
         where, options = _where(place, revision)
-        return library.AutoTokenizer.from_pretrained(where, **options)
+        found = library.AutoTokenizer.from_pretrained(where, **options)
+        if len(found) <= len(found.all_special_tokens):  # what transformers makes where there are no words
+            raise SubcompressError(
+                f"a tokenizer has words; {place} has none: give its tokenizer.json or vocabulary too"
+            )
+        return found
 
 
 def labels_of(layout: Layout, place: str | Path, *, revision: str | None = None) -> int | None:

@@ -286,6 +286,12 @@ def test_texts_need_a_tokenizer(tiny, tmp_path):
     assert "texts need a tokenizer: that of --model hf:DIR_OR_ID" in result.stderr
 
 
+def test_a_tokenizer_without_words_is_refused(tiny, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny[0] / "config.json").read_bytes())
+    with pytest.raises(SubcompressError, match=r"a tokenizer has words; .* has none"):
+        pretrained.load_tokenizer(tmp_path)
+
+
 def test_without_the_extra_one_line_says_what_to_install(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SubcompressError, match=r"pip install 'subcompress\[transformers\]'"):

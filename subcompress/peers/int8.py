@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
+import torch
 
-from subcompress.data.splits import Split
+from subcompress.data.splits import Held, batches, size
 from subcompress.peers.bench import Bench, Row, SkippedError, fails
 
 CALIBRATION = 256
@@ -23,27 +21,30 @@ def int8(bench: Bench) -> list[Row]:
     """`quantize_static`: weights and activations of 8 bits, a scale a channel."""
     module, seconds = bench.direct
     train = bench.data.train
-    if not isinstance(train, Split) or not isinstance(train.x, Tensor):
-        raise SkippedError("calibration takes a training split in memory of one input")
-    examples = train.x[:CALIBRATION].numpy()
+    if not isinstance(train, Held):
+        raise SkippedError("calibration takes a training split in memory")
     graph, began = bench.graph(module), time.perf_counter()
-    data = _quantised(graph, examples)
+    data = _quantised(graph, train)
     took = time.perf_counter() - began
     size = bench.write("int8.onnx", data)
     return [Row("ONNX Runtime int8", size, bench.value_of_graph(data), seconds + took, "static, a scale a channel")]
 
 
-def _quantised(graph: bytes, examples: np.ndarray) -> bytes:
+def _quantised(graph: bytes, train: Held) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    from subcompress.graph.tracing import named
+
+    order = torch.arange(min(CALIBRATION, size(train)))
+
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.left: Iterator[np.ndarray] = iter(examples[i : i + 32] for i in range(0, len(examples), 32))
+            self.left = batches(train, 32, order=order)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.left, None)
-            return None if batch is None else {"input": batch}
+            return None if batch is None else {name: t.numpy() for name, t in named(batch[0]).items()}
 
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
