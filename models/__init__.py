@@ -10,6 +10,7 @@ from subcompress_models.conv3 import Conv3
 from subcompress_models.lenet import LeNet
 from subcompress_models.lenet5 import LeNet5
 from subcompress_models.mlp import MLP
+from subcompress_models.mobilenet_v2 import MobileNetV2
 from subcompress_models.separable import Separable
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -19,7 +20,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cifar-lenet": CifarLeNet,
     "conv3-4-6-8": partial(Conv3, (4, 6, 8)),
     "conv3-8-12-16": partial(Conv3, (8, 12, 16)),
+    "mobilenet-v2": MobileNetV2,
     "separable-16-32-48-64": partial(Separable, (16, 32, 48, 64)),
 }
 
-__all__ = ["MLP", "MODELS", "CifarLeNet", "Conv3", "LeNet", "LeNet5", "Separable"]
+__all__ = ["MLP", "MODELS", "CifarLeNet", "Conv3", "LeNet", "LeNet5", "MobileNetV2", "Separable"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,11 @@ def recognise(
             kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
             found[spec.name] = Start("stored", f"{kind}: its values travel in the file, {cost(tensor)} bytes")
         else:
-            found[spec.name] = _weight(spec.name, spec.dtype, tensor.detach(), found, structured)
+            start = _weight(spec.name, spec.dtype, tensor.detach(), found, structured)
+            if base is not None and start.kind == "constant":  # it shares coordinates with what moves from the base
+                moves = roles.MOVES[role[spec.name]]
+                start = replace(start, std=moves, why=f"constant {start.value:.6g}, moves by about {moves:.3g}")
+            found[spec.name] = start
     _refuse_large(state, found)
     return found
 

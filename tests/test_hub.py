@@ -133,6 +133,21 @@ def test_there_and_back(hub, client, name, tmp_path):
     assert client("verify", f"hub:{name}@main").exit_code == 0
 
 
+@pytest.mark.parametrize("text", ["README.md", "docs/HUB.md"])
+def test_commands_of_the_documents(hub, client, name, small_file, small_run, tmp_path, text):
+    """Every command that speaks to a Hub, in a folder where the commands before it have been."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(small_run)
+    (tmp_path / "net.safetensors").write_bytes(small_file.read_bytes())
+    client.python(f"import os; os.chdir({str(tmp_path)!r}); result = None")
+    blocks = re.findall(r"```\n(.*?)```", (Path(__file__).parents[1] / text).read_text("utf-8"), re.S)
+    lines = [line for block in blocks for line in block.splitlines() if "ORG/NAME" in line]
+    assert {line.split()[1] for line in lines} == {"push", "pull", "verify"}
+    for line in lines:
+        done = client(*line.replace("ORG/NAME", name).replace("@v1", "").split()[1:])
+        assert done.exit_code == 0, (line, done.stderr)
+
+
 def test_by_xet(hub, client, name, tmp_path):
     client.xet = True
     data = SECOND.read_bytes()
