@@ -10,6 +10,7 @@ from subcompress import SubcompressError, run
 from subcompress.peers import PEERS
 from subcompress_cli.options import (
     FOLDER,
+    base_option,
     data_options,
     data_with,
     json_option,
@@ -27,6 +28,7 @@ from subcompress_cli.progress import listening
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
 @model_option()
 @data_options()
+@base_option
 @click.option("--peers", metavar="LIST", help=f"Of {', '.join(PEERS)}.  [default: all]")
 @click.option("--loss", metavar="NAME", help="As to fit.  [default: the run's]")
 @click.option("--metric", metavar="NAME", help="As to fit.  [default: the run's]")
@@ -38,6 +40,7 @@ def compare(
     model_name: str | None,
     data_name: str | None,
     data_dir: Path | None,
+    base: str | None,
     peers: str | None,
     loss: str | None,
     metric: str | None,
@@ -65,6 +68,7 @@ def compare(
             data,
             **task,
             minimise=bool(origin.get("minimise")),
+            base=base,
             peers=None if peers is None else peers.split(","),
             title=title,
             threads=threads,

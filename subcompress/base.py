@@ -249,7 +249,9 @@ def _file(path: Path) -> Path:
         for name in WEIGHTS:
             if (path / name).is_file():
                 return path / name
-        raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS)}; {path} holds neither: name a file")
+        parts = list(path.glob("*.index.json"))
+        has = f"has its weights in several files ({parts[0].name}): make one of them" if parts else "holds neither"
+        raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS)}; {path} {has}, and name that file")
     if not os.path.isfile(path):
         hint = (
             f"; {HUB}{path} would be a repository of the Hub"

@@ -110,8 +110,10 @@ def unpack(
         raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
     if dtype is not None and output.suffix != DENSE:
         raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
-    if os.path.exists(output) and os.path.samefile(path, output):
-        raise SubcompressError(f"{output} is the file itself: give another place for what it unpacks to")
+    for what, other in (("the file itself", path), ("its base", base)):
+        given = isinstance(other, (str, Path)) and os.path.exists(other)
+        if given and os.path.exists(output) and os.path.samefile(other, output):
+            raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")
     with replacing(output) as temporary:
         EXPORTS[kind](record, Wanted(module, dtype, done), temporary)
     return output

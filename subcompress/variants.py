@@ -15,6 +15,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand_acting
 from subcompress.files import read_bytes
 from subcompress.format.sections import Standing
+from subcompress.layout import TensorSpec
 from subcompress.record import Kept, Record
 from subcompress.streaming import stream
 
@@ -79,7 +80,7 @@ class Variants(Mapping[str, bytes]):
         before, self.name, self._acting = self._acting, None, None
         for spec in record.layout:
             if places[spec.name].shape != spec.shape:
-                places[spec.name].data = places[spec.name].new_empty(spec.shape)  # a head of another size
+                _resize(self.module, spec, places[spec.name])
         self._restore(before, record)
         with torch.no_grad():
             expand_acting(record, {name: t.detach() for name, t in places.items()})
@@ -95,6 +96,16 @@ class Variants(Mapping[str, bytes]):
         for spec in standing.layout:
             if (changed is None or spec.name in changed) and spec.name not in keeps:
                 state[spec.name].copy_(standing.tensor(spec.name))
+
+
+def _resize(module: nn.Module, spec: TensorSpec, place: torch.Tensor) -> None:
+    """Make a head one of another size, its outputs as its layer tells them too."""
+    place.data = place.new_empty(spec.shape)
+    owner = module.get_submodule(spec.name.rpartition(".")[0])
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = (
+            spec.shape if len(spec.shape) == 2 else (spec.shape[0], owner.in_features)
+        )
 
 
 def _changed(record: Record) -> set[str]:
