@@ -25,7 +25,7 @@ class Block(nn.Module):
     def __init__(self, a: int, b: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = a * expansion
-        layers = [_layer(a, wide)] if expansion != 1 else []
+        layers: list[nn.Module] = [_layer(a, wide)] if expansion != 1 else []
         layers += [_layer(wide, wide, 3, stride, wide), nn.Conv2d(wide, b, 1, bias=False), nn.BatchNorm2d(b)]
         self.conv = nn.Sequential(*layers)
         self.residual = stride == 1 and a == b

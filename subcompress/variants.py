@@ -103,9 +103,7 @@ def _resize(module: nn.Module, spec: TensorSpec, place: torch.Tensor) -> None:
     place.data = place.new_empty(spec.shape)
     owner = module.get_submodule(spec.name.rpartition(".")[0])
     if isinstance(owner, nn.Linear):
-        owner.out_features, owner.in_features = (
-            spec.shape if len(spec.shape) == 2 else (spec.shape[0], owner.in_features)
-        )
+        owner.out_features = spec.shape[0]
 
 
 def _changed(record: Record) -> set[str]:
