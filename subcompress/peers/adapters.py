@@ -25,6 +25,9 @@ HEADER = 128
 RANK = 8
 """On a base."""
 
+UNILORA_SHARE = 0.16
+"""23,040 numbers for the 147,456 of LoRA on RoBERTa-base, as in the paper."""
+
 
 def lora(bench: Bench) -> list[Row]:
     """LoRA (arXiv:2106.09685), of rank 8 where PEFT puts it, else on every linear layer; and the new head."""
@@ -36,9 +39,13 @@ def lora(bench: Bench) -> list[Row]:
 
 
 def unilora(bench: Bench) -> list[Row]:
-    """Uni-LoRA (arXiv:2506.00799): one vector, one-hot projected onto the LoRA weights; as long as our bytes hold."""
+    """Uni-LoRA (arXiv:2506.00799): one vector, one-hot projected onto the LoRA weights; as long as our bytes hold, and
+    on a base as long as its authors choose."""
     peft, linear = _peft(bench)
     length = max(4, (bench.size - HEADER) // 4)
+    if bench.record.base is not None:
+        sizes = [bench.model.get_submodule(name).weight.shape for name in linear]
+        length = round(UNILORA_SHARE * sum(4 * (a + b) for a, b in sizes))  # of LoRA's weights at rank 4
     settings = {"r": 4, "theta_d_length": length, "target_modules": linear}
     note = f"theta_d of {length} on {_where(linear)}"
     return [_adapter(bench, peft, "UniLoraConfig", settings, "PEFT UniLoRA", UNILORA_LR, note)]
