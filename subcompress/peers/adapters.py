@@ -44,8 +44,9 @@ def unilora(bench: Bench) -> list[Row]:
     peft, linear = _peft(bench)
     length = max(4, (bench.size - HEADER) // 4)
     if bench.record.base is not None:
-        sizes = [bench.model.get_submodule(name).weight.shape for name in linear]
-        length = round(UNILORA_SHARE * sum(4 * (a + b) for a, b in sizes))  # of LoRA's weights at rank 4
+        layers = [m for name, m in bench.model.named_modules() if name in linear and isinstance(m, nn.Linear)]
+        weights = sum(4 * (m.in_features + m.out_features) for m in layers)  # of LoRA at rank 4
+        length = round(UNILORA_SHARE * weights)
     settings = {"r": 4, "theta_d_length": length, "target_modules": linear}
     note = f"theta_d of {length} on {_where(linear)}"
     return [_adapter(bench, peft, "UniLoraConfig", settings, "PEFT UniLoRA", UNILORA_LR, note)]
