@@ -48,11 +48,10 @@ class Session:
         tf32: bool = False,
     ) -> None:
         require_device(device)
-        path = Path(path)
         self.device = torch.device(device)
         self._weights: dict[str, Tensor] = {}
-        if path.suffix == ".onnx":
-            self._session = open_graph(path, device, tf32)
+        if Path(path).suffix == ".onnx":
+            self._session = open_graph(Path(path), device, tf32)
         else:
             self._session = self._of_packed(path, module, base, check, tf32)
         self._takes = {i.name: i for i in self._session.get_inputs() if i.name not in self._weights}
@@ -63,7 +62,7 @@ class Session:
         for name, tensor in self._weights.items():
             _bind(self._binding, name, tensor)
 
-    def _of_packed(self, path: Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
+    def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
         from subcompress.graph.lifting import lifted
 

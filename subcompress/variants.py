@@ -13,7 +13,6 @@ from subcompress import format
 from subcompress.base import open_base
 from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand_acting
-from subcompress.files import read_bytes
 from subcompress.format.sections import Standing
 from subcompress.layout import TensorSpec
 from subcompress.record import Kept, Record
@@ -54,7 +53,7 @@ class Variants(Mapping[str, bytes]):
 
     def add(self, name: str, path: str | Path) -> None:
         """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
-        data = read_bytes(path, format.MAX_FILE_BYTES)
+        data = format.file_bytes(path)
         layout = format.parse(data).layout
         if not isinstance(layout, Standing):
             raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")

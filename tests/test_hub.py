@@ -130,6 +130,7 @@ def test_there_and_back(hub, client, name, tmp_path):
     }
     assert client("info", f"hub:{name}", "--json").json == info
     assert client("unpack", f"hub:{name}@v1", "-o", tmp_path / "dense.safetensors").exit_code == 0
+    assert client.python(f"import subcompress; result = subcompress.info('hub:{name}@v1')") == info
     assert client("verify", f"hub:{name}@main").exit_code == 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from subcompress.base import find_base
+from subcompress.base import HUB, find_base
 from subcompress.errors import SubcompressError
 from subcompress.files import read_bytes, write_bytes
 from subcompress.format import container, payload
@@ -51,11 +51,20 @@ def save(record: Record, path: str | Path) -> int:
     return len(data)
 
 
+def file_bytes(path: str | Path) -> bytes:
+    """A whole file, at a path or of `hub:ORG/NAME[@REV]`. Raises SubcompressError."""
+    if isinstance(path, str) and path.startswith(HUB):
+        from subcompress.hub import local  # huggingface_hub is loaded only where it is needed
+
+        path = local(path)
+    return read_bytes(path, MAX_FILE_BYTES)
+
+
 def contents(path: str | Path) -> Parsed:
-    """`parse` of the file at `path`. Raises SubcompressError."""
-    return parse(read_bytes(path, MAX_FILE_BYTES))
+    """`parse` of the file at `path`, see `file_bytes`. Raises SubcompressError."""
+    return parse(file_bytes(path))
 
 
 def read(path: str | Path, base: Any = None) -> tuple[Record, dict[str, int]]:
-    """The record of the file at `path` and its ledger, see `from_bytes`. Raises SubcompressError."""
-    return from_bytes(read_bytes(path, MAX_FILE_BYTES), base)
+    """The record of the file at `path`, see `file_bytes`, and its ledger, see `from_bytes`. Raises SubcompressError."""
+    return from_bytes(file_bytes(path), base)
