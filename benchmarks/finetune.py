@@ -231,7 +231,7 @@ def cifar10(folder: Path, cache: Path) -> Setting:
         facts,
         mirrored,
     )
-    options: dict[str, Any] = {"d": 3900, "bits": 2, "epochs": 8, "batch_size": 128, "precision": "bf16"}
+    options: dict[str, Any] = {"d": 4000, "bits": 2, "epochs": 4, "batch_size": 128, "precision": "bf16"}
     return Setting(
         "MobileNetV2 on CIFAR-10",
         Pictures,
