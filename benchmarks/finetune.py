@@ -372,8 +372,8 @@ def acting(setting: Setting, seeds: range, choices: list[str], folder: Path) -> 
         values = [100 * fit.validation for fit in fits]
         spread = f" ± {interval(values):.2f}" if len(values) > 1 else ""
         lines.append(
-            f"| `{choice}` | {fits[0].D:,} | {max(fit.bytes for fit in fits):,} | {statistics.mean(values):.2f} %{spread} | "
-            f"{statistics.median(fit.seconds for fit in fits):.0f} |"
+            f"| `{choice}` | {fits[0].D:,} | {max(fit.bytes for fit in fits):,} | "
+            f"{statistics.mean(values):.2f} %{spread} | {statistics.median(fit.seconds for fit in fits):.0f} |"
         )
     return lines
 
