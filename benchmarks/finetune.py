@@ -159,7 +159,7 @@ def reviews(folder: Path, cache: Path) -> Setting:
         "hub:sentence-transformers/all-MiniLM-L6-v2",
         data,
         options,
-        1e-4,
+        5e-5,
         0.1,
         "within 1.0 point of full fine-tuning at 1,000 bytes at most",
     )

@@ -3,12 +3,14 @@
 import click
 
 from subcompress import __version__
+from subcompress.hub.transport import LISTENERS
 from subcompress_cli.compare import compare
 from subcompress_cli.dim import dim
 from subcompress_cli.doctor import doctor
 from subcompress_cli.errors import Group
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
+from subcompress_cli.options import say
 from subcompress_cli.pack import pack
 from subcompress_cli.pull import pull
 from subcompress_cli.push import push
@@ -22,6 +24,8 @@ from subcompress_cli.verify import verify
 def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
+
+LISTENERS.append(say)
 
 for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull):
     main.add_command(command)

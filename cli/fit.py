@@ -1,5 +1,6 @@
 """subcompress fit."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def fit(
         "loss": loss,
         "metric": metric,
         "minimise": options["minimise"],
-        "base": options["base"],
+        "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.fit(module, data, output, **task, **options, origin=origin, listener=listener)

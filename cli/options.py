@@ -12,6 +12,7 @@ from torch import nn
 from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub import local
+from subcompress.hub.card import data_name
 from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
@@ -148,7 +149,7 @@ def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:
 
 def short(name: str) -> str:
     """A name to print: without the folders of a file."""
-    return name.rpartition("/")[2]
+    return data_name(name)
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from subcompress_cli.options import FILE, json_option, print_json, say
 @click.command()
 @click.argument("repository", metavar="ORG/NAME[@REV]")
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write.")
-@click.option("--digest", metavar="HEX", help="Of the weights that it must be of: see `info`.")
+@click.option("--digest", metavar="HEX", help="That the file must state, see `info`; `verify` checks its weights.")
 @json_option
 def pull(repository: str, output: Path, digest: str | None, as_json: bool) -> None:
     """Fetch the file of a repository of the Hugging Face Hub, check it, and write it."""

@@ -176,7 +176,10 @@ def load(folder: str | Path, base: Any = None) -> Record:
     on. Raises SubcompressError for a folder that is no finished run."""
     data = packed(folder)
     if base is None and format.parse(data).base is not None:
-        base = summary(folder).get("origin", {}).get("base")
+        given = summary(folder).get("origin", {}).get("base")
+        base = (
+            given if isinstance(given, str) and os.path.exists(given) else None
+        )  # else the commit that the file names
     return format.from_bytes(data, base)[0]
 
 

@@ -11,7 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -65,6 +65,7 @@ class Subspace(nn.Module):
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
         self._places = _forget_parameters(self.module)
         self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
+        self.train(self.training)
 
     @classmethod
     def of(
@@ -79,12 +80,13 @@ class Subspace(nn.Module):
         base: Any = None,
         base_name: str | None = None,
         act_on: str = DEFAULT,
+        new: Sequence[str] = (),
     ) -> Subspace:
-        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name and act_on as
-        there. Raises SubcompressError."""
+        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name, act_on and
+        new as there. Raises SubcompressError."""
         standing = None
         if base is not None:
-            standing = stand_on(open_base(base, base_name), module)
+            standing = stand_on(open_base(base, base_name), module, tuple(new))
             module = standing.loaded(_copy(module))
         plan = make_plan(
             module, d, bits=bits, seed=seed, operator=operator, structured=structured, base=standing, act_on=act_on
@@ -214,6 +216,8 @@ class Subspace(nn.Module):
         if not self.plan.exact:
             name = type(self.plan.parts[0].operator).__name__
             raise SubcompressError(f"{name} is a reference, not exact on every device: fit with --operator hadamard")
+        if self.plan.base is not None:
+            self.plan.base.base.check_unchanged()
         if not self.bits:
             raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
         groups: list[Group] = []

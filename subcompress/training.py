@@ -54,7 +54,8 @@ class Recipe:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """What the forward pass of a step runs in."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        # No cache: it would keep the first step's weights for as long as any other autocast lasts around this one.
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.base import weights_file
 from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand, expand_checked, expand_into
@@ -110,9 +111,11 @@ def unpack(
         raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
     if dtype is not None and output.suffix != DENSE:
         raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
-    for what, other in (("the file itself", path), ("its base", base)):
-        given = isinstance(other, (str, Path)) and os.path.exists(other)
-        if given and os.path.exists(output) and os.path.samefile(other, output):
+    taken = {"the file itself": Path(path)}
+    if isinstance(base, (str, Path)) and os.path.exists(base):
+        taken["its base"] = weights_file(Path(base))
+    for what, other in taken.items():
+        if os.path.exists(other) and os.path.exists(output) and os.path.samefile(other, output):
             raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")
     with replacing(output) as temporary:
         EXPORTS[kind](record, Wanted(module, dtype, done), temporary)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress.base import Base, OnBase, Reference
+from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
@@ -147,7 +147,7 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
 def based_record() -> Record:
     """Every feature of a file on a base: prefixes, kept, moved, stored, tied, unused and new tensors, two groups."""
     base = Base(golden_bases()["based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
-    reference = Reference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
+    reference = BaseReference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
     standing = OnBase(reference, base)  # embed, empty, half, norm.count, norm.w, wave, wide, ä
     new = (TensorSpec("net.tied", "F32", (9, 4)), TensorSpec("head.weight", "F32", (3, 4)))
     entries = (
@@ -175,7 +175,7 @@ def based_record() -> Record:
 def rounded_record() -> Record:
     """Floats of four dtypes as BF16, two of them where they are in the base; every entry a value of its own."""
     base = Base(golden_bases()["rounded"], "net.pt")
-    standing = OnBase(Reference(base.name, "", base.digest, 4, dtype="BF16"), base)  # half, norm, wave, wide
+    standing = OnBase(BaseReference(base.name, "", base.digest, 4, dtype="BF16"), base)  # half, norm, wave, wide
     entries = (Coded(2.0**-7, based=True), Coded(2.0**-10, based=True), Kept(), Kept())
     z = np.arange(21, dtype=np.int32) % 7 - 3
     group = Group(HadamardBlocks(21, 21, 1, 0, 0, 0), 3, z)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from subcompress import SubcompressError, format
 from subcompress.backends import available
-from subcompress.base import FLOATS, Base, OnBase, Reference, converted, open_base
+from subcompress.base import FLOATS, Base, BaseReference, OnBase, converted, open_base
 from subcompress.dense import write_dense
 from subcompress.expand import expand_checked
 from subcompress.format import container
@@ -94,7 +94,7 @@ def based_records(draw) -> Record:
         held[name] = _values(rng, spec, kinds[name] == "based", scale)
     base = Base(held, "base.safetensors", "0123456789" * 4 if draw(st.booleans()) else "")
     numbers = tuple(i for i, n in enumerate(base.tensors) if n in unused)
-    reference = Reference(base.name, base.revision, base.digest, len(held), strip, add, cast, numbers)
+    reference = BaseReference(base.name, base.revision, base.digest, len(held), strip, add, cast, numbers)
     standing = OnBase(reference, base)
     names = [n for n in base.tensors if n not in unused]
     new = [TensorSpec(f"zz{i}", str(rng.choice([*CODED_DTYPES, "I8"])), shape()) for i in range(rng.integers(0, 3))]
@@ -188,7 +188,7 @@ def test_what_a_file_keeps_of_a_base_takes_no_room():
     """A thousand tensors, of which one moves."""
     held = plain_base([(f"layers.{i}.weight", "F32", (8, 8)) for i in range(1_000)])
     base = Base(held, "base")
-    standing = OnBase(Reference("base", "", base.digest, 1_000), base)
+    standing = OnBase(BaseReference("base", "", base.digest, 1_000), base)
     entries = (Coded(0.5, based=True), *[Kept()] * 999)
     group = Group(HadamardBlocks(64, 5, 0, 6, 0, 0), 4, np.arange(5, dtype=np.int32))
     data = format.to_bytes(with_digest(Record(0, standing.layout, (group,), entries, base=standing)))
@@ -410,7 +410,7 @@ def test_a_base_that_overflows_when_it_is_converted_is_not_moved():
     held = plain_base([("m.a", "F64", (3,))])
     held["m.a"][1] = 1e5
     base = Base(held, "base")
-    standing = OnBase(Reference("base", "", base.digest, 1, dtype="F16"), base)
+    standing = OnBase(BaseReference("base", "", base.digest, 1, dtype="F16"), base)
     group = Group(HadamardBlocks(3, 1, 0, 2, 0, 0), 4, np.ones(1, np.int32))
     record = Record(0, standing.layout, (group,), (Coded(0.5, based=True),), base=standing)
     assert "holds nan or inf" in refusal(record.check)
@@ -569,7 +569,7 @@ def test_a_value_of_no_stride_is_hashed_stored_and_loaded():
     held = {"one": torch.ones(()).expand(1), "same": torch.ones(1).expand(1, 1), "ones": torch.ones(1).expand(2, 3)}
     base = Base(held, "base")
     assert base.digest == Base({n: t.clone() for n, t in held.items()}, "base").digest
-    standing = OnBase(Reference("base", "", base.digest, 3), base)
+    standing = OnBase(BaseReference("base", "", base.digest, 3), base)
     record = with_digest(Record(0, standing.layout, (), (Stored(), Stored(), Kept()), bytes(range(28)), base=standing))
     module = nn.Module()
     for name, tensor in held.items():
@@ -587,7 +587,7 @@ def test_tensors_of_many_leaves_stream_as_they_expand(dtype):
         [("a", "F16", (2_200_000,)), ("b", "C64", (600_001,)), ("c", "F64", (530_000,)), ("d", "F16", (3,))]
     )
     base = Base(held, "base")
-    standing = OnBase(Reference("base", "", base.digest, 4, dtype=dtype), base)
+    standing = OnBase(BaseReference("base", "", base.digest, 4, dtype=dtype), base)
     layout = Layout((*standing.layout, replace(standing.layout.tensors[0], name="e")))
     entries = (Kept(), Coded(0.5, based=True), Coded(0.25, based=True), Coded(0.25, 1, based=True), Same(0))
     sizes = group_sizes(layout, entries, 2)

@@ -142,7 +142,7 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
             f"labels are classes, 2 to {MAX_CLASSES}; {path} has {len(found)} in {len(labels)} rows: look at its column"
         )
     try:
-        return tuple(sorted(found, key=int))
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
     except ValueError:
         return tuple(sorted(found))
 

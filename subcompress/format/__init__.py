@@ -41,7 +41,7 @@ def from_bytes(data: bytes, base: Any = None) -> tuple[Record, dict[str, int]]:
         if base is not None:
             raise SubcompressError("the file stands on no base: leave --base out")
         return found.record(), found.ledger
-    return found.record(find_base(found.base, base)), found.ledger
+    return found.record(find_base(found.base, found.layout.nbytes, base)), found.ledger
 
 
 def save(record: Record, path: str | Path) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from subcompress import codec
-from subcompress.base import Base, OnBase, Reference
+from subcompress.base import Base, BaseReference, OnBase
 from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
@@ -100,7 +100,7 @@ class Parsed:
     ledger: dict[str, int]
 
     @property
-    def base(self) -> Reference | None:
+    def base(self) -> BaseReference | None:
         """What it stands on."""
         return self.layout.base if isinstance(self.layout, Standing) else None
 

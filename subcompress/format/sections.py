@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from subcompress.base import FLOATS, Reference
+from subcompress.base import FLOATS, BaseReference
 from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
@@ -89,7 +89,7 @@ class Standing:
     """The layout of a file on a base: the base's, changed as `base` says, and `new` tensors after it. nbytes: of
     all of them when dense."""
 
-    base: Reference
+    base: BaseReference
     new: Layout
     nbytes: int
 
@@ -106,7 +106,7 @@ class Standing:
         return layout
 
 
-def write_standing(w: Writer, base: Reference, new: Layout, nbytes: int) -> None:
+def write_standing(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> None:
     """The number of layouts on a base, what names it, and what differs from it."""
     w.varint(ON_BASE)
     _write_text(w, base.name)
@@ -146,7 +146,7 @@ def _read_standing(r: Reader) -> Standing:
     if count - len(unused) + len(new) > MAX_TENSORS:
         raise r.fail(f"a file has at most {MAX_TENSORS} tensors")
     dense = r.varint("the bytes of all tensors", MAX_DENSE_BYTES)
-    return Standing(Reference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
+    return Standing(BaseReference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
 
 
 def _write_text(w: Writer, text: str) -> None:

@@ -15,6 +15,7 @@ import yaml
 from subcompress import format, run
 from subcompress.errors import SubcompressError, one_line
 from subcompress.hub.references import PREFIX, Reference
+from subcompress.hub.transport import endpoint
 
 TEMPLATE = "card.md.j2"
 
@@ -27,12 +28,17 @@ OURS = ("library_name", "base_model", "base_model_relation", "datasets", "metric
 DATASETS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """What the Hub calls the data that are known by name here."""
 
+LENGTH = 8
+"""Of an example's text."""
+
 NUMPY = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
     "I64": "int64",
     "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool_",
 }
@@ -97,10 +103,28 @@ def measured(info: dict[str, Any], about: About) -> Measured | None:
     fit, summary = run.fit_of(about.run), run.summary(about.run)
     if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
         raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")
-    name = str(summary["origin"].get("data") or "").rpartition("/")[2]
+    name = data_name(str(summary["origin"].get("data") or ""))
     recipe = {k: v for k, v in summary["recipe"].items() if isinstance(v, (int, float, str)) and v != ""}
     values = {"test": fit.test, "validation": fit.validation}
     return Measured(fit.metric, values, name, about.dataset or DATASETS.get(name), recipe)
+
+
+def measured_before(held: Any) -> Measured | None:
+    """What an earlier push noted of the same weights, None where it is not of its form."""
+    try:
+        values = {str(k): float(v) for k, v in held["values"].items()}
+        texts = [held[k] for k in ("metric", "data", "dataset")]
+        recipe = {str(k): v for k, v in held["recipe"].items() if isinstance(v, (int, float, str))}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+    if "test" not in values or not all(isinstance(t, str) or t is None for t in texts):
+        return None
+    return Measured(str(texts[0]), values, texts[1] or "", texts[2], recipe)
+
+
+def data_name(text: str) -> str:
+    """What to call the data of --data: without folders, and without what follows a file of texts."""
+    return text.partition(",")[0].rpartition("/")[2]
 
 
 def write(page: Page, held: str | None, *, anew: bool = False) -> str:
@@ -111,14 +135,17 @@ def write(page: Page, held: str | None, *, anew: bool = False) -> str:
     before, text = ({}, "") if held is None or anew else _parts(page.id, held)
     matter = _matter(page)
     theirs = {k: v for k, v in before.items() if k not in (*OURS, *matter)}
-    tags = [t for t in before.get("tags") or () if isinstance(t, str)]
+    held_tags = before.get("tags")
+    held_tags = [held_tags] if isinstance(held_tags, str) else held_tags
+    tags = [t for t in held_tags if isinstance(t, str)] if isinstance(held_tags, list) else []
+    if page.about.task is None and isinstance(before.get("pipeline_tag"), str):
+        matter.pop("pipeline_tag", None)  # its owner knows better than our guess
+        theirs["pipeline_tag"] = before["pipeline_tag"]
     matter = {**matter, **theirs, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
     ours = f"{BEGIN}\n{_text(page)}\n{END}"
-    if BEGIN[:17] in text and END in text:
-        head, _, rest = text.partition(BEGIN[:17])
-        text = head + ours + rest.partition(END)[2]
-    else:
-        text = f"{ours}\n\n{text.strip()}".rstrip() + "\n"
+    head, _, rest = text.partition(BEGIN[:17])
+    marked = END in rest
+    text = head + ours + rest.partition(END)[2] if marked else f"{ours}\n\n{text.strip()}".rstrip() + "\n"
     return f"---\n{_yaml(matter).strip()}\n---\n{text}"
 
 
@@ -144,7 +171,7 @@ def _parts(id: str, held: str) -> tuple[dict[str, Any], str]:
         raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: mend it, or --replace-card")
     try:
         matter = yaml.safe_load(match[2]) if match else {}
-    except (yaml.YAMLError, ValueError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise SubcompressError(
             f"the front matter of README.md in {id} is no YAML ({one_line(e, 120)}): mend it there, or --replace-card"
         ) from e
@@ -208,7 +235,16 @@ def _text(page: Page) -> str:
             page=page,
             info=page.info,
             facts=facts,
-            inputs=[(name, NUMPY.get(dtype, "float32"), (1, *shape)) for name, dtype, shape in inputs],
+            inputs=[
+                (
+                    name,
+                    NUMPY.get(dtype, "float32"),
+                    (1, *(k or LENGTH for k in shape)),
+                    "ones" if "mask" in name else "zeros",
+                )
+                for name, dtype, shape in inputs
+            ],
+            endpoint=endpoint(),
             measured=page.measured,
             base=page.info.get("base"),
             name=page.id.partition("/")[2],

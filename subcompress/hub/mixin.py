@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of
 from subcompress.files import read_bytes, write_bytes
 from subcompress.hub.card import About
-from subcompress.hub.fetching import CARD, CONFIG, FILE, place
+from subcompress.hub.fetching import CARD, CONFIG, FILE, LARGE, place
 from subcompress.hub.publishing import Parcel, described, push
 from subcompress.unpacking import load
 from subcompress.verifying import info
@@ -51,6 +52,13 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         if Path(name).is_file():
             return cls._from_pretrained(model_id=name, standing_on=base, **model_kwargs)
         folder = place(name, revision, token, cached=local_files_only)
+        text = read_bytes(folder / CONFIG, LARGE) if (folder / CONFIG).exists() else b"{}"
+        try:
+            held = isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            held = False
+        if not held:
+            raise SubcompressError(f"{CONFIG} of {name} is no JSON object: is it the right repository?")
         return super().from_pretrained(folder, standing_on=base, **model_kwargs)
 
     @classmethod
@@ -109,6 +117,9 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         model_card_kwargs: the fields of `subcompress.hub.About`; options: `private`, `token` and the others of
         `subcompress.push`. Raises SubcompressError.
         """
+        known = {"private", "token", "onnx", "tag", "force", "replace_card", "base", "say"}
+        if unknown := sorted(options.keys() - known):
+            raise SubcompressError(f"push_to_hub takes {', '.join(sorted(known))}; {unknown[0]} is none of them")
         assert isinstance(self, nn.Module)
         data = self._file()
         with tempfile.TemporaryDirectory() as folder:

@@ -6,18 +6,18 @@ import hashlib
 import json
 import random
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from subcompress import format
+from subcompress.base import COMMIT
 from subcompress.errors import SubcompressError
-from subcompress.files import read_bytes
 from subcompress.hub import card, transport
 from subcompress.hub.card import About, Page
-from subcompress.hub.fetching import CARD, CONFIG, FILE, GRAPH, LARGE, settings
+from subcompress.hub.fetching import CARD, CONFIG, FILE, GRAPH, settings, small_file
 from subcompress.hub.references import Reference
 from subcompress.hub.transport import (
     Hub,
@@ -95,13 +95,21 @@ def push(
     A push that is interrupted has published all or nothing, and may be given again. Raises SubcompressError.
     """
     ref, about = Reference.of(repository), about or About()
-    data, found = read_bytes(path, format.MAX_FILE_BYTES), info(path)
+    if onnx == "dense" and module is None:
+        raise SubcompressError("a graph is traced from the network: give it, or leave the dense graph out")
+    if ref.revision is not None and COMMIT.fullmatch(ref.revision):
+        raise SubcompressError(
+            f"a push goes to a branch; {ref.revision} is a commit: name a branch after @, or nothing"
+        )
+    data, found, hub = format.file_bytes(path), info(path), Hub(token, say)
+    if tag is not None:
+        hub.check_tag(Reference.of(f"{ref.id}@{tag}"))  # before anything is published
     card.measured(found, about)  # what is wrong with the run is said before anything is traced or sent
     graph = _graph(path, found, module, onnx, base)
     parcel = Parcel(data, found, graph, about, config or {}, onnx != "none", force, replace_card)
-    pushed = _publish(Hub(token, say), ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
+    pushed = _publish(hub, ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
     if tag is not None:
-        Hub(token, say).tag(Reference(pushed.id), tag, pushed.commit)
+        hub.tag(Reference(pushed.id), tag, pushed.commit)
     return pushed
 
 
@@ -178,14 +186,20 @@ def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[
     """
     config = settings(hub, ref, remote)
     if not parcel.force:
-        _require_ours(ref, remote, config)
+        _require_replaceable(ref, remote, config)
     stays = {}
     same = config.get("subcompress", {}).get("digest") == parcel.info["digest"]
     if parcel.graph is None and parcel.keep and same and GRAPH in remote.files:
         stays = {GRAPH: remote.files[GRAPH]}
-    held = None
-    if CARD in remote.files:
-        held = read_bytes(hub.download(replace(ref, revision=remote.commit), CARD), LARGE).decode("utf-8", "replace")
+    text, held = small_file(hub, ref, remote, CARD), None
+    try:
+        held = text if text is None else text.decode()
+    except UnicodeDecodeError as e:
+        if not parcel.replace_card:
+            raise SubcompressError(
+                f"README.md of {ref.id} is not UTF-8, and what its owner wrote would be lost: mend it, or give "
+                "--replace-card"
+            ) from e
     files = described(remote.id, parcel, {name: (f.oid, f.size) for name, f in stays.items()}, config, held)
     return files, {name: f.size for name, f in stays.items()}
 
@@ -201,9 +215,14 @@ def described(
     config, held: the settings and the card that are there."""
     files = {FILE: parcel.data} | ({} if parcel.graph is None else {GRAPH: parcel.graph})
     sums = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()} | (stays or {})
-    page = Page(id, parcel.info, sums, parcel.about, card.measured(parcel.info, parcel.about))
+    found = card.measured(parcel.info, parcel.about)
+    before = (config or {}).get("subcompress", {})
+    if parcel.about.run is None and before.get("digest") == parcel.info["digest"]:
+        found = card.measured_before(before.get("measured")) or found  # of the same weights
+    page = Page(id, parcel.info, sums, parcel.about, found)
     keys = ("format_version", "seed", "d", "D", "bits", "operator", "layout", "digest", "facts")
     ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base")}
+    ours["measured"] = asdict(found) if found is not None and found.recipe else None
     ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
     whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
     files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
@@ -213,7 +232,7 @@ def described(
     return files
 
 
-def _require_ours(ref: Reference, remote: Remote, config: dict[str, Any]) -> None:
+def _require_replaceable(ref: Reference, remote: Remote, config: dict[str, Any]) -> None:
     """Raise SubcompressError where a push would replace what no push of ours wrote."""
     sums = config.get("subcompress", {}).get("sha256", {})
     for name in (FILE, GRAPH, CONFIG):

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from subcompress.base import HUB
 from subcompress.errors import SubcompressError
 
-PREFIX = "hub:"
+PREFIX = HUB
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}")

@@ -6,6 +6,7 @@ to try again too: it either lands whole, or is refused because the branch has mo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -50,8 +51,14 @@ _turn = threading.RLock()
 """The client's log and Python's warnings are the process's: one call at a time listens to them."""
 
 
-def quiet(_: str) -> None:
-    """Says nothing."""
+LISTENERS: list[Say] = []
+"""Who is told where a call names nobody: the command line, for one."""
+
+
+def quiet(line: str) -> None:
+    """Tell LISTENERS, nobody unless somebody has asked for it."""
+    for say in LISTENERS:
+        say(line)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,15 @@ class RemoteFile:
         """Whether it is these bytes."""
         git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         return self.oid in (git, hashlib.sha256(data).hexdigest())
+
+    def is_at(self, path: Path) -> bool:
+        """Whether it is the file there, of any size."""
+        hashes = hashlib.sha1(b"blob %d\0" % path.stat().st_size), hashlib.sha256()
+        with path.open("rb") as f:
+            while data := f.read(1 << 20):
+                for h in hashes:
+                    h.update(data)
+        return self.oid in [h.hexdigest() for h in hashes]
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,15 @@ class Hub:
     """
 
     def __init__(self, token: str | bool | None = None, say: Say = quiet) -> None:
-        self.token, self.say, self.renamed = token, say, ""
+        if isinstance(token, str):
+            token = token.strip()
+            if not token or not token.isprintable():
+                raise SubcompressError("a token is one line of printable characters: look at the one that was given")
+        self.token, self.renamed, self._say = token, "", say
+
+    def say(self, line: str) -> None:
+        """Tell who waits, without the token."""
+        self._say(without_token(line, self.token))
 
     @property
     def api(self) -> HfApi:
@@ -166,6 +190,17 @@ class Hub:
         with self._words(ref):
             return str(_interruptible(partial(call, parent_commit=parent)).oid)
 
+    def check_tag(self, ref: Reference) -> None:
+        """Raise SubcompressError where a repository has that tag, at another commit than its newest."""
+        with contextlib.suppress(MissingError):
+            refs = self._steadily(ref, lambda: self.api.list_repo_refs(ref.id))
+            newest = {b.target_commit for b in refs.branches}
+            for t in refs.tags:
+                if t.name == ref.revision and t.target_commit not in newest:
+                    raise SubcompressError(
+                        f"a tag stays where it is; {t.name} of {ref.id} is at {t.target_commit}: name another"
+                    )
+
     def tag(self, ref: Reference, name: str, commit: str) -> None:
         """Tag a commit, unless it has the tag."""
         for t in self._steadily(ref, lambda: self.api.list_repo_refs(ref.id)).tags:
@@ -207,7 +242,7 @@ class Hub:
         except SubcompressError:
             raise
         except Exception as e:
-            raise _translated(e, ref) from e
+            raise _translated(e, ref, self.token) from e
 
 
 def offline() -> bool:
@@ -271,12 +306,12 @@ def asked_wait(e: BaseException) -> float:
     return 0.0
 
 
-def _translated(e: Exception, ref: Reference) -> SubcompressError:
+def _translated(e: Exception, ref: Reference, token: str | bool | None) -> SubcompressError:
     """One line on what the client raised."""
     from huggingface_hub import errors
 
     causes = list(_chain(e))
-    first, said = causes[-1], _without_token(one_line(causes[-1], 200))
+    first, said = causes[-1], without_token(one_line(causes[-1], 200), token)
 
     def of(kind: Any) -> Any:
         return next((c for c in causes if isinstance(c, kind)), None)
@@ -294,7 +329,7 @@ def _translated(e: Exception, ref: Reference) -> SubcompressError:
             "you are not logged in (`hf auth login`)"
         )
     if (answer := of(errors.HfHubHTTPError)) is not None:
-        return _status(answer, ref)
+        return _status(answer, ref, token)
     if of(errors.OfflineModeIsEnabled):
         return UnreachableError("HF_HUB_OFFLINE forbids to ask the Hub", f"unset it, for {ref} is asked of it")
     if of(json.JSONDecodeError):
@@ -312,15 +347,15 @@ def _translated(e: Exception, ref: Reference) -> SubcompressError:
     if "Consistency check failed" in str(e):
         return UnreachableError(f"a file of {ref} came cut", "try again")
     if "Invalid metadata in README.md" in str(e):
-        return SubcompressError(f"the Hub refuses the card of {ref}: {_without_token(one_line(e, 200))}")
+        return SubcompressError(f"the Hub refuses the card of {ref}: {without_token(one_line(e, 200), token)}")
     return SubcompressError(f"{ref}: {type(first).__name__}: {said}")
 
 
-def _status(e: Any, ref: Reference) -> SubcompressError:
+def _status(e: Any, ref: Reference, token: str | bool | None) -> SubcompressError:
     """One line on an answer of the Hub that is not one of its named cases."""
     status, said = int(e.response.status_code), e.server_message or ""
     page = said.lstrip().startswith("<")
-    reason = f" ({_without_token(one_line(Exception(said), 160))})" if said and not page else ""
+    reason = f" ({without_token(one_line(Exception(said), 160), token)})" if said and not page else ""
     if status == 401:
         return SubcompressError(
             f"the Hub knows its users by a token; for {ref.id} yours is missing, wrong or expired{reason}: "
@@ -338,7 +373,7 @@ def _status(e: Any, ref: Reference) -> SubcompressError:
     if status in PASSING or status >= 500:
         return UnreachableError(f"the Hub answers {status}, it has trouble of its own{reason}", "try again later")
     return SubcompressError(
-        f"the Hub refuses this for {ref}: {status}{reason or ', ' + _without_token(one_line(e, 160))}"
+        f"the Hub refuses this for {ref}: {status}{reason or ', ' + without_token(one_line(e, 160), token)}"
     )
 
 
@@ -350,9 +385,11 @@ def _chain(e: BaseException) -> Iterator[BaseException]:
         at = at.__cause__
 
 
-def _without_token(text: str) -> str:
+def without_token(text: str, token: str | bool | None = None) -> str:
     """A token is never shown."""
     from huggingface_hub import get_token
 
-    token = get_token()
-    return re.sub(r"hf_[A-Za-z0-9]{20,}", "hf_...", text.replace(token, "hf_...") if token else text)
+    for held in (token, get_token()):
+        if isinstance(held, str) and held.strip():
+            text = text.replace(held.strip(), "hf_...")
+    return re.sub(r"hf_[\w.-]{20,}", "hf_...", text)

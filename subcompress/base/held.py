@@ -1,0 +1,196 @@
+"""What a file says of its base, the base at hand, and both.
+
+theta = base + scale * integer. A `BaseReference` is what a file says of its base, a `Base` the tensors at hand,
+`OnBase` both: how the tensors of the base become those of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from subcompress.digest import leaf_digests, leaves_of, root_digest
+from subcompress.errors import SubcompressError
+from subcompress.layout import MAX_NAME, Layout, TensorSpec, raw_bytes, sound_text
+
+HUB = "hub:"
+FLOATS = ("F32", "F16", "BF16", "F64")
+"""What the floating-point tensors of a base can be converted to, in the order of the format's numbers less one."""
+
+TINY = 2.0**-126
+"""Smaller values become zero, before and after the sum: some machines flush subnormal numbers, some do not."""
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """name: `hub:ORG/NAME`, or the name of a file for people to read; revision: the commit, 40 hex digits, where it has
+    one; digest: 16 bytes, of its tensors sorted by name; count: how many those are.
+
+    Tensor `strip` + n of the base is tensor `add` + n of the model, its floats converted to `dtype` where that is not
+    empty; unused: the numbers of those that the model lacks, in the sorted order.
+    """
+
+    name: str
+    revision: str
+    digest: bytes
+    count: int
+    strip: str = ""
+    add: str = ""
+    dtype: str = ""
+    unused: tuple[int, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """What to give a command to get it."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    def renamed(self, name: str) -> str | None:
+        """What the model calls the base's tensor, None for one that the prefix leaves out."""
+        return self.add + name[len(self.strip) :] if name.startswith(self.strip) else None
+
+    def layout(self, base: Layout) -> Layout:
+        """The model's part of the base's layout, in its order. Raises SubcompressError where they do not fit."""
+        unused = set(self.unused)
+        specs = []
+        for i, spec in enumerate(base):
+            if i in unused:
+                continue
+            if (name := self.renamed(spec.name)) is None:
+                raise SubcompressError(
+                    f"the base's {spec.name} does not begin with {self.strip!r} as the file says: the file is forged"
+                )
+            dtype = self.dtype if self.dtype and spec.dtype in FLOATS else spec.dtype
+            specs.append(TensorSpec(name, dtype, spec.shape))
+        return Layout(tuple(specs))
+
+
+class Base:
+    """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str, revision: str = "") -> None:
+        if not name or not sound_text(name):
+            raise SubcompressError(
+                f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
+                "rename it, or give --base-name"
+            )
+        if bad := next((n for n in tensors if not sound_text(n)), None):
+            raise SubcompressError(
+                f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
+            )
+        if meta := next((n for n, t in tensors.items() if t.is_meta), None):
+            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialise it first")
+        self.tensors = {n: tensors[n].detach() for n in sorted(tensors, key=str.encode)}
+        self.name, self.revision = name, revision
+        self.layout = Layout.of(self.tensors)
+
+    @cached_property
+    def _leaves(self) -> list[bytes]:
+        return leaf_digests(self.layout, _raw(self.tensors))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes over names, shapes, dtypes and values (docs/FORMAT.md, section 11)."""
+        return root_digest(self.layout, self._leaves)
+
+    @cached_property
+    def leaves(self) -> dict[tuple[str, int], bytes]:
+        """The digest of the leaf that begins at that byte of a tensor: what a file keeps need not be hashed again."""
+        return {
+            (self.layout.tensors[leaf.index].name, leaf.at): found
+            for leaf, found in zip(leaves_of(self.layout), self._leaves, strict=True)
+        }
+
+    def check_unchanged(self) -> None:
+        """Raise SubcompressError where the values are no longer those of the digest: a file was written over."""
+        if root_digest(self.layout, leaf_digests(self.layout, _raw(self.tensors))) != self.digest:
+            raise SubcompressError(
+                f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
+                "and begin anew"
+            )
+
+    def require(self, reference: BaseReference) -> None:
+        """Raise SubcompressError, with both digests, unless this is the base that a file was made on."""
+        if self.digest != reference.digest or len(self.layout) != reference.count:
+            raise SubcompressError(
+                f"the file was made on {reference.where}, whose tensors have digest {reference.digest.hex()}; "
+                f"{self.name} has {self.digest.hex()}: give that base with --base"
+            )
+
+
+def _raw(tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
+    return {n: raw_bytes(t) for n, t in tensors.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class OnBase:
+    """A base at hand, and how a model stands on it."""
+
+    reference: BaseReference
+    base: Base
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Tensors of the model that the base has, in the order of a file on it: sorted by their names in the base."""
+        return self.reference.layout(self.base.layout)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, torch.dtype]]:
+        """By name in the model: the name in the base, and the model's dtype."""
+        unused = set(self.reference.unused)
+        names = [n for i, n in enumerate(self.base.tensors) if i not in unused]
+        return {spec.name: (n, spec.torch_dtype) for n, spec in zip(names, self.layout, strict=True)}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def tensor(self, name: str) -> Tensor:
+        """The base's values of a tensor of the model, in the model's dtype, on the CPU."""
+        held, dtype = self._places[name]
+        return converted(self.base.tensors[held], dtype)
+
+    def leaf(self, name: str, at: int) -> bytes | None:
+        """The digest of a leaf of a tensor, where it is the base's."""
+        held, dtype = self._places[name]
+        return self.base.leaves[held, at] if self.base.tensors[held].dtype == dtype else None
+
+    def reals(self, name: str, lo: int = 0, n: int | None = None) -> Tensor:
+        """The same as real numbers in a row, two a complex value: n of them from number `lo` on."""
+        held, dtype = self._places[name]
+        t = self.base.tensors[held]
+        flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)[lo:]
+        return converted(flat if n is None else flat[:n], dtype if not dtype.is_complex else torch.float32)
+
+    def loaded(self, module: nn.Module) -> nn.Module:
+        """The module, with the base's values in every tensor that the base has."""
+        state = module.state_dict()
+        with torch.no_grad():
+            for spec in self.layout:
+                state[spec.name].copy_(self.tensor(spec.name))
+        return module
+
+
+def converted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to nearest even, the same bits in every library and at every place of a tensor: float64 by way of
+    float32, nan to one of its bit patterns."""
+    if t.dtype == dtype:
+        return t
+    if t.dtype == torch.float64:
+        return t.float().to(dtype).masked_fill_(t.isnan(), torch.nan)
+    return t.to(dtype).masked_fill_(t.isnan(), torch.nan)
+
+
+def add_base(values: Tensor, base: Tensor) -> None:
+    """base + values, into `values`, both (n,): one rounding of the sum, in float64 for float64 and in float32 else.
+
+    values: scale * integer, exact; base: in the model's dtype. Float32 values below 2^-126 are zero, before and after.
+    """
+    if values.dtype == torch.float64:
+        values.add_(base)
+        return
+    base = base.float()
+    values.add_(base.where(base.abs() >= TINY, 0.0))
+    values.masked_fill_(values.abs() < TINY, 0.0)

@@ -1,0 +1,137 @@
+"""How a network stands on a base: which of its tensors the base has, and which are new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from subcompress.base.held import FLOATS, Base, BaseReference, OnBase
+from subcompress.errors import SubcompressError
+from subcompress.layout import Layout, raw_bytes
+
+NEW_LAYERS = 3
+"""Layers at the end of a network that may be new without being named: a head has one, two or three."""
+
+
+def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
+    """How a module stands on a base: equal names and shapes, up to a prefix that all share.
+
+    Parameters of the module that the base lacks, or has in another shape, start from the seed. They are the last ones
+    of the module, its head, or are named in `new` (patterns, or names), and so do others that are named there. Raises
+    SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
+    tensors that the module ties.
+    """
+    anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
+    state = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
+    strip, add = _prefixes(base.layout, Layout.of(state))
+    reference = BaseReference(base.name, base.revision, base.digest, len(base.layout), strip, add)
+    unused, dtypes = [], set()
+    for i, spec in enumerate(base.layout):
+        name = reference.renamed(spec.name)
+        tensor = None if name is None or name in anew else state.get(name)
+        floats = tensor is not None and tensor.is_floating_point() and spec.dtype in FLOATS
+        if tensor is None or tuple(tensor.shape) != spec.shape or not (floats or tensor.dtype == spec.torch_dtype):
+            unused.append(i)
+        elif floats and tensor.dtype != spec.torch_dtype:
+            dtypes.add(Layout.of({"": tensor}).tensors[0].dtype)
+    if dtypes:
+        reference = replace(reference, dtype=min(dtypes))
+    found = OnBase(replace(reference, unused=tuple(unused)), base)
+    for spec in found.layout:
+        if (given := state[spec.name]).dtype != spec.torch_dtype:
+            raise SubcompressError(
+                f"the floats of a base are converted to one dtype; the model has {spec.name} as {given.dtype}, others "
+                f"as {reference.dtype}: convert the model"
+            )
+    _check_missing(found, module, state, new)
+    _check_ties(found, module)
+    return found
+
+
+def ties_of(module: nn.Module) -> list[list[str]]:
+    """The names of each parameter, in the module's order: two or more of one that is tied."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return list(found.values())
+
+
+def _check_ties(found: OnBase, module: nn.Module) -> None:
+    for names in ties_of(module):
+        first, *others = [n for n in names if n in found] or names[:1]
+        for name in others:
+            if raw_bytes(found.tensor(first)) != raw_bytes(found.tensor(name)):
+                raise SubcompressError(
+                    f"the model ties {first} and {name}; {found.base.name} has different values for them: untie them, "
+                    "or give the base of this network"
+                )
+
+
+def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
+    shapes = {found.reference.renamed(s.name): s.shape for s in found.base.layout}
+    tied = ties_of(module)
+    parameters = [names[0] for names in tied]
+    present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
+    if not present:
+        raise SubcompressError(
+            f"a base has the model's tensors; {found.base.name} has {_some(found.base.tensors)}, the model "
+            f"{_some(state)}: give the base of this network"
+        )
+    for pattern in new:
+        if not any(fnmatchcase(n, pattern) for names in tied for n in names):
+            raise SubcompressError(
+                f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_some(state)}"
+            )
+    end = parameters[present[-1] + 1 :]
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in end)
+    head = set(end) if len(layers) <= NEW_LAYERS else set()
+    known = {n.rpartition(".")[0] for names in tied for n in names if n in found}
+    statistics = [  # a layer of the base has those of the base, or none
+        name
+        for name, b in module.named_buffers()
+        if name in state and name not in found and b.is_floating_point() and name.rpartition(".")[0] in known
+    ]
+    for name in [*(n for i, n in enumerate(parameters) if i not in present), *statistics]:
+        if name in head or any(fnmatchcase(name, pattern) for pattern in new):
+            continue
+        has = f"has it as {list(shapes[name])}" if name in shapes else "lacks it"
+        raise SubcompressError(
+            f"a base has every tensor of the model but its head; {found.base.name} {has}: {name} "
+            f"{list(state[name].shape)}: give the base of this network, or --new '{name}' to start it from the seed"
+        )
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    held = list(names)
+    return ", ".join(held[:2]) + (f" and {len(held) - 2} more" if len(held) > 2 else "")
+
+
+def _prefixes(base: Layout, model: Layout) -> tuple[str, str]:
+    """What to strip from the names in the base and to add, so that most values find their place."""
+    shapes = {s.name: s.shape for s in model}
+    best, most = ("", ""), -1
+    for strip in _leading(base):
+        for add in _leading(model):
+            size = sum(
+                s.size for s in base if s.name.startswith(strip) and shapes.get(add + s.name[len(strip) :]) == s.shape
+            )
+            if size > most:
+                best, most = (strip, add), size
+    return best
+
+
+def _leading(layout: Layout) -> Iterator[str]:
+    """Nothing, and what up to two parts of a name may be that many of them begin with; the shortest first."""
+    counts: dict[str, int] = {}
+    for spec in layout:
+        parts = spec.name.split(".")[:-1]
+        for k in (1, 2):
+            if len(parts) >= k:
+                prefix = ".".join(parts[:k]) + "."
+                counts[prefix] = counts.get(prefix, 0) + 1
+    yield ""
+    yield from sorted((p for p, n in counts.items() if 2 * n > len(layout)), key=len)
