@@ -360,7 +360,128 @@ def test_bases_that_cannot_be_had(hub, client, name, bases, tmp_path):
     assert "is a subcompress file: unpack it first" in client("unpack", file, "--base", f"hub:{base}", "-o", out).error
 
 
+def test_a_base_that_comes_damaged_or_is_not_the_one_in_the_cache(hub, client, name, bases, tmp_path):
+    base, file, out = f"{name}-base", tmp_path / "net.safetensors", tmp_path / "dense.safetensors"
+    hub.make(base)
+    commit = hub.put(base, "weights", model__safetensors=(bases / "0").read_bytes())
+    hub.fail("GET", f"{base}/resolve/.*/model.safetensors", "flip")
+    pack_on(client, bases, f"hub:{base}", file)
+    assert client("verify", file, "--base", bases / "0", "--json").json["ok"] is True
+    hub.fail("GET", f"{base}/resolve/.*/model.safetensors", "flip", times=2)
+    client.cache = tmp_path / "another"
+    assert "not what the Hub promises, twice" in client("unpack", file, "-o", out).error
+    assert client("unpack", file, "-o", out).exit_code == 0
+
+    torch.save(safetensors.torch.load_file(bases / "1"), tmp_path / "other.bin")
+    client.cache = tmp_path / "a third"
+    both = hub.put(base, "another form", pytorch_model__bin=(tmp_path / "other.bin").read_bytes())
+    client.python(f"from huggingface_hub import hf_hub_download as f; f('{base}', 'pytorch_model.bin'); result = 0")
+    pack_on(client, bases, str(bases / "0"), file, base_name=f"hub:{base}@{both}")
+    assert client("unpack", file, "-o", out).exit_code == 0  # though the cache had only the other file of that commit
+    assert commit != both
+
+
+def test_a_file_does_not_make_its_reader_fetch_anything_large(hub, client, name, bases, tmp_path, monkeypatch):
+    base, file = f"{name}-base", tmp_path / "net.safetensors"
+    hub.make(base)
+    huge = safetensors.torch.save({"0.weight": torch.zeros(1 << 25)})
+    commit = hub.put(base, "large", model__safetensors=huge)
+    pack_on(client, bases, str(bases / "0"), file, base_name=f"hub:{base}@{commit}")
+    asked = hub.count("GET", f"{base}/resolve")
+    assert "if you trust it" in client("unpack", file, "-o", tmp_path / "x.safetensors").error
+    assert hub.count("GET", f"{base}/resolve") == asked
+
+
 # Repositories that are not what was asked for
+
+
+@pytest.mark.parametrize(
+    "config", [b'{"subcompress": {"sha256": [1]}}', b'{"subcompress": null}', b"[" * 100_000, b"[1]", b"\xff"]
+)
+def test_settings_that_are_none_of_ours(hub, client, name, config):
+    hub.make(name)
+    hub.put(name, "theirs", config__json=config)
+    assert "no push of subcompress wrote" in client("push", FIRST, name, "--onnx", "none").error
+    assert client("push", FIRST, name, "--onnx", "none", "--force").exit_code == 0
+
+
+def test_cards_that_others_wrote(hub, client, name):
+    push(client, FIRST, name)
+    for front, tags in (("tags: vision", ["subcompress", "vision"]), ("tags: 5", ["subcompress"]), ("a: 1", None)):
+        hub.put(name, "edit", README__md=f"---\n{front}\n---\nTheirs, {card.END} quoted.\n".encode())
+        push(client, FIRST, name)
+        text = hub.held(name)["README.md"].decode()
+        assert tags is None or yaml.safe_load(text.split("---\n")[1])["tags"] == tags
+        assert "Theirs" in text and "quoted." in text
+    hub.put(name, "edit", README__md=b"---\na: 1\n---\n\xff")
+    assert "is not UTF-8" in client("push", FIRST, name, "--onnx", "none").error
+    hub.put(name, "edit", README__md=b"---\npipeline_tag: image-to-text\n---\n")
+    push(client, FIRST, name)
+    assert "pipeline_tag: image-to-text" in hub.held(name)["README.md"].decode()
+
+
+def test_results_stay_with_the_weights(hub, client, name, small_file, small_run):
+    push(client, small_file, name, "--run", small_run, "--dataset", "me/digits")
+    before = hub.held(name)
+    again = push(client, small_file, name)
+    assert again["changed"] is False and hub.held(name) == before
+    push(client, FIRST, name)
+    assert ".eval_results/subcompress.yaml" not in hub.held(name)
+    assert "validation split" not in hub.held(name)["README.md"].decode()
+
+
+def test_a_token_is_never_shown(hub, client):
+    code = """
+from subcompress import SubcompressError
+from subcompress.hub import Reference, transport
+heard = []
+mine = transport.Hub("hf_oauth_SECRETsecret.abc\\n", heard.append)
+mine.say("Bearer hf_oauth_SECRETsecret.abc, hf_abcdefghijklmnopqrstuvwxyz")
+said = str(transport._translated(ValueError("got hf_oauth_SECRETsecret.abc"), Reference("a/b"), mine.token))
+try:
+    transport.Hub("hf_a\\x00b")
+except SubcompressError as e:
+    said += str(e)
+result = heard + [said]
+"""
+    found = client.python(code.replace("\\\\", "\\"))
+    assert found[0] == "Bearer hf_..., hf_..."
+    assert "SECRET" not in "".join(found) and "one line of printable characters" in found[1]
+
+
+def test_the_code_on_the_card_of_a_network_of_texts_runs(tmp_path, monkeypatch):
+    class Pool(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            weights = attention_mask.unsqueeze(-1).float()
+            return self.head((self.table(input_ids) * weights).sum(1) / weights.sum(1))
+
+    varying = [subcompress.facts.Input(n, "I64", (0,)) for n in ("input_ids", "attention_mask")]
+    module = Pool()
+    sub = subcompress.Subspace.of(module, 20)
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "net.safetensors", subcompress.Facts(inputs=tuple(varying)))
+    subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "model.onnx", module)
+    size = (tmp_path / "model.onnx").stat().st_size
+    page = card.Page(
+        "me/texts", subcompress.info(tmp_path / "net.safetensors"), {"model.onnx": ("0", size)}, card.About(), None
+    )
+    code = re.findall(r"```python\n(.*?)```", card.write(page, None), re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert names["outputs"][0].shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("digits", "digits"), ("a/b.py:load", "b.py:load"), ("x/r.csv,length=9,tokenizer=/home/me/bert", "r.csv")],
+)
+def test_what_data_are_called(text, name):
+    assert card.data_name(text) == name
 
 
 def test_something_else_under_our_names(hub, client, name, tmp_path):

@@ -18,6 +18,8 @@ from subcompress import Listener, SubcompressError, format, run
 from subcompress.base import Base, open_base, stand_on
 from subcompress.layout import raw_bytes
 from subcompress.roles import acted_on, looks_trained, roles_of
+from subcompress.tasks import Task
+from subcompress.training import Direct, Recipe, train
 from subcompress.variants import Variants
 
 FIT = {"d": 40, "epochs": 2, "batch_size": 64, "threads": 1}
@@ -142,7 +144,6 @@ def test_act_on_is_checked(trained, tmp_path):
 
 def test_statistics_of_the_base_are_used_and_kept_while_it_trains(trained):
     sub = subcompress.Subspace.of(net(seed=5), 30, base=trained)
-    sub.train()
     x = networks.blobs().train.x
     module = net(seed=6)
     module.load_state_dict(trained)
@@ -500,3 +501,64 @@ def test_a_base_of_other_dtype_is_as_good(trained, tmp_path):
     state = subcompress.load(tmp_path / "run" / run.RECORD, net(seed=2), base=half).state_dict()
     assert same(state["0.weight"], half["0.weight"].float())
     assert open_base(half).digest == run.load(tmp_path / "run", half).base.base.digest
+
+
+def test_a_base_is_not_what_changes_under_a_fit(trained, tmp_path):
+    """Tensors at hand are copied; a file that is written over in place is noticed before a file is made on it."""
+    module = net(seed=5)
+    module.load_state_dict(trained)
+    sub = subcompress.Subspace.of(module, 30, base=module)
+    with torch.no_grad():
+        module[-1].bias.add_(1.0)
+        sub.z.normal_()
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "net.safetensors")
+    assert subcompress.verify(tmp_path / "net.safetensors", base=trained).ok
+
+    path = tmp_path / "base.safetensors"
+    safetensors.torch.save_file(trained, path)
+    sub = subcompress.Subspace.of(net(seed=5), 30, base=path)
+    sub.round(4)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with path.open("r+b") as f:
+        f.write(data)
+    assert "has changed" in refusal(sub.record)
+
+
+def test_a_base_without_the_statistics_of_a_norm_is_refused(trained):
+    name = next(n for n in trained if n.endswith("running_var"))
+    without = {n: t for n, t in trained.items() if n != name}
+    assert f"lacks it: {name}" in refusal(stand_on, Base(without, "b"), net())
+    reshaped = trained | {name: torch.ones(1 + len(trained[name]))}
+    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(stand_on, Base(reshaped, "b"), net())
+    assert name not in stand_on(Base(without, "b"), net(), new=(name,))
+
+
+def test_most_of_a_network_is_no_head():
+    deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+    held = deep.state_dict()
+    first = Base({n: t for n, t in held.items() if n.startswith(("0.", "1."))}, "b")
+    assert "lacks it: 2.weight" in refusal(stand_on, first, deep)
+    assert "5.weight" not in stand_on(Base({n: t for n, t in held.items() if n < "3"}, "b"), deep)
+    assert "2.weight" not in stand_on(first, deep, new=("[2345].*",))
+
+
+def test_a_base_in_a_folder_is_never_written_over(small, trained, tmp_path):
+    folder, linked = tmp_path / "base", tmp_path / "link.safetensors"
+    folder.mkdir()
+    safetensors.torch.save_file(trained, folder / "model.safetensors")
+    linked.symlink_to(folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    for output in (folder / "model.safetensors", linked):
+        assert "is its base" in refusal(subcompress.unpack, small, output, base=folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_steps_in_bfloat16_see_the_weights_as_they_are(digits):
+    """Inside another autocast, as `fit` has one: with a cache, every step would use the first step's weights."""
+    data, recipe = digits, Recipe(3, 2e-3, 32, precision="bf16")
+    torch.manual_seed(0)
+    direct = Direct(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)))
+    with torch.autocast("cpu", enabled=False):
+        assert train(direct, data, Task.of(), recipe).value > 0.75

@@ -408,3 +408,10 @@ def test_examples(name, tmp_path, monkeypatch, capsys):
     if name == "trainer":  # its last checkpoint holds all that was trained
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         assert (tmp_path / "net.safetensors").read_bytes() == content
+
+
+def test_labels_that_are_equal_as_numbers_are_numbered_the_same_way(tmp_path):
+    rows = [(label, split) for split in ("train", "validation", "test") for label in ("1", "01", "0", "2")]
+    path = tmp_path / "labels.csv"
+    path.write_text("text,label,split\n" + "".join(f"word,{label},{split}\n" for label, split in rows))
+    assert texts.read(path).classes == ("0", "01", "1", "2")

@@ -82,7 +82,7 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
             f"{_some(state)}: give the base of this network"
         )
     for pattern in new:
-        if not any(fnmatchcase(n, pattern) for names in tied for n in names):
+        if not any(fnmatchcase(n, pattern) for n in state):
             raise SubcompressError(
                 f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_some(state)}"
             )

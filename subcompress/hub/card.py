@@ -104,7 +104,7 @@ def measured(info: dict[str, Any], about: About) -> Measured | None:
     if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
         raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")
     name = data_name(str(summary["origin"].get("data") or ""))
-    recipe = {k: v for k, v in summary["recipe"].items() if isinstance(v, (int, float, str)) and v != ""}
+    recipe = {k: v for k, v in sorted(summary["recipe"].items()) if isinstance(v, (int, float, str)) and v != ""}
     values = {"test": fit.test, "validation": fit.validation}
     return Measured(fit.metric, values, name, about.dataset or DATASETS.get(name), recipe)
 
@@ -138,9 +138,8 @@ def write(page: Page, held: str | None, *, anew: bool = False) -> str:
     held_tags = before.get("tags")
     held_tags = [held_tags] if isinstance(held_tags, str) else held_tags
     tags = [t for t in held_tags if isinstance(t, str)] if isinstance(held_tags, list) else []
-    if page.about.task is None and isinstance(before.get("pipeline_tag"), str):
-        matter.pop("pipeline_tag", None)  # its owner knows better than our guess
-        theirs["pipeline_tag"] = before["pipeline_tag"]
+    if page.about.task is None and "pipeline_tag" in matter and isinstance(before.get("pipeline_tag"), str):
+        matter["pipeline_tag"] = before["pipeline_tag"]  # its owner knows better than our guess
     matter = {**matter, **theirs, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
     ours = f"{BEGIN}\n{_text(page)}\n{END}"
     head, _, rest = text.partition(BEGIN[:17])
