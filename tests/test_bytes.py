@@ -222,8 +222,8 @@ def test_a_factorys_own_augmentation_is_kept(tmp_path):
         "import subcompress\nfrom dataclasses import replace\nfrom subcompress.data import augment_of\n"
         "def load():\n    return replace(subcompress.load_data('digits'), augment=augment_of('shift'))\n"
     )
-    assert data_with(f"{file}:load", None, None).augment is shift
-    assert data_with(f"{file}:load", None, "flip-shift").augment is flip_shift
+    assert data_with(f"{file}:load", None, None, "lenet").augment is shift
+    assert data_with(f"{file}:load", None, "flip-shift", "lenet").augment is flip_shift
 
 
 def test_an_unknown_optimiser(digits, tmp_path):
