@@ -3,7 +3,7 @@
 import click
 
 from subcompress import __version__
-from subcompress.hub.transport import LISTENERS
+from subcompress.remote.transport import LISTENERS
 from subcompress_cli.compare import compare
 from subcompress_cli.dim import dim
 from subcompress_cli.doctor import doctor

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from subcompress.errors import SubcompressError
 
+MAX_FILE_BYTES = 1 << 30
+"""Of a file of ours."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import DataError, Held, batches, call, size
+from subcompress.data.held import Held
+from subcompress.data.splits import DataError, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.files import read_bytes, write_bytes
+from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.probe import Fit
 from subcompress.record import Record
 
@@ -168,7 +168,7 @@ def packed(folder: str | Path) -> bytes:
             f"`subcompress dim`: "
             "fit with --operator hadamard"
         )
-    return read_bytes(folder / RECORD, format.MAX_FILE_BYTES)
+    return read_bytes(folder / RECORD, MAX_FILE_BYTES)
 
 
 def load(folder: str | Path, base: Any = None) -> Record:

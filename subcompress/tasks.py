@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.splits import Held, Tree, batches, call, size
+from subcompress.data.held import Held, Tree
+from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import Held, Tree, batches, finite, leaves, moved, size
+from subcompress.data.held import Held, Tree, leaves
+from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.optimisers import OPTIMISERS

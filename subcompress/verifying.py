@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from subcompress import format
 from subcompress.backends import available
 from subcompress.data import Data
-from subcompress.data.splits import Held
+from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
 from subcompress.format import tables
 from subcompress.layout import Layout

@@ -93,7 +93,7 @@ def serve() -> None:
     from click.testing import CliRunner
     from huggingface_hub import constants
 
-    from subcompress.hub import transport
+    from subcompress.remote import transport
     from subcompress_cli import main
 
     transport.WAITS = (0.05, 0.1, 0.2)

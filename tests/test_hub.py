@@ -24,7 +24,7 @@ from stand_in_hub import StandInHub
 import subcompress
 from subcompress import SubcompressError
 from subcompress.hub import card
-from subcompress.hub.references import Reference, is_reference
+from subcompress.remote import Reference, is_reference
 
 PACKED = Path(__file__).parents[1] / "models" / "packed"
 FIRST, SECOND = PACKED / "mnist-98.safetensors", PACKED / "mnist-99.safetensors"
@@ -433,7 +433,7 @@ def test_results_stay_with_the_weights(hub, client, name, small_file, small_run)
 def test_a_token_is_never_shown(hub, client):
     code = """
 from subcompress import SubcompressError
-from subcompress.hub import Reference, transport
+from subcompress.remote import Reference, transport
 heard = []
 mine = transport.Hub("hf_oauth_SECRETsecret.abc\\n", heard.append)
 mine.say("Bearer hf_oauth_SECRETsecret.abc, hf_abcdefghijklmnopqrstuvwxyz")

@@ -14,7 +14,8 @@ from graphs import computed
 
 import subcompress
 from subcompress import format
-from subcompress.data.splits import batches, call, leaves
+from subcompress.data.held import leaves
+from subcompress.data.splits import batches, call
 from subcompress.expand import expand
 from subcompress.layout import raw_bytes
 from subcompress.record import Coded

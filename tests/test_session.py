@@ -16,7 +16,8 @@ from records import record_of
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.data.splits import batches, call, leaves
+from subcompress.data.held import leaves
+from subcompress.data.splits import batches, call
 from subcompress.expand import expand
 from subcompress.facts import Facts
 from subcompress.layout import raw_bytes

@@ -1,11 +1,10 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
 from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase, add_base, converted
-from subcompress.base.opening import COMMIT, WEIGHTS, find_base, open_base, weights_file
+from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file
 from subcompress.base.standing import stand_on, ties_of
 
 __all__ = [
-    "COMMIT",
     "FLOATS",
     "HUB",
     "WEIGHTS",

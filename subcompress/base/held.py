@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError
 from subcompress.layout import MAX_NAME, Layout, TensorSpec, raw_bytes, sound_text
+from subcompress.remote.references import PREFIX
 
-HUB = "hub:"
+HUB = PREFIX
 FLOATS = ("F32", "F16", "BF16", "F64")
 """What the floating-point tensors of a base can be converted to, in the order of the format's numbers less one."""
 

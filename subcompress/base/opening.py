@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from subcompress.base.held import HUB, Base, BaseReference
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
+from subcompress.remote import COMMIT, Reference, weights_of
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What is looked for in a folder or a repository, the first that is there."""
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 MANY_TIMES, AND_MORE = 4, 1 << 26
 """A base of the Hub that a file names is fetched if it is no larger than so many times what the file says that its
@@ -47,8 +46,6 @@ def open_base(source: Any, name: str | None = None) -> Base:
         return found
     plain, _, revision = name.partition("@")
     if plain.startswith(HUB):
-        from subcompress.hub import Reference
-
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
         raise SubcompressError(f"a base is named with its commit, 40 hex digits, or with none; given {name}")
@@ -77,8 +74,6 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
 
 
 def _of_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
-    from subcompress.hub import weights_of  # huggingface_hub is loaded only where it is needed
-
     fetched = weights_of(name, WEIGHTS, most, cached=cached)
     return Base(_read(fetched.path), f"{HUB}{fetched.id}", fetched.commit)
 

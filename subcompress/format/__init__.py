@@ -8,12 +8,12 @@ from typing import Any
 
 from subcompress.base import HUB, find_base
 from subcompress.errors import SubcompressError
-from subcompress.files import read_bytes, write_bytes
+from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.format import container, payload
 from subcompress.format.payload import Parsed
 from subcompress.record import Record
+from subcompress.remote import Reference, download
 
-MAX_FILE_BYTES = 1 << 30
 FORMAT_VERSION = payload.VERSION
 
 
@@ -54,9 +54,7 @@ def save(record: Record, path: str | Path) -> int:
 def file_bytes(path: str | Path) -> bytes:
     """A whole file, at a path or of `hub:ORG/NAME[@REV]`. Raises SubcompressError."""
     if isinstance(path, str) and path.startswith(HUB):
-        from subcompress.hub import local  # huggingface_hub is loaded only where it is needed
-
-        path = local(path)
+        path = download(Reference.of(path)).path
     return read_bytes(path, MAX_FILE_BYTES)
 
 

@@ -9,7 +9,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from subcompress.data.splits import Held, batches, size
+from subcompress.data.held import Held
+from subcompress.data.splits import batches, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name

@@ -13,7 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.splits import Tree, leaves, main_output
+from subcompress.data.held import Tree, leaves
+from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
 from subcompress.layout import DTYPES

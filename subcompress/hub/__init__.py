@@ -6,9 +6,9 @@ subcompress.from_pretrained("ORG/NAME", module)
 """
 
 from subcompress.hub.card import About
-from subcompress.hub.fetching import Fetched, fetch, from_pretrained, local, pull, weights_of
+from subcompress.hub.fetching import fetch, from_pretrained, local, pull
 from subcompress.hub.publishing import GRAPHS, Pushed, push
-from subcompress.hub.references import Reference
+from subcompress.remote import Fetched, Reference
 
 __all__ = [
     "GRAPHS",
@@ -21,5 +21,4 @@ __all__ = [
     "local",
     "pull",
     "push",
-    "weights_of",
 ]

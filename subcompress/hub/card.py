@@ -14,8 +14,8 @@ import yaml
 
 from subcompress import format, run
 from subcompress.errors import SubcompressError, one_line
-from subcompress.hub.references import PREFIX, Reference
-from subcompress.hub.transport import endpoint
+from subcompress.remote import PREFIX, Reference
+from subcompress.remote.transport import endpoint
 
 TEMPLATE = "card.md.j2"
 

@@ -14,10 +14,11 @@ from torch import nn
 from subcompress import format
 from subcompress.errors import SubcompressError
 from subcompress.expand import digest_of
-from subcompress.files import read_bytes, write_bytes
+from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.hub.card import About
-from subcompress.hub.fetching import CARD, CONFIG, FILE, LARGE, place
+from subcompress.hub.fetching import place
 from subcompress.hub.publishing import Parcel, described, push
+from subcompress.remote import CARD, CONFIG, FILE, LARGE
 from subcompress.unpacking import load
 from subcompress.verifying import info
 
@@ -66,7 +67,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         ours = {"revision", "cache_dir", "force_download", "local_files_only", "token", "subcompress", "library_name"}
         given = {k: v for k, v in kwargs.items() if k not in ours or k in cls._hub_mixin_init_parameters}
         file = Path(model_id) / FILE if Path(model_id).is_dir() else Path(model_id)
-        packed = read_bytes(file, format.MAX_FILE_BYTES)
+        packed = read_bytes(file, MAX_FILE_BYTES)
         net = load(file, cls(**given), base=standing_on)  # type: ignore[arg-type]
         net._packed, net._base = packed, standing_on  # type: ignore[assignment]
         return net

@@ -13,13 +13,11 @@ from typing import Any
 from torch import nn
 
 from subcompress import format
-from subcompress.base import COMMIT
 from subcompress.errors import SubcompressError
-from subcompress.hub import card, transport
+from subcompress.hub import card
 from subcompress.hub.card import About, Page
-from subcompress.hub.fetching import CARD, CONFIG, FILE, GRAPH, settings, small_file
-from subcompress.hub.references import Reference
-from subcompress.hub.transport import (
+from subcompress.remote import CARD, COMMIT, CONFIG, FILE, GRAPH, Reference, settings, small_file, transport
+from subcompress.remote.transport import (
     Hub,
     MissingError,
     MovedError,

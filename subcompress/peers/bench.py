@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.splits import Held
+from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
 from subcompress.fitter import BASED_LR, BASELINE_LR, copied

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from subcompress.data.splits import Held, batches, size
+from subcompress.data.held import Held
+from subcompress.data.splits import batches, size
 from subcompress.peers.bench import Bench, Row, SkippedError, fails
 
 CALIBRATION = 256

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from subcompress.base import HUB
 from subcompress.errors import SubcompressError
 
-PREFIX = HUB
+PREFIX = "hub:"
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}")

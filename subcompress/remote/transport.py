@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.hub.references import Reference
+from subcompress.remote.references import Reference
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -1,0 +1,36 @@
+"""The Hugging Face Hub as a place where files lie: names, the one module that asks it, downloads."""
+
+from subcompress.remote.downloads import (
+    CARD,
+    CONFIG,
+    FILE,
+    GRAPH,
+    LARGE,
+    Fetched,
+    download,
+    settings,
+    small_file,
+    weights_of,
+)
+from subcompress.remote.references import COMMIT, PREFIX, Reference, is_reference
+from subcompress.remote.transport import Hub, Say, quiet
+
+__all__ = [
+    "CARD",
+    "COMMIT",
+    "CONFIG",
+    "FILE",
+    "GRAPH",
+    "LARGE",
+    "PREFIX",
+    "Fetched",
+    "Hub",
+    "Reference",
+    "Say",
+    "download",
+    "is_reference",
+    "quiet",
+    "settings",
+    "small_file",
+    "weights_of",
+]
