@@ -308,7 +308,8 @@ def full(bench: Judged, setting: Setting) -> Row:
 
 
 def measured(setting: Setting, seed: int, rows: list[str], folder: Path) -> dict[str, Any]:
-    """The rows of a seed: name -> row and predictions; those that are there already are not trained again."""
+    """The rows of a seed: name -> row and predictions; those that are there already are not trained again. rows: none
+    to train nothing."""
     place = folder / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     path = place / "rows.json"
@@ -401,22 +402,26 @@ def table(setting: Setting, found: list[dict[str, Any]], rows: list[str]) -> lis
     y = setting.data.test.y.numpy()
     ours = statistics.mean(seed["ours"]["bytes"] for seed in found)
     lines = [
-        "| method | bytes | times ours | test accuracy | against full fine-tuning, same examples | seconds | |",
-        "|---|---|---|---|---|---|---|",
+        "| method | seeds | bytes | times ours | test accuracy | against full fine-tuning, same examples | seconds | |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in rows:
-        held = [seed[name] for seed in found]
+        having = [seed for seed in found if name in seed]
+        if not having:
+            continue
+        held = [seed[name] for seed in having]
         sizes, values = [r["bytes"] for r in held], [100 * r["value"] for r in held]
         guessed = [np.array(r["predictions"]) for r in held]
         against = ""
-        if name != "full" and "full" in rows:
-            gain, low, high = difference(guessed, [np.array(seed["full"]["predictions"]) for seed in found], y)
+        if name != "full" and all("full" in seed for seed in having):
+            gain, low, high = difference(guessed, [np.array(seed["full"]["predictions"]) for seed in having], y)
             against = f"{100 * gain:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
         spread = f"{min(sizes):,}" + (f" to {max(sizes):,}" if min(sizes) != max(sizes) else "")
         note = re.sub(r"; its settings file not counted", "", held[0]["note"])
         seconds = statistics.median(r["seconds"] for r in held)
         lines.append(
-            f"| {held[0]['name']} | {spread} | {statistics.mean(sizes) / ours:,.1f} | "
+            f"| {held[0]['name']} | {len(held)} | {spread} | "
+            f"{statistics.mean(sizes) / ours:,.1f} | "
             f"{statistics.mean(values):.2f} % ± {interval(values):.2f} | {against} | {seconds:.0f} | {note} |"
         )
     return lines
@@ -431,6 +436,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed, to share seeds among processes")
     parser.add_argument("--rows", default="ours,full,lora,unilora,vera")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--held", action="store_true", help="train nothing: the table of what is there")
     parser.add_argument("--act-on", metavar="LIST", help="choices with semicolons between, in place of the rows")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -440,10 +446,12 @@ def main() -> None:
     if options.act_on is not None:
         body, kind = acting(setting, seeds, [c.strip() for c in options.act_on.split(";")], folder), "act-on-"
     else:
-        body, kind = table(setting, [measured(setting, seed, rows, folder) for seed in seeds], rows), ""
+        wanted = [] if options.held else rows
+        found = [measured(setting, seed, wanted, folder) for seed in seeds]
+        body, kind = table(setting, [seed for seed in found if "ours" in seed], rows), ""
     fit = ", ".join(f"{k} = {v}" for k, v in setting.options.items())
     lines = [
-        f"{setting.name}, {len(seeds)} seeds, {time.strftime('%Y-%m-%d')}, one thread each of {os.cpu_count()} cores, "
+        f"{setting.name}, {time.strftime('%Y-%m-%d')}, one thread each of {os.cpu_count()} cores, "
         f"torch {torch.__version__}; ours: {fit}; goal: {setting.goal}",
         "",
         *body,
