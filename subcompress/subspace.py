@@ -24,7 +24,6 @@ from subcompress import codec, traced
 from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
-from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts
 from subcompress.layout import holdable, raw_bytes
 from subcompress.operators import ExactOperator, HadamardBlocks
@@ -32,6 +31,7 @@ from subcompress.operators.base import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
+from subcompress.streaming import stream
 
 MAX_A = 1 << 10
 
@@ -252,7 +252,7 @@ class Subspace(nn.Module):
             base=self.plan.base,
         )
         record.check()
-        return replace(record, digest=digest_of(record, expand(record)))
+        return replace(record, digest=stream(record))
 
     def _entries(
         self, coded: dict[str, Coded], state: dict[str, Tensor], moved: Set[str]

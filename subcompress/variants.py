@@ -14,7 +14,7 @@ from subcompress.base import open_base
 from subcompress.errors import SubcompressError
 from subcompress.expand import check_digest, expand_acting
 from subcompress.format.sections import Standing
-from subcompress.layout import TensorSpec
+from subcompress.layout import TensorSpec, raw_bytes
 from subcompress.record import Kept, Record
 from subcompress.streaming import stream
 
@@ -94,7 +94,10 @@ class Variants(Mapping[str, bytes]):
         keeps = _changed(record)
         for spec in standing.layout:
             if (changed is None or spec.name in changed) and spec.name not in keeps:
-                state[spec.name].copy_(standing.tensor(spec.name))
+                value = standing.tensor(spec.name)
+                # What is mapped from a file stays so, and is not copied, where nothing has to be written.
+                if raw_bytes(state[spec.name]) != raw_bytes(value):
+                    state[spec.name].copy_(value)
 
 
 def _resize(module: nn.Module, spec: TensorSpec, place: torch.Tensor) -> None:
