@@ -371,7 +371,7 @@ def acting(setting: Setting, seeds: range, choices: list[str], folder: Path) -> 
                     )
                 )
         values = [100 * fit.validation for fit in fits]
-        spread = f" ± {interval(values):.2f}" if len(values) > 1 else ""
+        spread = spread_of(values)
         lines.append(
             f"| `{choice}` | {fits[0].D:,} | {max(fit.bytes for fit in fits):,} | "
             f"{statistics.mean(values):.2f} %{spread} | {statistics.median(fit.seconds for fit in fits):.0f} |"
@@ -379,10 +379,12 @@ def acting(setting: Setting, seeds: range, choices: list[str], folder: Path) -> 
     return lines
 
 
-def interval(values: list[float]) -> float:
-    """Half of the 95 % interval of a mean (Student's t)."""
+def spread_of(values: list[float]) -> str:
+    """Half of the 95 % interval of a mean (Student's t), nothing for one value."""
+    if len(values) < 2:
+        return ""
     t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-    return t[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f" ± {t[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def difference(a: list[np.ndarray], b: list[np.ndarray], y: np.ndarray) -> tuple[float, float, float]:
@@ -422,7 +424,7 @@ def table(setting: Setting, found: list[dict[str, Any]], rows: list[str]) -> lis
         lines.append(
             f"| {held[0]['name']} | {len(held)} | {spread} | "
             f"{statistics.mean(sizes) / ours:,.1f} | "
-            f"{statistics.mean(values):.2f} % ± {interval(values):.2f} | {against} | {seconds:.0f} | {note} |"
+            f"{statistics.mean(values):.2f} %{spread_of(values)} | {against} | {seconds:.0f} | {note} |"
         )
     return lines
 
