@@ -95,11 +95,6 @@ class Plan:
         return [f"{spec}: {self.starts[spec.name].why}" for spec in self.layout]
 
 
-def trained_weights(starts: Mapping[str, Start], layout: Layout) -> int:
-    """D: real numbers of the tensors that coordinates act on."""
-    return sum(spec.reals for spec in layout if starts[spec.name].kind in ("random", *_TOGETHER))
-
-
 _TOGETHER = ("constant", "base")
 """Starts of tensors that share coordinates with each other, and not with random ones."""
 
@@ -140,13 +135,7 @@ def make_plan(
     parts: list[Part] = []
     for specs, D, share in ((random, D0, d - d1), (constant, D1, d1)):
         if D:
-            parts.append(_part(state, starts, specs, D, share, bits, seed, operator, len(parts), parts))
-            if base is not None:
-                begin = tuple(
-                    base.reals(spec.name).float() if starts[spec.name].kind == "base" else start
-                    for spec, start in zip(specs, parts[-1].starts, strict=True)
-                )
-                parts[-1] = replace(parts[-1], starts=begin)
+            parts.append(_part(state, starts, specs, D, share, bits, seed, operator, parts))
     return Plan(layout, starts, tuple(parts), seed, base)
 
 
@@ -169,9 +158,9 @@ def _part(
     bits: int,
     seed: int,
     name: str,
-    group: int,
     before: list[Part],
 ) -> Part:
+    group = len(before)
     frozen = FROZEN if starts[specs[0].name].kind == "random" else 0
     if name == "hadamard":
         operator: Operator = _fewer_rows(HadamardBlocks.sized(D, d, seed, frozen, group), bits)
@@ -180,9 +169,11 @@ def _part(
     # One step of Adam moves every part's weights alike, measured in the deviations of their starts.
     ratio = before[0].operator.row_norm / operator.row_norm if before else 1.0
     scales = tuple(starts[spec.name].std / math.sqrt(FROZEN) * ratio for spec in specs)
-    begin: tuple[float | Tensor, ...] = tuple(starts[spec.name].value for spec in specs)
-    if frozen and not operator.has_start:
-        begin = tuple(_reals(state[spec.name]) for spec in specs)
+    own = frozen and not operator.has_start
+    begin: tuple[float | Tensor, ...] = tuple(
+        _reals(state[spec.name]) if own or starts[spec.name].kind == "base" else starts[spec.name].value
+        for spec in specs
+    )
     alone = frozen and isinstance(operator, HadamardBlocks) and operator.K == 0
     return Part(operator, tuple(specs), scales, begin, math.sqrt(FROZEN) if alone else 0.0)
 

@@ -177,9 +177,8 @@ def load(folder: str | Path, base: Any = None) -> Record:
     data = packed(folder)
     if base is None and format.parse(data).base is not None:
         given = summary(folder).get("origin", {}).get("base")
-        base = (
-            given if isinstance(given, str) and os.path.exists(given) else None
-        )  # else the commit that the file names
+        if isinstance(given, str) and os.path.exists(given):  # else the commit that the file names
+            base = given
     return format.from_bytes(data, base)[0]
 
 

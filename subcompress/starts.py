@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from subcompress import roles
 from subcompress.base import OnBase, ties_of
 from subcompress.errors import SubcompressError
-from subcompress.layout import CODED_DTYPES, Layout, raw_bytes
+from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
 
 MAX_STORED = 1 << 16
 """Bytes of tensors that may be stored without being asked for, deflated: a file of ours has hundreds."""
@@ -70,15 +70,8 @@ def recognise(
             continue
         seen[place] = i
         if base is not None and spec.name in base:
-            if spec.name not in acting or spec.name not in parameters or not tensor.requires_grad:
-                found[spec.name] = Start("kept", "the base's")
-                continue
-            if spec.dtype not in CODED_DTYPES or not bool(base.reals(spec.name).isfinite().all()):
-                raise SubcompressError(
-                    f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on"
-                )
-            moves = roles.MOVES[role[spec.name]]
-            found[spec.name] = Start("base", f"the base's, moves by about {moves:.3g} ({role[spec.name]})", std=moves)
+            moving = spec.name in acting and spec.name in parameters and tensor.requires_grad
+            found[spec.name] = _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
         elif spec.name not in parameters:
             found[spec.name] = Start("buffer", "a buffer: its values travel in the file")
         elif not tensor.requires_grad:
@@ -92,6 +85,14 @@ def recognise(
             found[spec.name] = start
     _refuse_large(state, found)
     return found
+
+
+def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
+    """The start of a tensor that moves from the base. Raises SubcompressError for one that cannot be coded."""
+    if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
+        raise SubcompressError(f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on")
+    moves = roles.MOVES[role]
+    return Start("base", f"the base's, moves by about {moves:.3g} ({role})", std=moves)
 
 
 def cost(*tensors: Tensor) -> int:

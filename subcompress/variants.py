@@ -36,11 +36,7 @@ class Variants(Mapping[str, bytes]):
         self._files: dict[str, bytes] = {}
         self._heads: set[str] = set()  # tensors that some file has anew, and which are of any size therefore
         self._acting: Record | None = None
-        _ = self.base.digest
-        ours = {t.untyped_storage().data_ptr() for t in module.state_dict().values() if isinstance(t, torch.Tensor)}
-        for key, t in self.base.tensors.items():
-            if t.numel() and t.untyped_storage().data_ptr() in ours:  # what is written would change the base
-                self.base.tensors[key] = t.clone()
+        _ = self.base.digest  # once, and not at the first switch
 
     def __getitem__(self, name: str) -> bytes:
         return self._files[name]

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import subcompress
-from subcompress import format
+from subcompress import SubcompressError, format
 from subcompress.format import tables
 from subcompress_models import MODELS
 
 TABLES = json.loads((Path(format.__file__).parent / "tables.json").read_text())
 FOLDER = Path(__file__).parents[1] / "models" / "packed"
+ON_BASE = sorted((FOLDER / "on-base").glob("*.safetensors"))
 CARDS = sorted(FOLDER.glob("*.json"))
 
 
@@ -67,3 +68,14 @@ def test_its_layout_is_in_the_table(card):
     record, ledger = format.read(FOLDER / card["file"])
     assert tables.name_of(record.layout) == card["model"]
     assert ledger["layout"] == 1
+
+
+@pytest.mark.parametrize("path", ON_BASE, ids=lambda path: path.stem)
+def test_what_stands_on_a_base_says_so(path):
+    """Bases are not here: a file names its own, and says all else without it."""
+    found = subcompress.info(path)
+    assert found["file_bytes"] == path.stat().st_size <= 1061
+    assert found["base"]["id"] and len(found["base"]["digest"]) == 32
+    assert found["d"] < found["D"] < found["dense_bytes"] // 4
+    with pytest.raises(SubcompressError, match=found["base"]["digest"]):
+        subcompress.load(path, torch.nn.Linear(2, 2), base={"weight": torch.zeros(2, 2)})
