@@ -15,6 +15,7 @@ from subcompress_cli.pack import pack
 from subcompress_cli.pull import pull
 from subcompress_cli.push import push
 from subcompress_cli.report import report
+from subcompress_cli.serve import serve
 from subcompress_cli.unpack import unpack
 from subcompress_cli.verify import verify
 
@@ -27,5 +28,5 @@ def main() -> None:
 
 LISTENERS.append(say)
 
-for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull):
+for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull, serve):
     main.add_command(command)
