@@ -55,24 +55,24 @@ def serve(
     max_body: int,
     token_file: Path | None,
 ) -> None:
-    """Answer inference requests to the models of PATH...: packed files, folders of them, hub:ORG/NAME, .onnx graphs; each
-    also as NAME=PATH.
+    """Answer inference requests to the models of PATH...: packed files, folders of them, hub:ORG/NAME, .onnx graphs;
+    each also as NAME=PATH.
 
-    Open Inference Protocol v2 over HTTP, metrics at /metrics, a page at /. A model is rebuilt at its first request; those
-    used most recently stay. Files are looked at again every second. SIGTERM and Ctrl-C let requests end.
+    Open Inference Protocol v2 over HTTP, metrics at /metrics, a page at /. A model is rebuilt at its first request;
+    those used most recently stay. Files are looked at again every second. SIGTERM and Ctrl-C let requests end.
     """
     from subcompress.serving import running
     from subcompress.serving.app import Limits
-    from subcompress.serving.models import Models
 
     token = _token(token_file)
     if token is None and not running.is_loopback(host):
         _say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
 
-    def ready(address: str, served: Models) -> None:
-        unavailable = sum(not m.readable for m in served)
+    def ready(running: running.Running) -> None:
+        models = running.models
+        unavailable = sum(not m.readable for m in models)
         rest = f", {unavailable} of them unavailable" if unavailable else ""
-        click.echo(f"{address}: {len(served)} model{'s' if len(served) != 1 else ''}{rest}")
+        click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
     running.serve(
         sources,
@@ -92,10 +92,7 @@ def serve(
 
 def _token(file: Path | None) -> str | None:
     """The token, None where none is asked for. Raises SubcompressError."""
-    if file is None:
-        text = os.environ.get(TOKEN)
-    else:
-        text = read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
+    text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):
         raise SubcompressError("a token is 8 or more letters, digits and signs without spaces: give another")
     return text

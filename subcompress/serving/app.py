@@ -7,6 +7,7 @@ import base64
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -40,6 +41,9 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 IDLE = 30
 """Seconds that a request's body may pause."""
 
+DISCARDED = 64 << 20
+"""Bytes of a refused request that are read past before it is told so."""
+
 HELD = 4
 """Bodies of the largest size that may be in memory at once, in bytes."""
 
@@ -52,6 +56,38 @@ class Limits:
 
     waiting: int = 1024
     body: int = 64 << 20
+
+
+class _Incoming:
+    """A request's body as it comes. whole: whether all of it has."""
+
+    def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        self.headers, self.whole = headers, False
+        self._receive = receive
+
+    async def part(self) -> bytes:
+        """The next bytes. Raises RefusedError, 408, where none come for a while, and 400 where it is cut off."""
+        try:
+            async with asyncio.timeout(IDLE):
+                message = await self._receive()
+        except TimeoutError as e:
+            self.whole = True  # nobody waits for the rest
+            raise RefusedError(408, f"a request's body goes on within {IDLE} seconds; this one stopped") from e
+        if message["type"] == "http.disconnect":
+            self.whole = True
+            raise RefusedError(400, "the request was cut off")
+        self.whole = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
+
+    async def discard(self) -> None:
+        """Read the rest, or much of it: who is still sending would not hear the answer."""
+        most = DISCARDED
+        if b"expect" in self.headers:  # who waits to be asked for the body
+            return
+        with suppress(RefusedError):
+            while not self.whole and most > 0:
+                most -= len(await self.part())
 
 
 class Server:
@@ -102,7 +138,7 @@ class Server:
         if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
             await wrong(scope, receive, send)
         elif scope["method"] == "POST" and path.startswith("/v2/models/") and path.endswith("/infer"):
-            await self._infer(path, headers, receive, send)
+            await self._infer(path, _Incoming(headers, receive), send)
         else:
             await self._others(scope, receive, send)
 
@@ -123,18 +159,18 @@ class Server:
 
     # Inference
 
-    async def _infer(self, path: str, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _infer(self, path: str, incoming: _Incoming, send: Send) -> None:
         model, code, began = None, 200, now()
         extra: list[tuple[bytes, bytes]] = []
         try:
             model = self.models.find(_name(path))
             self._admit()
             try:
-                body = await self._body(headers, receive)
+                body = await self._body(incoming)
                 began = now()
                 try:
                     async with self.models.using(model) as engine:
-                        length = headers.get(protocol.HEADER_LENGTH.encode())
+                        length = incoming.headers.get(protocol.HEADER_LENGTH.encode())
                         text = None if length is None else length.decode("latin-1")
                         asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
@@ -149,6 +185,7 @@ class Server:
             code, answer, kind = e.status, orjson.dumps({"error": str(e)}), protocol.JSON
             if code == 503:
                 extra.append((b"retry-after", b"1"))
+            await incoming.discard()
         start = {
             "type": "http.response.start",
             "status": code,
@@ -170,24 +207,20 @@ class Server:
             raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
         self.waiting += 1
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, incoming: _Incoming) -> bytes:
         """The body, and its bytes counted as held. Raises RefusedError: 413 for one that is too large, 503 where
         others take the memory, 408 for one that does not come, 415 for one that is compressed."""
-        most = self.limits.body
+        most, headers = self.limits.body, incoming.headers
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise RefusedError(415, "requests come as they are, without a content-encoding")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > most:
-            raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(length.decode())}")
+            raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(int(length[:20]))}")
         parts: list[bytes] = []
         size = 0
         try:
-            while True:
-                async with asyncio.timeout(IDLE):
-                    message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RefusedError(400, "the request was cut off")
-                part = message.get("body", b"")
+            while not incoming.whole:
+                part = await incoming.part()
                 size += len(part)
                 self.held += len(part)
                 if size > most:
@@ -195,14 +228,10 @@ class Server:
                 if self.held > HELD * most:
                     raise RefusedError(503, "others' requests take the memory: ask again in a moment")
                 parts.append(part)
-                if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-        except TimeoutError as e:
-            self.held -= size
-            raise RefusedError(408, f"a request comes within {IDLE} seconds; this one stopped") from e
         except BaseException:
             self.held -= size
             raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # What is told of the server and its models
 
@@ -284,7 +313,7 @@ class Server:
 
     async def _small(self, request: Request) -> dict[str, Any]:
         """The body of a request about the repository: an object, or nothing."""
-        data = await self._body(dict(request.scope["headers"]), request.receive)
+        data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive))
         self.held -= len(data)
         if not data.strip():
             return {}

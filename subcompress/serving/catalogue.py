@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from subcompress import format
@@ -54,7 +53,8 @@ def look(sources: Sequence[str]) -> dict[str, Found]:
             if (other := by_name.get(found.name)) is not None and other.place != found.place:
                 places = sorted({other.place, found.place})
                 wrong = other.wrong or (
-                    f"two files are called {found.name}: {places[0]} and {places[1]}; rename one, or give it as NAME=PATH"
+                    f"two files are called {found.name}: {places[0]} and {places[1]}; "
+                    "rename one, or give it as NAME=PATH"
                 )
                 found = Found(found.name, other.place, wrong=wrong)
             by_name[found.name] = found

@@ -18,7 +18,7 @@ import numpy as np
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving.refusals import RefusedError
 
-DATATYPES = {
+DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),
     "tensor(float16)": ("FP16", np.dtype(np.float16)),
     "tensor(double)": ("FP64", np.dtype(np.float64)),

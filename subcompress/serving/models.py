@@ -183,13 +183,11 @@ class Models:
     @asynccontextmanager
     async def using(self, model: Model) -> AsyncIterator[Engine]:
         """The model's engine, which stays while it is used. Raises RefusedError, 503."""
+        engine = model.engine or await self._load(model)
+        # Who waits for its turn to load holds nothing yet: it would keep others from making room.
         model.users += 1
+        self._expanded.move_to_end(model.name)
         try:
-            engine = model.engine
-            if engine is None:
-                engine = await self._load(model)
-            else:
-                self._expanded.move_to_end(model.name)
             yield engine
         finally:
             model.users -= 1

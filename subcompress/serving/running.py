@@ -7,8 +7,11 @@ import errno
 import ipaddress
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -56,6 +59,16 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that answers. stop: lets requests end, and then `serve` return; from any thread."""
+
+    address: str
+    models: Models
+    server: Server
+    stop: Callable[[], None]
+
+
 def serve(
     sources: Sequence[str],
     trace: Trace,
@@ -68,12 +81,12 @@ def serve(
     limits: Limits | None = None,
     token: str | None = None,
     say: Say,
-    ready: Callable[[str, Models], None],
+    ready: Callable[[Running], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was asked and return.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
-    bytes of rebuilt models together; most: examples of a run. ready: told the address, once requests are answered.
+    bytes of rebuilt models together; most: examples of a run. ready: told once requests are answered.
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
@@ -91,7 +104,7 @@ async def _serve(
     limits: Limits,
     token: str | None,
     say: Say,
-    ready: Callable[[str, Models], None],
+    ready: Callable[[Running], None],
 ) -> None:
     metrics = Metrics()
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
@@ -109,9 +122,12 @@ async def _serve(
             h11_max_incomplete_event_size=1 << 16,
         )
         host, port = sock.getsockname()[:2]
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}", models)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        process, loop = _Uvicorn(config, server), asyncio.get_running_loop()
+        stop = partial(loop.call_soon_threadsafe, process.handle_exit, signal.SIGTERM, None)
+        ready(Running(address, models, server, stop))
         async with _looking(models, say):
-            await _Uvicorn(config, server).serve(sockets=[sock])
+            await process.serve(sockets=[sock])
     finally:
         models.close()
 
@@ -154,6 +170,9 @@ class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Uvicorn's own would raise the signal again at the end."""
+        if threading.current_thread() is not threading.main_thread():  # no signals come here
+            yield
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)
