@@ -12,7 +12,7 @@ from subcompress.backends import Backend, backend_of
 from subcompress.digest import weights_digest
 from subcompress.filling import fill
 from subcompress.layout import raw_bytes
-from subcompress.record import Record, Same
+from subcompress.record import Kept, Record, Same
 
 
 def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
@@ -38,19 +38,19 @@ def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
     """`expand` into tensors at hand, contiguous, of the record's dtypes and shapes and all of one device: no other
     memory is taken. Raises SubcompressError where no backend runs on that device."""
     device = next(iter(state.values())).device if state else torch.device("cpu")
-    _fill(record, state, backend_of(device.type))
+    _fill(record, state, backend_of(device.type).on(device))
 
 
 def expand_acting(record: Record, state: Mapping[str, Tensor]) -> None:
     """`expand_into` for the tensors of the record that differ from the base; `state` may lack the others."""
     device = next(iter(state.values())).device if state else torch.device("cpu")
-    _fill(record, state, backend_of(device.type), kept=False)
+    _fill(record, state, backend_of(device.type).on(device), kept=False)
 
 
 def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, kept: bool = True) -> None:
-    assert all(t.is_contiguous() for t in state.values()), "a copy would be written to"
+    written = (s.name for s, e in zip(record.layout, record.entries, strict=True) if kept or not isinstance(e, Kept))
     with torch.no_grad():
-        fill(record, {name: backend.memory.of(t) for name, t in state.items()}, backend, kept=kept)
+        fill(record, {name: backend.memory.of(state[name]) for name in written}, backend, kept=kept)
 
 
 def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from subcompress.backends.memory import Memory
+from subcompress.backends.memory import Device, Memory
 from subcompress.kernels import Segment
 from subcompress.operators import ExactOperator
 from subcompress.operators.base import CHUNK
+
+if TYPE_CHECKING:
+    import torch
 
 Fill = Callable[[ExactOperator, Any, Sequence[Segment]], None]
 
@@ -25,6 +28,10 @@ class Backend:
     fill: Fill
     there: Callable[[], bool]
     beside: bool = False
+
+    def on(self, device: torch.device) -> Backend:
+        """The same for one of several devices of that kind."""
+        return self if device.type == "cpu" else replace(self, memory=Device(str(device)))
 
 
 def pieces(operator: ExactOperator, c: Any, segments: Sequence[Segment]) -> Iterator[tuple[Segment, slice, Any]]:

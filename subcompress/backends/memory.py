@@ -28,7 +28,7 @@ class Memory(Protocol):
         """The same memory as real numbers in a row, two a complex value."""
 
     def of(self, values: Any) -> Any:
-        """An array, or a tensor on the device, as values here, in its memory where that can be."""
+        """An array, or a tensor on the device, as values here; what is there stays where it lies."""
 
     def put(self, place: Any, values: np.ndarray) -> None:
         """Copy an array of that shape, rounded to the dtype of the place."""
@@ -63,7 +63,10 @@ class Host:
         return flat.view(np.float32) if flat.dtype == np.complex64 else flat
 
     def of(self, values: np.ndarray | Tensor) -> np.ndarray:
-        return array_of(values)
+        if isinstance(values, np.ndarray):
+            return values
+        tensor = values.detach()
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
     def put(self, place: np.ndarray, values: np.ndarray) -> None:
         np.copyto(place, rounded(values, place.dtype))
