@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import GOLDEN, based_record, golden_bases, lenet_record, plain_base, tied_record
 from test_base import based_records
 
 import subcompress
+import subcompress_cli
 from subcompress import SubcompressError, codec, format, hub, kernels, threads
 from subcompress.arrays import acting, rebuild
 from subcompress.base import open_base
@@ -66,6 +69,7 @@ REBUILD = """
 import hashlib, json, sys
 from pathlib import Path
 import subcompress
+import subcompress_cli
 from subcompress import SubcompressError, arrays, codec, format, info, kernels
 folder, bases, native = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
 if not native:
@@ -311,3 +315,31 @@ def test_tensors_that_do_not_lie_in_rows_are_written_where_they_are():
         state[name].zero_()
     expand_into(record, state)
     assert all(raw_bytes(t) == raw_bytes(truth[n]) for n, t in state.items())
+
+
+# --- the command line ---
+
+COMMAND = """
+import sys, subcompress_cli
+sys.argv = ["subcompress", *sys.argv[1:]]
+try:
+    subcompress_cli.main()
+except SystemExit as e:
+    assert not e.code, e.code
+"""
+
+
+def test_a_command_imports_what_it_needs():
+    assert without(COMMAND, "--version") == f"subcompress, version {subcompress.__version__}\n"
+    assert json.loads(without(COMMAND, "info", GOLDEN / "lenet.safetensors", "--json"))["D"] == 44_426
+    without(COMMAND, "pull", "--help")
+
+
+def test_every_command_is_listed():
+    names = subcompress_cli.COMMANDS
+    files = [p.stem for p in Path(subcompress_cli.__file__).parent.glob("*.py") if "@click.command" in p.read_text()]
+    assert sorted(names) == sorted(files)
+    shown = CliRunner().invoke(subcompress_cli.main, ["--help"]).stdout
+    for name in names:
+        assert re.search(rf"^  {name} +\S", shown, re.MULTILINE), name
+    assert "No such command 'nothing'" in CliRunner().invoke(subcompress_cli.main, ["nothing"]).stderr
