@@ -20,10 +20,10 @@ import torch
 import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import subcompress
 from records import lenet_record, record_of
 from serving import Client, asking, packed, serving, traced_here
+
+import subcompress
 from subcompress import SubcompressError
 from subcompress.facts import Facts
 from subcompress.serving import catalogue, protocol

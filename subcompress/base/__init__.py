@@ -1,6 +1,6 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
-from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase, add_base, converted
+from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file
 from subcompress.base.standing import stand_on, ties_of
 
@@ -11,8 +11,6 @@ __all__ = [
     "Base",
     "BaseReference",
     "OnBase",
-    "add_base",
-    "converted",
     "find_base",
     "open_base",
     "stand_on",
