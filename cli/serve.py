@@ -9,6 +9,7 @@ import click
 
 from subcompress.errors import SubcompressError
 from subcompress.files import read_bytes
+from subcompress_cli.options import say
 from subcompress_cli.tracing import traced_beside
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -66,7 +67,7 @@ def serve(
 
     token = _token(token_file)
     if token is None and not running.is_loopback(host):
-        _say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
+        say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
 
     def ready(running: running.Running) -> None:
         models = running.models
@@ -76,7 +77,7 @@ def serve(
 
     running.serve(
         sources,
-        traced_beside(models, _say),
+        traced_beside(models, say),
         bases=bases,
         host=host,
         port=port,
@@ -84,10 +85,10 @@ def serve(
         most=max_batch,
         limits=Limits(queue, max_body),
         token=token,
-        say=_say,
+        say=say,
         ready=ready,
     )
-    _say("ended, after the last request was answered")
+    say("ended, after the last request was answered")
 
 
 def _token(file: Path | None) -> str | None:
@@ -96,7 +97,3 @@ def _token(file: Path | None) -> str | None:
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):
         raise SubcompressError("a token is 8 or more letters, digits and signs without spaces: give another")
     return text
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -66,7 +66,7 @@ class Running:
     address: str
     models: Models
     server: Server
-    stop: Callable[[], None]
+    stop: Callable[[], object]
 
 
 def serve(
