@@ -402,13 +402,16 @@ def tokens(metadata: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def soak(options: argparse.Namespace, folder: Path) -> Lines:
     """Minutes of valid and invalid requests: the answers by status, and the memory second by second."""
-    answers = lenets(folder, 50)
+    answers = lenets(folder, 55)
+    names = list(answers)
+    changing = {name: (folder / f"{name}.safetensors").read_bytes() for name in names[50:]}
     made = {kind: encoded({"input": image()}, kind == "binary") for kind in ("JSON", "binary")}
     more = ["--memory", "8MB", "--max-body", "1MB"]
     with tempfile.TemporaryDirectory() as logs, Ours([folder], Path(logs), *more, server=options.server) as server:
         told = {
-            "port": server.port, "clients": 16, "seconds": 60 * options.minutes, "models": answers, "valid": made,
-            "max_body": MB,
+            "port": server.port, "clients": 16, "seconds": 60 * options.minutes, "valid": made, "max_body": MB,
+            "models": {name: [answers[name]] for name in names[:50]},
+            "changing": {name: [answers[other] for other in changing] for name in changing},
         }  # fmt: skip
         command = [sys.executable, str(Path(__file__).with_name("soak.py"))]
         began, samples = time.perf_counter(), []
@@ -418,16 +421,49 @@ def soak(options: argparse.Namespace, folder: Path) -> Lines:
             process.stdin.close()
             while process.poll() is None and server.process.poll() is None:
                 samples.append((time.perf_counter() - began, memory(server.process.pid)))
+                change(folder, changing, len(samples))
                 time.sleep(1)
             found = json.loads(process.stdout.read() or "{}")
         if server.process.poll() is not None or not found:
             raise RuntimeError(f"the server or its load ended after {samples[-1][0]:.0f} s: {server.last_line()}")
+        restored = restore(server, folder, changing, answers)
         ready, log = server.get("/v2/health/ready")[0], server.log.stat().st_size
-    return soak_table(options, found, samples, ready, log)
+    after = f"{restored} Ready afterwards: {ready}. The server logged {log:,} bytes."
+    return soak_table(options, found, samples, after)
+
+
+def change(folder: Path, files: dict[str, bytes], turn: int) -> None:
+    """Swap, spoil, cut short, delete or restore one of these files."""
+    draw = random.Random(turn)
+    name, other = draw.sample(list(files), 2)
+    path, data = folder / f"{name}.safetensors", files[name]
+    what = draw.choice(["swap", "swap", "spoil", "cut", "delete", "restore", "restore"])
+    if what == "delete":
+        path.unlink(missing_ok=True)
+    elif what == "cut":
+        path.write_bytes(data[: draw.randrange(len(data))])
+    else:
+        spoilt = bytes(b ^ (i == len(data) // 2) for i, b in enumerate(data))
+        whole = folder / ".new"
+        whole.write_bytes({"swap": files[other], "spoil": spoilt, "restore": data}[what])
+        whole.replace(path)
+
+
+def restore(server: Server, folder: Path, files: dict[str, bytes], answers: dict[str, int]) -> str:
+    """Write the files as they were; how long it takes until each is answered as it was, if it is in 20 s."""
+    for name, data in files.items():
+        (folder / f"{name}.safetensors").write_bytes(data)
+    began = time.perf_counter()
+    while (taken := time.perf_counter() - began) < 20:
+        found = load.carry_out(plan(server, {name: answers[name] for name in files}, clients=1, every=True))
+        if found["answers"] == {"200": len(files)} and not found["wrong"]:
+            return f"Files that were spoilt and restored are answered again after {taken:.1f} s."
+        time.sleep(0.2)
+    return f"Files that were spoilt and restored are NOT answered again: {found['answers']}, {found['said'][:200]}."
 
 
 def soak_table(
-    options: argparse.Namespace, found: dict[str, Any], samples: list[tuple[float, int]], ready: int, log: int
+    options: argparse.Namespace, found: dict[str, Any], samples: list[tuple[float, int]], after: str
 ) -> Lines:
     """Counts by kind, and what the memory did after the first minute (or half of a run of less than two)."""
     settled = min(60.0, 30 * options.minutes)
@@ -437,7 +473,8 @@ def soak_table(
     broken = sum(n for row in found["kinds"].values() for s, n in row["answers"].items() if s[0] == "5" and s != "503")
     unexpected = sum(row["unexpected"] for row in found["kinds"].values())
     lines = [
-        f"{options.minutes:g} minutes, 16 clients, 50 models, --memory 8MB, --max-body 1MB; "
+        f"{options.minutes:g} minutes, 16 clients, 55 models, the files of 5 of them changed meanwhile, one a second; "
+        f"--memory 8MB, --max-body 1MB; "
         f"{found['total']:,} requests, {found['total'] / found['seconds']:,.0f} a second; valid ones: p50 "
         f"{found['p50']:.1f}, p99 {found['p99']:.1f}, slowest {found['max']:.0f} ms.",
         "",
@@ -454,8 +491,7 @@ def soak_table(
         "",
         f"5xx other than 503: {broken}: {held(not broken)}. Answers other than expected: {unexpected}. Memory after "
         f"{settled:.0f} s {before / MB:.0f} MB, at the end {last / MB:.0f} MB ({100 * (last / before - 1):+.1f} %), at "
-        f"most {top / MB:.0f} MB in between: {held(within)}. Ready afterwards: {ready}. The server logged {log:,} "
-        "bytes.",
+        f"most {top / MB:.0f} MB in between: {held(within)}. {after}",
     ]
 
 
@@ -474,7 +510,12 @@ def machine(options: argparse.Namespace, part: str) -> str:
             for n in (package, "onnxruntime"):
                 found = f"from importlib.metadata import version; print(version({n!r}))"
                 versions.append(f"{n} {subprocess.check_output([python, '-c', found], text=True).strip()}")
-    command = " ".join(["python benchmarks/serving.py", part, *options.shown])
+    uses = {"peers": ("mlserver", "triton", "rounds", "seconds"), "cold": ("models", "memory"),
+            "many": ("models", "requests", "memory"), "deltas": ("model", "models", "requests", "memory"),
+            "soak": ("minutes",)}[part]  # fmt: skip
+    command = " ".join(
+        [f"python benchmarks/serving.py {part}", *(f"--{k} {v}" for k, v in options.shown.items() if k in uses)]
+    )
     return (
         f"{time.strftime('%Y-%m-%d')}, {name[1] if name else platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {', '.join(versions)}: `{command}`"
@@ -510,8 +551,12 @@ def main() -> None:
     parser.add_argument("--server", metavar="COMMAND", help="in place of `python -m subcompress_cli serve`")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    shown = {"mlserver": "PYTHON", "triton": "PYTHON", "model": "DIR"}
-    options.shown = [f"--{k} {v}" for k, v in shown.items() if getattr(options, k)]
+    hidden = {"mlserver": "PYTHON", "triton": "PYTHON", "model": "DIR"}
+    options.shown = {
+        name: hidden.get(name) or (" ".join(value) if isinstance(value, list) else str(value))
+        for name, value in vars(options).items()
+        if name not in ("parts", "output", "server") and value != parser.get_default(name)
+    }
     torch.set_num_threads(1)
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:

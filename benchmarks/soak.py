@@ -2,8 +2,10 @@
 
     python benchmarks/soak.py < plan.json          # one JSON object: the answers by kind of request
 
-Three requests in four are valid. The kinds, what each is answered with if the server is right, and how it is made are
-the table KINDS. An answer of 4xx to a request that was whole is JSON with one line in `error`.
+Three requests in four are valid: most to models, some for what the server tells of itself, some to models whose files
+`serving.py` spoils, deletes and restores meanwhile. The invalid kinds, what each is answered with if the server is
+right, and how it is made are the table KINDS. An answer of 4xx to a request that was whole is JSON with one line in
+`error`.
 """
 
 from __future__ import annotations
@@ -63,6 +65,14 @@ FLOATS = bytes(4 * 784)
 NANS = b"\x00\x00\xc0\x7f" * 784
 BAD, ABSENT = ("400",), ("404",)
 ODD = ("400", "404", "405", CUT)
+CHANGING, GET = "valid, of a model whose file changes", "valid, GET {}"
+GETS = ("/v2/health/live", "/v2/health/ready", "/v2", "/v2/models/lenet-0", "/v2/models/lenet-0/ready", "/metrics", "/")
+VALID: dict[str, tuple[str, ...]] = {
+    "valid, JSON": ("200",), "valid, binary": ("200",), CHANGING: ("200", "404"),
+    **{GET.format(path): ("200",) for path in GETS},
+}  # fmt: skip
+"""Kinds of valid requests, and what they are answered with; any request may be answered 503."""
+
 Kind = tuple[tuple[str, ...], Callable[[int], bytes]]
 """What it is answered with, and the request; it is given the server's limit on a body."""
 
@@ -151,31 +161,39 @@ class Client(threading.Thread):
         ends = time.perf_counter() + self.plan["seconds"]
         try:
             while time.perf_counter() < ends:
-                if self.random.random() < 0.75:
-                    self._valid()
+                drawn = self.random.random()
+                if drawn < 0.05:
+                    path = self.random.choice(GETS)
+                    status, answer = self._ask(raw(f"GET {path} HTTP/1.1"))
+                    self._note(GET.format(path), status, status in ("200", OVERLOAD), "", answer)
+                elif drawn < 0.1:
+                    self._valid(self.plan["changing"], CHANGING)
+                elif drawn < 0.75:
+                    self._valid(self.plan["models"])
                 else:
                     self._invalid()
         except Exception as e:
             self.failure = f"{type(e).__name__}: {e}"
 
-    def _valid(self) -> None:
-        kind, body, headers = self.random.choice(self.valid)
-        name, expected = self.random.choice(list(self.plan["models"].items()))
+    def _valid(self, models: dict[str, list[int]], kind: str = "") -> None:
+        """A request to one of the models, each with the classes that are a right answer."""
+        encoding, body, headers = self.random.choice(self.valid)
+        name, expected = self.random.choice(list(models.items()))
+        kind = kind or f"valid, {encoding}"
         began = time.perf_counter()
         status, answer = self._ask(request(f"/v2/models/{name}/infer", body, headers))
         if status == "200":
             self.times.append(1000 * (time.perf_counter() - began))
-        wrong = status == "200" and answer.largest() != expected
-        self._note(
-            f"valid, {kind}", status, status in ("200", OVERLOAD) and not wrong, "a wrong answer" * wrong, answer
-        )
+        wrong = status == "200" and answer.largest() not in expected
+        right = status in (*VALID[kind], OVERLOAD) and not wrong
+        self._note(kind, status, right, "a wrong answer" * wrong, answer)
 
     def _invalid(self) -> None:
         name, data = self.random.choice(self.bad)
         expected = KINDS[name][0]
         if name.startswith("cut"):
-            connection = self._connection()
-            connection.sendall(data)
+            with suppress(ConnectionError):  # the server may have closed it meanwhile
+                self._connection().sendall(data)
             self._close()
             self._note(name, CUT, True, "", None)
             return
@@ -184,8 +202,7 @@ class Client(threading.Thread):
         if status[0] == "4" and name not in ("not HTTP", "TLS hello", "1 MB of headers"):
             why = explained(answer.body)
         elif status == "200":
-            json.loads(answer.body[: int(answer.header(b"inference-header-content-length") or len(answer.body))],
-                       parse_constant=lambda c: no(f"{c} in an answer"))  # fmt: skip
+            why = strict(answer)
         self._note(name, status, status in (*expected, OVERLOAD) and not why, why, answer)
 
     def _connection(self) -> socket.socket:
@@ -230,8 +247,17 @@ class Client(threading.Thread):
             self.said.setdefault(kind, why or f"{status}: {said}".replace("|", "/").replace("\n", " "))
 
 
-def no(why: str) -> None:
-    raise ValueError(why)
+def strict(answer: Answer) -> str:
+    """What is wrong with the JSON of a 200: empty where it is JSON that any parser reads, NaN not among it."""
+    odd: list[str] = []
+    try:
+        json.loads(
+            answer.body[: int(answer.header(b"inference-header-content-length") or len(answer.body))],
+            parse_constant=odd.append,
+        )
+    except ValueError as e:
+        return f"the answer is no JSON: {e}"
+    return f"{odd[0]} in the JSON of the answer" if odd else ""
 
 
 def explained(body: bytes) -> str:
@@ -255,10 +281,9 @@ def main() -> None:
     if failures := [c.failure for c in clients if c.failure]:
         raise SystemExit(f"{len(failures)} of {len(clients)} clients ended: {failures[0]}")
     kinds = {}
-    for kind in [f"valid, {k}" for k in sorted(plan["valid"])] + list(KINDS):
+    for kind, expected in (VALID | {k: statuses for k, (statuses, _) in KINDS.items()}).items():
         answers: Counter[str] = sum((c.answers.get(kind, Counter()) for c in clients), Counter())
         said = next((c.said[kind] for c in clients if kind in c.said), "")
-        expected = KINDS[kind][0] if kind in KINDS else ("200",)
         unexpected = sum(c.unexpected[kind] for c in clients)
         kinds[kind] = {"answers": answers, "expected": expected, "unexpected": unexpected, "said": said}
     times = sorted(t for c in clients for t in c.times) or [float("nan")]
