@@ -72,7 +72,7 @@ class Answer:
         return None if at < 0 else self.head[at + len(name) + 3 :].partition(b"\r\n")[0].strip()
 
     def _dechunked(self) -> bool:
-        chunks, at = [], self._begins
+        chunks, at = list[bytes](), self._begins
         while True:
             end = self.buffer.find(b"\r\n", at)
             if end < 0:
@@ -168,7 +168,7 @@ class Load:
                 now = clock()
                 if not data:
                     self.lost += 1
-                elif now >= counts:
+                elif connection.sent >= counts:
                     self._count(connection, now, ends)
                 again = connection.answer.closes if data else True
                 if now >= ends or (index := next(todo, None)) is None:

@@ -170,12 +170,13 @@ def measure_cell(
 ) -> None:
     """Load one cell of the tables, into `found`, or why it has no figure into `failed`."""
     _, clients, kind = cell
-    used, began = processor_seconds(server.process.pid), time.perf_counter()
-    asked = plan(server, answers, kind == "binary", clients=clients, warmup=1.0, seconds=options.seconds)
+    asked = plan(server, answers, kind == "binary", clients=clients)
     try:
-        result = require(load.carry_out(asked))
+        require(load.carry_out(asked | {"clients": 1}))  # what the very first request takes belongs to no cell
+        used, began = processor_seconds(server.process.pid), time.perf_counter()
+        result = require(load.carry_out(asked | {"warmup": 1.0, "seconds": options.seconds}))
     except RuntimeError as e:
-        failed.setdefault(cell, str(e))
+        failed.setdefault(cell, str(e) if server.binary or kind == "JSON" else f"it reads JSON only ({e})")
         return
     busy = (processor_seconds(server.process.pid) - used) / (time.perf_counter() - began)
     found.setdefault(cell, []).append(result | {"busy": busy})
@@ -219,7 +220,8 @@ def peers_tables(
                 rows = found[cell]
                 rate, p50, p99 = (spread([r[k] for r in rows], n) for k, n in (("rate", 0), ("p50", 2), ("p99", 2)))
                 busy = statistics.median(r["busy"] for r in rows)
-                lines.append(f"| {name} | {rate} | {p50} | {p99} | {busy:.2f} |")
+                missed = f" ({len(rows)} rounds only)" if len(rows) < options.rounds else ""
+                lines.append(f"| {name}{missed} | {rate} | {p50} | {p99} | {busy:.2f} |")
             else:
                 why = re.sub(r"[|\n]", " ", failed.get(cell, "not run"))
                 lines.append(f"| {name} | none: {why} | | | |")
@@ -235,11 +237,11 @@ def verdicts(names: list[str], found: dict[tuple[str, int, str], list[dict[str, 
     )
     for peer in ("MLServer", "Triton"):
         for clients, kind in CELLS:
-            rows = [found[n, clients, kind] for n in names if n.startswith(peer) and (n, clients, kind) in found]
-            if rows and (ours, clients, kind) in found:
+            theirs = [found[n, clients, kind] for n in names if n.startswith(peer) and (n, clients, kind) in found]
+            if theirs and (ours, clients, kind) in found:
                 of = {k: statistics.median(r[k] for r in found[ours, clients, kind]) for k in ("rate", "p50", "p99")}
-                best = max(statistics.median(r["rate"] for r in row) for row in rows)
-                low = [min(statistics.median(r[k] for r in row) for row in rows) for k in ("p50", "p99")]
+                best = max(statistics.median(r["rate"] for r in row) for row in theirs)
+                low = [min(statistics.median(r[k] for r in row) for row in theirs) for k in ("p50", "p99")]
                 ahead = of["rate"] > best and of["p50"] < low[0] and of["p99"] < low[1]
                 lines.append(
                     f"| {peer} | {kind}, {clients} | {of['rate'] / best:.2f}{'' if ahead else ' (not ahead in all)'} "

@@ -280,7 +280,7 @@ def main() -> None:
         client.join()
     if failures := [c.failure for c in clients if c.failure]:
         raise SystemExit(f"{len(failures)} of {len(clients)} clients ended: {failures[0]}")
-    kinds = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for kind, expected in (VALID | {k: statuses for k, (statuses, _) in KINDS.items()}).items():
         answers: Counter[str] = sum((c.answers.get(kind, Counter()) for c in clients), Counter())
         said = next((c.said[kind] for c in clients if kind in c.said), "")
