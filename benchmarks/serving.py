@@ -1,0 +1,575 @@
+"""Serving: ours beside MLServer and Triton, a cold model among a thousand, memory, many deltas on one base, and a soak.
+
+    python benchmarks/serving.py [PART ...] [--mlserver PYTHON] [--triton PYTHON] [--model DIR] [-o benchmarks/results]
+
+Parts: `peers` (requests a second and latencies, the servers in turn, one alive at a time), `cold` (the first request
+to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
+--model, a folder of transformers), `soak` (valid and invalid requests for minutes). All five unless some are named;
+each replaces its own section of serving.md. PYTHON is that of an environment with mlserver and onnxruntime, or with
+nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are checked
+against torch. The load comes from another process (load.py, soak.py), over 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import load
+import numpy as np
+import torch
+from servers import MLServer, Ours, Server, Triton, memory, processor_seconds
+
+import subcompress
+from subcompress import format, pretrained
+from subcompress.data.mnist import FACTS
+from subcompress.expand import digest_of, expand
+from subcompress.layout import Layout
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Record
+from subcompress_models import MODELS
+
+MB = 10**6
+MODEL_BEYOND = 150 * MB
+"""What the server's process may take beside `--memory`."""
+Lines = list[str]
+
+
+def image() -> np.ndarray:
+    """(1, 1, 28, 28) float32: one random example."""
+    return np.random.default_rng(0).standard_normal((1, 1, 28, 28)).astype(np.float32)
+
+
+def lenets(folder: Path, count: int) -> dict[str, int]:
+    """`count` packed LeNets, each with a seed and coordinates of its own: name -> the class it gives `image()`."""
+    module, x, found = MODELS["lenet"](), torch.from_numpy(image()), {}
+    layout = Layout.of(module.state_dict())
+    D = sum(spec.size for spec in layout)
+    for seed in range(count):
+        z = np.random.default_rng(seed).normal(0, 2.5, 300).round().clip(-7, 7).astype(np.int32)
+        group, entries = Group(HadamardBlocks.sized(D, 300, seed), 4, z), tuple(Coded(2.0**-6) for _ in layout)
+        record = Record(seed, layout, (group,), entries, facts=FACTS)
+        state = expand(record)
+        format.save(Record(seed, layout, (group,), entries, facts=FACTS, digest=digest_of(record, state)),
+                    folder / f"lenet-{seed}.safetensors")  # fmt: skip
+        module.load_state_dict(state)
+        with torch.no_grad():
+            found[f"lenet-{seed}"] = int(module(x).argmax())
+    return found
+
+
+def encoded(inputs: dict[str, np.ndarray], binary: bool, outputs: tuple[str, ...] = ("output",)) -> dict[str, Any]:
+    """An infer request as `tritonclient` makes it: {"body": base64, "headers": those that it needs}."""
+    kinds, described = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}, []
+    for name, x in inputs.items():
+        one: dict[str, Any] = {"name": name, "shape": list(x.shape), "datatype": kinds[str(x.dtype)]}
+        described.append(
+            one | ({"parameters": {"binary_data_size": x.nbytes}} if binary else {"data": x.ravel().tolist()})
+        )
+    asked = [{"name": name, "parameters": {"binary_data": binary}} for name in outputs]
+    head = json.dumps({"inputs": described, "outputs": asked}, separators=(",", ":")).encode()
+    body = head + (b"".join(x.tobytes() for x in inputs.values()) if binary else b"")
+    headers = {"Content-Type": "application/octet-stream" if binary else "application/json"}
+    headers |= {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    return {"body": base64.b64encode(body).decode(), "headers": headers}
+
+
+def plan(server: Server, answers: dict[str, int], binary: bool = True, **fields: Any) -> dict[str, Any]:
+    """A plan for load.py: `image()` to each of these models."""
+    made = encoded({"input": image()}, binary)
+    asked = [
+        {"path": server.infer.format(name), "headers": made["headers"], "body": 0, "class": answer}
+        for name, answer in answers.items()
+    ]
+    return {"port": server.port, "bodies": [made["body"]], "requests": asked, **fields}
+
+
+def require(found: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises RuntimeError where an answer was wrong, lost or not 200."""
+    if set(found["answers"]) != {"200"} or found["wrong"] or found["lost"]:
+        what = ", ".join(f"{n} x {status}" for status, n in found["answers"].items())
+        raise RuntimeError(f"{what}; {found['wrong']} wrong, {found['lost']} lost: {found['said'][:160]}")
+    return found
+
+
+RUN = """
+import statistics, sys, time
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+x = numpy.random.default_rng(0).standard_normal((1, 1, 28, 28)).astype(numpy.float32)
+times = []
+for _ in range(4000):
+    began = time.perf_counter()
+    session.run(None, {"input": x})
+    times.append(time.perf_counter() - began)
+print(1000 * statistics.median(times[400:]))
+"""
+
+CELLS = [(clients, kind) for kind in ("JSON", "binary") for clients in (1, 16)]
+
+
+def peers(options: argparse.Namespace, folder: Path) -> Lines:
+    """LeNet, one example a request: the servers in turn, round after round."""
+    packed, graph = folder / "lenet.safetensors", folder / "dense" / "lenet.onnx"
+    answers = {"lenet": lenets(folder, 1)["lenet-0"]}
+    (folder / "lenet-0.safetensors").rename(packed)
+    graph.parent.mkdir()
+    subcompress.unpack(packed, graph, MODELS["lenet"]())
+    makers: dict[str, Callable[[Path], Server]] = {
+        "**subcompress**": lambda f: Ours([packed], f, "--memory", "64MB", server=options.server)
+    }
+    if options.mlserver:
+        for workers, batch in ((0, 0), (0, 16), (1, 0), (1, 16)):
+            name = f"MLServer, parallel_workers={workers}, " + (f"max_batch_size={batch}" if batch else "no batching")
+            makers[name] = lambda f, w=workers, b=batch: MLServer(options.mlserver, graph, f, w, b)  # type: ignore[misc]
+    if options.triton:
+        makers["Triton, python backend"] = lambda f: Triton(options.triton, graph, f)
+    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    failed: dict[tuple[str, int, str], str] = {}
+    own: list[float] = []
+    for turn in range(options.rounds):
+        own.append(float(subprocess.check_output([sys.executable, "-c", RUN, str(graph)])))
+        names = list(makers)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            place = folder / f"{turn}-{names.index(name)}"
+            place.mkdir()
+            try:
+                with makers[name](place) as server:
+                    for clients, kind in CELLS:
+                        measure_cell(server, answers, (name, clients, kind), options, found, failed)
+            except RuntimeError as e:
+                failed |= {(name, *cell): str(e) for cell in CELLS if (name, *cell) not in found}
+            print(f"round {turn + 1}: {name}", file=sys.stderr)
+    return peers_tables(options, list(makers), found, failed, own)
+
+
+def measure_cell(
+    server: Server,
+    answers: dict[str, int],
+    cell: tuple[str, int, str],
+    options: argparse.Namespace,
+    found: dict[tuple[str, int, str], list[dict[str, Any]]],
+    failed: dict[tuple[str, int, str], str],
+) -> None:
+    """Load one cell of the tables, into `found`, or why it has no figure into `failed`."""
+    _, clients, kind = cell
+    asked = plan(server, answers, kind == "binary", clients=clients)
+    try:
+        require(load.carry_out(asked | {"clients": 1}))  # what the very first request takes belongs to no cell
+        used, began = processor_seconds(server.process.pid), time.perf_counter()
+        result = require(load.carry_out(asked | {"warmup": 1.0, "seconds": options.seconds}))
+    except RuntimeError as e:
+        failed.setdefault(cell, str(e) if server.binary or kind == "JSON" else f"it reads JSON only ({e})")
+        return
+    busy = (processor_seconds(server.process.pid) - used) / (time.perf_counter() - began)
+    found.setdefault(cell, []).append(result | {"busy": busy})
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The median, and the range in brackets where there are several."""
+    middle = f"{statistics.median(values):,.{digits}f}"
+    return f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})" if len(values) > 1 else middle
+
+
+def peers_tables(
+    options: argparse.Namespace,
+    names: list[str],
+    found: dict[tuple[str, int, str], list[dict[str, Any]]],
+    failed: dict[tuple[str, int, str], str],
+    own: list[float],
+) -> Lines:
+    """A table a cell, and what the figures come to."""
+    x = encoded({"input": image()}, False)["body"], encoded({"input": image()}, True)["body"]
+    sizes = [len(base64.b64decode(b)) for b in x]
+    limits = {clients: load.ceiling(clients)["rate"] for clients in (1, 16)}
+    lines = [
+        f"LeNet (44,426 weights), one example a request, FP32 [1, 1, 28, 28]: bodies of {sizes[0]:,} bytes (JSON) and "
+        f"{sizes[1]:,} (binary). ONNX Runtime with one thread everywhere. {options.rounds} rounds, "
+        f"{options.seconds:g} s a cell after a second of warm-up; medians of the rounds, and their range. "
+        f"The generator's own limit is {limits[1]:,.0f} requests/s with 1 client and {limits[16]:,.0f} with 16. "
+        f"`processors`: what the server's processes used of one, of {os.cpu_count()}.",
+        "",
+    ]
+    for clients, kind in CELLS:
+        lines += [
+            f"{kind}, {clients} client{'s' * (clients > 1)}:",
+            "",
+            "| server | requests/s | p50, ms | p99, ms | processors |",
+            "|---|---|---|---|---|",
+        ]
+        for name in names:
+            cell = name, clients, kind
+            if cell in found:
+                rows = found[cell]
+                rate, p50, p99 = (spread([r[k] for r in rows], n) for k, n in (("rate", 0), ("p50", 2), ("p99", 2)))
+                busy = statistics.median(r["busy"] for r in rows)
+                missed = f" ({len(rows)} rounds only)" if len(rows) < options.rounds else ""
+                lines.append(f"| {name}{missed} | {rate} | {p50} | {p99} | {busy:.2f} |")
+            else:
+                why = re.sub(r"[|\n]", " ", failed.get(cell, "not run"))
+                lines.append(f"| {name} | none: {why} | | | |")
+        lines.append("")
+    return lines + verdicts(names, found, own)
+
+
+def verdicts(names: list[str], found: dict[tuple[str, int, str], list[dict[str, Any]]], own: list[float]) -> Lines:
+    """Ours against the best setting of each peer, cell by cell, and one client against ONNX Runtime by itself."""
+    ours, lines = (
+        names[0],
+        ["| ours against the best of | cell | requests/s, ours / theirs | p50 | p99 |", "|---|---|---|---|---|"],
+    )
+    for peer in ("MLServer", "Triton"):
+        for clients, kind in CELLS:
+            theirs = [found[n, clients, kind] for n in names if n.startswith(peer) and (n, clients, kind) in found]
+            if theirs and (ours, clients, kind) in found:
+                of = {k: statistics.median(r[k] for r in found[ours, clients, kind]) for k in ("rate", "p50", "p99")}
+                best = max(statistics.median(r["rate"] for r in row) for row in theirs)
+                low = [min(statistics.median(r[k] for r in row) for row in theirs) for k in ("p50", "p99")]
+                ahead = of["rate"] > best and of["p50"] < low[0] and of["p99"] < low[1]
+                lines.append(
+                    f"| {peer} | {kind}, {clients} | {of['rate'] / best:.2f}{'' if ahead else ' (not ahead in all)'} "
+                    f"| {of['p50'] / low[0]:.2f} | {of['p99'] / low[1]:.2f} |"
+                )
+    limit = 2 * statistics.median(own) + 1
+    for kind in ("JSON", "binary"):
+        if rows := found.get((ours, 1, kind)):
+            p50 = statistics.median(r["p50"] for r in rows)
+            lines += [
+                "",
+                f"One client, {kind}: p50 {p50:.2f} ms; ONNX Runtime's own `run` takes {spread(own, 3)} ms, twice that "
+                f"and 1 ms is {limit:.2f}: {held(p50 <= limit)}.",
+            ]
+    return lines
+
+
+def held(is_so: bool) -> str:
+    return "held" if is_so else "**MISSED**"
+
+
+def cold(options: argparse.Namespace, folder: Path) -> Lines:
+    """The first request to each of the models of a folder, the server just started."""
+    answers = lenets(folder, options.models)
+    lines = [
+        f"A folder of {options.models:,} files (44,426 weights each, "
+        f"{sum(f.stat().st_size for f in folder.iterdir()):,} bytes together), one client, binary, every answer "
+        "checked:",
+        "",
+        "| --memory | started in, s | first request of all, ms | first requests: p50, p95, slowest, ms "
+        "| the last 20 again: p50, ms | memory then, MB | p50 <= 30 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kept in options.memory:
+        with tempfile.TemporaryDirectory() as logs:
+            with Ours([folder], Path(logs), "--memory", kept, server=options.server) as server:
+                asked = plan(server, answers, clients=1, every=True, samples=True)
+                order = random.Random(1).sample(range(len(answers)), len(answers))
+                found = require(load.carry_out(asked | {"order": order}))
+                again = require(load.carry_out(asked | {"order": order[-20:] * 5}))
+                resident = memory(server.process.pid)
+            times = sorted(ms for _, ms in found["samples"])
+            p50 = statistics.median(times)
+            lines.append(
+                f"| {kept} | {server.started:.2f} | {found['samples'][0][1]:.1f} | {p50:.1f}; "
+                f"{found['p95']:.1f}; {times[-1]:.1f} | {again['p50']:.2f} | {resident / MB:.0f} | {held(p50 <= 30)} |"
+            )
+    return lines
+
+
+def bytes_of(text: str) -> int:
+    """`64MB` -> 64 * 10^6: the unit by which the limits are checked."""
+    number, unit = re.fullmatch(r"([\d.]+) ?([kKMG]?i?)B?", text).groups()  # type: ignore[union-attr]
+    base = 1024 if unit.endswith("i") else 1000
+    return int(float(number) * base ** ("kMG".index(unit[0].replace("K", "k")) + 1 if unit else 0))
+
+
+def many(options: argparse.Namespace, folder: Path) -> Lines:
+    """Requests spread at random over the models of a folder, with less memory than they would take."""
+    answers = lenets(folder, options.models)
+    lines = [
+        f"A folder of {options.models:,} files, {options.requests:,} requests spread over them at random, 4 clients, "
+        "binary, every answer checked:",
+        "",
+        "| --memory | highest memory of the process, MB | limit, MB (+ 150) | errors | requests/s | p50, p99, ms | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kept in options.memory:
+        with tempfile.TemporaryDirectory() as logs:
+            with Ours([folder], Path(logs), "--memory", kept, server=options.server) as server:
+                order = random.Random(2).choices(range(len(answers)), k=options.requests)
+                found = load.carry_out(plan(server, answers, clients=4, every=True, order=order))
+                highest = memory(server.process.pid, "VmHWM")
+            limit = bytes_of(kept) + MODEL_BEYOND
+            errors = options.requests - found["answers"].get("200", 0) + found["wrong"]
+            lines.append(
+                f"| {kept} | {highest / MB:.0f} | {limit / MB:.0f} | {errors} {found['said'][:80]} "
+                f"| {found['rate']:,.0f} | {found['p50']:.2f}; {found['p99']:.1f} "
+                f"| {held(highest <= limit and not errors)} |"
+            )
+    return lines
+
+
+def delta_files(model: Path, folder: Path, count: int) -> None:
+    """`count` files on the base of a folder of transformers, acting on norms, biases and head."""
+    torch.manual_seed(0)
+    subspace = subcompress.Subspace.of(pretrained.load_model(model, labels=2), 1500, base=model)
+    for i in range(count):
+        with torch.no_grad():
+            subspace.z.normal_(std=0.1)
+        subspace.round(4)
+        subcompress.pack(subspace, folder / f"delta-{i}.safetensors")
+
+
+def deltas(options: argparse.Namespace, folder: Path) -> Lines:
+    """Files on one base: memory while requests are spread over some of them, and what it takes to switch."""
+    if options.model is None:
+        return ["Not run: no --model DIR, a folder of transformers."]
+    delta_files(options.model, folder, options.models)
+    base = sum(f.stat().st_size for f in options.model.glob("*.safetensors"))
+    kept = options.memory[0]
+    asked = min(50, options.models)
+    with tempfile.TemporaryDirectory() as logs:
+        more = ["--memory", kept, "--model", f"hf:{options.model.resolve()}", "--base", str(options.model.resolve())]
+        with Ours([folder], Path(logs), *more, server=options.server) as server:
+            names = [f"delta-{i}" for i in range(asked)]
+            status, told = server.get(f"/v2/models/{names[0]}")
+            if status != 200:
+                raise RuntimeError(f"GET /v2/models/{names[0]} answered {status}: {told[:200]!r}")
+            made = encoded(tokens(json.loads(told)), True, tuple(o["name"] for o in json.loads(told)["outputs"]))
+            requests = [{"path": server.infer.format(n), "headers": made["headers"], "body": 0} for n in names]
+            plain = {"port": server.port, "clients": 1, "bodies": [made["body"]], "requests": requests, "samples": True}
+            first = require(load.carry_out(plain | {"order": [0]}))
+            # Each model is asked twice in a row: the first of two is a switch, the second is the same model again.
+            order = [i for i in random.Random(3).choices(range(asked), k=options.requests // 50) for _ in (0, 1)]
+            found = require(load.carry_out(plain | {"order": order}))
+            spread_over = require(
+                load.carry_out(plain | {"clients": 4, "order": random.Random(4).choices(range(asked), k=400)})
+            )
+            highest, resident = memory(server.process.pid, "VmHWM"), memory(server.process.pid)
+    times = [ms for _, ms in found["samples"]]
+    pairs = [
+        (a, b)
+        for i, (a, b) in enumerate(zip(times[::2], times[1::2], strict=True))
+        if i and order[2 * i - 1] != order[2 * i]
+    ]
+    switched, same = sorted(a for a, _ in pairs), sorted(b for _, b in pairs)
+    extra = statistics.median(a - b for a, b in pairs)
+    limit = 2 * base + bytes_of(kept)
+    return [
+        f"{options.models:,} files ({sum(f.stat().st_size for f in folder.iterdir()):,} bytes together) on one base of "
+        f"{base:,} bytes, requests (tokens [1, 16], binary) spread over {asked} of them, --memory {kept}:",
+        "",
+        "| what | | limit | |",
+        "|---|---|---|---|",
+        f"| started in | {server.started:.2f} s | | |",
+        f"| the first request of all | {first['p50']:.0f} ms | | |",
+        f"| a request to the same model as the last one (p50; p99) | {same[len(same) // 2]:.1f}; "
+        f"{same[len(same) * 99 // 100]:.1f} ms | | |",
+        f"| a request to another one | {switched[len(switched) // 2]:.1f}; "
+        f"{switched[len(switched) * 99 // 100]:.1f} ms | | |",
+        f"| so to switch (median of {len(pairs)}) | {extra:.1f} ms | 100 ms | {held(extra <= 100)} |",
+        f"| 4 clients, at random (requests/s; p50; p99) | {spread_over['rate']:,.0f}; {spread_over['p50']:.1f}; "
+        f"{spread_over['p99']:.1f} ms | | |",
+        f"| highest memory of the process (afterwards) | {highest / MB:.0f} MB ({resident / MB:.0f}) | "
+        f"{limit / MB:.0f} MB: 2 x base + --memory | {held(highest <= limit)} |",
+    ]
+
+
+def tokens(metadata: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Inputs for a network of transformers, by the names and dtypes that its server tells: 16 tokens, none masked."""
+    dtypes = {"INT64": np.int64, "INT32": np.int32}
+    found = {}
+    for one in metadata["inputs"]:
+        shape = [1 if i == 0 else 16 if n < 0 else n for i, n in enumerate(one["shape"])]
+        values = np.ones(shape) if "mask" in one["name"] else np.arange(1000, 1000 + math.prod(shape)).reshape(shape)
+        found[one["name"]] = (values * ("type" not in one["name"])).astype(dtypes[one["datatype"]])
+    return found
+
+
+def soak(options: argparse.Namespace, folder: Path) -> Lines:
+    """Minutes of valid and invalid requests: the answers by status, and the memory second by second."""
+    answers = lenets(folder, 55)
+    names = list(answers)
+    changing = {name: (folder / f"{name}.safetensors").read_bytes() for name in names[50:]}
+    made = {kind: encoded({"input": image()}, kind == "binary") for kind in ("JSON", "binary")}
+    more = ["--memory", "8MB", "--max-body", "1MB"]
+    with tempfile.TemporaryDirectory() as logs, Ours([folder], Path(logs), *more, server=options.server) as server:
+        told = {
+            "port": server.port, "clients": 16, "seconds": 60 * options.minutes, "valid": made, "max_body": MB,
+            "models": {name: [answers[name]] for name in names[:50]},
+            "changing": {name: [answers[other] for other in changing] for name in changing},
+        }  # fmt: skip
+        command = [sys.executable, str(Path(__file__).with_name("soak.py"))]
+        began, samples = time.perf_counter(), []
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(told))
+            process.stdin.close()
+            while process.poll() is None and server.process.poll() is None:
+                samples.append((time.perf_counter() - began, memory(server.process.pid)))
+                change(folder, changing, len(samples))
+                time.sleep(1)
+            found = json.loads(process.stdout.read() or "{}")
+        if server.process.poll() is not None or not found:
+            raise RuntimeError(f"the server or its load ended after {samples[-1][0]:.0f} s: {server.last_line()}")
+        restored = restore(server, folder, changing, answers)
+        ready, log = server.get("/v2/health/ready")[0], server.log.stat().st_size
+    after = f"{restored} Ready afterwards: {ready}. The server logged {log:,} bytes."
+    return soak_table(options, found, samples, after)
+
+
+def change(folder: Path, files: dict[str, bytes], turn: int) -> None:
+    """Swap, spoil, cut short, delete or restore one of these files."""
+    draw = random.Random(turn)
+    name, other = draw.sample(list(files), 2)
+    path, data = folder / f"{name}.safetensors", files[name]
+    what = draw.choice(["swap", "swap", "spoil", "cut", "delete", "restore", "restore"])
+    if what == "delete":
+        path.unlink(missing_ok=True)
+    elif what == "cut":
+        path.write_bytes(data[: draw.randrange(len(data))])
+    else:
+        spoilt = bytes(b ^ (i == len(data) // 2) for i, b in enumerate(data))
+        whole = folder / ".new"
+        whole.write_bytes({"swap": files[other], "spoil": spoilt, "restore": data}[what])
+        whole.replace(path)
+
+
+def restore(server: Server, folder: Path, files: dict[str, bytes], answers: dict[str, int]) -> str:
+    """Write the files as they were; how long it takes until each is answered as it was, if it is in 20 s."""
+    for name, data in files.items():
+        (folder / f"{name}.safetensors").write_bytes(data)
+    began = time.perf_counter()
+    while (taken := time.perf_counter() - began) < 20:
+        found = load.carry_out(plan(server, {name: answers[name] for name in files}, clients=1, every=True))
+        if found["answers"] == {"200": len(files)} and not found["wrong"]:
+            return f"Files that were spoilt and restored are answered again after {taken:.1f} s."
+        time.sleep(0.2)
+    return f"Files that were spoilt and restored are NOT answered again: {found['answers']}, {found['said'][:200]}."
+
+
+def soak_table(
+    options: argparse.Namespace, found: dict[str, Any], samples: list[tuple[float, int]], after: str
+) -> Lines:
+    """Counts by kind, and what the memory did after the first minute (or half of a run of less than two)."""
+    settled = min(60.0, 30 * options.minutes)
+    early = [b for t, b in samples if t >= settled][:5]
+    late = [b for t, b in samples if t >= settled]
+    before, top, last = statistics.median(early), max(late), statistics.median(late[-5:])
+    broken = sum(n for row in found["kinds"].values() for s, n in row["answers"].items() if s[0] == "5" and s != "503")
+    unexpected = sum(row["unexpected"] for row in found["kinds"].values())
+    lines = [
+        f"{options.minutes:g} minutes, 16 clients, 55 models, the files of 5 of them changed meanwhile, one a second; "
+        f"--memory 8MB, --max-body 1MB; "
+        f"{found['total']:,} requests, {found['total'] / found['seconds']:,.0f} a second; valid ones: p50 "
+        f"{found['p50']:.1f}, p99 {found['p99']:.1f}, slowest {found['max']:.0f} ms.",
+        "",
+        "| request | answers | expected | others |",
+        "|---|---|---|---|",
+    ]
+    for kind, row in found["kinds"].items():
+        counts = ", ".join(f"{status}: {n:,}" for status, n in sorted(row["answers"].items()))
+        said = f" ({row['said']})" if row["said"] else ""
+        lines.append(f"| {kind} | {counts} | {' or '.join(row['expected'])} | {row['unexpected']}{said} |")
+    within = abs(last - before) <= 0.1 * before and top <= 1.1 * before
+    return [
+        *lines,
+        "",
+        f"5xx other than 503: {broken}: {held(not broken)}. Answers other than expected: {unexpected}. Memory after "
+        f"{settled:.0f} s {before / MB:.0f} MB, at the end {last / MB:.0f} MB ({100 * (last / before - 1):+.1f} %), at "
+        f"most {top / MB:.0f} MB in between: {held(within)}. {after}",
+    ]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], Lines]] = {
+    "peers": peers, "cold": cold, "many": many, "deltas": deltas, "soak": soak,
+}  # fmt: skip
+
+
+def machine(options: argparse.Namespace, part: str) -> str:
+    """The line above a section: when, on what, with which versions, by which command."""
+    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = [f"ONNX Runtime {(version_of('onnxruntime-gpu') or version_of('onnxruntime'))}"]
+    versions += [f"{n} {v}" for n in ("starlette", "uvicorn") if (v := version_of(n))]
+    for python, package in ((options.mlserver, "mlserver"), (options.triton, "nvidia-pytriton")):
+        if python and part == "peers":
+            for n in (package, "onnxruntime"):
+                found = f"from importlib.metadata import version; print(version({n!r}))"
+                versions.append(f"{n} {subprocess.check_output([python, '-c', found], text=True).strip()}")
+    uses = {"peers": ("mlserver", "triton", "rounds", "seconds"), "cold": ("models", "memory"),
+            "many": ("models", "requests", "memory"), "deltas": ("model", "models", "requests", "memory"),
+            "soak": ("minutes",)}[part]  # fmt: skip
+    command = " ".join(
+        [f"python benchmarks/serving.py {part}", *(f"--{k} {v}" for k, v in options.shown.items() if k in uses)]
+    )
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {name[1] if name else platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {', '.join(versions)}: `{command}`"
+    )
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+def merged(text: str, part: str, section: str) -> str:
+    """The report with one section replaced, in the order of the parts."""
+    found = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)) | {part: f"\n{section}\n\n"}
+    body = "".join(f"## {name}\n{found[name]}" for name in PARTS if name in found)
+    return f"# Serving\n\n{body}".rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--rounds", type=int, default=3, help="of peers")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load a cell, in peers")
+    parser.add_argument("--mlserver", type=Path, metavar="PYTHON")
+    parser.add_argument("--triton", type=Path, metavar="PYTHON")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="the base of deltas, a folder of transformers")
+    parser.add_argument("--models", type=int, default=1000, help="files in a folder")
+    parser.add_argument("--requests", type=int, default=10_000, help="of many; deltas takes a fiftieth")
+    parser.add_argument("--memory", nargs="+", default=["64MB", "16MB"])
+    parser.add_argument("--minutes", type=float, default=10.0, help="of soak")
+    parser.add_argument("--server", metavar="COMMAND", help="in place of `python -m subcompress_cli serve`")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    hidden = {"mlserver": "PYTHON", "triton": "PYTHON", "model": "DIR"}
+    options.shown = {
+        name: hidden.get(name) or (" ".join(value) if isinstance(value, list) else str(value))
+        for name, value in vars(options).items()
+        if name not in ("parts", "output", "server") and value != parser.get_default(name)
+    }
+    torch.set_num_threads(1)
+    for part in options.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = [machine(options, part), "", *PARTS[part](options, Path(folder))]
+        section = "\n".join(lines)
+        print(f"## {part}\n\n{section}\n", flush=True)
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            report = options.output / "serving.md"
+            report.write_text(merged(report.read_text() if report.exists() else "", part, section))
+
+
+if __name__ == "__main__":
+    main()
