@@ -44,8 +44,9 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
     values = {n: ort_value(onnxruntime, real(t.detach()).contiguous()) for n, t in (weights or {}).items()}
     options = _options()
     try:
-        if values:
-            options.add_external_initializers(list(values), list(values.values()))
+        taken = {i.name for i in onnx.load_from_string(data).graph.input} if values else set()
+        if outside := {name: value for name, value in values.items() if name not in taken}:
+            options.add_external_initializers(list(outside), list(outside.values()))
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base of their own
         raise SubcompressError(

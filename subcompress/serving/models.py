@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import importlib
 import os
 import time
 from collections import OrderedDict, deque
@@ -118,6 +119,10 @@ class Models:
     async def _beside(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
 
+    async def warm(self) -> None:
+        """Import what the first model would wait for."""
+        await self._beside(importlib.import_module, "onnxruntime")
+
     async def look(self, again: bool = False) -> None:
         """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: also
         what could not be read or traced before."""
@@ -132,7 +137,7 @@ class Models:
             read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
             for f, content in zip(changed, read, strict=True):
                 self._take(f, content)
-            packed = [m.content.packed for m in self._by_name.values() if m.content.packed is not None]
+            packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
             await self._beside(self.networks.prepare, packed, again)
 
     def _new(self, content: Content) -> Model:

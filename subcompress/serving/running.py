@@ -110,6 +110,7 @@ async def _serve(
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
     server = Server(models, metrics, limits, token)
     try:
+        await models.warm()
         await models.look()
         config = uvicorn.Config(
             server,
