@@ -257,6 +257,18 @@ def test_the_line_for_the_shell_sends_what_the_model_takes(page):
     assert unquote(address) == f"{page.value('location.origin')}/v2/models/{HOSTILE}/infer"
 
 
+def test_a_row_opens_and_closes_by_keyboard(page):
+    page.value(
+        "getSelection().selectAllChildren(document.querySelector('h1'))"
+    )  # a selection elsewhere is no hindrance
+    page.value("document.querySelector('.row .plain').focus()")
+    for opened in ("true", "false"):
+        for kind in ("rawKeyDown", "char", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="Enter", text="\r", windowsVirtualKeyCode=13)
+        assert page.value("document.activeElement.getAttribute('aria-expanded')") == opened
+        assert page.value("document.querySelectorAll('.detail').length") == (opened == "true")
+
+
 def test_load_and_unload_are_asked_for_and_a_refusal_is_shown(page, stand_in):
     page.value("document.querySelectorAll('.row .plain')[1].click()")
     press(page, ".detail", "Load")  # it is in memory: there is nothing to ask
