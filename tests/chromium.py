@@ -86,20 +86,28 @@ class Page:
             self.held += read
         message, self.held = self.held.split(b"\0", 1)
         found = json.loads(message)
-        if found.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(found["params"]["exceptionDetails"]["exception"].get("description", "an exception"))
-        elif found.get("method") == "Log.entryAdded" and found["params"]["entry"]["source"] != "network":
-            self.errors.append(found["params"]["entry"]["text"])
+        method, params = found.get("method"), found.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(params["exceptionDetails"]["exception"].get("description", "an exception"))
+        elif method == "Log.entryAdded" and params["entry"]["source"] != "network":
+            self.errors.append(params["entry"]["text"])
+        elif method == "Page.javascriptDialogOpening":  # nothing goes on before it is closed
+            self.errors.append(f"{params['type']}: {params['message']}")
+            self._send("Page.handleJavaScriptDialog", accept=True)
         return found
 
-    def call(self, method: str, **params: Any) -> Any:
-        """What one command answers; raises RuntimeError where the browser refuses it."""
+    def _send(self, method: str, **params: Any) -> int:
         self.count += 1
         message = {"id": self.count, "method": method, "params": params}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.out, json.dumps(message).encode() + b"\0")
-        while (answer := self._message()).get("id") != self.count:
+        return self.count
+
+    def call(self, method: str, **params: Any) -> Any:
+        """What one command answers; raises RuntimeError where the browser refuses it."""
+        number = self._send(method, **params)
+        while (answer := self._message()).get("id") != number:
             pass
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")

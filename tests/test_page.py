@@ -54,12 +54,13 @@ def test_every_script_and_style_waits_for_the_servers_nonce(text):
 
 def test_nothing_is_read_as_html_or_code(text):
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|srcdoc|eval\(|Function\(", text
+        r"innerHTML|outerHTML|insertAdjacentHTML|setHTML|createContextualFragment|document\.write|DOMParser|srcdoc|eval\(|Function\(",
+        text,
     )
 
 
 def test_the_page_is_small_and_plain(text):
-    assert PAGE.stat().st_size < 29_000
+    assert PAGE.stat().st_size < 30_000
     assert {c for c in text if ord(c) > 127} <= set("–…“”")
     ids = re.findall(r'\bid="(\w+)"', text)
     assert len(ids) == len(set(ids))
@@ -256,6 +257,18 @@ def test_the_line_for_the_shell_sends_what_the_model_takes(page):
     assert unquote(address) == f"{page.value('location.origin')}/v2/models/{HOSTILE}/infer"
 
 
+def test_a_row_opens_and_closes_by_keyboard(page):
+    page.value(
+        "getSelection().selectAllChildren(document.querySelector('h1'))"
+    )  # a selection elsewhere is no hindrance
+    page.value("document.querySelector('.row .plain').focus()")
+    for opened in ("true", "false"):
+        for kind in ("rawKeyDown", "char", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key="Enter", text="\r", windowsVirtualKeyCode=13)
+        assert page.value("document.activeElement.getAttribute('aria-expanded')") == opened
+        assert page.value("document.querySelectorAll('.detail').length") == (opened == "true")
+
+
 def test_load_and_unload_are_asked_for_and_a_refusal_is_shown(page, stand_in):
     page.value("document.querySelectorAll('.row .plain')[1].click()")
     press(page, ".detail", "Load")  # it is in memory: there is nothing to ask
@@ -290,12 +303,43 @@ def test_a_phone_shows_it_all(page):
 
 def test_a_server_that_is_gone_is_said_and_found_again(page, stand_in):
     stand_in.dead = True
-    page.value("poll()")
+    page.value("wait = 200; poll()")
     page.until("$('said').textContent.includes('the server does not answer')")
     assert page.value("[$('state').textContent, $('retry').hidden]") == ["no answer", False]
     assert page.value("document.querySelectorAll('.row').length") == 3  # from before
     stand_in.dead = False
     page.until("$('notice').hidden && $('state').textContent === 'ready'")  # by itself
+
+
+def test_a_page_out_of_sight_asks_nothing(page, stand_in):
+    page.value("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+    page.value("document.dispatchEvent(new Event('visibilitychange'))")
+    asked = """(async () => {
+        let asked = 0;
+        const kept = fetch;
+        fetch = (...given) => { asked++; return kept(...given); };
+        await poll();
+        fetch = kept;
+        return asked;
+    })()"""
+    assert page.value(asked) == 0
+    page.value("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    stand_in.await_asked("/status")
+    assert page.value(asked) == 1
+
+
+def test_nothing_moves_under_the_pointer(page, stand_in):
+    """What the server sorts anew waits until the keyboard or the pointer has left, or another order is asked for."""
+    names = "[...document.querySelectorAll('.row .name')].map((e) => e.textContent)"
+    page.value("document.querySelectorAll('.row .plain')[1].focus()")
+    MODELS.reverse()
+    try:
+        page.value("poll()")
+        assert page.value(names) == ["digits", HOSTILE, "torn"]
+        page.value("document.activeElement.blur(); poll()")
+        page.until(f"{names}[0] === 'torn'")
+    finally:
+        MODELS.reverse()
 
 
 def test_a_token_is_asked_for_tried_kept_and_forgotten(page, stand_in):
