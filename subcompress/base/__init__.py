@@ -1,6 +1,7 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
 from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase
+from subcompress.base.mapping import let_go, place_of
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file
 from subcompress.base.standing import stand_on, ties_of
 
@@ -12,7 +13,9 @@ __all__ = [
     "BaseReference",
     "OnBase",
     "find_base",
+    "let_go",
     "open_base",
+    "place_of",
     "stand_on",
     "ties_of",
     "weights_file",

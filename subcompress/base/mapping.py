@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,7 +21,8 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, "np"):  # the library checks sizes, offsets and names
             pass
         with path.open("rb") as f:
-            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = _File(f.fileno(), 0, access=mmap.ACCESS_COPY)
+            data.path = path
         size = int.from_bytes(data[:8], "little")
         table = json.loads(data[8 : 8 + size])
         table.pop("__metadata__", None)
@@ -30,6 +32,34 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
         raise SubcompressError(
             f"a base is a safetensors file or a torch state dict; {path} is neither: {one_line(e, 160)}"
         ) from e
+
+
+def place_of(array: np.ndarray) -> tuple[Path, int] | None:
+    """The file that a mapped array lies in, and its first byte there; None for one that lies elsewhere."""
+    file = _file_of(array)
+    if file is None or not array.flags.c_contiguous:
+        return None
+    return file.path, array.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
+
+
+def let_go(array: np.ndarray) -> None:
+    """Give back the memory that the file of a mapped array takes: it is read again where it is used again."""
+    file = _file_of(array)
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+class _File(mmap.mmap):
+    """A mapped file that knows which."""
+
+    path: Path
+
+
+def _file_of(array: np.ndarray) -> _File | None:
+    held: Any = array
+    while isinstance(held, (np.ndarray, memoryview)):
+        held = held.base if isinstance(held, np.ndarray) else held.obj
+    return held if isinstance(held, _File) else None
 
 
 def _array(data: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:

@@ -6,6 +6,7 @@ the graph: so the base of many files is held once.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -86,23 +87,29 @@ class Engine:
 
 
 def open_session(
-    graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None, dtypes: Mapping[str, str] | None = None
+    graph: bytes | Path,
+    weights: Mapping[str, np.ndarray] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Any:
     """An InferenceSession on the CPU. weights: of initialisers whose values lie outside; dtypes: in safetensors' names,
-    where a weight's is BF16. Raises SubcompressError where ONNX Runtime does not open it."""
+    where a weight's is BF16; folder: of files that initialisers lie in. Raises SubcompressError where ONNX Runtime does
+    not open it."""
     import onnxruntime
 
-    held = _values(weights or {}, dtypes or {})
-    size = sum(a.nbytes for a in (weights or {}).values()) + (
-        len(graph) if isinstance(graph, bytes) else graph.stat().st_size
-    )
+    weights = weights or {}
+    held = _values(weights, dtypes or {})
+    size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
+    small = folder is None and size + sum(a.nbytes for a in weights.values()) < SMALL
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said below
-    options.intra_op_num_threads = 1 if size < SMALL else threads()
+    options.intra_op_num_threads = 1 if small else threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the loop needs its core
     options.enable_cpu_mem_arena = False  # an arena keeps what the largest batch took
     if held:
         options.add_external_initializers(list(held), list(held.values()))
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return onnxruntime.InferenceSession(
             graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
@@ -113,6 +120,22 @@ def open_session(
             f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)}): "
             "write it again with `subcompress unpack`"
         ) from e
+
+
+def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
+    """The graph, where ONNX Runtime finds initialisers in a file: what it arranges anew for its kernels it then lets go
+    of, and the rest stays in the file. places: file and first byte, by name."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name in places:
+            path, begin = places[tensor.name]
+            size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            del tensor.external_data[:]
+            for key, value in (("location", path.name), ("offset", begin), ("length", size)):
+                tensor.external_data.add(key=key, value=str(value))
+    return bytes(model.SerializeToString())
 
 
 def threads() -> int:

@@ -304,6 +304,7 @@ class Models:
         """End the threads, once what they do is done."""
         self._loader.shutdown()
         self._pool.shutdown()
+        self.networks.bases.close()
 
 
 def _read_all(found: Sequence[Found]) -> list[Content | SubcompressError]:

@@ -7,17 +7,22 @@ Not for several threads at once.
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from subcompress import arrays, format
-from subcompress.base import Base, BaseReference, find_base, open_base
+from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_file
 from subcompress.errors import SubcompressError
 from subcompress.format.payload import Parsed
 from subcompress.record import Record
-from subcompress.serving.engines import Engine, open_session, session_bytes
+from subcompress.serving.engines import Engine, open_session, placed, session_bytes
 
 FIXED_ON_BASE = 1 << 14
 """Bytes that an engine takes beside its tensors where the session is shared."""
@@ -56,13 +61,16 @@ class _Shared:
     inputs: tuple[str, ...]
 
 
-@dataclass
 class Bases:
-    """sources: what was given with --base; others are fetched from the Hub, where they lie there."""
+    """Bases that are open. sources: what was given with --base; others are fetched from the Hub, where they lie there.
 
-    sources: Sequence[str] = ()
-    _open: dict[bytes, tuple[Base, str | None]] = field(default_factory=dict)
-    _unread: list[str] | None = None
+    What lies in a file here is copied first: one that is cut short under a process that maps it would end it.
+    """
+
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self._unread = list(sources)
+        self._open: dict[bytes, tuple[Base, str | None]] = {}
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -71,15 +79,30 @@ class Bases:
 
     def of(self, reference: BaseReference, nbytes: int) -> tuple[Base, str | None]:
         """The base of a file, and its source where one was given. Raises SubcompressError where it cannot be had."""
-        if self._unread is None:
-            self._unread = list(self.sources)
         while reference.digest not in self._open and self._unread:
             source = self._unread.pop(0)
-            base = open_base(source)
+            base = open_base(source) if source.startswith(HUB) else self._copy(weights_file(Path(source)))
             self._open[base.digest] = (base, source)
         if reference.digest not in self._open:
             self._open[reference.digest] = (find_base(reference, nbytes), None)
         return self._open[reference.digest]
+
+    def _copy(self, path: Path) -> Base:
+        if self._copies is None:
+            self._copies = tempfile.TemporaryDirectory(prefix="subcompress-")
+        copy = Path(self._copies.name) / f"{len(self._open)}-{path.name}"
+        try:
+            shutil.copyfile(path, copy)
+        except OSError as e:
+            raise SubcompressError(
+                f"a base is copied to {copy.parent} ({e.strerror or e}): give it room, TMPDIR"
+            ) from e
+        return open_base(copy, path.name)
+
+    def close(self) -> None:
+        """Remove the copies."""
+        if self._copies is not None:
+            self._copies.cleanup()
 
 
 class Packed:
@@ -145,7 +168,7 @@ class Networks:
         if shared is None:
             inputs = tuple(n for n in self._acting[file.key] if n in traced.names)
             outside = {n: record.base.array(n) for n in traced.names if n not in inputs}
-            shared = _Shared(open_session(traced.graph, outside, dtypes), inputs)
+            shared = _Shared(_on_base(traced.graph, outside, dtypes), inputs)
             if traced.general:
                 self._shared[file.key] = shared
         return Engine(shared.session, arrays.rebuild(record, shared.inputs), dtypes)
@@ -188,6 +211,17 @@ class Networks:
         sizes = {spec.name: spec.nbytes for spec in record.layout}
         known.update({name: sizes[name] for name in arrays.acting(record)})
         return len(known) > before
+
+
+def _on_base(graph: bytes, outside: dict[str, np.ndarray], dtypes: dict[str, str]) -> Any:
+    """A session whose initialisers are the base's, in the base's file where they lie in one."""
+    places = {n: place for n, a in outside.items() if (place := place_of(a)) is not None and a.size}
+    folder = next((path.parent for path, _ in places.values()), None)
+    if places:
+        graph = placed(graph, places)
+    for array in outside.values():
+        let_go(array)  # it was read to be hashed
+    return open_session(graph, {n: a for n, a in outside.items() if n not in places}, dtypes, folder)
 
 
 def _own(file: Packed) -> str:
