@@ -8,6 +8,7 @@ from subcompress_cli.compare import compare
 from subcompress_cli.dim import dim
 from subcompress_cli.doctor import doctor
 from subcompress_cli.errors import Group
+from subcompress_cli.export import export
 from subcompress_cli.fit import fit
 from subcompress_cli.info import info
 from subcompress_cli.options import say
@@ -27,5 +28,5 @@ def main() -> None:
 
 LISTENERS.append(say)
 
-for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull):
+for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull, export):
     main.add_command(command)

@@ -1,0 +1,1 @@
+"""Serving: models rebuilt where they are asked for."""
