@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +69,15 @@ text[0].set_data_from_numpy(x, binary_data=False)
 wanted = [triton.InferRequestedOutput("output", binary_data=False)]
 found["json"] = client.infer("net", text, outputs=wanted).as_numpy("output")
 
-before = client.get_inference_statistics("net")["model_stats"][0]
 asked = [x[i : i + 1 + i % 3] for i in range(len(x) - 3) for _ in range(8)]
 parts = at_once("net", [{"input": part} for part in asked])
-after = client.get_inference_statistics("net")["model_stats"][0]
 found["concurrent"] = np.concatenate(parts)
-said["requests"] = len(asked)
-said["executions"] = after["execution_count"] - before["execution_count"]
-said["examples"] = after["inference_count"] - before["inference_count"]
+
+parts = at_once("patient", [{"input": x[a:b]} for a, b in ((0, 1), (1, 3), (3, 6))])
+found["joined"] = np.concatenate(parts)
+client.infer("patient", fed(input=x[:6]))  # a run is counted after its answers have gone, but before the next
+stats = client.get_inference_statistics("patient")["model_stats"][0]
+said["joined"] = [stats["inference_count"], stats["execution_count"]]
 
 said["wrong shape"] = refused("net", input=x[:, :, :, :27])
 said["wrong dtype"] = refused("net", input=x.astype(np.float64))
@@ -127,6 +130,9 @@ def test_python_models_in_the_real_server(tmp_path):
         file = tmp_path / f"{name}.safetensors"
         result = cli("export", file, "--triton-repo", tmp_path / "models", "--backend", "python", *network)
         assert result.exit_code == 0, result.output
+    shutil.copy(tmp_path / "net.safetensors", tmp_path / "first.safetensors")
+    shutil.copy(tmp_path / "models" / "net" / "1" / "model.onnx", tmp_path / "net.onnx")
+    patient(tmp_path / "models")
     rng = np.random.default_rng(0)
     given = {
         "images": rng.random((20, 1, 28, 28), np.float32),
@@ -134,22 +140,55 @@ def test_python_models_in_the_real_server(tmp_path):
         "mask": np.ones((2, 5), np.float32),
     }
     np.savez(tmp_path / "given.npz", **given)
-    server = TritonServer(python, tmp_path / "models", tmp_path)
+    server = TritonServer(python, tmp_path / "models", tmp_path, "--model-control-mode=explicit", "--load-model=*")
     try:
         command = [python, "-c", CLIENT, server.address, tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr + server.log()
+        replaced(tmp_path, server.address)
     finally:
         server.close()
     check(tmp_path, json.loads(done.stdout), dict(np.load(tmp_path / "found.npz")), given)
 
 
+def patient(repository: Path) -> None:
+    """A copy of net that waits for six examples, so that what it joins does not depend on the clock."""
+    config = shutil.copytree(repository / "net", repository / "patient") / "config.pbtxt"
+    text = config.read_text().replace('name: "net"', 'name: "patient"')
+    waits = "dynamic_batching { preferred_batch_size: [ 6 ] max_queue_delay_microseconds: 20000000 }"
+    config.write_text(text.replace("dynamic_batching { }", waits))
+
+
+def replaced(folder: Path, address: str) -> None:
+    """Another file under the same name: the server answers with it once it is told to load it."""
+    format.save(lenet_record(seed=1), folder / "net.safetensors")
+    result = cli("export", folder / "net.safetensors", "--triton-repo", folder / "other", "--backend", "python")
+    assert result.exit_code == 0, result.output
+    x = np.ones((1, 1, 28, 28), np.float32)
+    ask = {"inputs": [{"name": "input", "shape": x.shape, "datatype": "FP32", "data": x.reshape(-1).tolist()}]}
+    first, second = (
+        onnxruntime.InferenceSession(folder / place / "net" / "1" / "model.onnx").run(None, {"input": x})[0][0]
+        for place in ("models", "other")
+    )
+    assert np.allclose(post(address, "models/net/infer", ask)["outputs"][0]["data"], first, atol=1e-5)
+    result = cli("export", folder / "net.safetensors", "--triton-repo", folder / "models", "--backend", "python")
+    assert result.exit_code == 0, result.output  # over what Python has compiled beside model.py
+    post(address, "repository/models/net/load", {})
+    assert np.allclose(post(address, "models/net/infer", ask)["outputs"][0]["data"], second, atol=1e-5)
+
+
+def post(address: str, place: str, body: dict) -> dict:
+    request = urllib.request.Request(f"http://{address}/v2/{place}", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read() or "{}")
+
+
 def check(folder: Path, said: dict, found: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
     """Every answer against ONNX Runtime's here, every refusal by its words."""
-    session = onnxruntime.InferenceSession(folder / "models" / "net" / "1" / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "net.onnx")
     (expected,) = session.run(None, {"input": given["images"]})
     with torch.no_grad():
-        net = subcompress.load(folder / "net.safetensors", MODELS["lenet"]())
+        net = subcompress.load(folder / "first.safetensors", MODELS["lenet"]())
         assert np.allclose(net(torch.from_numpy(given["images"])).numpy(), expected, atol=1e-5)
     assert found["numpy"].item().startswith("1.26")
     for name in ("binary", "json", "afterwards"):
@@ -157,8 +196,8 @@ def check(folder: Path, said: dict, found: dict[str, np.ndarray], given: dict[st
     n = len(expected) - 3
     concurrent = np.concatenate([expected[i : i + 1 + i % 3] for i in range(n) for _ in range(8)])
     assert np.allclose(found["concurrent"], concurrent, atol=1e-5)
-    assert said["examples"] == len(concurrent)
-    assert said["executions"] < said["requests"] == 8 * n
+    assert np.allclose(found["joined"], expected[:6], atol=1e-5)
+    assert said["joined"] in ([6, 1], [12, 2])
     assert said["metadata"]["versions"] == ["1"]
     assert said["metadata"]["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
     assert said["config"]["max_batch_size"] == 64

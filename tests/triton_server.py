@@ -1,4 +1,4 @@
-"""The real Triton Inference Server, with its Python backend, on a model repository: that of the nvidia-pytriton wheel."""
+"""The real Triton Inference Server of the wheel nvidia-pytriton, which has its Python backend only, for tests."""
 
 from __future__ import annotations
 
