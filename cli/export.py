@@ -1,10 +1,12 @@
 """subcompress export."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from torch import nn
 
 import subcompress
 from subcompress import SubcompressError
@@ -15,6 +17,9 @@ from subcompress.serving.triton import export as export_all
 from subcompress_cli import texts
 from subcompress_cli.options import FOLDER, base_option, json_option, model_option, network_of, print_json, say
 from subcompress_models import MODELS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @click.command()

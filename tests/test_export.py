@@ -16,14 +16,18 @@ import onnx
 import onnxruntime
 import pytest
 import safetensors.torch
+import torch
 from commands import cli
 from google.protobuf import text_format
 from onnx import TensorProto, helper
-from records import based_record, golden_bases, lenet_record, mixed_record
+from records import lenet_record, mixed_record, with_digest
 
 import subcompress
 from subcompress import SubcompressError, files, format
+from subcompress.base import Base, BaseReference, OnBase
 from subcompress.files import replacing_folder
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Record
 from subcompress.serving import triton
 from subcompress.serving.triton import Source, configuration, export, ours
 from subcompress_models import MODELS
@@ -111,31 +115,37 @@ def test_json_says_what_was_written(place):
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_CPU")
 
 
-def test_dense_holds_the_weights(place):
-    assert cli("export", "net.safetensors", "--triton-repo", "models", "--dense").exit_code == 0
-    path = Path("models/net/1/model.onnx")
-    assert path.stat().st_size > 177_704
-    x = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
-    a, b = (onnxruntime.InferenceSession(p).run(None, {"input": x})[0] for p in (path, "net.onnx"))
-    assert np.allclose(a, b, atol=1e-5)
-
-
-def test_a_file_on_a_base_needs_dense(place, monkeypatch):
-    format.save(based_record(), place / "delta.safetensors")
-    base = place / "base.safetensors"
-    safetensors.torch.save_file(golden_bases()["based"], base)
-    said = error("export", "delta.safetensors", "net.onnx", "--triton-repo", "models", "--base", base)
-    assert "would hold the base hub:org/name@0123456789ab" in said and said.endswith(": give --dense\n")
-    asked = []
-
-    def unpacked(path, output, module, *, base, self_unfolding):
-        asked.append((path, base, self_unfolding))
-        return Path(shutil.copy("net.onnx", output))
-
-    monkeypatch.setattr(triton, "unpack", unpacked)
-    source = Source(Path("delta.safetensors"), "delta", MODELS["lenet"](), base)
-    assert export([source], "models", dense=True)[0].max_batch == 64
-    assert asked == [(source.path, base, False)]
+def test_a_file_on_a_base_needs_dense(place):
+    base = {name: t.clone() for name, t in MODELS["lenet"]().state_dict().items()}
+    safetensors.torch.save_file(base, "base.safetensors")
+    held = Base(base, "base.safetensors")
+    standing = OnBase(BaseReference(held.name, "", held.digest, len(base)), held)
+    group = Group(HadamardBlocks.sized(44_426, 50, 0, K=0), 4, np.arange(50, dtype=np.int32) % 7 - 3)
+    entries = tuple(Coded(2.0**-9, based=True) for _ in standing.layout)
+    record = with_digest(Record(0, standing.layout, (group,), entries, facts=lenet_record().facts, base=standing))
+    format.save(record, "delta.safetensors")
+    args = (
+        "delta.safetensors",
+        "net.onnx",
+        "--triton-repo",
+        "models",
+        "--model",
+        "lenet",
+        "--base",
+        "base.safetensors",
+    )
+    for backend in ("onnxruntime", "python"):
+        said = error("export", *args, "--backend", backend)
+        assert "delta.safetensors would hold the base base.safetensors: give --dense" in said
+    assert not Path("models").exists()
+    result = cli("export", *args, "--dense")
+    assert result.exit_code == 0, result.output
+    assert Path("models/delta/1/model.onnx").stat().st_size > 4 * 44_426
+    x = torch.rand(2, 1, 28, 28)
+    (found,) = onnxruntime.InferenceSession("models/delta/1/model.onnx").run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        expected = subcompress.load("delta.safetensors", MODELS["lenet"](), base="base.safetensors")(x)
+    assert np.allclose(found, expected.numpy(), atol=1e-4)
 
 
 def test_names(place, monkeypatch):
@@ -253,7 +263,7 @@ def test_every_type_is_one_of_tritons():
 @pytest.mark.parametrize(
     ("inputs", "outputs", "reason"),
     [
-        ({"x": (TensorProto.STRING, ["n"])}, {"y": (TensorProto.STRING, ["n"])}, "x in the graph of x.onnx is of"),
+        ({"x": (TensorProto.STRING, ["n"])}, {"y": (TensorProto.STRING, ["n"])}, "x in the graph of x.onnx is STRING"),
         ({"x": (TensorProto.FLOAT, None)}, {"y": (TensorProto.FLOAT, None)}, "is FLOAT, without a shape"),
         ({"x": (TensorProto.FLOAT, [1])}, {}, "the graph of x.onnx has no output"),
     ],

@@ -8,17 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import onnx
-from onnx import TensorProto
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.files import read_bytes, replacing_folder, write_bytes
-from subcompress.session import open_graph
-from subcompress.unpacking import unpack
+
+if TYPE_CHECKING:  # loaded where they are needed
+    import onnx
+    from torch import nn
 
 CONFIG, VERSION, GRAPH = "config.pbtxt", "1", "model.onnx"
 
@@ -35,19 +33,19 @@ MARK = re.compile(r"# Written by `subcompress export`: ([0-9a-f]{32})\n")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
-TYPES: dict[int, str] = {
-    TensorProto.BOOL: "TYPE_BOOL",
-    TensorProto.UINT8: "TYPE_UINT8",
-    TensorProto.UINT16: "TYPE_UINT16",
-    TensorProto.UINT32: "TYPE_UINT32",
-    TensorProto.UINT64: "TYPE_UINT64",
-    TensorProto.INT8: "TYPE_INT8",
-    TensorProto.INT16: "TYPE_INT16",
-    TensorProto.INT32: "TYPE_INT32",
-    TensorProto.INT64: "TYPE_INT64",
-    TensorProto.FLOAT16: "TYPE_FP16",
-    TensorProto.FLOAT: "TYPE_FP32",
-    TensorProto.DOUBLE: "TYPE_FP64",
+TYPES = {
+    "BOOL": "TYPE_BOOL",
+    "UINT8": "TYPE_UINT8",
+    "UINT16": "TYPE_UINT16",
+    "UINT32": "TYPE_UINT32",
+    "UINT64": "TYPE_UINT64",
+    "INT8": "TYPE_INT8",
+    "INT16": "TYPE_INT16",
+    "INT32": "TYPE_INT32",
+    "INT64": "TYPE_INT64",
+    "FLOAT16": "TYPE_FP16",
+    "FLOAT": "TYPE_FP32",
+    "DOUBLE": "TYPE_FP64",
 }
 """Of ONNX -> of Triton, where ONNX Runtime, NumPy and both backends have it."""
 
@@ -203,7 +201,11 @@ def _export(source: Source, repository: Path, backend: str, dense: bool, max_bat
 
 
 def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
-    """Write the graph of a source, whose inputs and outputs are returned with it."""
+    """Write the graph of a source, which is returned."""
+    import onnx
+
+    from subcompress.unpacking import unpack
+
     if source.is_graph:
         write_bytes(path, _checked(source.path))
     else:
@@ -213,12 +215,16 @@ def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
 
 def _checked(path: Path) -> bytes:
     """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
+    import onnx
+
+    from subcompress.session import open_graph
+
     data = read_bytes(path, MAX_GRAPH_BYTES)
     try:
         model = onnx.load_from_string(data)
     except Exception as e:  # protobuf's exceptions differ from release to release
         raise SubcompressError(f"{path} is no ONNX file ({one_line(e)}): give one that ONNX Runtime opens") from e
-    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise SubcompressError(f"a model here is one file; {path} keeps weights in others: save it with them inside")
     try:
         open_graph(data)
@@ -259,18 +265,19 @@ def configuration(source: Source, graph: onnx.GraphProto, backend: str, max_batc
 
 
 def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
+    import onnx
+
     of = value.type.tensor_type
-    known: dict[int, str] = {n: TensorProto.DataType.Name(n) for n in TYPES}
-    if of.elem_type not in TYPES or not of.HasField("shape"):
+    kind = onnx.TensorProto.DataType.Name(of.elem_type)
+    if kind not in TYPES or not of.HasField("shape"):
         raise SubcompressError(
-            f"Triton takes tensors with a shape, of {', '.join(known.values())}; {value.name} in the graph of "
-            f"{source.path} is {known.get(of.elem_type, 'of another type')}"
-            + ("" if of.HasField("shape") else ", without a shape")
+            f"Triton takes tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of {source.path} is "
+            f"{kind}{'' if of.HasField('shape') else ', without a shape'}"
         )
     axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(batched) :]
     # Triton has no tensor without axes: one of a single value stands for it outside.
     shape = f"dims: [ {', '.join(map(str, axes))} ]" if axes else "dims: [ 1 ]\n    reshape { shape: [ ] }"
-    return f"  {{\n    name: {quoted(value.name)}\n    data_type: {TYPES[of.elem_type]}\n    {shape}\n  }}"
+    return f"  {{\n    name: {quoted(value.name)}\n    data_type: {TYPES[kind]}\n    {shape}\n  }}"
 
 
 def quoted(text: str) -> str:
