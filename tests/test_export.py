@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import re
 import shutil
 import sys
 import types
@@ -17,6 +19,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from commands import cli
 from google.protobuf import text_format
 from onnx import TensorProto, helper
@@ -419,6 +422,21 @@ def test_without_a_batch_axis_nothing_is_joined(place, load, monkeypatch):
     ones = np.ones((1, 2), np.float32)
     found = model.execute([request(ids=np.array([[k, 1]]), mask=ones) for k in range(3)])
     assert [r.outputs["total"].tolist() for r in found] == [[1.0], [2.0], [3.0]] and sizes == [1, 1, 1]
+
+
+def test_the_model_needs_little_of_tritons_python():
+    tree = ast.parse((triton.TEMPLATES / "triton_model.py").read_text(), feature_version=(3, 8))
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert {n for n in names if n.partition(".")[0] not in sys.stdlib_module_names} == {
+        *("numpy", "onnxruntime", "triton_python_backend_utils"),
+    }
+
+
+def test_the_documents_manifests_are_yaml():
+    text = (Path(__file__).parents[1] / "docs" / "SERVING.md").read_text()
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    assert {each["kind"] for each in found} == {"InferenceService"} and len(found) == 2
 
 
 def test_a_graph_that_does_not_open_is_said_in_one_line(place, load):
