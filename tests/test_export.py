@@ -250,6 +250,8 @@ def test_configurations_follow_the_graph():
     assert not fixed.HasField("dynamic_batching")
     other = config(graph({"x": (TensorProto.FLOAT, ["n", 2])}, {"y": (TensorProto.FLOAT, ["m", 2])}))
     assert (other.max_batch_size, list(other.input[0].dims)) == (0, [-1, 2])
+    unnamed = config(graph({"x": (TensorProto.FLOAT, [-1, 2])}, {"y": (TensorProto.FLOAT, [None, 2])}))
+    assert (unnamed.max_batch_size, list(unnamed.input[0].dims)) == (64, [2])
     flat = config(graph({"x": (TensorProto.BOOL, ["n"])}, {"y": (TensorProto.BOOL, ["n"])}))
     assert list(flat.input[0].dims) == [1] and flat.output[0].HasField("reshape")
     assert list(flat.output[0].reshape.shape) == []
@@ -267,6 +269,7 @@ def test_every_type_is_one_of_tritons():
     ("inputs", "outputs", "reason"),
     [
         ({"x": (TensorProto.STRING, ["n"])}, {"y": (TensorProto.STRING, ["n"])}, "x in the graph of x.onnx is STRING"),
+        ({"x": (99, [1])}, {"y": (99, [1])}, "x in the graph of x.onnx is UNDEFINED"),
         ({"x": (TensorProto.FLOAT, None)}, {"y": (TensorProto.FLOAT, None)}, "is FLOAT, without a shape"),
         ({"x": (TensorProto.FLOAT, [1])}, {}, "the graph of x.onnx has no output"),
     ],

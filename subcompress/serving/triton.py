@@ -239,9 +239,8 @@ def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def _axes(value: onnx.ValueInfoProto) -> list[int | str]:
-    """Of a tensor: the size of each axis, or the name of one that varies, which may be none."""
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
+    """Of a tensor: the size of each axis, or the name of one that varies, which may be empty (or its size -1)."""
+    return [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
 
 def batched(graph: onnx.GraphProto) -> bool:
@@ -268,7 +267,7 @@ def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
     import onnx
 
     of = value.type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(of.elem_type)
+    kind = {number: name for name, number in onnx.TensorProto.DataType.items()}.get(of.elem_type, "UNDEFINED")
     if kind not in TYPES or not of.HasField("shape"):
         raise SubcompressError(
             f"Triton takes tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of {source.path} is "
