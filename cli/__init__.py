@@ -9,7 +9,21 @@ from subcompress.remote.transport import LISTENERS
 from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 
-COMMANDS = ("fit", "dim", "pack", "unpack", "info", "verify", "compare", "report", "doctor", "push", "pull", "serve")
+COMMANDS = (
+    "fit",
+    "dim",
+    "pack",
+    "unpack",
+    "info",
+    "verify",
+    "compare",
+    "report",
+    "doctor",
+    "push",
+    "pull",
+    "export",
+    "serve",
+)
 """Each the name of a module here and of the command in it, which is imported when it is used: most need torch."""
 
 
