@@ -15,7 +15,8 @@ from subcompress.remote import is_reference
 from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
 from subcompress.serving.triton import export as export_all
 from subcompress_cli import texts
-from subcompress_cli.options import FOLDER, base_option, json_option, model_option, network_of, print_json, say
+from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.options import FOLDER, base_option, json_option, print_json, say
 from subcompress_models import MODELS
 
 if TYPE_CHECKING:
