@@ -1,31 +1,49 @@
 """The command line: parses, calls the library, prints. A new command is one file and one line here."""
 
+import importlib
+
 import click
 
 from subcompress import __version__
 from subcompress.remote.transport import LISTENERS
-from subcompress_cli.compare import compare
-from subcompress_cli.dim import dim
-from subcompress_cli.doctor import doctor
 from subcompress_cli.errors import Group
-from subcompress_cli.fit import fit
-from subcompress_cli.info import info
 from subcompress_cli.options import say
-from subcompress_cli.pack import pack
-from subcompress_cli.pull import pull
-from subcompress_cli.push import push
-from subcompress_cli.report import report
-from subcompress_cli.unpack import unpack
-from subcompress_cli.verify import verify
+
+COMMANDS = (
+    "fit",
+    "dim",
+    "pack",
+    "unpack",
+    "info",
+    "verify",
+    "compare",
+    "report",
+    "doctor",
+    "push",
+    "pull",
+    "export",
+    "serve",
+)
+"""Each the name of a module here and of the command in it, which is imported when it is used: most need torch."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(Group):
+    """Those of COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"subcompress_cli.{cmd_name}"), cmd_name)
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="subcompress")
 def main() -> None:
     """A PyTorch model as a few hundred bytes: a seed and d small integers, rebuilt bit for bit anywhere."""
 
 
 LISTENERS.append(say)
-
-for command in (fit, dim, pack, unpack, info, verify, compare, report, doctor, push, pull):
-    main.add_command(command)

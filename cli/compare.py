@@ -8,19 +8,8 @@ import click
 import subcompress
 from subcompress import SubcompressError, run
 from subcompress.peers import PEERS
-from subcompress_cli.options import (
-    FOLDER,
-    base_option,
-    data_options,
-    data_with,
-    json_option,
-    loss_and_metric,
-    model_option,
-    network,
-    print_json,
-    restart_option,
-    short,
-)
+from subcompress_cli.networks import data_options, data_with, loss_and_metric, model_option, network, short
+from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option
 from subcompress_cli.progress import listening
 
 

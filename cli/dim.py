@@ -7,22 +7,18 @@ import click
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress_cli.options import (
-    FOLDER,
+from subcompress_cli.networks import (
     augment_option,
     data_options,
     data_with,
-    json_option,
     loss_and_metric,
     model_option,
     network,
-    print_json,
-    restart_option,
     short,
     task_options,
     training_options,
-    verbose_option,
 )
+from subcompress_cli.options import FOLDER, json_option, print_json, restart_option, verbose_option
 from subcompress_cli.progress import listening
 
 

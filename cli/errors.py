@@ -12,7 +12,8 @@ COMMAND = "subcompress.command"
 """The key, in click's context, of the command as it was typed."""
 
 INTERRUPTED = dict.fromkeys(("fit", "dim", "compare"), "the same command goes on where it was") | {
-    "push": "nothing was published, unless it had just ended; the same command is safe to give again"
+    "push": "nothing was published, unless it had just ended; the same command is safe to give again",
+    "export": "the model folders that are there are whole; the same command is safe to give again",
 }
 """What an interruption leaves of a command; of all others, nothing."""
 

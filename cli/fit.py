@@ -10,23 +10,18 @@ import click
 import subcompress
 from subcompress.roles import DEFAULT, ROLES
 from subcompress_cli.errors import COMMAND
-from subcompress_cli.options import (
-    FOLDER,
+from subcompress_cli.networks import (
     augment_option,
-    base_option,
     data_options,
     data_with,
-    json_option,
     loss_and_metric,
     model_option,
     network,
-    print_json,
-    restart_option,
     short,
     task_options,
     training_options,
-    verbose_option,
 )
+from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option, verbose_option
 from subcompress_cli.progress import listening
 
 

@@ -8,7 +8,8 @@ import click
 import subcompress
 from subcompress import SubcompressError
 from subcompress.hub import GRAPHS
-from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, model_option, network_of, print_json, say
+from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, print_json, say
 from subcompress_models import MODELS
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress_cli.options import FILE, INPUT, base_option, json_option, model_option, network_of, print_json
+from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.options import FILE, INPUT, base_option, json_option, print_json
 from subcompress_cli.progress import rebuilding
 
 

@@ -7,16 +7,8 @@ import click
 
 import subcompress
 from subcompress.backends import available
-from subcompress_cli.options import (
-    INPUT,
-    base_option,
-    data_options,
-    data_set,
-    json_option,
-    model_option,
-    network_of,
-    print_json,
-)
+from subcompress_cli.networks import data_options, data_set, model_option, network_of
+from subcompress_cli.options import INPUT, base_option, json_option, print_json
 from subcompress_cli.progress import rebuilding
 
 

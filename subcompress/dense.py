@@ -14,14 +14,14 @@ from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from subcompress.arrays import check_digest
 from subcompress.digest import Leaf
 from subcompress.errors import SubcompressError
-from subcompress.expand import check_digest
 from subcompress.layout import DTYPES, Layout, raw_bytes
 from subcompress.record import Record
+from subcompress.rounding import rounded
 from subcompress.streaming import stream
 
 ORDER = ("I64", "F64", "C64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
@@ -42,7 +42,7 @@ def write_dense(
     if dtype is not None and dtype not in FLOATS:
         raise SubcompressError(f"weights are written as {', '.join(FLOATS)}; given {dtype}: give one of them")
     layout = record.layout
-    written = layout if dtype is None else rounded(layout, FLOATS[dtype])
+    written = layout if dtype is None else rounded_layout(layout, FLOATS[dtype])
     head, places = header(written)
     size = len(head) + written.nbytes
     if size > (free := shutil.disk_usage(path.parent).free):
@@ -52,10 +52,10 @@ def write_dense(
         put = _writer(f)
         put(head, 0)
 
-        def sink(leaf: Leaf, values: Tensor) -> None:
+        def sink(leaf: Leaf, values: np.ndarray) -> None:
             spec, to = layout.tensors[leaf.index], written.tensors[leaf.index]
-            at = len(head) + places[leaf.index] + leaf.at // DTYPES[spec.dtype][1] * DTYPES[to.dtype][1]
-            put(raw_bytes(_rounded(values, to.real_dtype)), at)
+            at = len(head) + places[leaf.index] + leaf.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
+            put(raw_bytes(_rounded(values, DTYPES[to.real_dtype])), at)
 
         check_digest(record, stream(record, sink, done=done))
 
@@ -64,19 +64,19 @@ LARGE = 1 << 20
 """Bytes that are worth to be sent to the disk by themselves."""
 
 PIECE = 1 << 15
-"""Values that torch converts in the calling thread: for more it starts threads, in each of those that stream."""
+"""Values that are rounded together: what a core's first caches hold."""
 
 
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if values.dtype == dtype:
         return values
-    out = torch.empty(len(values), dtype=dtype, device="cpu")
+    out = np.empty(len(values), dtype)
     for at in range(0, len(values), PIECE):
-        out[at : at + PIECE] = values[at : at + PIECE]
+        out[at : at + PIECE] = rounded(values[at : at + PIECE], dtype)
     return out
 
 
-def rounded(layout: Layout, dtype: str) -> Layout:
+def rounded_layout(layout: Layout, dtype: str) -> Layout:
     """The layout with real floating-point tensors of another dtype."""
     floats = ("F32", "F16", "BF16", "F64")
     return Layout(tuple(replace(s, dtype=dtype) if s.dtype in floats else s for s in layout))

@@ -14,6 +14,9 @@ CHUNK = 1 << 22
 
 SIZE = 16
 
+FEW = 1 << 20
+"""Bytes that are hashed before another thread has begun."""
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -41,13 +44,19 @@ def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
 
 def leaf_digests(layout: Layout, tensors: Mapping[str, memoryview]) -> list[bytes]:
     """Those of all leaves, in order."""
-    leaves = list(leaves_of(layout))
+    return hashed([tensors[layout.tensors[x.index].name][x.at : x.at + x.size] for x in leaves_of(layout)])
+
+
+def hashed(leaves: Sequence[memoryview]) -> list[bytes]:
+    """`leaf_digest` of each, on several threads where they are many bytes."""
+    if sum(map(len, leaves)) < FEW:
+        return [leaf_digest(leaf) for leaf in leaves]
     found = [b""] * len(leaves)
 
-    def work(leaf: Leaf) -> None:
-        found[leaf.number] = leaf_digest(tensors[layout.tensors[leaf.index].name][leaf.at : leaf.at + leaf.size])
+    def work(i: int) -> None:
+        found[i] = leaf_digest(leaves[i])
 
-    each(work, leaves)
+    each(work, range(len(leaves)))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,39 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file or none. Raises SubcompressError where it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """`replacing` for a folder: a new one that becomes `path`, in place of whatever is there, when the block ends well.
+
+    Its parent is made where it is not there. A program may take every folder in that parent for its own, so the new one
+    lies beside the parent meanwhile, and in it only where that is another disk or may not be written. Raises
+    SubcompressError.
+    """
+    path = Path(os.path.abspath(path))
+    stage: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.parent.parent
+        apart = os.access(beside, os.W_OK) and beside.stat().st_dev == path.parent.stat().st_dev
+        stage = Path(tempfile.mkdtemp(prefix=".subcompress.", suffix=".part", dir=beside if apart else path.parent))
+        new, old = stage / "new", stage / "old"
+        new.mkdir()
+        yield new
+        try:
+            if os.path.lexists(path):
+                path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                old.rename(path)
+            raise
+    except OSError as e:
+        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; give a writable place with room") from e
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:

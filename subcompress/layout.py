@@ -5,29 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from subcompress.errors import SubcompressError
+from subcompress.lazy import torch
 
-DTYPES: dict[str, tuple[torch.dtype, int]] = {
-    "F32": (torch.float32, 4),
-    "F16": (torch.float16, 2),
-    "BF16": (torch.bfloat16, 2),
-    "F64": (torch.float64, 8),
-    "I64": (torch.int64, 8),
-    "I32": (torch.int32, 4),
-    "I16": (torch.int16, 2),
-    "I8": (torch.int8, 1),
-    "U8": (torch.uint8, 1),
-    "BOOL": (torch.bool, 1),
-    "C64": (torch.complex64, 8),
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
 }
-"""safetensors' names, with torch's dtype and the bytes of one value. The order is part of the format."""
+"""safetensors' names, with NumPy's dtype: that of its bits for BF16, which NumPy lacks, and no other is uint16. The
+order is part of the format."""
 
 CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
-_NAMES = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
+
+
+@cache
+def torch_dtype(name: str) -> torch.dtype:
+    """What torch calls it."""
+    found: torch.dtype = getattr(torch, "bfloat16" if name == "BF16" else DTYPES[name].name)
+    return found
+
+
+@cache
+def _names() -> dict[torch.dtype, str]:
+    return {torch_dtype(name): name for name in DTYPES}
+
+
+_OF_ARRAYS = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def _name(values: Tensor | np.ndarray) -> str | None:
+    return _OF_ARRAYS.get(values.dtype) if isinstance(values, np.ndarray) else _names().get(values.dtype)
 
 
 MAX_NAME = 1 << 10
@@ -36,7 +60,7 @@ MAX_NAME = 1 << 10
 
 def holdable(tensor: Tensor) -> bool:
     """Whether a safetensors file, and so a checkpoint, can hold the tensor."""
-    return tensor.layout == torch.strided and tensor.dtype in _NAMES
+    return tensor.layout == torch.strided and _name(tensor) is not None
 
 
 def sound_name(name: str) -> bool:
@@ -71,19 +95,19 @@ class TensorSpec:
         return self.size * (2 if self.dtype == "C64" else 1)
 
     @property
-    def real_dtype(self) -> torch.dtype:
+    def real_dtype(self) -> str:
         """The dtype of its real numbers."""
-        return torch.float32 if self.dtype == "C64" else self.torch_dtype
+        return "F32" if self.dtype == "C64" else self.dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor when dense."""
-        return self.size * DTYPES[self.dtype][1]
+        return self.size * DTYPES[self.dtype].itemsize
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch names it."""
-        return DTYPES[self.dtype][0]
+        return torch_dtype(self.dtype)
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {list(self.shape)}"
@@ -111,19 +135,20 @@ class Layout:
         return "".join(f"{t.name} {t.dtype} {','.join(map(str, t.shape))}\n" for t in self).encode()
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> Layout:
-        """The layout of a state dict. Raises SubcompressError for a dtype that the format does not hold."""
+    def of(cls, state: Mapping[str, Tensor | np.ndarray]) -> Layout:
+        """The layout of a state dict, of tensors or of arrays. Raises SubcompressError for a dtype that the format does
+        not hold."""
         specs = []
         for name, tensor in state.items():
             if not sound_name(name):
                 raise SubcompressError(
                     f"a tensor's name has no control characters and is not __metadata__; given {name!r}: rename it"
                 )
-            if tensor.dtype not in _NAMES:
+            if (dtype := _name(tensor)) is None:
                 raise SubcompressError(
                     f"tensors are of {', '.join(DTYPES)}; {name} is {tensor.dtype}: convert it before fitting"
                 )
-            specs.append(TensorSpec(name, _NAMES[tensor.dtype], tuple(tensor.shape)))
+            specs.append(TensorSpec(name, dtype, tuple(tensor.shape)))
         return cls(tuple(specs))
 
     def require(self, other: Layout, what: str) -> None:
@@ -145,8 +170,20 @@ class Layout:
                 )
 
 
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's values in row-major order."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # A single value is contiguous whatever its strides are, and no view of them.
-    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data
+def array_of(values: Tensor | np.ndarray) -> np.ndarray:
+    """A tensor's values as an array in row-major order, in the tensor's own memory where they lie so on the host."""
+    if isinstance(values, np.ndarray):
+        return values
+    tensor = values.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """An array as a tensor, in the same memory where that may be written to."""
+    tensor: Tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor.view(torch.bfloat16) if array.dtype == DTYPES["BF16"] else tensor
+
+
+def raw_bytes(values: Tensor | np.ndarray) -> memoryview:
+    """The bytes of values in row-major order."""
+    return np.ascontiguousarray(array_of(values)).reshape(-1).view(np.uint8).data

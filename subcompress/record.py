@@ -12,6 +12,7 @@ from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
 from subcompress.operators import ExactOperator
+from subcompress.rounding import finite
 
 STATISTICS_BITS = 7
 """Running statistics, integers one by one, have as many bits or more; weights one by one have fewer as a rule."""
@@ -157,7 +158,7 @@ class Record:
             raise SubcompressError(
                 f"a tensor that starts at the base's values is in the base; {spec} is not: fit again"
             )
-        if coded and not bool(self.base.reals(spec.name).isfinite().all()):
+        if coded and not finite(self.base.reals(spec.name)):
             raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
 
     def _check_same(self, at: int, spec: TensorSpec, entry: Same) -> None:

@@ -7,8 +7,7 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Session:
 
     def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
-        from subcompress.graph.lifting import lifted
+        from subcompress.graph.lifting import holding, lifted
 
         record, _ = format.read(path, base)
         if module is None:
@@ -72,15 +71,15 @@ class Session:
         record.layout.require(Layout.of(module.state_dict()), "the model")
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
-        with _holding(module, state):
-            data, names = lifted(module, record.facts, as_inputs=self.device.type == "cuda")
+        with holding(module, state):
+            graph = lifted(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
         if self.device.type == "cuda":
             state = rebuilt(record, "cuda")
-        weights = {name: _real(state[name]).contiguous() for name in names}
+        weights = {name: real(state[name]).contiguous() for name in graph.names}
         if self.device.type == "cuda":
             self._weights = weights
-            return open_graph(data, "cuda", tf32)
-        return open_graph(data, "cpu", tf32, weights)
+            return open_graph(graph.data, "cuda", tf32)
+        return open_graph(graph.data, "cpu", tf32, weights)
 
     def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
         """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
@@ -133,25 +132,6 @@ class Session:
         return tensor
 
 
-@contextmanager
-def _holding(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Within, the module holds these weights, in evaluation mode; afterwards it is as it was.
-
-    A copy would not do: a tensor that shares a weight's memory without being in the state dict would keep its values,
-    and the graph holds what it does not know by name as it finds it.
-    """
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    training = [(part, part.training) for part in module.modules()]
-    try:
-        module.load_state_dict(state, strict=True)
-        module.eval()
-        yield
-    finally:
-        module.load_state_dict(before, strict=True)
-        for part, mode in training:
-            part.training = mode
-
-
 def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in DEVICES:
@@ -163,7 +143,7 @@ def require_device(device: str) -> None:
         )
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
     """As ONNX has it: complex numbers are pairs."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
@@ -199,7 +179,7 @@ def open_graph(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said below
-    held = {name: _ort_value(onnxruntime, tensor) for name, tensor in (weights or {}).items()}
+    held = {name: ort_value(onnxruntime, tensor) for name, tensor in (weights or {}).items()}
     if held:
         options.add_external_initializers(list(held), list(held.values()))
     provider = DEVICES[device][1]
@@ -231,7 +211,7 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
+def ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
     """The tensor's memory as ONNX Runtime sees it."""
     if tensor.dtype == torch.bfloat16:
         kind = _ONNX_TYPES[torch.bfloat16][1]

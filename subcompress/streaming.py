@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from subcompress.backends import backend_of
-from subcompress.base import add_base
 from subcompress.digest import CHUNK, Leaf, leaf_digest, leaves_of, root_digest
-from subcompress.expand import on_base, stored
+from subcompress.filling import on_base, stored
 from subcompress.kernels import Segment
 from subcompress.layout import raw_bytes
 from subcompress.record import Coded, Kept, Record, Same
@@ -24,8 +23,9 @@ from subcompress.threads import each
 ALIGN = 64
 
 
-Sink = Callable[[Leaf, Tensor], None]
-"""What becomes of a leaf and its (n,) values, complex ones as pairs: called by several threads, in any order."""
+Sink = Callable[[Leaf, np.ndarray], None]
+"""What becomes of a leaf and its (n,) values, complex ones as pairs, BF16 as uint16: called by several threads, in any
+order."""
 
 
 def stream(
@@ -37,7 +37,8 @@ def stream(
     and what the sink raises.
     """
     chosen = backend_of(backend)
-    coordinates = [torch.from_numpy(g.coordinates).to(chosen.device) for g in record.groups]
+    memory = chosen.memory
+    coordinates = [memory.of(g.coordinates) for g in record.groups]
     firsts, specs = record.firsts, record.layout.tensors
     # Backends that take all cores for one call take turns; hashing and writing go on beside them.
     turn = nullcontext() if chosen.beside else threading.Lock()
@@ -48,38 +49,37 @@ def stream(
 
     def work(batch: list[Leaf]) -> None:
         if not hasattr(mine, "buffer"):
-            mine.buffer = torch.empty(CHUNK + ALIGN, dtype=torch.uint8, device=chosen.device)
-        values: list[Tensor] = []
-        based: list[tuple[int, Tensor]] = []  # places among the values, and what the base has there
+            mine.buffer = memory.empty((CHUNK + ALIGN,), "U8")
+        outs: list[Any] = []
+        based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
         segments: list[list[Segment]] = [[] for _ in record.groups]
         used = 0
         for leaf in batch:
             spec, entry, first = specs[leaf.index], record.entries[leaf.index], firsts[leaf.index]
-            out = mine.buffer[used : used + leaf.size].view(spec.real_dtype)
+            out = memory.view(mine.buffer[used : used + leaf.size], spec.real_dtype)
             used += -(-leaf.size // ALIGN) * ALIGN
             at = leaf.at // out.itemsize
             if isinstance(entry, Kept) and sink is None and (known := on_base(record).leaf(spec.name, leaf.at)):
                 out = out[:0]
                 digests[leaf.number] = known
             elif isinstance(entry, Coded):
+                values = out
                 if entry.based:
-                    base = on_base(record).reals(spec.name, at, len(out))
-                    based.append((len(values), base.to(chosen.device)))
-                    out = out if out.itemsize >= 4 else torch.empty_like(out, dtype=torch.float32)
-                segments[entry.group].append(Segment(first + at, out, entry.scale, entry.start))
+                    values = out if out.itemsize >= 4 else memory.empty((len(out),), "F32")
+                    based.append((out, values, on_base(record).reals(spec.name, at, len(out))))
+                segments[entry.group].append(Segment(first + at, values, entry.scale, entry.start))
             elif isinstance(entry, Kept):
                 out = on_base(record).reals(spec.name, at, len(out))
             else:
-                out = stored(record, first + leaf.at, leaf.size).view(spec.real_dtype)
-            values.append(out)
+                out = stored(record, first + leaf.at, leaf.size, spec.real_dtype)
+            outs.append(out)
         with turn:
             for group, c, places in zip(record.groups, coordinates, segments, strict=True):
                 chosen.fill(group.operator, c, places)
-            for i, base in based:
-                add_base(values[i], base)
-                values[i] = values[i].to(base.dtype)
-            values = [v.cpu() for v in values]
-        for leaf, v in zip(batch, values, strict=True):
+            for place, values, base in based:
+                memory.add_base(place, values, base)
+            arrays = [out if isinstance(out, np.ndarray) else memory.array(out) for out in outs]
+        for leaf, v in zip(batch, arrays, strict=True):
             found = digests[leaf.number] or leaf_digest(raw_bytes(v))
             for place in (leaf, *tied.get(leaf.number, ())):
                 digests[place.number] = found

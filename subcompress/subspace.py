@@ -27,7 +27,7 @@ from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import holdable, raw_bytes
 from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.operators.base import rmatvec
+from subcompress.operators.gradients import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
@@ -62,6 +62,8 @@ class Subspace(nn.Module):
             traced.Node(part, tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts))
             for part in plan.parts
         ]
+        # torch.compile follows no look-up of a dtype by its name.
+        self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
         self._places = _forget_parameters(self.module)
         self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
@@ -174,7 +176,8 @@ class Subspace(nn.Module):
             for spec, w in zip(part.specs, cut, strict=True):
                 if spec.dtype == "C64":
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
-                found[spec.name] = w if w.dtype == spec.torch_dtype else w.to(spec.torch_dtype)
+                dtype = self._dtypes[spec.name]
+                found[spec.name] = w if w.dtype == dtype else w.to(dtype)
         tied = {
             name: found[other]
             for name, s in self.plan.starts.items()

@@ -1,19 +1,33 @@
-"""Work that releases the interpreter's lock, on as many threads as torch takes."""
+"""Work that releases the interpreter's lock, on as many threads as torch takes where it is there."""
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 _here = threading.local()
+
+
+def number() -> int:
+    """Threads to take: torch's number, or, while it is not imported, OMP_NUM_THREADS as torch would, or all cores."""
+    if (asked := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
+        return int(asked())
+    return _without_torch()
+
+
+@functools.cache
+def _without_torch() -> int:
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(work: Callable[[T], object], items: Iterable[T]) -> None:
@@ -22,7 +36,7 @@ def each(work: Callable[[T], object], items: Iterable[T]) -> None:
     Within such work it goes on in one thread: the others are taken. The first error ends all and is raised.
     """
     todo = list(items)
-    threads = min(len(todo), torch.get_num_threads())
+    threads = min(len(todo), number())
     if threads <= 1 or getattr(_here, "busy", False):
         for item in todo:
             work(item)

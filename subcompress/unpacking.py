@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.arrays import check_digest
 from subcompress.base import weights_file
 from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
-from subcompress.expand import check_digest, expand, expand_checked, expand_into
+from subcompress.expand import expand, expand_checked, expand_into
 from subcompress.files import replacing
 from subcompress.layout import Layout
 from subcompress.record import Record, Same

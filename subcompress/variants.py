@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from subcompress import format
+from subcompress.arrays import check_digest
 from subcompress.base import open_base
 from subcompress.errors import SubcompressError
-from subcompress.expand import check_digest, expand_acting
+from subcompress.expand import expand_acting
 from subcompress.format.sections import Standing
 from subcompress.layout import TensorSpec, raw_bytes
 from subcompress.record import Kept, Record

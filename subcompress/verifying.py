@@ -1,4 +1,4 @@
-"""info and verify: what a file holds, and whether every backend rebuilds the bits that were packed."""
+"""verify: whether every backend rebuilds the bits that were packed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from subcompress.backends import available
 from subcompress.data import Data
 from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
-from subcompress.format import tables
-from subcompress.layout import Layout
 from subcompress.record import Record
 from subcompress.session import require_device
 from subcompress.streaming import stream
@@ -34,39 +32,6 @@ class Verification:
     def ok(self) -> bool:
         """Whether every backend agrees."""
         return all(self.backends.values())
-
-
-def info(path: str | Path) -> dict[str, Any]:
-    """What a file holds and its ledger, bytes by part, without expanding it and without its base. Raises
-    SubcompressError."""
-    found = format.contents(path)
-    base, layout = found.base, found.layout
-    return {
-        "seed": found.seed,
-        "d": sum(g.operator.d for g in found.trained),
-        "D": sum(g.operator.D for g in found.trained),
-        "bits": max((g.bits for g in found.trained), default=0),
-        "operator": ", ".join(sorted({g.operator.name for g in found.groups})),
-        "layout": tables.name_of(layout) if isinstance(layout, Layout) else None,
-        "base": None if base is None else {"id": base.name, "revision": base.revision, "digest": base.digest.hex()},
-        "groups": [
-            {
-                "operator": g.operator.name,
-                "kind": "values one by one" if g.one_by_one else "subspace",
-                "bits": g.bits,
-                **dict(zip(g.operator.limits, g.operator.parameters(), strict=True)),
-            }
-            for g in found.groups
-        ],
-        "format_version": format.FORMAT_VERSION,
-        "digest": found.digest.hex(),
-        "tensors": len(layout),
-        "dense_bytes": layout.nbytes,
-        "file_bytes": sum(found.ledger.values()),
-        "ledger": found.ledger,
-        "facts": found.facts.to_json(),
-        "test_accuracy": found.test_accuracy,
-    }
 
 
 def verify(

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from subcompress.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sequency(n: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
-from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes
+from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes, torch_dtype
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Kept, Record, Same, Stored
 from subcompress_models import MODELS
@@ -119,7 +119,7 @@ def plain_base(tensors: list[tuple[str, str, tuple[int, ...]]], salt: int = 0) -
 
 def of_bytes(base: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """A base as the second decoder takes it."""
-    names = {torch_dtype: name for name, (torch_dtype, _) in DTYPES.items()}
+    names = {torch_dtype(name): name for name in DTYPES}
     return {n: (names[t.dtype], tuple(t.shape), bytes(raw_bytes(t))) for n, t in base.items()}
 
 

@@ -215,7 +215,7 @@ def test_time_that_is_up_before_anything_is_searched(digits, tmp_path):
 
 def test_a_factorys_own_augmentation_is_kept(tmp_path):
     """The command line replaces it only where it is told to."""
-    from subcompress_cli.options import data_with
+    from subcompress_cli.networks import data_with
 
     file = tmp_path / "mine.py"
     file.write_text(

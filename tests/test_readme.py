@@ -19,12 +19,15 @@ def test_commands(tmp_path, monkeypatch):
         for line in lines
         if line.startswith("subcompress ") and not any(word in line for word in elsewhere)
     ]
-    assert {c[0] for c in commands} == {"fit", "dim", "pack", "unpack", "info", "verify", "compare", "report", "doctor"}
+    assert {c[0] for c in commands} == {
+        *("fit", "dim", "pack", "unpack", "info", "verify", "compare", "report", "doctor", "export"),
+    }
     for command in commands:
         result = cli(*command)
         assert result.exit_code == 0, result.output
     assert {p.name for p in tmp_path.iterdir()} == {
         "examples",
+        "models",
         "runs",
         "net.safetensors",
         "dense.safetensors",

@@ -24,17 +24,21 @@ def backend_of(name: str) -> Backend:
 
     Raises SubcompressError for an unknown name, and for one that cannot run here.
     """
-    there = available()
     if name in ("cpu", "cuda"):
-        found = [BACKENDS[n] for n in there if BACKENDS[n].device == name]
-        if found:
-            return found[-1]
+        for backend in reversed(BACKENDS.values()):
+            if backend.device == name and backend.there():
+                return backend
         raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
     if name not in BACKENDS:
         raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {name!r} is none of them")
-    if name not in there:
-        raise SubcompressError(f"backends here are {', '.join(there)}; {name} cannot run on this machine")
+    if not BACKENDS[name].there():
+        raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
     return BACKENDS[name]
 
 
-__all__ = ["BACKENDS", "Backend", "available", "backend_of"]
+def on_host() -> Backend:
+    """The fastest that is there of those that work on NumPy's arrays."""
+    return backend_of("native" if BACKENDS["native"].there() else "numpy")
+
+
+__all__ = ["BACKENDS", "Backend", "available", "backend_of", "on_host"]

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from subcompress.backends.memory import Device, Memory
 from subcompress.kernels import Segment
 from subcompress.operators import ExactOperator
 from subcompress.operators.base import CHUNK
 
-Fill = Callable[[ExactOperator, Tensor, Sequence[Segment]], None]
+if TYPE_CHECKING:
+    import torch
+
+Fill = Callable[[ExactOperator, Any, Sequence[Segment]], None]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """fill: the weights of segments, sorted by rows, from (d,) int32 coordinates, all of them on `device`; there:
-    whether it can run on this machine; beside: whether calls from several threads run beside each other, each on one
-    core; else one call takes all of them."""
+    """fill: the weights of segments, sorted by rows, from (d,) int32 coordinates, all of them in `memory`, on `device`;
+    there: whether it can run on this machine; beside: whether calls from several threads run beside each other, each on
+    one core; else one call takes all of them."""
 
     device: str
+    memory: Memory
     fill: Fill
     there: Callable[[], bool]
     beside: bool = False
+
+    def on(self, device: torch.device) -> Backend:
+        """The same for one of several devices of that kind."""
+        return self if device.type == "cpu" else replace(self, memory=Device(str(device)))
 
 
 def pieces(operator: ExactOperator, c: Any, segments: Sequence[Segment]) -> Iterator[tuple[Segment, slice, Any]]:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress.backends.base import Backend, pieces
+from subcompress.backends.memory import HOST
 from subcompress.kernels import Segment
+from subcompress.layout import array_of
 from subcompress.operators import ExactOperator
+from subcompress.rounding import rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
+def fill(operator: ExactOperator, c: np.ndarray | Tensor, segments: Sequence[Segment]) -> None:
     """Weights of constant starts."""
-    for s, place, w in pieces(operator, c.numpy(), segments):
+    for s, place, w in pieces(operator, array_of(c), segments):
         theta = np.float32(s.start) + np.float32(s.scale) * w.astype(np.float32)
-        out = s.out[place]
-        if out.dtype == torch.bfloat16:
-            bits = theta.view(np.uint32)
-            out.view(torch.int16).numpy()[:] = (
-                ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.int16)
-            )
-        else:
-            with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in it
-                out.numpy()[:] = theta
+        out = array_of(s.out)[place]
+        out[:] = rounded(theta, out.dtype)
 
 
-BACKEND = Backend("cpu", fill, lambda: True, beside=True)
+BACKEND = Backend("cpu", HOST, fill, lambda: True, beside=True)

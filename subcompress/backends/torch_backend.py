@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from subcompress.backends.base import Backend, pieces
+from subcompress.backends.memory import Device
 from subcompress.kernels import Segment
+from subcompress.lazy import torch
 from subcompress.operators import ExactOperator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def on(device: str) -> Backend:
     """The backend for that device."""
-    return Backend(device, fill, lambda: device == "cpu" or torch.cuda.is_available())
+    return Backend(device, Device(device), fill, lambda: device == "cpu" or torch.cuda.is_available())
 
 
-@torch.no_grad()
 def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
     """Weights on the device of c."""
-    for s, place, w in pieces(operator, c, segments):
-        # scale * w is exact in float32, so the one rounding is the sum's, fused or not.
-        s.out[place] = (w * s.scale).add_(s.start)
+    with torch.no_grad():
+        for s, place, w in pieces(operator, c, segments):
+            # scale * w is exact in float32, so the one rounding is the sum's, fused or not.
+            s.out[place] = (w * s.scale).add_(s.start)

@@ -1,6 +1,7 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
-from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase, add_base, converted
+from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase
+from subcompress.base.mapping import let_go, place_of
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file
 from subcompress.base.standing import stand_on, ties_of
 
@@ -11,10 +12,10 @@ __all__ = [
     "Base",
     "BaseReference",
     "OnBase",
-    "add_base",
-    "converted",
     "find_base",
+    "let_go",
     "open_base",
+    "place_of",
     "stand_on",
     "ties_of",
     "weights_file",

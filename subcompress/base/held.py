@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError
-from subcompress.layout import MAX_NAME, Layout, TensorSpec, raw_bytes, sound_text
+from subcompress.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
+from subcompress.lazy import torch
 from subcompress.remote.references import PREFIX
+from subcompress.rounding import rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 HUB = PREFIX
 FLOATS = ("F32", "F16", "BF16", "F64")
 """What the floating-point tensors of a base can be converted to, in the order of the format's numbers less one."""
-
-TINY = 2.0**-126
-"""Smaller values become zero, before and after the sum: some machines flush subnormal numbers, some do not."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class BaseReference:
 
 
 class Base:
-    """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read)."""
+    """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read).
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, revision: str = "") -> None:
+    arrays: by name, BF16 as uint16, in memory that other tensors may share: nobody writes to it.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor | np.ndarray], name: str, revision: str = "") -> None:
         if not name or not sound_text(name):
             raise SubcompressError(
                 f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
@@ -82,15 +87,21 @@ class Base:
             raise SubcompressError(
                 f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
             )
-        if meta := next((n for n, t in tensors.items() if t.is_meta), None):
+        if meta := next((n for n, t in tensors.items() if not isinstance(t, np.ndarray) and t.is_meta), None):
             raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialise it first")
-        self.tensors = {n: tensors[n].detach() for n in sorted(tensors, key=str.encode)}
+        order = sorted(tensors, key=str.encode)
+        self.layout = Layout.of({n: tensors[n] for n in order})
+        self.arrays = {n: array_of(tensors[n]) for n in order}
         self.name, self.revision = name, revision
-        self.layout = Layout.of(self.tensors)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as torch's tensors."""
+        return {n: tensor_of(array) for n, array in self.arrays.items()}
 
     @cached_property
     def _leaves(self) -> list[bytes]:
-        return leaf_digests(self.layout, _raw(self.tensors))
+        return leaf_digests(self.layout, _raw(self.arrays))
 
     @cached_property
     def digest(self) -> bytes:
@@ -107,7 +118,7 @@ class Base:
 
     def check_unchanged(self) -> None:
         """Raise SubcompressError where the values are no longer those of the digest: a file was written over."""
-        if root_digest(self.layout, leaf_digests(self.layout, _raw(self.tensors))) != self.digest:
+        if root_digest(self.layout, leaf_digests(self.layout, _raw(self.arrays))) != self.digest:
             raise SubcompressError(
                 f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
                 "and begin anew"
@@ -122,8 +133,8 @@ class Base:
             )
 
 
-def _raw(tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
-    return {n: raw_bytes(t) for n, t in tensors.items()}
+def _raw(arrays: Mapping[str, np.ndarray]) -> dict[str, memoryview]:
+    return {n: raw_bytes(a) for n, a in arrays.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,31 +150,41 @@ class OnBase:
         return self.reference.layout(self.base.layout)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[str, torch.dtype]]:
+    def _places(self) -> dict[str, tuple[str, np.dtype]]:
         """By name in the model: the name in the base, and the model's dtype."""
         unused = set(self.reference.unused)
-        names = [n for i, n in enumerate(self.base.tensors) if i not in unused]
-        return {spec.name: (n, spec.torch_dtype) for n, spec in zip(names, self.layout, strict=True)}
+        names = [n for i, n in enumerate(self.base.arrays) if i not in unused]
+        return {spec.name: (n, DTYPES[spec.dtype]) for n, spec in zip(names, self.layout, strict=True)}
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def tensor(self, name: str) -> Tensor:
-        """The base's values of a tensor of the model, in the model's dtype, on the CPU."""
+    def values(self, name: str) -> np.ndarray:
+        """The base's values of a tensor of the model, in the model's dtype: in the base's memory, where it has that."""
         held, dtype = self._places[name]
-        return converted(self.base.tensors[held], dtype)
+        return rounded(self.base.arrays[held], dtype)
+
+    def array(self, name: str) -> np.ndarray:
+        """The same, read-only."""
+        view = self.values(name).view()
+        view.flags.writeable = False
+        return view
+
+    def tensor(self, name: str) -> Tensor:
+        """The same as a tensor on the CPU."""
+        return tensor_of(self.values(name))
 
     def leaf(self, name: str, at: int) -> bytes | None:
         """The digest of a leaf of a tensor, where it is the base's."""
         held, dtype = self._places[name]
-        return self.base.leaves[held, at] if self.base.tensors[held].dtype == dtype else None
+        return self.base.leaves.get((held, at)) if self.base.arrays[held].dtype == dtype else None
 
-    def reals(self, name: str, lo: int = 0, n: int | None = None) -> Tensor:
+    def reals(self, name: str, lo: int = 0, n: int | None = None) -> np.ndarray:
         """The same as real numbers in a row, two a complex value: n of them from number `lo` on."""
         held, dtype = self._places[name]
-        t = self.base.tensors[held]
-        flat = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).reshape(-1)[lo:]
-        return converted(flat if n is None else flat[:n], dtype if not dtype.is_complex else torch.float32)
+        flat = self.base.arrays[held].reshape(-1)
+        flat = flat.view(np.float32) if flat.dtype == np.complex64 else flat
+        return rounded(flat[lo : None if n is None else lo + n], DTYPES["F32"] if dtype == np.complex64 else dtype)
 
     def loaded(self, module: nn.Module) -> nn.Module:
         """The module, with the base's values in every tensor that the base has."""
@@ -172,26 +193,3 @@ class OnBase:
             for spec in self.layout:
                 state[spec.name].copy_(self.tensor(spec.name))
         return module
-
-
-def converted(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded to nearest even, the same bits in every library and at every place of a tensor: float64 by way of
-    float32, nan to one of its bit patterns."""
-    if t.dtype == dtype:
-        return t
-    if t.dtype == torch.float64:
-        return t.float().to(dtype).masked_fill_(t.isnan(), torch.nan)
-    return t.to(dtype).masked_fill_(t.isnan(), torch.nan)
-
-
-def add_base(values: Tensor, base: Tensor) -> None:
-    """base + values, into `values`, both (n,): one rounding of the sum, in float64 for float64 and in float32 else.
-
-    values: scale * integer, exact; base: in the model's dtype. Float32 values below 2^-126 are zero, before and after.
-    """
-    if values.dtype == torch.float64:
-        values.add_(base)
-        return
-    base = base.float()
-    values.add_(base.where(base.abs() >= TINY, 0.0))
-    values.masked_fill_(values.abs() < TINY, 0.0)

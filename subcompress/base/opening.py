@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from subcompress.base.held import HUB, Base, BaseReference
+from subcompress.base.mapping import mapped
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
+from subcompress.lazy import torch
 from subcompress.remote import COMMIT, Reference, weights_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What is looked for in a folder or a repository, the first that is there."""
@@ -34,10 +37,10 @@ def open_base(source: Any, name: str | None = None) -> Base:
     """
     if isinstance(source, Base):
         found = source
-    elif isinstance(source, nn.Module):
-        found = Base(_copies(_tensors(source.state_dict(), "the module")), type(source).__name__)
     elif isinstance(source, Mapping):
         found = Base(_copies(_tensors(source, "the mapping")), "a state dict")
+    elif not isinstance(source, (str, os.PathLike)) and isinstance(source, torch.nn.Module):
+        found = Base(_copies(_tensors(source.state_dict(), "the module")), type(source).__name__)
     elif str(source).startswith(HUB):
         found = _of_hub(str(source))
     else:
@@ -49,7 +52,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
         raise SubcompressError(f"a base is named with its commit, 40 hex digits, or with none; given {name}")
-    return Base(found.tensors, plain, revision)
+    return Base(found.arrays, plain, revision)
 
 
 def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base:
@@ -102,8 +105,9 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or a torch state dict. Raises SubcompressError for anything else."""
+def _read(path: Path) -> Mapping[str, Tensor | np.ndarray]:
+    """The tensors of a torch state dict, or of a safetensors file as arrays. Raises SubcompressError for anything
+    else."""
     try:
         with path.open("rb") as f:
             begin, size = f.read(9), f.seek(0, os.SEEK_END)
@@ -120,28 +124,25 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"{one_line(e, 160)}"
             ) from e
         return _tensors(found, str(path))
-    try:
-        with safetensors.safe_open(path, "pt") as f:
-            held = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
-    except (safetensors.SafetensorError, OSError) as e:
-        raise SubcompressError(
-            f"a base is a safetensors file or a torch state dict; {path} is neither: {one_line(e, 160)}"
-        ) from e
+    held = mapped(path)
     if list(held) == ["z"]:
         raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
-    return _tensors(held, str(path))
+    if not held:
+        raise SubcompressError(f"a base holds dense tensors; {path} holds none")
+    return held
 
 
 def _tensors(found: Any, what: str) -> dict[str, Tensor]:
     """The dense tensors of a state dict, also where it lies under the one usual key."""
     if isinstance(found, Mapping):
         for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(inner := found.get(key), Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
+            inner = found.get(key)
+            if isinstance(inner, Mapping) and any(isinstance(v, torch.Tensor) for v in inner.values()):
                 found = inner
                 break
     if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
         raise SubcompressError(f"a base is a state dict, tensors by name; {what} holds a {type(found).__name__}")
-    held = {k: v for k, v in found.items() if isinstance(v, Tensor) and holdable(v)}
+    held = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and holdable(v)}
     if not held:
         raise SubcompressError(f"a base holds dense tensors; {what} holds none")
     return held

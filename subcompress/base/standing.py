@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from subcompress.base.held import FLOATS, Base, BaseReference, OnBase
 from subcompress.errors import SubcompressError
 from subcompress.layout import Layout, raw_bytes
+from subcompress.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 NEW_LAYERS = 3
 """Layers at the end of a network that may be new without being named: a head has one, two or three."""
@@ -26,7 +28,7 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
     tensors that the module ties.
     """
     anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
-    state = {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
+    state = {n: t for n, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
     strip, add = _prefixes(base.layout, Layout.of(state))
     reference = BaseReference(base.name, base.revision, base.digest, len(base.layout), strip, add)
     unused, dtypes = [], set()
@@ -64,7 +66,7 @@ def _check_ties(found: OnBase, module: nn.Module) -> None:
     for names in ties_of(module):
         first, *others = [n for n in names if n in found] or names[:1]
         for name in others:
-            if raw_bytes(found.tensor(first)) != raw_bytes(found.tensor(name)):
+            if raw_bytes(found.values(first)) != raw_bytes(found.values(name)):
                 raise SubcompressError(
                     f"the model ties {first} and {name}; {found.base.name} has different values for them: untie them, "
                     "or give the base of this network"
@@ -78,7 +80,7 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
     present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:
         raise SubcompressError(
-            f"a base has the model's tensors; {found.base.name} has {_some(found.base.tensors)}, the model "
+            f"a base has the model's tensors; {found.base.name} has {_some(found.base.arrays)}, the model "
             f"{_some(state)}: give the base of this network"
         )
     for pattern in new:

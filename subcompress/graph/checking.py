@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,7 +18,7 @@ from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
 from subcompress.graph.tracing import example_inputs, graphs_within, named, outputs_of, varies
 from subcompress.layout import raw_bytes
-from subcompress.session import open_graph
+from subcompress.session import open_graph, ort_value, real
 
 TOLERANCE = 1e-4
 """Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
@@ -36,11 +38,16 @@ def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
     return right / size(split)
 
 
-def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
+def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, Tensor] | None = None) -> None:
     """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
-    axes that vary."""
+    axes that vary. weights: of a graph that is given them from outside, as inputs or as initialisers."""
+    values = {n: ort_value(onnxruntime, real(t.detach()).contiguous()) for n, t in (weights or {}).items()}
+    options = _options()
     try:
-        session = onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"])
+        taken = {i.name for i in onnx.load_from_string(data).graph.input} if values else set()
+        if outside := {name: value for name, value in values.items() if name not in taken}:
+            options.add_external_initializers(list(outside), list(outside.values()))
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base of their own
         raise SubcompressError(
             f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
@@ -50,7 +57,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts) -> None:
         fed = {name: x.numpy() for name, x in example_inputs(facts, n, length).items()}
         taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
         try:
-            found = session.run(None, {name: x for name, x in fed.items() if name in taken})
+            found = session.run(None, {name: x for name, x in (fed | values).items() if name in taken})
         except Exception as e:
             raise SubcompressError(
                 f"ONNX Runtime does not run this graph at {at} ({one_line(e)}): unpack to .safetensors instead"

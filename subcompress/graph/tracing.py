@@ -17,7 +17,7 @@ from subcompress.data.held import Tree, leaves
 from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
-from subcompress.layout import DTYPES
+from subcompress.layout import torch_dtype
 from subcompress.record import Record
 
 OPSET = 18
@@ -56,7 +56,7 @@ def example_inputs(facts: Facts, n: int = 2, size: int = 5) -> dict[str, Tensor]
         elif each.name == "attention_mask":
             x = torch.ones_like(x)
             x[1::2, (x.shape[-1] + 1) // 2 :] = 0
-        found[each.name or f"input_{i}"] = x.to(DTYPES[each.dtype][0])
+        found[each.name or f"input_{i}"] = x.to(torch_dtype(each.dtype))
     return found
 
 

@@ -5,10 +5,25 @@ subcompress.pull("ORG/NAME", "net.safetensors")
 subcompress.from_pretrained("ORG/NAME", module)
 """
 
-from subcompress.hub.card import About
-from subcompress.hub.fetching import fetch, from_pretrained, local, pull
-from subcompress.hub.publishing import GRAPHS, Pushed, push
+from typing import TYPE_CHECKING
+
 from subcompress.remote import Fetched, Reference
+
+if TYPE_CHECKING:
+    from subcompress.hub.card import About
+    from subcompress.hub.fetching import fetch, from_pretrained, local, pull
+    from subcompress.hub.publishing import GRAPHS, Pushed, push
+else:
+    from subcompress import lazy
+
+    __getattr__, __dir__ = lazy.exports(
+        __name__,
+        {
+            "card": ("About",),
+            "fetching": ("fetch", "from_pretrained", "local", "pull"),
+            "publishing": ("GRAPHS", "Pushed", "push"),
+        },
+    )
 
 __all__ = [
     "GRAPHS",

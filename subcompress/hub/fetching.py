@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError
 from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.remote import CONFIG, FILE, Fetched, Hub, Reference, Say, download, is_reference, quiet
-from subcompress.unpacking import load
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def fetch(ref: Reference, *, token: str | bool | None = None, cached: bool = False, say: Say = quiet) -> Fetched:
@@ -75,6 +75,8 @@ def from_pretrained(
 
     Raises SubcompressError as `fetch` and `load` do.
     """
+    from subcompress.unpacking import load  # which imports torch, and a pull does not
+
     file = Path(repository) if Path(repository).is_file() else place(repository, revision, token) / FILE
     return load(file, module, base=base, check=check)
 

@@ -18,9 +18,9 @@ from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.hub.card import About
 from subcompress.hub.fetching import place
 from subcompress.hub.publishing import Parcel, described, push
+from subcompress.inspecting import info
 from subcompress.remote import CARD, CONFIG, FILE, LARGE
 from subcompress.unpacking import load
-from subcompress.verifying import info
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):

@@ -16,6 +16,7 @@ from subcompress import format
 from subcompress.errors import SubcompressError
 from subcompress.hub import card
 from subcompress.hub.card import About, Page
+from subcompress.inspecting import info
 from subcompress.remote import CARD, COMMIT, CONFIG, FILE, GRAPH, Reference, settings, small_file, transport
 from subcompress.remote.transport import (
     Hub,
@@ -29,7 +30,6 @@ from subcompress.remote.transport import (
     quiet,
 )
 from subcompress.unpacking import unpack
-from subcompress.verifying import info
 
 EVALUATION = ".eval_results/subcompress.yaml"
 

@@ -11,13 +11,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress.kernels.compiled import library
+from subcompress.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_LOG2_M = 15
 """Larger blocks do not fit what a GPU's program holds."""
@@ -27,12 +29,13 @@ MAX_LOG2_M = 15
 class Segment:
     """Rows lo .. lo + len(out) of a group, and where their weights go: out = start + scale * row.
 
-    out: (n,), contiguous, float32, float16, bfloat16 or float64, all segments of a call on one device; start: one
-    constant, or (n,) float32 values where out is float32.
+    out: (n,), contiguous, float32, float16, bfloat16 or float64, all segments of a call on one device; on the host an
+    array serves as a tensor does, of uint16 for bfloat16. start: one constant, or (n,) float32 values where out is
+    float32.
     """
 
     lo: int
-    out: Tensor
+    out: Any
     scale: float
     start: float | Tensor = 0.0
 
@@ -42,7 +45,7 @@ class Segment:
         return self.lo + len(self.out)
 
 
-Piece = tuple[int, Tensor, float]
+Piece = tuple[int, "Tensor", float]
 """Numbers for rows lo .. lo + len(g), and what they are multiplied by: (lo, g, scale)."""
 
 

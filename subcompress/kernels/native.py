@@ -5,18 +5,27 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref, c_uint32
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from subcompress import threads
 from subcompress.kernels import Piece, Segment, SignedBlocks
 from subcompress.kernels.compiled import Blocks, Rows, library
+from subcompress.layout import array_of
+from subcompress.lazy import torch
 from subcompress.threads import each
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""The numbers that native.c knows output dtypes by."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint16": 2, "float64": 3}
+"""The numbers that native.c knows output dtypes of torch and NumPy by; uint16 is what NumPy has for bfloat16."""
+
+LINE = 64
+"""Bytes that the widest vectors are aligned to."""
 
 SHARE = 1 << 20
 """Rows that are worth a thread: with fewer, waking it costs more, all the more where torch's own still spin."""
@@ -28,10 +37,10 @@ CACHED = 1 << 25
 """Bytes of output that caches may hold until they are read: more is written past them."""
 
 
-def fill(op: SignedBlocks, c: Tensor, segments: Sequence[Segment]) -> None:
+def fill(op: SignedBlocks, c: Tensor | np.ndarray, segments: Sequence[Segment]) -> None:
     """Exact weights, from (d,) integers: segments are sorted by rows; blocks that none touches cost nothing."""
     # NumPy: torch would start threads of its own in each of ours.
-    _write(op, torch.from_numpy(c.numpy().astype(np.float32)), float(op.A), segments)
+    _write(op, array_of(c).astype(np.float32), float(op.A), segments)
 
 
 def affine(op: SignedBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
@@ -54,20 +63,19 @@ def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     call = _library().subcompress_adjoint
 
     def work(i: int) -> None:
-        scratch = torch.empty(blocks.scratch, dtype=torch.float32, device="cpu")
-        call(
-            byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), scratch.data_ptr()
-        )  # fmt: skip
+        scratch, place = blocks.scratch()
+        call(byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), place)
+        del scratch
 
     each(work, range(len(bounds) - 1))
     return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
-def _write(op: SignedBlocks, values: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
+def _write(op: SignedBlocks, values: Tensor | np.ndarray, frozen: float, segments: Sequence[Segment]) -> None:
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return
-    starts = [s.start if isinstance(s.start, Tensor) else None for s in segments]
+    starts: list[Any] = [s.start if hasattr(s.start, "data_ptr") else None for s in segments]
     for s, begin in zip(segments, starts, strict=True):
         assert begin is None or (s.out.dtype == begin.dtype == torch.float32 and begin.is_contiguous()), "see Segment"
     table = (Rows * len(segments))(
@@ -75,30 +83,39 @@ def _write(op: SignedBlocks, values: Tensor, frozen: float, segments: Sequence[S
             Rows(
                 s.lo,
                 s.hi,
-                s.out.data_ptr(),
+                _address(s.out),
                 None if begin is None else begin.data_ptr(),
-                0.0 if isinstance(s.start, Tensor) else s.start,
+                s.start if begin is None else 0.0,
                 s.scale,
-                DTYPES[s.out.dtype],
+                _number(s.out.dtype),
             )
             for s, begin in zip(segments, starts, strict=True)
         )
     )
     first, last = segments[0].lo // op.m, -(-segments[-1].hi // op.m)
-    shares = min(torch.get_num_threads(), -(-(last - first) * op.m // SHARE))
+    shares = min(threads.number(), -(-(last - first) * op.m // SHARE))
     bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
     blocks = _tables(op)
     far = sum(s.out.nbytes for s in segments) > CACHED
     call = _library().subcompress_fill
 
     def work(i: int) -> None:
-        scratch = torch.empty(blocks.scratch, dtype=torch.float32, device="cpu")
+        scratch, place = blocks.scratch()
         call(
-            byref(blocks.c), values.data_ptr(), frozen, table, len(segments), bounds[i], bounds[i + 1],
-            far, scratch.data_ptr(),
+            byref(blocks.c), _address(values), frozen, table, len(segments), bounds[i], bounds[i + 1], far, place
         )  # fmt: skip
+        del scratch
 
     each(work, range(len(bounds) - 1))
+
+
+def _address(values: Tensor | np.ndarray) -> int:
+    return values.__array_interface__["data"][0] if isinstance(values, np.ndarray) else values.data_ptr()
+
+
+@cache
+def _number(dtype: Any) -> int:
+    return DTYPES[str(dtype).removeprefix("torch.")]
 
 
 def _library() -> ctypes.CDLL:
@@ -127,7 +144,12 @@ class _Tables:
             columns.ctypes.data,
             None if slots is None else slots.ctypes.data,
         )
-        self.scratch = int(_library().subcompress_scratch(byref(self.c)))
+        self.size = int(_library().subcompress_scratch(byref(self.c)))
+
+    def scratch(self) -> tuple[np.ndarray, int]:
+        """Memory for a call, and the first address in it that is aligned."""
+        held = np.empty(4 * self.size + LINE, np.uint8)
+        return held, -(-_address(held) // LINE) * LINE
 
 
 _KEPT: WeakKeyDictionary[SignedBlocks, _Tables] = WeakKeyDictionary()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress.kernels import Piece, Segment
+from subcompress.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 18
 """Weights expanded at a time: what a core's cache holds."""
@@ -46,9 +48,10 @@ class Operator(ABC):
     def rmatvec(self, g: Tensor) -> Tensor:
         """P^T g, (D,) -> (d,), in the dtype and on the device of g."""
 
-    def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """The frozen part that is added to P z, (D,): zero unless the operator brings a random start."""
-        return torch.zeros(self.D, dtype=dtype, device=device)
+    def start(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """The frozen part that is added to P z, (D,), float32 by default: zero unless the operator brings a random
+        start."""
+        return torch.zeros(self.D, dtype=dtype or torch.float32, device=device)
 
     def affine(self, z: Tensor) -> Tensor:
         """start + P z, (d,) -> (D,), a tensor of its own."""
@@ -81,36 +84,9 @@ class Operator(ABC):
 
     def __call__(self, z: Tensor) -> Tensor:
         """P z with its gradient P^T, (d,) -> (D,)."""
-        out: Tensor = _MatVec.apply(z, self)
-        return out
+        from subcompress.operators.gradients import matvec
 
-
-def rmatvec(g: Tensor, op: Operator) -> Tensor:
-    """P^T g with its gradient P, (D,) -> (d,)."""
-    out: Tensor = _RMatVec.apply(g, op)
-    return out
-
-
-class _MatVec(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, op: Operator) -> Tensor:
-        ctx.op = op
-        return op.matvec(z)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return rmatvec(g, ctx.op), None
-
-
-class _RMatVec(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, op: Operator) -> Tensor:
-        ctx.op = op
-        return op.rmatvec(g)
-
-    @staticmethod
-    def backward(ctx: Any, z: Tensor) -> tuple[Tensor, None]:
-        return _MatVec.apply(z, ctx.op), None
+        return matvec(z, self)
 
 
 class ExactOperator(Operator):

@@ -14,15 +14,17 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress import philox
 from subcompress.errors import SubcompressError
+from subcompress.lazy import torch
 from subcompress.operators.base import Operator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 100_000_000
 """The most numbers of P that are kept: 400 MB."""

@@ -12,14 +12,16 @@ numbers, memory is O(D).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress import philox, walsh
+from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, normals, words
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Fastfood(Reference):

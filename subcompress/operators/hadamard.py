@@ -16,16 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress import philox, walsh
 from subcompress.errors import SubcompressError
 from subcompress.kernels import Piece, Segment, kernel
+from subcompress.lazy import torch
 from subcompress.operators.base import CHUNK, ExactOperator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_LOG2_M = 20
 
@@ -251,10 +253,10 @@ class HadamardBlocks(ExactOperator):
             return y.sum(0)[k.free]
         return g.new_zeros(self.d).index_add_(0, k.reading[:, k.free].reshape(-1), y[:, k.free].reshape(-1))
 
-    def start(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    def start(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
         none = torch.zeros(self.d, device=device)
         parts = [self.rows(none, lo, min(lo + CHUNK, self.D)) for lo in range(0, self.D, CHUNK)]
-        return torch.cat(parts).to(dtype)
+        return torch.cat(parts).to(dtype or torch.float32)
 
 
 class _Kept(NamedTuple):

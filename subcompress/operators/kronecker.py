@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, normals, permutation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class KroneckerProduct(Reference):

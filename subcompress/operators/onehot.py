@@ -11,12 +11,15 @@ assignment, as Uni-LoRA in Hugging Face PEFT does: n_j is D / d, rounded down or
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, permutation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OneHot(Reference):

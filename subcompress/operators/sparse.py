@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from subcompress import philox
+from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, words
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DRAWS = 1 << 16  # gaps drawn at a time
 

@@ -1,0 +1,100 @@
+"""subcompress export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import subcompress
+from subcompress import SubcompressError
+from subcompress.hub import Reference, local
+from subcompress.remote import is_reference
+from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
+from subcompress.serving.triton import export as export_all
+from subcompress_cli import texts
+from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.options import FOLDER, base_option, json_option, print_json, say
+from subcompress_models import MODELS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--triton-repo",
+    "repository",
+    type=FOLDER,
+    required=True,
+    metavar="DIR",
+    help="Model repository of NVIDIA Triton to write into.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    default="onnxruntime",
+    show_default=True,
+    help="Of Triton, to run the graphs.",
+)
+@click.option("--dense", is_flag=True, help="Graphs with their weights inside.  [default: self-unfolding]")
+@model_option()
+@base_option
+@click.option("--name", metavar="NAME", help="Of the model, for one FILE.  [default: FILE's, or its repository's]")
+@click.option(
+    "--max-batch", type=int, default=MAX_BATCH, show_default=True, help="Examples that requests are joined to; 0: none."
+)
+@click.option("--force", is_flag=True, help="Replace model folders that no export wrote, or that were changed since.")
+@json_option
+def export(
+    files: tuple[str, ...],
+    repository: Path,
+    backend: str,
+    dense: bool,
+    model_name: str | None,
+    base: str | None,
+    name: str | None,
+    max_batch: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write each FILE, packed or .onnx, as a model for other servers.
+
+    A packed FILE needs the network it was made from: --model, unless its layout is that of a named one.
+    """
+    if name is not None and len(files) > 1:
+        raise SubcompressError(f"a name is of one model; {len(files)} files are given with --name: export one by one")
+    named = [(name if name is not None else _name(file), file) for file in files]
+    check_names(named)
+    networks: dict[str, nn.Module] = {}
+    sources = [_source(file, called, model_name, base, networks) for called, file in named]
+    found = export_all(sources, repository, backend=backend, dense=dense, max_batch=max_batch, force=force)
+    if as_json:
+        print_json({"repository": repository, "backend": backend, "models": [asdict(each) for each in found]})
+        return
+    for each in found:
+        joined = f"requests joined up to {each.max_batch}" if each.max_batch else "requests one by one"
+        click.echo(f"{each.folder}: {sum(each.files.values())} bytes, {joined}")
+
+
+def _name(file: str) -> str:
+    """What a model is called after: its file without the suffix, or its repository without the owner."""
+    return Reference.of(file).id.rpartition("/")[2] if is_reference(file) else Path(file).stem
+
+
+def _source(file: str, name: str, model_name: str | None, base: str | None, networks: dict[str, nn.Module]) -> Source:
+    """networks: by name, those that were made for other files and do for this one too."""
+    path = local(file, say=say)
+    if path.suffix == ".onnx":
+        return Source(path, name)
+    network = model_name or subcompress.info(path)["layout"]
+    if model_name is None and network not in MODELS:
+        return Source(path, name)
+    if network.startswith(texts.HF):  # made to fit the file
+        return Source(path, name, network_of(path, network, base), base)
+    if network not in networks:
+        networks[network] = network_of(path, network, base)
+    return Source(path, name, networks[network], base)

@@ -1,0 +1,118 @@
+"""Options and look-ups of the commands that take a network or data."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+from subcompress import Data, format
+from subcompress.data import AUGMENTS, DATA, augment_of
+from subcompress.hub.card import data_name
+from subcompress.operators import OPERATORS
+from subcompress.optimisers import OPTIMISERS
+from subcompress.tasks import LOSSES, METRICS
+from subcompress_cli import texts
+from subcompress_cli.loading import data_of, function_of, model_of
+from subcompress_cli.options import FOLDER, Decorator
+from subcompress_models import MODELS
+
+
+def model_option(**kwargs: Any) -> Decorator:
+    """--model NAME."""
+    known = ", ".join(MODELS)
+    text = f"{known}; or file.py:factory, package.module:factory: no argument, returns an nn.Module; or {texts.MODEL}."
+    return click.option("--model", "model_name", metavar="NAME", help=f"A network: {text}", **kwargs)
+
+
+def data_options(**kwargs: Any) -> Decorator:
+    """--data NAME and --data-dir DIR."""
+    known = ", ".join(DATA)
+    text = (
+        f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y); or "
+        f"{texts.DATA}, with columns text and label, for a network of transformers."
+    )
+
+    def all_of(f: Callable[..., Any]) -> Callable[..., Any]:
+        f = click.option("--data-dir", type=FOLDER, metavar="DIR", help="Where the files of named data lie.")(f)
+        return click.option("--data", "data_name", metavar="NAME", help=text, **kwargs)(f)
+
+    return all_of
+
+
+def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--augment NAME."""
+    text = f"Random changes of training inputs: {', '.join(AUGMENTS)}; or file.py:f, f(x, generator) -> x."
+    return click.option("--augment", metavar="NAME", help=text)(f)
+
+
+def data_with(name: str, folder: Path | None, augment: str | None, model_name: str) -> Data:
+    """The data set, with the augmentation of that name. model_name: see `data_of`. Raises SubcompressError."""
+    data = data_of(name, folder, model_name)
+    return data if augment is None else replace(data, augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
+
+
+def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--loss, --metric and --minimize."""
+    losses, metrics = ", ".join(LOSSES), ", ".join(METRICS)
+    f = click.option("--minimize", "minimise", is_flag=True, help="The metric is an error: less is better.")(f)
+    f = click.option(
+        "--metric",
+        metavar="NAME",
+        help=f"{metrics}; or file.py:f, f(outputs, y) -> float.  [default: goes with the loss]",
+    )(f)
+    return click.option(
+        "--loss",
+        metavar="NAME",
+        default="cross-entropy",
+        show_default=True,
+        help=f"{losses}; or file.py:f, f(module, batch) -> scalar.",
+    )(f)
+
+
+def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """How to train: what `fit` and `dim` share."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
+        click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),
+        click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
+        click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
+        click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
+        click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
+        click.option(
+            "--operator", default="hadamard", show_default=True, help=f"P: {', '.join(OPERATORS)}. Only hadamard packs."
+        ),
+    ):
+        f = option(f)
+    return f
+
+
+def network(name: str, seed: int, data: Data) -> nn.Module:
+    """The network of that name, or the user's, to learn these data. Raises SubcompressError."""
+    return model_of(name, seed, data.facts)
+
+
+def network_of(file: Path, name: str, base: str | None) -> nn.Module:
+    """The network of that name to hold the weights of a file, which stands on `base` where it stands on one. Raises
+    SubcompressError."""
+    layout = format.read(file, base)[0].layout if name.startswith(texts.HF) else None
+    return model_of(name, layout=layout)
+
+
+def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:
+    """The data set of that name, None where none is named. model_name: see `data_of`."""
+    return None if name is None else data_of(name, folder, model_name)
+
+
+def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:
+    """The arguments of `fit` for a loss and a metric."""
+    return {"loss": function_of(loss, "--loss", LOSSES), "metric": function_of(metric, "--metric", METRICS)}
+
+
+def short(name: str) -> str:
+    """A name to print: without the folders of a file."""
+    return data_name(name)

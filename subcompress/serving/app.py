@@ -1,0 +1,466 @@
+"""The server's surface: Open Inference Protocol v2 over HTTP, the repository extension, metrics, and a page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from subcompress import __version__
+from subcompress.serving import protocol
+from subcompress.serving.engines import ports
+from subcompress.serving.metrics import Metrics, percentile, uptime
+from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.refusals import RefusedError, shown
+
+EXTENSIONS = [
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "binary_tensor_data",
+    "statistics",
+    "model_configuration",
+]
+
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+"""What is told without a token: that the server is there, and a page without anything on it."""
+
+IDLE = 30
+"""Seconds that a request's body may pause."""
+
+DISCARDED = 64 << 20
+"""Bytes of a refused request that are read past before it is told so."""
+
+HELD = 4
+"""Bodies of the largest size that may be in memory at once, in bytes."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """waiting: requests in the server at once; body: bytes of one."""
+
+    waiting: int = 1024
+    body: int = 64 << 20
+
+
+class _Incoming:
+    """A request's body as it comes. whole: whether all of it has."""
+
+    def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        self.headers, self.whole = headers, False
+        self._receive = receive
+
+    async def part(self) -> bytes:
+        """The next bytes. Raises RefusedError, 408, where none come for a while, and 400 where it is cut off."""
+        try:
+            async with asyncio.timeout(IDLE):
+                message = await self._receive()
+        except TimeoutError as e:
+            self.whole = True  # nobody waits for the rest
+            raise RefusedError(408, f"a request's body goes on within {IDLE} seconds; this one stopped") from e
+        if message["type"] == "http.disconnect":
+            self.whole = True
+            raise RefusedError(400, "the request was cut off")
+        self.whole = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
+
+    async def discard(self) -> None:
+        """Read the rest, or much of it: who is still sending would not hear the answer."""
+        most = DISCARDED
+        if b"expect" in self.headers:  # who waits to be asked for the body
+            return
+        with suppress(RefusedError):
+            while not self.whole and most > 0:
+                most -= len(await self.part())
+
+
+class Server:
+    """An ASGI application that serves `models`. token: what requests must bear, None for nothing."""
+
+    def __init__(
+        self, models: Models, metrics: Metrics, limits: Limits | None = None, token: str | None = None
+    ) -> None:
+        self.models, self.metrics, self.limits = models, metrics, limits or Limits()
+        self.draining = False
+        self.waiting = self.held = 0
+        self._token = None if token is None else token.encode()
+        self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
+        get, post = ["GET"], ["POST"]
+        by_model: dict[str, Handler] = {
+            "": self._metadata,
+            "/ready": self._model_ready,
+            "/config": self._config,
+            "/stats": self._stats,
+        }
+        routes = [
+            Route("/", self._show_page, methods=get),
+            Route("/status", self._status, methods=get),
+            Route("/metrics", self._metrics, methods=get),
+            Route("/v2", self._about, methods=get),
+            Route("/v2/health/live", self._live, methods=get),
+            Route("/v2/health/ready", self._ready, methods=get),
+            Route("/v2/repository/index", self._index, methods=[*post, *get]),
+            Route("/v2/repository/models/{name}/load", self._load, methods=post),
+            Route("/v2/repository/models/{name}/unload", self._unload, methods=post),
+            Route("/v2/models/stats", self._all_stats, methods=get),
+        ]
+        for tail, handler in by_model.items():
+            routes.append(Route("/v2/models/{name}" + tail, handler, methods=get))
+            routes.append(Route("/v2/models/{name}/versions/{version}" + tail, handler, methods=get))
+        self._others: ASGIApp = Starlette(
+            routes=routes,
+            exception_handlers={RefusedError: _refused, HTTPException: _not_here, Exception: _bug},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. Inference goes straight to its work; the rest through Starlette's routes."""
+        if scope["type"] != "http":
+            await self._others(scope, receive, send)
+            return
+        path: str = scope["path"]
+        headers = dict(scope["headers"])
+        if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
+            await wrong(scope, receive, send)
+        elif scope["method"] == "POST" and path.startswith("/v2/models/") and path.endswith("/infer"):
+            await self._infer(path, _Incoming(headers, receive), send)
+        else:
+            await self._others(scope, receive, send)
+
+    def _forbidden(self, path: str, headers: dict[bytes, bytes], method: str) -> Response | None:
+        """Why a request is not heard: it lacks the token, or a page of another site sends it."""
+        if self._token is not None and path not in OPEN:
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)):
+                return _error(
+                    401,
+                    "this server wants its token: send the header Authorization: Bearer TOKEN",
+                    {"www-authenticate": "Bearer"},
+                )
+        origin = headers.get(b"origin")
+        if method != "GET" and origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+            return _error(403, "pages of other sites may not use this server")
+        return None
+
+    # Inference
+
+    async def _infer(self, path: str, incoming: _Incoming, send: Send) -> None:
+        model, code, began = None, 200, now()
+        extra: list[tuple[bytes, bytes]] = []
+        try:
+            model = self.models.find(_name(path))
+            self._admit()
+            try:
+                body = await self._body(incoming)
+                began = now()
+                try:
+                    async with self.models.using(model) as engine:
+                        length = incoming.headers.get(protocol.HEADER_LENGTH.encode())
+                        text = None if length is None else length.decode("latin-1")
+                        asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
+                        values = await model.batches.run(engine, asked)
+                    answer, kind, json_bytes = protocol.answer(model.name, asked, engine.outputs, values)
+                finally:
+                    self.held -= len(body)
+            finally:
+                self.waiting -= 1
+            if json_bytes:
+                extra.append((protocol.HEADER_LENGTH.encode(), str(json_bytes).encode()))
+        except RefusedError as e:
+            code, answer, kind = e.status, orjson.dumps({"error": str(e)}), protocol.JSON
+            if code == 503:
+                extra.append((b"retry-after", b"1"))
+            await incoming.discard()
+        start = {
+            "type": "http.response.start",
+            "status": code,
+            "headers": [
+                (b"content-type", kind.encode()),
+                (b"content-length", str(len(answer)).encode()),
+                *extra,
+            ],
+        }
+        self.metrics.ended(model, code, now() - began)
+        await send(start)
+        await send({"type": "http.response.body", "body": answer})
+
+    def _admit(self) -> None:
+        """Count a request in. Raises RefusedError, 503, where there are as many as may be."""
+        if self.draining:
+            raise RefusedError(503, "this server is ending: ask another")
+        if self.waiting >= self.limits.waiting:
+            raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
+        self.waiting += 1
+
+    async def _body(self, incoming: _Incoming) -> bytes:
+        """The body, and its bytes counted as held. Raises RefusedError: 413 for one that is too large, 503 where
+        others take the memory, 408 for one that does not come, 415 for one that is compressed."""
+        most, headers = self.limits.body, incoming.headers
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise RefusedError(415, "requests come as they are, without a content-encoding")
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length[:20]) > most:
+            raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(int(length[:20]))}")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while not incoming.whole:
+                part = await incoming.part()
+                size += len(part)
+                self.held += len(part)
+                if size > most:
+                    raise RefusedError(413, f"a request has at most {most} bytes; this one has more")
+                if self.held > HELD * most:
+                    raise RefusedError(503, "others' requests take the memory: ask again in a moment")
+                parts.append(part)
+        except BaseException:
+            self.held -= size
+            raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # What is told of the server and its models
+
+    async def _about(self, request: Request) -> Response:
+        return _json({"name": "subcompress", "version": __version__, "extensions": EXTENSIONS})
+
+    async def _live(self, request: Request) -> Response:
+        return Response()
+
+    async def _ready(self, request: Request) -> Response:
+        return Response(status_code=503 if self.draining else 200)
+
+    async def _model_ready(self, request: Request) -> Response:
+        self._of(request)
+        return Response()
+
+    def _of(self, request: Request) -> Model:
+        name, version = request.path_params["name"], request.path_params.get("version", protocol.VERSION)
+        if version != protocol.VERSION:
+            raise RefusedError(404, f"{shown(name)} has version {protocol.VERSION}; given {shown(version)}")
+        return self.models.find(name)
+
+    async def _metadata(self, request: Request) -> Response:
+        model = self._of(request)
+        async with self.models.using(model) as engine:
+            told = {"inputs": ports(engine.inputs), "outputs": ports(engine.outputs)}
+        packed = model.content.packed
+        facts = {} if packed is None else packed.facts.to_json()
+        platform = "subcompress" if packed is not None else "onnxruntime_onnx"
+        said: dict[str, Any] = {"name": model.name, "versions": [protocol.VERSION], "platform": platform, **told}
+        if facts:
+            said["parameters"] = facts
+        return _json(said)
+
+    async def _config(self, request: Request) -> Response:
+        model = self._of(request)
+        async with self.models.using(model) as engine:
+            first = 1 if engine.batched else 0
+            sides = [
+                [{"name": p.name, "data_type": f"TYPE_{p.datatype}", "dims": list(p.shape[first:])} for p in side]
+                for side in (engine.inputs, engine.outputs)
+            ]
+        said = {"name": model.name, "backend": "subcompress", "max_batch_size": self.models.most if first else 0}
+        return _json({**said, "input": sides[0], "output": sides[1]})
+
+    async def _stats(self, request: Request) -> Response:
+        return _json({"model_stats": [_statistics(self._of(request))]})
+
+    async def _all_stats(self, request: Request) -> Response:
+        return _json({"model_stats": [_statistics(m) for m in self.models]})
+
+    async def _index(self, request: Request) -> Response:
+        body = await self._small(request)
+        await self.models.look()
+        models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
+        return _json(
+            [
+                {
+                    "name": m.name,
+                    "version": protocol.VERSION,
+                    "state": "LOADING" if m.loading else "READY" if m.ready else "UNAVAILABLE",
+                    "reason": "unloaded" if m.unloaded else m.reason,
+                }
+                for m in models
+            ]
+        )
+
+    async def _load(self, request: Request) -> Response:
+        body = await self._small(request)
+        if body.get("parameters"):
+            raise RefusedError(400, "a model is loaded from its file; given parameters: leave them out")
+        await self.models.load(request.path_params["name"])
+        return Response()
+
+    async def _unload(self, request: Request) -> Response:
+        await self._small(request)
+        self.models.unload(request.path_params["name"])
+        return Response()
+
+    async def _small(self, request: Request) -> dict[str, Any]:
+        """The body of a request about the repository: an object, or nothing."""
+        data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive))
+        self.held -= len(data)
+        if not data.strip():
+            return {}
+        try:
+            said = orjson.loads(data)
+        except orjson.JSONDecodeError as e:
+            raise RefusedError(400, f"a request is JSON; this is not ({e})") from e
+        if not isinstance(said, dict):
+            raise RefusedError(400, "a request is a JSON object")
+        return said
+
+    async def _metrics(self, request: Request) -> Response:
+        text = self.metrics.exposition(self.models, self.waiting)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    # For people
+
+    async def _show_page(self, request: Request) -> Response:
+        nonce = base64.b64encode(secrets.token_bytes(16)).decode()
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        headers = {"content-security-policy": policy, "cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return Response(self._page.replace("{{nonce}}", nonce), media_type="text/html", headers=headers)
+
+    async def _status(self, request: Request) -> Response:
+        asked = request.query_params
+        limit, sort, search = asked.get("limit", "100"), asked.get("sort", "requests"), asked.get("search", "").lower()
+        if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
+            raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
+        models, metrics = self.models, self.metrics
+        matching = sorted((m for m in models if search in m.name.lower()), key=SORTS[sort])
+        shown_ = matching[: int(limit)]
+        states = [m.state for m in models]
+        return _json(
+            {
+                "name": "subcompress",
+                "version": __version__,
+                "uptime_s": uptime(metrics),
+                "state": "draining" if self.draining else "ready",
+                "memory": {
+                    "limit": models.limit,
+                    "models": models.used,
+                    "bases": models.networks.bases.nbytes,
+                    "process": resident(),
+                },
+                "queue": {"limit": self.limits.waiting, "waiting": self.waiting},
+                "requests": {
+                    "total": metrics.total,
+                    "failed": metrics.failed,
+                    "refused": metrics.refused,
+                    "per_s": round(metrics.per_second(), 1),
+                    "p50_ms": percentile(metrics.recent, 0.5),
+                    "p99_ms": percentile(metrics.recent, 0.99),
+                },
+                "counts": {
+                    "models": len(states),
+                    "expanded": states.count("expanded"),
+                    "unavailable": states.count("unavailable"),
+                },
+                "models": [_row(m) for m in shown_],
+                "shown": len(shown_),
+                "matching": len(matching),
+            }
+        )
+
+
+SORTS: dict[str, Callable[[Model], Any]] = {
+    "requests": lambda m: (-m.requests, m.name),
+    "name": lambda m: m.name,
+    "p50": lambda m: (-(percentile(m.recent, 0.5) or 0), m.name),
+    "bytes": lambda m: (-m.content.nbytes, m.name),
+    "memory": lambda m: (-m.memory, m.name),
+    "last": lambda m: (-(m.last or 0), m.name),
+}
+"""What the page may order models by."""
+
+
+def _row(model: Model) -> dict[str, Any]:
+    content, engine = model.content, model.engine
+    packed = content.packed
+    return {
+        "name": model.name,
+        "file": content.found.place if content.found.path is None else content.found.path.name,
+        "kind": "onnx" if packed is None else "packed",
+        "file_bytes": content.nbytes,
+        "dense_bytes": None if packed is None else packed.nbytes,
+        "base": "" if packed is None or packed.base is None else packed.base.where,
+        "state": model.state,
+        "reason": model.reason,
+        "memory": model.memory,
+        "requests": model.requests,
+        "failed": model.failed,
+        "batches": model.runs,
+        "p50_ms": percentile(model.recent, 0.5),
+        "p99_ms": percentile(model.recent, 0.99),
+        "last_s": None if model.last is None else round(now() - model.last, 1),
+        "inputs": [] if engine is None else ports(engine.inputs),
+        "outputs": [] if engine is None else ports(engine.outputs),
+    }
+
+
+def _statistics(model: Model) -> dict[str, Any]:
+    """As Triton's statistics extension has them, as far as they are known."""
+    good = model.requests - model.failed
+    return {
+        "name": model.name,
+        "version": protocol.VERSION,
+        "inference_count": model.examples,
+        "execution_count": model.runs,
+        "inference_stats": {
+            "success": {"count": good, "ns": int(1e9 * model.seconds)},
+            "fail": {"count": model.failed, "ns": 0},
+        },
+    }
+
+
+def _name(path: str) -> str:
+    """The name in /v2/models/NAME/infer or /v2/models/NAME/versions/1/infer. Raises RefusedError."""
+    parts = path.split("/")[3:-1]
+    if len(parts) == 3 and parts[1] == "versions":
+        if parts[2] != protocol.VERSION:
+            raise RefusedError(404, f"{shown(parts[0])} has version {protocol.VERSION}; given {shown(parts[2])}")
+        return parts[0]
+    return "/".join(parts)
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type=protocol.JSON)
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps({"error": text}), status, headers, protocol.JSON)
+
+
+async def _refused(request: Request, e: Exception) -> Response:
+    assert isinstance(e, RefusedError)
+    return _error(e.status, str(e), {"retry-after": "1"} if e.status == 503 else None)
+
+
+async def _not_here(request: Request, e: Exception) -> Response:
+    assert isinstance(e, HTTPException)
+    what = f"{request.method} {request.url.path[:100]}"
+    text = {404: f"nothing is at {what}: see /v2", 405: f"{what} is not a request that is taken"}
+    return _error(e.status_code, text.get(e.status_code, e.detail), dict(e.headers or {}))
+
+
+async def _bug(request: Request, e: Exception) -> Response:
+    return _error(500, f"this request failed ({type(e).__name__}): report it")

@@ -1,0 +1,136 @@
+"""What is served: models by name, found in files, folders, `hub:` ids and .onnx graphs, and looked at again while it
+is served."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from subcompress import format
+from subcompress.errors import SubcompressError
+from subcompress.files import MAX_FILE_BYTES, read_bytes
+from subcompress.layout import sound_text
+from subcompress.remote.references import PREFIX, Reference
+from subcompress.serving.networks import Packed
+
+SUFFIXES = (".safetensors", ".onnx")
+
+Signature = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is to be served under a name. signature: what changes when the file does; of the Hub, nothing does.
+    wrong: why it is not one."""
+
+    name: str
+    place: str
+    path: Path | None = None
+    signature: Signature = (0, 0, 0)
+    wrong: str = ""
+
+
+@dataclass
+class Content:
+    """What a file holds: a packed one, or a graph that is opened from where it lies."""
+
+    found: Found
+    packed: Packed | None = None
+    nbytes: int = 0
+
+
+def look(sources: Sequence[str]) -> dict[str, Found]:
+    """Every model by name: NAME=PATH, or the name of the file without its suffix, of a repository its own.
+
+    Two files of one name are both left out, and the name says why. Raises SubcompressError for a source that is
+    nothing: a path that is not there, or no file of ours.
+    """
+    by_name: dict[str, Found] = {}
+    for source in sources:
+        for found in _of(source):
+            if (other := by_name.get(found.name)) is not None and other.place != found.place:
+                places = sorted({other.place, found.place})
+                wrong = other.wrong or (
+                    f"two files are called {found.name}: {places[0]} and {places[1]}; "
+                    "rename one, or give it as NAME=PATH"
+                )
+                found = Found(found.name, other.place, wrong=wrong)
+            by_name[found.name] = found
+    return by_name
+
+
+def _of(source: str) -> Iterable[Found]:
+    name, equals, rest = source.partition("=")
+    if equals and not os.path.exists(source):
+        if not sound(name):
+            raise SubcompressError(
+                f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
+            )
+        source = rest
+    else:
+        name = ""
+    if source.startswith(PREFIX):
+        yield Found(name or Reference.of(source).id.rpartition("/")[2], source)
+        return
+    path = Path(source)
+    if path.is_dir():
+        if name:
+            raise SubcompressError(f"a name is given to one file; {source} is a folder: leave {name}= out")
+        with os.scandir(path) as entries:
+            files = sorted(e.path for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith("."))
+        for file in files:
+            if (found := _file(Path(file), "")) is not None:
+                yield found
+        return
+    if path.suffix not in SUFFIXES:
+        raise SubcompressError(
+            f"what is served is a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; given {source}"
+        )
+    if (found := _file(path, name)) is not None:
+        yield found
+
+
+def _file(path: Path, name: str) -> Found | None:
+    """None for a file that went away meanwhile."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    name = name or path.stem
+    if not sound(name):
+        return Found(name, str(path), wrong=f"a model is named in letters, digits and . _ -; rename {path}")
+    return Found(name, str(path), path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+def sound(name: str) -> bool:
+    """Whether a model may be called so: it is part of a URL, of a metric and of a table."""
+    return (
+        0 < len(name) <= 200
+        and sound_text(name)
+        and all(c.isalnum() or c in "._-" for c in name)
+        and not name.startswith(".")
+    )
+
+
+def require_all(sources: Sequence[str]) -> None:
+    """Raise SubcompressError for a source that is not there: at the start a mistake, later a file that went away."""
+    for source in sources:
+        _, equals, rest = source.partition("=")
+        place = rest if equals and not os.path.exists(source) else source
+        if not place.startswith(PREFIX) and not os.path.exists(place):
+            raise SubcompressError(f"what is served is there; {place} is not: check the path")
+
+
+def read(found: Found) -> Content:
+    """What the file holds. Raises SubcompressError for what cannot be served."""
+    if found.wrong:
+        raise SubcompressError(found.wrong)
+    if found.path is None:
+        data = format.file_bytes(found.place)
+    elif found.path.suffix == ".onnx":
+        return Content(found, None, found.signature[1])
+    else:
+        data = read_bytes(found.path, MAX_FILE_BYTES)
+    return Content(found, Packed(found.name, data), len(data))

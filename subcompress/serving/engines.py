@@ -1,0 +1,180 @@
+"""A network ready to run in ONNX Runtime: arrays in, arrays out. No torch here: importing it alone takes 190 MB.
+
+An engine has a session of its own, or shares one with others that differ in a few tensors, which then are inputs of
+the graph: so the base of many files is held once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subcompress.errors import SubcompressError, one_line
+from subcompress.serving.refusals import RefusedError
+
+DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "tensor(float)": ("FP32", np.dtype(np.float32)),
+    "tensor(float16)": ("FP16", np.dtype(np.float16)),
+    "tensor(double)": ("FP64", np.dtype(np.float64)),
+    "tensor(int64)": ("INT64", np.dtype(np.int64)),
+    "tensor(int32)": ("INT32", np.dtype(np.int32)),
+    "tensor(int16)": ("INT16", np.dtype(np.int16)),
+    "tensor(int8)": ("INT8", np.dtype(np.int8)),
+    "tensor(uint64)": ("UINT64", np.dtype(np.uint64)),
+    "tensor(uint32)": ("UINT32", np.dtype(np.uint32)),
+    "tensor(uint16)": ("UINT16", np.dtype(np.uint16)),
+    "tensor(uint8)": ("UINT8", np.dtype(np.uint8)),
+    "tensor(bool)": ("BOOL", np.dtype(np.bool_)),
+}
+"""ONNX Runtime's name of a type, the protocol's, and NumPy's."""
+
+BFLOAT16 = 16
+"""TensorProto.BFLOAT16: NumPy has none, weights of that type come as uint16."""
+
+SMALL = 1 << 22
+"""Bytes of weights below which a run is not worth more than one thread."""
+
+FIXED = 300_000
+"""Bytes that a session takes beside its weights and its graph, as measured (benchmarks/serving.py many)."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output. shape: -1 where sizes vary; axis: the name of the first axis where that varies."""
+
+    name: str
+    datatype: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    axis: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype} [{', '.join(map(str, self.shape))}]"
+
+
+class Engine:
+    """A session, and the values of those inputs that are weights. dtypes: see `open_session`."""
+
+    def __init__(
+        self, session: Any, weights: Mapping[str, np.ndarray] | None = None, dtypes: Mapping[str, str] | None = None
+    ) -> None:
+        self._session, self._weights = session, _values(weights or {}, dtypes or {})
+        self.inputs = tuple(_port(i) for i in session.get_inputs() if i.name not in self._weights)
+        self.outputs = tuple(_port(o) for o in session.get_outputs())
+        self._names = [o.name for o in self.outputs]
+        ports = (*self.inputs, *self.outputs)
+        # Examples can share a run where the first axis is theirs everywhere.
+        self.batched = bool(self.inputs) and all(p.shape and p.shape[0] == -1 for p in ports)
+        self.batched = self.batched and len({p.axis for p in ports}) == 1
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs, in order. Raises RefusedError where ONNX Runtime cannot: 503 without memory, 400 else."""
+        try:
+            found = self._session.run(self._names, {**self._weights, **feeds})
+        except Exception as e:  # its exceptions have no common base of their own
+            text = one_line(e)
+            if isinstance(e, MemoryError) or re.search(r"bad_alloc|allocate memory|out of memory", text, re.I):
+                raise RefusedError(503, "there is not enough memory for this request now: send less at once") from e
+            raise RefusedError(400, f"ONNX Runtime refuses these inputs ({text})") from e
+        return [np.asarray(x) for x in found]
+
+
+def open_session(
+    graph: bytes | Path,
+    weights: Mapping[str, np.ndarray] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Any:
+    """An InferenceSession on the CPU. weights: of initialisers whose values lie outside; dtypes: in safetensors' names,
+    where a weight's is BF16; folder: of files that initialisers lie in. Raises SubcompressError where ONNX Runtime does
+    not open it."""
+    import onnxruntime
+
+    weights = weights or {}
+    held = _values(weights, dtypes or {})
+    size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
+    small = folder is None and size + sum(a.nbytes for a in weights.values()) < SMALL
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said below
+    options.intra_op_num_threads = 1 if small else threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the loop needs its core
+    options.enable_cpu_mem_arena = False  # an arena keeps what the largest batch took
+    if held:
+        options.add_external_initializers(list(held), list(held.values()))
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return onnxruntime.InferenceSession(
+            graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as e:
+        what = "the graph" if isinstance(graph, bytes) else str(graph)
+        raise SubcompressError(
+            f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)}): "
+            "write it again with `subcompress unpack`"
+        ) from e
+
+
+def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
+    """The graph, where ONNX Runtime finds initialisers in a file: what it arranges anew for its kernels it then lets go
+    of, and the rest stays in the file. places: file and first byte, by name."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name in places:
+            path, begin = places[tensor.name]
+            size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            del tensor.external_data[:]
+            for key, value in (("location", path.name), ("offset", begin), ("length", size)):
+                tensor.external_data.add(key=key, value=str(value))
+    return bytes(model.SerializeToString())
+
+
+def threads() -> int:
+    """Threads of a run of a large network: one a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_bytes(weights: int, graph: int) -> int:
+    """Memory that a session will take, from the bytes of its weights and of its graph: half as much again is what ONNX
+    Runtime arranges anew for its kernels."""
+    return weights + weights // 2 + 10 * graph + FIXED
+
+
+def _values(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """The arrays' memory as ONNX Runtime sees it."""
+    from onnxruntime import OrtValue
+
+    found = {}
+    for name, array in arrays.items():
+        if dtypes.get(name) == "BF16":
+            found[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+        else:  # ONNX has pairs for complex numbers
+            pairs = array.view(np.float32).reshape(*array.shape, 2) if array.dtype == np.complex64 else array
+            found[name] = OrtValue.ortvalue_from_numpy(pairs)
+    return found
+
+
+def _port(value: Any) -> Port:
+    if value.type not in DATATYPES:
+        raise SubcompressError(
+            f"inputs and outputs are numbers in {', '.join(d for d, _ in DATATYPES.values())}; "
+            f"{value.name} is {value.type}: serve a graph without it"
+        )
+    datatype, dtype = DATATYPES[value.type]
+    shape = tuple(k if isinstance(k, int) else -1 for k in value.shape)
+    axis = value.shape[0] if value.shape and isinstance(value.shape[0], str) else ""
+    return Port(value.name, datatype, dtype, shape, axis)
+
+
+def ports(values: Sequence[Port]) -> list[dict[str, Any]]:
+    """As the protocol describes them."""
+    return [{"name": p.name, "datatype": p.datatype, "shape": list(p.shape)} for p in values]

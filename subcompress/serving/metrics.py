@@ -1,0 +1,99 @@
+"""What is counted: for Prometheus, for the protocol's statistics, and for the page."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from subcompress.serving.models import Model, Models, now, resident
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+WINDOW = 10
+"""Seconds that requests per second are a mean of."""
+
+
+class Metrics:
+    """Requests are told here as they end; the rest is read from the models when it is asked for."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: Any = {"namespace": "subcompress", "registry": self.registry}
+        self._requests = Counter("requests", "Inference requests by model and status of HTTP", ["model", "code"], **own)
+        self._seconds = Histogram(
+            "request_seconds", "From the last byte of a request to its answer", buckets=SECONDS, **own
+        )
+        self._examples = Histogram("run_examples", "Examples that a run had", buckets=EXAMPLES, **own)
+        self._memory = Gauge("memory_bytes", "Memory by what takes it", ["of"], **own)
+        self._limit = Gauge("memory_limit_bytes", "What rebuilt models take together at most", **own)
+        self._models = Gauge("models", "Models by state", ["state"], **own)
+        self._waiting = Gauge("requests_waiting", "Requests that are in the server now", **own)
+        self._by_label: dict[tuple[str, int], Any] = {}
+        self.began = now()
+        self.total = self.failed = self.refused = 0
+        self.recent: deque[float] = deque(maxlen=2048)
+        self._by_second: deque[tuple[int, int]] = deque(maxlen=WINDOW + 1)
+
+    def ended(self, model: Model | None, code: int, seconds: float) -> None:
+        """A request has been answered. model: None for a name that is not served, so that names cannot fill memory."""
+        label = ("" if model is None else model.name, code)
+        if (counter := self._by_label.get(label)) is None:
+            counter = self._by_label[label] = self._requests.labels(*map(str, label))
+        counter.inc()
+        self.total += 1
+        self.refused += code == 503
+        self.failed += code != 200 and code != 503
+        second = int(now())
+        if self._by_second and self._by_second[-1][0] == second:
+            self._by_second[-1] = (second, self._by_second[-1][1] + 1)
+        else:
+            self._by_second.append((second, 1))
+        if model is not None:
+            model.requests += 1
+            model.failed += code != 200
+            model.last = now()
+        if code == 200 and model is not None:
+            self._seconds.observe(seconds)
+            self.recent.append(seconds)
+            model.recent.append(seconds)
+
+    def ran(self, examples: int) -> None:
+        """A run has ended."""
+        self._examples.observe(examples)
+
+    def per_second(self) -> float:
+        """Requests a second, of the last whole ones."""
+        second = int(now())
+        span = min(WINDOW, max(1, int(now() - self.began)))
+        return sum(n for at, n in self._by_second if second - span <= at < second) / span
+
+    def exposition(self, models: Models, waiting: int) -> bytes:
+        """The text that Prometheus reads."""
+        self._memory.labels("models").set(models.used)
+        self._memory.labels("bases").set(models.networks.bases.nbytes)
+        self._memory.labels("process").set(resident())
+        self._limit.set(models.limit)
+        self._waiting.set(waiting)
+        states = dict.fromkeys(("idle", "loading", "expanded", "unavailable", "unloaded"), 0)
+        for model in models:
+            states[model.state] += 1
+        for state, n in states.items():
+            self._models.labels(state).set(n)
+        return generate_latest(self.registry)
+
+
+def percentile(seconds: Sequence[float], share: float) -> float | None:
+    """In milliseconds, to the microsecond; None of nothing."""
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+
+
+def uptime(metrics: Metrics) -> float:
+    """Seconds since the server began."""
+    return round(now() - metrics.began, 1)

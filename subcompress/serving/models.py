@@ -1,0 +1,330 @@
+"""The models of a server: rebuilt when first asked for, the most recently used kept within a limit of memory, and
+looked at again when their files change."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import importlib
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.serving import catalogue
+from subcompress.serving.batching import Batches
+from subcompress.serving.catalogue import Content, Found
+from subcompress.serving.engines import FIXED, Engine, open_session, threads
+from subcompress.serving.networks import Networks
+from subcompress.serving.refusals import RefusedError, shown
+
+RECENT = 256
+"""Latencies of a model that its median and its 99th percentile are taken of."""
+
+TRIM = 1 << 24
+"""Bytes of weights given up after which freed memory is returned to the system."""
+
+Say = Callable[[str], None]
+
+
+class Model:
+    """A name that is served. state: one of idle, loading, expanded, unavailable, unloaded."""
+
+    def __init__(self, content: Content, pool: Executor, most: int, ran: Callable[[int], None]) -> None:
+        self.content = content
+        self.batches = Batches(pool, most, self._told)
+        self.engine: Engine | None = None
+        self.memory = 0  # bytes of the engine
+        self.users = 0  # requests that need it now
+        self.loading = False
+        self.unloaded = False
+        self.reason = ""  # what is wrong with the file, though an earlier one may be served
+        self.requests = self.failed = self.runs = self.examples = 0
+        self.seconds = 0.0  # of runs
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.last: float | None = None
+        self._ran = ran
+
+    def _told(self, examples: int, seconds: float) -> None:
+        self.runs += 1
+        self.examples += examples
+        self.seconds += seconds
+        self._ran(examples)
+
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
+        return self.content.found.name
+
+    @property
+    def readable(self) -> bool:
+        """Whether something can be served: the file as it is, or as it was."""
+        return self.content.packed is not None or (self.content.nbytes > 0 and not self.content.found.wrong)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request may be answered."""
+        return self.readable and not self.unloaded
+
+    @property
+    def state(self) -> str:
+        """As the page and the index say it."""
+        if self.unloaded:
+            return "unloaded"
+        if not self.readable:
+            return "unavailable"
+        return "loading" if self.loading else "idle" if self.engine is None else "expanded"
+
+
+class Models:
+    """All models. memory: bytes that those that are rebuilt take together at most.
+
+    Its methods run on one loop; files are read and weights rebuilt in one thread beside it, one model at a time.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        networks: Networks,
+        *,
+        memory: int,
+        most: int,
+        say: Say,
+        ran: Callable[[int], None] = lambda examples: None,
+    ) -> None:
+        self.sources, self.networks, self.limit = list(sources), networks, memory
+        self.used, self.most = 0, most
+        self._say, self._ran = say, ran
+        self._by_name: dict[str, Model] = {}
+        self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._pool = ThreadPoolExecutor(threads(), thread_name_prefix="run")
+        self._turn = asyncio.Lock()  # of who loads, or looks at files
+        self._free = asyncio.Event()
+        self._given_up: list[Engine] = []  # the loader's thread lets go of them
+        self._given_bytes = 0
+
+    def __iter__(self) -> Any:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    async def _beside(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
+
+    async def warm(self) -> None:
+        """Import what the first model would wait for."""
+        await self._beside(importlib.import_module, "onnxruntime")
+
+    async def look(self, again: bool = False) -> None:
+        """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: also
+        what could not be read or traced before."""
+        async with self._turn:
+            found = await self._beside(catalogue.look, self.sources)
+            for name in self._by_name.keys() - found.keys():
+                self._say(f"{name}: its file is gone, and it is no longer served")
+                self._drop(self._by_name.pop(name))
+            changed = [f for f in found.values() if again or self._differs(f)]
+            if not changed:
+                return
+            read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
+            for f, content in zip(changed, read, strict=True):
+                self._take(f, content)
+            packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
+            await self._beside(self.networks.prepare, packed, again)
+
+    def _new(self, content: Content) -> Model:
+        return Model(content, self._pool, self.most, self._ran)
+
+    def _differs(self, found: Found) -> bool:
+        model = self._by_name.get(found.name)
+        return model is None or model.content.found != found
+
+    def _take(self, found: Found, content: Content | SubcompressError) -> None:
+        """Serve what was read. Where it cannot be, what was served before goes on, and the reason is kept."""
+        model = self._by_name.get(found.name)
+        if isinstance(content, SubcompressError):
+            reason = str(content)
+            if model is None:
+                model = self._by_name[found.name] = self._new(Content(found))
+            elif model.readable and not found.wrong:
+                reason = f"{reason} (what was read before is still served)"
+                model.content.found = found
+            else:
+                self._drop(model)
+                model.content = Content(found)
+            if model.reason != reason:
+                self._say(f"{found.name}: {reason}")
+            model.reason = reason
+            return
+        if model is None:
+            self._by_name[found.name] = self._new(content)
+            return
+        same = content.packed is not None and model.content.packed is not None
+        if not (same and content.packed.data == model.content.packed.data):  # type: ignore[union-attr]
+            if model.readable and model.content.found != found:
+                self._say(f"{found.name}: its file has changed, and is served from now on")
+            self._drop(model)
+        model.content, model.reason = content, ""
+
+    def find(self, name: str) -> Model:
+        """Raises RefusedError: 404 for a name that is not served, 503 for one that cannot be now."""
+        model = self._by_name.get(name)
+        if model is None:
+            raise RefusedError(404, f"no model is called {shown(name)}: see /v2/repository/index")
+        if model.unloaded:
+            raise RefusedError(503, f"{name} was unloaded: load it first, POST /v2/repository/models/{name}/load")
+        if not model.readable:
+            raise RefusedError(503, f"{name} cannot be served: {model.reason}")
+        return model
+
+    @asynccontextmanager
+    async def using(self, model: Model) -> AsyncIterator[Engine]:
+        """The model's engine, which stays while it is used. Raises RefusedError, 503."""
+        engine = model.engine or await self._load(model)
+        # Who waits for its turn to load holds nothing yet: it would keep others from making room.
+        model.users += 1
+        self._expanded.move_to_end(model.name)
+        try:
+            yield engine
+        finally:
+            model.users -= 1
+            if not model.users:
+                self._free.set()
+
+    async def _load(self, model: Model) -> Engine:
+        async with self._turn:
+            if model.engine is not None:
+                return model.engine
+            if self.find(model.name) is not model:
+                raise RefusedError(503, f"{model.name} has changed meanwhile: ask again")
+            content = model.content
+            model.loading = True
+            try:
+                takes = await self._beside(self._takes, content)
+                await self._make_room(model, takes)
+                engine, grown = await self._beside(self._build, content)
+                if content.packed is None:  # how much a graph unfolds to is known afterwards only
+                    takes = max(takes, grown)
+                    await self._make_room(model, takes)
+            except SubcompressError as e:
+                model.reason = str(e)
+                raise e if isinstance(e, RefusedError) else RefusedError(503, f"{model.name}: {e}") from e
+            finally:
+                model.loading = False
+            model.engine, model.memory, model.reason = engine, takes, ""
+            self.used += takes
+            self._expanded[model.name] = model
+            return engine
+
+    def _takes(self, content: Content) -> int:
+        """Bytes of memory that its engine will take."""
+        if content.packed is None:
+            return 2 * content.nbytes + FIXED
+        self.networks.prepare([content.packed])
+        return self.networks.takes(content.packed)
+
+    def _build(self, content: Content) -> tuple[Engine, int]:
+        """The engine, and by how many bytes the process grew."""
+        self._let_go()
+        before = resident()
+        try:
+            if content.packed is not None:
+                engine = self.networks.engine(content.packed)
+            else:
+                assert content.found.path is not None
+                engine = Engine(open_session(content.found.path))
+        except SubcompressError:
+            raise
+        except Exception as e:
+            if memory_ran_out(e):
+                raise RefusedError(503, "there is not enough memory to rebuild its weights: lower --memory") from e
+            raise SubcompressError(f"its weights cannot be rebuilt ({one_line(e)})") from e
+        return engine, max(0, resident() - before)
+
+    def _let_go(self) -> None:
+        """Free the engines that were given up, and return to the system what the C library would keep of it."""
+        if not self._given_up:
+            return
+        self._given_up.clear()
+        if self._given_bytes > TRIM:
+            self._given_bytes = 0
+            gc.collect()
+            with suppress(OSError, AttributeError, TypeError):  # another C library
+                ctypes.CDLL(None).malloc_trim(0)
+
+    async def _make_room(self, model: Model, takes: int) -> None:
+        """Give up what was used least recently, until there is room; what requests need now is waited for."""
+        if takes > self.limit:
+            raise RefusedError(
+                503, f"{model.name} takes {takes} bytes of memory, and --memory is {self.limit}: give the server more"
+            )
+        while self.used + takes > self.limit:
+            idle = next((m for m in self._expanded.values() if not m.users), None)
+            if idle is not None:
+                self._drop(idle)
+            else:
+                self._free.clear()
+                await self._free.wait()
+
+    def _drop(self, model: Model) -> None:
+        """Give up the model's engine, if it has one; whoever runs it still ends."""
+        if self._expanded.pop(model.name, None) is None:
+            return
+        assert model.engine is not None
+        self._given_up.append(model.engine)
+        self._given_bytes += model.memory
+        self.used -= model.memory
+        model.engine, model.memory = None, 0
+
+    async def load(self, name: str) -> None:
+        """Read the file again, and rebuild its weights now. Raises RefusedError."""
+        await self.look(again=True)
+        if (model := self._by_name.get(name)) is not None:
+            model.unloaded = False
+        async with self.using(self.find(name)):
+            pass
+
+    def unload(self, name: str) -> None:
+        """Give up its weights, and answer no more requests to it. Raises RefusedError."""
+        if (model := self._by_name.get(name)) is None:
+            self.find(name)
+        else:
+            self._drop(model)
+            model.unloaded = True
+
+    def close(self) -> None:
+        """End the threads, once what they do is done."""
+        self._loader.shutdown()
+        self._pool.shutdown()
+        self.networks.bases.close()
+
+
+def _read_all(found: Sequence[Found]) -> list[Content | SubcompressError]:
+    """Contents, or why there is none."""
+    contents: list[Content | SubcompressError] = []
+    for f in found:
+        try:
+            contents.append(catalogue.read(f))
+        except SubcompressError as e:
+            contents.append(e)
+    return contents
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, 0 where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def now() -> float:
+    """Seconds of a clock that only goes forward."""
+    return time.monotonic()

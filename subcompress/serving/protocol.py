@@ -1,0 +1,241 @@
+"""Open Inference Protocol v2: a request's bytes to arrays, and arrays to an answer's bytes.
+
+JSON, and the binary tensor extension: the JSON comes first, `Inference-Header-Content-Length` bytes of it, and the
+values of the tensors after it, in their order, as little-endian bytes.
+https://github.com/kserve/open-inference-protocol, and Triton's extension_binary_data.md
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from subcompress.serving.engines import Port
+from subcompress.serving.refusals import RefusedError, shown
+
+HEADER_LENGTH = "inference-header-content-length"
+BINARY = "application/octet-stream"
+JSON = "application/json"
+VERSION = "1"
+"""Of every model: what is served is what the file holds."""
+
+MOST_AXES = 32
+
+assert sys.byteorder == "little", "tensors on the wire are little-endian"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks: values by input, and the outputs that are wanted, each in binary or not."""
+
+    id: str
+    feeds: dict[str, np.ndarray]
+    wanted: tuple[tuple[int, bool], ...]
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What requests have in common that can share a run."""
+        return tuple((n, a.shape[1:]) for n, a in sorted(self.feeds.items()))
+
+    @property
+    def rows(self) -> int:
+        """Examples: the size of the first axis."""
+        return next((len(a) for a in self.feeds.values() if a.ndim), 1)
+
+
+def read(
+    body: bytes, header_length: str | None, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool
+) -> Asked:
+    """Raises RefusedError, 400, for whatever is not a request to this model, saying what would be."""
+    head, tail = _parts(body, header_length)
+    try:
+        said = orjson.loads(head)
+    except orjson.JSONDecodeError as e:
+        raise RefusedError(400, f"a request is JSON; this is not ({e})") from e
+    if not isinstance(said, dict):
+        raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(said)}")
+    id_ = said.get("id", "")
+    if not isinstance(id_, str):
+        raise RefusedError(400, f"id is text; given {_kind(id_)}")
+    feeds = _feeds(said.get("inputs"), tail, inputs)
+    if batched and len(sizes := {len(a) for a in feeds.values()}) > 1:
+        raise RefusedError(400, f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
+    return Asked(id_, feeds, _wanted(said, outputs))
+
+
+def _parts(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview]:
+    """The JSON and the bytes after it."""
+    view = memoryview(body)
+    if header_length is None:
+        return view, view[:0]
+    if not (header_length.isascii() and header_length.isdigit() and 0 < len(header_length) < 16):
+        raise RefusedError(400, f"Inference-Header-Content-Length is a number of bytes; given {shown(header_length)}")
+    n = int(header_length)
+    if not 0 < n <= len(body):
+        raise RefusedError(
+            400, f"Inference-Header-Content-Length is between 1 and the body's {len(body)} bytes; given {n}"
+        )
+    return view[:n], view[n:]
+
+
+def _feeds(given: Any, tail: memoryview, ports: Sequence[Port]) -> dict[str, np.ndarray]:
+    expected = ", ".join(map(str, ports))
+    if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):
+        raise RefusedError(400, f"inputs is a list of tensors ({expected}); given {_kind(given)}")
+    known = {p.name: p for p in ports}
+    feeds: dict[str, np.ndarray] = {}
+    at = 0
+    for tensor in given:
+        name = tensor.get("name")
+        port = known.get(name) if isinstance(name, str) else None
+        if port is None:
+            raise RefusedError(400, f"inputs are {expected}; given {shown(name)}")
+        if name in feeds:
+            raise RefusedError(400, f"each input is given once; {name} came twice")
+        shape = _shape(tensor.get("shape"), tensor.get("datatype"), port)
+        size = _binary_size(tensor, name)
+        if size is None:
+            feeds[name] = _from_json(tensor.get("data"), shape, port)
+        else:
+            if "data" in tensor:
+                raise RefusedError(400, f"values of {name} come as data or as binary_data_size; given both")
+            feeds[name] = _from_bytes(tail[at : at + size], size, shape, port)
+            at += size
+    if missing := [p for p in ports if p.name not in feeds]:
+        raise RefusedError(400, f"inputs are {expected}; {missing[0].name} is missing")
+    if at != len(tail):
+        raise RefusedError(400, f"binary inputs say that they take {at} bytes; {len(tail)} follow the JSON")
+    return feeds
+
+
+def _shape(given: Any, datatype: Any, port: Port) -> tuple[int, ...]:
+    """The shape that the request declares, one that the model takes."""
+    sound = isinstance(given, list) and len(given) <= MOST_AXES and all(type(k) is int and k >= 0 for k in given)
+    fits = sound and len(given) == len(port.shape)
+    fits = fits and all(want in (-1, k) for want, k in zip(port.shape, given, strict=True))
+    if not fits or datatype != port.datatype:
+        what = f"[{', '.join(map(str, given))}]" if sound else shown(given)
+        raise RefusedError(
+            400, f"input {port} is what this model takes; given {shown(datatype)} {what[:200]}: convert it"
+        )
+    if not all(given):
+        raise RefusedError(400, f"input {port.name} has no values in shape {given}: send one example or more")
+    return tuple(given)
+
+
+def _binary_size(tensor: dict[str, Any], name: str) -> int | None:
+    parameters = tensor.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RefusedError(400, f"parameters of {name} are a JSON object; given {_kind(parameters)}")
+    for key in parameters:
+        if key.startswith("shared_memory"):
+            raise RefusedError(400, "tensors come in the request; shared memory is not offered")
+    size = parameters.get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise RefusedError(400, f"binary_data_size of {name} is a number of bytes; given {shown(size)}")
+    return size
+
+
+def _from_bytes(held: memoryview, size: int, shape: tuple[int, ...], port: Port) -> np.ndarray:
+    wants = math.prod(shape) * port.dtype.itemsize
+    if size != wants or len(held) != size:
+        raise RefusedError(
+            400,
+            f"input {port.name} of shape {list(shape)} takes {wants} bytes; binary_data_size says {size}, and "
+            f"{len(held)} are there",
+        )
+    if port.datatype == "BOOL" and max(held, default=0) > 1:
+        raise RefusedError(400, f"values of {port.name} are 0 or 1, a byte each")
+    return _without_nan(np.frombuffer(held, port.dtype).reshape(shape), port)
+
+
+def _from_json(data: Any, shape: tuple[int, ...], port: Port) -> np.ndarray:
+    if not isinstance(data, list):
+        raise RefusedError(400, f"values of {port.name} are a list, data, or follow in binary; given {_kind(data)}")
+    try:
+        array = np.array(data)
+    except (ValueError, OverflowError) as e:
+        raise RefusedError(400, f"data of {port.name} is a flat list, or one nested as its shape is ({e})") from e
+    if array.size != math.prod(shape):
+        raise RefusedError(
+            400, f"input {port.name} of shape {list(shape)} has {math.prod(shape)} values; given {array.size}"
+        )
+    kinds = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[port.dtype.kind]
+    if array.dtype.kind not in kinds:
+        raise RefusedError(400, f"data of {port.name} are values of {port.datatype}; given others, or null")
+    if port.dtype.kind in "iu":
+        limits = np.iinfo(port.dtype)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not")
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(array.reshape(shape), port.dtype)
+    except FloatingPointError as e:
+        raise RefusedError(400, f"values of {port.name} are finite in {port.datatype}; some are not") from e
+
+
+def _without_nan(array: np.ndarray, port: Port) -> np.ndarray:
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise RefusedError(400, f"values of {port.name} are numbers; NaN is among them")
+    return array
+
+
+def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:
+    """Outputs by number, and whether each comes in binary; all in order where none is named."""
+    parameters = said.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RefusedError(400, f"parameters are a JSON object; given {_kind(parameters)}")
+    if any(key.startswith("sequence_") for key in parameters):
+        raise RefusedError(400, "every request stands by itself; sequences are not offered")
+    binary = parameters.get("binary_data_output", False)
+    given = said.get("outputs")
+    if not given:
+        return tuple((i, binary is True) for i in range(len(ports)))
+    numbers = {p.name: i for i, p in enumerate(ports)}
+    found: list[tuple[int, bool]] = []
+    for output in given if isinstance(given, list) else [given]:
+        name = output.get("name") if isinstance(output, dict) else None
+        if not isinstance(name, str) or name not in numbers:
+            raise RefusedError(400, f"outputs are {', '.join(map(str, ports))}; given {shown(name)}")
+        own = output.get("parameters", {})
+        if not isinstance(own, dict) or own.get("classification"):
+            raise RefusedError(400, f"outputs come as they are; classification of {name} is not offered")
+        if numbers[name] in [i for i, _ in found]:
+            raise RefusedError(400, f"each output is asked for once; {name} came twice")
+        found.append((numbers[name], own.get("binary_data", binary) is True))
+    return tuple(found)
+
+
+def answer(name: str, asked: Asked, ports: Sequence[Port], values: Sequence[np.ndarray]) -> tuple[bytes, str, int]:
+    """The body of an answer, its content type, and the bytes of its JSON where values follow it, else 0.
+
+    In JSON, values that are not finite are null."""
+    outputs: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for i, binary in asked.wanted:
+        value = np.ascontiguousarray(values[i])
+        told: dict[str, Any] = {"name": ports[i].name, "datatype": ports[i].datatype, "shape": list(value.shape)}
+        if binary:
+            tail.append(value.tobytes())
+            told["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            told["data"] = value.reshape(-1)
+        outputs.append(told)
+    said = {"model_name": name, "model_version": VERSION, "outputs": outputs}
+    if asked.id:
+        said["id"] = asked.id
+    head = orjson.dumps(said, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not tail:
+        return head, JSON, 0
+    return b"".join([head, *tail]), BINARY, len(head)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,184 @@
+"""A server as a process: a socket, uvicorn, signals, and an end that lets everybody finish."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import uvicorn
+
+from subcompress.errors import SubcompressError
+from subcompress.serving import catalogue
+from subcompress.serving.app import Limits, Server
+from subcompress.serving.metrics import Metrics
+from subcompress.serving.models import Models, Say
+from subcompress.serving.networks import Bases, Networks, Trace
+
+EVERY = 1.0
+"""Seconds between looks at the files."""
+
+DRAIN = 30
+"""Seconds that requests may take to end, once the server is told to."""
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free. Raises SubcompressError where it cannot."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as e:
+        raise SubcompressError(
+            f"a server binds to an address of this machine; {host} is none ({e.strerror or e})"
+        ) from e
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+        sock.setblocking(False)
+    except OSError as e:
+        sock.close()
+        if e.errno == errno.EADDRINUSE:
+            raise SubcompressError(f"port {port} of {host} is taken by another program: give another --port") from e
+        raise SubcompressError(f"{host}:{port} cannot be listened to ({e.strerror or e}): give another") from e
+    return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers. stop: lets requests end, and then `serve` return; from any thread."""
+
+    address: str
+    models: Models
+    server: Server
+    stop: Callable[[], object]
+
+
+def serve(
+    sources: Sequence[str],
+    trace: Trace,
+    *,
+    bases: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    memory: int = 1 << 30,
+    most: int = 64,
+    limits: Limits | None = None,
+    token: str | None = None,
+    say: Say,
+    ready: Callable[[Running], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what was asked and return.
+
+    sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
+    bytes of rebuilt models together; most: examples of a run. ready: told once requests are answered.
+    Raises SubcompressError where nothing can be served at all.
+    """
+    catalogue.require_all(sources)
+    with listening(host, port) as sock:
+        asyncio.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+
+
+async def _serve(
+    sock: socket.socket,
+    sources: Sequence[str],
+    trace: Trace,
+    bases: Sequence[str],
+    memory: int,
+    most: int,
+    limits: Limits,
+    token: str | None,
+    say: Say,
+    ready: Callable[[Running], None],
+) -> None:
+    metrics = Metrics()
+    models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
+    server = Server(models, metrics, limits, token)
+    try:
+        await models.warm()
+        await models.look()
+        config = uvicorn.Config(
+            server,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN,
+            timeout_keep_alive=75,
+            h11_max_incomplete_event_size=1 << 16,
+        )
+        host, port = sock.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        process, loop = _Uvicorn(config, server), asyncio.get_running_loop()
+        stop = partial(loop.call_soon_threadsafe, process.handle_exit, signal.SIGTERM, None)
+        ready(Running(address, models, server, stop))
+        async with _looking(models, say):
+            await process.serve(sockets=[sock])
+    finally:
+        models.close()
+
+
+@asynccontextmanager
+async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
+    """Within, files are looked at every second."""
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            try:
+                await models.look()
+            except SubcompressError as e:  # a folder that went away: what is served stays
+                say(str(e))
+
+    task = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class _Uvicorn(uvicorn.Server):
+    """A first signal lets everybody finish, a second ends at once; the process then goes on where it was called."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """See `capture_signals`."""
+        self._server.draining = True
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's own would raise the signal again at the end."""
+        if threading.current_thread() is not threading.main_thread():  # no signals come here
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)

@@ -1,0 +1,530 @@
+"""The server: the protocol with the real client, models that come and go, memory, and whatever requests get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import lenet_record, record_of
+from serving import Client, asking, packed, serving, traced_here
+
+import subcompress
+from subcompress import SubcompressError
+from subcompress.facts import Facts
+from subcompress.serving import catalogue, protocol
+from subcompress.serving.app import Limits
+from subcompress.serving.engines import DATATYPES, Port
+from subcompress.serving.refusals import RefusedError
+from subcompress_models import MODELS
+
+LENET = traced_here(MODELS["lenet"]())
+X = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of LeNet."""
+    made = tmp_path_factory.mktemp("models")
+    for i, name in enumerate(("one", "two")):
+        packed(made, name, lenet_record(300, i))
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Any:
+    """A server of both."""
+    with serving(folder, trace=LENET) as found:
+        yield found
+
+
+def expected(path: Path, x: np.ndarray) -> np.ndarray:
+    """What torch gives."""
+    with torch.no_grad():
+        return subcompress.load(path, MODELS["lenet"]())(torch.from_numpy(x)).numpy()
+
+
+@pytest.fixture(scope="module")
+def real(client: Client) -> Any:
+    """The client that Triton's users have."""
+    with triton.InferenceServerClient(f"{client.host}:{client.port}", concurrency=4) as found:
+        yield found
+
+
+@pytest.mark.parametrize("ask", [True, False])
+@pytest.mark.parametrize("send", [True, False])
+def test_the_real_client_gets_torchs_outputs(real: Any, folder: Path, send: bool, ask: bool) -> None:
+    given = triton.InferInput("input", X.shape, "FP32").set_data_from_numpy(X, binary_data=send)
+    wanted = triton.InferRequestedOutput("output", binary_data=ask)
+    for name in ("one", "two"):
+        found = real.infer(name, [given], outputs=[wanted], request_id="7")
+        assert found.get_response()["id"] == "7"
+        np.testing.assert_allclose(found.as_numpy("output"), expected(folder / f"{name}.safetensors", X), atol=1e-4)
+    assert real.infer("one", [given]).as_numpy("output").shape == (3, 10)
+
+
+def test_the_real_client_is_told_what_there_is(real: Any) -> None:
+    assert real.is_server_live() and real.is_server_ready() and real.is_model_ready("one", "1")
+    assert not real.is_model_ready("one", "2") and not real.is_model_ready("three")
+    assert real.get_server_metadata()["name"] == "subcompress"
+    metadata = real.get_model_metadata("one")
+    assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 28, 28]}]
+    assert metadata["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [-1, 10]}]
+    assert real.get_model_config("one")["max_batch_size"] == 64
+    assert {m["name"]: m["state"] for m in real.get_model_repository_index()} == {"one": "READY", "two": "READY"}
+    assert real.get_inference_statistics("one")["model_stats"][0]["name"] == "one"
+
+
+def test_the_real_client_loads_and_unloads(real: Any, client: Client) -> None:
+    real.unload_model("two")
+    assert not real.is_model_ready("two") and real.is_model_ready("one")
+    assert "load it first" in (refused := client.infer("two", X)).error and refused.status == 503
+    real.load_model("two")
+    assert real.is_model_ready("two")
+    assert client.infer("two", X).status == 200
+    with pytest.raises(triton.InferenceServerException, match="no model is called 'three'"):
+        real.load_model("three")
+    with pytest.raises(triton.InferenceServerException, match="leave them out"):
+        real.load_model("two", config="{}")
+
+
+def test_many_at_once_share_runs_and_get_their_own(client: Client, folder: Path) -> None:
+    wanted = expected(folder / "one.safetensors", X)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: client.infer("one", X[i % 3 :][:1]).said, range(48)))
+    for i, said in enumerate(found):
+        np.testing.assert_allclose(said["outputs"][0]["data"], wanted[i % 3], atol=1e-4)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no JSON": (b"{", "a request is JSON"),
+    "nothing": (b"", "a request is JSON"),
+    "not text": (b"\xff\xfe{}", "a request is JSON"),
+    "NaN in JSON": (json.dumps(asking(np.full((1, 1, 28, 28), np.nan, np.float32))).encode(), "a request is JSON"),
+    "a list": ([], "a JSON object with inputs; given a list"),
+    "no inputs": ({}, "inputs is a list of tensors (input FP32 [-1, 1, 28, 28]); given nothing"),
+    "empty inputs": ({"inputs": []}, "input is missing"),
+    "another name": (asking(X, name="x"), "inputs are input FP32 [-1, 1, 28, 28]; given 'x'"),
+    "twice": ({"inputs": asking(X)["inputs"] * 2}, "each input is given once"),
+    "another datatype": (asking(X, "FP64"), "given 'FP64' [3, 1, 28, 28]"),
+    "another shape": (asking(X.reshape(3, 784)), "given 'FP32' [3, 784]"),
+    "no example": (asking(X[:0]), "send one example or more"),
+    "too few values": ({"inputs": [asking(X)["inputs"][0] | {"shape": [4, 1, 28, 28]}]}, "has 3136 values; given 2352"),
+    "a huge shape": (
+        {"inputs": [asking(X)["inputs"][0] | {"shape": [1 << 60, 1, 28, 28]}]},
+        f"has {784 << 60} values; given 2352",
+    ),
+    "a negative shape": ({"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]}, "is what this model takes"),
+    "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
+    "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
+    "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
+    "ragged": ({"inputs": [asking(X)["inputs"][0] | {"data": [[1.0], [1.0, 2.0]]}]}, "flat list, or one nested"),
+    "beyond the datatype": ({"inputs": [asking(X)["inputs"][0] | {"data": [1e39] * 2352}]}, "finite in FP32"),
+    "another output": (asking(X, outputs=[{"name": "y"}]), "outputs are output FP32 [-1, 10]; given 'y'"),
+    "classes": (asking(X, outputs=[{"name": "output", "parameters": {"classification": 2}}]), "is not offered"),
+    "an id of numbers": (asking(X, id=7), "id is text"),
+    "a sequence": (asking(X, parameters={"sequence_id": 1}), "sequences are not offered"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_request_is_told_what_would_be_right(client: Client, what: str) -> None:
+    body, text = WRONG[what]
+    found = client("POST", "/v2/models/one/infer", body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert found.status == 400 and text in found.error
+    assert client.infer("one", X).status == 200
+
+
+def binary(x: np.ndarray, size: int | None = None, tail: bytes | None = None, header: Any = None) -> tuple[bytes, Any]:
+    """A body in the binary extension, and its headers."""
+    told = {"name": "input", "shape": list(x.shape), "datatype": "FP32"}
+    said = {"inputs": [told | {"parameters": {"binary_data_size": x.nbytes if size is None else size}}]}
+    head = json.dumps(said).encode()
+    length = str(len(head)) if header is None else header
+    return head + (x.tobytes() if tail is None else tail), {"inference_header_content_length": length}
+
+
+BINARY: dict[str, tuple[tuple[bytes, Any], str]] = {
+    "too short": (binary(X, tail=X.tobytes()[:-1]), "takes 9408 bytes; binary_data_size says 9408, and 9407 are there"),
+    "too long": (binary(X, tail=X.tobytes() + b"\0"), "say that they take 9408 bytes; 9409 follow"),
+    "another size": (binary(X, size=4), "takes 9408 bytes; binary_data_size says 4"),
+    "a huge size": (binary(X, size=1 << 62), f"binary_data_size says {1 << 62}"),
+    "a negative size": (binary(X, size=-1), "is a number of bytes; given -1"),
+    "NaN": (binary(np.full_like(X, np.nan)), "NaN is among them"),
+    "a header beyond the body": (binary(X, header="999999"), "between 1 and the body's"),
+    "a header of nothing": (binary(X, header="0"), "between 1 and the body's"),
+    "a header of text": (binary(X, header="x"), "is a number of bytes; given 'x'"),
+    "a header that is negative": (binary(X, header="-4"), "is a number of bytes; given '-4'"),
+}
+
+
+@pytest.mark.parametrize("what", BINARY)
+def test_a_wrong_binary_request_is_told_what_would_be_right(client: Client, what: str) -> None:
+    (body, headers), text = BINARY[what]
+    found = client("POST", "/v2/models/one/infer", body, **headers)
+    assert found.status == 400 and text in found.error
+
+
+@pytest.mark.parametrize(
+    "name", ["three", "..", "../one", "%2e%2e%2fone", "one/../one", "/etc/passwd", "one%00", "%ff", "o" * 5000, ""]
+)
+def test_a_name_is_looked_up_and_nothing_else(client: Client, name: str) -> None:
+    found = client("POST", f"/v2/models/{name}/infer", b"{}")
+    assert found.status == 404 and len(found.error) < 300
+    for tail in ("load", "unload"):
+        found = client("POST", f"/v2/repository/models/{name}/{tail}")
+        assert found.status in (404, 405)
+
+
+def test_what_is_not_there_or_not_taken_is_said_in_json(client: Client) -> None:
+    assert "see /v2" in (found := client("GET", "/v3")).error and found.status == 404
+    assert (found := client("GET", "/v2/models/one/infer")).status in (404, 405) and found.error
+    assert (found := client("DELETE", "/v2/models/one")).status == 405 and found.error
+    assert client("GET", "/v2/models/one/versions/2").status == 404
+    assert client("POST", "/v2/models/one/versions/2/infer", b"{}").status == 404
+    assert client("POST", "/v2/models/one/versions/1/infer", json.dumps(asking(X)).encode()).status == 200
+    assert (found := client("GET", "/status?sort=nothing")).status == 400 and "sort" in found.error
+
+
+def test_pages_of_other_sites_are_not_heard(client: Client) -> None:
+    assert client("POST", "/v2/repository/models/one/unload", origin="https://elsewhere.example").status == 403
+    assert client("POST", "/v2/repository/index", origin=f"http://{client.host}:{client.port}").status == 200
+    policy = client("GET", "/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+
+
+def test_the_figures_add_up(client: Client) -> None:
+    before = client("GET", "/status?search=one").said
+    good, bad = client.infer("one", X), client.infer("one", X.reshape(3, 784))
+    assert (good.status, bad.status) == (200, 400)
+    after = client("GET", "/status?search=one").said
+    (row,) = after["models"]
+    assert after["requests"]["total"] - before["requests"]["total"] == 2
+    assert row["failed"] - before["models"][0]["failed"] == 1
+    assert row["state"] == "expanded" and row["memory"] <= after["memory"]["models"] <= after["memory"]["limit"]
+    assert row["p50_ms"] > 0 and row["file_bytes"] < 400 < row["dense_bytes"] == 177_704
+    text = client("GET", "/metrics").body.decode()
+    counted = {}
+    for line in text.splitlines():
+        if line.startswith("subcompress_requests_total{"):
+            label, _, value = line.rpartition(" ")
+            counted[label] = float(value)
+    assert counted['subcompress_requests_total{code="400",model="one"}'] == row["failed"]
+    assert sum(v for k, v in counted.items() if 'model="one"' in k) == row["requests"]
+    assert 'model="o' + "o" * 20 not in text, "names that requests invent do not become labels"
+
+
+def test_limits(folder: Path) -> None:
+    with serving(folder, trace=LENET, limits=Limits(body=20_000)) as client:
+        found = client.infer("one", np.repeat(X, 3, axis=0))
+        assert found.status == 413 and "at most 20000 bytes" in found.error
+        chunks = b"".join(b"1000\r\n" + b" " * 4096 + b"\r\n" for _ in range(6)) + b"0\r\n\r\n"
+        found = client("POST", "/v2/models/one/infer", chunks, transfer_encoding="chunked")
+        assert found.status == 413
+        found = client("POST", "/v2/models/one/infer", b"x" * 40, content_encoding="gzip")
+        assert found.status == 415
+        body, headers = binary(X)
+        assert client("POST", "/v2/models/one/infer", body, **headers).status == 200
+        assert client.running.server.held == client.running.server.waiting == 0
+
+
+def test_a_full_queue_says_so_and_recovers(folder: Path) -> None:
+    with serving(folder, trace=LENET, limits=Limits(waiting=1)) as client:
+        with socket.create_connection((client.host, client.port)) as slow:
+            slow.sendall(b"POST /v2/models/one/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+            while not client.running.server.waiting:
+                time.sleep(0.001)
+            found = client.infer("one", X)
+            assert found.status == 503 and "queue is full" in found.error and found.headers["retry-after"] == "1"
+        while client.running.server.waiting:  # it was cut off
+            time.sleep(0.001)
+        assert client.infer("one", X).status == 200
+
+
+def test_a_token_is_asked_for(folder: Path) -> None:
+    with serving(folder, trace=LENET, token="secret-of-this-server") as client:
+        for path in ("/v2", "/v2/models/one", "/metrics", "/status"):
+            assert (found := client("GET", path)).status == 401 and "Bearer" in found.error
+            assert client("GET", path, authorization="Bearer secret").status == 401
+            assert client("GET", path, authorization="Bearer secret-of-this-server").status == 200
+        assert client.infer("one", X).status == 401
+        assert client("GET", "/v2/health/ready").status == client("GET", "/").status == 200
+        assert "secret" not in client("GET", "/").body.decode()
+
+
+def test_the_most_recently_used_stay_within_memory(tmp_path: Path) -> None:
+    for i in range(12):
+        packed(tmp_path, f"n{i}", lenet_record(300, i))
+    with serving(tmp_path, trace=LENET, memory=2_500_000) as client:
+        order = [*range(12), 3, 11, 3, 0]
+        for i in order:
+            found = client.infer(f"n{i}", X[:1])
+            assert found.status == 200
+            wanted = expected(tmp_path / f"n{i}.safetensors", X[:1])
+            np.testing.assert_allclose(found.said["outputs"][0]["data"], wanted[0], atol=1e-4)
+            status = client("GET", "/status?limit=100").said
+            assert status["memory"]["models"] <= 2_500_000
+        kept = {m["name"] for m in status["models"] if m["state"] == "expanded"}
+        assert 1 < len(kept) < 12 and {"n0", "n3", "n11"} <= kept
+        with ThreadPoolExecutor(12) as pool:  # more at once than fit
+            statuses = list(pool.map(lambda i: client.infer(f"n{i % 12}", X[:1]).status, range(60)))
+        assert statuses == [200] * 60
+    with serving(tmp_path, trace=LENET, memory=100_000) as client:
+        found = client.infer("n0", X)
+        assert found.status == 503 and "--memory is 100000" in found.error
+
+
+def test_a_network_is_traced_once(folder: Path) -> None:
+    trace = traced_here(MODELS["lenet"]())
+    with serving(folder, trace=trace) as client:
+        for name in ("one", "two", "one"):
+            assert client.infer(name, X).status == 200
+    assert len(trace.jobs) == 1  # type: ignore[attr-defined]
+
+
+def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
+    path = packed(tmp_path, "net", lenet_record(300, 1))
+    packed(tmp_path, "other", lenet_record(300, 5))
+    with serving(tmp_path, trace=LENET) as client:
+
+        def served() -> Any:
+            client("POST", "/v2/repository/index")  # looks at the files
+            assert client.infer("other", X).status == 200
+            return client.infer("net", X[:1])
+
+        def reason() -> str:
+            return next(m["reason"] for m in client("GET", "/v2/repository/index").said if m["name"] == "net")
+
+        first = served().said["outputs"][0]["data"]
+        packed(tmp_path, "net", lenet_record(300, 2))  # another in its place
+        second = served().said["outputs"][0]["data"]
+        assert not np.allclose(first, second)
+        np.testing.assert_allclose(second, expected(path, X[:1])[0], atol=1e-4)
+
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100])  # cut off
+        assert served().said["outputs"][0]["data"] == second
+        assert "still served" in reason() and any("still served" in line for line in client.said)
+        path.write_bytes(whole)  # whole again
+        assert served().said["outputs"][0]["data"] == second and reason() == ""
+
+        path.unlink()
+        found = served()
+        assert found.status == 404 and "no model is called 'net'" in found.error
+        packed(tmp_path, "new", lenet_record(300, 3))  # comes later
+        served()
+        assert client.infer("new", X).status == 200
+        (tmp_path / "bad.safetensors").write_bytes(b"<html>")
+        served()
+        found = client.infer("bad", X)
+        assert found.status == 503 and "cannot be served" in found.error
+        states = {m["name"]: m["state"] for m in client("GET", "/v2/repository/index").said}
+        assert states == {"bad": "UNAVAILABLE", "new": "READY", "other": "READY"}
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        packed(tmp_path / folder, "net", lenet_record())
+    packed(tmp_path / "a", "other", lenet_record())
+    with serving(tmp_path / "a", tmp_path / "b", f"mine={tmp_path}/b/net.safetensors", trace=LENET) as client:
+        found = client.infer("net", X)
+        assert found.status == 503 and "two files are called net" in found.error and "rename one" in found.error
+        assert any("two files are called net" in line for line in client.said)
+        assert client.infer("other", X).status == client.infer("mine", X).status == 200
+        assert client.infer("net", X).status == 503
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [
+        ("nowhere", "what is served is there"),
+        ("x=nowhere.safetensors", "what is served is there"),
+        ("net.txt", "what is served is a .safetensors or .onnx file"),
+        ("../x=net.txt", "a model is named in letters"),
+        ("name=.", "a name is given to one file"),
+    ],
+)
+def test_a_source_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, rule: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.txt").touch()
+    with pytest.raises(SubcompressError, match=rule), serving(source, trace=LENET):
+        pass
+
+
+def test_a_network_that_nobody_knows_is_said(tmp_path: Path) -> None:
+    packed(tmp_path, "odd", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))
+    packed(tmp_path, "lenet", lenet_record())
+    with serving(tmp_path, trace=LENET) as client:
+        found = client.infer("odd", X)
+        assert found.status == 503 and "needs its network" in found.error
+        assert client.infer("lenet", X).status == 200
+
+
+class Derived(torch.nn.Module):
+    """Holds something made of its weights under no name of the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3))
+
+    def eval(self) -> Derived:
+        """In evaluation, the weight as it is now."""
+        self.held = self.weight.detach() * 2
+        return super().eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x times the weight as it was."""
+        return x @ self.held.T
+
+
+def test_a_graph_that_holds_something_of_the_weights_serves_no_others(tmp_path: Path) -> None:
+    module = Derived()
+    for i in range(2):
+        packed(tmp_path, f"n{i}", record_of(module, Facts(input_shape=(3,)), seed=i))
+    trace = traced_here(module)
+    x = np.ones((1, 3), np.float32)
+    with serving(tmp_path, trace=trace) as client:
+        for i in (0, 1, 0):
+            loaded = subcompress.load(tmp_path / f"n{i}.safetensors", module)
+            wanted = loaded.eval()(torch.from_numpy(x)).detach().numpy()
+            np.testing.assert_allclose(client.infer(f"n{i}", x).said["outputs"][0]["data"], wanted[0], atol=1e-5)
+    assert len(trace.jobs) == 2  # type: ignore[attr-defined]
+
+
+def test_dense_and_self_unfolding_graphs_are_served(tmp_path: Path, folder: Path) -> None:
+    for name, unfolding in (("dense", False), ("unfolding", True)):
+        file = folder / "one.safetensors"
+        subcompress.unpack(file, tmp_path / f"{name}.onnx", MODELS["lenet"](), self_unfolding=unfolding)
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    wanted = expected(folder / "one.safetensors", X)
+    with serving(tmp_path, trace=LENET) as client:
+        for name in ("dense", "unfolding"):
+            said = client.infer(name, X).said
+            np.testing.assert_allclose(np.reshape(said["outputs"][0]["data"], (3, 10)), wanted, atol=1e-4)
+        found = client.infer("broken", X)
+        assert found.status == 503 and "does not open" in found.error
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
+    """Never anything but RefusedError, whatever JSON or bytes come."""
+    ports = [Port(d, d, t, (-1, 2)) for d, t in (DATATYPES[f"tensor({k})"] for k in ("float", "int8", "bool"))]
+    leaf = st.none() | st.booleans() | st.integers(-300, 300) | st.floats(width=32) | st.text(max_size=3)
+    tensor = st.fixed_dictionaries(
+        {"name": st.sampled_from(["FP32", "INT8", "BOOL", "x"]), "datatype": st.sampled_from(["FP32", "INT8", "BOOL"])},
+        optional={
+            "shape": st.lists(st.integers(0, 2), min_size=2, max_size=2) | leaf,
+            "data": st.lists(leaf, max_size=4) | leaf,
+            "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": st.integers(0, 8)}) | leaf,
+        },
+    )
+    said = data.draw(st.fixed_dictionaries({"inputs": st.lists(tensor, max_size=4) | leaf}) | leaf)
+    body = json.dumps(said).encode()
+    if data.draw(st.booleans()):
+        body, length = body + data.draw(st.binary(max_size=8)), str(len(body))
+    else:
+        length = None  # type: ignore[assignment]
+    try:
+        asked = protocol.read(body, length, ports, ports[:1], True)
+    except RefusedError as e:
+        assert e.status == 400 and "\n" not in str(e)
+    else:
+        assert {n: (a.dtype.kind, a.shape) for n, a in asked.feeds.items()} == {
+            "FP32": ("f", (asked.rows, 2)),
+            "INT8": ("i", (asked.rows, 2)),
+            "BOOL": ("b", (asked.rows, 2)),
+        }
+
+
+def test_every_datatype_goes_there_and_back() -> None:
+    rng = np.random.default_rng(0)
+    for name, (datatype, dtype) in DATATYPES.items():
+        port = Port("x", datatype, dtype, (-1, 5))
+        x = rng.integers(0, 2, (3, 5)).astype(dtype)
+        for as_binary in (True, False):
+            told: dict[str, Any] = {"name": "x", "shape": [3, 5], "datatype": datatype}
+            tail = b""
+            if as_binary:
+                tail, told["parameters"] = x.tobytes(), {"binary_data_size": x.nbytes}
+            else:
+                told["data"] = x.tolist()
+            head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": as_binary}}).encode()
+            asked = protocol.read(head + tail, str(len(head)), [port], [port], True)
+            assert asked.feeds["x"].dtype == dtype and (asked.feeds["x"] == x).all(), name
+            body, _, length = protocol.answer("m", asked, [port], [x])
+            said = json.loads(body[: length or None])
+            back = np.frombuffer(body[length:], dtype) if as_binary else np.array(said["outputs"][0]["data"], dtype)
+            assert (back.reshape(3, 5) == x).all(), name
+
+
+def test_names() -> None:
+    assert all(map(catalogue.sound, ["net", "net-1.2_x", "größe"]))
+    assert not any(map(catalogue.sound, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
+
+
+@pytest.fixture(scope="module")
+def process(folder: Path) -> Any:
+    """`subcompress serve` as a process, its address, and what it wrote to stderr."""
+    command = [sys.executable, "-m", "subcompress_cli", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as found:
+        assert found.stdout is not None
+        line = found.stdout.readline()
+        yield found, line
+        if found.poll() is None:
+            found.kill()
+
+
+def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
+    server, line = process
+    address, _, rest = line.partition(": ")
+    assert rest.strip() == "2 models"
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    taken = subprocess.run(
+        [sys.executable, "-m", "subcompress_cli", "serve", str(folder), "--port", port],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert taken.returncode == 1
+    assert taken.stderr == f"error: port {port} of 127.0.0.1 is taken by another program: give another --port\n"
+    body = json.dumps(asking(X)).encode()
+    head = f"POST /v2/models/one/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((host, int(port)), timeout=30) as s:
+        s.sendall(head + body[:100])  # under way when the signal comes
+        with triton.InferenceServerClient(f"{host}:{port}") as real:
+            while "subcompress_requests_waiting 1.0" not in real._get("metrics", {}, {}).read().decode():
+                pass
+        server.send_signal(signal.SIGTERM)
+        while True:  # nobody else comes in
+            try:
+                socket.create_connection((host, int(port)), timeout=30).close()
+            except OSError:
+                break
+        s.sendall(body[100:])
+        answer = s.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 200")
+    assert server.wait(30) == 0
+    assert "ended, after the last request was answered" in server.stderr.read()
+
+
+def test_a_process_that_serves_has_no_torch(process: Any) -> None:
+    """190 MB of memory."""
+
+
+_ = (os, threading)
