@@ -128,7 +128,10 @@ class Connection:
 
 
 class Load:
-    """A plan carried out: what came back, in `statuses`, `samples` [(request, ms)], `wrong`, `lost`, `reopened`."""
+    """A plan carried out: what came back, in `statuses`, `samples` [(request, ms)], `wrong`, `lost`, `reopened`.
+
+    all: answers, those to the warm-up too.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         bodies = [base64.b64decode(b) for b in plan["bodies"]]
@@ -139,7 +142,7 @@ class Load:
         self.warmup, self.duration = plan.get("warmup", 0.0), plan.get("seconds")
         self.statuses: Counter[int] = Counter()
         self.samples: list[tuple[int, float]] = []
-        self.wrong = self.lost = self.reopened = self.whole = 0
+        self.wrong = self.lost = self.reopened = self.whole = self.all = 0
         self.said = ""
         self.seconds = 0.0
 
@@ -166,6 +169,7 @@ class Load:
                 if data and not connection.answer.feed(data):
                     continue
                 now = clock()
+                self.all += bool(data)
                 if not data:
                     self.lost += 1
                 elif connection.sent >= counts:
@@ -213,6 +217,7 @@ class Load:
         times = sorted(ms for _, ms in self.samples)
         found: dict[str, Any] = {
             "seconds": self.seconds,
+            "all": self.all,
             "rate": self.whole / self.seconds,
             "answers": {str(k): n for k, n in sorted(self.statuses.items())},
             "wrong": self.wrong,

@@ -67,15 +67,24 @@ def processor_seconds(pid: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def all_seconds() -> float:
+    """What everything on this machine has used of its processors."""
+    fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # less idle and waiting for disks
+
+
 class Server:
-    """A process that listens: `with server:` starts it, waits until it is ready, and stops it with SIGTERM."""
+    """A process that listens: `with server:` starts it, waits until it is ready, and stops it with SIGTERM.
+
+    started: seconds until it was ready; starting: the most bytes that it and its children held until then.
+    """
 
     name, ready, infer = "server", "/v2/health/ready", "/v2/models/{}/infer"
     binary = True
 
     def __init__(self, command: Sequence[str], folder: Path, port: int, env: dict[str, str] | None = None) -> None:
         self.command, self.folder, self.port, self.env = list(command), folder, port, env
-        self.started = 0.0
+        self.started, self.starting = 0.0, 0
 
     def __enter__(self) -> Server:
         self.log = self.folder / f"{self.port}.log"
@@ -90,6 +99,7 @@ class Server:
                     raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {self.last_line()}")
                 if time.perf_counter() - began > START:
                     raise RuntimeError(f"{self.name} was not ready after {START:.0f} s: {self.last_line()}")
+                self.starting = max(self.starting, memory(self.process.pid))
                 time.sleep(0.01)
         except BaseException:
             self._end()

@@ -20,6 +20,7 @@ import os
 import platform
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from typing import Any
 import load
 import numpy as np
 import torch
-from servers import MLServer, Ours, Server, Triton, memory, processor_seconds
+from servers import MLServer, Ours, Server, Triton, all_seconds, memory, processor_seconds
 
 import subcompress
 from subcompress import format, pretrained
@@ -173,13 +174,21 @@ def measure_cell(
     asked = plan(server, answers, kind == "binary", clients=clients)
     try:
         require(load.carry_out(asked | {"clients": 1}))  # what the very first request takes belongs to no cell
-        used, began = processor_seconds(server.process.pid), time.perf_counter()
+        used, began = spent(server), time.perf_counter()
         result = require(load.carry_out(asked | {"warmup": 1.0, "seconds": options.seconds}))
     except RuntimeError as e:
         failed.setdefault(cell, str(e) if server.binary or kind == "JSON" else f"it reads JSON only ({e})")
         return
-    busy = (processor_seconds(server.process.pid) - used) / (time.perf_counter() - began)
-    found.setdefault(cell, []).append(result | {"busy": busy})
+    took = time.perf_counter() - began
+    its, generator, everything = (now - before for now, before in zip(spent(server), used, strict=True))
+    rest = {"cpu": 1000 * its / result["all"], "others": max(0.0, everything - its - generator) / took}
+    found.setdefault(cell, []).append(result | rest)
+
+
+def spent(server: Server) -> tuple[float, float, float]:
+    """Seconds of processors used so far: by the server, by generators that have ended, by everything."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return processor_seconds(server.process.pid), children.ru_utime + children.ru_stime, all_seconds()
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -199,19 +208,21 @@ def peers_tables(
     x = encoded({"input": image()}, False)["body"], encoded({"input": image()}, True)["body"]
     sizes = [len(base64.b64decode(b)) for b in x]
     limits = {clients: load.ceiling(clients)["rate"] for clients in (1, 16)}
+    others = [r["others"] for rows in found.values() for r in rows] or [math.nan]
     lines = [
         f"LeNet (44,426 weights), one example a request, FP32 [1, 1, 28, 28]: bodies of {sizes[0]:,} bytes (JSON) and "
         f"{sizes[1]:,} (binary). ONNX Runtime with one thread everywhere. {options.rounds} rounds, "
         f"{options.seconds:g} s a cell after a second of warm-up; medians of the rounds, and their range. "
         f"The generator's own limit is {limits[1]:,.0f} requests/s with 1 client and {limits[16]:,.0f} with 16. "
-        f"`processors`: what the server's processes used of one, of {os.cpu_count()}.",
+        f"CPU: what all processes of the server use of processors for a request. Meanwhile, what else runs on the "
+        f"machine used {statistics.median(others):.2f} of its {os.cpu_count()} processors (at most {max(others):.2f}).",
         "",
     ]
     for clients, kind in CELLS:
         lines += [
             f"{kind}, {clients} client{'s' * (clients > 1)}:",
             "",
-            "| server | requests/s | p50, ms | p99, ms | processors |",
+            "| server | requests/s | p50, ms | p99, ms | CPU, ms |",
             "|---|---|---|---|---|",
         ]
         for name in names:
@@ -219,9 +230,9 @@ def peers_tables(
             if cell in found:
                 rows = found[cell]
                 rate, p50, p99 = (spread([r[k] for r in rows], n) for k, n in (("rate", 0), ("p50", 2), ("p99", 2)))
-                busy = statistics.median(r["busy"] for r in rows)
+                cpu = statistics.median(r["cpu"] for r in rows)
                 missed = f" ({len(rows)} rounds only)" if len(rows) < options.rounds else ""
-                lines.append(f"| {name}{missed} | {rate} | {p50} | {p99} | {busy:.2f} |")
+                lines.append(f"| {name}{missed} | {rate} | {p50} | {p99} | {cpu:.2f} |")
             else:
                 why = re.sub(r"[|\n]", " ", failed.get(cell, "not run"))
                 lines.append(f"| {name} | none: {why} | | | |")
@@ -306,8 +317,9 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
         f"A folder of {options.models:,} files, {options.requests:,} requests spread over them at random, 4 clients, "
         "binary, every answer checked:",
         "",
-        "| --memory | highest memory of the process, MB | limit, MB (+ 150) | errors | requests/s | p50, p99, ms | |",
-        "|---|---|---|---|---|---|---|",
+        "| --memory | highest memory of the process, MB | limit, MB (+ 150) | errors | requests/s | p50, p99, ms | "
+        "| while starting, with its children, MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for kept in options.memory:
         with tempfile.TemporaryDirectory() as logs:
@@ -320,7 +332,7 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
             lines.append(
                 f"| {kept} | {highest / MB:.0f} | {limit / MB:.0f} | {errors} {found['said'][:80]} "
                 f"| {found['rate']:,.0f} | {found['p50']:.2f}; {found['p99']:.1f} "
-                f"| {held(highest <= limit and not errors)} |"
+                f"| {held(highest <= limit and not errors)} | {server.starting / MB:.0f} |"
             )
     return lines
 

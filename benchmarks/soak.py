@@ -139,6 +139,12 @@ KINDS: dict[str, Kind] = {
     "cut before the answer": ((CUT,), lambda _: binary(3136, FLOATS)),
 }  # fmt: skip
 
+NO_HTTP = ("unknown method", "1 MB of headers", "not HTTP", "TLS hello")
+"""Kinds that need not get as far as to an answer in JSON."""
+
+UNFINISHED = ("body over the limit, declared",)
+"""Kinds after which the connection is of no use: the rest of the body would have to come first."""
+
 
 class Client(threading.Thread):
     """One of the clients: a connection, opened again where the server or a request closed it."""
@@ -198,8 +204,10 @@ class Client(threading.Thread):
             self._note(name, CUT, True, "", None)
             return
         status, answer = self._ask(data)
+        if name in UNFINISHED:
+            self._close()
         why = ""
-        if status[0] == "4" and name not in ("not HTTP", "TLS hello", "1 MB of headers"):
+        if status[0] == "4" and name not in NO_HTTP:
             why = explained(answer.body)
         elif status == "200":
             why = strict(answer)
