@@ -90,9 +90,8 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
-    with listening(host, port) as sock:
-        with asyncio.Runner(loop_factory=_loops()) as runner:
-            runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+    with listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+        runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
 
 
 def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
