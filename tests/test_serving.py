@@ -132,6 +132,18 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
     "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
     "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
+    "long text among them": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 400_000] + [1.0] * 200_000}]},
+        "has 2352 values; given 200002",
+    ),
+    "text among them": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 4_000_000] + [1.0] * 2350}]},
+        "given others, or null",
+    ),
+    "lists that end apart": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [[1.0] * 2351, [1.0]]}]},
+        "flat list, or one nested",
+    ),
     "ragged": ({"inputs": [asking(X)["inputs"][0] | {"data": [[1.0], [1.0, 2.0]]}]}, "flat list, or one nested"),
     "beyond the datatype": ({"inputs": [asking(X)["inputs"][0] | {"data": [1e39] * 2352}]}, "finite in FP32"),
     "another output": (asking(X, outputs=[{"name": "y"}]), "outputs are output FP32 [-1, 10]; given 'y'"),
