@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from records import lenet_record, record_of
 from serving import Client, asking, packed, serving, traced_here
 
@@ -28,6 +31,7 @@ from subcompress import SubcompressError
 from subcompress.facts import Facts
 from subcompress.serving import catalogue, protocol
 from subcompress.serving.app import Limits
+from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.refusals import RefusedError
 from subcompress_models import MODELS
@@ -430,6 +434,98 @@ def test_dense_and_self_unfolding_graphs_are_served(tmp_path: Path, folder: Path
             np.testing.assert_allclose(np.reshape(said["outputs"][0]["data"], (3, 10)), wanted, atol=1e-4)
         found = client.infer("broken", X)
         assert found.status == 503 and "does not open" in found.error
+
+
+def graph(path: Path, nodes: list[Any], shapes: dict[str, Any], constants: dict[str, Any] | None = None) -> None:
+    """An .onnx file of x -> y."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items()]
+    held = [numpy_helper.from_array(np.array(v), n) for n, v in (constants or {}).items()]
+    made = helper.make_graph(nodes, "g", [v for v in values if v.name == "x"], [v for v in values if v.name == "y"], held)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server of graphs that others write."""
+    made = tmp_path_factory.mktemp("odd")
+    rows, node = {"x": ["n", 2], "y": ["n", 2]}, helper.make_node
+    graph(made / "sum.onnx", [node("CumSum", ["x", "axis"], ["y"])], rows, {"axis": 0})  # the first axis is time
+    mean = node("ReduceMean", ["x"], ["m"], axes=[0])
+    graph(made / "centred.onnx", [mean, node("Sub", ["x", "m"], ["y"])], rows)
+    graph(made / "same.onnx", [node("Identity", ["x"], ["y"])], rows)
+    graph(made / "scalar.onnx", [node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": ["n", 2], "y": []})
+    graph(made / "none.onnx", [node("Identity", ["c"], ["y"])], {"y": [2]}, {"c": np.ones(2, np.float32)})
+    with serving(made, trace=LENET, most=4) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["sum", "centred", "same"])
+def test_requests_share_a_run_only_where_it_changes_nothing(odd: Client, name: str) -> None:
+    def wanted(x: np.ndarray) -> np.ndarray:
+        return {"sum": x.cumsum(0), "centred": x - x.mean(0), "same": x}[name]
+
+    asked = [np.random.default_rng(i).random((1 + i % 3, 2), np.float32) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: odd.infer(name, x, name="x").said["outputs"][0], asked))
+    for x, output in zip(asked, found, strict=True):
+        assert output["shape"] == list(x.shape)
+        np.testing.assert_allclose(np.reshape(output["data"], x.shape), wanted(x), atol=1e-5)
+    x = np.random.default_rng(0).random((11, 2), np.float32)  # more than a run has
+    output = odd.infer(name, x, name="x").said["outputs"][0]
+    np.testing.assert_allclose(np.reshape(output["data"], x.shape), wanted(x), atol=1e-5)
+
+
+def test_outputs_and_inputs_of_other_forms(odd: Client) -> None:
+    (output,) = odd.infer("scalar", np.ones((2, 2), np.float32), name="x").said["outputs"]
+    assert output["shape"] == [] and output["data"] == [4.0]
+    (output,) = odd("POST", "/v2/models/none/infer", b'{"inputs": []}').said["outputs"]
+    assert output["data"] == [1.0, 1.0]
+
+
+def engine_of(run: Any) -> Any:
+    """An engine of x -> y that is taken to be fit to share runs."""
+    port = Port("x", "FP32", np.dtype(np.float32), (-1, 2))
+    return SimpleNamespace(run=run, batched=True, separate=True, inputs=(port,), outputs=(port,))
+
+
+async def asked_of(batches: Batches, engine: Any, *rows: int) -> list[Any]:
+    """Outcomes of requests that come at once."""
+    asks = [protocol.Asked("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
+    return await asyncio.gather(*(batches.run(engine, a) for a in asks), return_exceptions=True)
+
+
+def test_a_run_that_fails_in_a_way_that_nobody_foresaw_is_told_and_goes_on() -> None:
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if broken:
+            raise KeyError("bug")
+        return [feeds["x"]]
+
+    broken = [1]
+    with ThreadPoolExecutor(1) as pool:
+        batches = Batches(pool, 8, lambda examples, seconds: None)
+        found = asyncio.run(asyncio.wait_for(asked_of(batches, engine_of(run), 1, 2), 10))
+        assert [type(e) for e in found] == [KeyError] * 2
+        broken.clear()
+        found = asyncio.run(asyncio.wait_for(asked_of(batches, engine_of(run), 1, 2), 10))
+        assert [len(o[0]) for o in found] == [1, 2]
+
+
+def test_the_loop_does_no_run_that_is_much_larger_than_those_that_were_brief() -> None:
+    threads = []
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return [feeds["x"]]
+
+    async def ask() -> None:
+        for rows in (1, 1, 2, 1000, 2):
+            await asked_of(batches, engine_of(run), rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        batches = Batches(pool, 1 << 20, lambda examples, seconds: None)
+        asyncio.run(ask())
+    assert threads == [False, True, True, False, True]
 
 
 @settings(max_examples=60, deadline=None)
