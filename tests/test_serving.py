@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from subcompress.serving import catalogue, protocol
 from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
+from subcompress.serving.models import Models
 from subcompress.serving.refusals import RefusedError
 from subcompress_models import MODELS
 
@@ -350,6 +352,116 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
         assert found.status == 503 and "cannot be served" in found.error
         states = {m["name"]: m["state"] for m in client("GET", "/v2/repository/index").said}
         assert states == {"bad": "UNAVAILABLE", "new": "READY", "other": "READY"}
+
+
+def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        packed(tmp_path / folder, folder, lenet_record())
+    with serving(tmp_path / "a", tmp_path / "b", trace=LENET) as client:
+        (tmp_path / "a").rename(tmp_path / "elsewhere")
+        packed(tmp_path / "b", "new", lenet_record())
+        for _ in range(2):
+            assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"a", "b", "new"}
+        assert sum("is not: check the path" in line for line in client.said) == 1
+        assert [client.infer(name, X).status for name in ("a", "b", "new")] == [200] * 3
+        (tmp_path / "a").mkdir()
+        assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"b", "new"}
+        (tmp_path / "a").rmdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "a")
+        assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"a", "b", "new"}
+        assert client.infer("a", X).status == 200
+
+
+def test_what_is_no_file_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "MAX_FILE_BYTES", 10_000)
+    packed(tmp_path, "net", lenet_record())
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    os.mkfifo(tmp_path / "pipe2.onnx")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "empty.onnx").touch()
+    with (tmp_path / "huge.safetensors").open("wb") as f:
+        f.truncate(1 << 34)
+    (tmp_path / os.fsdecode(b"a\xff.safetensors")).touch()
+    (tmp_path / "two\nlines.onnx").touch()
+    with serving(tmp_path, trace=LENET) as client:
+        reasons = {m["name"]: m["reason"] for m in client("GET", "/v2/repository/index").said}
+        assert client.infer("net", X).status == client("GET", "/status").status == 200
+        refused = client.infer("empty", X)
+    assert refused.status == 503 and "is an empty file" in refused.error
+    assert reasons.pop("net") == ""
+    wanted = {
+        "pipe": "is none: take it away",
+        "pipe2": "is none: take it away",
+        "folder": "is none: take it away",
+        "empty": "is an empty file",
+        "huge": "is it the dense model?",
+        "a\\udcff": "is named in letters",
+        "two lines": "is named in letters",
+    }
+    assert reasons.keys() == wanted.keys()
+    assert all(text in reasons[name] and "\n" not in reasons[name] for name, text in wanted.items())
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(tmp_path, "net", lenet_record())
+
+    def failing(path: Path, limit: int) -> bytes:
+        raise SubcompressError(f"{path} cannot be read: Too many open files") from OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue, "read_bytes", failing)
+        with serving(tmp_path, trace=LENET) as client:
+            assert "Too many open files" in client.infer("net", X).error
+            client("GET", "/v2/repository/index")
+            assert sum("Too many open files" in line for line in client.said) == 1
+            patch.undo()
+            client("GET", "/v2/repository/index")
+            assert client.infer("net", X).status == 200
+
+
+def test_to_load_one_model_leaves_the_others(odd: Client) -> None:
+    x = np.ones((1, 2), np.float32)
+    assert odd.infer("same", x, name="x").status == 200
+    before = odd.running.models.find("same").engine
+    assert before is not None
+    assert odd("POST", "/v2/repository/models/sum/load").status == 200
+    assert odd.running.models.find("same").engine is before
+
+
+def test_a_model_that_is_unloaded_while_it_loads_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(tmp_path, "net", lenet_record())
+    began, go = threading.Event(), threading.Event()
+    build = Models._build
+
+    def slow(self: Models, content: Any) -> Any:
+        began.set()
+        assert go.wait(30)
+        return build(self, content)
+
+    monkeypatch.setattr(Models, "_build", slow)
+    with serving(tmp_path, trace=LENET) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.infer, "net", X)
+        assert began.wait(30)
+        assert client("POST", "/v2/repository/models/net/unload").status == 200
+        go.set()
+        assert (found := asked.result()).status == 503 and "was unloaded" in found.error
+        (row,) = (status := client("GET", "/status").said)["models"]
+        assert (row["state"], row["memory"], status["memory"]["models"]) == ("unloaded", 0, 0)
+        assert client("POST", "/v2/repository/models/net/load").status == 200
+        assert client.infer("net", X).status == 200
+
+
+def test_memory_is_let_go_of_without_another_model(client: Client) -> None:
+    assert client.infer("two", X).status == 200
+    held = weakref.ref(client.running.models.find("two").engine)
+    assert client("POST", "/v2/repository/models/two/unload").status == 200
+    client("GET", "/v2/repository/index")  # the loader's thread is through with what came before
+    assert held() is None
+    assert client("POST", "/v2/repository/models/two/load").status == 200
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:

@@ -301,7 +301,9 @@ class Server:
 
     async def _index(self, request: Request) -> Response:
         body = await self._small(request)
-        await self.models.look()
+        with suppress(TimeoutError):  # where somebody loads, what is known has to do
+            async with asyncio.timeout(1):
+                await self.models.look()
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
             [

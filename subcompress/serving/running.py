@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.metrics import Metrics
@@ -148,12 +148,15 @@ async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
     """Within, files are looked at every second."""
 
     async def look() -> None:
+        said = ""
         while True:
             await asyncio.sleep(EVERY)
             try:
                 await models.look()
-            except SubcompressError as e:  # a folder that went away: what is served stays
-                say(str(e))
+            except Exception as e:  # whatever it is: what is served stays, and the next look may find it mended
+                if (text := one_line(e)) != said:
+                    said = text
+                    say(f"files could not be looked at: {text}")
 
     task = asyncio.create_task(look())
     try:
