@@ -35,7 +35,10 @@ from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.models import Models
+from subcompress.serving.networks import Job, Traced
 from subcompress.serving.refusals import RefusedError
+from subcompress.serving.running import serve
+from subcompress_cli import tracing
 from subcompress_models import MODELS
 
 LENET = traced_here(MODELS["lenet"]())
@@ -552,7 +555,8 @@ def graph(path: Path, nodes: list[Any], shapes: dict[str, Any], constants: dict[
     """An .onnx file of x -> y."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items()]
     held = [numpy_helper.from_array(np.array(v), n) for n, v in (constants or {}).items()]
-    made = helper.make_graph(nodes, "g", [v for v in values if v.name == "x"], [v for v in values if v.name == "y"], held)
+    given, found = ([v for v in values if v.name == name] for name in "xy")
+    made = helper.make_graph(nodes, "g", given, found, held)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
 
@@ -741,6 +745,73 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 200")
     assert server.wait(30) == 0
     assert "ended, after the last request was answered" in server.stderr.read()
+
+
+STAND_IN = """#!{python} -S
+import base64, json, os, sys, time
+for job in json.load(sys.stdin)["jobs"]:
+    if job["name"] == "dies":
+        os._exit(3)
+    if job["name"] == "hangs":
+        time.sleep(60)
+    graph = base64.b64encode(job["name"].encode()).decode()
+    print(json.dumps({{"graph": graph, "names": [], "general": True, "network": "net", "seconds": 0}}), flush=True)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Python, which traces."""
+    path = tmp_path / "python"
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setattr(tracing, "sys", SimpleNamespace(executable=str(path)))
+
+
+def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "PATIENCE", 1)
+    said: list[str] = []
+    trace = tracing.traced_beside((), said.append)
+    found = trace([Job(name, b"") for name in ("a", "dies", "hangs", "b")])
+    assert [f.graph if isinstance(f, Traced) else f[:34] for f in found] == [
+        b"a",
+        "its network could not be traced: t",
+        "its network could not be traced: t",
+        b"b",
+    ]
+    assert sum("ended, or took longer than 1 seconds" in line for line in said) == 2
+
+
+def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Path) -> None:
+    packed(tmp_path, "a", lenet_record())
+    trace = tracing.traced_beside((), lambda line: None)
+    with serving(tmp_path, trace=trace):
+        packed(tmp_path, "hangs", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))
+        while trace._child is None or trace._child.poll() is not None:
+            time.sleep(0.001)
+
+
+def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def make():\n    raise ValueError('no luck')\n")
+    network, module = tracing._network([f"{tmp_path}/own.py:make"], lenet_record(), "net")
+    assert network == "lenet" and type(module) is type(MODELS["lenet"]())
+    with pytest.raises(SubcompressError, match="no luck"):
+        tracing._network([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net")
+
+
+def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
+    packed(tmp_path, "hangs", lenet_record())
+    trace = tracing.traced_beside((), lambda line: None)
+
+    def signalled() -> None:
+        while trace._child is None:
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(signalled)
+        serve([str(tmp_path)], trace, port=0, say=print, ready=lambda running: pytest.fail("it was ended before"))
+        sent.result()
 
 
 def test_a_process_that_serves_has_no_torch(process: Any) -> None:

@@ -320,6 +320,7 @@ class Models:
 
     def close(self) -> None:
         """End the threads, once what they do is done."""
+        self.networks.close()
         self._loader.shutdown()
         self._pool.shutdown()
         self.networks.bases.close()

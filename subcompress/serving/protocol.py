@@ -183,9 +183,7 @@ def _from_json(data: Any, shape: tuple[int, ...], port: Port) -> np.ndarray:
         raise RefusedError(400, f"values of {port.name} are finite in {port.datatype}; some are not") from e
     except OverflowError as e:
         limits = np.iinfo(port.dtype)
-        raise RefusedError(
-            400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not"
-        ) from e
+        raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not") from e
 
 
 def _of_another_kind(port: Port) -> RefusedError:

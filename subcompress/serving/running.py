@@ -90,7 +90,7 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
-    with listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+    with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
         runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
 
 
@@ -119,8 +119,9 @@ async def _serve(
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
     server = Server(models, metrics, limits, token)
     try:
-        await models.warm()
-        await models.look()
+        with _ended_by_a_signal():
+            await models.warm()
+            await models.look()
         config = uvicorn.Config(
             server,
             log_level="error",
@@ -141,6 +142,38 @@ async def _serve(
             await process.serve(sockets=[sock])
     finally:
         models.close()
+
+
+class _EndedError(Exception):
+    """A signal has come before anything was served."""
+
+
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C give the task up. Raises _EndedError then: Python's own handlers would raise in the
+    loop, which goes on."""
+    if threading.current_thread() is not threading.main_thread():  # no signals come here
+        yield
+        return
+    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), []
+    assert task is not None
+
+    def end(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    except asyncio.CancelledError as e:
+        if came:
+            task.uncancel()
+            raise _EndedError from e
+        raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
 
 @asynccontextmanager
