@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ def serve(
     from subcompress.serving import running
     from subcompress.serving.app import Limits
 
+    _hold_the_first()
     token = _token(token_file)
     if token is None and not running.is_loopback(host):
         say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
@@ -73,11 +76,12 @@ def serve(
         models = running.models
         unavailable = sum(not m.readable for m in models)
         rest = f", {unavailable} of them unavailable" if unavailable else ""
-        click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+        with suppress(OSError):  # nobody reads it
+            click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
     running.serve(
         sources,
-        traced_beside(models, say),
+        traced_beside(models, _tell),
         bases=bases,
         host=host,
         port=port,
@@ -85,10 +89,25 @@ def serve(
         most=max_batch,
         limits=Limits(queue, max_body),
         token=token,
-        say=say,
+        say=_tell,
         ready=ready,
     )
-    say("ended, after the last request was answered")
+    _tell("ended, after the last request was answered")
+
+
+def _tell(line: str) -> None:
+    """`say`, also where nobody listens any more: a server goes on."""
+    with suppress(OSError, ValueError):
+        say(line)
+
+
+def _hold_the_first() -> None:
+    """Where stdin, stdout or stderr is closed, a socket would take its number, and what is said would go there."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _token(file: Path | None) -> str | None:

@@ -10,67 +10,123 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from subcompress.errors import SubcompressError
-from subcompress.serving.networks import Job, Trace, Traced
+from subcompress.errors import SubcompressError, one_line
+from subcompress.serving.networks import Job, Traced
+
+PATIENCE = 600
+"""Seconds that one network may take: whoever waits for a model waits behind it."""
+
+ENDED = "its network could not be traced: the process that does it ended, or took longer than {} seconds"
 
 
-def traced_beside(models: Sequence[str], say: Any) -> Trace:
-    """A `Trace` by a child process, for the networks of these names and those that are known by their layout."""
+def traced_beside(models: Sequence[str], say: Any) -> Beside:
+    """A `Trace` by child processes, for the networks of these names and those that are known by their layout."""
+    return Beside(models, say)
 
-    def trace(jobs: Sequence[Job]) -> list[Traced | str]:
-        said = {
-            "models": list(models),
-            "jobs": [
-                {"name": j.name, "data": base64.b64encode(j.data).decode(), "base": j.base, "inputs": j.inputs}
-                for j in jobs
-            ],
-        }
-        child = subprocess.Popen(
-            [sys.executable, "-m", "subcompress_cli.tracing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )
-        assert child.stdin is not None and child.stdout is not None
+
+class Beside:
+    """See `traced_beside`. A network at which the child ends is not traced; another child goes on with those after."""
+
+    def __init__(self, models: Sequence[str], say: Any) -> None:
+        self._models, self._say = list(models), say
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._closed = False
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Traced | str]:
         found: list[Traced | str] = []
-        try:
-            child.stdin.write(json.dumps(said))
-            child.stdin.close()
-            for job, line in zip(jobs, child.stdout, strict=False):
-                answer = json.loads(line)
-                if "error" in answer:
-                    found.append(str(answer["error"]))
-                else:
-                    graph = base64.b64decode(answer["graph"])
-                    found.append(Traced(graph, tuple(answer["names"]), answer["general"], answer["network"]))
-                    say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
-        except (OSError, ValueError) as e:
-            found.append(f"its network could not be traced ({e})")
-        finally:
-            child.stdout.close()
-            if len(found) < len(jobs):
-                child.terminate()
-            child.wait()
-        return found + ["its network could not be traced: the process that does it ended"] * (len(jobs) - len(found))
+        while len(found) < len(jobs) and not self._closed:
+            found += self._some(jobs[len(found) :])
+            if len(found) < len(jobs) and not self._closed:
+                found.append(ENDED.format(PATIENCE))
+        return found + ["the server is ending"] * (len(jobs) - len(found))
 
-    return trace
+    def close(self) -> None:
+        """End what is under way, from another thread; nothing is traced any more."""
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.kill()
+
+    def _start(self) -> subprocess.Popen[str] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            # By -P, what lies in the working directory is no module of ours; in a session of its own, it hears no
+            # Ctrl-C, which is for the server.
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "subcompress_cli.tracing"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+                start_new_session=True,
+            )
+            return self._child
+
+    def _some(self, jobs: Sequence[Job]) -> list[Traced | str]:
+        """Of as many of the first jobs as a child gets through."""
+        found: list[Traced | str] = []
+        said = [
+            {"name": j.name, "data": base64.b64encode(j.data).decode(), "base": j.base, "inputs": j.inputs}
+            for j in jobs
+        ]
+        try:
+            if (child := self._start()) is None:
+                return found
+        except OSError as e:
+            return [f"its network could not be traced ({one_line(e)})"] * len(jobs)
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            with suppress(OSError):  # it ended before it read all
+                child.stdin.write(json.dumps({"models": self._models, "jobs": said}))
+                child.stdin.close()
+            for job in jobs:
+                clock = threading.Timer(PATIENCE, child.kill)
+                clock.start()
+                try:
+                    line = child.stdout.readline()
+                finally:
+                    clock.cancel()
+                if not line.endswith("\n"):
+                    break
+                found.append(self._taken(job, json.loads(line)))
+        finally:
+            child.kill()
+            with suppress(OSError):
+                child.stdin.close()
+            child.stdout.close()
+            child.wait()
+        return found
+
+    def _taken(self, job: Job, answer: dict[str, Any]) -> Traced | str:
+        if "error" in answer:
+            return str(answer["error"])
+        self._say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
+        graph = base64.b64decode(answer["graph"])
+        return Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
 
 
 def main() -> None:
     """The child: a line of JSON a job."""
     said = json.load(sys.stdin)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the user's code prints is no answer
+    # What the user's code and its children print is no answer.
+    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+    os.dup2(2, 1)
     for job in said["jobs"]:
         began = time.perf_counter()
         try:
             answer = _answer(said["models"], job)
         except SubcompressError as e:
             answer = {"error": " ".join(str(e).split())}
+        except BaseException as e:  # whatever the user's code raises, others are traced
+            answer = {"error": f"its network could not be traced ({type(e).__name__}: {one_line(e)})"}
         print(json.dumps(answer | {"seconds": time.perf_counter() - began}), file=answers, flush=True)
 
 
@@ -100,8 +156,8 @@ def _network(models: Sequence[str], record: Any, name: str) -> Any:
     candidates = [*models, *([known] if known in MODELS and known not in models else [])]
     why = "the network of its tensors is not known by name"
     for candidate in candidates:
-        module = model_of(candidate, layout=record.layout)
         try:
+            module = model_of(candidate, layout=record.layout)
             record.layout.require(Layout.of(module.state_dict()), f"the network {candidate}")
             return candidate, module
         except SubcompressError as e:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import networks
@@ -20,6 +25,7 @@ import torch
 import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from records import lenet_record, record_of
 from serving import Client, asking, packed, serving, traced_here
 
@@ -29,8 +35,13 @@ from subcompress.data.splits import batches
 from subcompress.facts import Facts
 from subcompress.serving import catalogue, protocol
 from subcompress.serving.app import Limits
+from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
+from subcompress.serving.models import Models
+from subcompress.serving.networks import Job, Traced
 from subcompress.serving.refusals import RefusedError
+from subcompress.serving.running import serve
+from subcompress_cli import tracing
 from subcompress_models import MODELS
 
 LENET = traced_here(MODELS["lenet"]())
@@ -134,6 +145,18 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
     "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
     "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
+    "long text among them": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 400_000] + [1.0] * 200_000}]},
+        "has 2352 values; given 200002",
+    ),
+    "text among them": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 4_000_000] + [1.0] * 2350}]},
+        "given others, or null",
+    ),
+    "lists that end apart": (
+        {"inputs": [asking(X)["inputs"][0] | {"data": [[1.0] * 2351, [1.0]]}]},
+        "flat list, or one nested",
+    ),
     "ragged": ({"inputs": [asking(X)["inputs"][0] | {"data": [[1.0], [1.0, 2.0]]}]}, "flat list, or one nested"),
     "beyond the datatype": ({"inputs": [asking(X)["inputs"][0] | {"data": [1e39] * 2352}]}, "finite in FP32"),
     "another output": (asking(X, outputs=[{"name": "y"}]), "outputs are output FP32 [-1, 10]; given 'y'"),
@@ -338,6 +361,116 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
         assert states == {"bad": "UNAVAILABLE", "new": "READY", "other": "READY"}
 
 
+def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        packed(tmp_path / folder, folder, lenet_record())
+    with serving(tmp_path / "a", tmp_path / "b", trace=LENET) as client:
+        (tmp_path / "a").rename(tmp_path / "elsewhere")
+        packed(tmp_path / "b", "new", lenet_record())
+        for _ in range(2):
+            assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"a", "b", "new"}
+        assert sum("is not: check the path" in line for line in client.said) == 1
+        assert [client.infer(name, X).status for name in ("a", "b", "new")] == [200] * 3
+        (tmp_path / "a").mkdir()
+        assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"b", "new"}
+        (tmp_path / "a").rmdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "a")
+        assert {m["name"] for m in client("GET", "/v2/repository/index").said} == {"a", "b", "new"}
+        assert client.infer("a", X).status == 200
+
+
+def test_what_is_no_file_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "MAX_FILE_BYTES", 10_000)
+    packed(tmp_path, "net", lenet_record())
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    os.mkfifo(tmp_path / "pipe2.onnx")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "empty.onnx").touch()
+    with (tmp_path / "huge.safetensors").open("wb") as f:
+        f.truncate(1 << 34)
+    (tmp_path / os.fsdecode(b"a\xff.safetensors")).touch()
+    (tmp_path / "two\nlines.onnx").touch()
+    with serving(tmp_path, trace=LENET) as client:
+        reasons = {m["name"]: m["reason"] for m in client("GET", "/v2/repository/index").said}
+        assert client.infer("net", X).status == client("GET", "/status").status == 200
+        refused = client.infer("empty", X)
+    assert refused.status == 503 and "is an empty file" in refused.error
+    assert reasons.pop("net") == ""
+    wanted = {
+        "pipe": "is none: take it away",
+        "pipe2": "is none: take it away",
+        "folder": "is none: take it away",
+        "empty": "is an empty file",
+        "huge": "is it the dense model?",
+        "a\\udcff": "is named in letters",
+        "two lines": "is named in letters",
+    }
+    assert reasons.keys() == wanted.keys()
+    assert all(text in reasons[name] and "\n" not in reasons[name] for name, text in wanted.items())
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(tmp_path, "net", lenet_record())
+
+    def failing(path: Path, limit: int) -> bytes:
+        raise SubcompressError(f"{path} cannot be read: Too many open files") from OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue, "read_bytes", failing)
+        with serving(tmp_path, trace=LENET) as client:
+            assert "Too many open files" in client.infer("net", X).error
+            client("GET", "/v2/repository/index")
+            assert sum("Too many open files" in line for line in client.said) == 1
+            patch.undo()
+            client("GET", "/v2/repository/index")
+            assert client.infer("net", X).status == 200
+
+
+def test_to_load_one_model_leaves_the_others(odd: Client) -> None:
+    x = np.ones((1, 2), np.float32)
+    assert odd.infer("same", x, name="x").status == 200
+    before = odd.running.models.find("same").engine
+    assert before is not None
+    assert odd("POST", "/v2/repository/models/sum/load").status == 200
+    assert odd.running.models.find("same").engine is before
+
+
+def test_a_model_that_is_unloaded_while_it_loads_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(tmp_path, "net", lenet_record())
+    began, go = threading.Event(), threading.Event()
+    build = Models._build
+
+    def slow(self: Models, content: Any) -> Any:
+        began.set()
+        assert go.wait(30)
+        return build(self, content)
+
+    monkeypatch.setattr(Models, "_build", slow)
+    with serving(tmp_path, trace=LENET) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.infer, "net", X)
+        assert began.wait(30)
+        assert client("POST", "/v2/repository/models/net/unload").status == 200
+        go.set()
+        assert (found := asked.result()).status == 503 and "was unloaded" in found.error
+        (row,) = (status := client("GET", "/status").said)["models"]
+        assert (row["state"], row["memory"], status["memory"]["models"]) == ("unloaded", 0, 0)
+        assert client("POST", "/v2/repository/models/net/load").status == 200
+        assert client.infer("net", X).status == 200
+
+
+def test_memory_is_let_go_of_without_another_model(client: Client) -> None:
+    assert client.infer("two", X).status == 200
+    held = weakref.ref(client.running.models.find("two").engine)
+    assert client("POST", "/v2/repository/models/two/unload").status == 200
+    client("GET", "/v2/repository/index")  # the loader's thread is through with what came before
+    assert held() is None
+    assert client("POST", "/v2/repository/models/two/load").status == 200
+
+
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -513,6 +646,99 @@ def test_other_networks_are_served(tmp_path: Path, kind: str) -> None:
             assert "refuses these inputs" in found_[0].error
 
 
+def graph(path: Path, nodes: list[Any], shapes: dict[str, Any], constants: dict[str, Any] | None = None) -> None:
+    """An .onnx file of x -> y."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in shapes.items()]
+    held = [numpy_helper.from_array(np.array(v), n) for n, v in (constants or {}).items()]
+    given, found = ([v for v in values if v.name == name] for name in "xy")
+    made = helper.make_graph(nodes, "g", given, found, held)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server of graphs that others write."""
+    made = tmp_path_factory.mktemp("odd")
+    rows, node = {"x": ["n", 2], "y": ["n", 2]}, helper.make_node
+    graph(made / "sum.onnx", [node("CumSum", ["x", "axis"], ["y"])], rows, {"axis": 0})  # the first axis is time
+    mean = node("ReduceMean", ["x"], ["m"], axes=[0])
+    graph(made / "centred.onnx", [mean, node("Sub", ["x", "m"], ["y"])], rows)
+    graph(made / "same.onnx", [node("Identity", ["x"], ["y"])], rows)
+    graph(made / "scalar.onnx", [node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": ["n", 2], "y": []})
+    graph(made / "none.onnx", [node("Identity", ["c"], ["y"])], {"y": [2]}, {"c": np.ones(2, np.float32)})
+    with serving(made, trace=LENET, most=4) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["sum", "centred", "same"])
+def test_requests_share_a_run_only_where_it_changes_nothing(odd: Client, name: str) -> None:
+    def wanted(x: np.ndarray) -> np.ndarray:
+        return {"sum": x.cumsum(0), "centred": x - x.mean(0), "same": x}[name]
+
+    asked = [np.random.default_rng(i).random((1 + i % 3, 2), np.float32) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: odd.infer(name, x, name="x").said["outputs"][0], asked))
+    for x, output in zip(asked, found, strict=True):
+        assert output["shape"] == list(x.shape)
+        np.testing.assert_allclose(np.reshape(output["data"], x.shape), wanted(x), atol=1e-5)
+    x = np.random.default_rng(0).random((11, 2), np.float32)  # more than a run has
+    output = odd.infer(name, x, name="x").said["outputs"][0]
+    np.testing.assert_allclose(np.reshape(output["data"], x.shape), wanted(x), atol=1e-5)
+
+
+def test_outputs_and_inputs_of_other_forms(odd: Client) -> None:
+    (output,) = odd.infer("scalar", np.ones((2, 2), np.float32), name="x").said["outputs"]
+    assert output["shape"] == [] and output["data"] == [4.0]
+    (output,) = odd("POST", "/v2/models/none/infer", b'{"inputs": []}').said["outputs"]
+    assert output["data"] == [1.0, 1.0]
+
+
+def engine_of(run: Any) -> Any:
+    """An engine of x -> y that is taken to be fit to share runs."""
+    port = Port("x", "FP32", np.dtype(np.float32), (-1, 2))
+    return SimpleNamespace(run=run, batched=True, separate=True, inputs=(port,), outputs=(port,))
+
+
+async def asked_of(batches: Batches, engine: Any, *rows: int) -> list[Any]:
+    """Outcomes of requests that come at once."""
+    asks = [protocol.Asked("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
+    return await asyncio.gather(*(batches.run(engine, a) for a in asks), return_exceptions=True)
+
+
+def test_a_run_that_fails_in_a_way_that_nobody_foresaw_is_told_and_goes_on() -> None:
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if broken:
+            raise KeyError("bug")
+        return [feeds["x"]]
+
+    broken = [1]
+    with ThreadPoolExecutor(1) as pool:
+        batches = Batches(pool, 8, lambda examples, seconds: None)
+        found = asyncio.run(asyncio.wait_for(asked_of(batches, engine_of(run), 1, 2), 10))
+        assert [type(e) for e in found] == [KeyError] * 2
+        broken.clear()
+        found = asyncio.run(asyncio.wait_for(asked_of(batches, engine_of(run), 1, 2), 10))
+        assert [len(o[0]) for o in found] == [1, 2]
+
+
+def test_the_loop_does_no_run_that_is_much_larger_than_those_that_were_brief() -> None:
+    threads = []
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return [feeds["x"]]
+
+    async def ask() -> None:
+        for rows in (1, 1, 2, 1000, 2):
+            await asked_of(batches, engine_of(run), rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        batches = Batches(pool, 1 << 20, lambda examples, seconds: None)
+        asyncio.run(ask())
+    assert threads == [False, True, True, False, True]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
@@ -616,3 +842,70 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 200")
     assert server.wait(30) == 0
     assert "ended, after the last request was answered" in server.stderr.read()
+
+
+STAND_IN = """#!{python} -S
+import base64, json, os, sys, time
+for job in json.load(sys.stdin)["jobs"]:
+    if job["name"] == "dies":
+        os._exit(3)
+    if job["name"] == "hangs":
+        time.sleep(60)
+    graph = base64.b64encode(job["name"].encode()).decode()
+    print(json.dumps({{"graph": graph, "names": [], "general": True, "network": "net", "seconds": 0}}), flush=True)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Python, which traces."""
+    path = tmp_path / "python"
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setattr(tracing, "sys", SimpleNamespace(executable=str(path)))
+
+
+def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "PATIENCE", 1)
+    said: list[str] = []
+    trace = tracing.traced_beside((), said.append)
+    found = trace([Job(name, b"") for name in ("a", "dies", "hangs", "b")])
+    assert [f.graph if isinstance(f, Traced) else f[:34] for f in found] == [
+        b"a",
+        "its network could not be traced: t",
+        "its network could not be traced: t",
+        b"b",
+    ]
+    assert sum(isinstance(f, str) and "ended, or took longer than 1 seconds" in f for f in found) == 2
+
+
+def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Path) -> None:
+    packed(tmp_path, "a", lenet_record())
+    trace = tracing.traced_beside((), lambda line: None)
+    with serving(tmp_path, trace=trace):
+        packed(tmp_path, "hangs", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))
+        while trace._child is None or trace._child.poll() is not None:
+            time.sleep(0.001)
+
+
+def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def make():\n    raise ValueError('no luck')\n")
+    network, module = tracing._network([f"{tmp_path}/own.py:make"], lenet_record(), "net")
+    assert network == "lenet" and type(module) is type(MODELS["lenet"]())
+    with pytest.raises(SubcompressError, match="no luck"):
+        tracing._network([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net")
+
+
+def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
+    packed(tmp_path, "hangs", lenet_record())
+    trace = tracing.traced_beside((), lambda line: None)
+
+    def signalled() -> None:
+        while trace._child is None:
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(signalled)
+        serve([str(tmp_path)], trace, port=0, say=print, ready=lambda running: pytest.fail("it was ended before"))
+        sent.result()

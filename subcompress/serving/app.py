@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from subcompress import __version__
+from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.serving import protocol
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics, percentile, uptime
@@ -125,7 +127,13 @@ class Server:
             routes.append(Route("/v2/models/{name}/versions/{version}" + tail, handler, methods=get))
         self._others: ASGIApp = Starlette(
             routes=routes,
-            exception_handlers={RefusedError: _refused, HTTPException: _not_here, Exception: _bug},
+            exception_handlers={
+                RefusedError: _refused,
+                SubcompressError: _bug,
+                MemoryError: _bug,
+                HTTPException: _not_here,
+                Exception: _bug,
+            },
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,6 +194,14 @@ class Server:
             if code == 503:
                 extra.append((b"retry-after", b"1"))
             await incoming.discard()
+        except Exception as e:
+            code, text = _failed(e)
+            answer, kind = orjson.dumps({"error": text}), protocol.JSON
+            if code == 500:
+                logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
+            await incoming.discard()
+        if not incoming.whole:
+            extra.append((b"connection", b"close"))  # what comes next may be the rest of this body
         start = {
             "type": "http.response.start",
             "status": code,
@@ -283,7 +299,9 @@ class Server:
 
     async def _index(self, request: Request) -> Response:
         body = await self._small(request)
-        await self.models.look()
+        with suppress(TimeoutError):  # where somebody loads, what is known has to do
+            async with asyncio.timeout(1):
+                await self.models.look()
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
             [
@@ -461,4 +479,13 @@ async def _not_here(request: Request, e: Exception) -> Response:
 
 
 async def _bug(request: Request, e: Exception) -> Response:
-    return _error(500, f"this request failed ({type(e).__name__}): report it")
+    return _error(*_failed(e))
+
+
+def _failed(e: Exception) -> tuple[int, str]:
+    """The status and the text for a request that failed by no fault of its own: 503 where it may go well later."""
+    if isinstance(e, SubcompressError):  # files that went away
+        return 503, str(e)
+    if memory_ran_out(e):
+        return 503, "there is not enough memory for this request now: send less at once"
+    return 500, f"this request failed ({type(e).__name__}): report it"

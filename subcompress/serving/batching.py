@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from subcompress.errors import SubcompressError
 from subcompress.serving.engines import Engine
 from subcompress.serving.protocol import Asked
-from subcompress.serving.refusals import RefusedError
 
 BRIEF = 0.0005
 """Seconds of a run up to which the loop does it itself: handing it to a thread and back takes a fifth of that."""
@@ -33,6 +32,7 @@ class Batches:
         self._waiting: deque[_Waiting] = deque()
         self._busy = False
         self._usual: float | None = None  # seconds of a run lately, None before the first
+        self._brief = 0  # bytes of inputs up to which a run is expected to be brief
 
     async def run(self, engine: Engine, asked: Asked) -> Outputs:
         """The outputs. Raises RefusedError."""
@@ -48,7 +48,7 @@ class Batches:
         jobs = self._take()
         if not jobs:
             self._busy = False
-        elif self._usual is not None and self._usual < BRIEF:
+        elif self._usual is not None and self._usual < BRIEF and _size(jobs) <= self._brief:
             self._done(loop, jobs, *_timed(jobs, self._most))
         else:
             work = loop.run_in_executor(self._pool, _timed, jobs, self._most)
@@ -58,6 +58,8 @@ class Batches:
         self, loop: asyncio.AbstractEventLoop, jobs: Sequence[_Waiting], found: list[Outputs | Exception], took: float
     ) -> None:
         self._usual = took if self._usual is None else 0.8 * self._usual + 0.2 * took
+        if took < BRIEF:
+            self._brief = max(self._brief, 2 * _size(jobs))
         self._ran(sum(asked.rows for _, asked, _ in jobs), took)
         for (_, _, future), outcome in zip(jobs, found, strict=True):
             if future.done():  # its request was given up
@@ -91,10 +93,17 @@ class Batches:
         return jobs
 
 
+def _size(jobs: Sequence[_Waiting]) -> int:
+    return sum(a.nbytes for _, asked, _ in jobs for a in asked.feeds.values())
+
+
 def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float]:
     began = time.perf_counter()
-    engine = jobs[0][0]
-    found = _together(engine, [asked for _, asked, _ in jobs], most)
+    engine, asked = jobs[0][0], [asked for _, asked, _ in jobs]
+    try:
+        found = _together(engine, asked, most)
+    except Exception as e:  # whoever waits is told, whatever it is
+        found = [e] * len(asked)
     return found, time.perf_counter() - began
 
 
@@ -104,11 +113,13 @@ def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs
         return [_alone(engine, asked[0], most)]
     sizes = [a.rows for a in asked]
     joined = {name: np.concatenate([a.feeds[name] for a in asked]) for name in asked[0].feeds}
+    if not _separate(engine, joined):
+        return [_alone(engine, a, most) for a in asked]
     try:
         outputs = engine.run(joined)
     except SubcompressError:
         return [_alone(engine, a, most) for a in asked]
-    if any(len(o) != sum(sizes) for o in outputs):  # the first axis was not one of examples
+    if any(o.shape[:1] != (sum(sizes),) for o in outputs):  # its length depends on the values
         engine.batched = False
         return [_alone(engine, a, most) for a in asked]
     ends = np.cumsum(sizes)[:-1]
@@ -119,13 +130,53 @@ def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs
 def _alone(engine: Engine, asked: Asked, most: int) -> Outputs | Exception:
     """In pieces where there are many examples, so that what a run takes of memory is bounded."""
     try:
-        if not engine.batched or asked.rows <= most:
+        if not engine.batched or asked.rows <= most or not _separate(engine, asked.feeds):
             return engine.run(asked.feeds)
         found: list[Outputs] = []
         for lo in range(0, asked.rows, most):
             found.append(engine.run({n: a[lo : lo + most] for n, a in asked.feeds.items()}))
         return [np.concatenate(pieces) for pieces in zip(*found, strict=True)]
-    except RefusedError as e:
+    except Exception as e:  # told to this one, and not to the others
         return e
-    except Exception as e:  # a bug here must not take the others along
-        return RefusedError(500, f"this run failed ({type(e).__name__}): report it")
+
+
+CLOSE = 1e-2
+"""Of the largest value of an output: what rounding may make of an example that runs beside another."""
+
+
+def _separate(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
+    """Whether examples may share a run of the engine: asked of the network itself, before the first that they do.
+
+    A first axis that varies may be time, and a network may set each example against the others of its run.
+    """
+    if engine.batched and not engine.separate:
+        first = {name: a[:1] for name, a in feeds.items()}
+        second = _other(first)
+        both = {name: np.concatenate([first[name], second[name]]) for name in feeds}
+        try:
+            wanted = zip(engine.run(first), engine.run(second), strict=True)
+            found = zip(engine.run(both), wanted, strict=True)
+        except SubcompressError:  # of these examples; others will show it
+            return False
+        engine.separate = all(_close(b, x, y) for b, (x, y) in found)
+        engine.batched = engine.separate
+    return engine.batched
+
+
+def _other(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Another one, of values that a network takes: the same in another order, or others where all are the same."""
+    rolled = {name: np.roll(a.reshape(-1), 1).reshape(a.shape) for name, a in example.items()}
+    if any((rolled[name] != a).any() for name, a in example.items()):
+        return rolled
+    return {n: a + 1 if a.dtype.kind == "f" else (a == 0).astype(a.dtype) for n, a in example.items()}
+
+
+def _close(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether an output of two examples is, but for rounding, those of one each."""
+    if not first.shape[:1] == second.shape[:1] == (1,) or first.shape[1:] != second.shape[1:]:
+        return False
+    alone = np.concatenate([first, second])
+    if both.shape != alone.shape or alone.dtype.kind != "f":
+        return np.array_equal(both, alone)
+    largest = float(np.abs(alone, where=np.isfinite(alone), out=np.zeros_like(alone)).max(initial=0))
+    return np.allclose(both, alone, CLOSE, CLOSE * largest, equal_nan=True)

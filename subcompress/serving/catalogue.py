@@ -4,6 +4,7 @@ is served."""
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from subcompress.serving.networks import Packed
 
 SUFFIXES = (".safetensors", ".onnx")
 
-Signature = tuple[int, int, int]
+Signature = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Found:
     name: str
     place: str
     path: Path | None = None
-    signature: Signature = (0, 0, 0)
+    signature: Signature = ()
     wrong: str = ""
 
 
@@ -41,15 +42,26 @@ class Content:
     nbytes: int = 0
 
 
-def look(sources: Sequence[str]) -> dict[str, Found]:
-    """Every model by name: NAME=PATH, or the name of the file without its suffix, of a repository its own.
+def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -> tuple[dict[str, Found], list[str]]:
+    """Every model by name: NAME=PATH, or the name of the file without its suffix, of a repository its own. And what is
+    wrong with sources.
 
-    Two files of one name are both left out, and the name says why. Raises SubcompressError for a source that is
-    nothing: a path that is not there, or no file of ours.
+    Two files of one name are both left out, and the name says why. listed: what each source held when it was looked at
+    last, which it holds on where it went away; it is kept up to date. Raises SubcompressError for a source that is
+    nothing and never was: a path that is not there, or no file of ours.
     """
     by_name: dict[str, Found] = {}
+    wrong_sources: list[str] = []
+    listed = {} if listed is None else listed
     for source in sources:
-        for found in _of(source):
+        try:
+            listed[source] = list(_of(source))
+        except (SubcompressError, OSError) as e:
+            reason = str(e) if isinstance(e, SubcompressError) else f"{source} cannot be read: {e.strerror or e}"
+            if source not in listed:
+                raise SubcompressError(reason) from e
+            wrong_sources.append(f"{_legible(reason)} (what was served before still is)")
+        for found in listed[source]:
             if (other := by_name.get(found.name)) is not None and other.place != found.place:
                 places = sorted({other.place, found.place})
                 wrong = other.wrong or (
@@ -58,7 +70,7 @@ def look(sources: Sequence[str]) -> dict[str, Found]:
                 )
                 found = Found(found.name, other.place, wrong=wrong)
             by_name[found.name] = found
-    return by_name
+    return by_name, wrong_sources
 
 
 def _of(source: str) -> Iterable[Found]:
@@ -84,6 +96,8 @@ def _of(source: str) -> Iterable[Found]:
             if (found := _file(Path(file), "")) is not None:
                 yield found
         return
+    if path.suffix not in SUFFIXES and not path.exists():
+        raise SubcompressError(f"what is served is there; {source} is not: check the path")
     if path.suffix not in SUFFIXES:
         raise SubcompressError(
             f"what is served is a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; given {source}"
@@ -98,10 +112,21 @@ def _file(path: Path, name: str) -> Found | None:
         status = path.stat()
     except OSError:
         return None
-    name = name or path.stem
+    name, place = name or path.stem, _legible(str(path))
     if not sound(name):
-        return Found(name, str(path), wrong=f"a model is named in letters, digits and . _ -; rename {path}")
-    return Found(name, str(path), path, (status.st_ino, status.st_size, status.st_mtime_ns))
+        return Found(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
+        return Found(name, place, wrong=f"a model is a file; {place} is none: take it away")
+    if path.suffix == ".safetensors" and status.st_size > MAX_FILE_BYTES:
+        wrong = f"a file of ours has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
+        return Found(name, place, wrong=wrong)
+    # Its times are those of its content, and of its mode and its name.
+    return Found(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+def _legible(text: str) -> str:
+    """A path as JSON and people may have it: on one line, and without the bytes that are no text."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 def sound(name: str) -> bool:
@@ -130,6 +155,8 @@ def read(found: Found) -> Content:
     if found.path is None:
         data = format.file_bytes(found.place)
     elif found.path.suffix == ".onnx":
+        if not found.signature[1]:
+            raise SubcompressError(f"{found.place} is an empty file: write it again with `subcompress unpack`")
         return Content(found, None, found.signature[1])
     else:
         data = read_bytes(found.path, MAX_FILE_BYTES)

@@ -69,6 +69,7 @@ class Engine:
         # Examples can share a run where the first axis is theirs everywhere.
         self.batched = bool(self.inputs) and all(p.shape and p.shape[0] == -1 for p in ports)
         self.batched = self.batched and len({p.axis for p in ports}) == 1
+        self.separate = False  # whether it was seen that they do not change each other's outputs, see `batching`
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in order. Raises RefusedError where ONNX Runtime cannot: 503 without memory, 400 else."""

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import Content, Found
 from subcompress.serving.engines import FIXED, Engine, open_session, threads
-from subcompress.serving.networks import Networks
+from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
 
 RECENT = 256
@@ -112,6 +113,8 @@ class Models:
         self._free = asyncio.Event()
         self._given_up: list[Engine] = []  # the loader's thread lets go of them
         self._given_bytes = 0
+        self._listed: dict[str, list[Found]] = {}
+        self._wrong: list[str] = []  # with sources, as it was said
 
     def __iter__(self) -> Any:
         return iter(self._by_name.values())
@@ -126,22 +129,30 @@ class Models:
         """Import what the first model would wait for."""
         await self._beside(importlib.import_module, "onnxruntime")
 
-    async def look(self, again: bool = False) -> None:
-        """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: also
-        what could not be read or traced before."""
+    async def look(self, again: str = "") -> None:
+        """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: the
+        name of a model for which that is done also where it was tried before."""
         async with self._turn:
-            found = await self._beside(catalogue.look, self.sources)
+            found, wrong = await self._beside(catalogue.look, self.sources, self._listed)
+            for reason in wrong:
+                if reason not in self._wrong:
+                    self._say(reason)
+            self._wrong = wrong
             for name in self._by_name.keys() - found.keys():
                 self._say(f"{name}: its file is gone, and it is no longer served")
                 self._drop(self._by_name.pop(name))
-            changed = [f for f in found.values() if again or self._differs(f)]
-            if not changed:
-                return
-            read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
-            for f, content in zip(changed, read, strict=True):
-                self._take(f, content)
-            packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
-            self._note(await self._beside(self.networks.prepare, packed, again))
+            changed = [f for f in found.values() if f.name == again or self._differs(f)]
+            if changed:
+                read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
+                for f, content in zip(changed, read, strict=True):
+                    self._take(f, content)
+                packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
+                self._note(await self._beside(self._prepare, packed, again))
+            await self._beside(self._let_go)
+
+    def _prepare(self, files: Sequence[Packed], again: str) -> dict[str, str]:
+        wrong = self.networks.prepare([f for f in files if f.name != again])
+        return wrong | self.networks.prepare([f for f in files if f.name == again], again=True)
 
     def _note(self, wrong: Mapping[str, str]) -> None:
         """Keep why models cannot be served, and say it: once for all that have the same trouble."""
@@ -165,6 +176,8 @@ class Models:
         model = self._by_name.get(found.name)
         if isinstance(content, SubcompressError):
             reason = str(content)
+            if isinstance(content.__cause__, OSError) and found.path is not None:
+                found = replace(found, signature=())  # the next look tries again
             if model is None:
                 model = self._by_name[found.name] = self._new(Content(found))
             elif model.readable and not found.wrong:
@@ -180,8 +193,9 @@ class Models:
         if model is None:
             self._by_name[found.name] = self._new(content)
             return
-        same = content.packed is not None and model.content.packed is not None
-        if not (same and content.packed.data == model.content.packed.data):  # type: ignore[union-attr]
+        before, now_ = model.content.packed, content.packed
+        same = before is not None and now_ is not None and before.data == now_.data
+        if not (same or (before is now_ is None and model.content.found == found)):
             if model.readable and model.content.found != found:
                 self._say(f"{found.name}: its file has changed, and is served from now on")
             self._drop(model)
@@ -232,6 +246,9 @@ class Models:
                 raise e if isinstance(e, RefusedError) else RefusedError(503, f"{model.name}: {e}") from e
             finally:
                 model.loading = False
+            if model.unloaded:  # meanwhile
+                self._given_up.append(engine)
+                self.find(model.name)
             model.engine, model.memory, model.reason = engine, takes, ""
             self.used += takes
             self._expanded[model.name] = model
@@ -298,7 +315,7 @@ class Models:
 
     async def load(self, name: str) -> None:
         """Read the file again, and rebuild its weights now. Raises RefusedError."""
-        await self.look(again=True)
+        await self.look(again=name)
         if (model := self._by_name.get(name)) is not None:
             model.unloaded = False
         async with self.using(self.find(name)):
@@ -311,9 +328,11 @@ class Models:
         else:
             self._drop(model)
             model.unloaded = True
+            self._loader.submit(self._let_go)
 
     def close(self) -> None:
         """End the threads, once what they do is done."""
+        self.networks.close()
         self._loader.shutdown()
         self._pool.shutdown()
         self.networks.bases.close()

@@ -188,6 +188,11 @@ class Networks:
         traced = self._traced.get(file.key)
         return traced.network if isinstance(traced, Traced) else ""
 
+    def close(self) -> None:
+        """End a trace that is under way, where it can be ended, from another thread."""
+        if (close := getattr(self._trace, "close", None)) is not None:
+            close()
+
     def _of(self, file: Packed) -> Traced:
         traced = self._traced.get(file.key)
         if isinstance(traced, Traced) and not traced.general:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ VERSION = "1"
 """Of every model: what is served is what the file holds."""
 
 MOST_AXES = 32
+
+KINDS: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}}
+"""What values in JSON are of, by NumPy's kind of the datatype."""
 
 assert sys.byteorder == "little", "tensors on the wire are little-endian"
 
@@ -158,32 +163,48 @@ def _from_bytes(held: memoryview, size: int, shape: tuple[int, ...], port: Port)
 def _from_json(data: Any, shape: tuple[int, ...], port: Port) -> np.ndarray:
     if not isinstance(data, list):
         raise RefusedError(400, f"values of {port.name} are a list, data, or follow in binary; given {_kind(data)}")
-    try:
-        array = np.array(data)
-    except (ValueError, OverflowError) as e:
-        raise RefusedError(400, f"data of {port.name} is a flat list, or one nested as its shape is ({e})") from e
-    if array.size != math.prod(shape):
+    values = _flat(data, port)
+    if len(values) != math.prod(shape):
         raise RefusedError(
-            400, f"input {port.name} of shape {list(shape)} has {math.prod(shape)} values; given {array.size}"
+            400, f"input {port.name} of shape {list(shape)} has {math.prod(shape)} values; given {len(values)}"
         )
-    kinds = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}[port.dtype.kind]
-    if array.dtype.kind not in kinds:
-        raise RefusedError(400, f"data of {port.name} are values of {port.datatype}; given others, or null")
-    if port.dtype.kind in "iu":
-        limits = np.iinfo(port.dtype)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not")
+    kind = port.dtype.kind
+    # NumPy looks last: where one value is text it would make text of all, each as long as the longest.
+    if not (type(values[0]) in KINDS[kind] and (kind == "f" or {*map(type, values)} == KINDS[kind])):
+        raise _of_another_kind(port)
     try:
+        if kind != "f":
+            return np.array(values, port.dtype).reshape(shape)
         with np.errstate(over="raise"):
-            return np.ascontiguousarray(array.reshape(shape), port.dtype)
+            return np.frombuffer(array("d", values)).reshape(shape).astype(port.dtype)
+    except TypeError as e:
+        raise _of_another_kind(port) from e
     except FloatingPointError as e:
         raise RefusedError(400, f"values of {port.name} are finite in {port.datatype}; some are not") from e
+    except OverflowError as e:
+        limits = np.iinfo(port.dtype)
+        raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not") from e
 
 
-def _without_nan(array: np.ndarray, port: Port) -> np.ndarray:
-    if array.dtype.kind == "f" and np.isnan(array).any():
+def _of_another_kind(port: Port) -> RefusedError:
+    return RefusedError(400, f"data of {port.name} are values of {port.datatype}; given others, or null")
+
+
+def _flat(values: list[Any], port: Port) -> list[Any]:
+    """The values in a row, of lists in lists that are all as long as each other."""
+    for _ in range(MOST_AXES):
+        if not values or not isinstance(values[0], list):
+            break
+        if {*map(type, values)} != {list} or len({*map(len, values)}) != 1:
+            raise RefusedError(400, f"data of {port.name} is a flat list, or one nested as its shape is")
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _without_nan(values: np.ndarray, port: Port) -> np.ndarray:
+    if values.dtype.kind == "f" and np.isnan(values).any():
         raise RefusedError(400, f"values of {port.name} are numbers; NaN is among them")
-    return array
+    return values
 
 
 def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:
@@ -219,7 +240,7 @@ def answer(name: str, asked: Asked, ports: Sequence[Port], values: Sequence[np.n
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for i, binary in asked.wanted:
-        value = np.ascontiguousarray(values[i])
+        value = np.asarray(values[i], order="C")
         told: dict[str, Any] = {"name": ports[i].name, "datatype": ports[i].datatype, "shape": list(value.shape)}
         if binary:
             tail.append(value.tobytes())

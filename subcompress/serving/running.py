@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.metrics import Metrics
@@ -90,7 +90,7 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
-    with listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+    with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
         runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
 
 
@@ -119,8 +119,9 @@ async def _serve(
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
     server = Server(models, metrics, limits, token)
     try:
-        await models.warm()
-        await models.look()
+        with _ended_by_a_signal():
+            await models.warm()
+            await models.look()
         config = uvicorn.Config(
             server,
             log_level="error",
@@ -143,17 +144,52 @@ async def _serve(
         models.close()
 
 
+class _EndedError(Exception):
+    """A signal has come before anything was served."""
+
+
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C give the task up. Raises _EndedError then: Python's own handlers would raise in the
+    loop, which goes on."""
+    if threading.current_thread() is not threading.main_thread():  # no signals come here
+        yield
+        return
+    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), []
+    assert task is not None
+
+    def end(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    except asyncio.CancelledError as e:
+        if came:
+            task.uncancel()
+            raise _EndedError from e
+        raise
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
 @asynccontextmanager
 async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
     """Within, files are looked at every second."""
 
     async def look() -> None:
+        said = ""
         while True:
             await asyncio.sleep(EVERY)
             try:
                 await models.look()
-            except SubcompressError as e:  # a folder that went away: what is served stays
-                say(str(e))
+            except Exception as e:  # whatever it is: what is served stays, and the next look may find it mended
+                if (text := one_line(e)) != said:
+                    said = text
+                    say(f"files could not be looked at: {text}")
 
     task = asyncio.create_task(look())
     try:
