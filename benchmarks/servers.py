@@ -127,13 +127,13 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            return self.get(self.ready)[0] == 200
+            return self.get(self.ready, 0.2)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, timeout: float = 30) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
