@@ -323,7 +323,7 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
         "binary, every answer checked:",
         "",
         "| --memory | highest memory of the process, MB | limit, MB (+ 150) | errors | requests/s | p50, p99, ms | "
-        "| while starting, with its children, MB |",
+        "| while starting, with the process that traces, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kept in options.memory:
