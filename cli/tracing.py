@@ -45,7 +45,6 @@ def traced_beside(models: Sequence[str], say: Any) -> Trace:
                 answer = json.loads(line)
                 if "error" in answer:
                     found.append(str(answer["error"]))
-                    say(f"{job.name}: {answer['error']}")
                 else:
                     graph = base64.b64decode(answer["graph"])
                     found.append(Traced(graph, tuple(answer["names"]), answer["general"], answer["network"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import json
 import re
@@ -28,7 +29,7 @@ import subcompress
 import subcompress_cli
 from subcompress import SubcompressError, codec, format, hub, kernels, threads
 from subcompress.arrays import acting, rebuild
-from subcompress.base import open_base
+from subcompress.base import OnBase, open_base
 from subcompress.expand import expand, expand_into
 from subcompress.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
 from subcompress.record import Kept, Stored
@@ -186,6 +187,19 @@ def test_what_a_base_keeps_is_neither_copied_nor_hashed_again(monkeypatch):
         assert np.shares_memory(state[name], held)
         assert not state[name].flags.writeable
         assert np.shares_memory(record.base.array(name), held)
+
+
+def test_a_base_in_another_dtype_is_rounded_once_for_all_who_hold_it():
+    first, second = read("rounded"), read("rounded")
+    second = replace(second, base=OnBase(second.base.reference, first.base.base))
+    kept = "m.wide.w"
+    assert isinstance(first.entries[[s.name for s in first.layout].index(kept)], Kept)
+    held = rebuild(first)[kept]
+    assert held.dtype == DTYPES["BF16"] != first.base.base.arrays[kept].dtype
+    assert np.shares_memory(rebuild(second)[kept], held)
+    del held
+    gc.collect()
+    assert not first.base.base._rounded
 
 
 @pytest.mark.parametrize("names", [None, ("conv1.bias",)])

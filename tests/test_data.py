@@ -73,10 +73,14 @@ def test_a_missing_folder_says_where_mnist_can_be_had(tmp_path):
     ("name", "content", "words"),
     [
         ("train-images-idx3-ubyte.gz", b"not gzip", "cannot be read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"not idx"), "not an idx file"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((6_000, 28, 28))))[:-20], "cannot be read"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(7))), "does not hold MNIST"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(VALIDATION + 40, 10))), "does not hold MNIST"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"not idx", mtime=0), "not an idx file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((6_000, 28, 28))), mtime=0)[:-20], "cannot be read"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(7)), mtime=0), "does not hold MNIST"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(idx(np.full(VALIDATION + 40, 10)), mtime=0),
+            "does not hold MNIST",
+        ),
         ("t10k-images-idx3-ubyte", idx(np.zeros((5_001, 28, 28)))[:-1], "not an idx file"),
     ],
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import tritonclient.http as triton
 from hypothesis import given, settings
@@ -25,6 +25,7 @@ from serving import Client, asking, packed, serving, traced_here
 
 import subcompress
 from subcompress import SubcompressError
+from subcompress.data.splits import batches
 from subcompress.facts import Facts
 from subcompress.serving import catalogue, protocol
 from subcompress.serving.app import Limits
@@ -33,6 +34,7 @@ from subcompress.serving.refusals import RefusedError
 from subcompress_models import MODELS
 
 LENET = traced_here(MODELS["lenet"]())
+SHAPE = Facts(input_shape=(1, 12, 12))
 X = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
 
 
@@ -420,6 +422,97 @@ def test_dense_and_self_unfolding_graphs_are_served(tmp_path: Path, folder: Path
         assert found.status == 503 and "does not open" in found.error
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and files on it of which each moves something else."""
+    made = tmp_path_factory.mktemp("tuned")
+    safetensors.torch.save_file(network(0).state_dict(), made / "base.safetensors")
+    (made / "files").mkdir()
+    for i, act_on in enumerate(("norms", "heads", "biases,heads")):
+        sub = subcompress.Subspace.of(network(i), 20, base=made / "base.safetensors", act_on=act_on, seed=i)
+        with torch.no_grad():
+            sub.z.normal_(generator=torch.Generator().manual_seed(i))
+        sub.round(4)
+        subcompress.pack(sub, made / "files" / f"{i}.safetensors", SHAPE)
+    return made
+
+
+def network(seed: int) -> torch.nn.Module:
+    """With norms."""
+    torch.manual_seed(seed)
+    return networks.CASES["batch norm"].make()
+
+
+def on_base(tuned: Path, name: str, x: np.ndarray) -> np.ndarray:
+    """What torch gives."""
+    loaded = subcompress.load(tuned / "files" / f"{name}.safetensors", network(7), base=tuned / "base.safetensors")
+    with torch.no_grad():
+        return loaded(torch.from_numpy(x)).numpy()
+
+
+def test_files_on_a_base_share_one_session(tuned: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    base.write_bytes((tuned / "base.safetensors").read_bytes())
+    trace = traced_here(network(1))
+    x = np.random.default_rng(1).random((2, *SHAPE.input_shape), np.float32)
+    with serving(tuned / "files", trace=trace, bases=[str(base)], memory=100_000) as client:
+        base.write_bytes(b"")  # cut off while it is in use
+        for name in ("0", "1", "2", "0", "2"):
+            said = client.infer(name, x).said
+            wanted = on_base(tuned, name, x)
+            np.testing.assert_allclose(np.reshape(said["outputs"][0]["data"], wanted.shape), wanted, atol=1e-4)
+        status = client("GET", "/status").said
+        assert status["memory"]["bases"] > 0 and status["memory"]["models"] <= 100_000
+        assert len(client.running.models.networks._shared) == 1
+    assert len(trace.jobs) == 1  # type: ignore[attr-defined]
+
+
+def test_a_file_that_moves_more_than_those_before_it(tuned: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).random((2, *SHAPE.input_shape), np.float32)
+    first = (tuned / "files" / "0.safetensors").read_bytes()
+    (tmp_path / "0.safetensors").write_bytes(first)
+    with serving(tmp_path, trace=traced_here(network(1)), bases=[str(tuned / "base.safetensors")]) as client:
+        before = client.infer("0", x).said["outputs"]
+        (tmp_path / "2.safetensors").write_bytes((tuned / "files" / "2.safetensors").read_bytes())
+        client("POST", "/v2/repository/index")
+        said = client.infer("2", x).said
+        wanted = on_base(tuned, "2", x)
+        np.testing.assert_allclose(np.reshape(said["outputs"][0]["data"], wanted.shape), wanted, atol=1e-4)
+        assert client.infer("0", x).said["outputs"] == before
+
+
+def test_another_base_is_refused(tuned: Path, tmp_path: Path, folder: Path) -> None:
+    safetensors.torch.save_file(network(5).state_dict(), tmp_path / "other.safetensors")
+    bases = [str(tmp_path / "other.safetensors")]
+    with serving(tuned / "files", folder, trace=traced_here(network(1), MODELS["lenet"]()), bases=bases) as client:
+        found = client.infer("0", X)
+        assert found.status == 503 and "give that one with --base" in found.error
+        assert [line for line in client.said if "--base" in line and line.startswith("0, 1 and 1 more: ")]
+        assert client.infer("one", X).status == 200
+
+
+@pytest.mark.parametrize("kind", ["gru", "transformer"])
+def test_other_networks_are_served(tmp_path: Path, kind: str) -> None:
+    case = networks.CASES[kind]
+    module, data = case.make(), case.data()
+    x, _ = next(batches(data.test, 4))
+    assert isinstance(x, torch.Tensor)
+    facts = Facts(input_shape=tuple(x.shape[1:]), input_dtype="I64" if x.dtype == torch.int64 else "")
+    packed(tmp_path, "net", record_of(module, facts))
+    with torch.no_grad():
+        wanted = subcompress.load(tmp_path / "net.safetensors", module)(x).numpy()
+    with serving(tmp_path, trace=traced_here(module)) as client:
+        found = client.infer("net", x.numpy(), datatype="INT64" if facts.input_dtype else "FP32")
+        np.testing.assert_allclose(np.reshape(found.said["outputs"][0]["data"], wanted.shape), wanted, atol=1e-3)
+        if facts.input_dtype:  # a token that is not in the vocabulary spoils no other's request
+            with ThreadPoolExecutor(8) as pool:
+                bad = np.full_like(x.numpy()[:1], 10**6)
+                asked = [bad if i % 4 == 0 else x.numpy()[:1] for i in range(32)]
+                found_ = list(pool.map(lambda ids: client.infer("net", ids, datatype="INT64"), asked))
+            assert [f.status for f in found_] == [400 if i % 4 == 0 else 200 for i in range(32)]
+            assert "refuses these inputs" in found_[0].error
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
@@ -492,6 +585,8 @@ def process(folder: Path) -> Any:
 
 def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
     server, line = process
+    mapped = Path(f"/proc/{server.pid}/maps").read_text()
+    assert "onnxruntime" in mapped and "libtorch" not in mapped  # which alone would take 190 MB
     address, _, rest = line.partition(": ")
     assert rest.strip() == "2 models"
     host, _, port = address.removeprefix("http://").rpartition(":")
@@ -521,10 +616,3 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
         assert answer.startswith(b"HTTP/1.1 200")
     assert server.wait(30) == 0
     assert "ended, after the last request was answered" in server.stderr.read()
-
-
-def test_a_process_that_serves_has_no_torch(process: Any) -> None:
-    """190 MB of memory."""
-
-
-_ = (os, threading)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -93,11 +94,20 @@ class Base:
         self.layout = Layout.of({n: tensors[n] for n in order})
         self.arrays = {n: array_of(tensors[n]) for n in order}
         self.name, self.revision = name, revision
+        self._rounded: WeakValueDictionary[tuple[str, np.dtype], np.ndarray] = WeakValueDictionary()
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The same as torch's tensors."""
         return {n: tensor_of(array) for n, array in self.arrays.items()}
+
+    def rounded(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """A tensor in that dtype, see `rounding.rounded`: one array for all who hold it at a time."""
+        if (held := self.arrays[name]).dtype == dtype:
+            return held
+        if (found := self._rounded.get((name, dtype))) is None:
+            found = self._rounded[name, dtype] = np.array(rounded(held, dtype))  # its own: views keep it alive
+        return found
 
     @cached_property
     def _leaves(self) -> list[bytes]:
@@ -162,7 +172,7 @@ class OnBase:
     def values(self, name: str) -> np.ndarray:
         """The base's values of a tensor of the model, in the model's dtype: in the base's memory, where it has that."""
         held, dtype = self._places[name]
-        return rounded(self.base.arrays[held], dtype)
+        return self.base.rounded(held, dtype)
 
     def array(self, name: str) -> np.ndarray:
         """The same, read-only."""

@@ -346,7 +346,7 @@ class Server:
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
         models, metrics = self.models, self.metrics
-        matching = sorted((m for m in models if search in m.name.lower()), key=SORTS[sort])
+        matching = sorted((m for m in models if search in m.name.lower() or search == m.state), key=SORTS[sort])
         shown_ = matching[: int(limit)]
         states = [m.state for m in models]
         return _json(

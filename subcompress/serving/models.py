@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -44,6 +44,7 @@ class Model:
         self.users = 0  # requests that need it now
         self.loading = False
         self.unloaded = False
+        self.traceable = True  # as far as is known
         self.reason = ""  # what is wrong with the file, though an earlier one may be served
         self.requests = self.failed = self.runs = self.examples = 0
         self.seconds = 0.0  # of runs
@@ -65,7 +66,9 @@ class Model:
     @property
     def readable(self) -> bool:
         """Whether something can be served: the file as it is, or as it was."""
-        return self.content.packed is not None or (self.content.nbytes > 0 and not self.content.found.wrong)
+        if self.content.packed is not None:
+            return self.traceable
+        return self.content.nbytes > 0 and not self.content.found.wrong
 
     @property
     def ready(self) -> bool:
@@ -138,7 +141,17 @@ class Models:
             for f, content in zip(changed, read, strict=True):
                 self._take(f, content)
             packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
-            await self._beside(self.networks.prepare, packed, again)
+            self._note(await self._beside(self.networks.prepare, packed, again))
+
+    def _note(self, wrong: Mapping[str, str]) -> None:
+        """Keep why models cannot be served, and say it: once for all that have the same trouble."""
+        names: dict[str, list[str]] = {}
+        for name, reason in wrong.items():
+            self._by_name[name].reason, self._by_name[name].traceable = reason, False
+            names.setdefault(reason, []).append(name)
+        for reason, of in names.items():
+            more = f" and {len(of) - 2} more" if len(of) > 2 else ""
+            self._say(f"{', '.join(of[:2])}{more}: {reason}")
 
     def _new(self, content: Content) -> Model:
         return Model(content, self._pool, self.most, self._ran)
@@ -172,7 +185,7 @@ class Models:
             if model.readable and model.content.found != found:
                 self._say(f"{found.name}: its file has changed, and is served from now on")
             self._drop(model)
-        model.content, model.reason = content, ""
+        model.content, model.reason, model.traceable = content, "", True
 
     def find(self, name: str) -> Model:
         """Raises RefusedError: 404 for a name that is not served, 503 for one that cannot be now."""

@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,34 +131,39 @@ class Networks:
         self._acting: dict[str, dict[str, int]] = {}  # of files on a base: bytes of what any of them changes, by name
         self._shared: dict[str, _Shared] = {}
 
-    def prepare(self, files: Iterable[Packed], again: bool = False) -> None:
-        """Trace what is not traced yet for these files, all at once. again: also what could not be.
+    def prepare(self, files: Iterable[Packed], again: bool = False) -> dict[str, str]:
+        """Trace what is not traced yet for these files, all at once; why each that cannot be served cannot, by name.
 
-        A file that cannot be served is no error here, but where its engine is asked for.
+        again: try once more what could not be traced before.
         """
+        files, wrong = list(files), {}
         wanted: dict[str, Packed] = {}
         for file in files:
             known = self._traced.get(file.key)
-            with suppress(SubcompressError):
+            try:
                 if self._widened(file) or known is None or (again and isinstance(known, str)):
                     wanted.setdefault(file.key, file)
                 elif isinstance(known, Traced) and not known.general and _own(file) not in self._traced:
                     wanted[_own(file)] = file
-        if not wanted:
-            return
+            except SubcompressError as e:
+                wrong[file.name] = str(e)
         jobs = [self._job(file) for file in wanted.values()]
-        for (key, file), found in zip(wanted.items(), self._trace(jobs), strict=True):
+        for (key, file), found in zip(wanted.items(), self._trace(jobs) if jobs else [], strict=True):
             self._traced[key] = found
             self._shared.pop(key, None)
             if isinstance(found, Traced) and not found.general:  # it serves this file, and none of the others
                 self._traced[_own(file)] = found
+        for file in files:
+            if isinstance(known := self._traced.get(file.key), str):
+                wrong.setdefault(file.name, known)
+        return wrong
 
     def engine(self, file: Packed) -> Engine:
         """Rebuild the weights, compare their digest, and make them ready to run. Raises SubcompressError."""
         self.prepare([file])
         self.prepare([file])  # another file may have shown that each needs a graph of its own
-        traced = self._of(file)
         record = self._record(file)
+        traced = self._of(file)
         dtypes = {spec.name: spec.dtype for spec in record.layout}
         if record.base is None:
             weights = arrays.rebuild(record)

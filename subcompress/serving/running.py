@@ -90,8 +90,17 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
-    with listening(host, port) as sock:
-        asyncio.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+    with listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+        runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+
+
+def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The faster loop, where there is one for this system."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 async def _serve(
@@ -118,6 +127,7 @@ async def _serve(
             access_log=False,
             lifespan="off",
             server_header=False,
+            proxy_headers=False,  # nothing here asks who sent a request
             timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=75,
             h11_max_incomplete_event_size=1 << 16,
