@@ -34,7 +34,7 @@ from typing import Any
 import load
 import numpy as np
 import torch
-from servers import MLServer, Ours, Server, Triton, all_seconds, memory, processor_seconds
+from servers import MLServer, Ours, Server, Triton, all_seconds, memory, plain_repository, processor_seconds
 
 import subcompress
 from subcompress import format, pretrained
@@ -146,7 +146,13 @@ def peers(options: argparse.Namespace, folder: Path) -> Lines:
             name = f"MLServer, parallel_workers={workers}, " + (f"max_batch_size={batch}" if batch else "no batching")
             makers[name] = lambda f, w=workers, b=batch: MLServer(options.mlserver, graph, f, w, b)  # type: ignore[misc]
     if options.triton:
-        makers["Triton, python backend"] = lambda f: Triton(options.triton, graph, f)
+        export = [sys.executable, "-m", "subcompress_cli", "export", str(packed), "--backend", "python"]
+        exported = folder / "exported"
+        subprocess.check_output([*export, "--triton-repo", str(exported)])
+        makers["Triton, python backend, a plain model.py"] = lambda f: Triton(
+            options.triton, plain_repository(graph, f), f
+        )
+        makers["Triton, python backend, `subcompress export`"] = lambda f: Triton(options.triton, exported, f)
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     failed: dict[tuple[str, int, str], str] = {}
     own: list[float] = []
