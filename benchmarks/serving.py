@@ -5,8 +5,8 @@
 Parts: `peers` (requests a second and latencies, the servers in turn, one alive at a time), `cold` (the first request
 to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
 --model, a folder of transformers), `soak` (valid and invalid requests for minutes). All five unless some are named;
-each replaces its own section of serving.md. PYTHON is that of an environment with mlserver and onnxruntime, or with
-nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are checked
+each replaces its own section of serving.md. PYTHON is that of an environment with mlserver, onnxruntime and uvloop<0.22
+(its parallel workers end at once with later ones), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are checked
 against torch. The load comes from another process (load.py, soak.py), over 127.0.0.1.
 """
 
@@ -539,7 +539,7 @@ def machine(options: argparse.Namespace, part: str) -> str:
     versions += [f"{n} {v}" for n in ("starlette", "uvicorn") if (v := version_of(n))]
     for python, package in ((options.mlserver, "mlserver"), (options.triton, "nvidia-pytriton")):
         if python and part == "peers":
-            for n in (package, "onnxruntime"):
+            for n in (package, "onnxruntime", *(["uvloop"] if package == "mlserver" else [])):
                 found = f"from importlib.metadata import version; print(version({n!r}))"
                 versions.append(f"{n} {subprocess.check_output([python, '-c', found], text=True).strip()}")
     uses = {"peers": ("mlserver", "triton", "rounds", "seconds"), "cold": ("models", "memory"),
