@@ -1,4 +1,5 @@
 # docker build -t subcompress . && docker run --rm -v "$PWD:/models" subcompress info net.safetensors
+# To serve: docker run --rm -p 8000:8000 -v "$PWD:/models" subcompress serve /models --host 0.0.0.0
 # For a GPU image: docker build --build-arg TORCH_INDEX=https://pypi.org/simple --build-arg PACKAGES="gcc libc6-dev" .
 # (Triton builds its launcher there; without gcc, torch rebuilds the weights.)
 FROM python:3.11-slim AS build

@@ -96,7 +96,7 @@ def _network(models: Sequence[str], record: Any, name: str) -> Any:
     from subcompress_cli.loading import model_of
     from subcompress_models import MODELS
 
-    known = tables.name_of(record.layout) if record.base is None else None
+    known = tables.network_of(record.layout)
     candidates = [*models, *([known] if known in MODELS and known not in models else [])]
     why = "the network of its tensors is not known by name"
     for candidate in candidates:

@@ -6,8 +6,6 @@ tensors that torch rebuilt there, with no copy through the host's memory.
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,8 @@ from torch import Tensor, nn
 from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.expand import expand, expand_checked
-from subcompress.layout import Layout
-
-DEVICES = {"cpu": ("torch", "CPUExecutionProvider"), "cuda": ("torch-cuda", "CUDAExecutionProvider")}
-"""Device -> the backend that rebuilds weights there, and what ONNX Runtime calls it."""
+from subcompress.layout import Layout, array_of
+from subcompress.runtime import PLAIN, PROVIDERS, How, give_back, open_graph
 
 
 class Session:
@@ -50,7 +46,8 @@ class Session:
         self.device = torch.device(device)
         self._weights: dict[str, Tensor] = {}
         if Path(path).suffix == ".onnx":
-            self._session = open_graph(Path(path), device, tf32)
+            self._session = open_graph(Path(path), device, how=_how(device, tf32))
+            give_back()
         else:
             self._session = self._of_packed(path, module, base, check, tf32)
         self._takes = {i.name: i for i in self._session.get_inputs() if i.name not in self._weights}
@@ -75,11 +72,12 @@ class Session:
             graph = lifted(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
         if self.device.type == "cuda":
             state = rebuilt(record, "cuda")
-        weights = {name: real(state[name]).contiguous() for name in graph.names}
         if self.device.type == "cuda":
-            self._weights = weights
-            return open_graph(graph.data, "cuda", tf32)
-        return open_graph(graph.data, "cpu", tf32, weights)
+            self._weights = {name: _real(state[name]).contiguous() for name in graph.names}
+            return open_graph(graph.data, "cuda", how=_how("cuda", tf32))
+        session = open_graph(graph.data, "cpu", {name: array_of(state[name]) for name in graph.names})
+        give_back()
+        return session
 
     def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
         """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
@@ -132,10 +130,14 @@ class Session:
         return tensor
 
 
+def _how(device: str, tf32: bool) -> How:
+    return How(stream=torch.cuda.current_stream().cuda_stream, tf32=tf32) if device == "cuda" else PLAIN
+
+
 def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
-    if device not in DEVICES:
-        raise SubcompressError(f"devices are {', '.join(DEVICES)}; {device!r} is none of them")
+    if device not in PROVIDERS:
+        raise SubcompressError(f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them")
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(
             f"device cuda needs a GPU that torch can use; torch {torch.__version__} finds none: "
@@ -143,7 +145,7 @@ def require_device(device: str) -> None:
         )
 
 
-def real(tensor: Tensor) -> Tensor:
+def _real(tensor: Tensor) -> Tensor:
     """As ONNX has it: complex numbers are pairs."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
@@ -166,80 +168,3 @@ _ONNX_TYPES: dict[torch.dtype, tuple[str, Any]] = {
     torch.bool: ("tensor(bool)", np.bool_),
 }
 """What ONNX Runtime calls torch's types, and how it is told of them."""
-
-
-def open_graph(
-    model: Path | bytes, device: str = "cpu", tf32: bool = False, weights: dict[str, Tensor] | None = None
-) -> Any:
-    """An InferenceSession on that device, and on no other. weights: values of external initialisers.
-
-    Raises SubcompressError where ONNX Runtime does not open the graph, or not there.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is said below
-    held = {name: ort_value(onnxruntime, tensor) for name, tensor in (weights or {}).items()}
-    if held:
-        options.add_external_initializers(list(held), list(held.values()))
-    provider = DEVICES[device][1]
-    own: dict[str, Any] = {}
-    if device == "cuda":
-        stream = torch.cuda.current_stream().cuda_stream
-        own = {"use_tf32": int(tf32), "user_compute_stream": str(stream)}
-    try:
-        session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=[(provider, own)],
-            enable_fallback=False,
-        )
-    except Exception as e:
-        raise SubcompressError(_diagnosis(model, e)) from e
-    if session.get_providers()[0] != provider:
-        raise SubcompressError(
-            f"ONNX Runtime {onnxruntime.__version__} does not run on {device} here, though torch does: "
-            "`subcompress doctor` says what is missing; or give cpu"
-        )
-    _give_back()
-    return session
-
-
-def _give_back() -> None:
-    """Return to the system what folding has freed, which glibc would keep for later: as much as the weights again."""
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
-    """The tensor's memory as ONNX Runtime sees it."""
-    if tensor.dtype == torch.bfloat16:
-        kind = _ONNX_TYPES[torch.bfloat16][1]
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.view(torch.int16).numpy(), kind)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
-
-
-def _diagnosis(model: Path | bytes, e: Exception) -> str:
-    """Why ONNX Runtime does not open a graph: it is too old, by what the file says of itself, or its own words."""
-    import onnx
-    import onnxruntime
-
-    what = "this graph" if isinstance(model, bytes) else str(model)
-    try:
-        loaded = (
-            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
-        )
-    except OSError:
-        return f"{what} cannot be read: give an .onnx file that exists"
-    except Exception:
-        return f"{what} is no ONNX file: give one that `subcompress unpack` wrote"
-    needs = next((p.value for p in loaded.metadata_props if p.key == "onnxruntime"), "")
-    wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
-    if wanted and found < wanted:
-        return f"{what} needs onnxruntime {needs}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
-    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)})"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.lstrip(">=").split(".")[:2]
-    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()

@@ -43,3 +43,9 @@ def name_of(layout: Layout) -> str | None:
     """The name a layout has in the table: that of the reference network it belongs to."""
     number = number_of(layouts(), layout)
     return None if number is None else str(_tables()["layouts"][str(number)]["name"])
+
+
+def network_of(layout: Layout) -> str | None:
+    """The reference network whose tensors these are, in whatever order: that of a base, for a file on one."""
+    tensors = set(layout)
+    return next((name_of(known) for known in layouts().values() if set(known) == tensors), None)

@@ -17,8 +17,8 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
 from subcompress.graph.tracing import example_inputs, graphs_within, named, outputs_of, varies
-from subcompress.layout import raw_bytes
-from subcompress.session import open_graph, ort_value, real
+from subcompress.layout import array_of, raw_bytes
+from subcompress.runtime import open_graph, ort_values
 
 TOLERANCE = 1e-4
 """Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
@@ -41,7 +41,7 @@ def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
 def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, Tensor] | None = None) -> None:
     """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
     axes that vary. weights: of a graph that is given them from outside, as inputs or as initialisers."""
-    values = {n: ort_value(onnxruntime, real(t.detach()).contiguous()) for n, t in (weights or {}).items()}
+    values = ort_values({name: array_of(t.detach()) for name, t in (weights or {}).items()})
     options = _options()
     try:
         taken = {i.name for i in onnx.load_from_string(data).graph.input} if values else set()

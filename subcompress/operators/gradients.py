@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from subcompress.operators.base import Operator
+
+class Products(Protocol):
+    """P z and P^T g, of an operator."""
+
+    def matvec(self, z: Tensor) -> Tensor:
+        """(d,) -> (D,)."""
+
+    def rmatvec(self, g: Tensor) -> Tensor:
+        """(D,) -> (d,)."""
 
 
-def matvec(z: Tensor, op: Operator) -> Tensor:
+def matvec(z: Tensor, op: Products) -> Tensor:
     """P z with its gradient P^T, (d,) -> (D,)."""
     out: Tensor = _MatVec.apply(z, op)
     return out
 
 
-def rmatvec(g: Tensor, op: Operator) -> Tensor:
+def rmatvec(g: Tensor, op: Products) -> Tensor:
     """P^T g with its gradient P, (D,) -> (d,)."""
     out: Tensor = _RMatVec.apply(g, op)
     return out
@@ -24,7 +32,7 @@ def rmatvec(g: Tensor, op: Operator) -> Tensor:
 
 class _MatVec(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, op: Operator) -> Tensor:
+    def forward(ctx: Any, z: Tensor, op: Products) -> Tensor:
         ctx.op = op
         return op.matvec(z)
 
@@ -35,7 +43,7 @@ class _MatVec(torch.autograd.Function):
 
 class _RMatVec(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, op: Operator) -> Tensor:
+    def forward(ctx: Any, g: Tensor, op: Products) -> Tensor:
         ctx.op = op
         return op.rmatvec(g)
 

@@ -201,8 +201,6 @@ class Server:
 
     def _admit(self) -> None:
         """Count a request in. Raises RefusedError, 503, where there are as many as may be."""
-        if self.draining:
-            raise RefusedError(503, "this server is ending: ask another")
         if self.waiting >= self.limits.waiting:
             raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
         self.waiting += 1

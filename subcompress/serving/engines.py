@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -34,9 +35,6 @@ DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(bool)": ("BOOL", np.dtype(np.bool_)),
 }
 """ONNX Runtime's name of a type, the protocol's, and NumPy's."""
-
-BFLOAT16 = 16
-"""TensorProto.BFLOAT16: NumPy has none, weights of that type come as uint16."""
 
 SMALL = 1 << 22
 """Bytes of weights below which a run is not worth more than one thread."""
@@ -60,12 +58,10 @@ class Port:
 
 
 class Engine:
-    """A session, and the values of those inputs that are weights. dtypes: see `open_session`."""
+    """A session, and the values of those inputs that are weights."""
 
-    def __init__(
-        self, session: Any, weights: Mapping[str, np.ndarray] | None = None, dtypes: Mapping[str, str] | None = None
-    ) -> None:
-        self._session, self._weights = session, _values(weights or {}, dtypes or {})
+    def __init__(self, session: Any, weights: Mapping[str, np.ndarray] | None = None) -> None:
+        self._session, self._weights = session, ort_values(weights or {})
         self.inputs = tuple(_port(i) for i in session.get_inputs() if i.name not in self._weights)
         self.outputs = tuple(_port(o) for o in session.get_outputs())
         self._names = [o.name for o in self.outputs]
@@ -87,39 +83,15 @@ class Engine:
 
 
 def open_session(
-    graph: bytes | Path,
-    weights: Mapping[str, np.ndarray] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None, folder: Path | None = None
 ) -> Any:
-    """An InferenceSession on the CPU. weights: of initialisers whose values lie outside; dtypes: in safetensors' names,
-    where a weight's is BF16; folder: of files that initialisers lie in. Raises SubcompressError where ONNX Runtime does
-    not open it."""
-    import onnxruntime
-
-    weights = weights or {}
-    held = _values(weights, dtypes or {})
+    """A session on the CPU that leaves the loop its core. weights: of initialisers whose values lie outside; folder: of
+    files that initialisers lie in. Raises SubcompressError where ONNX Runtime does not open it."""
     size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
-    small = folder is None and size + sum(a.nbytes for a in weights.values()) < SMALL
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is said below
-    options.intra_op_num_threads = 1 if small else threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the loop needs its core
-    options.enable_cpu_mem_arena = False  # an arena keeps what the largest batch took
-    if held:
-        options.add_external_initializers(list(held), list(held.values()))
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    try:
-        return onnxruntime.InferenceSession(
-            graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as e:
-        what = "the graph" if isinstance(graph, bytes) else str(graph)
-        raise SubcompressError(
-            f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)}): "
-            "write it again with `subcompress unpack`"
-        ) from e
+    small = folder is None and size + sum(a.nbytes for a in (weights or {}).values()) < SMALL
+    # An arena would keep what the largest batch took.
+    how = How(threads=1 if small else threads(), spin=False, arena=False, folder=folder)
+    return open_graph(graph, "cpu", weights, how)
 
 
 def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
@@ -147,20 +119,6 @@ def session_bytes(weights: int, graph: int) -> int:
     """Memory that a session will take, from the bytes of its weights and of its graph: half as much again is what ONNX
     Runtime arranges anew for its kernels."""
     return weights + weights // 2 + 10 * graph + FIXED
-
-
-def _values(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> dict[str, Any]:
-    """The arrays' memory as ONNX Runtime sees it."""
-    from onnxruntime import OrtValue
-
-    found = {}
-    for name, array in arrays.items():
-        if dtypes.get(name) == "BF16":
-            found[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
-        else:  # ONNX has pairs for complex numbers
-            pairs = array.view(np.float32).reshape(*array.shape, 2) if array.dtype == np.complex64 else array
-            found[name] = OrtValue.ortvalue_from_numpy(pairs)
-    return found
 
 
 def _port(value: Any) -> Port:

@@ -4,7 +4,6 @@ looked at again when their files change."""
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import importlib
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import Content, Found
@@ -270,8 +270,7 @@ class Models:
         if self._given_bytes > TRIM:
             self._given_bytes = 0
             gc.collect()
-            with suppress(OSError, AttributeError, TypeError):  # another C library
-                ctypes.CDLL(None).malloc_trim(0)
+            give_back()
 
     async def _make_room(self, model: Model, takes: int) -> None:
         """Give up what was used least recently, until there is room; what requests need now is waited for."""

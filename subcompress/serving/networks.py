@@ -164,18 +164,17 @@ class Networks:
         self.prepare([file])  # another file may have shown that each needs a graph of its own
         record = self._record(file)
         traced = self._of(file)
-        dtypes = {spec.name: spec.dtype for spec in record.layout}
         if record.base is None:
             weights = arrays.rebuild(record)
-            return Engine(open_session(traced.graph, {n: weights[n] for n in traced.names}, dtypes))
+            return Engine(open_session(traced.graph, {n: weights[n] for n in traced.names}))
         shared = self._shared.get(file.key) if traced.general else None
         if shared is None:
             inputs = tuple(n for n in self._acting[file.key] if n in traced.names)
             outside = {n: record.base.array(n) for n in traced.names if n not in inputs}
-            shared = _Shared(_on_base(traced.graph, outside, dtypes), inputs)
+            shared = _Shared(_on_base(traced.graph, outside), inputs)
             if traced.general:
                 self._shared[file.key] = shared
-        return Engine(shared.session, arrays.rebuild(record, shared.inputs), dtypes)
+        return Engine(shared.session, arrays.rebuild(record, shared.inputs))
 
     def takes(self, file: Packed) -> int:
         """Bytes of memory that the engine of a file will take, its base not counted."""
@@ -217,7 +216,7 @@ class Networks:
         return len(known) > before
 
 
-def _on_base(graph: bytes, outside: dict[str, np.ndarray], dtypes: dict[str, str]) -> Any:
+def _on_base(graph: bytes, outside: dict[str, np.ndarray]) -> Any:
     """A session whose initialisers are the base's, in the base's file where they lie in one."""
     places = {n: place for n, a in outside.items() if (place := place_of(a)) is not None and a.size}
     folder = next((path.parent for path, _ in places.values()), None)
@@ -225,7 +224,7 @@ def _on_base(graph: bytes, outside: dict[str, np.ndarray], dtypes: dict[str, str
         graph = placed(graph, places)
     for array in outside.values():
         let_go(array)  # it was read to be hashed
-    return open_session(graph, {n: a for n, a in outside.items() if n not in places}, dtypes, folder)
+    return open_session(graph, {n: a for n, a in outside.items() if n not in places}, folder)
 
 
 def _own(file: Packed) -> str:

@@ -217,7 +217,7 @@ def _checked(path: Path) -> bytes:
     """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
     import onnx
 
-    from subcompress.session import open_graph
+    from subcompress.runtime import open_graph
 
     data = read_bytes(path, MAX_GRAPH_BYTES)
     try:
