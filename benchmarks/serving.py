@@ -6,8 +6,9 @@ Parts: `peers` (requests a second and latencies, the servers in turn, one alive 
 to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
 --model, a folder of transformers), `soak` (valid and invalid requests for minutes). All five unless some are named;
 each replaces its own section of serving.md. PYTHON is that of an environment with mlserver, onnxruntime and uvloop<0.22
-(its parallel workers end at once with later ones), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are checked
-against torch. The load comes from another process (load.py, soak.py), over 127.0.0.1.
+(with later ones its parallel workers do not start), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are
+random, of four bits; no training. Answers are compared with torch's. The load comes from another process (load.py,
+soak.py), over 127.0.0.1.
 """
 
 from __future__ import annotations
