@@ -127,13 +127,13 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            return self.get(self.ready)[0] == 200
+            return self.get(self.ready, 0.2)[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    def get(self, path: str) -> tuple[int, bytes]:
+    def get(self, path: str, timeout: float = 30) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -243,17 +243,22 @@ parameters { key: "graph", value: { string_value: "%s" } }
 """
 
 
+def plain_repository(graph: Path, folder: Path) -> Path:
+    """A model repository for Triton that does the least: dynamic batching, and one run for what it joins."""
+    made = folder / "plain" / "lenet"
+    (made / "1").mkdir(parents=True)
+    (made / "1" / "model.py").write_text(MODEL)
+    (made / "config.pbtxt").write_text(CONFIG % graph)
+    return made.parent
+
+
 class Triton(Server):
-    """Triton's own binary, from the nvidia-pytriton wheel, with its python backend and dynamic batching."""
+    """Triton's own binary, from the nvidia-pytriton wheel, which has its python backend only."""
 
     name, ready = "Triton, python backend", "/v2/models/lenet/ready"
 
-    def __init__(self, python: Path, graph: Path, folder: Path) -> None:
+    def __init__(self, python: Path, repository: Path, folder: Path) -> None:
         self.python, port = python, free_port()
-        made = folder / "repository" / "lenet"
-        (made / "1").mkdir(parents=True)
-        (made / "1" / "model.py").write_text(MODEL)
-        (made / "config.pbtxt").write_text(CONFIG % graph)
         found = "import pytriton, sys; print(pytriton.__path__[0], '%d.%d' % sys.version_info[:2])"
         where, version = subprocess.check_output([python, "-c", found], text=True, cwd=folder).split()
         server, backends = Path(where) / "tritonserver", folder / "backends"
@@ -265,7 +270,7 @@ class Triton(Server):
         env["PATH"] = f"{python.parent}{os.pathsep}{env['PATH']}"
         env["VIRTUAL_ENV"] = str(python.parent.parent)
         command = [
-            str(server / "bin" / "tritonserver"), "--model-repository", str(made.parent), "--backend-directory",
+            str(server / "bin" / "tritonserver"), "--model-repository", str(repository), "--backend-directory",
             str(backends), "--http-address", "127.0.0.1", "--http-port", str(port), "--allow-grpc", "false",
             "--allow-metrics", "false", "--log-verbose", "0",
         ]  # fmt: skip

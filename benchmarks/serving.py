@@ -5,9 +5,10 @@
 Parts: `peers` (requests a second and latencies, the servers in turn, one alive at a time), `cold` (the first request
 to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
 --model, a folder of transformers), `soak` (valid and invalid requests for minutes). All five unless some are named;
-each replaces its own section of serving.md. PYTHON is that of an environment with mlserver and onnxruntime, or with
-nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are checked
-against torch. The load comes from another process (load.py, soak.py), over 127.0.0.1.
+each replaces its own section of serving.md. PYTHON is that of an environment with mlserver, onnxruntime and uvloop<0.22
+(with later ones its parallel workers do not start), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are
+random, of four bits; no training. Answers are compared with torch's. The load comes from another process (load.py,
+soak.py), over 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from typing import Any
 import load
 import numpy as np
 import torch
-from servers import MLServer, Ours, Server, Triton, all_seconds, memory, processor_seconds
+from servers import MLServer, Ours, Server, Triton, all_seconds, memory, plain_repository, processor_seconds
 
 import subcompress
 from subcompress import format, pretrained
 from subcompress.data.mnist import FACTS
 from subcompress.expand import digest_of, expand
+from subcompress.facts import Facts, Input
 from subcompress.layout import Layout
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
@@ -56,8 +58,12 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, 1, 28, 28)).astype(np.float32)
 
 
-def lenets(folder: Path, count: int) -> dict[str, int]:
-    """`count` packed LeNets, each with a seed and coordinates of its own: name -> the class it gives `image()`."""
+Answers = dict[str, list[float]]
+"""By the name of a model: what it answers."""
+
+
+def lenets(folder: Path, count: int) -> Answers:
+    """`count` packed LeNets, each with a seed and coordinates of its own, and what torch makes of `image()`."""
     module, x, found = MODELS["lenet"](), torch.from_numpy(image()), {}
     layout = Layout.of(module.state_dict())
     D = sum(spec.size for spec in layout)
@@ -70,11 +76,11 @@ def lenets(folder: Path, count: int) -> dict[str, int]:
                     folder / f"lenet-{seed}.safetensors")  # fmt: skip
         module.load_state_dict(state)
         with torch.no_grad():
-            found[f"lenet-{seed}"] = int(module(x).argmax())
+            found[f"lenet-{seed}"] = module(x)[0].tolist()
     return found
 
 
-def encoded(inputs: dict[str, np.ndarray], binary: bool, outputs: tuple[str, ...] = ("output",)) -> dict[str, Any]:
+def encoded(inputs: dict[str, np.ndarray], binary: bool, output: str = "output") -> dict[str, Any]:
     """An infer request as `tritonclient` makes it: {"body": base64, "headers": those that it needs}."""
     kinds, described = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}, []
     for name, x in inputs.items():
@@ -82,7 +88,7 @@ def encoded(inputs: dict[str, np.ndarray], binary: bool, outputs: tuple[str, ...
         described.append(
             one | ({"parameters": {"binary_data_size": x.nbytes}} if binary else {"data": x.ravel().tolist()})
         )
-    asked = [{"name": name, "parameters": {"binary_data": binary}} for name in outputs]
+    asked = [{"name": output, "parameters": {"binary_data": binary}}]
     head = json.dumps({"inputs": described, "outputs": asked}, separators=(",", ":")).encode()
     body = head + (b"".join(x.tobytes() for x in inputs.values()) if binary else b"")
     headers = {"Content-Type": "application/octet-stream" if binary else "application/json"}
@@ -90,11 +96,11 @@ def encoded(inputs: dict[str, np.ndarray], binary: bool, outputs: tuple[str, ...
     return {"body": base64.b64encode(body).decode(), "headers": headers}
 
 
-def plan(server: Server, answers: dict[str, int], binary: bool = True, **fields: Any) -> dict[str, Any]:
+def plan(server: Server, answers: Answers, binary: bool = True, **fields: Any) -> dict[str, Any]:
     """A plan for load.py: `image()` to each of these models."""
     made = encoded({"input": image()}, binary)
     asked = [
-        {"path": server.infer.format(name), "headers": made["headers"], "body": 0, "class": answer}
+        {"path": server.infer.format(name), "headers": made["headers"], "body": 0, "expected": answer}
         for name, answer in answers.items()
     ]
     return {"port": server.port, "bodies": [made["body"]], "requests": asked, **fields}
@@ -141,7 +147,13 @@ def peers(options: argparse.Namespace, folder: Path) -> Lines:
             name = f"MLServer, parallel_workers={workers}, " + (f"max_batch_size={batch}" if batch else "no batching")
             makers[name] = lambda f, w=workers, b=batch: MLServer(options.mlserver, graph, f, w, b)  # type: ignore[misc]
     if options.triton:
-        makers["Triton, python backend"] = lambda f: Triton(options.triton, graph, f)
+        export = [sys.executable, "-m", "subcompress_cli", "export", str(packed), "--backend", "python"]
+        exported = folder / "exported"
+        subprocess.check_output([*export, "--triton-repo", str(exported)])
+        makers["Triton, python backend, a plain model.py"] = lambda f: Triton(
+            options.triton, plain_repository(graph, f), f
+        )
+        makers["Triton, python backend, `subcompress export`"] = lambda f: Triton(options.triton, exported, f)
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     failed: dict[tuple[str, int, str], str] = {}
     own: list[float] = []
@@ -163,7 +175,7 @@ def peers(options: argparse.Namespace, folder: Path) -> Lines:
 
 def measure_cell(
     server: Server,
-    answers: dict[str, int],
+    answers: Answers,
     cell: tuple[str, int, str],
     options: argparse.Namespace,
     found: dict[tuple[str, int, str], list[dict[str, Any]]],
@@ -318,7 +330,7 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
         "binary, every answer checked:",
         "",
         "| --memory | highest memory of the process, MB | limit, MB (+ 150) | errors | requests/s | p50, p99, ms | "
-        "| while starting, with its children, MB |",
+        "| while starting, with the process that traces, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kept in options.memory:
@@ -337,81 +349,88 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
     return lines
 
 
-def delta_files(model: Path, folder: Path, count: int) -> None:
-    """`count` files on the base of a folder of transformers, acting on norms, biases and head."""
+TOKENS = Facts(inputs=(Input("input_ids", "I64", (16,)), Input("attention_mask", "I64", (16,))))
+
+
+def tokens() -> dict[str, np.ndarray]:
+    """One text of 16 tokens."""
+    return {"input_ids": np.arange(1000, 1016)[None], "attention_mask": np.ones((1, 16), np.int64)}
+
+
+def delta_files(model: Path, folder: Path, count: int, asked: int) -> Answers:
+    """`count` files on the base of a folder of transformers, acting on norms, biases and head; what the first `asked`
+    of them make of `tokens()`."""
     torch.manual_seed(0)
-    subspace = subcompress.Subspace.of(pretrained.load_model(model, labels=2), 1500, base=model)
+    module = pretrained.load_model(model, labels=2).eval()
+    subspace, x = (
+        subcompress.Subspace.of(module, 1500, base=model),
+        {k: torch.from_numpy(v) for k, v in tokens().items()},
+    )
+    found = {}
     for i in range(count):
         with torch.no_grad():
             subspace.z.normal_(std=0.1)
         subspace.round(4)
-        subcompress.pack(subspace, folder / f"delta-{i}.safetensors")
+        subcompress.pack(subspace, folder / f"delta-{i}.safetensors", TOKENS)
+    variants = subcompress.Variants(module, model)
+    for name in [f"delta-{i}" for i in range(asked)]:
+        variants.add(name, folder / f"{name}.safetensors")
+        with torch.no_grad():
+            found[name] = variants.use(name)(**x).logits[0].tolist()
+    return found
 
 
 def deltas(options: argparse.Namespace, folder: Path) -> Lines:
     """Files on one base: memory while requests are spread over some of them, and what it takes to switch."""
     if options.model is None:
         return ["Not run: no --model DIR, a folder of transformers."]
-    delta_files(options.model, folder, options.models)
+    answers = delta_files(options.model, folder, options.models, min(50, options.models))
     base = sum(f.stat().st_size for f in options.model.glob("*.safetensors"))
-    kept = options.memory[0]
-    asked = min(50, options.models)
-    with tempfile.TemporaryDirectory() as logs:
-        more = ["--memory", kept, "--model", f"hf:{options.model.resolve()}", "--base", str(options.model.resolve())]
-        with Ours([folder], Path(logs), *more, server=options.server) as server:
-            names = [f"delta-{i}" for i in range(asked)]
-            status, told = server.get(f"/v2/models/{names[0]}")
-            if status != 200:
-                raise RuntimeError(f"GET /v2/models/{names[0]} answered {status}: {told[:200]!r}")
-            made = encoded(tokens(json.loads(told)), True, tuple(o["name"] for o in json.loads(told)["outputs"]))
-            requests = [{"path": server.infer.format(n), "headers": made["headers"], "body": 0} for n in names]
-            plain = {"port": server.port, "clients": 1, "bodies": [made["body"]], "requests": requests, "samples": True}
-            first = require(load.carry_out(plain | {"order": [0]}))
-            # Each model is asked twice in a row: the first of two is a switch, the second is the same model again.
-            order = [i for i in random.Random(3).choices(range(asked), k=options.requests // 50) for _ in (0, 1)]
-            found = require(load.carry_out(plain | {"order": order}))
-            spread_over = require(
-                load.carry_out(plain | {"clients": 4, "order": random.Random(4).choices(range(asked), k=400)})
-            )
-            highest, resident = memory(server.process.pid, "VmHWM"), memory(server.process.pid)
+    kept, place = options.memory[0], str(options.model.resolve())
+    made = encoded(tokens(), True, "logits")
+    more = ["--memory", kept, "--model", f"hf:{place}", "--base", place]
+    with tempfile.TemporaryDirectory() as logs, Ours([folder], Path(logs), *more, server=options.server) as server:
+        requests = [
+            {"path": server.infer.format(n), "headers": made["headers"], "body": 0, "expected": answer}
+            for n, answer in answers.items()
+        ]
+        plain = {"port": server.port, "bodies": [made["body"]], "requests": requests, "samples": True, "every": True}
+        n = len(requests)
+        # Each is asked twice in a row: the first of two is a switch, the second is the same model again. The first
+        # time round they are rebuilt, the others they are there.
+        rounds = [i for turn in range(4) for i in random.Random(turn).sample(range(n), n)]
+        found = require(load.carry_out(plain | {"clients": 1, "order": [i for i in rounds for _ in (0, 1)]}))
+        order = random.Random(4).choices(range(n), k=options.requests // 20)
+        mixed = require(load.carry_out(plain | {"clients": 4, "order": order}))
+        highest, resident = memory(server.process.pid, "VmHWM"), memory(server.process.pid)
     times = [ms for _, ms in found["samples"]]
-    pairs = [
-        (a, b)
-        for i, (a, b) in enumerate(zip(times[::2], times[1::2], strict=True))
-        if i and order[2 * i - 1] != order[2 * i]
-    ]
-    switched, same = sorted(a for a, _ in pairs), sorted(b for _, b in pairs)
-    extra = statistics.median(a - b for a, b in pairs)
+    pairs = list(zip(times[::2], times[1::2], strict=True))
+    rebuilt, there, same = (sorted(t) for t in (times[2 : 2 * n : 2], times[2 * n :: 2], times[1::2]))
+    extra = [statistics.median(a - b for a, b in some) for some in (pairs[1:n], pairs[n:])]
     limit = 2 * base + bytes_of(kept)
     return [
         f"{options.models:,} files ({sum(f.stat().st_size for f in folder.iterdir()):,} bytes together) on one base of "
-        f"{base:,} bytes, requests (tokens [1, 16], binary) spread over {asked} of them, --memory {kept}:",
+        f"{base:,} bytes, requests (16 tokens, binary) spread over {n} of them, --memory {kept}, every answer checked:",
         "",
-        "| what | | limit | |",
-        "|---|---|---|---|",
-        f"| started in | {server.started:.2f} s | | |",
-        f"| the first request of all | {first['p50']:.0f} ms | | |",
-        f"| a request to the same model as the last one (p50; p99) | {same[len(same) // 2]:.1f}; "
-        f"{same[len(same) * 99 // 100]:.1f} ms | | |",
-        f"| a request to another one | {switched[len(switched) // 2]:.1f}; "
-        f"{switched[len(switched) * 99 // 100]:.1f} ms | | |",
-        f"| so to switch (median of {len(pairs)}) | {extra:.1f} ms | 100 ms | {held(extra <= 100)} |",
-        f"| 4 clients, at random (requests/s; p50; p99) | {spread_over['rate']:,.0f}; {spread_over['p50']:.1f}; "
-        f"{spread_over['p99']:.1f} ms | | |",
-        f"| highest memory of the process (afterwards) | {highest / MB:.0f} MB ({resident / MB:.0f}) | "
-        f"{limit / MB:.0f} MB: 2 x base + --memory | {held(highest <= limit)} |",
+        "| what | p50, ms | p99, ms | limit | |",
+        "|---|---|---|---|---|",
+        f"| the first request of all | {times[0]:.1f} | | | |",
+        f"| to the same model as the last request | {percentiles(same)} | | |",
+        f"| to another one, for the first time | {percentiles(rebuilt)} | | |",
+        f"| that is, to switch | {extra[0]:.1f} | | 100 | {held(extra[0] <= 100)} |",
+        f"| to another one, asked before | {percentiles(there)} | | |",
+        f"| that is, to switch | {extra[1]:.1f} | | 100 | {held(extra[1] <= 100)} |",
+        f"| 4 clients, at random ({mixed['rate']:,.0f} requests/s) | {mixed['p50']:.1f} | {mixed['p99']:.1f} | | |",
+        "",
+        f"Started in {server.started:.1f} s (with the process that traces, {server.starting / MB:.0f} MB). Highest "
+        f"memory of the server {highest / MB:.0f} MB (at the end {resident / MB:.0f}); 2 x base + --memory is "
+        f"{limit / MB:.0f} MB: {held(highest <= limit)}.",
     ]
 
 
-def tokens(metadata: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Inputs for a network of transformers, by the names and dtypes that its server tells: 16 tokens, none masked."""
-    dtypes = {"INT64": np.int64, "INT32": np.int32}
-    found = {}
-    for one in metadata["inputs"]:
-        shape = [1 if i == 0 else 16 if n < 0 else n for i, n in enumerate(one["shape"])]
-        values = np.ones(shape) if "mask" in one["name"] else np.arange(1000, 1000 + math.prod(shape)).reshape(shape)
-        found[one["name"]] = (values * ("type" not in one["name"])).astype(dtypes[one["datatype"]])
-    return found
+def percentiles(times: list[float]) -> str:
+    """Two cells, of sorted times."""
+    return f"{times[len(times) // 2]:.1f} | {times[len(times) * 99 // 100]:.1f}"
 
 
 def soak(options: argparse.Namespace, folder: Path) -> Lines:
@@ -463,7 +482,7 @@ def change(folder: Path, files: dict[str, bytes], turn: int) -> None:
         whole.replace(path)
 
 
-def restore(server: Server, folder: Path, files: dict[str, bytes], answers: dict[str, int]) -> str:
+def restore(server: Server, folder: Path, files: dict[str, bytes], answers: Answers) -> str:
     """Write the files as they were; how long it takes until each is answered as it was, if it is in 20 s."""
     for name, data in files.items():
         (folder / f"{name}.safetensors").write_bytes(data)
@@ -521,7 +540,7 @@ def machine(options: argparse.Namespace, part: str) -> str:
     versions += [f"{n} {v}" for n in ("starlette", "uvicorn") if (v := version_of(n))]
     for python, package in ((options.mlserver, "mlserver"), (options.triton, "nvidia-pytriton")):
         if python and part == "peers":
-            for n in (package, "onnxruntime"):
+            for n in (package, "onnxruntime", *(["uvloop"] if package == "mlserver" else [])):
                 found = f"from importlib.metadata import version; print(version({n!r}))"
                 versions.append(f"{n} {subprocess.check_output([python, '-c', found], text=True).strip()}")
     uses = {"peers": ("mlserver", "triton", "rounds", "seconds"), "cold": ("models", "memory"),
