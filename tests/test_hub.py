@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import onnxruntime
@@ -25,6 +26,7 @@ import subcompress
 from subcompress import SubcompressError
 from subcompress.hub import card
 from subcompress.remote import Reference, is_reference
+from subcompress_models import MODELS
 
 PACKED = Path(__file__).parents[1] / "models" / "packed"
 FIRST, SECOND = PACKED / "mnist-98.safetensors", PACKED / "mnist-99.safetensors"
@@ -791,6 +793,28 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
     )
     push(client, FIRST, name)
     assert hub.messages(name) == ["Push 474 bytes with subcompress", "initial commit"]
+
+
+def test_a_repository_is_served(hub, client, name, tmp_path):
+    push(client, FIRST, name, "--onnx", "none")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_writer"}
+    command = [sys.executable, "-m", "subcompress_cli", "serve", f"hub:{name}", "--port", "0"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
+        address, _, rest = server.stdout.readline().partition(": ")
+        assert rest == "1 model\n"
+        model = name.partition("/")[2]
+        x = {"name": "input", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
+        asked = urllib.request.Request(
+            f"{address}/v2/models/{model}/infer", json.dumps({"inputs": [x]}).encode(), method="POST"
+        )
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            given = json.load(answer)["outputs"][0]["data"]
+        server.terminate()
+        assert server.wait(60) == 0
+    with torch.no_grad():
+        wanted = subcompress.load(FIRST, MODELS["conv3-4-6-8"]())(torch.full((1, 1, 28, 28), 0.5))
+    assert torch.allclose(torch.tensor(given), wanted[0], atol=1e-4)
 
 
 # From Python
