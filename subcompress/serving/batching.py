@@ -55,10 +55,15 @@ class Batches:
             work.add_done_callback(lambda done: self._done(loop, jobs, *done.result()))
 
     def _done(
-        self, loop: asyncio.AbstractEventLoop, jobs: Sequence[_Waiting], found: list[Outputs | Exception], took: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        jobs: Sequence[_Waiting],
+        found: list[Outputs | Exception],
+        took: float,
+        worked: float,
     ) -> None:
-        self._usual = took if self._usual is None else 0.8 * self._usual + 0.2 * took
-        if took < BRIEF:
+        self._usual = worked if self._usual is None else 0.8 * self._usual + 0.2 * worked
+        if worked < BRIEF:
             self._brief = max(self._brief, 2 * _size(jobs))
         self._ran(sum(asked.rows for _, asked, _ in jobs), took)
         for (_, _, future), outcome in zip(jobs, found, strict=True):
@@ -97,14 +102,16 @@ def _size(jobs: Sequence[_Waiting]) -> int:
     return sum(a.nbytes for _, asked, _ in jobs for a in asked.feeds.values())
 
 
-def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float]:
-    began = time.perf_counter()
+def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float, float]:
+    """The outputs, the seconds that passed, and those that this thread worked: the rest it waited for the
+    interpreter's lock, or for a core, which says nothing of the network."""
+    began, work = time.perf_counter(), time.thread_time()
     engine, asked = jobs[0][0], [asked for _, asked, _ in jobs]
     try:
         found = _together(engine, asked, most)
     except Exception as e:  # whoever waits is told, whatever it is
         found = [e] * len(asked)
-    return found, time.perf_counter() - began
+    return found, time.perf_counter() - began, time.thread_time() - work
 
 
 def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs | Exception]:

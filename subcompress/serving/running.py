@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,6 +26,10 @@ from subcompress.serving.networks import Bases, Networks, Trace
 
 EVERY = 1.0
 """Seconds between looks at the files."""
+
+SWITCH = 0.001
+"""Seconds after which a thread that has run a network gets the interpreter back from the loop; Python's own five are
+longer than most answers take."""
 
 DRAIN = 30
 """Seconds that requests may take to end, once the server is told to."""
@@ -90,8 +95,13 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
-    with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
-        runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+            runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
