@@ -341,8 +341,9 @@ def many(options: argparse.Namespace, folder: Path) -> Lines:
                 highest = memory(server.process.pid, "VmHWM")
             limit = bytes_of(kept) + MODEL_BEYOND
             errors = options.requests - found["answers"].get("200", 0) + found["wrong"]
+            said = f": {found['said'][:80]}" if found["said"] else ""
             lines.append(
-                f"| {kept} | {highest / MB:.0f} | {limit / MB:.0f} | {errors} {found['said'][:80]} "
+                f"| {kept} | {highest / MB:.0f} | {limit / MB:.0f} | {errors}{said} "
                 f"| {found['rate']:,.0f} | {found['p50']:.2f}; {found['p99']:.1f} "
                 f"| {held(highest <= limit and not errors)} | {server.starting / MB:.0f} |"
             )
