@@ -23,6 +23,7 @@ class TritonPythonModel:
         self.batched = json.loads(args["model_config"])["max_batch_size"] > 0
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is said to who asked
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a core is more use to the server
         path = Path(__file__).with_name("model.onnx")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
