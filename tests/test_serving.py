@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +32,7 @@ from serving import Client, asking, packed, serving, traced_here
 import subcompress
 from subcompress import SubcompressError
 from subcompress.facts import Facts
-from subcompress.serving import catalogue, protocol
+from subcompress.serving import app, catalogue, connections, protocol
 from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
@@ -261,6 +263,123 @@ def test_limits(folder: Path) -> None:
         body, headers = binary(X)
         assert client("POST", "/v2/models/one/infer", body, **headers).status == 200
         assert client.running.server.held == client.running.server.waiting == 0
+
+
+def posting(body: bytes, *lines: str, path: str = "/v2/models/one/infer", length: int | None = None) -> bytes:
+    """A request as it is sent."""
+    head = [f"POST {path} HTTP/1.1", "host: x", *lines, f"content-length: {len(body) if length is None else length}"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def test_a_body_that_waits_to_be_asked_for(client: Client) -> None:
+    body = json.dumps(asking(X)).encode()
+    with socket.create_connection((client.host, client.port), timeout=30) as s:
+        s.sendall(posting(b"", "expect: 100-continue", length=len(body)))
+        assert s.recv(1 << 16).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+        s.sendall(body)
+        assert s.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    # Refused before it was sent: what comes next on the connection would be taken for it.
+    found = client.raw(posting(b"", "expect: 100-continue", path="/v2/models/three/infer", length=9))
+    assert found.status == 404 and found.headers["connection"] == "close"
+
+
+def test_requests_one_behind_the_other(client: Client) -> None:
+    body = json.dumps(asking(X)).encode()
+    last = b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    with socket.create_connection((client.host, client.port), timeout=30) as s:
+        s.sendall(posting(body) + posting(b"{", path="/v2/models/three/infer") + posting(body) + last)
+        received = b""
+        while part := s.recv(1 << 16):
+            received += part
+    statuses = [received[m.end() :][:3] for m in re.finditer(rb"HTTP/1\.1 ", received)]
+    assert statuses == [b"200", b"404", b"200", b"200"]
+
+
+def test_a_body_is_read_whatever_protocol_is_asked_for_besides(client: Client) -> None:
+    body = json.dumps(asking(X)).encode()
+    asked = (
+        "connection: upgrade, http2-settings",
+        "upgrade: h2c",
+        "http2-settings: AAMAAABkAAQCAAAAAAIAAAAA",
+    )  # Java's
+    chunked = posting(b"", *asked, "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"")
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    last = b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: websocket\r\n\r\n"
+    with socket.create_connection((client.host, client.port), timeout=30) as s:
+        whole = posting(body, *asked) + chunked + posting(body) + last
+        for at in range(0, len(whole), 1000):
+            s.sendall(whole[at : at + 1000])
+        received = b""
+        while part := s.recv(1 << 16):
+            received += part
+    assert received.count(b"HTTP/1.1 200") == 4
+
+
+@pytest.mark.parametrize("what", ["a header", "headers", "a path", "behind the body"])
+def test_headers_without_end(client: Client, what: str) -> None:
+    line = b"x: " + b"y" * 1000 + b"\r\n"
+    begun = {
+        "a header": posting(b"")[:-2] + b"x: ",
+        "headers": posting(b"")[:-2],
+        "a path": b"GET /",
+        "behind the body": posting(b"", "transfer-encoding: chunked").replace(b"content-length: 0\r\n", b"") + b"0\r\n",
+    }[what]
+    piece = line if what in ("headers", "behind the body") else b"y" * 1000
+    with socket.create_connection((client.host, client.port), timeout=30) as s:
+        s.sendall(begun)
+        received, sent = b"", 0
+        with suppress(ConnectionError):
+            for _ in range(4000):
+                s.sendall(piece)
+                sent += len(piece)
+            s.shutdown(socket.SHUT_WR)
+            while part := s.recv(1 << 16):
+                received += part
+    if what != "behind the body":
+        assert not received or b"at most 65536 bytes" in received
+    assert sent < 4_000_000 or received
+    assert client.infer("one", X).status == 200
+
+
+def test_who_is_slow_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PATIENCE", 0.2)
+    monkeypatch.setattr(app, "IDLE", 0.2)
+    with serving(folder, trace=LENET) as client:
+        begun = [
+            "",
+            "GET /v2 HT",
+            posting(b"x", length=100_000).decode(),
+            "GET /v2 HTTP/1.1\r\ncontent-length: 9\r\n\r\n",
+        ]
+        with ExitStack() as stack:
+            slow = [stack.enter_context(socket.create_connection((client.host, client.port), 30)) for _ in begun]
+            for s, text in zip(slow, begun, strict=True):
+                s.sendall(text.encode())
+            found = []
+            for s in slow:
+                received = b""
+                while part := s.recv(1 << 16):
+                    received += part
+                found.append(received[9:12])
+        assert found == [b"", b"", b"408", b"200"]
+        assert client.running.server.waiting == client.running.server.held == 0
+        assert client.infer("one", X).status == 200
+
+
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    clock, left, done = [0.0], [0], []
+    transport = SimpleNamespace(
+        get_write_buffer_size=lambda: left[0], abort=lambda: done.append("aborted"), close=lambda: done.append("closed")
+    )
+    loop = SimpleNamespace(time=lambda: clock[0])
+    held: Any = SimpleNamespace(transport=transport, loop=loop, cycle=None, _head=False, _since=None, _unread=(0, 0.0))
+    for at, size in ((0, 1000), (29, 1000), (31, 900), (60, 900)):  # read slowly, but read
+        clock[0], left[0] = at, size
+        connections.Connection.check(held)
+    assert not done
+    clock[0] = 62
+    connections.Connection.check(held)
+    assert done == ["aborted"]
 
 
 def test_a_full_queue_says_so_and_recovers(folder: Path) -> None:

@@ -41,7 +41,10 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What is told without a token: that the server is there, and a page without anything on it."""
 
 IDLE = 30
-"""Seconds that a request's body may pause."""
+"""Seconds that a request's body may pause, and be behind PACE."""
+
+PACE = 4096
+"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
 
 DISCARDED = 64 << 20
 """Bytes of a refused request that are read past before it is told so."""
@@ -61,25 +64,28 @@ class Limits:
 
 
 class _Incoming:
-    """A request's body as it comes. whole: whether all of it has."""
+    """A request's body as it comes. whole: whether all of it has; over: whether nobody waits for the rest."""
 
     def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
-        self.headers, self.whole = headers, False
-        self._receive = receive
+        self.headers, self.whole, self.over = headers, False, False
+        self._receive, self._until = receive, now() + IDLE
 
     async def part(self) -> bytes:
-        """The next bytes. Raises RefusedError, 408, where none come for a while, and 400 where it is cut off."""
+        """The next bytes. Raises RefusedError, 408, where they come too slowly, and 400 where it is cut off."""
         try:
-            async with asyncio.timeout(IDLE):
+            async with asyncio.timeout(self._until - now()):
                 message = await self._receive()
         except TimeoutError as e:
-            self.whole = True  # nobody waits for the rest
-            raise RefusedError(408, f"a request's body goes on within {IDLE} seconds; this one stopped") from e
+            self.over = True
+            raise RefusedError(
+                408, f"a request's body comes within {IDLE} seconds, or {PACE} bytes a second; this one does not"
+            ) from e
         if message["type"] == "http.disconnect":
-            self.whole = True
+            self.over = True
             raise RefusedError(400, "the request was cut off")
         self.whole = not message.get("more_body", False)
         part: bytes = message.get("body", b"")
+        self._until = min(now() + IDLE, self._until + len(part) / PACE)
         return part
 
     async def discard(self) -> None:
@@ -88,7 +94,7 @@ class _Incoming:
         if b"expect" in self.headers:  # who waits to be asked for the body
             return
         with suppress(RefusedError):
-            while not self.whole and most > 0:
+            while not (self.whole or self.over) and most > 0:
                 most -= len(await self.part())
 
 

@@ -19,6 +19,7 @@ import uvicorn
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
+from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Models, Say
 from subcompress.serving.networks import Bases, Networks, Trace
@@ -124,6 +125,8 @@ async def _serve(
             await models.look()
         config = uvicorn.Config(
             server,
+            http=Connection,
+            ws="none",
             log_level="error",
             access_log=False,
             lifespan="off",
@@ -131,7 +134,6 @@ async def _serve(
             proxy_headers=False,  # nothing here asks who sent a request
             timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=75,
-            h11_max_incomplete_event_size=1 << 16,
         )
         host, port = sock.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -206,6 +208,14 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 10 == 0:
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.check()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """See `capture_signals`."""
