@@ -75,6 +75,10 @@ class Engine:
         self.batched = self.batched and len({p.axis for p in ports}) == 1
         self.separate = False  # whether it was seen that they do not change each other's outputs, see `batching`
 
+    def shares(self, session: Any) -> bool:
+        """Whether it runs in that session."""
+        return session is self._session
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in order. Raises RefusedError where ONNX Runtime cannot: 503 without memory, 400 else."""
         try:

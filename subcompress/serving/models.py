@@ -135,6 +135,7 @@ class Models:
                 if reason not in self._wrong:
                     self._say(reason)
             self._wrong = wrong
+            served = len(self._by_name)
             for name in self._by_name.keys() - found.keys():
                 self._say(f"{name}: its file is gone, and it is no longer served")
                 self._drop(self._by_name.pop(name))
@@ -145,7 +146,17 @@ class Models:
                     self._take(f, content)
                 packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
                 await self._beside(self._prepare, packed, again)
+            if changed or len(self._by_name) < served:
+                self._drop_outdated()
+                await self._beside(self.networks.keep, [p for m in self if (p := m.content.packed) is not None])
             await self._beside(self._let_go)
+
+    def _drop_outdated(self) -> None:
+        """Give up what holds a base's session that new engines do not share."""
+        for model in list(self._expanded.values()):
+            file, engine = model.content.packed, model.engine
+            if file is not None and engine is not None and self.networks.outdated(file, engine):
+                self._drop(model)
 
     def _prepare(self, files: Sequence[Packed], again: str) -> None:
         self.networks.prepare(files)
@@ -223,6 +234,7 @@ class Models:
             model.loading = True
             try:
                 takes = await self._beside(self._takes, content)
+                self._drop_outdated()
                 await self._make_room(model, takes)
                 engine, grown = await self._beside(self._build, content)
                 if content.packed is None:  # how much a graph unfolds to is known afterwards only

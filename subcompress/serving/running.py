@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from subcompress.base import HUB, weights_file
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
@@ -91,6 +93,9 @@ def serve(
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
+    for base in bases:
+        if not base.startswith(HUB):
+            weights_file(Path(base))
     with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
         runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
 
