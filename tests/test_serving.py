@@ -26,13 +26,17 @@ import tritonclient.http as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from records import lenet_record, record_of
+from records import lenet_record, record_of, with_digest
+from safetensors.torch import save_file
 from serving import Client, asking, packed, serving, traced_here
 
 import subcompress
 from subcompress import SubcompressError
+from subcompress.base import Base, BaseReference, OnBase
 from subcompress.facts import Facts
-from subcompress.serving import app, catalogue, connections, protocol
+from subcompress.operators import HadamardBlocks
+from subcompress.record import Coded, Group, Kept, Record
+from subcompress.serving import app, catalogue, connections, networks, protocol
 from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
@@ -584,6 +588,120 @@ def test_memory_is_let_go_of_without_another_model(client: Client) -> None:
     client("GET", "/v2/repository/index")  # the loader's thread is through with what came before
     assert held() is None
     assert client("POST", "/v2/repository/models/two/load").status == 200
+
+
+class OnBaseFiles:
+    """A base in a file, and files on it."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.folder, self.file = folder, folder / "base" / "base.safetensors"
+        self.module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        state = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
+        self.file.parent.mkdir()
+        save_file(state, self.file)
+        base = Base(state, "base.safetensors")
+        self.standing = OnBase(BaseReference(base.name, "", base.digest, len(state)), base)
+        (folder / "files").mkdir()
+
+    def add(self, name: str, seed: int, *acting: str) -> None:
+        """A file that changes these tensors."""
+        layout = self.standing.layout
+        entries = tuple(Coded(2.0**-4, based=True) if spec.name in acting else Kept() for spec in layout)
+        D = sum(spec.reals for spec in layout if spec.name in acting)
+        z = np.random.default_rng(seed).integers(-7, 8, D).astype(np.int32)
+        group = Group(HadamardBlocks(D, D, seed, 0, 0, 0), 4, z)
+        facts = Facts(input_shape=(6,))
+        record = with_digest(Record(seed, layout, (group,), entries, facts=facts, base=self.standing))
+        packed(self.folder / "files", name, record)
+
+    def check(self, client: Client, name: str) -> None:
+        """That what is served is what torch computes."""
+        x = np.random.default_rng(1).random((2, 6), np.float32)
+        loaded = subcompress.load(self.folder / "files" / f"{name}.safetensors", self.module, base=self.file)
+        (output,) = client.infer(name, x).said["outputs"]
+        wanted = loaded(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(np.reshape(output["data"], (2, 2)), wanted, atol=1e-5)
+
+    def sessions(self, client: Client, *names: str) -> int:
+        """How many these hold."""
+        engines = [client.running.models.find(name).engine for name in names]
+        return len({id(e._session) for e in engines if e is not None})
+
+
+def test_files_on_a_base_share_its_session(tmp_path: Path) -> None:
+    files = OnBaseFiles(tmp_path)
+    for i in range(4):
+        files.add(f"n{i}", i, "2.weight", "2.bias")
+    trace = traced_here(files.module)
+    with serving(tmp_path / "files", trace=trace, bases=[str(files.file)]) as client:
+        for name in ("n0", "n1", "n2", "n3", "n0"):
+            files.check(client, name)
+        assert len(trace.jobs) == 1 and files.sessions(client, "n0", "n1", "n2", "n3") == 1  # type: ignore[attr-defined]
+        assert client("GET", "/status").said["memory"]["bases"] == sum(spec.nbytes for spec in files.standing.layout)
+        files.add("wider", 4, "2.weight", "0.bias")  # changes what the others do not
+        client("GET", "/v2/repository/index")
+        for name in ("n0", "wider", "n1"):
+            files.check(client, name)
+        assert len(trace.jobs) == 2 and files.sessions(client, "n0", "n1", "n2", "n3", "wider") == 1  # type: ignore[attr-defined]
+        files.file.unlink()  # it was copied
+        files.add("last", 5, "0.bias")
+        client("GET", "/v2/repository/index")
+        assert client.infer("last", np.zeros((1, 6), np.float32)).status == 200
+
+
+def test_a_wider_file_that_cannot_be_traced_leaves_the_others(tmp_path: Path) -> None:
+    files = OnBaseFiles(tmp_path)
+    for i in range(2):
+        files.add(f"n{i}", i, "2.weight")
+    works = traced_here(files.module)
+
+    def trace(jobs: Any) -> Any:
+        return [f if len(j.inputs) == 1 else "no luck" for j, f in zip(jobs, works(jobs), strict=True)]
+
+    with serving(tmp_path / "files", trace=trace, bases=[str(files.file)]) as client:
+        files.check(client, "n0")
+        files.add("wider", 4, "2.weight", "0.bias")
+        client("GET", "/v2/repository/index")
+        for _ in range(2):
+            found = client.infer("wider", np.zeros((1, 6), np.float32))
+            assert found.status == 503 and "no luck" in found.error
+            files.check(client, "n0")
+            files.check(client, "n1")
+        assert len(works.jobs) == 2  # type: ignore[attr-defined]
+
+
+def test_a_base_that_cannot_be_had_is_said(tmp_path: Path) -> None:
+    files = OnBaseFiles(tmp_path)
+    for i in range(3):
+        files.add(f"n{i}", i, "2.weight")
+    with (
+        pytest.raises(SubcompressError, match="nowhere is not there"),
+        serving(tmp_path / "files", trace=LENET, bases=[f"{tmp_path}/nowhere"]),
+    ):
+        pass
+    files.file.write_bytes(files.file.read_bytes()[:200])
+    with serving(tmp_path / "files", trace=LENET, bases=[str(files.file)]) as client:
+        for i in range(3):
+            found = client.infer(f"n{i}", np.zeros((1, 6), np.float32))
+            assert found.status == 503 and "give that one with --base" in found.error
+            assert "a base is a safetensors file" in found.error
+
+
+def test_what_no_file_needs_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "UNUSED", 1)
+    modules = [torch.nn.Linear(3, n) for n in range(1, 5)]
+    trace = traced_here(*modules)
+    (tmp_path / "kept.safetensors").touch()
+    with serving(tmp_path, trace=trace) as client:
+        for module in (*modules, modules[-1]):
+            path = packed(tmp_path, "net", record_of(module, Facts(input_shape=(3,))))
+            client("GET", "/v2/repository/index")
+            assert client.infer("net", np.zeros((1, 3), np.float32)).status == 200
+            path.unlink()
+            client("GET", "/v2/repository/index")
+            assert len(client.running.models.networks._traced) <= 2
+    assert len(trace.jobs) == 4  # type: ignore[attr-defined]
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:
