@@ -480,6 +480,18 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
         assert states == {"bad": "UNAVAILABLE", "new": "READY", "other": "READY"}
 
 
+def test_what_was_counted_of_a_model_goes_with_it(tmp_path: Path) -> None:
+    path = packed(tmp_path, "net", lenet_record())
+    with serving(tmp_path, trace=LENET) as client:
+        for served in (True, False, True):
+            assert (client.infer("net", X).status == 200) == served
+            assert (b'model="net"' in client("GET", "/metrics").body) == served
+            assert client.infer("none", X).status == 404
+            assert b'code="404",model=""' in client("GET", "/metrics").body
+            path.unlink() if served else packed(tmp_path, "net", lenet_record())
+            client("GET", "/v2/repository/index")
+
+
 def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -350,7 +351,7 @@ class Server:
         return said
 
     async def _metrics(self, request: Request) -> Response:
-        text = self.metrics.exposition(self.models, self.waiting)
+        text = await self.metrics.exposition(self.models, self.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     # For people
@@ -370,7 +371,13 @@ class Server:
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
         models, metrics = self.models, self.metrics
-        matching = sorted((m for m in models if search in m.name.lower() or search == m.state), key=SORTS[sort])
+        keyed: list[tuple[Any, Model]] = []
+        for i, m in enumerate(list(models)):
+            if i % 256 == 255:
+                await asyncio.sleep(0)  # others' requests go on
+            if search in m.name.lower() or search == m.state:
+                keyed.append((SORTS[sort](m), m))
+        matching = [m for _, m in sorted(keyed, key=itemgetter(0))]
         shown_ = matching[: int(limit)]
         states = [m.state for m in models]
         return _json(
