@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import tritonclient.http as triton
@@ -839,6 +840,23 @@ def test_requests_share_a_run_only_where_it_changes_nothing(odd: Client, name: s
     x = np.random.default_rng(0).random((11, 2), np.float32)  # more than a run has
     output = odd.infer(name, x, name="x").said["outputs"][0]
     np.testing.assert_allclose(np.reshape(output["data"], x.shape), wanted(x), atol=1e-5)
+
+
+def test_weights_beside_a_graph_may_be_cut_short(tmp_path: Path) -> None:
+    large = np.random.default_rng(0).random((64, 4096)).astype(np.float32)  # of many pages
+    path = tmp_path / "net.onnx"
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph(path, nodes, {"x": ["n", 64], "y": ["n", 4096]}, {"w": large})
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data")
+    x = np.random.default_rng(1).random((1, 64)).astype(np.float32)
+    with serving(tmp_path, trace=LENET) as client:
+        for _ in range(2):
+            (output,) = client.infer("net", x, name="x").said["outputs"]
+            np.testing.assert_allclose(output["data"], (x @ large)[0], rtol=1e-4)
+            os.truncate(tmp_path / "net.data", 100)
+        client("POST", "/v2/repository/models/net/unload")
+        found = client("POST", "/v2/repository/models/net/load")
+        assert found.status == 503 and "in other files, which cannot be read" in found.error
 
 
 def test_outputs_and_inputs_of_other_forms(odd: Client) -> None:

@@ -127,6 +127,43 @@ def open_session(
         ) from e
 
 
+def beside(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Values of initialisers that lie in other files than the graph, and the dtypes of those that are BF16: to be given
+    to `open_session`. ONNX Runtime would map the files, and one that is cut short under it would end this process.
+    Raises SubcompressError where one cannot be read."""
+    if not _holds(path, b"\n\x08location"):  # a key of external_data, as protobuf writes it
+        return {}, {}
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    weights, dtypes = {}, {}
+    try:
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if uses_external_data(tensor):
+                load_external_data_for_tensor(tensor, str(path.parent))
+                if tensor.data_type == BFLOAT16:
+                    dtypes[tensor.name] = "BF16"
+                    weights[tensor.name] = np.frombuffer(tensor.raw_data, np.uint16).reshape(tuple(tensor.dims))
+                else:
+                    weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    except MemoryError:
+        raise
+    except Exception as e:  # of protobuf, of onnx, of files
+        raise SubcompressError(f"{path} names weights in other files, which cannot be read: {one_line(e, 160)}") from e
+    return weights, dtypes
+
+
+def _holds(path: Path, part: bytes) -> bool:
+    """Whether these bytes are anywhere in a file."""
+    with path.open("rb") as f:
+        end = b""
+        while piece := f.read(1 << 20):
+            if part in end + piece:
+                return True
+            end = piece[1 - len(part) :]
+    return False
+
+
 def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
     """The graph, where ONNX Runtime finds initialisers in a file: what it arranges anew for its kernels it then lets go
     of, and the rest stays in the file. places: file and first byte, by name."""

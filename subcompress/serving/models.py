@@ -21,7 +21,7 @@ from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import Content, Found
-from subcompress.serving.engines import FIXED, Engine, open_session, threads
+from subcompress.serving.engines import FIXED, Engine, beside, open_session, threads
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
 
@@ -269,7 +269,7 @@ class Models:
                 engine = self.networks.engine(content.packed)
             else:
                 assert content.found.path is not None
-                engine = Engine(open_session(content.found.path))
+                engine = Engine(open_session(content.found.path, *beside(content.found.path)))
         except SubcompressError:
             raise
         except Exception as e:
