@@ -37,7 +37,7 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.facts import Facts
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Kept, Record
-from subcompress.serving import app, catalogue, connections, networks, protocol
+from subcompress.serving import app, catalogue, connections, networks, protocol, running
 from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
@@ -1064,6 +1064,25 @@ def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path
     assert network == "lenet" and type(module) is type(MODELS["lenet"]())
     with pytest.raises(SubcompressError, match="no luck"):
         tracing._network([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net")
+
+
+def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(running, "DRAIN", 0.2)
+    with serving(folder, trace=LENET) as client, socket.create_connection((client.host, client.port), 30) as s:
+        s.sendall(posting(b"{", length=100))
+        while not client.running.server.waiting:
+            time.sleep(0.001)
+        client.running.stop()
+        received = s.recv(1 << 16)
+        assert received.startswith(b"HTTP/1.1 503") and b"this server is ending" in received
+    assert client.running.server.cut == 1 and client.running.server.held == client.running.server.waiting == 0
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".com", "999.1.1.1"])
+def test_an_address_that_is_none(folder: Path, host: str) -> None:
+    with pytest.raises(SubcompressError, match="an address of this machine"):
+        running.listening(host, 0)
 
 
 def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ class Server:
         self.models, self.metrics, self.limits = models, metrics, limits or Limits()
         self.draining = False
         self.waiting = self.held = 0
+        self.cut = 0  # requests that were given up at the end
         self._token = None if token is None else token.encode()
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
         get, post = ["GET"], ["POST"]
@@ -148,6 +149,14 @@ class Server:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        try:
+            await self._answer(scope, receive, send)
+        except asyncio.CancelledError:  # the server's time to end is over
+            self.cut += 1
+            with suppress(Exception):  # an answer that had begun
+                await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         headers = dict(scope["headers"])
         if (wrong := self._forbidden(path, headers, scope["method"])) is not None:

@@ -25,6 +25,7 @@ from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Models, Say
 from subcompress.serving.networks import Bases, Networks, Trace
+from subcompress.serving.refusals import shown
 
 EVERY = 1.0
 """Seconds between looks at the files."""
@@ -38,9 +39,9 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
-    except OSError as e:
+    except (OSError, UnicodeError) as e:
         raise SubcompressError(
-            f"a server binds to an address of this machine; {host} is none ({e.strerror or e})"
+            f"a server binds to an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
         ) from e
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,8 +86,8 @@ def serve(
     token: str | None = None,
     say: Say,
     ready: Callable[[Running], None],
-) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was asked and return.
+) -> bool:
+    """Serve until SIGTERM or Ctrl-C, then answer what was asked; returns whether all of it was.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
     bytes of rebuilt models together; most: examples of a run. ready: told once requests are answered.
@@ -97,7 +98,8 @@ def serve(
         if not base.startswith(HUB):
             weights_file(Path(base))
     with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
-        runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+        return runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+    return True
 
 
 def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -120,7 +122,7 @@ async def _serve(
     token: str | None,
     say: Say,
     ready: Callable[[Running], None],
-) -> None:
+) -> bool:
     metrics = Metrics()
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
     server = Server(models, metrics, limits, token)
@@ -147,6 +149,7 @@ async def _serve(
         ready(Running(address, models, server, stop))
         async with _looking(models, say):
             await process.serve(sockets=[sock])
+        return not (process.force_exit or server.cut)
     finally:
         models.close()
 
