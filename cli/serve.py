@@ -79,7 +79,7 @@ def serve(
         with suppress(OSError):  # nobody reads it
             click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
-    running.serve(
+    answered = running.serve(
         sources,
         traced_beside(models, _tell),
         bases=bases,
@@ -92,7 +92,7 @@ def serve(
         say=_tell,
         ready=ready,
     )
-    _tell("ended, after the last request was answered")
+    _tell("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
 
 
 def _tell(line: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -41,7 +42,10 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What is told without a token: that the server is there, and a page without anything on it."""
 
 IDLE = 30
-"""Seconds that a request's body may pause."""
+"""Seconds that a request's body may pause, and be behind PACE."""
+
+PACE = 4096
+"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
 
 DISCARDED = 64 << 20
 """Bytes of a refused request that are read past before it is told so."""
@@ -61,25 +65,28 @@ class Limits:
 
 
 class _Incoming:
-    """A request's body as it comes. whole: whether all of it has."""
+    """A request's body as it comes. whole: whether all of it has; over: whether nobody waits for the rest."""
 
     def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
-        self.headers, self.whole = headers, False
-        self._receive = receive
+        self.headers, self.whole, self.over = headers, False, False
+        self._receive, self._until = receive, now() + IDLE
 
     async def part(self) -> bytes:
-        """The next bytes. Raises RefusedError, 408, where none come for a while, and 400 where it is cut off."""
+        """The next bytes. Raises RefusedError, 408, where they come too slowly, and 400 where it is cut off."""
         try:
-            async with asyncio.timeout(IDLE):
+            async with asyncio.timeout(self._until - now()):
                 message = await self._receive()
         except TimeoutError as e:
-            self.whole = True  # nobody waits for the rest
-            raise RefusedError(408, f"a request's body goes on within {IDLE} seconds; this one stopped") from e
+            self.over = True
+            raise RefusedError(
+                408, f"a request's body comes within {IDLE} seconds, or {PACE} bytes a second; this one does not"
+            ) from e
         if message["type"] == "http.disconnect":
-            self.whole = True
+            self.over = True
             raise RefusedError(400, "the request was cut off")
         self.whole = not message.get("more_body", False)
         part: bytes = message.get("body", b"")
+        self._until = min(now() + IDLE, self._until + len(part) / PACE)
         return part
 
     async def discard(self) -> None:
@@ -88,7 +95,7 @@ class _Incoming:
         if b"expect" in self.headers:  # who waits to be asked for the body
             return
         with suppress(RefusedError):
-            while not self.whole and most > 0:
+            while not (self.whole or self.over) and most > 0:
                 most -= len(await self.part())
 
 
@@ -101,6 +108,7 @@ class Server:
         self.models, self.metrics, self.limits = models, metrics, limits or Limits()
         self.draining = False
         self.waiting = self.held = 0
+        self.cut = 0  # requests that were given up at the end
         self._token = None if token is None else token.encode()
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
         get, post = ["GET"], ["POST"]
@@ -141,6 +149,14 @@ class Server:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        try:
+            await self._answer(scope, receive, send)
+        except asyncio.CancelledError:  # the server's time to end is over
+            self.cut += 1
+            with suppress(Exception):  # an answer that had begun
+                await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         headers = dict(scope["headers"])
         if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
@@ -342,7 +358,7 @@ class Server:
         return said
 
     async def _metrics(self, request: Request) -> Response:
-        text = self.metrics.exposition(self.models, self.waiting)
+        text = await self.metrics.exposition(self.models, self.waiting)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     # For people
@@ -362,7 +378,13 @@ class Server:
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
         models, metrics = self.models, self.metrics
-        matching = sorted((m for m in models if search in m.name.lower() or search == m.state), key=SORTS[sort])
+        keyed: list[tuple[Any, Model]] = []
+        for i, m in enumerate(list(models)):
+            if i % 256 == 255:
+                await asyncio.sleep(0)  # others' requests go on
+            if search in m.name.lower() or search == m.state:
+                keyed.append((SORTS[sort](m), m))
+        matching = [m for _, m in sorted(keyed, key=itemgetter(0))]
         shown_ = matching[: int(limit)]
         states = [m.state for m in models]
         return _json(

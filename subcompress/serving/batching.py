@@ -48,23 +48,26 @@ class Batches:
         jobs = self._take()
         if not jobs:
             self._busy = False
-        elif self._usual is not None and self._usual < BRIEF and _size(jobs) <= self._brief:
-            self._done(loop, jobs, *_timed(jobs, self._most))
+            return
+        size = sum(a.nbytes for _, asked, _ in jobs for a in asked.feeds.values())
+        if self._usual is not None and self._usual < BRIEF and size <= self._brief:
+            self._done(loop, jobs, size, *_timed(jobs, self._most))
         else:
             work = loop.run_in_executor(self._pool, _timed, jobs, self._most)
-            work.add_done_callback(lambda done: self._done(loop, jobs, *done.result()))
+            work.add_done_callback(lambda done: self._done(loop, jobs, size, *done.result()))
 
     def _done(
         self,
         loop: asyncio.AbstractEventLoop,
         jobs: Sequence[_Waiting],
+        size: int,
         found: list[Outputs | Exception],
         took: float,
         worked: float,
     ) -> None:
         self._usual = worked if self._usual is None else 0.8 * self._usual + 0.2 * worked
         if worked < BRIEF:
-            self._brief = max(self._brief, 2 * _size(jobs))
+            self._brief = max(self._brief, 2 * size)
         self._ran(sum(asked.rows for _, asked, _ in jobs), took)
         for (_, _, future), outcome in zip(jobs, found, strict=True):
             if future.done():  # its request was given up
@@ -96,10 +99,6 @@ class Batches:
             rows += asked.rows
             jobs.append(self._waiting.popleft())
         return jobs
-
-
-def _size(jobs: Sequence[_Waiting]) -> int:
-    return sum(a.nbytes for _, asked, _ in jobs for a in asked.feeds.values())
 
 
 def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float, float]:

@@ -71,6 +71,10 @@ class Engine:
         self.batched = self.batched and len({p.axis for p in ports}) == 1
         self.separate = False  # whether it was seen that they do not change each other's outputs, see `batching`
 
+    def shares(self, session: Any) -> bool:
+        """Whether it runs in that session."""
+        return session is self._session
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs, in order. Raises RefusedError where ONNX Runtime cannot: 503 without memory, 400 else."""
         try:
@@ -93,6 +97,42 @@ def open_session(
     # An arena would keep what the largest batch took.
     how = How(threads=1 if small else threads(), spin=False, arena=False, folder=folder)
     return open_graph(graph, "cpu", weights, how)
+
+
+def beside(path: Path) -> dict[str, np.ndarray]:
+    """Values of initialisers that lie in other files than the graph, BF16 as uint16: to be given to `open_session`.
+    ONNX Runtime would map the files, and one that is cut short under it would end this process.
+    Raises SubcompressError where one cannot be read."""
+    if not _holds(path, b"\n\x08location"):  # a key of external_data, as protobuf writes it
+        return {}
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    weights = {}
+    try:
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if uses_external_data(tensor) and tensor.data_type != onnx.TensorProto.UINT16:
+                load_external_data_for_tensor(tensor, str(path.parent))
+                if tensor.data_type == onnx.TensorProto.BFLOAT16:
+                    weights[tensor.name] = np.frombuffer(tensor.raw_data, np.uint16).reshape(tuple(tensor.dims))
+                else:
+                    weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    except MemoryError:
+        raise
+    except Exception as e:  # of protobuf, of onnx, of files
+        raise SubcompressError(f"{path} names weights in other files, which cannot be read: {one_line(e, 160)}") from e
+    return weights
+
+
+def _holds(path: Path, part: bytes) -> bool:
+    """Whether these bytes are anywhere in a file."""
+    with path.open("rb") as f:
+        end = b""
+        while piece := f.read(1 << 20):
+            if part in end + piece:
+                return True
+            end = piece[1 - len(part) :]
+    return False
 
 
 def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:

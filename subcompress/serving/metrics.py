@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -71,8 +72,8 @@ class Metrics:
         span = min(WINDOW, max(1, int(now() - self.began)))
         return sum(n for at, n in self._by_second if second - span <= at < second) / span
 
-    def exposition(self, models: Models, waiting: int) -> bytes:
-        """The text that Prometheus reads."""
+    async def exposition(self, models: Models, waiting: int) -> bytes:
+        """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked."""
         self._memory.labels("models").set(models.used)
         self._memory.labels("bases").set(models.networks.bases.nbytes)
         self._memory.labels("process").set(resident())
@@ -83,7 +84,11 @@ class Metrics:
             states[model.state] += 1
         for state, n in states.items():
             self._models.labels(state).set(n)
-        return generate_latest(self.registry)
+        served = {model.name for model in models}
+        for name, code in [label for label in self._by_label if label[0] and label[0] not in served]:
+            del self._by_label[name, code]  # files may come and go for ever
+            self._requests.remove(name, str(code))
+        return await asyncio.to_thread(generate_latest, self.registry)
 
 
 def percentile(seconds: Sequence[float], share: float) -> float | None:

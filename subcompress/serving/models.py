@@ -4,7 +4,6 @@ looked at again when their files change."""
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import os
 import time
@@ -21,7 +20,7 @@ from subcompress.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import Content, Found
-from subcompress.serving.engines import FIXED, Engine, open_session, threads
+from subcompress.serving.engines import FIXED, Engine, beside, open_session, threads
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
 
@@ -138,6 +137,7 @@ class Models:
                 if reason not in self._wrong:
                     self._say(reason)
             self._wrong = wrong
+            served = len(self._by_name)
             for name in self._by_name.keys() - found.keys():
                 self._say(f"{name}: its file is gone, and it is no longer served")
                 self._drop(self._by_name.pop(name))
@@ -148,7 +148,17 @@ class Models:
                     self._take(f, content)
                 packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
                 self._note(await self._beside(self._prepare, packed, again))
+            if changed or len(self._by_name) < served:
+                self._drop_outdated()
+                await self._beside(self.networks.keep, [p for m in self if (p := m.content.packed) is not None])
             await self._beside(self._let_go)
+
+    def _drop_outdated(self) -> None:
+        """Give up what holds a base's session that new engines do not share."""
+        for model in list(self._expanded.values()):
+            file, engine = model.content.packed, model.engine
+            if file is not None and engine is not None and self.networks.outdated(file, engine):
+                self._drop(model)
 
     def _prepare(self, files: Sequence[Packed], again: str) -> dict[str, str]:
         wrong = self.networks.prepare([f for f in files if f.name != again])
@@ -236,6 +246,7 @@ class Models:
             model.loading = True
             try:
                 takes = await self._beside(self._takes, content)
+                self._drop_outdated()
                 await self._make_room(model, takes)
                 engine, grown = await self._beside(self._build, content)
                 if content.packed is None:  # how much a graph unfolds to is known afterwards only
@@ -270,7 +281,7 @@ class Models:
                 engine = self.networks.engine(content.packed)
             else:
                 assert content.found.path is not None
-                engine = Engine(open_session(content.found.path))
+                engine = Engine(open_session(content.found.path, beside(content.found.path)))
         except SubcompressError:
             raise
         except Exception as e:
@@ -286,7 +297,6 @@ class Models:
         self._given_up.clear()
         if self._given_bytes > TRIM:
             self._given_bytes = 0
-            gc.collect()
             give_back()
 
     async def _make_room(self, model: Model, takes: int) -> None:

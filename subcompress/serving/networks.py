@@ -23,6 +23,9 @@ from subcompress.format.payload import Parsed
 from subcompress.record import Record
 from subcompress.serving.engines import Engine, open_session, placed, session_bytes
 
+UNUSED = 16
+"""Graphs that are kept though no file needs them."""
+
 FIXED_ON_BASE = 1 << 14
 """Bytes that an engine takes beside its tensors where the session is shared."""
 
@@ -68,6 +71,7 @@ class Bases:
 
     def __init__(self, sources: Sequence[str] = ()) -> None:
         self._unread = list(sources)
+        self._wrong = ""  # with sources
         self._open: dict[bytes, tuple[Base, str | None]] = {}
         self._copies: tempfile.TemporaryDirectory[str] | None = None
 
@@ -80,10 +84,17 @@ class Bases:
         """The base of a file, and its source where one was given. Raises SubcompressError where it cannot be had."""
         while reference.digest not in self._open and self._unread:
             source = self._unread.pop(0)
-            base = open_base(source) if source.startswith(HUB) else self._copy(weights_file(Path(source)))
-            self._open[base.digest] = (base, source)
+            try:
+                base = open_base(source) if source.startswith(HUB) else self._copy(weights_file(Path(source)))
+            except SubcompressError as e:  # others may do
+                self._wrong += f"; {e}"
+            else:
+                self._open[base.digest] = (base, source)
         if reference.digest not in self._open:
-            self._open[reference.digest] = (find_base(reference, nbytes), None)
+            try:
+                self._open[reference.digest] = (find_base(reference, nbytes), None)
+            except SubcompressError as e:
+                raise SubcompressError(f"{e}{self._wrong}") from e
         return self._open[reference.digest]
 
     def _copy(self, path: Path) -> Base:
@@ -136,27 +147,57 @@ class Networks:
 
         again: try once more what could not be traced before.
         """
-        files, wrong = list(files), {}
+        files = list(files)
         wanted: dict[str, Packed] = {}
+        before: dict[str, dict[str, int]] = {}
         for file in files:
-            known = self._traced.get(file.key)
+            known, own = self._traced.get(file.key), self._traced.get(_own(file))
+            if not again and (isinstance(known, str) or isinstance(own, str)):
+                continue
+            before.setdefault(file.key, dict(self._acting.get(file.key, {})))
             try:
-                if self._widened(file) or known is None or (again and isinstance(known, str)):
+                if file.base is not None:
+                    self.bases.of(file.base, file.nbytes)
+            except SubcompressError as e:  # for none of those on it; to ask for it once takes long enough
+                self._traced[file.key] = str(e)
+                continue
+            try:
+                if self._widened(file) or known is None or isinstance(known, str):
                     wanted.setdefault(file.key, file)
-                elif isinstance(known, Traced) and not known.general and _own(file) not in self._traced:
+                elif not known.general and not isinstance(own, Traced):
                     wanted[_own(file)] = file
             except SubcompressError as e:
-                wrong[file.name] = str(e)
+                self._traced[_own(file)] = str(e)
         jobs = [self._job(file) for file in wanted.values()]
         for (key, file), found in zip(wanted.items(), self._trace(jobs) if jobs else [], strict=True):
+            if isinstance(found, str) and isinstance(self._traced.get(key), Traced):  # that is still good for others
+                self._traced[_own(file)] = found
+                self._acting[key] = before[key]
+                continue
             self._traced[key] = found
             self._shared.pop(key, None)
-            if isinstance(found, Traced) and not found.general:  # it serves this file, and none of the others
-                self._traced[_own(file)] = found
-        for file in files:
-            if isinstance(known := self._traced.get(file.key), str):
-                wrong.setdefault(file.name, known)
-        return wrong
+            if isinstance(found, Traced):
+                self._traced.pop(_own(file), None)
+                if not found.general:  # it serves this file, and none of the others
+                    self._traced[_own(file)] = found
+        reasons = {f.name: self._traced.get(_own(f)) or self._traced.get(f.key) for f in files}
+        return {name: reason for name, reason in reasons.items() if isinstance(reason, str)}
+
+    def keep(self, files: Iterable[Packed]) -> None:
+        """Forget what no file needs any more, but for a few graphs: a file may go away and come back."""
+        used = {key for file in files for key in (file.key, _own(file))}
+        for key in [k for k in self._shared if k not in used]:
+            del self._shared[key]
+        for key in [k for k in self._traced if k not in used][:-UNUSED]:
+            del self._traced[key]
+            self._acting.pop(key, None)
+
+    def outdated(self, file: Packed, engine: Engine) -> bool:
+        """Whether the engine shares a session that no new one would."""
+        if file.base is None or not isinstance(traced := self._traced.get(file.key), Traced) or not traced.general:
+            return False
+        shared = self._shared.get(file.key)
+        return shared is None or not engine.shares(shared.session)
 
     def engine(self, file: Packed) -> Engine:
         """Rebuild the weights, compare their digest, and make them ready to run. Raises SubcompressError."""
@@ -194,9 +235,9 @@ class Networks:
             close()
 
     def _of(self, file: Packed) -> Traced:
-        traced = self._traced.get(file.key)
-        if isinstance(traced, Traced) and not traced.general:
-            traced = self._traced.get(_own(file))
+        traced, own = self._traced.get(file.key), self._traced.get(_own(file))
+        if isinstance(own, str) or (isinstance(traced, Traced) and not traced.general):
+            traced = own
         if traced is None or isinstance(traced, str):
             raise SubcompressError(traced or "its network could not be traced")
         return traced

@@ -13,16 +13,20 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from subcompress.base import HUB, weights_file
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
+from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Models, Say
 from subcompress.serving.networks import Bases, Networks, Trace
+from subcompress.serving.refusals import shown
 
 EVERY = 1.0
 """Seconds between looks at the files."""
@@ -40,9 +44,9 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
-    except OSError as e:
+    except (OSError, UnicodeError) as e:
         raise SubcompressError(
-            f"a server binds to an address of this machine; {host} is none ({e.strerror or e})"
+            f"a server binds to an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
         ) from e
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,21 +91,25 @@ def serve(
     token: str | None = None,
     say: Say,
     ready: Callable[[Running], None],
-) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was asked and return.
+) -> bool:
+    """Serve until SIGTERM or Ctrl-C, then answer what was asked; returns whether all of it was.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
     bytes of rebuilt models together; most: examples of a run. ready: told once requests are answered.
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
+    for base in bases:
+        if not base.startswith(HUB):
+            weights_file(Path(base))
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
         with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
-            runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+            return runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
     finally:
         sys.setswitchinterval(before)
+    return True
 
 
 def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -124,7 +132,7 @@ async def _serve(
     token: str | None,
     say: Say,
     ready: Callable[[Running], None],
-) -> None:
+) -> bool:
     metrics = Metrics()
     models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
     server = Server(models, metrics, limits, token)
@@ -134,6 +142,8 @@ async def _serve(
             await models.look()
         config = uvicorn.Config(
             server,
+            http=Connection,
+            ws="none",
             log_level="error",
             access_log=False,
             lifespan="off",
@@ -141,7 +151,6 @@ async def _serve(
             proxy_headers=False,  # nothing here asks who sent a request
             timeout_graceful_shutdown=DRAIN,
             timeout_keep_alive=75,
-            h11_max_incomplete_event_size=1 << 16,
         )
         host, port = sock.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -150,6 +159,7 @@ async def _serve(
         ready(Running(address, models, server, stop))
         async with _looking(models, say):
             await process.serve(sockets=[sock])
+        return not (process.force_exit or server.cut)
     finally:
         models.close()
 
@@ -216,6 +226,14 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % 10 == 0:
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.check()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """See `capture_signals`."""
