@@ -41,6 +41,7 @@ from subcompress.facts import Facts
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Kept, Record
 from subcompress.serving import app, catalogue, connections, protocol, running
+from subcompress.serving import networks as serving_networks
 from subcompress.serving.app import Limits
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
@@ -855,7 +856,7 @@ def test_a_file_that_moves_more_than_those_before_it(tuned: Path, tmp_path: Path
     first = (tuned / "files" / "0.safetensors").read_bytes()
     (tmp_path / "0.safetensors").write_bytes(first)
     with serving(tmp_path, trace=traced_here(network(1)), bases=[str(tuned / "base.safetensors")]) as client:
-        before = client.infer("0", x).said["outputs"]
+        before = client.infer("0", x).said["outputs"][0]["data"]
         (tmp_path / "2.safetensors").write_bytes((tuned / "files" / "2.safetensors").read_bytes())
         client("POST", "/v2/repository/index")
         said = client.infer("2", x).said
