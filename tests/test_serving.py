@@ -270,6 +270,8 @@ def test_limits(folder: Path) -> None:
         assert found.status == 413
         found = client("POST", "/v2/models/one/infer", b"x" * 40, content_encoding="gzip")
         assert found.status == 415
+        found = client("POST", "/v2/models/one/infer", content_length="30000")  # and nothing of it comes
+        assert found.status == 413
         body, headers = binary(X)
         assert client("POST", "/v2/models/one/infer", body, **headers).status == 200
         assert client.running.server.held == client.running.server.waiting == 0

@@ -50,6 +50,9 @@ PACE = 4096
 DISCARDED = 64 << 20
 """Bytes of a refused request that are read past before it is told so."""
 
+LINGER = 1
+"""Seconds that reading past it waits for more."""
+
 HELD = 4
 """Bodies of the largest size that may be in memory at once, in bytes."""
 
@@ -96,6 +99,7 @@ class _Incoming:
             return
         with suppress(RefusedError):
             while not (self.whole or self.over) and most > 0:
+                self._until = now() + LINGER
                 most -= len(await self.part())
 
 
