@@ -47,7 +47,7 @@ IDLE = 30
 PACE = 4096
 """Bytes of a body a second: whoever sends less takes a place in the queue from others."""
 
-DISCARDED = 64 << 20
+DISCARDED = 1 << 30
 """Bytes of a refused request that are read past before it is told so."""
 
 HELD = 4
@@ -233,8 +233,8 @@ class Server:
             if code == 500:
                 logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
             await incoming.discard()
-        if not incoming.whole:
-            extra.append((b"connection", b"close"))  # what comes next may be the rest of this body
+        if incoming.over or (not incoming.whole and b"expect" in incoming.headers):
+            extra.append((b"connection", b"close"))  # what comes next may be the body, or not
         start = {
             "type": "http.response.start",
             "status": code,
