@@ -560,6 +560,22 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatc
             assert client.infer("net", X).status == 200
 
 
+def test_a_file_at_which_the_reader_fails_takes_no_other_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate(("bad", "good")):
+        packed(tmp_path, name, lenet_record(300, i))
+    parse = subcompress.format.parse
+
+    def failing(data: bytes) -> Any:
+        if data == (tmp_path / "bad.safetensors").read_bytes():
+            raise KeyError("bug")
+        return parse(data)
+
+    monkeypatch.setattr(subcompress.format, "parse", failing)
+    with serving(tmp_path, trace=LENET) as client:
+        assert "cannot be read (KeyError: 'bug')" in client.infer("bad", X).error
+        assert client.infer("good", X).status == 200
+
+
 def test_to_load_one_model_leaves_the_others(odd: Client) -> None:
     x = np.ones((1, 2), np.float32)
     assert odd.infer("same", x, name="x").status == 200

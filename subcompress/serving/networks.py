@@ -18,7 +18,7 @@ import numpy as np
 
 from subcompress import arrays, format
 from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_file
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.record import Record
 from subcompress.serving.engines import Engine, open_session, placed, session_bytes
@@ -165,8 +165,8 @@ class Networks:
                     wanted.setdefault(file.key, file)
                 elif not known.general and not isinstance(own, Traced):
                     wanted[_own(file)] = file
-            except SubcompressError as e:
-                self._traced[_own(file)] = str(e)
+            except Exception as e:  # one file takes none of the others along
+                self._traced[_own(file)] = one_line(e)
         if not wanted:
             return
         jobs = [self._job(file) for file in wanted.values()]
