@@ -68,6 +68,7 @@ def serve(
     from subcompress.serving.app import Limits
 
     _hold_the_first()
+    _open_many()
     token = _token(token_file)
     if token is None and not running.is_loopback(host):
         say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
@@ -99,6 +100,15 @@ def _tell(line: str) -> None:
     """`say`, also where nobody listens any more: a server goes on."""
     with suppress(OSError, ValueError):
         say(line)
+
+
+def _open_many() -> None:
+    """Connections are files: as many as the system lets this process have."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _hold_the_first() -> None:

@@ -47,7 +47,7 @@ IDLE = 30
 PACE = 4096
 """Bytes of a body a second: whoever sends less takes a place in the queue from others."""
 
-DISCARDED = 64 << 20
+DISCARDED = 1 << 30
 """Bytes of a refused request that are read past before it is told so."""
 
 LINGER = 1
@@ -55,6 +55,8 @@ LINGER = 1
 
 HELD = 4
 """Bodies of the largest size that may be in memory at once, in bytes."""
+
+HEADER_LENGTH = protocol.HEADER_LENGTH.encode()
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -70,20 +72,32 @@ class Limits:
 class _Incoming:
     """A request's body as it comes. whole: whether all of it has; over: whether nobody waits for the rest."""
 
-    def __init__(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+    def __init__(self, headers: dict[bytes, bytes], receive: Receive, awaited: set[_Incoming]) -> None:
         self.headers, self.whole, self.over = headers, False, False
-        self._receive, self._until = receive, now() + IDLE
+        self._receive, self._awaited, self._until = receive, awaited, now() + IDLE
+        self._task: asyncio.Task[Any] | None = None
+
+    def check(self) -> None:
+        """Give up waiting for its next bytes where they are late. Called every second: a clock for each costs more."""
+        if now() > self._until and not self.over and self._task is not None:
+            self.over = True
+            self._task.cancel()
 
     async def part(self) -> bytes:
         """The next bytes. Raises RefusedError, 408, where they come too slowly, and 400 where it is cut off."""
+        self._task = asyncio.current_task()
+        self._awaited.add(self)
         try:
-            async with asyncio.timeout(self._until - now()):
-                message = await self._receive()
-        except TimeoutError as e:
-            self.over = True
+            message = await self._receive()
+        except asyncio.CancelledError as e:
+            if not self.over or self._task is None:  # the server ends
+                raise
+            self._task.uncancel()
             raise RefusedError(
                 408, f"a request's body comes within {IDLE} seconds, or {PACE} bytes a second; this one does not"
             ) from e
+        finally:
+            self._awaited.discard(self)
         if message["type"] == "http.disconnect":
             self.over = True
             raise RefusedError(400, "the request was cut off")
@@ -113,6 +127,7 @@ class Server:
         self.draining = False
         self.waiting = self.held = 0
         self.cut = 0  # requests that were given up at the end
+        self._awaited: set[_Incoming] = set()
         self._token = None if token is None else token.encode()
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
         get, post = ["GET"], ["POST"]
@@ -153,22 +168,24 @@ class Server:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        path: str = scope["path"]
+        headers = dict(scope["headers"])
         try:
-            await self._answer(scope, receive, send)
+            if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
+                await wrong(scope, receive, send)
+            elif scope["method"] == "POST" and path.startswith("/v2/models/") and path.endswith("/infer"):
+                await self._infer(path, _Incoming(headers, receive, self._awaited), send)
+            else:
+                await self._others(scope, receive, send)
         except asyncio.CancelledError:  # the server's time to end is over
             self.cut += 1
             with suppress(Exception):  # an answer that had begun
                 await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        headers = dict(scope["headers"])
-        if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
-            await wrong(scope, receive, send)
-        elif scope["method"] == "POST" and path.startswith("/v2/models/") and path.endswith("/infer"):
-            await self._infer(path, _Incoming(headers, receive), send)
-        else:
-            await self._others(scope, receive, send)
+    def check(self) -> None:
+        """Give up bodies that come too slowly. Called every second."""
+        for incoming in list(self._awaited):
+            incoming.check()
 
     def _forbidden(self, path: str, headers: dict[bytes, bytes], method: str) -> Response | None:
         """Why a request is not heard: it lacks the token, or a page of another site sends it."""
@@ -198,7 +215,7 @@ class Server:
                 began = now()
                 try:
                     async with self.models.using(model) as engine:
-                        length = incoming.headers.get(protocol.HEADER_LENGTH.encode())
+                        length = incoming.headers.get(HEADER_LENGTH)
                         text = None if length is None else length.decode("latin-1")
                         asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
@@ -208,7 +225,7 @@ class Server:
             finally:
                 self.waiting -= 1
             if json_bytes:
-                extra.append((protocol.HEADER_LENGTH.encode(), str(json_bytes).encode()))
+                extra.append((HEADER_LENGTH, b"%d" % json_bytes))
         except RefusedError as e:
             code, answer, kind = e.status, orjson.dumps({"error": str(e)}), protocol.JSON
             if code == 503:
@@ -220,14 +237,14 @@ class Server:
             if code == 500:
                 logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
             await incoming.discard()
-        if not incoming.whole:
-            extra.append((b"connection", b"close"))  # what comes next may be the rest of this body
+        if incoming.over or (not incoming.whole and b"expect" in incoming.headers):
+            extra.append((b"connection", b"close"))  # what comes next may be the body, or not
         start = {
             "type": "http.response.start",
             "status": code,
             "headers": [
                 (b"content-type", kind.encode()),
-                (b"content-length", str(len(answer)).encode()),
+                (b"content-length", b"%d" % len(answer)),
                 *extra,
             ],
         }
@@ -349,7 +366,7 @@ class Server:
 
     async def _small(self, request: Request) -> dict[str, Any]:
         """The body of a request about the repository: an object, or nothing."""
-        data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive))
+        data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive, self._awaited))
         self.held -= len(data)
         if not data.strip():
             return {}

@@ -32,7 +32,7 @@ class Connection(HttpToolsProtocol):
         """See asyncio."""
         self._unset_keepalive_if_required()
         self._read += len(data)
-        while data and not self.transport.is_closing():
+        while data:
             try:
                 self.parser.feed_data(data)
                 break
@@ -41,6 +41,7 @@ class Connection(HttpToolsProtocol):
                 self._as_it_is()
             except httptools.HttpParserError:
                 self.send_400_response("Invalid HTTP request received.")
+                break
         if self._read > HEAD and not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_complete:
                 text = orjson.dumps({"error": f"a request's headers have at most {HEAD} bytes: send fewer"})
@@ -59,38 +60,29 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        HttpToolsProtocol.on_message_begin(self)
         if not self._mute:
-            super().on_message_begin()
             self._head, self._since = True, self.loop.time()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of its path."""
-        if not self._mute:
-            super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One of its headers, or of what follows its body, which nobody asks for."""
-        if not self._mute and self._head:
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Its body is next."""
-        if not self._mute:
-            self._head, self._read = False, 0
+        if self._mute:
+            return
+        self._head, self._read = False, 0
+        if self.parser.should_upgrade():
             framing = (b"content-length", b"transfer-encoding")
-            if self.parser.should_upgrade():
-                self._framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in framing]
-            super().on_headers_complete()
+            self._framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in framing]
+        HttpToolsProtocol.on_headers_complete(self)
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
         self._read = 0
-        super().on_body(body)
+        HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
         """It is whole."""
         self._read, self._since = 0, None
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
 
     def check(self) -> None:
         """Close the connection where it takes too long. Called every second or so."""

@@ -356,6 +356,10 @@ def _read_all(found: Sequence[Found]) -> list[Content | SubcompressError]:
             contents.append(catalogue.read(f))
         except SubcompressError as e:
             contents.append(e)
+        except Exception as e:  # one file takes none of the others along, whatever is in it
+            wrong = SubcompressError(f"{f.place} cannot be read ({type(e).__name__}: {one_line(e)})")
+            wrong.__cause__ = e
+            contents.append(wrong)
     return contents
 
 

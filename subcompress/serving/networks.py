@@ -18,7 +18,7 @@ import numpy as np
 
 from subcompress import arrays, format
 from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_file
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.record import Record
 from subcompress.serving.engines import Engine, open_session, placed, session_bytes
@@ -166,8 +166,8 @@ class Networks:
                     wanted.setdefault(file.key, file)
                 elif not known.general and not isinstance(own, Traced):
                     wanted[_own(file)] = file
-            except SubcompressError as e:
-                self._traced[_own(file)] = str(e)
+            except Exception as e:  # one file takes none of the others along
+                self._traced[_own(file)] = one_line(e)
         jobs = [self._job(file) for file in wanted.values()]
         for (key, file), found in zip(wanted.items(), self._trace(jobs) if jobs else [], strict=True):
             if isinstance(found, str) and isinstance(self._traced.get(key), Traced):  # that is still good for others

@@ -230,6 +230,7 @@ class _Uvicorn(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
         if counter % 10 == 0:
+            self._server.check()
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, Connection)
                 connection.check()
