@@ -12,6 +12,7 @@ COMMAND = "subcompress.command"
 """The key, in click's context, of the command as it was typed."""
 
 INTERRUPTED = dict.fromkeys(("fit", "dim", "compare"), "the same command goes on where it was") | {
+    "serve": "nothing was served",
     "push": "nothing was published, unless it had just ended; the same command is safe to give again",
     "export": "the model folders that are there are whole; the same command is safe to give again",
 }

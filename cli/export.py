@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 import subcompress
-from subcompress import SubcompressError
+from subcompress import SubcompressError, format
+from subcompress.format import tables
 from subcompress.hub import Reference, local
 from subcompress.remote import is_reference
 from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
@@ -85,13 +86,22 @@ def _name(file: str) -> str:
     return Reference.of(file).id.rpartition("/")[2] if is_reference(file) else Path(file).stem
 
 
+def _known(path: Path, base: str | None) -> str | None:
+    """The network of ours that a file has the tensors of."""
+    found = format.contents(path)
+    if found.base is None:
+        name: str | None = subcompress.info(path)["layout"]
+        return name
+    return None if base is None else tables.network_of(format.read(path, base)[0].layout)
+
+
 def _source(file: str, name: str, model_name: str | None, base: str | None, networks: dict[str, nn.Module]) -> Source:
     """networks: by name, those that were made for other files and do for this one too."""
     path = local(file, say=say)
     if path.suffix == ".onnx":
         return Source(path, name)
-    network = model_name or subcompress.info(path)["layout"]
-    if model_name is None and network not in MODELS:
+    network = model_name or _known(path, base)
+    if network is None or (model_name is None and network not in MODELS):
         return Source(path, name)
     if network.startswith(texts.HF):  # made to fit the file
         return Source(path, name, network_of(path, network, base), base)

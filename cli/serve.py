@@ -66,11 +66,12 @@ def serve(
     """
     from subcompress.serving import running
     from subcompress.serving.app import Limits
+    from subcompress.serving.refusals import is_loopback
 
     _hold_the_first()
     _open_many()
     token = _token(token_file)
-    if token is None and not running.is_loopback(host):
+    if token is None and not is_loopback(host):
         say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
 
     def ready(running: running.Running) -> None:

@@ -41,6 +41,8 @@ class Beside:
 
     def __call__(self, jobs: Sequence[Job]) -> list[Traced | str]:
         found: list[Traced | str] = []
+        names = ", ".join(job.name for job in jobs[:3]) + (", ..." if len(jobs) > 3 else "")
+        self._say(f"tracing {names}: some seconds, and one or two for each more network")
         while len(found) < len(jobs) and not self._closed:
             found += self._some(jobs[len(found) :])
             if len(found) < len(jobs) and not self._closed:
@@ -153,16 +155,26 @@ def _network(models: Sequence[str], record: Any, name: str) -> Any:
     from subcompress_models import MODELS
 
     known = tables.network_of(record.layout)
-    candidates = [*models, *([known] if known in MODELS and known not in models else [])]
-    why = "the network of its tensors is not known by name"
-    for candidate in candidates:
+    why = "its layout is not that of a network known by name"
+    broken = []
+    for given in models:
         try:
-            module = model_of(candidate, layout=record.layout)
-            record.layout.require(Layout.of(module.state_dict()), f"the network {candidate}")
-            return candidate, module
+            module = model_of(given, layout=record.layout)
+        except SubcompressError as e:
+            broken.append(str(e))
+            continue
+        try:
+            record.layout.require(Layout.of(module.state_dict()), f"the network {given}")
+            return given, module
         except SubcompressError as e:
             why = str(e)
-    raise SubcompressError(f"{name} needs its network, to trace a graph ({why}): give it with --model")
+    if known in MODELS:
+        for text in broken:  # a misspelt name is not passed over in silence
+            print(f"--model is not needed for {name}, and cannot be used: {text}", file=sys.stderr)
+        return known, model_of(known)
+    if broken:
+        raise SubcompressError(broken[-1])
+    raise SubcompressError(f"{name} needs its network, to trace a graph: give it with --model ({why})")
 
 
 if __name__ == "__main__":

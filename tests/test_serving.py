@@ -149,7 +149,11 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"inputs": [asking(X)["inputs"][0] | {"shape": [1 << 60, 1, 28, 28]}]},
         f"has {784 << 60} values; given 2352",
     ),
-    "a negative shape": ({"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]}, "is what this model takes"),
+    "a negative shape": (
+        {"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]},
+        "send that, -1 being any size",
+    ),
+    "no batch": (asking(X[0]), "input input is FP32 [-1, 1, 28, 28]; given 'FP32' [1, 28, 28]: put a 1 in front"),
     "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
     "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
     "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
@@ -224,7 +228,7 @@ def test_a_name_is_looked_up_and_nothing_else(client: Client, name: str) -> None
 
 
 def test_what_is_not_there_or_not_taken_is_said_in_json(client: Client) -> None:
-    assert "see /v2" in (found := client("GET", "/v3")).error and found.status == 404
+    assert "/v2/repository/index" in (found := client("GET", "/v3")).error and found.status == 404
     assert (found := client("GET", "/v2/models/one/infer")).status in (404, 405) and found.error
     assert (found := client("DELETE", "/v2/models/one")).status == 405 and found.error
     assert client("GET", "/v2/models/one/versions/2").status == 404
@@ -236,6 +240,12 @@ def test_what_is_not_there_or_not_taken_is_said_in_json(client: Client) -> None:
 def test_pages_of_other_sites_are_not_heard(client: Client) -> None:
     assert client("POST", "/v2/repository/models/one/unload", origin="https://elsewhere.example").status == 403
     assert client("POST", "/v2/repository/index", origin=f"http://{client.host}:{client.port}").status == 200
+    lured = {"host": "evil.example", "origin": "http://evil.example"}  # a name that was made to lead here
+    head = "".join(f"{k}: {v}\r\n" for k, v in lured.items())
+    found = client.raw(f"POST /v2/repository/index HTTP/1.1\r\n{head}connection: close\r\n\r\n".encode())
+    assert found.status == 403 and "evil.example" in found.error
+    found = client.raw(b"POST /v2/repository/index HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")
+    assert found.status == 200  # no page sent it
     policy = client("GET", "/").headers["content-security-policy"]
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
 
@@ -471,6 +481,10 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
         path.write_bytes(whole[:100])  # cut off
         assert served().said["outputs"][0]["data"] == second
         assert "still served" in reason() and any("still served" in line for line in client.said)
+        found = client("POST", "/v2/repository/models/net/load")
+        assert found.status == 503 and "was not loaded" in found.error
+        packed(tmp_path, "net", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))  # of a network not known
+        assert served().said["outputs"][0]["data"] == second and "needs its network" in reason()
         path.write_bytes(whole)  # whole again
         assert served().said["outputs"][0]["data"] == second and reason() == ""
 

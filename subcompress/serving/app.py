@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from operator import itemgetter
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from starlette.applications import Starlette
@@ -25,10 +26,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.serving import protocol
+from subcompress.serving.catalogue import GRAPH
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics, percentile, uptime
 from subcompress.serving.models import Model, Models, now, resident
-from subcompress.serving.refusals import RefusedError, shown
+from subcompress.serving.refusals import RefusedError, is_loopback, shown
 
 EXTENSIONS = [
     "model_repository",
@@ -125,6 +127,7 @@ class Server:
     ) -> None:
         self.models, self.metrics, self.limits = models, metrics, limits or Limits()
         self.draining = False
+        self.local = False  # whether it listens where this machine only comes
         self.waiting = self.held = 0
         self.cut = 0  # requests that were given up at the end
         self._awaited: set[_Incoming] = set()
@@ -198,6 +201,10 @@ class Server:
                     {"www-authenticate": "Bearer"},
                 )
         origin = headers.get(b"origin")
+        if self.local and self._token is None and (origin is not None or b"sec-fetch-site" in headers):
+            host = headers.get(b"host", b"").decode("latin-1")
+            if not is_loopback(urlsplit(f"//{host}").hostname or ""):  # a name that was made to lead here
+                return _error(403, f"pages at {shown(host)} may not use a server of this machine without its token")
         if method != "GET" and origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
             return _error(403, "pages of other sites may not use this server")
         return None
@@ -458,7 +465,7 @@ def _row(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "file": content.found.place if content.found.path is None else content.found.path.name,
-        "kind": "onnx" if packed is None else "packed",
+        "kind": "onnx" if content.found.path is not None and content.found.path.suffix == GRAPH else "packed",
         "file_bytes": content.nbytes,
         "dense_bytes": None if packed is None else packed.nbytes,
         "base": "" if packed is None or packed.base is None else packed.base.where,
@@ -517,7 +524,12 @@ async def _refused(request: Request, e: Exception) -> Response:
 async def _not_here(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
-    text = {404: f"nothing is at {what}: see /v2", 405: f"{what} is not a request that is taken"}
+    text = {
+        404: f"nothing is at {what}: models are told by POST /v2/repository/index",
+        405: f"{what} is not a request that is taken",
+    }
+    if request.url.path.endswith("/infer"):
+        return _error(405, "inference is asked for by POST", {"allow": "POST"})
     return _error(e.status_code, text.get(e.status_code, e.detail), dict(e.headers or {}))
 
 

@@ -16,7 +16,7 @@ from subcompress.layout import sound_text
 from subcompress.remote.references import PREFIX, Reference
 from subcompress.serving.networks import Packed
 
-SUFFIXES = (".safetensors", ".onnx")
+PACKED, GRAPH = SUFFIXES = (".safetensors", ".onnx")
 
 Signature = tuple[int, ...]
 
@@ -154,7 +154,7 @@ def read(found: Found) -> Content:
         raise SubcompressError(found.wrong)
     if found.path is None:
         data = format.file_bytes(found.place)
-    elif found.path.suffix == ".onnx":
+    elif found.path.suffix == GRAPH:
         if not found.signature[1]:
             raise SubcompressError(f"{found.place} is an empty file: write it again with `subcompress unpack`")
         return Content(found, None, found.signature[1])

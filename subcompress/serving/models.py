@@ -8,7 +8,7 @@ import importlib
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -19,7 +19,7 @@ from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
-from subcompress.serving.catalogue import Content, Found
+from subcompress.serving.catalogue import GRAPH, Content, Found
 from subcompress.serving.engines import FIXED, Engine, beside, open_session, threads
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
@@ -44,8 +44,8 @@ class Model:
         self.users = 0  # requests that need it now
         self.loading = False
         self.unloaded = False
-        self.traceable = True  # as far as is known
-        self.reason = ""  # what is wrong with the file, though an earlier one may be served
+        self.wrong = ""  # with the file, though an earlier one may be served
+        self.trouble = ""  # of the last attempt to rebuild it
         self.requests = self.failed = self.runs = self.examples = 0
         self.seconds = 0.0  # of runs
         self.recent: deque[float] = deque(maxlen=RECENT)
@@ -64,11 +64,16 @@ class Model:
         return self.content.found.name
 
     @property
+    def reason(self) -> str:
+        """Why it is not served, or not as its file is."""
+        return self.wrong or self.trouble
+
+    @property
     def readable(self) -> bool:
         """Whether something can be served: the file as it is, or as it was."""
-        if self.content.packed is not None:
-            return self.traceable
-        return self.content.nbytes > 0 and not self.content.found.wrong
+        found = self.content.found
+        graph = found.path is not None and found.path.suffix == GRAPH and not found.wrong
+        return self.content.packed is not None or (graph and self.content.nbytes > 0)
 
     @property
     def ready(self) -> bool:
@@ -112,6 +117,8 @@ class Models:
         self._free = asyncio.Event()
         self._given_up: list[Engine] = []  # the loader's thread lets go of them
         self._given_bytes = 0
+        self._looked = self._opened = False
+        self._news: list[tuple[str, str]] = []
         self._listed: dict[str, list[Found]] = {}
         self._wrong: list[str] = []  # with sources, as it was said
 
@@ -144,14 +151,16 @@ class Models:
             changed = [f for f in found.values() if f.name == again or self._differs(f)]
             if changed:
                 read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
-                for f, content in zip(changed, read, strict=True):
-                    self._take(f, content)
                 packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
-                self._note(await self._beside(self._prepare, packed, again))
+                untraced = await self._beside(self._prepare, packed, again)
+                for f, content in zip(changed, read, strict=True):
+                    self._take(f, content, untraced.get(f.name, ""))
+                self._tell()
             if changed or len(self._by_name) < served:
                 self._drop_outdated()
                 await self._beside(self.networks.keep, [p for m in self if (p := m.content.packed) is not None])
             await self._beside(self._let_go)
+            self._looked = True
 
     def _drop_outdated(self) -> None:
         """Give up what holds a base's session that new engines do not share."""
@@ -164,15 +173,15 @@ class Models:
         wrong = self.networks.prepare([f for f in files if f.name != again])
         return wrong | self.networks.prepare([f for f in files if f.name == again], again=True)
 
-    def _note(self, wrong: Mapping[str, str]) -> None:
-        """Keep why models cannot be served, and say it: once for all that have the same trouble."""
+    def _tell(self) -> None:
+        """Say what happened to the files: once for all to which the same did."""
         names: dict[str, list[str]] = {}
-        for name, reason in wrong.items():
-            self._by_name[name].reason, self._by_name[name].traceable = reason, False
-            names.setdefault(reason, []).append(name)
-        for reason, of in names.items():
+        for name, what in self._news:
+            names.setdefault(what, []).append(name)
+        self._news.clear()
+        for what, of in names.items():
             more = f" and {len(of) - 2} more" if len(of) > 2 else ""
-            self._say(f"{', '.join(of[:2])}{more}: {reason}")
+            self._say(f"{', '.join(of[:2])}{more}: {what}")
 
     def _new(self, content: Content) -> Model:
         return Model(content, self._pool, self.most, self._ran)
@@ -181,35 +190,41 @@ class Models:
         model = self._by_name.get(found.name)
         return model is None or model.content.found != found
 
-    def _take(self, found: Found, content: Content | SubcompressError) -> None:
-        """Serve what was read. Where it cannot be, what was served before goes on, and the reason is kept."""
+    def _take(self, found: Found, content: Content | SubcompressError, untraced: str) -> None:
+        """Serve what was read. Where it cannot be, what was served before goes on, and the reason is kept.
+        untraced: why its network is not known."""
         model = self._by_name.get(found.name)
-        if isinstance(content, SubcompressError):
-            reason = str(content)
-            if isinstance(content.__cause__, OSError) and found.path is not None:
+        reason = str(content) if isinstance(content, SubcompressError) else untraced
+        if reason:
+            if isinstance(content, SubcompressError) and isinstance(content.__cause__, OSError) and found.path:
                 found = replace(found, signature=())  # the next look tries again
-            if model is None:
-                model = self._by_name[found.name] = self._new(Content(found))
-            elif model.readable and not found.wrong:
+            if model is not None and model.readable and not found.wrong:
                 reason = f"{reason} (what was read before is still served)"
                 model.content.found = found
             else:
+                nothing = Content(found, None, 0 if isinstance(content, SubcompressError) else content.nbytes)
+                if model is None:
+                    model = self._by_name[found.name] = self._new(nothing)
                 self._drop(model)
-                model.content = Content(found)
-            if model.reason != reason:
-                self._say(f"{found.name}: {reason}")
-            model.reason = reason
+                model.content = nothing
+            if model.wrong != reason:
+                self._news.append((found.name, reason))
+            model.wrong = reason
             return
+        assert isinstance(content, Content)
         if model is None:
             self._by_name[found.name] = self._new(content)
+            if self._looked:
+                self._news.append((found.name, "a new file, and served"))
             return
         before, now_ = model.content.packed, content.packed
         same = before is not None and now_ is not None and before.data == now_.data
         if not (same or (before is now_ is None and model.content.found == found)):
-            if model.readable and model.content.found != found:
-                self._say(f"{found.name}: its file has changed, and is served from now on")
+            self._news.append((found.name, "its file has changed, and is served from now on"))
             self._drop(model)
-        model.content, model.reason, model.traceable = content, "", True
+        elif model.wrong:
+            self._news.append((found.name, "its file is what it was before"))
+        model.content, model.wrong, model.trouble = content, "", ""
 
     def find(self, name: str) -> Model:
         """Raises RefusedError: 404 for a name that is not served, 503 for one that cannot be now."""
@@ -253,14 +268,14 @@ class Models:
                     takes = max(takes, grown)
                     await self._make_room(model, takes)
             except SubcompressError as e:
-                model.reason = str(e)
+                model.trouble = str(e)
                 raise e if isinstance(e, RefusedError) else RefusedError(503, f"{model.name}: {e}") from e
             finally:
                 model.loading = False
             if model.unloaded:  # meanwhile
                 self._given_up.append(engine)
                 self.find(model.name)
-            model.engine, model.memory, model.reason = engine, takes, ""
+            model.engine, model.memory, model.trouble = engine, takes, ""
             self.used += takes
             self._expanded[model.name] = model
             return engine
@@ -275,13 +290,18 @@ class Models:
     def _build(self, content: Content) -> tuple[Engine, int]:
         """The engine, and by how many bytes the process grew."""
         self._let_go()
-        before = resident()
+        path = content.found.path
         try:
+            if content.packed is None and not self._opened:  # what the first graph takes once is not its own
+                assert path is not None
+                open_session(path, beside(path))
+            self._opened = True
+            before = resident()
             if content.packed is not None:
                 engine = self.networks.engine(content.packed)
             else:
-                assert content.found.path is not None
-                engine = Engine(open_session(content.found.path, beside(content.found.path)))
+                assert path is not None
+                engine = Engine(open_session(path, beside(path)))
         except SubcompressError:
             raise
         except Exception as e:
@@ -327,9 +347,13 @@ class Models:
         """Read the file again, and rebuild its weights now. Raises RefusedError."""
         await self.look(again=name)
         if (model := self._by_name.get(name)) is not None:
+            if model.unloaded:
+                self._say(f"{name}: loaded again")
             model.unloaded = False
-        async with self.using(self.find(name)):
+        async with self.using(model := self.find(name)):
             pass
+        if model.wrong:  # what is served is not what lies there
+            raise RefusedError(503, f"{name} was not loaded: {model.wrong}")
 
     def unload(self, name: str) -> None:
         """Give up its weights, and answer no more requests to it. Raises RefusedError."""
@@ -337,6 +361,8 @@ class Models:
             self.find(name)
         else:
             self._drop(model)
+            if not model.unloaded:
+                self._say(f"{name}: unloaded")
             model.unloaded = True
             self._loader.submit(self._let_go)
 

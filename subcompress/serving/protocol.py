@@ -122,16 +122,21 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port]) -> dict[str, np.
 def _shape(given: Any, datatype: Any, port: Port) -> tuple[int, ...]:
     """The shape that the request declares, one that the model takes."""
     sound = isinstance(given, list) and len(given) <= MOST_AXES and all(type(k) is int and k >= 0 for k in given)
-    fits = sound and len(given) == len(port.shape)
-    fits = fits and all(want in (-1, k) for want, k in zip(port.shape, given, strict=True))
-    if not fits or datatype != port.datatype:
+    if not (sound and _fits(given, port.shape)) or datatype != port.datatype:
         what = f"[{', '.join(map(str, given))}]" if sound else shown(given)
+        lacks = sound and len(given) + 1 == len(port.shape) and _fits([1, *given], port.shape)
+        then = "put a 1 in front, for one example" if lacks else "send that, -1 being any size"
         raise RefusedError(
-            400, f"input {port} is what this model takes; given {shown(datatype)} {what[:200]}: convert it"
+            400,
+            f"input {port.name} is {port.datatype} {list(port.shape)}; given {shown(datatype)} {what[:200]}: {then}",
         )
     if not all(given):
         raise RefusedError(400, f"input {port.name} has no values in shape {given}: send one example or more")
     return tuple(given)
+
+
+def _fits(given: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(given) == len(shape) and all(want in (-1, k) for want, k in zip(shape, given, strict=True))
 
 
 def _binary_size(tensor: dict[str, Any], name: str) -> int | None:

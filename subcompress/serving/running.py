@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Models, Say
 from subcompress.serving.networks import Bases, Networks, Trace
-from subcompress.serving.refusals import shown
+from subcompress.serving.refusals import is_loopback, shown
 
 EVERY = 1.0
 """Seconds between looks at the files."""
@@ -59,13 +58,6 @@ def listening(host: str, port: int) -> socket.socket:
             raise SubcompressError(f"port {port} of {host} is taken by another program: give another --port") from e
         raise SubcompressError(f"{host}:{port} cannot be listened to ({e.strerror or e}): give another") from e
     return sock
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -140,6 +132,8 @@ async def _serve(
         with _ended_by_a_signal():
             await models.warm()
             await models.look()
+        if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
+            raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
         config = uvicorn.Config(
             server,
             http=Connection,
@@ -153,9 +147,14 @@ async def _serve(
             timeout_keep_alive=75,
         )
         host, port = sock.getsockname()[:2]
+        server.local = is_loopback(host)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         process, loop = _Uvicorn(config, server), asyncio.get_running_loop()
-        stop = partial(loop.call_soon_threadsafe, process.handle_exit, signal.SIGTERM, None)
+
+        def stop() -> None:
+            with suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(process.handle_exit, signal.SIGTERM, None)
+
         ready(Running(address, models, server, stop))
         async with _looking(models, say):
             await process.serve(sockets=[sock])
