@@ -782,7 +782,14 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
         "HF_HUB_DISABLE_XET": str(int(step != "xet-write-token")),
     }
     command = [sys.executable, "-m", "subcompress_cli", "push", FIRST, name, "--onnx", "none"]
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        env=env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    ) as process:
         assert there.wait(60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
