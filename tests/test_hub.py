@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -802,26 +803,35 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
     assert hub.messages(name) == ["Push 474 bytes with subcompress", "initial commit"]
 
 
-def test_a_repository_is_served(hub, client, name, tmp_path):
-    push(client, FIRST, name, "--onnx", "none")
+def test_repositories_are_served(hub, client, name, bases, tmp_path):
+    """One that stands by itself, and one on a base of the Hub, which is fetched too."""
+    alone, based, base = f"{name}-alone", f"{name}-based", f"{name}-base"
+    push(client, FIRST, alone, "--onnx", "none")
+    hub.make(base)
+    hub.put(base, "weights", model__safetensors=(bases / "0").read_bytes())
+    pack_on(client, bases, f"hub:{base}", tmp_path / "net.safetensors")
+    push(client, tmp_path / "net.safetensors", based, "--onnx", "none")
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_writer"}
-    command = [sys.executable, "-m", "subcompress_cli", "serve", f"hub:{name}", "--port", "0"]
+    command = [sys.executable, "-m", "subcompress_cli", "serve", f"hub:{alone}", f"mine=hub:{based}", "--port", "0"]
+    command += ["--model", f"{bases}/own.py:net"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
         address, _, rest = server.stdout.readline().partition(": ")
-        assert rest == "1 model\n"
-        model = name.partition("/")[2]
-        x = {"name": "input", "shape": [1, 1, 28, 28], "datatype": "FP32", "data": [0.5] * 784}
-        asked = urllib.request.Request(
-            f"{address}/v2/models/{model}/infer", json.dumps({"inputs": [x]}).encode(), method="POST"
-        )
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            given = json.load(answer)["outputs"][0]["data"]
+        assert rest == "2 models\n"
+        given = {}
+        for model, shape in ((alone.partition("/")[2], [1, 1, 28, 28]), ("mine", [1, 8])):
+            x = {"name": "input", "shape": shape, "datatype": "FP32", "data": [0.5] * math.prod(shape)}
+            data = json.dumps({"inputs": [x]}).encode()
+            with urllib.request.urlopen(f"{address}/v2/models/{model}/infer", data, timeout=60) as answer:
+                given[model] = torch.tensor(json.load(answer)["outputs"][0]["data"])
         server.terminate()
         assert server.wait(60) == 0
     with torch.no_grad():
         wanted = subcompress.load(FIRST, MODELS["conv3-4-6-8"]())(torch.full((1, 1, 28, 28), 0.5))
-    assert torch.allclose(torch.tensor(given), wanted[0], atol=1e-4)
+        assert torch.allclose(given[alone.partition("/")[2]], wanted[0], atol=1e-4)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+        wanted = subcompress.load(tmp_path / "net.safetensors", net, base=bases / "0")(torch.full((1, 8), 0.5))
+        assert torch.allclose(given["mine"], wanted[0], atol=1e-4)
 
 
 # From Python
