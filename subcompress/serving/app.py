@@ -52,6 +52,9 @@ PACE = 4096
 DISCARDED = 1 << 30
 """Bytes of a refused request that are read past before it is told so."""
 
+LOOK = 1.0
+"""Seconds that the index waits for a look at the files: somebody may be tracing a network."""
+
 LINGER = 1
 """Seconds that reading past it waits for more."""
 
@@ -344,7 +347,7 @@ class Server:
     async def _index(self, request: Request) -> Response:
         body = await self._small(request)
         with suppress(TimeoutError):  # where somebody loads, what is known has to do
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(LOOK):
                 await self.models.look()
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
