@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-import subcompress
 from subcompress import SubcompressError, format
 from subcompress.format import tables
 from subcompress.hub import Reference, local
@@ -88,11 +87,9 @@ def _name(file: str) -> str:
 
 def _known(path: Path, base: str | None) -> str | None:
     """The network of ours that a file has the tensors of."""
-    found = format.contents(path)
-    if found.base is None:
-        name: str | None = subcompress.info(path)["layout"]
-        return name
-    return None if base is None else tables.network_of(format.read(path, base)[0].layout)
+    if base is None and format.contents(path).base is not None:
+        return None
+    return tables.network_of(format.read(path, base)[0].layout)
 
 
 def _source(file: str, name: str, model_name: str | None, base: str | None, networks: dict[str, nn.Module]) -> Source:

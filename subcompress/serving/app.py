@@ -59,7 +59,7 @@ LINGER = 1
 """Seconds that reading past it waits for more."""
 
 HELD = 4
-"""Bodies of the largest size that may be in memory at once, in bytes."""
+"""Bodies in memory take together at most as many bytes as so many of the largest size."""
 
 HEADER_LENGTH = protocol.HEADER_LENGTH.encode()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -140,6 +141,7 @@ class Networks:
         self._trace = trace
         self._traced: dict[str, Traced | str] = {}
         self._acting: dict[str, dict[str, int]] = {}  # of files on a base: bytes of what any of them changes, by name
+        self._noted: WeakSet[Packed] = WeakSet()  # those whose changes are among them: to find them takes milliseconds
         self._shared: dict[str, _Shared] = {}
 
     def prepare(self, files: Iterable[Packed], again: bool = False) -> dict[str, str]:
@@ -172,7 +174,7 @@ class Networks:
         for (key, file), found in zip(wanted.items(), self._trace(jobs) if jobs else [], strict=True):
             if isinstance(found, str) and isinstance(self._traced.get(key), Traced):  # that is still good for others
                 self._traced[_own(file)] = found
-                self._acting[key] = before[key]
+                self._act(key, before[key])
                 continue
             self._traced[key] = found
             self._shared.pop(key, None)
@@ -190,7 +192,7 @@ class Networks:
             del self._shared[key]
         for key in [k for k in self._traced if k not in used][:-UNUSED]:
             del self._traced[key]
-            self._acting.pop(key, None)
+            self._act(key, None)
 
     def outdated(self, file: Packed, engine: Engine) -> bool:
         """Whether the engine shares a session that no new one would."""
@@ -252,14 +254,23 @@ class Networks:
 
     def _widened(self, file: Packed) -> bool:
         """Note what a file on a base changes; whether that is more than any file of its network did before."""
-        if file.base is None:
+        if file.base is None or file in self._noted:
             return False
         known = self._acting.setdefault(file.key, {})
         before = len(known)
         record = self._record(file)
         sizes = {spec.name: spec.nbytes for spec in record.layout}
         known.update({name: sizes[name] for name in arrays.acting(record)})
+        self._noted.add(file)
         return len(known) > before
+
+    def _act(self, key: str, acting: dict[str, int] | None) -> None:
+        """Go back to what files of a network are known to change; None for nothing. They are asked again."""
+        if acting is None:
+            self._acting.pop(key, None)
+        else:
+            self._acting[key] = acting
+        self._noted = WeakSet(file for file in self._noted if file.key != key)
 
 
 def _on_base(graph: bytes, outside: dict[str, np.ndarray]) -> Any:
