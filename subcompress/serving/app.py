@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
-from operator import itemgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,11 +25,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.serving import protocol
-from subcompress.serving.catalogue import GRAPH
 from subcompress.serving.engines import ports
-from subcompress.serving.metrics import Metrics, percentile, uptime
-from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.metrics import Metrics
+from subcompress.serving.models import Model, Models, now
 from subcompress.serving.refusals import RefusedError, is_loopback, shown
+from subcompress.serving.status import SORTS, status
 
 EXTENSIONS = [
     "model_repository",
@@ -405,85 +404,12 @@ class Server:
 
     async def _status(self, request: Request) -> Response:
         asked = request.query_params
-        limit, sort, search = asked.get("limit", "100"), asked.get("sort", "requests"), asked.get("search", "").lower()
+        limit, sort, search = asked.get("limit", "100"), asked.get("sort", "requests"), asked.get("search", "")
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
-        models, metrics = self.models, self.metrics
-        keyed: list[tuple[Any, Model]] = []
-        for i, m in enumerate(list(models)):
-            if i % 256 == 255:
-                await asyncio.sleep(0)  # others' requests go on
-            if search in m.name.lower() or search == m.state:
-                keyed.append((SORTS[sort](m), m))
-        matching = [m for _, m in sorted(keyed, key=itemgetter(0))]
-        shown_ = matching[: int(limit)]
-        states = [m.state for m in models]
-        return _json(
-            {
-                "name": "subcompress",
-                "version": __version__,
-                "uptime_s": uptime(metrics),
-                "state": "draining" if self.draining else "ready",
-                "memory": {
-                    "limit": models.limit,
-                    "models": models.used,
-                    "bases": models.networks.bases.nbytes,
-                    "process": resident(),
-                },
-                "queue": {"limit": self.limits.waiting, "waiting": self.waiting},
-                "requests": {
-                    "total": metrics.total,
-                    "failed": metrics.failed,
-                    "refused": metrics.refused,
-                    "per_s": round(metrics.per_second(), 1),
-                    "p50_ms": percentile(metrics.recent, 0.5),
-                    "p99_ms": percentile(metrics.recent, 0.99),
-                },
-                "counts": {
-                    "models": len(states),
-                    "expanded": states.count("expanded"),
-                    "unavailable": states.count("unavailable"),
-                },
-                "models": [_row(m) for m in shown_],
-                "shown": len(shown_),
-                "matching": len(matching),
-            }
-        )
-
-
-SORTS: dict[str, Callable[[Model], Any]] = {
-    "requests": lambda m: (-m.requests, m.name),
-    "name": lambda m: m.name,
-    "p50": lambda m: (-(percentile(m.recent, 0.5) or 0), m.name),
-    "bytes": lambda m: (-m.content.nbytes, m.name),
-    "memory": lambda m: (-m.memory, m.name),
-    "last": lambda m: (-(m.last or 0), m.name),
-}
-"""What the page may order models by."""
-
-
-def _row(model: Model) -> dict[str, Any]:
-    content, engine = model.content, model.engine
-    packed = content.packed
-    return {
-        "name": model.name,
-        "file": content.found.place if content.found.path is None else content.found.path.name,
-        "kind": "onnx" if content.found.path is not None and content.found.path.suffix == GRAPH else "packed",
-        "file_bytes": content.nbytes,
-        "dense_bytes": None if packed is None else packed.nbytes,
-        "base": "" if packed is None or packed.base is None else packed.base.where,
-        "state": model.state,
-        "reason": model.reason,
-        "memory": model.memory,
-        "requests": model.requests,
-        "failed": model.failed,
-        "batches": model.runs,
-        "p50_ms": percentile(model.recent, 0.5),
-        "p99_ms": percentile(model.recent, 0.99),
-        "last_s": None if model.last is None else round(now() - model.last, 1),
-        "inputs": [] if engine is None else ports(engine.inputs),
-        "outputs": [] if engine is None else ports(engine.outputs),
-    }
+        queue = {"limit": self.limits.waiting, "waiting": self.waiting}
+        told = await status(self.models, self.metrics, int(limit), sort, search.lower())
+        return _json({**told, "state": "draining" if self.draining else "ready", "queue": queue})
 
 
 def _statistics(model: Model) -> dict[str, Any]:

@@ -74,26 +74,22 @@ def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -
 
 
 def _of(source: str) -> Iterable[Found]:
-    name, equals, rest = source.partition("=")
-    if equals and not os.path.exists(source):
-        if not sound(name):
-            raise SubcompressError(
-                f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
-            )
-        source = rest
-    else:
-        name = ""
+    name, source = _split(source)
+    if name is not None and not sound(name):
+        raise SubcompressError(
+            f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
+        )
     if source.startswith(PREFIX):
         yield Found(name or Reference.of(source).id.rpartition("/")[2], source)
         return
     path = Path(source)
     if path.is_dir():
-        if name:
+        if name is not None:
             raise SubcompressError(f"a name is given to one file; {source} is a folder: leave {name}= out")
         with os.scandir(path) as entries:
             files = sorted(e.path for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith("."))
         for file in files:
-            if (found := _file(Path(file), "")) is not None:
+            if (found := _file(Path(file))) is not None:
                 yield found
         return
     if path.suffix not in SUFFIXES and not path.exists():
@@ -106,7 +102,13 @@ def _of(source: str) -> Iterable[Found]:
         yield found
 
 
-def _file(path: Path, name: str) -> Found | None:
+def _split(source: str) -> tuple[str | None, str]:
+    """The name in NAME=PATH, None where there is none, and the path: one may have an = itself."""
+    name, equals, rest = source.partition("=")
+    return (name, rest) if equals and not os.path.exists(source) else (None, source)
+
+
+def _file(path: Path, name: str | None = None) -> Found | None:
     """None for a file that went away meanwhile."""
     try:
         status = path.stat()
@@ -117,7 +119,7 @@ def _file(path: Path, name: str) -> Found | None:
         return Found(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
         return Found(name, place, wrong=f"a model is a file; {place} is none: take it away")
-    if path.suffix == ".safetensors" and status.st_size > MAX_FILE_BYTES:
+    if path.suffix == PACKED and status.st_size > MAX_FILE_BYTES:
         wrong = f"a file of ours has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
         return Found(name, place, wrong=wrong)
     # Its times are those of its content, and of its mode and its name.
@@ -142,8 +144,7 @@ def sound(name: str) -> bool:
 def require_all(sources: Sequence[str]) -> None:
     """Raise SubcompressError for a source that is not there: at the start a mistake, later a file that went away."""
     for source in sources:
-        _, equals, rest = source.partition("=")
-        place = rest if equals and not os.path.exists(source) else source
+        _, place = _split(source)
         if not place.startswith(PREFIX) and not os.path.exists(place):
             raise SubcompressError(f"what is served is there; {place} is not: check the path")
 

@@ -7,7 +7,6 @@ the graph: so the base of many files is held once.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from subcompress.errors import SubcompressError, one_line
 from subcompress.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
+from subcompress.threads import number
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),
@@ -95,7 +95,7 @@ def open_session(
     size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
     small = folder is None and size + sum(a.nbytes for a in (weights or {}).values()) < SMALL
     # An arena would keep what the largest batch took.
-    how = How(threads=1 if small else threads(), spin=False, arena=False, folder=folder)
+    how = How(threads=1 if small else number(), spin=False, arena=False, folder=folder)
     return open_graph(graph, "cpu", weights, how)
 
 
@@ -149,11 +149,6 @@ def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
             for key, value in (("location", path.name), ("offset", begin), ("length", size)):
                 tensor.external_data.add(key=key, value=str(value))
     return bytes(model.SerializeToString())
-
-
-def threads() -> int:
-    """Threads of a run of a large network: one a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def session_bytes(weights: int, graph: int) -> int:

@@ -20,9 +20,10 @@ from subcompress.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import GRAPH, Content, Found
-from subcompress.serving.engines import FIXED, Engine, beside, open_session, threads
+from subcompress.serving.engines import FIXED, Engine, beside, open_session
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
+from subcompress.threads import number
 
 RECENT = 256
 """Latencies of a model that its median and its 99th percentile are taken of."""
@@ -112,7 +113,7 @@ class Models:
         self._by_name: dict[str, Model] = {}
         self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._pool = ThreadPoolExecutor(threads(), thread_name_prefix="run")
+        self._pool = ThreadPoolExecutor(number(), thread_name_prefix="run")
         self._turn = asyncio.Lock()  # of who loads, or looks at files
         self._free = asyncio.Event()
         self._given_up: list[Engine] = []  # the loader's thread lets go of them
