@@ -2,49 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subcompress.backends.memory import HOST
+from subcompress.forms import NO_COORDINATES, Form, Seeded, chosen_values
 from subcompress.kernels import Segment
-from subcompress.layout import DTYPES
-from subcompress.record import Coded, Kept, Record, Same
+from subcompress.layout import DTYPES, TensorSpec
+from subcompress.record import Fixed, Kept, Mixed, Piece, Record, Same, Stored
 
 if TYPE_CHECKING:
     from subcompress.backends import Backend
     from subcompress.base import OnBase
 
 
+class Filling:
+    """Ranges of a record's tensors that are to be written, and then written all at once: each group's rows in one call.
+
+    coordinates: of each group, in the backend's memory.
+    """
+
+    def __init__(self, record: Record, backend: Backend, coordinates: list[Any]) -> None:
+        self.record, self.backend, self.memory, self.coordinates = record, backend, backend.memory, coordinates
+        self._segments: list[list[Segment]] = [[] for _ in record.groups]
+        self._seeded: list[Segment] = []
+        self._then: list[Callable[[], None]] = []
+        self._based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
+
+    def add(self, i: int, at: int, out: Any) -> None:
+        """Real numbers at .. at + len(out) of tensor i, which is coded, fixed or mixed, into `out`, flat and of the
+        tensor's dtype."""
+        spec, entry = self.record.layout.tensors[i], self.record.entries[i]
+        pieces = self.record.pieces[i]
+        if not isinstance(entry, Mixed):
+            self._add(spec, pieces[0], at, out)
+            return
+        for item, first, places in self.record.patterns[i].places(at, len(out)):
+            if isinstance(places, slice):
+                self._add(spec, pieces[item], first, out[places])
+                continue
+            values = self.memory.empty((len(places),), spec.real_dtype)
+            self._add(spec, pieces[item], first, values)
+            self._then.append(lambda out=out, places=places, values=values: self.memory.scatter(out, places, values))
+
+    def _add(self, spec: TensorSpec, piece: Piece, at: int, out: Any) -> None:
+        """Values at .. at + len(out) of a piece."""
+        entry, n = piece.entry, len(out)
+        if isinstance(entry, Fixed):
+            self._add_start(spec, entry.start, piece.seeded + at, at, out)
+            return
+        first, segments = piece.row + at, self._segments[entry.group]
+        if entry.plain:
+            segments.append(Segment(first, out, entry.scale, entry.start))
+            return
+        values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out
+        segments.append(Segment(first, values, entry.scale))
+        if entry.based:
+            self._based.append((out, values, on_base(self.record).reals(spec.name, at, n)))
+            return
+        start = self.memory.empty((n,), "F32" if isinstance(entry.start, Seeded) else spec.real_dtype)
+        self._add_start(spec, entry.start, piece.seeded + at, at, start)
+        self._then.append(lambda: self.memory.add_base(out, values, start))
+
+    def _add_start(self, spec: TensorSpec, start: Form, seeded: int, at: int, out: Any) -> None:
+        """Values at .. at + len(out) of a start; seeded: the number of the first among all seeded ones."""
+        n = len(out)
+        if not isinstance(start, Seeded):
+            self.memory.put(out, chosen_values(start, at, n, spec.real_dtype))
+        elif isinstance(start.center, float):
+            self._seeded.append(Segment(seeded, out, start.scale, start.center))
+        else:
+            values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out
+            center = self.memory.of(chosen_values(start.center, at, n, spec.real_dtype))
+            self._seeded.append(Segment(seeded, values, start.scale))
+            self._then.append(lambda: self.memory.add_base(out, values, center))
+
+    def write(self) -> None:
+        """Compute what was added."""
+        # What is written may lie where the base does.
+        ours = {self.memory.address(out) for out, _, _ in self._based}
+        based = [(out, values, b.copy() if HOST.address(b) in ours else b) for out, values, b in self._based]
+        for group, c, segments in zip(self.record.groups, self.coordinates, self._segments, strict=True):
+            if segments:
+                self.backend.fill(group.operator, c, sorted(segments, key=_first_row))
+        if self._seeded:
+            none = self.memory.of(NO_COORDINATES)
+            self.backend.fill(self.record.seeded_operator, none, sorted(self._seeded, key=_first_row))
+        for out, values, base in based:
+            self.memory.add_base(out, values, base)
+        for then in self._then:
+            then()
+
+
+def _first_row(segment: Segment) -> int:
+    return segment.lo
+
+
 def fill(record: Record, places: Mapping[str, Any], backend: Backend, *, kept: bool = True) -> None:
     """Write the record's tensors to `places`, name -> what the backend's memory holds, contiguous and of the record's
     dtypes and shapes. Tensors without a place are left out, and without `kept` those that are the base's too."""
     memory = backend.memory
-    segments: list[list[Segment]] = [[] for _ in record.groups]
-    based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
-    for spec, entry, first in zip(record.layout, record.entries, record.firsts, strict=True):
+    made = Filling(record, backend, [memory.of(group.coordinates) for group in record.groups])
+    for i, (spec, entry) in enumerate(zip(record.layout, record.entries, strict=True)):
         if not spec.size or spec.name not in places or isinstance(entry, Same):
             continue
         place = places[spec.name]
-        if isinstance(entry, Coded):
-            values = flat = memory.reals(place)
-            if entry.based:
-                values = memory.empty((spec.reals,), "F32") if flat.itemsize < 4 else flat
-                based.append((flat, values, on_base(record).reals(spec.name)))
-            segments[entry.group].append(Segment(first, values, entry.scale, entry.start))
+        if isinstance(entry, Stored):
+            at = record.stored_at[i]
+            memory.put(place, stored(record, at, spec.nbytes, spec.dtype).reshape(spec.shape))
         elif not isinstance(entry, Kept):
-            memory.put(place, stored(record, first, spec.nbytes, spec.dtype).reshape(spec.shape))
+            made.add(i, 0, memory.reals(place))
         elif kept:
             memory.put(place, on_base(record).values(spec.name))
-    # What is written may lie where the base does.
-    ours = {memory.address(flat) for flat, _, _ in based}
-    based = [(flat, values, b.copy() if HOST.address(b) in ours else b) for flat, values, b in based]
-    for group, rows in zip(record.groups, segments, strict=True):
-        if rows:
-            backend.fill(group.operator, memory.of(group.coordinates), rows)
-    for flat, values, base in based:
-        memory.add_base(flat, values, base)
+    made.write()
     for spec, entry in zip(record.layout, record.entries, strict=True):
         if isinstance(entry, Same) and spec.name in places:
             place, other = places[spec.name], places.get(record.layout.tensors[entry.index].name)

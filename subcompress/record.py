@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
-from subcompress.layout import CODED_DTYPES, Layout, TensorSpec
-from subcompress.operators import ExactOperator
+from subcompress.forms import Form, Pattern, Ramp, Seeded, seeded_integers
+from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec
+from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.rounding import finite
 
 STATISTICS_BITS = 7
@@ -24,6 +27,9 @@ MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
 LOWEST_SCALE, HIGHEST_SCALE = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
 """Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
 
+
+RAMP_LIMIT = 1e30
+"""Numbers of a ramp stay below this in absolute value."""
 
 SMALLEST_START = 2.0**-126
 """Constant starts are zero or normal float32 values."""
@@ -45,18 +51,44 @@ class Group:
 
 @dataclass(frozen=True)
 class Coded:
-    """theta = start + scale * integer; `group` indexes the record's groups; start is one constant for the tensor, or,
-    based, the values of the base."""
+    """theta = start + scale * integer; `group` indexes the record's groups; start is a form (a number is one constant
+    for all values), or, based, the values of the base."""
 
     scale: float
     group: int = 0
-    start: float = 0.0
+    start: Form = 0.0
     based: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values start at one constant."""
+        return isinstance(self.start, float) and not self.based
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """theta = start: no coordinate acts on the values."""
+
+    start: Form = 0.0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Values of one tensor that are made in different ways: value by value, the item that the runs name.
+
+    runs: (item, length), repeated until all values have an item; complex tensors count as pairs of values.
+    """
+
+    items: tuple[Coded | Fixed, ...]
+    runs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The values themselves travel in the file: buffers, integers."""
+    """The values themselves travel in the file: buffers, integers. same: the number of an earlier stored tensor that
+    has the same values, which are then stored once."""
+
+    same: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +103,26 @@ class Same:
     index: int
 
 
-Entry = Coded | Stored | Same | Kept
+Entry = Coded | Fixed | Mixed | Stored | Same | Kept
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values of a tensor that are made alike. row: the first of their rows in their group, where they are coded;
+    seeded: the first of their numbers among all seeded starts of the file."""
+
+    entry: Coded | Fixed
+    reals: int
+    row: int
+    seeded: int
+
+
+def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, int]]:
+    """The entries of a tensor's pieces, and how many values each has; nothing for a tensor that is not made."""
+    if isinstance(entry, Mixed):
+        yield from zip(entry.items, Pattern(entry.runs, spec.reals).counts, strict=True)
+    elif isinstance(entry, (Coded, Fixed)):
+        yield entry, spec.reals
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,23 +164,42 @@ class Record:
         """Coded real numbers of each group."""
         return group_sizes(self.layout, self.entries, len(self.groups))
 
-    @property
-    def firsts(self) -> list[int]:
-        """Where each tensor begins: the first row of its group, or the first byte of `stored`; a tied one where the
-        tensor that it is begins; zero for what the base holds."""
-        rows, stored = [0] * len(self.groups), 0
-        found: list[int] = []
+    @cached_property
+    def pieces(self) -> list[tuple[Piece, ...]]:
+        """For each tensor, the pieces that it is made of: one, or several where it is mixed; none for others."""
+        rows, seeded = [0] * len(self.groups), 0
+        found: list[tuple[Piece, ...]] = []
         for spec, entry in zip(self.layout, self.entries, strict=True):
-            if isinstance(entry, Coded):
-                found.append(rows[entry.group])
-                rows[entry.group] += spec.reals
-            elif isinstance(entry, Same):
-                found.append(found[entry.index])
-            elif isinstance(entry, Kept):
-                found.append(0)
-            else:
-                found.append(stored)
-                stored += spec.nbytes
+            own = []
+            for part, reals in pieces_of(spec, entry):
+                row = rows[part.group] if isinstance(part, Coded) else 0
+                own.append(Piece(part, reals, row, seeded))
+                if isinstance(part, Coded):
+                    rows[part.group] += reals
+                seeded += reals if isinstance(part.start, Seeded) else 0
+            found.append(tuple(own))
+        return found
+
+    @cached_property
+    def patterns(self) -> dict[int, Pattern]:
+        """Of mixed tensors, by number."""
+        pairs = enumerate(zip(self.layout, self.entries, strict=True))
+        return {i: Pattern(entry.runs, spec.reals) for i, (spec, entry) in pairs if isinstance(entry, Mixed)}
+
+    @cached_property
+    def seeded_operator(self) -> HadamardBlocks:
+        """Its rows are the integers of all seeded starts. Needs one at least."""
+        reals = sum(p.reals for own in self.pieces for p in own if isinstance(p.entry.start, Seeded))
+        return seeded_integers(self.seed, reals)
+
+    @cached_property
+    def stored_at(self) -> dict[int, int]:
+        """The first byte in `stored` of each stored tensor, by its number."""
+        at, found = 0, {}
+        for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
+            if isinstance(entry, Stored):
+                found[i] = at if entry.same is None else found[entry.same]
+                at += spec.nbytes if entry.same is None else 0
         return found
 
     def check(self) -> None:
@@ -148,10 +218,14 @@ class Record:
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
             if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
                 self._check_based(spec, isinstance(entry, Coded))
-            if isinstance(entry, Coded):
-                _check_coded(str(spec), spec.dtype, entry)
-            elif isinstance(entry, Same):
-                self._check_same(i, spec, entry)
+            if isinstance(entry, Same):
+                self._check_same(i, spec, entry.index)
+            elif isinstance(entry, Stored) and entry.same is not None:
+                self._check_same(i, spec, entry.same)
+            elif isinstance(entry, Mixed):
+                _check_mixed(spec, entry)
+            for part, _ in pieces_of(spec, entry):
+                _check_piece(spec, part)
 
     def _check_based(self, spec: TensorSpec, coded: bool) -> None:
         if self.base is None or spec.name not in self.base:
@@ -161,10 +235,12 @@ class Record:
         if coded and not finite(self.base.reals(spec.name)):
             raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
 
-    def _check_same(self, at: int, spec: TensorSpec, entry: Same) -> None:
-        if not 0 <= entry.index < at or isinstance(self.entries[entry.index], Same):
+    def _check_same(self, at: int, spec: TensorSpec, index: int) -> None:
+        first = self.entries[index] if 0 <= index < at else None
+        kind = Stored if isinstance(self.entries[at], Stored) else Entry
+        if not isinstance(first, kind) or isinstance(first, Same) or getattr(first, "same", None) is not None:
             raise SubcompressError(f"a tied tensor is that of an earlier one; {spec} is not: fit again")
-        other = self.layout.tensors[entry.index]
+        other = self.layout.tensors[index]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
 
@@ -178,21 +254,50 @@ def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list
     """Coded real numbers of each group."""
     sizes = [0] * groups
     for spec, entry in zip(layout, entries, strict=True):
-        if isinstance(entry, Coded):
-            sizes[entry.group] += spec.reals
+        for part, reals in pieces_of(spec, entry):
+            if isinstance(part, Coded):
+                sizes[part.group] += reals
     return sizes
 
 
-def _check_coded(tensor: str, dtype: str, entry: Coded) -> None:
-    if dtype not in CODED_DTYPES:
-        raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {tensor} is not: store it instead")
-    normal = SMALLEST_START <= abs(entry.start) < math.inf
-    if not (normal or entry.start == 0) or entry.start != np.float32(entry.start):
-        raise SubcompressError(f"a constant start is zero or a normal float32; {tensor} starts at {entry.start}")
-    if not LOWEST_SCALE <= entry.scale < HIGHEST_SCALE or entry.scale != bfloat16(entry.scale):
+def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
+    pattern = Pattern(entry.runs, spec.reals)
+    named = {item for item, _ in entry.runs}
+    lengths = [length for _, length in entry.runs]
+    if named != set(range(len(entry.items))) or min(lengths) < 1 or not 1 <= pattern.period <= spec.reals:
+        raise SubcompressError(f"runs name every item of a tensor, and fit into it; those of {spec} do not: fit again")
+    if any(isinstance(item, Coded) and item.based for item in entry.items):
+        raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
+
+
+def _check_piece(spec: TensorSpec, part: Coded | Fixed) -> None:
+    if spec.dtype not in CODED_DTYPES:
+        raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
+    if isinstance(part, Coded):
+        _check_scale(spec, part.scale)
+    start = part.start
+    if isinstance(start, Seeded):
+        _check_scale(spec, start.scale)
+        start = start.center
+    if isinstance(start, float):
+        normal = SMALLEST_START <= abs(start) < math.inf
+        if not (normal or start == 0) or start != np.float32(start):
+            raise SubcompressError(f"a constant start is zero or a normal float32; {spec} starts at {start}")
+        return
+    if start.dtype != spec.real_dtype or start.period < 1:
+        raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
+    if isinstance(start, Ramp):
+        ends = (start.first, start.step, start.first + start.step * start.period)
+        if not all(math.isfinite(x) and abs(x) < RAMP_LIMIT for x in ends):
+            raise SubcompressError(f"a ramp is of numbers below {RAMP_LIMIT:g}; that of {spec} is not: fit again")
+    elif len(start.data) % DTYPES[start.dtype].itemsize or not finite(start.values(0, start.period)):
+        raise SubcompressError(f"coordinates are added to finite values; the table of {spec} holds others: fit again")
+
+
+def _check_scale(spec: TensorSpec, scale: float) -> None:
+    if not LOWEST_SCALE <= scale < HIGHEST_SCALE or scale != bfloat16(scale):
         raise SubcompressError(
-            f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); "
-            f"{tensor} has {entry.scale}"
+            f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); {spec} has {scale}"
         )
 
 

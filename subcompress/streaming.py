@@ -14,10 +14,9 @@ import numpy as np
 
 from subcompress.backends import backend_of
 from subcompress.digest import CHUNK, Leaf, leaf_digest, leaves_of, root_digest
-from subcompress.filling import on_base, stored
-from subcompress.kernels import Segment
+from subcompress.filling import Filling, on_base, stored
 from subcompress.layout import raw_bytes
-from subcompress.record import Coded, Kept, Record, Same
+from subcompress.record import Coded, Kept, Mixed, Record, Same, Stored
 from subcompress.threads import each
 
 ALIGN = 64
@@ -39,7 +38,7 @@ def stream(
     chosen = backend_of(backend)
     memory = chosen.memory
     coordinates = [memory.of(g.coordinates) for g in record.groups]
-    firsts, specs = record.firsts, record.layout.tensors
+    specs, _ = record.layout.tensors, (record.pieces, record.patterns)  # found before threads ask for them
     # Backends that take all cores for one call take turns; hashing and writing go on beside them.
     turn = nullcontext() if chosen.beside else threading.Lock()
     mine = threading.local()
@@ -51,33 +50,25 @@ def stream(
         if not hasattr(mine, "buffer"):
             mine.buffer = memory.empty((CHUNK + ALIGN,), "U8")
         outs: list[Any] = []
-        based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
-        segments: list[list[Segment]] = [[] for _ in record.groups]
+        made = Filling(record, chosen, coordinates)
         used = 0
         for leaf in batch:
-            spec, entry, first = specs[leaf.index], record.entries[leaf.index], firsts[leaf.index]
+            spec, entry = specs[leaf.index], record.entries[leaf.index]
             out = memory.view(mine.buffer[used : used + leaf.size], spec.real_dtype)
             used += -(-leaf.size // ALIGN) * ALIGN
             at = leaf.at // out.itemsize
             if isinstance(entry, Kept) and sink is None and (known := on_base(record).leaf(spec.name, leaf.at)):
                 out = out[:0]
                 digests[leaf.number] = known
-            elif isinstance(entry, Coded):
-                values = out
-                if entry.based:
-                    values = out if out.itemsize >= 4 else memory.empty((len(out),), "F32")
-                    based.append((out, values, on_base(record).reals(spec.name, at, len(out))))
-                segments[entry.group].append(Segment(first + at, values, entry.scale, entry.start))
             elif isinstance(entry, Kept):
                 out = on_base(record).reals(spec.name, at, len(out))
+            elif isinstance(entry, Stored):
+                out = stored(record, record.stored_at[leaf.index] + leaf.at, leaf.size, spec.real_dtype)
             else:
-                out = stored(record, first + leaf.at, leaf.size, spec.real_dtype)
+                made.add(leaf.index, at, out)
             outs.append(out)
         with turn:
-            for group, c, places in zip(record.groups, coordinates, segments, strict=True):
-                chosen.fill(group.operator, c, places)
-            for place, values, base in based:
-                memory.add_base(place, values, base)
+            made.write()
             arrays = [out if isinstance(out, np.ndarray) else memory.array(out) for out in outs]
         for leaf, v in zip(batch, arrays, strict=True):
             found = digests[leaf.number] or leaf_digest(raw_bytes(v))
@@ -108,6 +99,7 @@ def _in_order(record: Record, leaves: list[Leaf]) -> list[Leaf]:
 
     def place(leaf: Leaf) -> tuple[int, int]:
         entry = record.entries[leaf.index]
+        entry = entry.items[0] if isinstance(entry, Mixed) else entry
         return (entry.group if isinstance(entry, Coded) else len(record.groups)), leaf.number
 
     return sorted((leaf for leaf in leaves if not isinstance(record.entries[leaf.index], Same)), key=place)

@@ -345,7 +345,7 @@ STANDING = ("name", "revision", "digest", "count", "strip", "add", "cast", "unus
         ({"dense": number(2**36 + 1)}, "at most 68719476736"),
         ({"groups": b"\1\1" + bytes([21, 4, 0, 0]) + b"\4"}, "take 1 to 20 coordinates"),
         ({"kind": b"\1"}, "is of kind 3"),
-        ({"kind": b"\4"}, "at most 3"),
+        ({"kind": b"\4"}, "at most 5"),
         ({"sizes": number(21)}, "agree; given 20 weights"),
         ({"sizes": number(16), "dense": number(80)}, "knows their bytes"),
         ({"sizes": number(2**36 + 1)}, "the size of a group"),
@@ -366,7 +366,7 @@ STANDING = ("name", "revision", "digest", "count", "strip", "add", "cast", "unus
         ({"entries": b"\2\2\0\0\0\0\1", "groups": b"\0", "sizes": b"", "stored": deflated(bytes(11))}, "12 bytes, 11"),
         ({"entries": b"\2\2\0\0\0\0\1", "groups": b"\0", "sizes": b"", "stored": deflated(bytes(97))}, "at most 96"),
         ({"coordinates": b"\1" * 30}, "more than d coordinates"),
-        (dict.fromkeys(STANDING, b"") | {"number": LISTED}, "at most 2"),
+        (dict.fromkeys(STANDING, b"") | {"number": LISTED}, "and of no other"),
     ],
 )  # fmt: skip
 def test_forgeries_are_refused_by_both_decoders(changes, words):

@@ -36,7 +36,10 @@ class Memory(Protocol):
     def address(self, values: Any) -> int:
         """Of the first one."""
 
-    def add_base(self, place: Any, values: Any, base: np.ndarray) -> None:
+    def scatter(self, place: Any, at: np.ndarray, values: Any) -> None:
+        """Copy (n,) values to these (n,) places of `place`."""
+
+    def add_base(self, place: Any, values: Any, base: Any) -> None:
         """base + values into `place`, all (n,): one rounding of the sum, in float64 for a float64 place and in float32
         else, and another to its dtype.
 
@@ -73,6 +76,9 @@ class Host:
 
     def address(self, values: np.ndarray) -> int:
         return int(values.__array_interface__["data"][0])
+
+    def scatter(self, place: np.ndarray, at: np.ndarray, values: np.ndarray) -> None:
+        place[at] = values
 
     def add_base(self, place: np.ndarray, values: np.ndarray, base: np.ndarray) -> None:
         with np.errstate(over="ignore"):
@@ -113,7 +119,10 @@ class Device:
     def address(self, values: Tensor) -> int:
         return values.data_ptr()
 
-    def add_base(self, place: Tensor, values: Tensor, base: np.ndarray) -> None:
+    def scatter(self, place: Tensor, at: np.ndarray, values: Tensor) -> None:
+        place[tensor_of(at).to(place.device)] = values
+
+    def add_base(self, place: Tensor, values: Tensor, base: np.ndarray | Tensor) -> None:
         there = self.of(base)
         if values.dtype == torch.float64:
             values.add_(there)

@@ -14,6 +14,8 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
+from subcompress.format import rules
+from subcompress.format.rules import Rules
 from subcompress.format.sections import (
     MAX_DENSE_BYTES,
     Standing,
@@ -74,12 +76,12 @@ def write(record: Record) -> bytes:
     for group in record.groups:
         for number in (group.operator.code, *group.operator.parameters(), group.bits):
             w.varint(number)
-    _write_entries(w, record)
+    tables = _write_entries(w, record)
     write_facts(w, record.facts)
     w.varint(0 if record.test_accuracy is None else 1 + round(record.test_accuracy * 10_000))
     w.raw(record.digest)
-    if any(isinstance(e, Stored) for e in record.entries):
-        w.deflated(record.stored)
+    if tables or any(isinstance(e, Stored) for e in record.entries):
+        w.deflated(tables + record.stored)
     w.raw(codec.encode((g.coordinates, g.bits) for g in record.groups))
     w.raw(zlib.crc32(w.data).to_bytes(_CRC_SIZE, "little"))
     return bytes(w.data)
@@ -159,18 +161,19 @@ def parse(data: bytes) -> Parsed:
     if sum(dict(zip(operator.limits, numbers, strict=True)).get("K", 0) for operator, numbers, _ in specs) > MAX_FROZEN:
         raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("tensors")
-    if isinstance(layout, Standing):
-        entries, weights = _read_palette(r, len(layout), len(specs))
-    else:
-        entries = _read_entries(r, layout, len(specs))
-        weights = group_sizes(layout, entries, len(specs))
+    listed = _read_list(r, layout, len(specs))
+    entries, weights = listed.entries, listed.sizes
     r.part("facts")
     facts = read_facts(r)
     accuracy = r.varint("the accuracy", 10_001)
     r.part("weights digest")
     digest = r.raw(DIGEST_SIZE)
     r.part("stored")
-    stored = _read_stored(r, layout, entries)
+    stored = _read_stored(r, layout, listed)
+    if listed.rules is not None:
+        tables = sum(listed.rules.table_sizes)
+        entries = listed.rules.entries(None if isinstance(layout, Standing) else layout, stored[:tables])
+        stored = stored[tables:]
     operators = _operators(specs, weights, seed)
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
@@ -203,7 +206,15 @@ def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[Exa
     ]
 
 
-def _write_entries(w: Writer, record: Record) -> None:
+def _write_entries(w: Writer, record: Record) -> bytes:
+    """The tensor list, as rules where they are needed; returns the bytes of its tables, which are stored."""
+    if rules.needed(record):
+        return rules.write_rules(w, record)
+    _write_tags(w, record)
+    return b""
+
+
+def _write_tags(w: Writer, record: Record) -> None:
     """Of a record on a base what `_write_palette` does. Else 0 and the scales where every tensor is coded in group 0
     from zero, 1, a tag a tensor and the scales; or 2 and the same deflated, where that is shorter."""
     if record.base is not None:
@@ -240,8 +251,46 @@ def _write_scales(w: Writer, record: Record) -> None:
             w.raw(struct.pack("<f", scale)[2:])
 
 
-def _read_entries(r: Reader, layout: Layout, groups: int) -> tuple[Entry, ...]:
-    kind = r.varint("the kind of the tensor list", 2)
+@dataclass(frozen=True)
+class _Listed:
+    """A tensor list: its entries, the weights of each group, and the rules that it is made of, where it is. Tables are
+    empty in the entries: they are stored."""
+
+    entries: tuple[Entry, ...]
+    sizes: list[int]
+    rules: Rules | None = None
+
+
+def _read_list(r: Reader, layout: Layout | Standing, groups: int) -> _Listed:
+    kind, standing = r.varint("the kind of the tensor list", rules.DEFLATED), isinstance(layout, Standing)
+    if kind >= rules.PLAIN:
+        return _read_ruled(r, layout, groups, kind)
+    if standing != (kind == PALETTE):
+        raise r.fail(f"the tensor list of a file on a base, and of no other, is of kind {PALETTE}")
+    if isinstance(layout, Standing):
+        entries, sizes = _read_palette(r, len(layout), groups)
+        return _Listed(entries, sizes)
+    entries = _read_entries(r, layout, groups, kind)
+    return _Listed(entries, group_sizes(layout, entries, groups))
+
+
+def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) -> _Listed:
+    standing = isinstance(layout, Standing)
+    body = r
+    if kind == rules.DEFLATED:
+        body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+        body.part("tensors")
+    found = rules.read_rules(body, len(layout), groups, standing, MAX_STORED_BYTES)
+    if body is not r and body.at != len(body.data):
+        raise r.fail("a tensor list ends with the last tensor")
+    if isinstance(layout, Standing):
+        sizes = [r.varint("the size of a group", MAX_DENSE_BYTES) for _ in range(groups)]
+        return _Listed(found.entries(None), sizes, found)
+    entries = found.entries(layout)
+    return _Listed(entries, group_sizes(layout, entries, groups), found)
+
+
+def _read_entries(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
     if kind < 2:
         return _read_tagged(r, layout, groups, kind)
     body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
@@ -329,8 +378,6 @@ def _write_palette(w: Writer, record: Record) -> None:
 
 def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ...], list[int]]:
     """The entries of so many tensors, and the sizes of the groups."""
-    if r.varint("the kind of the tensor list", PALETTE) != PALETTE:
-        raise r.fail(f"the tensor list of a file on a base is of kind {PALETTE}")
     body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
     body.part("tensors")
     kinds: list[Entry] = []
@@ -358,16 +405,21 @@ def _read_scale(r: Reader) -> float:
     return scale
 
 
-def _read_stored(r: Reader, layout: Layout | Standing, entries: tuple[Entry, ...]) -> bytes:
-    """The stored part, of at most the bytes that the tensors take, on a base those of all tensors."""
-    if not any(isinstance(e, Stored) for e in entries):
+def _read_stored(r: Reader, layout: Layout | Standing, listed: _Listed) -> bytes:
+    """The stored part, of at most the bytes that tables and tensors take, on a base those of all tensors."""
+    tables = 0 if listed.rules is None else sum(listed.rules.table_sizes)
+    if not tables and not any(isinstance(e, Stored) for e in listed.entries):
         return b""
-    size = layout.nbytes if isinstance(layout, Standing) else _stored_size(layout, entries)
-    return r.deflated("stored tensors", min(size, MAX_STORED_BYTES))
+    size = layout.nbytes if isinstance(layout, Standing) else _stored_size(layout, listed.entries)
+    data = r.deflated("stored tensors", min(tables + size, MAX_STORED_BYTES))
+    if len(data) < tables:
+        raise r.fail("tables are stored")
+    return data
 
 
 def _stored_size(layout: Layout, entries: tuple[Entry, ...]) -> int:
-    return sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
+    pairs = zip(layout, entries, strict=True)
+    return sum(s.nbytes for s, e in pairs if isinstance(e, Stored) and e.same is None)
 
 
 def _check_stored(layout: Layout, entries: tuple[Entry, ...], stored: bytes) -> None:
@@ -377,7 +429,7 @@ def _check_stored(layout: Layout, entries: tuple[Entry, ...], stored: bytes) -> 
         )
     at = 0
     for spec, entry in zip(layout, entries, strict=True):
-        if isinstance(entry, Stored):
+        if isinstance(entry, Stored) and entry.same is None:
             if spec.dtype == "BOOL" and stored[at : at + spec.nbytes].strip(b"\0\1"):
                 raise SubcompressError(f"{spec} holds bytes that are neither 0 nor 1: the file is damaged or forged")
             at += spec.nbytes

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_LOG2_M = 20
 
+SEEDED_GROUP = 256
+"""The group without coordinates, above all groups of a file: its rows are random numbers that the seed gives."""
+
 
 @dataclass(frozen=True)
 class HadamardBlocks(ExactOperator):
@@ -61,7 +64,7 @@ class HadamardBlocks(ExactOperator):
                 f"given m = 2^{self.log2_m}, K = {self.K}, A = {self.A}"
             )
         most = min(self.D, self.blocks * self.free)
-        if not 1 <= self.d <= most:
+        if not (self.group != SEEDED_GROUP) <= self.d <= most:
             raise SubcompressError(
                 f"D = {self.D} weights in blocks of m = {self.m} with K = {self.K} take 1 to {most} coordinates; "
                 f"given d = {self.d}: give another d"

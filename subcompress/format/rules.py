@@ -1,0 +1,435 @@
+"""The tensor list of a file as rules: how values start and what acts on them, each said once for all tensors alike.
+
+docs/FORMAT.md, section 5, kinds 4 and 5. A tensor is a rule's number, and how often the rule's scale is halved for it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from subcompress.errors import SubcompressError
+from subcompress.format.wire import Reader, Writer
+from subcompress.forms import FANS, Chosen, Form, Ramp, Seeded, Table, fans, seeded_scale
+from subcompress.layout import DTYPES, Layout
+from subcompress.record import (
+    HIGHEST_SCALE,
+    LOWEST_SCALE,
+    MAX_SCALE_EXPONENT,
+    MIN_SCALE_EXPONENT,
+    Coded,
+    Entry,
+    Fixed,
+    Kept,
+    Mixed,
+    Record,
+    Same,
+    Stored,
+    bfloat16,
+)
+
+PLAIN, DEFLATED = 4, 5
+"""The numbers of a tensor list of rules, as it is and deflated."""
+
+HALVINGS = 16
+"""A rule's scale is halved fewer times than this."""
+
+MAX_ITEMS = 255
+MAX_RUNS = 1 << 20
+MAX_PERIOD = 1 << 36
+MAX_PIECES = 1 << 18
+"""Items of all mixed tensors of a file."""
+
+MAX_ALL_RUNS = 1 << 22
+"""Runs of all mixed tensors of a file."""
+
+_STORED, _TIED, _KEPT, _FIXED, _CODED, _MIXED = range(6)
+_ZERO, _CONSTANT, _BASE, _TABLE, _RAMP, _SEEDED = range(6)
+_CODES = list(DTYPES)
+_ON_BASE = "base"
+"""What a rule's key has for a start, where values start at the base's."""
+
+
+def needed(record: Record) -> bool:
+    """Whether the older kinds of tensor lists cannot say what the record holds."""
+    return any(
+        isinstance(e, (Fixed, Mixed))
+        or (isinstance(e, Coded) and not e.plain and not e.based)
+        or (isinstance(e, Stored) and e.same is not None)
+        for e in record.entries
+    )
+
+
+def fan_scale(number: int, layout: Layout, at: int) -> float | None:
+    """The scale of a seeded start under that number of FANS: of tensor `at`, or of the nearest one before it that has
+    two axes. None where there is none."""
+    for spec in reversed(layout.tensors[: at + 1]):
+        if (found := fans(spec.shape)) is not None:
+            return bfloat16(seeded_scale(FANS[number](*found)))
+    return None
+
+
+@dataclass(frozen=True)
+class _Fan:
+    """A seeded start whose scale is that of FANS under this number, around `center`."""
+
+    number: int
+    center: Chosen
+
+
+_Start = Form | _Fan
+
+
+# Writing
+
+
+@dataclass
+class _Palette:
+    """The rules of a record, numbered as they come."""
+
+    rules: dict[tuple[object, ...], int] = field(default_factory=dict)
+    bodies: list[bytes] = field(default_factory=list)
+    tables: list[bytes] = field(default_factory=list)
+
+    def number(self, key: tuple[object, ...], body: bytes, table: bytes = b"") -> int:
+        """Of the rule of that key, which is made where it is new."""
+        if key not in self.rules:
+            self.rules[key] = len(self.bodies)
+            self.bodies.append(body)
+            self.tables += [table] if table else []
+        return self.rules[key]
+
+
+def write_rules(w: Writer, record: Record) -> bytes:
+    """Write the tensor list, deflated where that is shorter; returns the bytes of its tables, which are stored."""
+    palette = _Palette()
+    heads = _heads(record)
+    codes = [_code_of(palette, record, i, heads) for i in range(len(record.entries))]
+    body = Writer()
+    body.varint(len(palette.bodies))
+    body.raw(b"".join(palette.bodies))
+    if len(palette.bodies) == 1:
+        nibbles = [code % HALVINGS for code in codes] + [0] * (len(codes) % 2)
+        body.raw(bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2], strict=True)))
+    else:
+        for code in codes:
+            body.varint(code)
+    packed = Writer()
+    packed.deflated(bytes(body.data))
+    shorter = len(packed.data) < len(body.data)
+    w.varint(DEFLATED if shorter else PLAIN)
+    w.raw(bytes(packed.data if shorter else body.data))
+    if record.base is not None:
+        for size in record.sizes:
+            w.varint(size)
+    return b"".join(palette.tables)
+
+
+def _parts(record: Record) -> Iterator[tuple[int, Coded | Fixed]]:
+    """Every piece of the record, with the number of its tensor."""
+    for i, own in enumerate(record.pieces):
+        for piece in own:
+            yield i, piece.entry
+
+
+def _key(record: Record, i: int, part: Coded | Fixed) -> tuple[object, ...]:
+    """What the rules of pieces have in common that differ by halvings of the scale only."""
+    start = _ON_BASE if isinstance(part, Coded) and part.based else _start_of(record, i, part.start)
+    return (part.group, start) if isinstance(part, Coded) else (None, start)
+
+
+def _start_of(record: Record, i: int, start: Form) -> _Start:
+    """The start, its scale as that of an initializer where it is one."""
+    if isinstance(start, Seeded) and record.base is None:
+        for number in FANS:
+            if fan_scale(number, record.layout, i) == start.scale:
+                return _Fan(number, start.center)
+    return start
+
+
+def _heads(record: Record) -> dict[tuple[object, ...], list[float]]:
+    """By key, the scales of its rules: of each, those of others are halvings."""
+    scales: dict[tuple[object, ...], set[float]] = {}
+    for i, part in _parts(record):
+        if isinstance(part, Coded):
+            scales.setdefault(_key(record, i, part), set()).add(part.scale)
+    found: dict[tuple[object, ...], list[float]] = {}
+    for key, all_of_it in scales.items():
+        heads: list[float] = []
+        for scale in sorted(all_of_it, reverse=True):
+            if _below(heads, scale) is None:
+                heads.append(scale)
+        found[key] = heads
+    return found
+
+
+def _below(heads: list[float], scale: float) -> tuple[float, int] | None:
+    """The head that the scale is a halving of, and how often."""
+    for head in heads:
+        mantissa, exponent = math.frexp(head / scale)
+        if mantissa == 0.5 and exponent - 1 < HALVINGS:
+            return head, exponent - 1
+    return None
+
+
+def _code_of(palette: _Palette, record: Record, i: int, heads: dict[tuple[object, ...], list[float]]) -> int:
+    entry = record.entries[i]
+    if isinstance(entry, Stored):
+        return HALVINGS * palette.number(("stored", i if entry.same is None else entry.same), bytes([_STORED]))
+    if isinstance(entry, Same):
+        body = Writer()
+        body.varint(_TIED)
+        body.varint(entry.index)
+        return HALVINGS * palette.number(("tied", entry.index), bytes(body.data))
+    if isinstance(entry, Kept):
+        return HALVINGS * palette.number(("kept",), bytes([_KEPT]))
+    if not isinstance(entry, Mixed):
+        return _code_of_piece(palette, record, i, entry, heads)
+    body = Writer()
+    body.varint(_MIXED)
+    body.varint(len(entry.items))
+    for item in entry.items:
+        body.varint(_code_of_piece(palette, record, i, item, heads))
+    body.varint(len(entry.runs))
+    for number, length in entry.runs:
+        body.varint(number)
+        body.varint(length)
+    return HALVINGS * palette.number(("mixed", bytes(body.data)), bytes(body.data))
+
+
+def _code_of_piece(
+    palette: _Palette, record: Record, i: int, part: Coded | Fixed, heads: dict[tuple[object, ...], list[float]]
+) -> int:
+    key, body, halvings = _key(record, i, part), Writer(), 0
+    if isinstance(part, Coded):
+        found = _below(heads[key], part.scale)
+        assert found is not None, "heads were made of all scales"
+        head, halvings = found
+        body.varint(_CODED)
+        body.varint(part.group)
+        body.raw(struct.pack("<f", head)[2:])
+        key = (*key, head)
+    else:
+        body.varint(_FIXED)
+    table = _write_start(body, key[1])
+    return HALVINGS * palette.number(("piece", *key), bytes(body.data), table) + halvings
+
+
+def _write_start(w: Writer, start: object) -> bytes:
+    """Write a start; returns the bytes of its table, if it has one."""
+    if start == _ON_BASE:
+        w.varint(_BASE)
+    elif isinstance(start, float):
+        w.varint(_ZERO if start == 0 else _CONSTANT)
+        if start != 0:
+            w.float32(start)
+    elif isinstance(start, Table):
+        w.varint(_TABLE)
+        w.varint(_CODES.index(start.dtype))
+        w.varint(start.period)
+        return start.data
+    elif isinstance(start, Ramp):
+        w.varint(_RAMP)
+        w.varint(_CODES.index(start.dtype))
+        w.raw(struct.pack("<dd", start.first, start.step))
+        w.varint(start.period)
+    else:
+        assert isinstance(start, (Seeded, _Fan))
+        w.varint(_SEEDED)
+        w.varint(start.number if isinstance(start, _Fan) else 0)
+        if isinstance(start, Seeded):
+            w.raw(struct.pack("<f", start.scale)[2:])
+        return _write_start(w, start.center)
+    return b""
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A rule as it was read. part: its piece, with empty tables; codes and runs of a mixed one; start: what cannot be
+    told without the layout; table: the number of its table, and its bytes."""
+
+    tag: int
+    part: Coded | Fixed | None = None
+    index: int = 0
+    codes: tuple[int, ...] = ()
+    runs: tuple[tuple[int, int], ...] = ()
+    fan: int = 0
+    table: int | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A tensor list of rules. sizes: of the groups, on a base; table_sizes: bytes of each table."""
+
+    rules: tuple[_Rule, ...]
+    codes: tuple[int, ...]
+    table_sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = ()
+
+    def entries(self, layout: Layout | None, stored: bytes = b"") -> tuple[Entry, ...]:
+        """One for each tensor. layout: of the file, None on a base; stored: begins with the tables, or is empty, and
+        then they are empty too. Raises SubcompressError for a list that does not fit the layout."""
+        tables, at = [], 0
+        for size in self.table_sizes:
+            tables.append(stored[at : at + size])
+            at += size
+        first: dict[int, int] = {}
+        found: list[Entry] = []
+        for i, code in enumerate(self.codes):
+            number, halvings = divmod(code, HALVINGS)
+            rule = self.rules[number]
+            if rule.tag == _STORED:
+                found.append(Stored(first.get(number)))
+                first.setdefault(number, i)
+            elif rule.tag == _TIED:
+                found.append(Same(rule.index))
+            elif rule.tag == _KEPT:
+                found.append(Kept())
+            elif rule.tag == _MIXED:
+                items = (self._piece(c, layout, i, tables) for c in rule.codes)
+                found.append(Mixed(tuple(items), rule.runs))
+            else:
+                found.append(self._piece(code, layout, i, tables))
+            if halvings and rule.tag != _CODED:
+                raise SubcompressError("only scales are halved: the file is damaged or forged")
+        return tuple(found)
+
+    def _piece(self, code: int, layout: Layout | None, i: int, tables: list[bytes]) -> Coded | Fixed:
+        number, halvings = divmod(code, HALVINGS)
+        rule = self.rules[number]
+        part = rule.part
+        assert part is not None, "only pieces are asked for"
+        if rule.table is not None or rule.fan:
+            part = replace(part, start=_finished(part.start, rule, layout, i, tables))
+        if halvings and isinstance(part, Coded):
+            part = replace(part, scale=math.ldexp(part.scale, -halvings))
+        return part
+
+
+def _finished(start: Form, rule: _Rule, layout: Layout | None, i: int, tables: list[bytes]) -> Form:
+    """A start with its table, and with the scale of the initializer that it names."""
+    if isinstance(start, Seeded):
+        center = start.center
+        if isinstance(center, Table) and rule.table is not None:
+            center = replace(center, data=tables[rule.table])
+        scale = start.scale
+        if rule.fan:
+            found = fan_scale(rule.fan, layout, i) if layout is not None else None
+            if found is None:
+                raise SubcompressError(
+                    "an initializer's scale needs a tensor of two axes: the file is damaged or forged"
+                )
+            scale = found
+        return Seeded(scale, center)
+    assert isinstance(start, Table) and rule.table is not None
+    return replace(start, data=tables[rule.table])
+
+
+def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: int) -> Rules:
+    """What `write_rules` wrote, after its kind, up to the sizes of the groups."""
+    count = r.varint("the number of rules", max(tensors, 1) * (MAX_ITEMS + 1))
+    if count == 0:
+        if tensors:
+            raise r.fail("tensors need a rule")
+        return Rules((), (), ())
+    sizes: list[int] = []
+    rules: list[_Rule] = []
+    for _ in range(count):
+        rules.append(_read_rule(r, rules, tensors, groups, on_base, sizes))
+        if sum(sizes) > most_bytes:
+            raise r.fail(f"tables take at most {most_bytes} bytes")
+    if count == 1:
+        packed = r.raw(-(-tensors // 2))
+        codes = [packed[i // 2] >> 4 * (i % 2) & 15 for i in range(tensors)]
+        if tensors % 2 and packed[-1] >> 4:
+            raise r.fail("half a byte that stands for no tensor is zero")
+    else:
+        codes = [r.varint("a tensor's rule", HALVINGS * count - 1) for _ in range(tensors)]
+    used = [rules[code // HALVINGS] for code in codes]
+    if sum(len(x.codes) for x in used) > MAX_PIECES or sum(len(x.runs) for x in used) > MAX_ALL_RUNS:
+        raise r.fail(f"mixed tensors have at most {MAX_PIECES} items and {MAX_ALL_RUNS} runs in all")
+    return Rules(tuple(rules), tuple(codes), tuple(sizes))
+
+
+def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base: bool, sizes: list[int]) -> _Rule:
+    tag = r.varint("a rule's tag", _MIXED)
+    if tag == _TIED:
+        return _Rule(tag, index=r.varint("the number of the earlier tensor that one is tied to", max(0, tensors - 1)))
+    if tag == _KEPT and not on_base:
+        raise r.fail("only a file on a base keeps its tensors")
+    if tag == _MIXED:
+        return _read_mixed(r, rules)
+    if tag == _FIXED:
+        start, fan, table = _read_start(r, on_base, sizes, False)
+        return _Rule(tag, Fixed(start), fan=fan, table=table)
+    if tag == _CODED:
+        if not groups:
+            raise r.fail("coded tensors need a group")
+        group, scale = r.varint("a group's number", groups - 1), _read_scale(r)
+        at = r.at
+        based = on_base and r.varint("how values start", _SEEDED) == _BASE
+        if based:
+            return _Rule(tag, Coded(scale, group, 0.0, True))
+        r.at = at
+        start, fan, table = _read_start(r, on_base, sizes, False)
+        return _Rule(tag, Coded(scale, group, start), fan=fan, table=table)
+    return _Rule(tag)
+
+
+def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:
+    count = r.varint("the number of items", MAX_ITEMS)
+    codes = tuple(r.varint("an item's rule", HALVINGS * max(len(rules), 1) - 1) for _ in range(count))
+    for code in codes:
+        rule = rules[code // HALVINGS] if rules else None
+        if rule is None or rule.part is None or (rule.tag == _FIXED and code % HALVINGS):
+            raise r.fail("the items of a mixed tensor are coded or fixed, by rules before it")
+        if isinstance(rule.part, Coded) and rule.part.based:
+            raise r.fail("a tensor of the base is not mixed")
+    runs = tuple(
+        (r.varint("a run's item", max(0, count - 1)), r.varint("a run's length", MAX_PERIOD))
+        for _ in range(r.varint("the number of runs", MAX_RUNS))
+    )
+    lengths = [length for _, length in runs]
+    if {item for item, _ in runs} != set(range(count)) or not count or min(lengths) < 1 or sum(lengths) > MAX_PERIOD:
+        raise r.fail("runs name every item, and are not empty")
+    return _Rule(_MIXED, codes=codes, runs=runs)
+
+
+def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tuple[Form, int, int | None]:
+    """A start, the number of the initializer whose scale it has, and that of its table."""
+    kind = r.varint("how values start", _SEEDED)
+    if kind == _ZERO:
+        return 0.0, 0, None
+    if kind == _CONSTANT:
+        return r.float32(), 0, None
+    if kind == _TABLE:
+        dtype, period = _read_dtype(r), r.varint("the values of a table", MAX_PERIOD)
+        sizes.append(period * DTYPES[dtype].itemsize)
+        return Table(b"", dtype), 0, len(sizes) - 1
+    if kind == _RAMP:
+        dtype = _read_dtype(r)
+        first, step = struct.unpack("<dd", r.raw(16))
+        return Ramp(first, step, r.varint("the values of a ramp", MAX_PERIOD), dtype), 0, None
+    if kind != _SEEDED or center:
+        raise r.fail("values start at a constant, a table, a ramp or from the seed")
+    fan = r.varint("an initializer's number", 0 if on_base else max(FANS))
+    scale = 0.0 if fan else _read_scale(r)
+    form, _, table = _read_start(r, on_base, sizes, True)
+    assert not isinstance(form, Seeded), "a center is none"
+    return Seeded(scale, form), fan, table
+
+
+def _read_dtype(r: Reader) -> str:
+    return _CODES[r.varint("a dtype", len(_CODES) - 1)]
+
+
+def _read_scale(r: Reader) -> float:
+    scale = float(struct.unpack("<f", b"\0\0" + r.raw(2))[0])
+    if not LOWEST_SCALE <= scale < HIGHEST_SCALE:
+        raise r.fail(f"a scale is in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}), not {scale}")
+    return scale
