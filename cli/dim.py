@@ -11,9 +11,9 @@ from subcompress_cli.networks import (
     augment_option,
     data_options,
     data_with,
+    factory,
     loss_and_metric,
     model_option,
-    network,
     short,
     task_options,
     training_options,
@@ -59,10 +59,10 @@ def dim(
     except ValueError as e:
         raise SubcompressError(f"--d is a list of whole numbers, such as 100,200,400; given {ds}") from e
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
-    module = network(model_name, options["seed"], data)
+    build = factory(model_name, data)
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         found = subcompress.measure_dimension(
-            module,
+            build,
             data,
             output,
             ds=dimensions,

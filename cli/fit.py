@@ -14,9 +14,9 @@ from subcompress_cli.networks import (
     augment_option,
     data_options,
     data_with,
+    factory,
     loss_and_metric,
     model_option,
-    network,
     short,
     task_options,
     training_options,
@@ -38,7 +38,13 @@ from subcompress_cli.progress import listening
 @click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
 @click.option("--max-minutes", type=float, metavar="M", help="Search: no training that would end later.")
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
-@click.option("--structured", default="store", show_default=True, help="Orthogonal, sparse, tables: store or random.")
+@click.option(
+    "--structured",
+    default="random",
+    show_default=True,
+    help="Orthogonal, sparse random starts: random, store, guess.",
+)
+@click.option("--drop", multiple=True, metavar="PATTERN", help="Buffers and frozen tensors that the file leaves out.")
 @click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")
 @base_option
 @click.option("--base-name", metavar="NAME", help="What the file calls it: hub:ORG/NAME[@COMMIT].  [default: its own]")
@@ -68,7 +74,7 @@ def fit(
     Interrupted at any moment, the same command goes on where it was.
     """
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
-    module = network(model_name, options["seed"], data)
+    build = factory(model_name, data)
     origin = {
         "command": click.get_current_context().meta.get(COMMAND),
         "model": model_name,
@@ -81,7 +87,7 @@ def fit(
         "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
-        found = subcompress.fit(module, data, output, **task, **options, origin=origin, listener=listener)
+        found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
     if as_json:
         print_json(found.to_json())
         return

@@ -9,7 +9,7 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,16 @@ def model_of(name: str, seed: int = 0, facts: Facts | None = None, layout: Layou
     facts: of the data it is to learn; layout: of the file it is for. A network of transformers is made to fit them.
     """
     with _seeded(seed):
-        return texts.model(name, facts, layout) if name.startswith(texts.HF) else _model_of(name)
+        return _build(name, facts, layout)
+
+
+def factory_of(name: str, facts: Facts | None = None) -> Callable[[], nn.Module]:
+    """What builds the network of that name, from the seeds that are set before it is called."""
+    return lambda: _build(name, facts, None)
+
+
+def _build(name: str, facts: Facts | None, layout: Layout | None) -> nn.Module:
+    return texts.model(name, facts, layout) if name.startswith(texts.HF) else _model_of(name)
 
 
 def _model_of(name: str) -> nn.Module:

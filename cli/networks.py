@@ -15,7 +15,7 @@ from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli import texts
-from subcompress_cli.loading import data_of, function_of, model_of
+from subcompress_cli.loading import data_of, factory_of, function_of, model_of
 from subcompress_cli.options import FOLDER, Decorator
 from subcompress_models import MODELS
 
@@ -94,6 +94,11 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
 def network(name: str, seed: int, data: Data) -> nn.Module:
     """The network of that name, or the user's, to learn these data. Raises SubcompressError."""
     return model_of(name, seed, data.facts)
+
+
+def factory(name: str, data: Data) -> Callable[[], nn.Module]:
+    """What builds the network of that name, or the user's, to learn these data."""
+    return factory_of(name, data.facts)
 
 
 def network_of(file: Path, name: str, base: str | None) -> nn.Module:

@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from subcompress import format
 from subcompress.base import OnBase
 from subcompress.data import Data
-from subcompress.data.splits import size
+from subcompress.data.splits import batches, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.layout import Layout, raw_bytes
+from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
+from subcompress.observing import Build
 from subcompress.operators import OPERATORS, HadamardBlocks
-from subcompress.plan import Plan, check_options, make_plan
+from subcompress.plan import Plan, check_options, make_plan, moving_weights
 from subcompress.preflight import check_first_batch, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import Run
-from subcompress.starts import frozen_note
+from subcompress.starts import buffer_note, frozen_note, recognize
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task, evaluate
 from subcompress.training import (
@@ -56,6 +58,9 @@ BASELINE_LR = 2e-3
 BASED_LR = 5e-5
 """The same for a network trained on from a base."""
 
+MOVES = "moves"
+"""What the measurement of moves is called in the run folder."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,12 +73,13 @@ class Settings:
     batch_size: int = 128
     device: str = "cpu"
     operator: str = "hadamard"
-    structured: str = "store"
+    structured: str = "random"
     rounded: bool = True
     rate: float = 0.0
     optimiser: str = "adam"
     act_on: str = DEFAULT
     precision: str = "fp32"
+    drop: tuple[str, ...] = ()
 
     def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
         """How to train in the plan's coordinates, or directly with that step."""
@@ -102,20 +108,49 @@ class Fitter:
         settings: Settings,
         listener: Listener,
         base: OnBase | None = None,
+        build: Build | None = None,
     ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
         self.base = base
-        check_options(settings.bits, settings.seed, settings.operator)
-        first = make_plan_any(model, settings, base)
-        self.layout, self.starts, self.D = first.layout, first.starts, first.D
-        self.least, self.exact = first.d, OPERATORS[settings.operator].exact
-        self.lines = first.lines()
+        s = settings
+        check_options(s.bits, s.seed, s.operator)
+        self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
+        self.layout, self.starts = self.known.layout, self.known.of()
+        self.moves: Moves | None = None
+        self.warnings: list[str] = []
+        self.least, self.exact = 1, OPERATORS[s.operator].exact
+        self.lines = self.plan(1, s.seed).lines()
         self.run: Run | None = None
+
+    @property
+    def D(self) -> int:
+        """Weights that coordinates act on."""
+        return moving_weights(self.layout, self.known.of(self._still))
+
+    @property
+    def _still(self) -> Mapping[str, np.ndarray] | None:
+        return None if self.moves is None else self.moves.still
 
     def plan(self, d: int, seed: int) -> Plan:
         """The plan of d coordinates under that seed."""
         s = self.settings
-        return _plan(self.model, d, s, seed, self.base)
+        scales = None if self.moves is None else self.moves.scales(self.known)
+        return make_plan(
+            self.known,
+            d,
+            bits=s.bits,
+            seed=seed,
+            operator=s.operator,
+            base=self.base,
+            scales=scales,
+            still=self._still,
+        )
+
+    def warn(self, text: str) -> None:
+        """A line for the log, the run's JSON and the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.note(f"warning: {text}")
 
     def possible(self, d: int) -> int:
         """The nearest number of coordinates, at or below d where there is one, that a plan takes."""
@@ -153,7 +188,7 @@ class Fitter:
         """What makes two commands the same: options, how the network starts, its code, the data."""
         s = self.settings
         root = hashlib.sha256("\n".join(self.lines).encode())
-        kept = {n for n, start in self.starts.items() if start.kind in ("stored", "buffer")}
+        kept = {n for n, start in self.known.of().items() if start.kind in ("stored", "buffer")}
         if self.base is not None:
             root.update(self.base.reference.digest)
         for name, p in self.model.state_dict().items():
@@ -181,15 +216,79 @@ class Fitter:
             self.listener.note(f"going on with the run in {folder.path}")
         for line in self.lines:
             self.listener.note(f"start: {line}")
+        for note in self.known.notes:
+            if note.startswith("warning: "):
+                self.warn(note.removeprefix("warning: "))
+            else:
+                self.listener.note(note)
         if self.base is not None:
             self.listener.note(_standing_note(self.base, self.layout, self.D))
         elif looks_trained(self.model):
-            self.listener.note(
-                "warning: this network looks trained, and a fit starts it anew from a seed: "
+            self.warn(
+                "this network looks trained, and a fit starts it anew from a seed: "
                 "give --base FILE to start from its weights"
             )
-        if (warning := frozen_note(self.model, dict(self.starts))) is not None:
-            self.listener.note(f"warning: {warning}")
+        for warning in (
+            frozen_note(self.model, self.starts),
+            buffer_note(self.model.state_dict(), self.starts),
+        ):
+            if warning is not None:
+                self.warn(warning)
+
+    def measure(self) -> None:
+        """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
+        if (held := self._run.journal.get(MOVES)) is None:
+            self.listener.note("measuring how far each tensor moves in direct training")
+            self._run.note(MOVES, self._measured().to_json())
+            held = self._run.journal[MOVES]
+        self.moves = found = Moves.from_json(held)
+        self.starts = self.known.of(found.still)
+        how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
+        self.listener.note(f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how})")
+        if not found.rate:
+            self.warn(
+                "direct training lowers the loss at none of the step sizes tried, so that how far tensors move was not "
+                "measured: look at the loss, the data and the start"
+            )
+        if found.unread:
+            reals = sum(len(found.still[n]) for n in found.unread)
+            self.warn(
+                f"the forward pass does not read {_some(found.unread)}: {reals} weights are left out of D and stay at "
+                "their start"
+            )
+
+    def _measured(self) -> Moves:
+        s, task = self.settings, self.task
+        device = torch.device(s.device)
+        n = size(self.data.train)
+        per_epoch = max(1, n // s.batch_size)
+        steps = steps_of(s.epochs * per_epoch)
+        model = copied(self.model, s.device)
+        seed_everything(s.seed, 0)
+
+        def examples(steps: int) -> Iterator[Any]:
+            order = torch.Generator().manual_seed(s.seed & ((1 << 63) - 1))
+            count = 0
+            while True:
+                shuffled = torch.randperm(n, generator=order)
+                used = shuffled if steps < 0 else shuffled[: max(per_epoch * s.batch_size, min(n, s.batch_size))]
+                for batch in batches(self.data.train, s.batch_size, device, used):
+                    if count == steps:
+                        return
+                    count += 1
+                    yield batch
+                if steps < 0:
+                    return
+
+        return measure_moves(
+            model,
+            self.known,
+            examples,
+            task.loss_of,
+            steps=steps,
+            rates=RATES if self.base is None else BASED_RATES,
+            based=self.base is not None,
+        )
 
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
@@ -418,17 +517,8 @@ class DiedTwiceError(SubcompressError):
         self.epochs, self.seconds = epochs, seconds
 
 
-def _plan(model: nn.Module, d: int, s: Settings, seed: int, base: OnBase | None) -> Plan:
-    return make_plan(
-        model,
-        d,
-        bits=s.bits,
-        seed=seed,
-        operator=s.operator,
-        structured=s.structured,
-        base=base,
-        act_on=s.act_on,
-    )
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
@@ -440,17 +530,6 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
     )
-
-
-def make_plan_any(model: nn.Module, settings: Settings, base: OnBase | None = None) -> Plan:
-    """A plan of as few coordinates as there can be: what does not depend on d."""
-    for d in (1, 2):
-        try:
-            return _plan(model, d, replace(settings, operator="hadamard"), 0, base)
-        except SubcompressError as e:
-            if d == 2 or not str(e).startswith("--d is between 2"):
-                raise
-    raise AssertionError
 
 
 def copied(model: nn.Module, device: str) -> nn.Module:

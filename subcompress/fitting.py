@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from subcompress.data import Data
 from subcompress.errors import SubcompressError
 from subcompress.fitter import Fitter, Settings, copied, machine
 from subcompress.goal import Goal
+from subcompress.observing import built
 from subcompress.preflight import naming_memory
 from subcompress.probe import Fit
 from subcompress.roles import DEFAULT
@@ -27,7 +28,7 @@ from subcompress.training import Listener
 
 
 def fit(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
     run_folder: str | Path,
     *,
@@ -41,7 +42,8 @@ def fit(
     metric: str | Metric | None = None,
     minimise: bool = False,
     operator: str = "hadamard",
-    structured: str = "store",
+    structured: str = "random",
+    drop: Sequence[str] = (),
     base: Any = None,
     base_name: str | None = None,
     act_on: str | None = None,
@@ -92,7 +94,8 @@ def fit(
     and died again.
     """
     listener = listener or Listener()
-    data = _brought(model, data)
+    data = _brought(data)
+    model, build = built(model, seed)
     for line in data.notes:
         listener.note(line)
     task = Task.of(loss, metric, minimise)
@@ -123,13 +126,14 @@ def fit(
         optimiser=optimiser,
         act_on=act_on or DEFAULT,
         precision=precision,
+        drop=tuple(drop),
     )
     standing = None
     if base is not None:
         standing = stand_on(open_base(base, base_name), model, tuple(new))
         model = standing.loaded(copied(model, "cpu"))
     with machine(device, threads, seed), naming_memory(batch_size):
-        fitter = Fitter(model, data, task, settings, listener, standing)
+        fitter = Fitter(model, data, task, settings, listener, standing, build)
         fitter.check(first_d(fitter.D) if d is None else d)
         if within is not None and not fitter.exact:
             raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")
@@ -142,6 +146,7 @@ def fit(
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
                 return Fit.from_json(held["fit"])
             fitter.begin(folder, restart)
+            fitter.measure()
             if d is not None:
                 fitter.say_cost(d, 1)
                 chosen = fitter.probe(d, seed)
@@ -156,10 +161,8 @@ def fit(
 __all__ = ["Fit", "fit"]
 
 
-def _brought(model: Any, data: Any) -> Data:
-    """The data, where model and data are what `fit` takes."""
-    if not isinstance(model, nn.Module):
-        raise SubcompressError(f"fit takes an nn.Module; given {type(model).__name__}: call it, if it is a factory")
+def _brought(data: Any) -> Data:
+    """The data, where they are what `fit` takes."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
         return Data(*data)
     if not isinstance(data, Data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from subcompress.dimension import Dimension, Point, Threshold, absolute, estimat
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
 from subcompress.fitter import DiedTwiceError, Fitter, Settings, machine
+from subcompress.observing import built
 from subcompress.preflight import naming_memory
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener
@@ -26,7 +27,7 @@ SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
 
 
 def measure_dimension(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     data: Data,
     folder: str | Path,
     *,
@@ -60,6 +61,7 @@ def measure_dimension(
     listener = listener or Listener()
     for line in data.notes:
         listener.note(line)
+    model, build = built(model, seed)
     ds = sorted(set(ds))
     if not ds or ds[0] < 1:
         raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")
@@ -77,12 +79,13 @@ def measure_dimension(
         8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser, precision=precision
     )
     with machine(device, threads, seed), naming_memory(batch_size):
-        fitter = Fitter(model, data, task, settings, listener)
+        fitter = Fitter(model, data, task, settings, listener, None, build)
         for d in ds:
             fitter.check(d)
         command = fitter.command() | {"ds": list(ds), "repeats": repeats, "thresholds": list(thresholds)}
         with run.holding(folder, command) as held:
             fitter.begin(held, restart or held.finished is not None)
+            fitter.measure()
             fitter.say_cost(max(ds), len(ds) * repeats)
             found = _measure(fitter, list(ds), repeats)
             result = _result(fitter, found, thresholds, names, epochs, on, shuffle)

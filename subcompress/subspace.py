@@ -11,7 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,15 +25,21 @@ from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
-from subcompress.layout import holdable, raw_bytes
+from subcompress.layout import CODED_DTYPES, holdable, raw_bytes
+from subcompress.moves import Moves
+from subcompress.observing import built
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.gradients import rmatvec
-from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
-from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
+from subcompress.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
+from subcompress.starts import Start, recognize
 from subcompress.streaming import stream
 
 MAX_A = 1 << 10
+
+ONCE = 32
+"""Bytes from which equal stored tensors are stored once."""
 
 
 class Subspace(nn.Module):
@@ -53,8 +59,9 @@ class Subspace(nn.Module):
         drawn = torch.Generator().manual_seed(plan.seed & ((1 << 63) - 1))
         with torch.no_grad():
             for z, part in zip(self.z.split(self.splits), plan.parts, strict=True):
-                if part.spread:
-                    z.copy_(part.spread * torch.randn(len(z), generator=drawn))
+                if part.spreads:
+                    spreads = torch.tensor(part.spreads).repeat_interleave(torch.tensor(part.sizes))
+                    z.copy_(spreads * torch.randn(len(z), generator=drawn))
         self.bits = 0
         self.steps = [0.0] * len(plan.parts)
         self.dead = 0.5
@@ -72,28 +79,34 @@ class Subspace(nn.Module):
     @classmethod
     def of(
         cls,
-        module: nn.Module,
+        module: nn.Module | Callable[[], nn.Module],
         d: int,
         *,
         bits: int = 4,
         seed: int = 0,
         operator: str = "hadamard",
-        structured: str = "store",
+        structured: str = "random",
         base: Any = None,
         base_name: str | None = None,
         act_on: str = DEFAULT,
         new: Sequence[str] = (),
+        drop: Sequence[str] = (),
+        moves: Moves | None = None,
     ) -> Subspace:
-        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name, act_on and
-        new as there. Raises SubcompressError."""
+        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name, act_on, new
+        and drop as there.
+
+        module: the network, or a factory of it, which tells chosen values from random ones. moves: how far each tensor
+        moves, from `measure_moves` of the same network; guessed from the starts by default. Raises SubcompressError.
+        """
+        module, build = built(module, seed)
         standing = None
         if base is not None:
             standing = stand_on(open_base(base, base_name), module, tuple(new))
             module = standing.loaded(_copy(module))
-        plan = make_plan(
-            module, d, bits=bits, seed=seed, operator=operator, structured=structured, base=standing, act_on=act_on
-        )
-        return cls(module, plan)
+        starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
+        known = {} if moves is None else {"scales": moves.scales(starts), "still": moves.still}
+        return cls(module, make_plan(starts, d, bits=bits, seed=seed, operator=operator, base=standing, **known))
 
     def train(self, mode: bool = True) -> Subspace:
         """As for any module; on a base, layers with running statistics keep to those of the base, in training too."""
@@ -178,12 +191,24 @@ class Subspace(nn.Module):
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
                 dtype = self._dtypes[spec.name]
                 found[spec.name] = w if w.dtype == dtype else w.to(dtype)
+        for name, assembly in self.plan.assemblies.items():
+            found[name] = self._assembled(assembly, found)
         tied = {
             name: found[other]
             for name, s in self.plan.starts.items()
             if s.kind == "tied" and (other := self.plan.layout.tensors[s.index].name) in found
         }
         return found | tied
+
+    def _assembled(self, assembly: Assembly, found: dict[str, Tensor]) -> Tensor:
+        """A tensor of several pieces; those of it that coordinates act on are taken out of `found`."""
+        device, spec = self.z.device, assembly.spec
+        pieces = [found.pop(s) if isinstance(s, str) else s.to(device) for s in assembly.sources]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat([p.to(pieces[0].dtype) for p in pieces])
+        whole = whole if len(pieces) == 1 else whole[assembly.order.to(device)]
+        if spec.dtype == "C64":
+            return torch.view_as_complex(whole.view(*spec.shape, 2))
+        return whole.view(spec.shape).to(spec.torch_dtype)
 
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
@@ -230,11 +255,9 @@ class Subspace(nn.Module):
             assert isinstance(operator, ExactOperator)
             if isinstance(operator, HadamardBlocks) and operator.K:
                 operator = replace(operator, A=round(1 / step))
-            for spec, scale, start in zip(part.specs, part.scales, part.starts, strict=True):
-                based = isinstance(start, Tensor)
-                coded[spec.name] = Coded(
-                    bfloat16(scale * step), len(groups), 0.0 if isinstance(start, Tensor) else start, based
-                )
+            for spec, scale, form in zip(part.specs, part.scales, part.forms, strict=True):
+                based = form is None
+                coded[spec.name] = Coded(bfloat16(scale * step), len(groups), 0.0 if form is None else form, based)
             groups.append(Group(operator, self.bits, c.cpu().numpy().astype(np.int32)))
         state, plan = self.module.state_dict(), self.plan
         moved = {
@@ -263,17 +286,25 @@ class Subspace(nn.Module):
         """An entry a tensor, and the bytes of the stored ones. moved: the buffers that training has changed."""
         entries: list[Entry] = []
         stored = b""
-        for spec in self.plan.layout:
+        first: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+        for i, spec in enumerate(self.plan.layout):
             start = self.plan.starts[spec.name]
             if start.kind == "tied":
                 entries.append(Same(start.index))
+            elif start.kind == "dropped":
+                entries.append(Fixed() if spec.dtype in CODED_DTYPES else Stored())
+                stored += bytes(spec.nbytes) if spec.dtype not in CODED_DTYPES else b""
             elif spec.name in coded:
                 entries.append(coded[spec.name])
+            elif start.kind == "coded":
+                entries.append(_entry_of(spec.name, start, coded))
             elif start.kind == "kept" and spec.name not in moved:
                 entries.append(Kept())
             else:
-                entries.append(Stored())
-                stored += raw_bytes(state[spec.name])
+                raw = bytes(raw_bytes(state[spec.name]))
+                same = first.setdefault((spec.dtype, spec.shape, raw), i)
+                entries.append(Stored(same if same < i and len(raw) >= ONCE else None))
+                stored += raw if entries[-1] == Stored() else b""
         return tuple(entries), stored
 
     def settings(self) -> dict[str, Any]:
@@ -320,6 +351,14 @@ class _Weights(torch.autograd.Function):
             scaled = [g * scale for g, scale in zip(flat, node.part.scales, strict=True)]
             return rmatvec(torch.cat(scaled), node.part.operator), None, None
         return node.adjoint(flat), None, None
+
+
+def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
+    """The entry of a tensor of several pieces, or of one that no coordinate acts on."""
+    items: list[Coded | Fixed] = []
+    for number, piece in enumerate(start.pieces):
+        items.append(Fixed(piece.form) if piece.fixed else coded[f"{name}\0{number}"])
+    return Mixed(tuple(items), start.runs) if start.runs else items[0]
 
 
 def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:

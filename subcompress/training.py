@@ -4,7 +4,6 @@ will."""
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +20,7 @@ from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.optimisers import OPTIMISERS
+from subcompress.seeds import seed_everything
 from subcompress.tasks import Task, evaluate
 
 WINDOW = 50
@@ -29,6 +28,9 @@ WINDOW = 50
 
 PATIENCE = 150
 """Steps before a run may be called no better than guessing: the step size is still rising before."""
+
+FALLING = 0.99
+"""A loss that falls to this share of itself within a window may yet come below guessing."""
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, at the least: they are written at the ends of epochs."""
@@ -331,6 +333,7 @@ class _Run:
             "betas": list(group["betas"]),
             "losses": [float(x) for x in self.judge.recent],
             "worst": self.judge.worst,
+            "before": self.judge.before,
         }
         return tensors, meta
 
@@ -350,14 +353,14 @@ class _Run:
         self.schedule.last_epoch = meta["step"]
         self.step, self.before, self.curve = meta["step"], meta["seconds"], list(meta["curve"])
         self.judge.recent.extend(torch.tensor(x) for x in meta["losses"])
-        self.judge.worst = meta["worst"]
+        self.judge.worst, self.judge.before = meta["worst"], meta.get("before", math.inf)
 
 
 class _Judge:
     """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known."""
 
     def __init__(self, guess: float | None, total: int) -> None:
-        self.guess, self.total, self.worst = guess, total, math.inf
+        self.guess, self.total, self.worst, self.before = guess, total, math.inf, math.inf
         self.recent = deque[Tensor](maxlen=WINDOW)
 
     def see(self, loss: Tensor, step: int) -> None:
@@ -373,10 +376,13 @@ class _Judge:
         return float(torch.stack([x.float().cpu() for x in self.recent]).mean())
 
     def verdict(self, step: int) -> None:
-        """Raise DeadRunError where the loss is no number, far above the first, or late and not below guessing."""
+        """Raise DeadRunError where the loss is no number, far above the first, or late, not below guessing and not
+        falling any more."""
         late = self.guess is not None and step >= max(0.3 * self.total, PATIENCE)
-        mean = self.mean()
-        if not mean < (0.99 * (self.guess or 0.0) if late else self.worst):
+        mean, before = self.mean(), self.before
+        self.before = mean
+        stuck = late and not mean < 0.99 * (self.guess or 0.0) and not mean < FALLING * before
+        if stuck or not mean < self.worst:
             worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
             raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}", step / self.total)
 
@@ -390,13 +396,3 @@ def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
     if not all(finite(t) for t in leaves(batch)):
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
-
-
-def seed_everything(seed: int, epoch: int) -> torch.Generator:
-    """Dropout, augmentation and the like, by seed and epoch: a run that goes on draws what it would have drawn. Returns
-    a generator of the same seed."""
-    mixed = (seed * 1_000_003 + epoch) & ((1 << 63) - 1)
-    torch.manual_seed(mixed)
-    random.seed(mixed)
-    np.random.seed(mixed & 0xFFFFFFFF)
-    return torch.Generator().manual_seed(mixed)

@@ -11,14 +11,14 @@ from torch import Tensor
 from subcompress.errors import SubcompressError
 from subcompress.peers.bench import Bench, Row, SkippedError, joined
 from subcompress.plan import make_plan
-from subcompress.starts import recognise
+from subcompress.starts import recognize
 
 
 def float_subspace(bench: Bench) -> list[Row]:
     """As many float32 coordinates as our bytes hold, beside what no seed gives: buffers and stored tensors."""
     if bench.record.base is not None:
         raise SkippedError("for networks that start from a seed")
-    kept = [name for name, start in recognise(bench.model).items() if start.kind in ("stored", "buffer")]
+    kept = [name for name, start in recognize(bench.model).of().items() if start.kind in ("stored", "buffer")]
     state, seed = bench.model.state_dict(), bench.recipe.seed
     d = (bench.size - len(_file(torch.zeros(0), state, kept, seed))) // 4
     while d > 0 and len(_file(torch.zeros(d), state, kept, seed)) > bench.size:

@@ -1,0 +1,257 @@
+"""How far each tensor moves when the network is trained directly: measured, and made the scales of the subspace.
+
+theta = start + scale * P z. A tensor that must move far for the loss to fall needs a large scale, whatever the size of
+its start: spectral weights, layer scales and biases that start near zero, a last layer that starts small. A few steps
+of Adam on all weights show it. The scale of a piece is SCALE times the root mean square of its change
+(benchmarks/moves.py compares rules).
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress.starts import Starts
+
+SCALE = 1.0
+"""Of the root mean square change of a piece: its scale."""
+
+STEPS = 100
+"""Steps of direct training at most."""
+
+SHARE = 0.3
+"""Of the steps of a fit: those that the measurement takes at most."""
+
+LEAST = 20
+"""Steps of direct training at least."""
+
+RATES = (3e-3, 1e-3, 3e-4, 1e-4)
+"""Adam's steps that are tried for a network from scratch, until the loss falls."""
+
+BASED_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+"""The same on a base: all of them, of which the one is taken that ends with the lowest loss."""
+
+SMALLEST = 1e-6
+"""Of the largest change: smaller ones are taken for so much."""
+
+Examples = Callable[[int], Iterator[Any]]
+"""So many batches of training, in a fixed order; as many as there are for a negative number, each example once."""
+
+LossOf = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Of each parameter the change of its values, as root mean square by piece, in the order of the pieces that move.
+
+    still: by tensor the (n,) values that no coordinate acts on: chosen ones that no training example moves, and all of
+    a tensor that the forward pass does not read; unread: the names of these; rate: Adam's step; steps: of training, in
+    all; seconds: that it took.
+    """
+
+    sizes: Mapping[str, tuple[float, ...]]
+    still: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    rate: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def scales(self, starts: Starts) -> dict[str, tuple[float, ...]]:
+        """The scale of each piece that coordinates act on, for `make_plan`."""
+        largest = max((x for sizes in self.sizes.values() for x in sizes), default=0.0)
+        if not largest:
+            return {}
+        moving = {name for name, start in starts.of(self.still).items() if start.moves}
+        return {
+            name: tuple(SCALE * max(x, SMALLEST * largest) for x in sizes)
+            for name, sizes in self.sizes.items()
+            if name in moving
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a run folder."""
+        return {
+            "sizes": {name: list(sizes) for name, sizes in self.sizes.items()},
+            "still": {name: [len(m), _packed(m)] for name, m in self.still.items()},
+            "unread": list(self.unread),
+            "rate": self.rate,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Moves:
+        """What `to_json` gave."""
+        return cls(
+            {name: tuple(sizes) for name, sizes in held["sizes"].items()},
+            {name: _unpacked(n, text) for name, (n, text) in held["still"].items()},
+            tuple(held["unread"]),
+            held["rate"],
+            held["steps"],
+            held["seconds"],
+        )
+
+
+def _packed(mask: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), 9)).decode()
+
+
+def _unpacked(n: int, text: str) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8))
+    return bits[:n].astype(bool)
+
+
+def measure_moves(
+    module: nn.Module,
+    starts: Starts,
+    examples: Examples,
+    loss_of: LossOf,
+    *,
+    steps: int = STEPS,
+    rates: Sequence[float] = RATES,
+    based: bool = False,
+) -> Moves:
+    """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
+
+    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; rates: Adam's steps
+    that are tried, largest first, until the loss falls; based: try all of them, and take the one of the lowest loss.
+    Raises SubcompressError where a batch does not go through the model or the loss.
+    """
+    began = time.perf_counter()
+    trained: list[_Trial] = []
+    acting = {name for name, start in starts.of().items() if start.moves}
+    for rate in rates:
+        trial = _Trial(module, rate, acting)
+        trial.run(examples(steps), loss_of)
+        trained.append(trial)
+        if trial.falls and not based:
+            break
+    falling = [t for t in trained if t.falls]
+    best = min(falling or trained, key=lambda t: t.last if math.isfinite(t.last) else math.inf)
+    unread = best.unread()
+    still = _still(best, starts, examples, loss_of) | {n: np.ones(best.reals(n), bool) for n in unread}
+    taken = sum(t.steps for t in trained)
+    if not falling:  # how far tensors move then says nothing
+        return Moves({}, still, unread, 0.0, taken, time.perf_counter() - began)
+    sizes = {name: best.sizes(name, starts, still) for name, start in starts.of(still).items() if start.moves}
+    return Moves(sizes, still, unread, best.rate, taken, time.perf_counter() - began)
+
+
+class _Trial:
+    """A copy of the module, trained with one step size. acting: the parameters that coordinates act on."""
+
+    def __init__(self, module: nn.Module, rate: float, acting: set[str]) -> None:
+        self.module, self.rate = copy.deepcopy(module), rate
+        named = dict(module.named_parameters(remove_duplicate=False))
+        meant = {id(named[n]) for n in acting}
+        self.before = {n: p for n, p in named.items() if id(p) in meant}
+        self.after = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n in self.before}
+        trained = {id(p) for p in self.after.values()}
+        for p in self.module.parameters():
+            p.requires_grad_(id(p) in trained)
+        self.losses: list[float] = []
+        self.steps = 0
+        self.read: set[str] = set()
+
+    def run(self, batches: Iterator[Any], loss_of: LossOf) -> None:
+        """Train on the batches; ends early where the loss is not finite."""
+        self.module.train()
+        optimizer = torch.optim.Adam(list({id(p): p for p in self.after.values()}.values()), lr=self.rate)
+        for batch in batches:
+            loss = loss_of(self.module, batch)
+            self.losses.append(float(loss.detach()))
+            if not math.isfinite(self.losses[-1]) or not loss.requires_grad:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            self.read |= {n for n, p in self.after.items() if p.grad is not None}
+            optimizer.step()
+            self.steps += 1
+
+    @property
+    def last(self) -> float:
+        """The loss at the end: the mean over a quarter of the steps."""
+        return float(np.mean(self.losses[-max(1, len(self.losses) // 4) :]))
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss is lower at the end than in the first steps."""
+        first = float(np.mean(self.losses[: max(1, len(self.losses) // 10)]))
+        return math.isfinite(self.last) and self.last < first and bool(self.read)
+
+    def unread(self) -> tuple[str, ...]:
+        """The parameters that no forward pass has read, one name each."""
+        seen: dict[int, str] = {}
+        for name, p in self.after.items():
+            seen.setdefault(id(p), name)
+        read = {id(p) for n, p in self.after.items() if n in self.read}
+        return tuple(name for key, name in seen.items() if key not in read)
+
+    def reals(self, name: str) -> int:
+        """Real numbers of a parameter."""
+        p = self.after[name]
+        return p.numel() * (2 if p.is_complex() else 1)
+
+    def change(self, name: str) -> np.ndarray:
+        """How far each real number of a parameter moved, (n,) float64."""
+        change = (self.after[name].detach() - self.before[name].detach()).cpu()
+        flat = torch.view_as_real(change) if change.is_complex() else change
+        return flat.reshape(-1).double().numpy()
+
+    def sizes(self, name: str, starts: Starts, still: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """The root mean square change of each piece that coordinates act on."""
+        start, change = starts.of(still)[name], self.change(name)
+        if not start.runs:
+            return (_rms(change),)
+        items = starts.items(name, still)
+        return tuple(_rms(change[items == i]) for i, piece in enumerate(start.pieces) if not piece.fixed)
+
+
+def _rms(x: np.ndarray) -> float:
+    return math.sqrt(float(np.square(x).mean())) if len(x) else 0.0
+
+
+def _still(trial: _Trial, starts: Starts, examples: Examples, loss_of: LossOf) -> dict[str, np.ndarray]:
+    """Chosen values that no training example moves: padding rows, masked weights. By tensor, (n,)."""
+    candidates = {}
+    for name, values in starts.values.items():
+        if name in trial.read and (~values.random).any():
+            mask = ~values.random & (trial.change(name) == 0)
+            if mask.any():
+                candidates[name] = mask
+    if not candidates:
+        return {}
+    for batch in examples(-1):
+        trial.module.zero_grad()
+        loss = loss_of(trial.module, batch)
+        if not loss.requires_grad:
+            break
+        loss.backward()
+        for name in list(candidates):
+            grad = trial.after[name].grad
+            if grad is not None:
+                flat = torch.view_as_real(grad) if grad.is_complex() else grad
+                candidates[name] &= flat.reshape(-1).cpu().float().numpy() == 0
+            if not candidates[name].any():
+                del candidates[name]
+        if not candidates:
+            break
+    return candidates
+
+
+def steps_of(total: int) -> int:
+    """Steps of the measurement for a fit of so many."""
+    return min(STEPS, max(LEAST, int(SHARE * total)))
+
+
+__all__ = ["Moves", "measure_moves"]
