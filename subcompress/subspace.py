@@ -27,7 +27,6 @@ from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import holdable, raw_bytes
 from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.operators.gradients import rmatvec
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
@@ -55,11 +54,13 @@ class Subspace(nn.Module):
             for z, part in zip(self.z.split(self.splits), plan.parts, strict=True):
                 if part.spread:
                     z.copy_(part.spread * torch.randn(len(z), generator=drawn))
-        self.bits = 0
-        self.steps = [0.0] * len(plan.parts)
-        self.dead = 0.5
+        # Bits, dead and the step of each part: a tensor, which a compiled graph reads, where numbers would be compiled in.
+        self._state = torch.tensor([0.0, 0.5] + [0.0] * len(plan.parts), dtype=torch.float64, device="cpu")
+        self._wide = _wide_starts(plan)
         self._nodes = [
-            traced.Node(part, tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts))
+            traced.Node(
+                part, tuple(0.0 if s.name in self._wide else b for s, b in zip(part.specs, part.starts, strict=True))
+            )
             for part in plan.parts
         ]
         # torch.compile follows no look-up of a dtype by its name.
@@ -108,13 +109,42 @@ class Subspace(nn.Module):
         """From here on the weights are those of z rounded to integers of so many bits; gradients pass straight through
         (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
         check_options(bits, 0, "hadamard")
-        self.bits = bits
-        for i, (z, part) in enumerate(zip(self.z.detach().split(self.splits), self.plan.parts, strict=True)):
+        steps = []
+        for z, part in zip(self.z.detach().split(self.splits), self.plan.parts, strict=True):
             step = SPREAD[bits] * float(z.square().mean().sqrt())
             if isinstance(part.operator, HadamardBlocks) and part.operator.K:
                 # The frozen constant is an integer A of steps.
                 step = 1 / min(max(1, round(1 / step)), MAX_A) if step > 0 else 1.0
-            self.steps[i] = step or 1.0
+            steps.append(step or 1.0)
+        self.bits, self.steps = bits, steps
+
+    @property
+    def bits(self) -> int:
+        """Of a coordinate; zero before `round`."""
+        return int(self._state[0])
+
+    @bits.setter
+    def bits(self, bits: int) -> None:
+        self._state[0] = bits
+
+    @property
+    def dead(self) -> float:
+        """Coordinates of up to so many steps are rounded to zero."""
+        return float(self._state[1])
+
+    @dead.setter
+    def dead(self, dead: float) -> None:
+        self._state[1] = dead
+
+    @property
+    def steps(self) -> list[float]:
+        """What each part's coordinates are rounded to multiples of."""
+        found: list[float] = self._state[2:].tolist()
+        return found
+
+    @steps.setter
+    def steps(self, steps: Sequence[float]) -> None:
+        self._state[2:] = torch.tensor(steps, dtype=torch.float64, device="cpu")
 
     @property
     def top(self) -> int:
@@ -123,13 +153,8 @@ class Subspace(nn.Module):
 
     def coordinates(self) -> list[Tensor]:
         """Each part's z as integers in units of its step, (d_i,) int64. Needs `round` first."""
-        parts = self.z.detach().split(self.splits)
-        return [self._integers(z, s).long() for z, s in zip(parts, self.steps, strict=True)]
-
-    def _integers(self, z: Tensor, step: float) -> Tensor:
-        q = z / step
-        whole = q.round().clamp(-self.top, self.top)
-        return whole if self.dead <= 0.5 else torch.where(q.abs() <= self.dead, 0.0, whole)
+        parts, bits, dead = self.z.detach().split(self.splits), self.bits, self.dead
+        return [traced.integers(z, bits, dead, s).long() for z, s in zip(parts, self.steps, strict=True)]
 
     def shorten(self, limit: int) -> None:
         """Let coordinates round to zero, the smallest first, as few as bring `coded_bytes` to at most `limit` (all of
@@ -165,25 +190,34 @@ class Subspace(nn.Module):
         return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
     def weights(self) -> dict[str, Tensor]:
-        """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
+        """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z. From `round` on
+        they are those that `record` packs, bit for bit."""
         found: dict[str, Tensor] = {}
-        for z, node, step in zip(self.z.split(self.splits), self._nodes, self.steps, strict=True):
-            part, rounded = node.part, self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
-            if torch.compiler.is_compiling():
-                cut = _cut(part, traced.weights(z, rounded, node.key, part.operator.D))
-            else:
-                cut = _Weights.apply(z, rounded, node)
-            for spec, w in zip(part.specs, cut, strict=True):
+        for node, cut in zip(self._nodes, self._cuts(), strict=True):
+            for spec, w in zip(node.part.specs, cut, strict=True):
                 if spec.dtype == "C64":
                     w = torch.view_as_complex(w.view(*spec.shape, 2))
                 dtype = self._dtypes[spec.name]
                 found[spec.name] = w if w.dtype == dtype else w.to(dtype)
+        for name, start in self._wide.items():
+            found[name] = found[name] + start.to(found[name].device)
         tied = {
             name: found[other]
             for name, s in self.plan.starts.items()
             if s.kind == "tied" and (other := self.plan.layout.tensors[s.index].name) in found
         }
         return found | tied
+
+    def _cuts(self) -> Iterator[tuple[Tensor, ...]]:
+        """Each part's tensors."""
+        parts = zip(self.z.split(self.splits), self._nodes, strict=True)
+        if torch.compiler.is_compiling():
+            for i, (z, node) in enumerate(parts):
+                yield _cut(node.part, traced.weights(z, self._state, node.key, i, node.part.operator.D))
+        else:
+            bits, dead, *steps = self._state.tolist()
+            for (z, node), step in zip(parts, steps, strict=True):
+                yield _Weights.apply(z, node, int(bits), dead, step)
 
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
@@ -284,18 +318,16 @@ class Subspace(nn.Module):
         """Go on from what `moving` and `settings` gave."""
         for name, tensor in self.moving().items():
             tensor.copy_(tensors[name])
-        self.bits, self.steps = int(settings["bits"]), [float(s) for s in settings["steps"]]
-        self.dead = float(settings["dead"])
+        self.bits, self.steps, self.dead = settings["bits"], settings["steps"], settings["dead"]
 
     def get_extra_state(self) -> Tensor:
         """`settings` as a tensor, in the state dict: a trainer that keeps and loads it, as torch's and transformers'
         do, goes on with what was rounded."""
-        return torch.tensor([self.bits, self.dead, *self.steps], dtype=torch.float64)
+        return self._state.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Go on from what `get_extra_state` gave."""
-        bits, self.dead, *self.steps = state.tolist()
-        self.bits = int(bits)
+        self._state.copy_(state)
 
     def moving(self) -> dict[str, Tensor]:
         """What training changes: z, and the buffers of the network; for checkpoints."""
@@ -304,28 +336,118 @@ class Subspace(nn.Module):
 
 
 class _Weights(torch.autograd.Function):
-    """z -> every tensor of a part, of its rounded values, scaled and cut in one pass over the weights, forwards and
-    backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through the
-    rounding."""
+    """z -> every tensor of a part, rounded where that has begun, scaled and cut in one pass over the weights, forwards
+    and backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through
+    the rounding."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rounded: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
-        ctx.node = node
-        return _cut(node.part, node.write(rounded))
+    def forward(z: Tensor, node: traced.Node, bits: int, dead: float, step: float) -> tuple[Tensor, ...]:
+        return _cut(node.part, node.write(z, bits, dead, step))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        node, flat = ctx.node, [g.reshape(-1) for g in grads]
-        if torch.is_grad_enabled():  # differentiated once more
-            scaled = [g * scale for g, scale in zip(flat, node.part.scales, strict=True)]
-            return rmatvec(torch.cat(scaled), node.part.operator), None, None
-        return node.adjoint(flat), None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.node = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _adjoint(ctx.node, grads), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, z: Tensor, *_: None) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _each(_Weights, info, in_dims, args)
+
+
+class _Linear(torch.autograd.Function):
+    """z -> what every tensor of a part changes by, to first order."""
+
+    @staticmethod
+    def forward(z: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
+        return _shaped(node.part, node.linear(z))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.node = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _adjoint(ctx.node, grads), None
+
+    @staticmethod
+    def jvp(ctx: Any, z: Tensor, _: None) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _each(_Linear, info, in_dims, args)
+
+
+class _Adjoint(torch.autograd.Function):
+    """Gradients of every tensor of a part -> that of z."""
+
+    @staticmethod
+    def forward(node: traced.Node, *grads: Tensor) -> Tensor:
+        return node.adjoint([g.reshape(-1) for g in grads])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.node = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, z: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_Linear.apply(z, ctx.node))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *grads: Tensor) -> Tensor:
+        found: Tensor = _Adjoint.apply(ctx.node, *grads)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        found, _ = _each(_Adjoint, info, in_dims, args)
+        return found[0], 0
+
+
+def _adjoint(node: traced.Node, grads: Sequence[Tensor]) -> Tensor:
+    """The gradient in z; with one of its own where it will be differentiated, or is one of many."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        found: Tensor = _Adjoint.apply(node, *grads)
+        return found
+    return node.adjoint([g.reshape(-1) for g in grads])
+
+
+def _each(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The function of one after the other of a batch: the products take one vector at a time."""
+    outputs = []
+    for i in range(info.batch_size):
+        one = function.apply(*(x if at is None else x.select(at, i) for x, at in zip(args, in_dims, strict=True)))
+        outputs.append((one,) if isinstance(one, Tensor) else one)
+    stacked = tuple(torch.stack(tensors) for tensors in zip(*outputs, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _wide_starts(plan: Plan) -> dict[str, Tensor]:
+    """The base's values of the float64 tensors that move from them: the format adds these in float64."""
+    based = [s for part in plan.parts for s in part.specs if s.dtype == "F64" and plan.starts[s.name].kind == "base"]
+    if plan.base is None:
+        return {}
+    return {s.name: torch.from_numpy(plan.base.reals(s.name).reshape(s.shape).copy()) for s in based}
 
 
 def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
     """Each tensor of a part, complex ones as pairs."""
-    cut = zip(flat.split(part.sizes), part.specs, strict=True)
-    return tuple(w.view(spec.shape) if spec.reals == spec.size else w for w, spec in cut)
+    return _shaped(part, flat.split(part.sizes))
+
+
+def _shaped(part: Part, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(w.view(s.shape) if s.reals == s.size else w for w, s in zip(rows, part.specs, strict=True))
 
 
 def _copy(module: nn.Module) -> nn.Module:
