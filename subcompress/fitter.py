@@ -3,7 +3,6 @@ kept of them."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import math
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.base import OnBase
+from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
@@ -27,7 +27,7 @@ from subcompress.expand import expand
 from subcompress.layout import Layout, raw_bytes
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
-from subcompress.preflight import check_first_batch, estimate_cost
+from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Record
 from subcompress.roles import DEFAULT, looks_trained
@@ -148,6 +148,8 @@ class Fitter:
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same: options, how the network starts, its code, the data."""
@@ -451,15 +453,6 @@ def make_plan_any(model: nn.Module, settings: Settings, base: OnBase | None = No
             if d == 2 or not str(e).startswith("--d is between 2"):
                 raise
     raise AssertionError
-
-
-def copied(model: nn.Module, device: str) -> nn.Module:
-    """A copy on the device. Raises SubcompressError for what cannot be copied."""
-    try:
-        return copy.deepcopy(model).to(device)
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
 @contextmanager

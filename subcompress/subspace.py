@@ -10,19 +10,21 @@ subcompress.pack(sub, "net.safetensors")
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from subcompress import codec, traced
 from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
+from subcompress.copying import copied
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import holdable, raw_bytes
@@ -38,6 +40,9 @@ MAX_A = 1 << 10
 class Subspace(nn.Module):
     """Wraps a copy of `module`: what the plan trains becomes functions of `z`, (d,); buffers and modes stay its own.
 
+    Activation checkpointing (torch.utils.checkpoint) runs layers once more in the backward pass, under the weights of
+    the forward pass: call `backward` on what the Subspace returned, or inside the block of `materialised`.
+
     `z` starts at zero, where the weights are at their starts; at random where d = D. Submodules are reached by
     `train()` and `eval()`.
     """
@@ -45,7 +50,7 @@ class Subspace(nn.Module):
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        self.module = _copy(module)
+        self.module = copied(module)
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
         self.splits = [p.operator.d for p in plan.parts]
@@ -66,7 +71,9 @@ class Subspace(nn.Module):
         # torch.compile follows no look-up of a dtype by its name.
         self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
+        self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
+        self._again: Any = None
         self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
         self.train(self.training)
 
@@ -90,7 +97,7 @@ class Subspace(nn.Module):
         standing = None
         if base is not None:
             standing = stand_on(open_base(base, base_name), module, tuple(new))
-            module = standing.loaded(_copy(module))
+            module = standing.loaded(copied(module))
         plan = make_plan(
             module, d, bits=bits, seed=seed, operator=operator, structured=structured, base=standing, act_on=act_on
         )
@@ -222,27 +229,58 @@ class Subspace(nn.Module):
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
         """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
-        losses that use more of it than `forward`. Call `backward` inside or outside."""
-        with self._holding(self.weights()) as module:
+        losses that use more of it than `forward`. Call `backward` inside or outside; inside, where layers are
+        checkpointed. Raises SubcompressError where the block gives the module other parameters."""
+        with self.holding(self.weights()) as module:
             yield module
 
     @contextmanager
-    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The user's own module with these weights, of those that `weights` gives, as its parameters. Raises
+        SubcompressError where the block gives the module other parameters."""
+        self._let_go()
         before = [(owner, leaf, owner._buffers.pop(leaf)) for owner, leaf in self._places.values()]
+        given = [weights.get(name, b) for name, (_, _, b) in zip(self._places, before, strict=True)]
+        replaced = []
         try:
-            for (name, (owner, leaf)), (_, _, tensor) in zip(self._places.items(), before, strict=True):
-                owner._parameters[leaf] = weights.get(name, tensor)  # type: ignore[assignment]
+            for (owner, leaf, _), w in zip(before, given, strict=True):
+                owner._parameters[leaf] = w  # type: ignore[assignment]
             yield self.module
         finally:
-            for owner, leaf, tensor in before:
-                del owner._parameters[leaf]
+            for i, (owner, leaf, tensor) in enumerate(before):
+                if owner._parameters.pop(leaf, None) is not given[i]:
+                    replaced.append(list(self._places)[i])
                 owner._buffers[leaf] = tensor
+        if replaced:
+            raise SubcompressError(
+                f"a forward pass reads parameters and keeps them; {replaced[0]} is given another one, which would not "
+                "train: compute what is needed from it, or use torch.nn.utils.parametrize"
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
         weights = self.weights()
-        with self._holding(weights) as module:
-            return module(*args, **kwargs)
+        with self.holding(weights) as module:
+            outputs = module(*args, **kwargs)
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            for output in tree_leaves(outputs):
+                if isinstance(output, Tensor) and output.requires_grad and not output.is_leaf:
+                    output.register_hook(partial(self._hold_again, weights))
+        return outputs
+
+    def _hold_again(self, weights: Mapping[str, Tensor], _: Tensor) -> None:
+        """Hold the weights while a backward pass lasts: checkpointed layers run once more in there."""
+        owner, leaf = next(iter(self._places.values()))
+        if leaf in owner._buffers:
+            again = self.holding(weights)
+            again.__enter__()
+            self._again = again
+            torch.autograd.Variable._execution_engine.queue_callback(self._let_go)
+
+    def _let_go(self) -> None:
+        if self._again is not None:
+            again, self._again = self._again, None
+            again.__exit__(None, None, None)
 
     def record(self, facts: Facts | None = None, test_accuracy: float | None = None) -> Record:
         """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer, running
@@ -342,7 +380,8 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, node: traced.Node, bits: int, dead: float, step: float) -> tuple[Tensor, ...]:
-        return _cut(node.part, node.write(z, bits, dead, step))
+        # .data: each with a version of its own, so that a module may change one in place under no_grad.
+        return tuple(w.data for w in _cut(node.part, node.write(z, bits, dead, step)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -448,14 +487,6 @@ def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
 
 def _shaped(part: Part, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(w.view(s.shape) if s.reals == s.size else w for w, s in zip(rows, part.specs, strict=True))
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
 def _forget_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:

@@ -91,12 +91,14 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`."""
+    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent: how
+    many coordinates never had a gradient other than zero, none counted for a network trained in all of its weights."""
 
     value: float
     curve: tuple[float, ...]
     seconds: float
     stopped: bool = False
+    silent: int = 0
 
 
 class Trainee(Protocol):
@@ -232,6 +234,8 @@ class _Run:
         self.judge = _Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
         self.step, self.before = 0, 0.0
+        z = getattr(trainee, "z", None)
+        self.heard = None if z is None else torch.zeros_like(z, dtype=torch.bool)
 
     def run(
         self,
@@ -255,12 +259,16 @@ class _Run:
                 Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
             )
             if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
-                return Outcome(self.curve[-1], tuple(self.curve), seconds, True)
+                return self._outcome(seconds, True)
             if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
                 checkpoint.save(*self._state(seconds))
                 saved = time.perf_counter()
         self.judge.verdict(self.step)
-        return Outcome(self.curve[-1], tuple(self.curve), self.before + time.perf_counter() - began)
+        return self._outcome(self.before + time.perf_counter() - began)
+
+    def _outcome(self, seconds: float, stopped: bool = False) -> Outcome:
+        silent = 0 if self.heard is None else int((~self.heard).sum())
+        return Outcome(self.curve[-1], tuple(self.curve), seconds, stopped, silent)
 
     def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
         drawn = seed_everything(self.recipe.seed, epoch)
@@ -275,21 +283,28 @@ class _Run:
                     quantise()
                 if self.data.augment is not None:
                     batch = (self._augmented(batch[0], drawn), batch[1])
-                with self.trainee.materialised() as module, self.recipe.autocast(self.device):
-                    loss = self.task.loss_of(module, batch)
-                self._check_first(loss, batch)
-                self.optimiser.zero_grad()
-                price = self.trainee.coded_bits() if self.recipe.rate else None
-                (loss if price is None else loss + self.recipe.rate * price).backward()
-                self.optimiser.step()
-                self.schedule.step()
-                self.step += 1
-                self.judge.see(loss.detach(), self.step)
+                self._step(batch)
             self.trainee.eval()
             with self.trainee.materialised() as module:
                 self.curve.append(evaluate(module, self.data.validation, self.task))
         except DeadRunError as e:
             raise _explained(e, batch) from e
+
+    def _step(self, batch: tuple[Tree, Tree]) -> None:
+        with self.trainee.materialised() as module:
+            with self.recipe.autocast(self.device):
+                loss = self.task.loss_of(module, batch)
+            self._check_first(loss, batch)
+            self.optimiser.zero_grad()
+            price = self.trainee.coded_bits() if self.recipe.rate else None
+            # While the module holds the weights: checkpointed layers run once more in here.
+            (loss if price is None else loss + self.recipe.rate * price).backward()
+        if self.heard is not None and (g := self.parameters[0].grad) is not None:
+            self.heard.logical_or_(g)
+        self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        self.judge.see(loss.detach(), self.step)
 
     def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
         assert self.data.augment is not None
@@ -321,6 +336,8 @@ class _Run:
         for i, p in enumerate(self.parameters):
             for name, value in self.optimiser.state[p].items():
                 tensors[f"optimiser.{i}.{name}"] = value
+        if self.heard is not None:
+            tensors["heard"] = self.heard
         group = self.optimiser.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
@@ -345,6 +362,8 @@ class _Run:
                 self.optimiser.state[self.parameters[int(i)]][key] = (
                     t if key == "step" and not fused else t.to(self.device)
                 )
+        heard = tensors.get("heard")  # a checkpoint of before has none
+        self.heard = None if heard is None else heard.to(self.device)
         group = self.optimiser.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]
