@@ -7,7 +7,7 @@ list or in a closure, reads what is never trained and not packed, and no error w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import CellType
 from typing import Any
 
@@ -48,11 +48,11 @@ def plain_leaves(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def check_leaves(loss: Tensor, former: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> None:
+def check_leaves(loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor]) -> None:
     """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or on plain
-    tensors that are in no state dict. former: name -> parameter; plain: what `plain_leaves` gave."""
+    tensors that are in no state dict. former: names and parameters; plain: what `plain_leaves` gave."""
     reached = {id(leaf) for leaf in leaves_of(loss)}
-    if stale := [name for name, p in former.items() if id(p) in reached]:
+    if stale := [name for name, p in former if id(p) in reached]:
         raise SubcompressError(
             f"weights are looked up in forward; {_some(stale)} would not train, since the model reads what it has kept "
             f"elsewhere: look them up there, self.{stale[0]}, or keep them in an nn.ParameterList (detach what is to "

@@ -59,7 +59,7 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
     training alone. One batch; the subspace is not to be trained afterwards. model: what it was made from."""
     device = subspace.z.device
     batch = next(batches(data.train, min(recipe.batch_size, size(data.train)), device))
-    former = {**dict(model.named_parameters()), **subspace.former}
+    former = [*subspace.former.items(), *model.named_parameters()]
     with torch.random.fork_rng():
         subspace.train()
         plain = plain_leaves(subspace.module)

@@ -28,6 +28,7 @@ from subcompress.copying import copied
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import holdable, raw_bytes
+from subcompress.moving import extra_states, restore
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.plan import SPREAD, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16
@@ -74,7 +75,7 @@ class Subspace(nn.Module):
         self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
         self._again: Any = None
-        self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
+        self._untrained = {name: b.clone() for name, b in self._buffers_now().items()}
         self.train(self.training)
 
     @classmethod
@@ -354,8 +355,7 @@ class Subspace(nn.Module):
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` and `settings` gave."""
-        for name, tensor in self.moving().items():
-            tensor.copy_(tensors[name])
+        restore(self.module, self.moving(), tensors)
         self.bits, self.steps, self.dead = settings["bits"], settings["steps"], settings["dead"]
 
     def get_extra_state(self) -> Tensor:
@@ -368,9 +368,12 @@ class Subspace(nn.Module):
         self._state.copy_(state)
 
     def moving(self) -> dict[str, Tensor]:
-        """What training changes: z, and the buffers of the network; for checkpoints."""
+        """What training changes: z, and the buffers and the extra state of the network; for checkpoints."""
+        return {"z": self.z.detach()} | self._buffers_now() | extra_states(self.module)
+
+    def _buffers_now(self) -> dict[str, Tensor]:
         buffers = dict(self.module.named_buffers())
-        return {"z": self.z.detach()} | {name: buffers[name] for name in self._buffer_names}
+        return {name: buffers[name] for name in self._buffer_names}
 
 
 class _Weights(torch.autograd.Function):

@@ -21,6 +21,7 @@ from subcompress.data.held import Held, Tree, leaves
 from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
+from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import Task, evaluate
 
@@ -130,9 +131,9 @@ class Direct:
         return None
 
     def moving(self) -> dict[str, Tensor]:
-        """All weights and buffers."""
+        """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)}
+        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""
@@ -140,8 +141,7 @@ class Direct:
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` gave."""
-        for name, tensor in self.moving().items():
-            tensor.copy_(tensors[name])
+        restore(self.module, self.moving(), tensors)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those that are not frozen."""
