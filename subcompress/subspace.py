@@ -60,7 +60,7 @@ class Subspace(nn.Module):
             for z, part in zip(self.z.split(self.splits), plan.parts, strict=True):
                 if part.spread:
                     z.copy_(part.spread * torch.randn(len(z), generator=drawn))
-        # Bits, dead and the step of each part: a tensor, which a compiled graph reads, where numbers would be compiled in.
+        # Bits, dead and each part's step: a tensor, which a compiled graph reads; numbers would be compiled in.
         self._state = torch.tensor([0.0, 0.5] + [0.0] * len(plan.parts), dtype=torch.float64, device="cpu")
         self._wide = _wide_starts(plan)
         self._nodes = [

@@ -92,8 +92,8 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent: how
-    many coordinates never had a gradient other than zero, none counted for a network trained in all of its weights."""
+    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent:
+    coordinates that never had a gradient other than zero, not counted for a network trained in all of its weights."""
 
     value: float
     curve: tuple[float, ...]

@@ -222,7 +222,12 @@ class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
         self.reentrant = reentrant
-        self.first, self.middle, self.norm, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.first, self.middle, self.norm, self.last = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 3),
+        )
 
     def block(self, x):
         return self.norm(torch.tanh(self.middle(x)))
@@ -364,7 +369,7 @@ def test_a_parameter_that_is_replaced_in_forward_is_named():
         fc.weight = nn.Parameter(fc.weight.detach().clamp(0))
 
     sub = spread(Constrained(how))
-    with pytest.raises(SubcompressError, match="fc.weight is given another one, which would not train"):
+    with pytest.raises(SubcompressError, match=r"fc\.weight is given another one, which would not train"):
         sub(X)
     assert [name for name, _ in sub.named_parameters()] == ["z"]
 
@@ -376,7 +381,10 @@ def test_a_parameter_that_is_replaced_in_forward_is_named():
     ("make", "words"),
     [
         (lambda layer: torch.nn.utils.spectral_norm(layer), "use torch.nn.utils.parametrizations.spectral_norm"),
-        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r"call torch.nn.utils.prune.remove\(module, name\)"),
+        (
+            lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+            r"call torch.nn.utils.prune.remove\(module, name\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("used", [False, True])
@@ -395,7 +403,7 @@ def test_the_old_weight_norm_is_refused():
     module = net()
     with pytest.warns(FutureWarning):
         torch.nn.utils.weight_norm(module[2])
-    with pytest.raises(SubcompressError, match="use torch.nn.utils.parametrizations.weight_norm"):
+    with pytest.raises(SubcompressError, match=r"use torch\.nn\.utils\.parametrizations\.weight_norm"):
         Subspace.of(module, 20)
 
 
@@ -470,7 +478,7 @@ def test_extra_state_of_tensors_goes_along(tmp_path):
 
 
 def test_extra_state_of_other_things_is_refused():
-    with pytest.raises(SubcompressError, match="0._extra_state is none: leave extra state out"):
+    with pytest.raises(SubcompressError, match=r"0\._extra_state is none: leave extra state out"):
         Subspace.of(nn.Sequential(Extra(tensor=False)), 9)
 
 
