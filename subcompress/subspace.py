@@ -476,11 +476,15 @@ def _each(
 
 
 def _wide_starts(plan: Plan) -> dict[str, Tensor]:
-    """The base's values of the float64 tensors that move from them: the format adds these in float64."""
-    based = [s for part in plan.parts for s in part.specs if s.dtype == "F64" and plan.starts[s.name].kind == "base"]
-    if plan.base is None:
-        return {}
-    return {s.name: torch.from_numpy(plan.base.reals(s.name).reshape(s.shape).copy()) for s in based}
+    """Starts of float64 tensors that are tensors too: the format adds these in float64, the base's as they are."""
+    found: dict[str, Tensor] = {}
+    for part in plan.parts:
+        for spec, start in zip(part.specs, part.starts, strict=True):
+            if spec.dtype == "F64" and isinstance(start, Tensor):
+                if plan.base is not None and plan.starts[spec.name].kind == "base":
+                    start = torch.from_numpy(plan.base.reals(spec.name).copy())
+                found[spec.name] = start.double().reshape(spec.shape)
+    return found
 
 
 def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
