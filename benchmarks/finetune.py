@@ -49,8 +49,9 @@ from subcompress.facts import Facts
 from subcompress.fitter import machine
 from subcompress.peers import PEERS
 from subcompress.peers.bench import Bench, Row
+from subcompress.seeds import seed_everything
 from subcompress.tasks import Task
-from subcompress.training import Recipe, seed_everything
+from subcompress.training import Recipe
 from subcompress_cli.progress import listening
 from subcompress_models import MobileNetV2
 

@@ -22,7 +22,7 @@ from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.facts import Facts
 from subcompress.layout import Layout
-from subcompress.training import seed_everything
+from subcompress.seeds import seed_everything
 from subcompress_cli import texts
 from subcompress_models import MODELS
 

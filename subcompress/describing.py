@@ -18,9 +18,10 @@ FEW = 4
 """Different constants that runs are tried for."""
 
 Runs = tuple[tuple[int, int], ...]
+Described = tuple[list[Chosen], Runs]
 
 
-def describe(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> tuple[list[Chosen], Runs]:
+def describe(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> Described:
     """The forms of (n,) finite values in a dtype of the format, and the runs of those forms. shape: what the values
     have when they are a tensor, whose rows may repeat. One form needs no runs: they are empty."""
     if (one := _constant(values, dtype)) is not None:
@@ -29,11 +30,11 @@ def describe(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> tuple[li
     first = values[:period]
     if (ramp := _ramp(first, dtype)) is not None:
         return [ramp], ()
-    table = Table(first.tobytes(), dtype)
-    return min([([table], ()), *_halves(first, dtype, len(values)), *_constants(first, dtype)], key=cost_of)
+    table: Described = ([Table(first.tobytes(), dtype)], ())
+    return min([table, *_halves(first, dtype, len(values)), *_constants(first, dtype)], key=cost_of)
 
 
-def cost_of(described: tuple[list[Chosen], Runs]) -> int:
+def cost_of(described: Described) -> int:
     """About how many bytes forms and runs take in a file."""
     forms, runs = described
     return sum(map(form_cost, forms)) + runs_cost(runs)
@@ -42,7 +43,7 @@ def cost_of(described: tuple[list[Chosen], Runs]) -> int:
 def form_cost(form: Chosen) -> int:
     """About how many bytes a chosen start takes in a file."""
     if isinstance(form, Table):
-        return 6 + len(zlib.compress(form.data, 9)) - 6
+        return len(zlib.compress(form.data, 9))
     return 24 if isinstance(form, Ramp) else 5
 
 
@@ -90,7 +91,7 @@ def _ramp(first: np.ndarray, dtype: str) -> Ramp | None:
     return None
 
 
-def _halves(first: np.ndarray, dtype: str, n: int) -> Iterator[tuple[list[Chosen], Runs]]:
+def _halves(first: np.ndarray, dtype: str, n: int) -> Iterator[Described]:
     """torch.linspace counts its first half from the first value and its second from the last."""
     half = len(first) // 2
     if len(first) < n or half < 4 or DTYPES[dtype] == np.uint16:
@@ -103,7 +104,7 @@ def _halves(first: np.ndarray, dtype: str, n: int) -> Iterator[tuple[list[Chosen
         yield [low, high], ((0, half), (1, rest))
 
 
-def _constants(first: np.ndarray, dtype: str) -> Iterator[tuple[list[Chosen], Runs]]:
+def _constants(first: np.ndarray, dtype: str) -> Iterator[Described]:
     """Runs of a few constants: an identity, a diagonal, a sparse tensor."""
     # The bits: zeros of both signs are alike, and numbers of any dtype can be counted.
     distinct, items = np.unique(first, return_inverse=True)

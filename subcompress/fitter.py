@@ -3,7 +3,6 @@ kept of them."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import math
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.base import OnBase
+from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.data.splits import batches, size
 from subcompress.errors import SubcompressError
@@ -29,11 +29,12 @@ from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
 from subcompress.observing import Build
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan, moving_weights
-from subcompress.preflight import check_first_batch, estimate_cost
+from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import Run
+from subcompress.seeds import seed_everything
 from subcompress.starts import buffer_note, frozen_note, recognize
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task, evaluate
@@ -44,7 +45,6 @@ from subcompress.training import (
     Outcome,
     Recipe,
     check_recipe,
-    seed_everything,
     train,
 )
 from subcompress.versions import about
@@ -183,6 +183,8 @@ class Fitter:
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same: options, how the network starts, its code, the data."""
@@ -530,15 +532,6 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
     )
-
-
-def copied(model: nn.Module, device: str) -> nn.Module:
-    """A copy on the device. Raises SubcompressError for what cannot be copied."""
-    try:
-        return copy.deepcopy(model).to(device)
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from subcompress.data import Data
 from subcompress.data.held import Held
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.leaves import changed, check_constraints, check_leaves, plain_leaves
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task
 from subcompress.training import Recipe
@@ -53,6 +54,29 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
             ) from e
 
 
+def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> None:
+    """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
+    training alone. One batch; the subspace is not to be trained afterwards. model: what it was made from."""
+    device = subspace.z.device
+    batch = next(batches(data.train, min(recipe.batch_size, size(data.train)), device))
+    former = [*subspace.former.items(), *model.named_parameters()]
+    with torch.random.fork_rng():
+        subspace.train()
+        plain = plain_leaves(subspace.module)
+        weights = subspace.weights()
+        before = {name: w.detach().clone() for name, w in weights.items()}
+        with subspace.holding(weights) as module, recipe.autocast(device):
+            loss = task.loss_of(module, batch)
+        if loss.requires_grad:
+            check_leaves(loss, former, plain)
+        if in_training := changed(before, weights):
+            subspace.eval()
+            weights = subspace.weights()
+            with subspace.holding(weights) as module:
+                task.measure(module, batch)
+            check_constraints(in_training, changed(before, weights))
+
+
 def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
     """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss)."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or y.is_floating_point():
@@ -80,12 +104,13 @@ def estimate_cost(
     n = min(recipe.batch_size, size(data.train))
     for batch in batches(data.train, n, device, torch.arange(size(data.train)).repeat(_STEPS + 1)[: (_STEPS + 1) * n]):
         began = time.perf_counter()
-        with trial.materialised() as module, recipe.autocast(device):
-            loss = task.loss_of(module, batch)
-        if not loss.requires_grad:
-            break  # training says what is wrong with it
-        optimiser.zero_grad()
-        loss.backward()
+        with trial.materialised() as module:
+            with recipe.autocast(device):
+                loss = task.loss_of(module, batch)
+            if not loss.requires_grad:
+                break  # training says what is wrong with it
+            optimiser.zero_grad()
+            loss.backward()
         optimiser.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -10,26 +10,28 @@ subcompress.pack(sub, "net.safetensors")
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from subcompress import codec, traced
 from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
+from subcompress.copying import copied
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, holdable, raw_bytes
 from subcompress.moves import Moves
+from subcompress.moving import extra_states, restore
 from subcompress.observing import built
 from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.operators.gradients import rmatvec
 from subcompress.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
 from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
@@ -45,6 +47,9 @@ ONCE = 32
 class Subspace(nn.Module):
     """Wraps a copy of `module`: what the plan trains becomes functions of `z`, (d,); buffers and modes stay its own.
 
+    Activation checkpointing (torch.utils.checkpoint) runs layers once more in the backward pass, under the weights of
+    the forward pass: call `backward` on what the Subspace returned, or inside the block of `materialised`.
+
     `z` starts at zero, where the weights are at their starts; at random where d = D. Submodules are reached by
     `train()` and `eval()`.
     """
@@ -52,7 +57,7 @@ class Subspace(nn.Module):
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        self.module = _copy(module)
+        self.module = copied(module)
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
         self.splits = [p.operator.d for p in plan.parts]
@@ -62,18 +67,22 @@ class Subspace(nn.Module):
                 if part.spreads:
                     spreads = torch.tensor(part.spreads).repeat_interleave(torch.tensor(part.sizes))
                     z.copy_(spreads * torch.randn(len(z), generator=drawn))
-        self.bits = 0
-        self.steps = [0.0] * len(plan.parts)
-        self.dead = 0.5
+        # Bits, dead and each part's step: a tensor, which a compiled graph reads; numbers would be compiled in.
+        self._state = torch.tensor([0.0, 0.5] + [0.0] * len(plan.parts), dtype=torch.float64, device="cpu")
+        self._wide = _wide_starts(plan)
         self._nodes = [
-            traced.Node(part, tuple(s.to(device) if isinstance(s, Tensor) else float(s) for s in part.starts))
+            traced.Node(
+                part, tuple(0.0 if s.name in self._wide else b for s, b in zip(part.specs, part.starts, strict=True))
+            )
             for part in plan.parts
         ]
         # torch.compile follows no look-up of a dtype by its name.
         self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
+        self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
-        self._untrained = {name: b.clone() for name, b in self.moving().items() if name != "z"}
+        self._again: Any = None
+        self._untrained = {name: b.clone() for name, b in self._buffers_now().items()}
         self.train(self.training)
 
     @classmethod
@@ -103,10 +112,11 @@ class Subspace(nn.Module):
         standing = None
         if base is not None:
             standing = stand_on(open_base(base, base_name), module, tuple(new))
-            module = standing.loaded(_copy(module))
+            module = standing.loaded(copied(module))
         starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
-        known = {} if moves is None else {"scales": moves.scales(starts), "still": moves.still}
-        return cls(module, make_plan(starts, d, bits=bits, seed=seed, operator=operator, base=standing, **known))
+        scales, still = (None, None) if moves is None else (moves.scales(starts), moves.still)
+        plan = make_plan(starts, d, bits=bits, seed=seed, operator=operator, base=standing, scales=scales, still=still)
+        return cls(module, plan)
 
     def train(self, mode: bool = True) -> Subspace:
         """As for any module; on a base, layers with running statistics keep to those of the base, in training too."""
@@ -121,13 +131,42 @@ class Subspace(nn.Module):
         """From here on the weights are those of z rounded to integers of so many bits; gradients pass straight through
         (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
         check_options(bits, 0, "hadamard")
-        self.bits = bits
-        for i, (z, part) in enumerate(zip(self.z.detach().split(self.splits), self.plan.parts, strict=True)):
+        steps = []
+        for z, part in zip(self.z.detach().split(self.splits), self.plan.parts, strict=True):
             step = SPREAD[bits] * float(z.square().mean().sqrt())
             if isinstance(part.operator, HadamardBlocks) and part.operator.K:
                 # The frozen constant is an integer A of steps.
                 step = 1 / min(max(1, round(1 / step)), MAX_A) if step > 0 else 1.0
-            self.steps[i] = step or 1.0
+            steps.append(step or 1.0)
+        self.bits, self.steps = bits, steps
+
+    @property
+    def bits(self) -> int:
+        """Of a coordinate; zero before `round`."""
+        return int(self._state[0])
+
+    @bits.setter
+    def bits(self, bits: int) -> None:
+        self._state[0] = bits
+
+    @property
+    def dead(self) -> float:
+        """Coordinates of up to so many steps are rounded to zero."""
+        return float(self._state[1])
+
+    @dead.setter
+    def dead(self, dead: float) -> None:
+        self._state[1] = dead
+
+    @property
+    def steps(self) -> list[float]:
+        """What each part's coordinates are rounded to multiples of."""
+        found: list[float] = self._state[2:].tolist()
+        return found
+
+    @steps.setter
+    def steps(self, steps: Sequence[float]) -> None:
+        self._state[2:] = torch.tensor(steps, dtype=torch.float64, device="cpu")
 
     @property
     def top(self) -> int:
@@ -136,13 +175,8 @@ class Subspace(nn.Module):
 
     def coordinates(self) -> list[Tensor]:
         """Each part's z as integers in units of its step, (d_i,) int64. Needs `round` first."""
-        parts = self.z.detach().split(self.splits)
-        return [self._integers(z, s).long() for z, s in zip(parts, self.steps, strict=True)]
-
-    def _integers(self, z: Tensor, step: float) -> Tensor:
-        q = z / step
-        whole = q.round().clamp(-self.top, self.top)
-        return whole if self.dead <= 0.5 else torch.where(q.abs() <= self.dead, 0.0, whole)
+        parts, bits, dead = self.z.detach().split(self.splits), self.bits, self.dead
+        return [traced.integers(z, bits, dead, s).long() for z, s in zip(parts, self.steps, strict=True)]
 
     def shorten(self, limit: int) -> None:
         """Let coordinates round to zero, the smallest first, as few as bring `coded_bytes` to at most `limit` (all of
@@ -178,19 +212,17 @@ class Subspace(nn.Module):
         return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
 
     def weights(self) -> dict[str, Tensor]:
-        """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z."""
+        """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z. From `round` on
+        they are those that `record` packs, bit for bit."""
         found: dict[str, Tensor] = {}
-        for z, node, step in zip(self.z.split(self.splits), self._nodes, self.steps, strict=True):
-            part, rounded = node.part, self._integers(z.detach(), step).mul_(step) if self.bits else z.detach()
-            if torch.compiler.is_compiling():
-                cut = _cut(part, traced.weights(z, rounded, node.key, part.operator.D))
-            else:
-                cut = _Weights.apply(z, rounded, node)
-            for spec, w in zip(part.specs, cut, strict=True):
-                if spec.dtype == "C64":
-                    w = torch.view_as_complex(w.view(*spec.shape, 2))
+        for node, cut in zip(self._nodes, self._cuts(), strict=True):
+            for spec, w in zip(node.part.specs, cut, strict=True):
+                if spec.dtype == "C64":  # no view: rows may begin at an odd place
+                    w = torch.complex(*w.view(*spec.shape, 2).unbind(-1))
                 dtype = self._dtypes[spec.name]
                 found[spec.name] = w if w.dtype == dtype else w.to(dtype)
+        for name, start in self._wide.items():
+            found[name] = found[name] + start.to(found[name].device)
         for name, assembly in self.plan.assemblies.items():
             found[name] = self._assembled(assembly, found)
         tied = {
@@ -210,30 +242,72 @@ class Subspace(nn.Module):
             return torch.view_as_complex(whole.view(*spec.shape, 2))
         return whole.view(spec.shape).to(spec.torch_dtype)
 
+    def _cuts(self) -> Iterator[tuple[Tensor, ...]]:
+        """Each part's tensors."""
+        parts = zip(self.z.split(self.splits), self._nodes, strict=True)
+        if torch.compiler.is_compiling():
+            for i, (z, node) in enumerate(parts):
+                yield _cut(node.part, traced.weights(z, self._state, node.key, i, node.part.operator.D))
+        else:
+            bits, dead, *steps = self._state.tolist()
+            for (z, node), step in zip(parts, steps, strict=True):
+                yield _Weights.apply(z, node, int(bits), dead, step)
+
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
         """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
-        losses that use more of it than `forward`. Call `backward` inside or outside."""
-        with self._holding(self.weights()) as module:
+        losses that use more of it than `forward`. Call `backward` inside or outside; inside, where layers are
+        checkpointed. Raises SubcompressError where the block gives the module other parameters."""
+        with self.holding(self.weights()) as module:
             yield module
 
     @contextmanager
-    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The user's own module with these weights, of those that `weights` gives, as its parameters. Raises
+        SubcompressError where the block gives the module other parameters."""
+        self._let_go()
         before = [(owner, leaf, owner._buffers.pop(leaf)) for owner, leaf in self._places.values()]
+        given = [weights.get(name, b) for name, (_, _, b) in zip(self._places, before, strict=True)]
+        replaced = []
         try:
-            for (name, (owner, leaf)), (_, _, tensor) in zip(self._places.items(), before, strict=True):
-                owner._parameters[leaf] = weights.get(name, tensor)  # type: ignore[assignment]
+            for (owner, leaf, _), w in zip(before, given, strict=True):
+                owner._parameters[leaf] = w  # type: ignore[assignment]
             yield self.module
         finally:
-            for owner, leaf, tensor in before:
-                del owner._parameters[leaf]
+            for i, (owner, leaf, tensor) in enumerate(before):
+                if owner._parameters.pop(leaf, None) is not given[i]:
+                    replaced.append(list(self._places)[i])
                 owner._buffers[leaf] = tensor
+        if replaced:
+            raise SubcompressError(
+                f"a forward pass reads parameters and keeps them; {replaced[0]} is given another one, which would not "
+                "train: compute what is needed from it, or use torch.nn.utils.parametrize"
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward under the weights of z."""
         weights = self.weights()
-        with self._holding(weights) as module:
-            return module(*args, **kwargs)
+        with self.holding(weights) as module:
+            outputs = module(*args, **kwargs)
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            for output in tree_leaves(outputs):
+                if isinstance(output, Tensor) and output.requires_grad and not output.is_leaf:
+                    output.register_hook(partial(self._hold_again, weights))
+        return outputs
+
+    def _hold_again(self, weights: Mapping[str, Tensor], _: Tensor) -> None:
+        """Hold the weights while a backward pass lasts: checkpointed layers run once more in there."""
+        owner, leaf = next(iter(self._places.values()))
+        if leaf in owner._buffers:
+            again = self.holding(weights)
+            again.__enter__()
+            self._again = again
+            torch.autograd.Variable._execution_engine.queue_callback(self._let_go)
+
+    def _let_go(self) -> None:
+        if self._again is not None:
+            again, self._again = self._again, None
+            again.__exit__(None, None, None)
 
     def record(self, facts: Facts | None = None, test_accuracy: float | None = None) -> Record:
         """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer, running
@@ -313,44 +387,134 @@ class Subspace(nn.Module):
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` and `settings` gave."""
-        for name, tensor in self.moving().items():
-            tensor.copy_(tensors[name])
-        self.bits, self.steps = int(settings["bits"]), [float(s) for s in settings["steps"]]
-        self.dead = float(settings["dead"])
+        restore(self.module, self.moving(), tensors)
+        self.bits, self.steps, self.dead = settings["bits"], settings["steps"], settings["dead"]
 
     def get_extra_state(self) -> Tensor:
         """`settings` as a tensor, in the state dict: a trainer that keeps and loads it, as torch's and transformers'
         do, goes on with what was rounded."""
-        return torch.tensor([self.bits, self.dead, *self.steps], dtype=torch.float64)
+        return self._state.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Go on from what `get_extra_state` gave."""
-        bits, self.dead, *self.steps = state.tolist()
-        self.bits = int(bits)
+        self._state.copy_(state)
 
     def moving(self) -> dict[str, Tensor]:
-        """What training changes: z, and the buffers of the network; for checkpoints."""
+        """What training changes: z, and the buffers and the extra state of the network; for checkpoints."""
+        return {"z": self.z.detach()} | self._buffers_now() | extra_states(self.module)
+
+    def _buffers_now(self) -> dict[str, Tensor]:
         buffers = dict(self.module.named_buffers())
-        return {"z": self.z.detach()} | {name: buffers[name] for name in self._buffer_names}
+        return {name: buffers[name] for name in self._buffer_names}
 
 
 class _Weights(torch.autograd.Function):
-    """z -> every tensor of a part, of its rounded values, scaled and cut in one pass over the weights, forwards and
-    backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through the
-    rounding."""
+    """z -> every tensor of a part, rounded where that has begun, scaled and cut in one pass over the weights, forwards
+    and backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through
+    the rounding."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rounded: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
-        ctx.node = node
-        return _cut(node.part, node.write(rounded))
+    def forward(z: Tensor, node: traced.Node, bits: int, dead: float, step: float) -> tuple[Tensor, ...]:
+        # .data: each with a version of its own, so that a module may change one in place under no_grad.
+        return tuple(w.data for w in _cut(node.part, node.write(z, bits, dead, step)))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        node, flat = ctx.node, [g.reshape(-1) for g in grads]
-        if torch.is_grad_enabled():  # differentiated once more
-            scaled = [g * scale for g, scale in zip(flat, node.part.scales, strict=True)]
-            return rmatvec(torch.cat(scaled), node.part.operator), None, None
-        return node.adjoint(flat), None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.node = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _adjoint(ctx.node, grads), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, z: Tensor, *_: None) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _each(_Weights, info, in_dims, args)
+
+
+class _Linear(torch.autograd.Function):
+    """z -> what every tensor of a part changes by, to first order."""
+
+    @staticmethod
+    def forward(z: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
+        return _shaped(node.part, node.linear(z))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.node = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _adjoint(ctx.node, grads), None
+
+    @staticmethod
+    def jvp(ctx: Any, z: Tensor, _: None) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _each(_Linear, info, in_dims, args)
+
+
+class _Adjoint(torch.autograd.Function):
+    """Gradients of every tensor of a part -> that of z."""
+
+    @staticmethod
+    def forward(node: traced.Node, *grads: Tensor) -> Tensor:
+        return node.adjoint([g.reshape(-1) for g in grads])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.node = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, z: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_Linear.apply(z, ctx.node))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *grads: Tensor) -> Tensor:
+        found: Tensor = _Adjoint.apply(ctx.node, *grads)
+        return found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        found, _ = _each(_Adjoint, info, in_dims, args)
+        return found[0], 0
+
+
+def _adjoint(node: traced.Node, grads: Sequence[Tensor]) -> Tensor:
+    """The gradient in z; with one of its own where it will be differentiated, or is one of many."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        found: Tensor = _Adjoint.apply(node, *grads)
+        return found
+    return node.adjoint([g.reshape(-1) for g in grads])
+
+
+def _each(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The function of one after the other of a batch: the products take one vector at a time."""
+    outputs = []
+    for i in range(info.batch_size):
+        one = function.apply(*(x if at is None else x.select(at, i) for x, at in zip(args, in_dims, strict=True)))
+        outputs.append((one,) if isinstance(one, Tensor) else one)
+    stacked = tuple(torch.stack(tensors) for tensors in zip(*outputs, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _wide_starts(plan: Plan) -> dict[str, Tensor]:
+    """Starts of float64 tensors that are tensors too: the format adds these in float64, the base's as they are."""
+    found: dict[str, Tensor] = {}
+    for part in plan.parts:
+        for spec, start in zip(part.specs, part.starts, strict=True):
+            if spec.dtype == "F64" and isinstance(start, Tensor):
+                found[spec.name] = start.double().reshape(spec.shape)
+    return found
 
 
 def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
@@ -363,16 +527,11 @@ def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
 
 def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
     """Each tensor of a part, complex ones as pairs."""
-    cut = zip(flat.split(part.sizes), part.specs, strict=True)
-    return tuple(w.view(spec.shape) if spec.reals == spec.size else w for w, spec in cut)
+    return _shaped(part, flat.split(part.sizes))
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {reason}") from e
+def _shaped(part: Part, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(w.view(s.shape) if s.reals == s.size else w for w, s in zip(rows, part.specs, strict=True))
 
 
 def _forget_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:

@@ -19,6 +19,7 @@ from subcompress.data.held import Held, Tree, leaves
 from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
+from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS
 from subcompress.seeds import seed_everything
 from subcompress.tasks import Task, evaluate
@@ -93,12 +94,14 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`."""
+    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent:
+    coordinates that never had a gradient other than zero, not counted for a network trained in all of its weights."""
 
     value: float
     curve: tuple[float, ...]
     seconds: float
     stopped: bool = False
+    silent: int = 0
 
 
 class Trainee(Protocol):
@@ -130,9 +133,9 @@ class Direct:
         return None
 
     def moving(self) -> dict[str, Tensor]:
-        """All weights and buffers."""
+        """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)}
+        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""
@@ -140,8 +143,7 @@ class Direct:
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` gave."""
-        for name, tensor in self.moving().items():
-            tensor.copy_(tensors[name])
+        restore(self.module, self.moving(), tensors)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those that are not frozen."""
@@ -234,6 +236,8 @@ class _Run:
         self.judge = _Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
         self.step, self.before = 0, 0.0
+        z = getattr(trainee, "z", None)
+        self.heard = None if z is None else torch.zeros_like(z, dtype=torch.bool)
 
     def run(
         self,
@@ -257,12 +261,16 @@ class _Run:
                 Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
             )
             if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
-                return Outcome(self.curve[-1], tuple(self.curve), seconds, True)
+                return self._outcome(seconds, True)
             if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
                 checkpoint.save(*self._state(seconds))
                 saved = time.perf_counter()
         self.judge.verdict(self.step)
-        return Outcome(self.curve[-1], tuple(self.curve), self.before + time.perf_counter() - began)
+        return self._outcome(self.before + time.perf_counter() - began)
+
+    def _outcome(self, seconds: float, stopped: bool = False) -> Outcome:
+        silent = 0 if self.heard is None else int((~self.heard).sum())
+        return Outcome(self.curve[-1], tuple(self.curve), seconds, stopped, silent)
 
     def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
         drawn = seed_everything(self.recipe.seed, epoch)
@@ -277,21 +285,28 @@ class _Run:
                     quantise()
                 if self.data.augment is not None:
                     batch = (self._augmented(batch[0], drawn), batch[1])
-                with self.trainee.materialised() as module, self.recipe.autocast(self.device):
-                    loss = self.task.loss_of(module, batch)
-                self._check_first(loss, batch)
-                self.optimiser.zero_grad()
-                price = self.trainee.coded_bits() if self.recipe.rate else None
-                (loss if price is None else loss + self.recipe.rate * price).backward()
-                self.optimiser.step()
-                self.schedule.step()
-                self.step += 1
-                self.judge.see(loss.detach(), self.step)
+                self._step(batch)
             self.trainee.eval()
             with self.trainee.materialised() as module:
                 self.curve.append(evaluate(module, self.data.validation, self.task))
         except DeadRunError as e:
             raise _explained(e, batch) from e
+
+    def _step(self, batch: tuple[Tree, Tree]) -> None:
+        with self.trainee.materialised() as module:
+            with self.recipe.autocast(self.device):
+                loss = self.task.loss_of(module, batch)
+            self._check_first(loss, batch)
+            self.optimiser.zero_grad()
+            price = self.trainee.coded_bits() if self.recipe.rate else None
+            # While the module holds the weights: checkpointed layers run once more in here.
+            (loss if price is None else loss + self.recipe.rate * price).backward()
+        if self.heard is not None and (g := self.parameters[0].grad) is not None:
+            self.heard.logical_or_(g)
+        self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        self.judge.see(loss.detach(), self.step)
 
     def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
         assert self.data.augment is not None
@@ -323,6 +338,8 @@ class _Run:
         for i, p in enumerate(self.parameters):
             for name, value in self.optimiser.state[p].items():
                 tensors[f"optimiser.{i}.{name}"] = value
+        if self.heard is not None:
+            tensors["heard"] = self.heard
         group = self.optimiser.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
@@ -348,6 +365,8 @@ class _Run:
                 self.optimiser.state[self.parameters[int(i)]][key] = (
                     t if key == "step" and not fused else t.to(self.device)
                 )
+        heard = tensors.get("heard")  # a checkpoint of before has none
+        self.heard = None if heard is None else heard.to(self.device)
         group = self.optimiser.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]

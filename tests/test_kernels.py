@@ -250,10 +250,10 @@ def test_under_torch_compile_all_is_one_graph_for_every_subspace(space):
 
 def test_a_graph_does_not_run_on_another_subspace(space):
     node = space._nodes[0]
-    rounded = torch.zeros(60)
-    assert len(traced.weights(rounded, rounded, node.key, 1)) == node.part.operator.D
+    z, state = torch.zeros(60), space.get_extra_state()
+    assert len(traced.weights(z, state, node.key, 0, 1)) == node.part.operator.D
     with pytest.raises(SubcompressError, match=r"^a graph of a Subspace runs in the process that made it"):
-        traced.weights(rounded, rounded, node.key ^ 1, 1)
+        traced.weights(z, state, node.key ^ 1, 0, 1)
 
 
 def test_gradients_of_negated_views(space):

@@ -232,13 +232,20 @@ def _write_tags(w: Writer, record: Record) -> None:
             body.varint(1 + 2 * len(record.groups))
             body.varint(entry.index)
         elif isinstance(entry, Coded):
-            body.varint(1 + 2 * entry.group + (entry.start != 0))
-            if entry.start != 0:
-                body.float32(entry.start)
+            start = _constant(entry)
+            body.varint(1 + 2 * entry.group + (start != 0))
+            if start != 0:
+                body.float32(start)
     _write_scales(body, record)
     packed.deflated(bytes(body.data))
     w.varint(1 + (len(packed.data) < len(body.data)))
     w.raw(bytes(min(body.data, packed.data, key=len)))
+
+
+def _constant(entry: Coded) -> float:
+    """The one value that a tensor starts at, where no rules are needed."""
+    assert isinstance(entry.start, float), "rules say other starts"
+    return entry.start
 
 
 def _write_scales(w: Writer, record: Record) -> None:
@@ -358,12 +365,13 @@ def _write_palette(w: Writer, record: Record) -> None:
             kind.varint(entry.index)
         elif isinstance(entry, Kept):
             kind.varint(2 + 2 * G)
-        elif entry.based:
+        elif isinstance(entry, Coded) and entry.based:
             kind.varint(3 + 2 * G + entry.group)
-        else:
-            kind.varint(1 + 2 * entry.group + (entry.start != 0))
-            if entry.start != 0:
-                kind.float32(entry.start)
+        elif isinstance(entry, Coded):
+            start = _constant(entry)
+            kind.varint(1 + 2 * entry.group + (start != 0))
+            if start != 0:
+                kind.float32(start)
         if isinstance(entry, Coded):
             kind.raw(struct.pack("<f", entry.scale)[2:])
         chosen.varint(kinds.setdefault(bytes(kind.data), len(kinds)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -89,6 +89,13 @@ class HadamardBlocks(ExactOperator):
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
         d, log2_m, K, A = numbers
         return cls(D, d, seed, log2_m, K, A, group)
+
+    def with_constant(self, A: int) -> HadamardBlocks:
+        """The same with its frozen slots at A; tables that do not depend on it are shared."""
+        found = replace(self, A=A)
+        shared = ("columns", "_grid", "_kept")
+        found.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
+        return found
 
     @property
     def m(self) -> int:

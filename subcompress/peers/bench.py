@@ -21,9 +21,10 @@ from subcompress.files import write_bytes
 from subcompress.fitter import BASED_LR, BASELINE_LR, copied
 from subcompress.plan import make_plan
 from subcompress.record import Record
+from subcompress.seeds import seed_everything
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task, evaluate
-from subcompress.training import DeadRunError, Direct, Listener, Recipe, Trainee, seed_everything, train
+from subcompress.training import DeadRunError, Direct, Listener, Recipe, Trainee, train
 
 
 @dataclass(frozen=True)
