@@ -34,6 +34,9 @@ Collate = Callable[[list[Any]], Any]
 
 MOST_WORKERS = 256
 
+UNSENT = (pickle.PicklingError, AttributeError, TypeError)
+"""What pickle raises for a data set that cannot be sent to a process."""
+
 
 class DataError(SubcompressError):
     """A data set raised, or its examples do not stack."""
@@ -232,6 +235,24 @@ def _drawing(seed: int, k: int) -> Iterator[None]:
 
 def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
     """All batches in their order, read ahead by that many processes, which end with this generator."""
+    iterator = None
+    try:
+        iterator = _begun(todo, workers)
+        for _ in range(len(todo)):
+            yield next(iterator)
+    except (RuntimeError, OSError, EOFError, *UNSENT) as e:
+        raise DataError(
+            f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
+            "0 to read them in this one"
+        ) from e
+    finally:
+        try:
+            _end(iterator)
+        except RuntimeError:  # torch's handler tells of a process that died, wherever we are
+            _end(iterator)
+
+
+def _begun(todo: _Batches, workers: int) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # more workers than processors are the user's choice
         loader: DataLoader[Any] = DataLoader(
@@ -242,18 +263,13 @@ def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
             worker_init_fn=_begin_worker,
             generator=torch.Generator().manual_seed(0),  # else it draws from the training's
         )
-    iterator = None
-    try:
-        iterator = iter(loader)
-        for _ in range(len(todo)):
-            yield next(iterator)
-    except (RuntimeError, OSError, AttributeError, TypeError) as e:  # the last two: what cannot be sent to a process
-        raise DataError(
-            f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
-            "0 to read them in this one"
-        ) from e
-    finally:
-        getattr(iterator, "_shutdown_workers", lambda: None)()
+        return iter(loader)
+
+
+def _end(iterator: Any) -> None:
+    """End the processes of an iterator now, not when it is collected."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
 
 
 def _as_it_is(item: Any) -> Any:
