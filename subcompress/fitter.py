@@ -25,6 +25,7 @@ from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.layout import Layout, raw_bytes
+from subcompress.metrics import identity
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, estimate_cost
@@ -161,6 +162,7 @@ class Fitter:
                 continue  # the seed starts it, or the base has it
             root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
+        code += identity(self.task.metric)
         named = {} if self.base is None else {"base": self.base.reference.where}
         return {
             **asdict(s),

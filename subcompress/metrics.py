@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeGuard
@@ -38,6 +39,19 @@ class Accumulating(Protocol):
 def accumulates(metric: Any) -> TypeGuard[Accumulating]:
     """Whether a metric has the three methods."""
     return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
+
+
+def identity(metric: Any) -> str:
+    """What tells a metric that accumulates from another one of its name: its settings, and the code of the user's."""
+    if not accumulates(metric):
+        return ""
+    kind: Any = type(metric)
+    settings = {k: v for k, v in vars(metric).items() if k[0] != "_" and isinstance(v, (str, int, float, type(None)))}
+    try:
+        code = "" if kind.__module__.startswith("torchmetrics.") else inspect.getsource(kind)
+    except (OSError, TypeError):
+        code = ""
+    return f"{kind.__qualname__}{sorted(settings.items())}{code}"
 
 
 class NotOneNumberError(SubcompressError):
@@ -87,29 +101,24 @@ class Whole:
     not join, and before they take more than `MOST_BYTES`.
     """
 
-    def __init__(
-        self, f: Callable[[Any, Any], Any], name: str, examples: int, order: Tensor | None = None, most: int = 0
-    ) -> None:
+    def __init__(self, f: Callable[[Any, Any], Any], name: str, examples: int, order: Tensor | None = None) -> None:
         self.f, self.name, self.examples = f, name, examples
         self.order = None if order is None or bool((order.diff() == 1).all()) else order
-        self.most = most or MOST_BYTES
         self.parts: list[tuple[Any, Any]] = []
         self.bytes = self.seen = 0
 
     def see(self, outputs: Any, y: Tree, n: int) -> None:
         """One batch."""
-        try:
-            kept = _zipped(lambda t: t[0].detach().cpu(), [outputs]), _zipped(lambda t: t[0].detach().cpu(), [y])
-        except (TypeError, ValueError):
-            kept = outputs, y
-        self.bytes += sum(t.nbytes for t in leaves(kept))
+        self.parts.append((_kept(outputs), _kept(y)))
+        self.bytes += sum(t.nbytes for t in leaves(self.parts[-1]))
         self.seen += n
-        if (whole := self.bytes * self.examples // self.seen) > self.most:
+        # In an order of its own the longest come first, and tell little of the rest.
+        whole = self.bytes if self.order is not None else self.bytes * self.examples // self.seen
+        if whole > MOST_BYTES:
             raise SubcompressError(
-                f"{self.name} is called once with the outputs of all examples, of {self.most / 2**30:.3g} GiB at most; "
-                f"those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
+                f"{self.name} is called once with the outputs of all examples, of {MOST_BYTES / 2**30:.3g} GiB at "
+                f"most; those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
             )
-        self.parts.append(kept)
 
     def result(self) -> float:
         """What the one call gives."""
@@ -170,6 +179,14 @@ class Accumulated:
         """What it computes."""
         with torch.no_grad():
             return _number(_called(self.name, self.metric.compute), self.name)
+
+
+def _kept(x: Any) -> Any:
+    """A copy on the CPU: what is a view would keep all that it is a view of."""
+    try:
+        return _zipped(lambda t: t[0].detach().to("cpu", copy=True), [x])
+    except (TypeError, ValueError):
+        return x  # a kind of container that is not made as usual
 
 
 def _called(name: str, f: Callable[..., Any], *given: Any) -> Any:

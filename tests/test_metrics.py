@@ -323,6 +323,15 @@ def test_a_metric_that_one_batch_is_too_little_for_is_tried_on_the_split(regress
         first_look(line, Split(regression.x, torch.zeros(N, 1)), Task.of("bce", auc))
 
 
+def test_metrics_of_one_name_and_other_settings_are_told_apart():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    a, b = (torchmetrics.FBetaScore(task="binary", beta=beta) for beta in (0.5, 2.0))
+    assert metrics.identity(a) != metrics.identity(b)
+    assert metrics.identity(a) == metrics.identity(torchmetrics.FBetaScore(task="binary", beta=0.5))
+    assert metrics.identity(Counting()) != metrics.identity(Sizes())
+    assert metrics.identity(correlation) == ""  # its code is known otherwise
+
+
 def test_a_run_is_known_by_its_metric(regression, tmp_path):
     pytest.importorskip("torchmetrics")
     data = Data(*[Split(*regression[:64])] * 3)
