@@ -22,6 +22,7 @@ from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.facts import Facts
 from subcompress.layout import Layout
+from subcompress.metrics import TORCHMETRICS, accumulates
 from subcompress.seeds import seed_everything
 from subcompress_cli import texts
 from subcompress_models import MODELS
@@ -85,7 +86,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
         if not isinstance(found, (tuple, list)) or len(found) != 3:
             raise SubcompressError(
                 f"a data factory returns (train, validation, test); {name} returned {_kind(found)}: return three "
-                f"datasets"
+                f"datasets or DataLoaders"
             )
         return Data(*found)
 
@@ -104,10 +105,12 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def function_of(name: str | None, option: str, known: dict[str, Any]) -> Any:
-    """A name that the library knows, or the user's function."""
-    if name is None or ":" not in name:
+    """A name that the library knows, or the user's function, or their metric that accumulates."""
+    if name is None or ":" not in name or (option == "--metric" and name.startswith(TORCHMETRICS)):
         return name
     f = load_object(name, option)
+    if option == "--metric" and accumulates(f):
+        return f
     if not callable(f):
         raise SubcompressError(f"{option} takes a function; {name} is {_kind(f)}: name a function")
     try:

@@ -31,8 +31,8 @@ def data_options(**kwargs: Any) -> Decorator:
     """--data NAME and --data-dir DIR."""
     known = ", ".join(DATA)
     text = (
-        f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test) datasets of (x, y); or "
-        f"{texts.DATA}, with columns text and label, for a network of transformers."
+        f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test), datasets of (x, y) or "
+        f"DataLoaders; or {texts.DATA}, with columns text and label, for a network of transformers."
     )
 
     def all_of(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,8 @@ def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
     f = click.option(
         "--metric",
         metavar="NAME",
-        help=f"{metrics}; or file.py:f, f(outputs, y) -> float.  [default: goes with the loss]",
+        help=f"{metrics}; torchmetrics:NAME,option=value; or file.py:f, f(outputs, y) -> float of a whole split, or an "
+        "object with update, compute and reset.  [default: goes with the loss]",
     )(f)
     return click.option(
         "--loss",
@@ -77,6 +78,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
         click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
+        click.option("--workers", type=int, metavar="N", help="Processes that read data not in memory.  [default: 0]"),
         click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),
         click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
         click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),

@@ -25,6 +25,7 @@ from subcompress.data.splits import batches, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.layout import Layout, raw_bytes
+from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
 from subcompress.observing import Build
 from subcompress.operators import OPERATORS, HadamardBlocks
@@ -198,6 +199,7 @@ class Fitter:
                 continue  # the seed starts it, or the base has it
             root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
+        code += identity(self.task.metric)
         named = {} if self.base is None else {"base": self.base.reference.where}
         return {
             **asdict(s),

@@ -61,6 +61,7 @@ def fit(
     precision: str = "fp32",
     threads: int | None = None,
     device: str = "cpu",
+    workers: int | None = None,
     restart: bool = False,
     origin: dict[str, Any] | None = None,
     listener: Listener | None = None,
@@ -86,6 +87,9 @@ def fit(
     what shortens a file with d = D, where every weight has a coordinate of its own.
     optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
     precision: bf16 trains with products in bfloat16, faster where the processor has them; weights stay exact.
+    workers: processes that read examples ahead, where data sets are not in memory; the file does not depend on it.
+    metric: a name, also of torchmetrics (`torchmetrics:AUROC,task=binary`), f(outputs, y) of a whole split, or an
+    object with update(outputs, y), compute() and reset().
     origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
@@ -94,11 +98,12 @@ def fit(
     and died again.
     """
     listener = listener or Listener()
-    data = _brought(data)
+    data = _brought(data, workers)
     model, build = built(model, seed)
     for line in data.notes:
         listener.note(line)
     task = Task.of(loss, metric, minimise)
+    data = task.taken(data)
     goal = Goal.of(
         task,
         d=d,
@@ -161,12 +166,12 @@ def fit(
 __all__ = ["Fit", "fit"]
 
 
-def _brought(data: Any) -> Data:
+def _brought(data: Any, workers: int | None) -> Data:
     """The data, where they are what `fit` takes."""
     if isinstance(data, (tuple, list)) and len(data) == 3:
-        return Data(*data)
+        data = Data(*data)
     if not isinstance(data, Data):
         raise SubcompressError(
             f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
         )
-    return data
+    return data if workers is None else replace(data, workers=workers)

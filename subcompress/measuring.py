@@ -47,6 +47,7 @@ def measure_dimension(
     precision: str = "fp32",
     threads: int | None = None,
     device: str = "cpu",
+    workers: int | None = None,
     names: tuple[str, str] = ("", ""),
     restart: bool = False,
     listener: Listener | None = None,
@@ -75,6 +76,7 @@ def measure_dimension(
     if shuffle == "labels":
         data, on = replace(data, validation=data.train), "training"
     task = Task.of(loss, metric, minimise)
+    data = task.taken(data if workers is None else replace(data, workers=workers))
     settings = Settings(
         8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser, precision=precision
     )

@@ -7,51 +7,82 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from subcompress.data import Data
-from subcompress.data.held import Held
+from subcompress.data.held import Held, Tree
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.leaves import changed, check_constraints, check_leaves, plain_leaves
+from subcompress.metrics import NotOneNumberError
 from subcompress.subspace import Subspace
-from subcompress.tasks import Task
+from subcompress.targets import counts
+from subcompress.tasks import EXAMPLES, IGNORED, Task, evaluate
 from subcompress.training import Recipe
 
 _STEPS = 3
 
 
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
-    """Raise SubcompressError where a batch of each split does not go through the model, the loss and the metric."""
+    """Raise SubcompressError where a batch of each split, as large as later ones, does not go through the model and the
+    loss or the metric. A metric that one batch is too little for is tried on the whole split."""
+    module.eval()
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        n = 2 if name == "train" else 1  # norms over a batch need two
+        order, n = split.swept(EXAMPLES) if isinstance(split, Held) else (torch.arange(size(split)), EXAMPLES)
+        first = order[: batch_size if name == "train" else n]
         try:
-            batch = next(batches(split, min(n, size(split)), device))
+            batch = next(batches(split, len(first), device, first, seed=0))
         except DataError as e:
             raise SubcompressError(f"the {name} split cannot be read: {e}") from e
-        module.eval()
-        try:
+        what = "the model or the loss" if name == "train" else "the model or the metric"
+        with _going_through(name, what):
             if task.loss_name == "cross-entropy":
                 with torch.no_grad():
                     _check_labels(name, split, batch[1], call(module, batch[0]))
-            if math.isnan(task.measure(module, batch)) and task.metric is not None:
-                raise SubcompressError(
-                    f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
-                    "trained: look at it, or at the model"
-                )
-        except SubcompressError:
+            if name == "train":
+                task.judged(module, batch)
+            else:
+                _check_metric(module, split, batch, task, name)
+
+
+def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:
+    """Raise SubcompressError where the metric is no number, of a batch or else of the split."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of one class only
+            if not math.isnan(task.measure(module, batch)) or task.metric is None:
+                return
+    except NotOneNumberError:
+        raise
+    except SubcompressError:
+        if task.metric is None:
             raise
-        except Exception as e:
-            if memory_ran_out(e):
-                raise
-            what = "the model, the loss or the metric" if name == "train" else "the model or the metric"
-            raise SubcompressError(
-                f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
-            ) from e
+    if math.isnan(evaluate(module, split, task)):
+        raise SubcompressError(
+            f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
+            "trained: look at it, or at the model"
+        )
+
+
+@contextmanager
+def _going_through(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except SubcompressError:
+        raise
+    except Exception as e:
+        if memory_ran_out(e):
+            raise
+        raise SubcompressError(
+            f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
+        ) from e
 
 
 def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> None:
@@ -73,17 +104,17 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
             subspace.eval()
             weights = subspace.weights()
             with subspace.holding(weights) as module:
-                task.measure(module, batch)
+                task.judged(module, batch)
             check_constraints(in_training, changed(before, weights))
 
 
 def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
     """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss)."""
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or y.is_floating_point():
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or not counts(y):
         return
-    y = split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y
+    y = (split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y).long()
     classes = outputs.shape[1]
-    wrong = ((y < 0) & (y != -100)) | (y >= classes)
+    wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
         value = int(y[wrong].reshape(-1)[0])
         raise SubcompressError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,23 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from subcompress.data.held import Held, Tree
-from subcompress.data.splits import batches, call, size
-from subcompress.errors import SubcompressError, memory_ran_out
+from subcompress.data.splits import Data, batches, call, size
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.metrics import (
+    TORCHMETRICS,
+    Accumulated,
+    Accumulating,
+    Mean,
+    Meter,
+    Whole,
+    accumulates,
+    of_torchmetrics,
+)
+from subcompress.targets import as_classes, as_values, counts, taken
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
-Metric = Callable[[Any, Any], "float | Tensor"]
+Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
+"""f(outputs, y) of a whole split, or an object with update(outputs, y), compute() and reset()."""
 
 
 def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
@@ -29,9 +40,11 @@ def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
 
 
 def _alike(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N)."""
+    """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N); (N, 1) of the one and (N,) of the
+    other mean the same."""
 
     def checked(outputs: Tensor, y: Tensor) -> Tensor:
+        y = as_values(outputs, y)
         if outputs.shape != y.shape:
             raise SubcompressError(
                 f"outputs and y have one shape; given {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
@@ -45,35 +58,49 @@ def _alike(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
 _mse, _l1 = _alike(functional.mse_loss), _alike(functional.l1_loss)
 
 
+def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, as_classes(outputs, y))
+
+
 def _accuracy(outputs: Tensor, y: Tensor) -> Tensor:
-    return (outputs.argmax(1) == y).double().mean()
+    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is."""
+    probabilities = isinstance(y, Tensor) and y.is_floating_point() and y.shape == outputs.shape
+    return (outputs.argmax(1) == (y.argmax(1) if probabilities else as_classes(outputs, y))).double().mean()
 
 
-def _binary_accuracy(outputs: Tensor, y: Tensor) -> Tensor:
-    return ((outputs > 0) == (y > 0.5)).double().mean()
+_binary_accuracy = _alike(lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
 
 
 LOSSES: dict[str, tuple[Loss, str]] = {
-    "cross-entropy": (_of_outputs(functional.cross_entropy), "accuracy"),
+    "cross-entropy": (_of_outputs(_cross_entropy), "accuracy"),
     "mse": (_of_outputs(_mse), "mse"),
     "l1": (_of_outputs(_l1), "l1"),
     "bce": (_of_outputs(_alike(functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
 }
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
-METRICS: dict[str, tuple[Metric | None, bool]] = {
+EXAMPLES = 1_000
+"""Of a batch in an evaluation."""
+
+IGNORED = -100
+"""The label that cross-entropy leaves out."""
+
+METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "accuracy": (_accuracy, False),
     "binary-accuracy": (_binary_accuracy, False),
     "mse": (_mse, True),
     "l1": (_l1, True),
     "loss": (None, True),
 }
-"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better."""
+"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples."""
+
+_MEANS = [f for f, _ in METRICS.values()]
 
 
 @dataclass(frozen=True)
 class Task:
-    """loss(module, (x, y)) -> scalar; metric(outputs, y) -> float, or None for the loss; minimise: less is better."""
+    """loss(module, (x, y)) -> scalar; metric(outputs, y) -> float, or one that accumulates, or None for the loss;
+    minimise: less is better."""
 
     loss: Loss
     metric: Metric | None
@@ -83,19 +110,31 @@ class Task:
 
     @classmethod
     def of(cls, loss: str | Loss = "cross-entropy", metric: str | Metric | None = None, minimise: bool = False) -> Task:
-        """A task from names or functions. Without a metric, the one that goes with the loss; a loss of the user's
-        own is its own metric. Raises SubcompressError for unknown names."""
+        """A task from names, functions or metrics that accumulate. Without a metric, the one that goes with the loss;
+        a loss of the user's own is its own metric. Where a metric of torchmetrics says that less is better, it is.
+        Raises SubcompressError for unknown names."""
         if isinstance(loss, str) and loss not in LOSSES:
             raise SubcompressError(f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them")
-        if isinstance(metric, str) and metric not in METRICS:
-            raise SubcompressError(f"--metric is one of {', '.join(METRICS)} or file.py:f; {metric!r} is none of them")
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
+        if isinstance(metric, str) and metric.startswith(TORCHMETRICS):
+            g: Any = of_torchmetrics(metric)
+            return cls(f, g, name, metric, minimise or _less(g))
         if metric is None or isinstance(metric, str):
             metric_name = metric or usual
+            if metric_name not in METRICS:
+                raise SubcompressError(
+                    f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
+                    "them"
+                )
             g, less = METRICS[metric_name]
             return cls(f, g, name, metric_name, minimise or less)
-        return cls(f, metric, name, _name(metric), minimise)
+        g = _made(metric)
+        return cls(f, g, name, _name(g), minimise or _less(g))
+
+    def taken(self, data: Data) -> Data:
+        """The data with labels in memory as this task's loss takes them."""
+        return taken(data, self.loss_name)
 
     @property
     def is_accuracy(self) -> bool:
@@ -120,31 +159,52 @@ class Task:
             if memory_ran_out(e):
                 raise
             mode = "training" if module.training else "evaluation"
-            words = " ".join(str(e).split())[:300]
             raise SubcompressError(
-                f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {words}"
+                f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {one_line(e)}"
             ) from e
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
             raise SubcompressError(f"a loss is a scalar tensor; {self.loss_name} gave a {given}: take its mean or sum")
         return loss
 
-    def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
-        """The metric of one batch, for a module in evaluation mode."""
+    def judged(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
+        """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
         if self.metric is None:
             with torch.enable_grad():  # losses through derivatives of the inputs need it
-                return float(self.loss_of(module, batch).detach())
+                return self.loss_of(module, batch).detach()
         with torch.no_grad():
-            outputs = call(module, batch[0])
-            try:
-                return float(self.metric(outputs, batch[1]))
-            except SubcompressError:
-                raise
-            except Exception as e:
-                if memory_ran_out(e):
-                    raise
-                words = " ".join(str(e).split())[:300]
-                raise SubcompressError(f"the metric ({self.metric_name}) raises {type(e).__name__}: {words}") from e
+            return call(module, batch[0])
+
+    def meter(self, examples: int, order: Tensor | None = None) -> Meter:
+        """For one evaluation of so many examples, that come in that order."""
+        if self.metric is None:
+            return Mean(lambda loss, y: loss, self.metric_name, self._weight)
+        if accumulates(self.metric):
+            return Accumulated(self.metric, self.metric_name)
+        f = cast("Callable[[Any, Any], Any]", self.metric)
+        if f in _MEANS:
+            return Mean(f, self.metric_name, shares=self.is_accuracy)
+        return Whole(f, self.metric_name, examples, order)
+
+    def _weight(self, y: Any, n: int) -> float:
+        """What the loss of a batch counts for: cross-entropy is a mean over the labels that it does not leave out."""
+        if self.loss_name != "cross-entropy" or not isinstance(y, Tensor) or not counts(y) or not y.numel():
+            return n
+        return n * float((y.long() != IGNORED).double().mean())
+
+    def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
+        """The metric of one batch, for a module in evaluation mode."""
+        meter = self.meter(1)
+        meter.see(self.judged(module, batch), batch[1], 1)
+        return meter.result()
+
+    def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:
+        """The metric on the validation split of the best answer that does not depend on the input; None where that
+        cannot be known. outputs: of one batch, by which the shape of the answer is known; else it comes from y."""
+        from subcompress.constant import best_constant, constantly
+
+        values = best_constant(self, train, validation, outputs)
+        return None if values is None else constantly(self, values, validation)
 
     def guess(self, split: Dataset[Any]) -> float | None:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
@@ -156,21 +216,22 @@ class Task:
         return guessing_loss(y) or None  # one class: nothing to guess
 
 
-def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = 1000) -> float:
-    """The metric of a module in evaluation mode, its mean over the examples of a split."""
+def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES) -> float:
+    """The metric of a split, for a module that is put into evaluation mode.
+
+    Means over examples are added up batch by batch; any other metric is called once, with the outputs and y of the
+    whole split, or accumulates. Raises SubcompressError where the metric raises, or is not one number.
+    """
     module.eval()
     device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
-    sums = []
     order, batch_size = split.swept(batch_size) if isinstance(split, Held) else (None, batch_size)
+    meter = task.meter(size(split), order)
     left = size(split)
-    for batch in batches(split, batch_size, device, order):
-        n = min(batch_size, left)
+    for batch in batches(split, batch_size, device, order, seed=0):
+        n = min(batch_size, left)  # of examples: y may have a row for each of their nodes
         left -= n
-        sums.append(task.measure(module, batch) * n)
-    total = math.fsum(sums)
-    if task.is_accuracy and math.isfinite(total) and abs(total - round(total)) < 1e-6 * max(1.0, total):
-        total = round(total)  # a count
-    return total / size(split)
+        meter.see(task.judged(module, batch), batch[1], n)
+    return meter.result()
 
 
 def accuracy_of(module: nn.Module, split: Dataset[Any]) -> float:
@@ -182,6 +243,24 @@ def guessing_loss(y: Tensor) -> float:
     """Entropy of the labels in nats: the cross-entropy of the best constant answer."""
     p = torch.bincount(y).double() / len(y)
     return float(-torch.special.xlogy(p, p).sum())
+
+
+def _less(metric: Any) -> bool:
+    """Whether a metric says that less is better, as those of torchmetrics do."""
+    return getattr(metric, "higher_is_better", None) is False
+
+
+def _made(metric: Any) -> Any:
+    """The metric itself, also where its class is given. Raises SubcompressError where that needs arguments."""
+    if not (isinstance(metric, type) and accumulates(cast(Any, metric))):
+        return metric
+    try:
+        return metric()
+    except Exception as e:
+        raise SubcompressError(
+            f"a metric that accumulates is an object; {metric.__name__} is a class that does not do without arguments: "
+            f"{one_line(e)}"
+        ) from e
 
 
 def _name(f: Any) -> str:

@@ -174,7 +174,7 @@ def test_losses(folder, code, words):
 
 def test_a_metric_that_is_no_number(folder):
     (folder / "bad.py").write_text("def f(outputs, y): return float('nan')")
-    assert "a metric is a number; f gives nan on the train split" in mistake(*options(metric="bad.py:f"))
+    assert "a metric is a number; f gives nan on the validation split" in mistake(*options(metric="bad.py:f"))
 
 
 def test_a_model_that_raises_only_while_it_is_trained(folder):

@@ -33,6 +33,23 @@ def leaves(x: Tree) -> Iterator[Tensor]:
             yield from leaves(v)
 
 
+def finite(t: Tensor) -> bool:
+    """Whether no value is nan or inf."""
+    return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
+
+
+def placed(x: Tree, device: torch.device | str) -> Tree:
+    """x on the device: every tensor in it, and any other object that has a method `to`."""
+    if isinstance(x, dict):
+        return {k: placed(v, device) for k, v in x.items()}
+    if isinstance(x, (tuple, list)):
+        return tuple(placed(v, device) for v in x)
+    if not callable(move := getattr(x, "to", None)):
+        return x
+    moved = move(device)
+    return x if moved is None else moved  # some objects move in place
+
+
 class Held(Dataset[Any]):
     """A data set in memory, which gives the batch of several indices at once."""
 

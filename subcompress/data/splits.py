@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from subcompress.data.held import Held, Tree, leaves, tree_map
+from subcompress.data.held import Held, Tree, finite, leaves, placed, tree_map
 from subcompress.data.ragged import gathered
-from subcompress.errors import SubcompressError
+from subcompress.data.reading import MOST_WORKERS, Collate, DataError, OnDemand, of_loader, on_demand, own_collate, read
+from subcompress.errors import SubcompressError, one_line
 from subcompress.facts import Facts, Input
 from subcompress.layout import Layout
 
@@ -43,9 +45,16 @@ class Data:
     """train, validation and test, map-style data sets of (x, y), and what a receiver must know to prepare an input.
 
     Whatever is not in memory already (`Split`, `Ragged`, `TensorDataset`) is asked for its examples one by one, every
-    epoch; but for texts, dicts with 1-D `input_ids`, which are read once and padded batch by batch (`Ragged`).
+    epoch; but for texts, dicts with 1-D `input_ids`, which are read once and padded batch by batch (`Ragged`). Of a
+    torch DataLoader its data set, its collate and its number of workers are taken; batch size and order are ours.
     augment: f(x, generator) -> x, a random change of a training batch's inputs (subcompress.data.augment).
     notes: what a person should know of how the data were read, a line each.
+    collate: f(list of examples) -> (x, y), for graphs and examples of different lengths, where x may be any object that
+    `forward` takes as its one argument; by default what the data set has as its attribute `collate`.
+    workers: processes that read examples ahead, for what is not in memory; by default those of the DataLoader, else 0.
+    The results do not depend on it.
+
+    Raises SubcompressError for splits that cannot be learned from.
     """
 
     train: Dataset[Any]
@@ -54,10 +63,15 @@ class Data:
     facts: Facts = Facts()
     augment: Callable[[Tree, torch.Generator], Tree] | None = None
     notes: tuple[str, ...] = ()
+    collate: Collate | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise SubcompressError(f"--workers is between 0 and {MOST_WORKERS}; given {self.workers}")
         for name in ("train", "validation", "test"):
-            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+            split = _prepared(name, getattr(self, name), self.collate, self.workers)
+            object.__setattr__(self, name, split)
         if not (self.facts.input_shape or self.facts.inputs):
             object.__setattr__(self, "facts", _with_inputs(self.facts, self.train))
 
@@ -65,7 +79,7 @@ class Data:
         """A few characters that differ where the data in memory do; of other data, their sizes."""
         root = hashlib.sha256(getattr(self.augment, "__name__", "").encode())
         for split in (self.train, self.validation, self.test):
-            root.update(f"{size(split)};".encode())
+            root.update(f"{size(split)};{collate_name(split)}".encode())
             for t in split.tensors() if isinstance(split, Held) else ():
                 root.update(f"{t.dtype}{tuple(t.shape)}".encode())
                 root.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -85,32 +99,36 @@ def moved(split: Dataset[Any], device: torch.device) -> Dataset[Any]:
 
 
 def batches(
-    split: Dataset[Any], batch_size: int, device: torch.device | str = "cpu", order: Tensor | None = None
+    split: Dataset[Any],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    order: Tensor | None = None,
+    seed: int | None = None,
 ) -> Iterator[tuple[Tree, Tree]]:
-    """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left."""
+    """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left.
+
+    seed: of what a data set that is not in memory draws; by default the last one that torch was given. Raises
+    SubcompressError where the data set raises, and for numbers that are not finite.
+    """
     order = torch.arange(size(split)) if order is None else order
+    if isinstance(split, Held):
+        found = _held(split, batch_size, order)
+    else:
+        found = read(on_demand(split), batch_size, order, torch.initial_seed() if seed is None else seed)
+    with closing(found):
+        for x, y in found:
+            yield placed(x, device), placed(y, device)
+
+
+def _held(split: Held, batch_size: int, order: Tensor) -> Generator[tuple[Tree, Tree], None, None]:
     for i in order.split(batch_size):
         try:
-            pair = split[i] if isinstance(split, Held) else default_collate([split[int(k)] for k in i])
+            pair = split[i]
         except SubcompressError:
             raise
         except Exception as e:
-            raise DataError(
-                f"a data set raises, or its examples do not stack: {type(e).__name__}: {' '.join(str(e).split())}"
-            ) from e
-        if not isinstance(split, Held) and not all(finite(t) for t in leaves(pair)):
-            raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
-        x, y = pair
-        yield tree_map(lambda t: t.to(device), x), tree_map(lambda t: t.to(device), y)
-
-
-def finite(t: Tensor) -> bool:
-    """Whether no value is nan or inf."""
-    return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
-
-
-class DataError(SubcompressError):
-    """A data set raised, or its examples do not stack."""
+            raise DataError(f"a data set raises: {type(e).__name__}: {one_line(e)}") from e
+        yield pair
 
 
 def call(module: nn.Module, x: Tree) -> Any:
@@ -135,10 +153,49 @@ def normalised(images: Tensor, labels: Tensor, facts: Facts) -> Split:
     return Split((images.float() / 255 - mean) / std, labels.long())
 
 
-def _checked(name: str, split: Any) -> Dataset[Any]:
+def collate_name(split: Dataset[Any]) -> str:
+    """What makes its batches, empty where that is torch's own."""
+    collate = split.collate if isinstance(split, OnDemand) else None
+    return "" if collate is None else getattr(collate, "__qualname__", type(collate).__qualname__)
+
+
+def _prepared(name: str, split: Any, collate: Collate | None, workers: int | None) -> Dataset[Any]:
     """The split, in memory where it can be. Raises SubcompressError for what cannot be learned from."""
-    if isinstance(split, TensorDataset) and len(split.tensors) == 2:
-        split = Split(*split.tensors)
+    if isinstance(split, DataLoader):
+        split = of_loader(name, split)
+    collate = collate or (split.collate if isinstance(split, OnDemand) else own_collate(split))
+    if collate is None:
+        split = _in_memory(name, split)
+    else:
+        _check_length(name, split)
+        _first(name, split)
+    if isinstance(split, Held) and collate is None:
+        return split
+    if collate is None and not workers and not isinstance(split, OnDemand):
+        return cast("Dataset[Any]", split)
+    return on_demand(split, collate, workers)
+
+
+def _in_memory(name: str, split: Any) -> Dataset[Any]:
+    """The split, checked, as a `Split` or `Ragged` where it is tensors or texts."""
+    inner = split.examples if isinstance(split, OnDemand) else split
+    if isinstance(inner, TensorDataset) and len(inner.tensors) == 2:
+        split = Split(*inner.tensors)
+    _check_length(name, split)
+    if isinstance(split, Split):
+        _check_tensors(name, split)
+        return split
+    item = _first(name, split)
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise SubcompressError(
+            f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
+        )
+    if not isinstance(split, Held) and _is_text(item[0]):
+        return _gathered(name, inner)
+    return cast("Dataset[Any]", split)
+
+
+def _check_length(name: str, split: Any) -> None:
     if isinstance(split, IterableDataset) or not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
         raise SubcompressError(
             f"a split is a map-style torch Dataset, with a length and (x, y) items; the {name} split is "
@@ -146,27 +203,22 @@ def _checked(name: str, split: Any) -> Dataset[Any]:
         )
     if len(split) == 0:
         raise SubcompressError(f"every split holds examples; the {name} split is empty: give it some")
-    if isinstance(split, Split):
-        if {len(t) for t in leaves((split.x, split.y))} != {len(split)}:
-            raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: cut them alike")
-        for t in leaves((split.x, split.y)):
-            if (t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all()):
-                at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
-                raise SubcompressError(
-                    f"examples are finite numbers; example {at} of the {name} split is not: clean it"
-                )
-    else:
-        try:
-            item = split[0]
-        except Exception as e:
-            raise SubcompressError(f"the {name} split's first example raises {type(e).__name__}: {e}") from e
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise SubcompressError(
-                f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
-            )
-        if not isinstance(split, Held) and _is_text(item[0]):
-            return _gathered(name, split)
-    return cast("Dataset[Any]", split)
+
+
+def _check_tensors(name: str, split: Split) -> None:
+    if {len(t) for t in leaves((split.x, split.y))} != {len(split)}:
+        raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: cut them alike")
+    for t in leaves((split.x, split.y)):
+        if not finite(t):
+            at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
+            raise SubcompressError(f"examples are finite numbers; example {at} of the {name} split is not: clean it")
+
+
+def _first(name: str, split: Any) -> Any:
+    try:
+        return split[0]
+    except Exception as e:
+        raise SubcompressError(f"the {name} split's first example raises {type(e).__name__}: {e}") from e
 
 
 def _is_text(x: Any) -> bool:
@@ -183,7 +235,9 @@ def _gathered(name: str, split: Any) -> Dataset[Any]:
 
 def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
     """The shapes and dtypes of one example's inputs, so that a receiver can export a graph."""
-    x, _ = next(batches(train, 1))
+    if isinstance(train, OnDemand) and train.collate is not None:
+        return facts  # what a collate makes of one example tells little of others
+    x, _ = next(batches(train, 1, order=torch.arange(1)))
     named = x if isinstance(x, dict) else {str(i): t for i, t in enumerate(x)} if isinstance(x, tuple) else {"": x}
     try:
         layout = Layout.of(named)
@@ -196,3 +250,17 @@ def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
     shapes = [(0, *t.shape[2:]) if t.name in varying else t.shape[1:] for t in layout]
     inputs = (Input(t.name if names else "", t.dtype, shape) for t, shape in zip(layout, shapes, strict=True))
     return replace(facts, inputs=tuple(inputs))
+
+
+__all__ = [
+    "Data",
+    "DataError",
+    "Split",
+    "batches",
+    "call",
+    "finite",
+    "main_output",
+    "moved",
+    "normalised",
+    "size",
+]

@@ -1,0 +1,282 @@
+"""Data sets that are asked for their examples one by one: how a batch is made of them, and in which processes."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import signal
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+    default_convert,
+    get_worker_info,
+)
+
+from subcompress.data.held import Tree, finite, leaves
+from subcompress.errors import SubcompressError, one_line
+
+Collate = Callable[[list[Any]], Any]
+"""f(examples) -> (x, y), one batch. x: a tensor, a tuple or dict of them, or any object that `forward` takes."""
+
+MOST_WORKERS = 256
+
+UNSENT = (pickle.PicklingError, AttributeError, TypeError)
+"""What pickle raises for a data set that cannot be sent to a process."""
+
+
+class DataError(SubcompressError):
+    """A data set raised, or its examples do not stack."""
+
+
+class OnDemand(Dataset[Any]):
+    """Examples that are read when they are needed, in `workers` processes beside this one, or in this one for 0.
+
+    collate: f(list of examples) -> (x, y); None stacks tensors and numbers as torch's DataLoader does.
+    """
+
+    def __init__(self, examples: Dataset[Any], collate: Collate | None = None, workers: int = 0) -> None:
+        self.examples, self.collate, self.workers = examples, collate, workers
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.examples))
+
+    def __getitem__(self, i: int) -> Any:
+        return self.examples[i]
+
+    def batch(self, indices: list[int]) -> tuple[Tree, Tree]:
+        """(x, y) of these examples. Raises DataError where the data set or its collate raises, SubcompressError for
+        numbers that are not finite."""
+        try:
+            items = [self.examples[i] for i in indices]
+            found = default_collate(items) if self.collate is None else None
+        except SubcompressError:
+            raise
+        except Exception as e:
+            raise DataError(
+                f"a data set raises, or its examples do not stack: {type(e).__name__}: {one_line(e)}"
+            ) from e
+        pair = _pair(found if self.collate is None else self._collated(items))
+        if not all(finite(t) for t in leaves(pair)):
+            raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
+        return pair
+
+    def _collated(self, items: list[Any]) -> Any:
+        assert self.collate is not None
+        try:
+            return self.collate(items)
+        except SubcompressError:
+            raise
+        except Exception as e:
+            name = getattr(self.collate, "__name__", type(self.collate).__name__)
+            raise DataError(
+                f"collate takes a list of examples and returns (x, y); {name} raises {type(e).__name__}: {one_line(e)}"
+            ) from e
+
+
+def on_demand(split: Dataset[Any], collate: Collate | None = None, workers: int | None = None) -> OnDemand:
+    """The split with that collate and as many workers, by default its own."""
+    if isinstance(split, OnDemand):
+        return OnDemand(split.examples, collate or split.collate, split.workers if workers is None else workers)
+    return OnDemand(split, collate or own_collate(split), workers or 0)
+
+
+def own_collate(split: Any) -> Collate | None:
+    """The attribute `collate` of a data set, or of the one that it is a part of."""
+    while split is not None:
+        if callable(found := getattr(split, "collate", None)):
+            return cast(Collate, found)
+        split = getattr(split, "dataset", None)
+    return None
+
+
+def of_loader(name: str, loader: DataLoader[Any]) -> Dataset[Any]:
+    """The examples of a DataLoader, with its collate and its number of workers; batch size and order are ours.
+
+    Raises SubcompressError for one that streams, and for one whose sampler leaves out examples in a way of its own.
+    """
+    examples: Any = loader.dataset
+    if isinstance(examples, IterableDataset) or not _measurable(examples):
+        raise SubcompressError(
+            f"a DataLoader is taken for its data set, which has a length and items; the {name} split's streams "
+            f"({type(examples).__name__}), perhaps without an end: give a map-style data set"
+        )
+    if loader.batch_sampler is None:
+        raise SubcompressError(
+            f"a DataLoader is taken for its examples; the {name} split's has batch_size=None, so that its items are "
+            "batches: give a data set of examples"
+        )
+    examples = _sampled(name, examples, getattr(loader.batch_sampler, "sampler", loader.sampler))
+    plain = loader.collate_fn in (default_collate, default_convert)
+    if plain and not loader.num_workers:
+        return cast("Dataset[Any]", examples)
+    return OnDemand(examples, own_collate(examples) if plain else loader.collate_fn, loader.num_workers)
+
+
+def _measurable(examples: Any) -> bool:
+    try:
+        return len(examples) >= 0 and hasattr(examples, "__getitem__")
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def _sampled(name: str, examples: Any, sampler: Any) -> Any:
+    """The examples that a sampler goes through."""
+    if isinstance(sampler, (SequentialSampler, RandomSampler)):
+        return examples
+    if (indices := getattr(sampler, "indices", None)) is not None:
+        return Subset(examples, [int(i) for i in indices])
+    raise SubcompressError(
+        f"the order of the examples is ours, each once an epoch; the {name} split's DataLoader draws them with "
+        f"{type(sampler).__name__}: give its data set, or a torch Subset of it"
+    )
+
+
+def _pair(found: Any) -> tuple[Tree, Tree]:
+    """x and y of a batch; a batch of PyTorch Geometric holds its y."""
+    if not isinstance(found, (tuple, list)) and hasattr(found, "y") and hasattr(found, "to"):
+        found = found, found.y
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, (tuple, list)) else type(found).__name__
+        raise DataError(f"a batch is a pair (x, y); collate returns {kind}: return two things")
+    x, y = found
+    return dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x, y
+
+
+def read(split: OnDemand, batch_size: int, order: Tensor, seed: int) -> Generator[tuple[Tree, Tree], None, None]:
+    """(x, y) of `batch_size` examples at a time, in that order.
+
+    What the data set draws depends on the seed and on the number of the batch, not on the processes, and leaves the
+    caller's random states as they were. Raises SubcompressError as `OnDemand.batch` does, also from another process.
+    """
+    todo = _Batches(split, order.split(batch_size), seed)
+    found = _prefetched(todo, min(split.workers, len(todo))) if split.workers else todo.each()
+    try:
+        for item in found:
+            if isinstance(item, _Failure):
+                raise (DataError if item.of_data else SubcompressError)(item.text)
+            yield item
+    finally:
+        found.close()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A SubcompressError on its way from another process."""
+
+    text: str
+    of_data: bool
+
+
+class _Batches(Dataset[Any]):
+    """Batch k of a pass, or how it failed."""
+
+    def __init__(self, split: OnDemand, parts: tuple[Tensor, ...], seed: int) -> None:
+        self.split, self.parts, self.seed = split, parts, seed
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, k: int) -> tuple[Tree, Tree] | _Failure:
+        try:
+            with _drawing(self.seed, k):
+                found = self.split.batch(self.parts[k].tolist())
+            if (worker := get_worker_info()) is not None and k < worker.num_workers:
+                _check_sent(found)
+            return found
+        except SubcompressError as e:
+            return _Failure(str(e), isinstance(e, DataError))
+
+    def each(self) -> Generator[Any, None, None]:
+        """All of them, read in this process."""
+        for k in range(len(self)):
+            yield self[k]
+
+
+def _check_sent(found: Any) -> None:
+    """Raise DataError for a batch that cannot be sent to another process: the queue would wait for it for ever."""
+    try:
+        pickle.dumps(found)
+    except Exception as e:
+        raise DataError(
+            f"a batch is sent from the process that read it; this one cannot be: {type(e).__name__}: {one_line(e)}: "
+            "give --workers 0"
+        ) from e
+
+
+@contextmanager
+def _drawing(seed: int, k: int) -> Iterator[None]:
+    """Random numbers of torch (on the CPU), numpy and random that depend on these two alone."""
+    mixed = int(np.random.SeedSequence([seed & ((1 << 64) - 1), k]).generate_state(1, np.uint64)[0])
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.default_generator.manual_seed(mixed & ((1 << 63) - 1))
+        np.random.seed(mixed & 0xFFFFFFFF)
+        random.seed(mixed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
+    """All batches in their order, read ahead by that many processes, which end with this generator."""
+    iterator = None
+    try:
+        iterator = _begun(todo, workers)
+        for _ in range(len(todo)):
+            yield next(iterator)
+    except (RuntimeError, OSError, EOFError, *UNSENT) as e:
+        raise DataError(
+            f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
+            "0 to read them in this one"
+        ) from e
+    finally:
+        try:
+            _end(iterator)
+        except RuntimeError:  # torch's handler tells of a process that died, wherever we are
+            _end(iterator)
+
+
+def _begun(todo: _Batches, workers: int) -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # more workers than processors are the user's choice
+        loader: DataLoader[Any] = DataLoader(
+            todo,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator().manual_seed(0),  # else it draws from the training's
+        )
+        return iter(loader)
+
+
+def _end(iterator: Any) -> None:
+    """End the processes of an iterator now, not when it is collected."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _begin_worker(number: int) -> None:
+    """Signals are for the process that waits for the batches: it ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
