@@ -45,7 +45,7 @@ class Trained:
     data: tuple[Batch, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """make_net(): the network, its start drawn from torch's generator; load(): its data.
 

@@ -19,7 +19,7 @@ AHEAD = 8
 class Koopman(nn.Module):
     """The state now, (N, 2) -> the states now and at the next steps, (N, 1 + AHEAD, 2)."""
 
-    def __init__(self, latent: int = 24, width: int = 48) -> None:
+    def __init__(self, latent: int = 32, width: int = 80) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, latent))
         self.K = nn.Parameter(torch.eye(latent))
@@ -52,4 +52,4 @@ def load() -> Splits:
 
 make_net = Koopman
 
-FAMILY = Family("koopman", make_net, load, d=300, epochs=15, loss="mse", metric=mse, minimize=True)
+FAMILY = Family("koopman", make_net, load, d=500, epochs=25, loss="mse", metric=mse, minimize=True)
