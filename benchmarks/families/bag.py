@@ -48,4 +48,4 @@ def check(trained: Trained) -> list[str]:
 
 make_net = Bag
 
-FAMILY = Family("bag", make_net, load, d=100, epochs=20, metric=accuracy, check=check)
+FAMILY = Family("bag", make_net, load, d=200, epochs=20, metric=accuracy, check=check)

@@ -1,4 +1,4 @@
-"""A denoising diffusion model (Ho et al. 2020, arXiv:2006.11239): an MLP that predicts the noise in a digit.
+"""A denoising diffusion model (Ho et al. 2020, arXiv:2006.11239): a network that predicts the noise in a digit.
 
 Here because its loss draws noise in every batch, and its target has no best constant answer to be told from.
 """
@@ -18,28 +18,41 @@ LEVELS = 100
 """Levels of noise."""
 
 
-class Denoiser(nn.Module):
-    """Noisy images, (N, 64), and their levels, (N,) -> the noise, (N, 64). The level shifts two residual layers."""
+class Block(nn.Module):
+    """x + convolutions of x that the time shifts in between, (N, C, 8, 8)."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.first, self.last = nn.Linear(64, width), nn.Linear(width, 64)
-        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.first, self.last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.norm, self.time = nn.GroupNorm(4, channels), nn.Linear(16, channels)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.first(functional.silu(x)) + self.time(time)[:, :, None, None]
+        return x + self.last(functional.silu(self.norm(h)))
+
+
+class Denoiser(nn.Module):
+    """Noisy images, (N, 1, 8, 8), and their levels, (N,) -> the noise, (N, 1, 8, 8)."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(16, 16), nn.SiLU())
+        self.first, self.last = nn.Conv2d(1, channels, 3, padding=1), nn.Conv2d(channels, 1, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(channels) for _ in range(2)])
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        angle = level.unsqueeze(1) * torch.exp(-math.log(1000) * torch.arange(16, device=x.device) / 16)
-        time = self.time(torch.cat([angle.sin(), angle.cos()], 1))
-        h = self.first(x)
-        for layer in self.layers:
-            h = h + layer(functional.silu(h + time))
+        angle = level.unsqueeze(1) * torch.exp(-math.log(1000) * torch.arange(8, device=x.device) / 8)
+        time, h = self.time(torch.cat([angle.sin(), angle.cos()], 1)), self.first(x)
+        for block in self.blocks:
+            h = block(h, time)
         return self.last(functional.silu(h))
 
 
 def load() -> Splits:
     """The digits in [-1, 1], as inputs and as targets."""
     x, _ = pixels()
-    return cut(2 * x - 1, 2 * x - 1, 1200, 300)
+    x = (2 * x - 1).view(-1, 1, 8, 8)
+    return cut(x, x, 1200, 300)
 
 
 def noise_error(model: nn.Module, batch: Batch) -> Tensor:
@@ -48,10 +61,10 @@ def noise_error(model: nn.Module, batch: Batch) -> Tensor:
     drawn = None if model.training else torch.Generator().manual_seed(0)
     level = torch.randint(LEVELS, (len(x),), generator=drawn)
     noise = torch.randn(x.shape, generator=drawn)
-    kept = torch.cos(math.pi / 2 * (level + 1) / (LEVELS + 1)).square().unsqueeze(1)  # cosine schedule
+    kept = torch.cos(math.pi / 2 * (level + 1) / (LEVELS + 1)).square().view(-1, 1, 1, 1)  # cosine
     return functional.mse_loss(model(kept.sqrt() * x + (1 - kept).sqrt() * noise, level.float()), noise)
 
 
 make_net = Denoiser
 
-FAMILY = Family("denoiser", make_net, load, d=1500, epochs=40, loss=noise_error, minimize=True)
+FAMILY = Family("denoiser", make_net, load, d=800, epochs=20, loss=noise_error, minimize=True)
