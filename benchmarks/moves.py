@@ -225,8 +225,9 @@ def held(path: Path) -> dict[Run, float]:
 def note(path: Path, run: Run, value: float, seconds: float) -> None:
     """One more line."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.exists() and not path.read_text().endswith("\n")  # by an interruption
     with path.open("a") as file:
-        file.write(json.dumps(asdict(run) | {"value": value, "seconds": round(seconds, 1)}) + "\n")
+        file.write("\n" * cut + json.dumps(asdict(run) | {"value": value, "seconds": round(seconds, 1)}) + "\n")
 
 
 # The table
@@ -284,7 +285,8 @@ def work(options: argparse.Namespace, families: Mapping[str, Family]) -> None:
         print(f"{words}: {value:.4g}", flush=True)
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="", help="names, separated by commas; all by default")
     parser.add_argument("--rules", default=",".join(RULES))
@@ -295,7 +297,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/moves.jsonl"), help="the file of finished runs")
     parser.add_argument("--table", action="store_true", help="print the medians of the runs that are there")
     parser.add_argument("-o", "--output", type=Path, help="write the table there, moves.md")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parsed()
     torch.set_num_threads(1)
     if not options.table:
         return work(options, networks(options.mnist))
