@@ -15,7 +15,7 @@ from torch.nn import functional
 from families.data import cut
 from families.family import Batch, Family, Splits
 
-WORDS, LENGTH, MASK = 10, 24, 10
+WORDS, LENGTH, MASK = 10, 16, 10
 """Words of the language, words of a sentence, and the number of the mask."""
 
 
@@ -65,4 +65,4 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 make_net = MaskedLM
 
-FAMILY = Family("masked_lm", make_net, load, d=960, epochs=16, batch_size=64, loss=loss, metric=masked_accuracy)
+FAMILY = Family("masked_lm", make_net, load, d=960, epochs=14, batch_size=64, loss=loss, metric=masked_accuracy)

@@ -5,7 +5,9 @@ Here because a fine-tune in a subspace of all weights died at every step size, w
 
 from __future__ import annotations
 
+import atexit
 import random
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -21,8 +23,6 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GOOD, BAD = ("good", "great", "fine", "bright"), ("bad", "awful", "dull", "poor")
 WORDS = ("a", "the", "film", "is", *GOOD, *BAD, "story", "plot", "cast", "very", "not")
 NUMBERS = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def config() -> Any:
@@ -40,11 +40,12 @@ def base() -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    _KEPT.append(tempfile.TemporaryDirectory(prefix="tiny-bert-"))
+    folder = Path(tempfile.mkdtemp(prefix="tiny-bert-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BertForSequenceClassification(config()).save_pretrained(_KEPT[-1].name)
-    return Path(_KEPT[-1].name)
+        BertForSequenceClassification(config()).save_pretrained(folder)
+    return folder
 
 
 def make_net() -> nn.Module:
