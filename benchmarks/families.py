@@ -7,7 +7,7 @@ after direct training (Adam with one cycle of the step, the best of a few larges
 `subcompress.fit` with the same epochs, bytes of the whole file, and whether the goal of the family is met. Without a
 goal of its own, that is 90 % of direct training, or at most twice its error. Each file is packed, loaded into a fresh
 network and measured again in one call on the whole split, which must give what the fit reported. For one family an
-error is the goal. --cases: more families, files of DIR that each hold a FAMILY. About ten minutes on one core.
+error is the goal. Needs a `fit` that takes a factory. --cases: more families, files of DIR that each hold a FAMILY. About ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -186,9 +186,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
+    families = chosen(options.names, options.cases)
     if not options.json:
         print(HEADER, flush=True)
-    for family in chosen(options.names, options.cases):
+    for family in families:
         for seed in range(options.seeds):
             rows.append(measure(family, seed))
             print(json.dumps(asdict(rows[-1])) if options.json else rows[-1].markdown(), flush=True)

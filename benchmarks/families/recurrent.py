@@ -19,11 +19,12 @@ class Recurrent(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(8, width, batch_first=True)
         self.head = nn.Linear(width, 10)
-        nn.init.xavier_uniform_(self.lstm.weight_ih_l0)
-        nn.init.orthogonal_(self.lstm.weight_hh_l0)
-        nn.init.zeros_(self.lstm.bias_ih_l0)
-        nn.init.zeros_(self.lstm.bias_hh_l0)
-        self.lstm.bias_ih_l0.data[width : 2 * width] = 1.0  # input, forget, cell, output
+        weights = dict(self.lstm.named_parameters())
+        nn.init.xavier_uniform_(weights["weight_ih_l0"])
+        nn.init.orthogonal_(weights["weight_hh_l0"])
+        nn.init.zeros_(weights["bias_ih_l0"])
+        nn.init.zeros_(weights["bias_hh_l0"])
+        weights["bias_ih_l0"].data[width : 2 * width] = 1.0  # input, forget, cell, output
 
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.lstm(x)
