@@ -7,7 +7,8 @@ after direct training (Adam with one cycle of the step, the best of a few larges
 `subcompress.fit` with the same epochs, bytes of the whole file, and whether the goal of the family is met. Without a
 goal of its own, that is 90 % of direct training, or at most twice its error. Each file is packed, loaded into a fresh
 network and measured again in one call on the whole split, which must give what the fit reported. For one family an
-error is the goal. Needs a `fit` that takes a factory. --cases: more families, files of DIR that each hold a FAMILY. About ten minutes on one core.
+error is the goal. The network is given to `fit` as a factory. --cases: more families, files of DIR that each hold a
+FAMILY. About ten minutes on one core.
 """
 
 from __future__ import annotations
