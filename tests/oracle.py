@@ -362,7 +362,7 @@ def read_start(reader: Reader, numbers: set[int]) -> Start:
     if start.number == 4:
         start.a, start.b = struct.unpack("<dd", reader.take(16))
     if start.number in (3, 4):
-        start.p = reader.varint()
+        start.p = reader.varint(2**36)
         need(start.p >= 1, "a table or a ramp has no values")
         need(start.number == 4 or start.p * WIDTHS[start.dtype] <= 2**30, "a table is too large")
         ends = (start.a, start.b, start.a + start.b * start.p)
@@ -401,7 +401,7 @@ def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: boo
 def read_rules(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> list[Rule]:
     """The tensors of kinds 4 and 5, and the rules that make them."""
     rules: list[Rule] = []
-    for _ in range(reader.varint()):
+    for _ in range(reader.varint(len(tensors) + 2**18)):
         rules.append(read_rule(reader, rules, groups, based, len(tensors)))
     if len(rules) == 1:
         packed = reader.take((len(tensors) + 1) // 2)
@@ -412,9 +412,11 @@ def read_rules(reader: Reader, tensors: list[Tensor], groups: list[Group], based
         chosen = [read_code(reader, rules) for _ in tensors]
     for i, (rule, halvings) in enumerate(chosen):
         apply_rule(tensors, i, rule, halvings)
-    mixed = [rule for rule, _ in chosen if rule.tag == 5]
-    need(sum(len(rule.items) for rule in mixed) <= 2**18, "mixed tensors have too many items")
-    need(sum(len(rule.runs) for rule in mixed) <= 2**22, "mixed tensors have too many runs")
+    for mixed in ([rule for rule, _ in chosen], rules):
+        need(sum(len(rule.items) for rule in mixed) <= 2**18, "mixed tensors have too many items")
+        need(sum(len(rule.runs) for rule in mixed) <= 2**22, "mixed tensors have too many runs")
+    used = {id(rule) for rule, _ in chosen} | {id(item) for rule, _ in chosen for item, _ in rule.items}
+    need(len(used) == len(rules), "a rule is used by no tensor")
     return rules
 
 
