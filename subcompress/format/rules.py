@@ -19,6 +19,7 @@ from subcompress.record import (
     LOWEST_SCALE,
     MAX_SCALE_EXPONENT,
     MIN_SCALE_EXPONENT,
+    SMALLEST_START,
     Coded,
     Entry,
     Fixed,
@@ -445,7 +446,10 @@ def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tup
     if kind == _ZERO:
         return 0.0, 0, None
     if kind == _CONSTANT:
-        return r.float32(), 0, None
+        value = r.float32()
+        if not SMALLEST_START <= abs(value) < math.inf:
+            raise r.fail("a constant start is finite, normal and not zero")
+        return value, 0, None
     if kind == _TABLE:
         dtype, period = _read_dtype(r), r.varint("the values of a table", MAX_PERIOD)
         sizes.append(period * DTYPES[dtype].itemsize)
