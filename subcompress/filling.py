@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Filling:
                 continue
             values = self.memory.empty((len(places),), spec.real_dtype)
             self._add(spec, pieces[item], first, values)
-            self._then.append(lambda out=out, places=places, values=values: self.memory.scatter(out, places, values))
+            self._then.append(partial(self.memory.scatter, out, places, values))
 
     def _add(self, spec: TensorSpec, piece: Piece, at: int, out: Any) -> None:
         """Values at .. at + len(out) of a piece."""
@@ -54,7 +55,7 @@ class Filling:
             self._add_start(spec, entry.start, piece.seeded + at, at, out)
             return
         first, segments = piece.row + at, self._segments[entry.group]
-        if entry.plain:
+        if isinstance(entry.start, float) and not entry.based:
             segments.append(Segment(first, out, entry.scale, entry.start))
             return
         values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out

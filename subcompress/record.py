@@ -195,7 +195,8 @@ class Record:
     @cached_property
     def stored_at(self) -> dict[int, int]:
         """The first byte in `stored` of each stored tensor, by its number."""
-        at, found = 0, {}
+        at = 0
+        found: dict[int, int] = {}
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
             if isinstance(entry, Stored):
                 found[i] = at if entry.same is None else found[entry.same]

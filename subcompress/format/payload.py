@@ -232,6 +232,7 @@ def _write_tags(w: Writer, record: Record) -> None:
             body.varint(1 + 2 * len(record.groups))
             body.varint(entry.index)
         elif isinstance(entry, Coded):
+            assert isinstance(entry.start, float), "others are written as rules"
             body.varint(1 + 2 * entry.group + (entry.start != 0))
             if entry.start != 0:
                 body.float32(entry.start)
@@ -358,9 +359,11 @@ def _write_palette(w: Writer, record: Record) -> None:
             kind.varint(entry.index)
         elif isinstance(entry, Kept):
             kind.varint(2 + 2 * G)
-        elif entry.based:
+        elif isinstance(entry, Coded) and entry.based:
             kind.varint(3 + 2 * G + entry.group)
         else:
+            assert isinstance(entry, Coded), "others are written as rules"
+            assert isinstance(entry.start, float), "others are written as rules"
             kind.varint(1 + 2 * entry.group + (entry.start != 0))
             if entry.start != 0:
                 kind.float32(entry.start)

@@ -80,7 +80,8 @@ class _Origin:
 
 
 def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -> dict[str, _Origin]:
-    """Initialiser -> origin, of those that hold a tensor that nodes compute: as it is, a tied one's, or with its axes exchanged."""
+    """Initialiser -> origin, of those that hold a tensor that nodes compute: as it is, a tied one's, or with its axes
+    exchanged."""
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
         first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Same) else spec.name

@@ -40,7 +40,7 @@ def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
 
 
 def repeats(entry: object, spec: TensorSpec) -> bool:
-    """Whether nodes say a tensor shorter than its values do: not a fixed one that is short, or a table as long as it."""
+    """Whether nodes say a tensor shorter than its values do: not a fixed one of few values, or of a table as long."""
     if not isinstance(entry, Fixed):
         return isinstance(entry, (Coded, Mixed))
     length = entry.start.period if isinstance(entry.start, Table) else SHORT

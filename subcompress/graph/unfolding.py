@@ -60,9 +60,7 @@ def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, s
         made = dict(zip(keys, values + _staged(nodes, large), strict=True))
     pieces = Pieces(record, nodes, made)
     return {
-        spec.name: pieces.tensor(i)
-        for i, spec in enumerate(record.layout)
-        if spec.name in wanted and record.pieces[i]
+        spec.name: pieces.tensor(i) for i, spec in enumerate(record.layout) if spec.name in wanted and record.pieces[i]
     }
 
 
