@@ -514,7 +514,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "mixed of nothing": (mixes(b"\5\0\0"), "runs name every item"),
     "mixed of itself": (mixes(b"\5\1\x10\1\0\1"), "an item's rule is at most 15"),
-    "mixed of a later rule": ({**mixes(b"", b"\5\1\x10\1\0\1" + CODED + ZERO), "codes": b"\x10\0"}, "an item's rule is"),
+    "mixed of a later rule": ({**mixes(b"", b"\5\1\x10\1\0\1" + CODED + ZERO), "codes": b"\x10\0"}, "an item's rule"),
     "mixed of a mixed one": (mixes(b"\5\1\0\1\0\1" + b"\5\1\x10\1\0\1", count=3), BEFORE),
     "mixed of a stored one": (mixes(b"\5\1\0\1\0\1", b"\0", stored=deflated(bytes(48)), **NO_GROUPS), BEFORE),
     "mixed of a tied one": (mixes(b"\5\1\0\1\0\1", b"\1\0", **NO_GROUPS), BEFORE),

@@ -99,6 +99,15 @@ def test_a_million_values_of_each_kind_unfold_in_stages():
     assert same(record)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("first", [0.0, -0.0, 1.0])
+@pytest.mark.parametrize("step", [0.0, -0.0, -0.5, -1e-50])
+def test_zeros_of_ramps_have_their_signs(first, step, level):
+    layout = Layout(tuple(TensorSpec(name, dtype, (90,)) for name, dtype in (("a", "F32"), ("b", "F16"), ("c", "F64"))))
+    entries = tuple(Fixed(Ramp(first, step, 64, spec.dtype)) for spec in layout)
+    assert same(with_digest(Record(0, layout, (), entries)), level)
+
+
 class Several(nn.Module):
     """Tensors of each way to be made."""
 
