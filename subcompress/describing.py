@@ -57,7 +57,9 @@ def _constant(values: np.ndarray, dtype: str) -> float | None:
     if len(values) and not (values == values[0]).all():
         return None
     value = _number(values[0], dtype) if len(values) else 0.0
-    return value if value == 0 or (abs(value) >= TINY and float(np.float32(value)) == value) else None
+    if value == 0:
+        return 0.0  # of either sign
+    return value if abs(value) >= TINY and float(np.float32(value)) == value else None
 
 
 def _number(value: np.generic, dtype: str) -> float:

@@ -75,7 +75,7 @@ class Filling:
         elif isinstance(start.center, float):
             self._seeded.append(Segment(seeded, out, start.scale, start.center))
         else:
-            values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out
+            values = out if out.itemsize == 4 else self.memory.empty((n,), "F32")  # its sum is in float32
             center = self.memory.of(chosen_values(start.center, at, n, spec.real_dtype))
             self._seeded.append(Segment(seeded, values, start.scale))
             self._then.append(lambda: self.memory.add_base(out, values, center))

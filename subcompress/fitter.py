@@ -29,14 +29,14 @@ from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
 from subcompress.observing import Build
 from subcompress.operators import OPERATORS, HadamardBlocks
-from subcompress.plan import Plan, check_options, make_plan, moving_weights
+from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import Run
 from subcompress.seeds import seed_everything
-from subcompress.starts import buffer_note, frozen_note, recognize
+from subcompress.starts import buffer_note, frozen_note, moving_weights, recognize
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task, evaluate
 from subcompress.training import (
@@ -135,7 +135,7 @@ class Fitter:
     def plan(self, d: int, seed: int) -> Plan:
         """The plan of d coordinates under that seed."""
         s = self.settings
-        scales = None if self.moves is None else self.moves.scales(self.known)
+        scales = None if self.moves is None else self.moves.scales(self.known, d)
         return make_plan(
             self.known,
             d,

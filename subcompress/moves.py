@@ -2,8 +2,8 @@
 
 theta = start + scale * P z. A tensor that must move far for the loss to fall needs a large scale, whatever the size of
 its start: spectral weights, layer scales and biases that start near zero, a last layer that starts small. A few steps
-of Adam on all weights show it. The scale of a piece is SCALE times the root mean square of its change
-(benchmarks/moves.py compares rules).
+of Adam on all weights show it. The scale of a piece is the root mean square of its change, times a factor of D / d that
+all share (benchmarks/moves.py compares rules).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress.starts import Starts
+from subcompress.starts import Starts, moving_weights
 
-SCALE = 1.0
-"""Of the root mean square change of a piece: its scale."""
+USUAL = 30.0
+"""Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
+coordinate alike, and of the moves of more weights a coordinate less goes where the loss falls: scales grow with the
+fourth root (benchmarks/moves.py)."""
 
 STEPS = 100
 """Steps of direct training at most."""
@@ -66,16 +68,17 @@ class Moves:
     steps: int = 0
     seconds: float = 0.0
 
-    def scales(self, starts: Starts) -> dict[str, tuple[float, ...]]:
-        """The scale of each piece that coordinates act on, for `make_plan`."""
+    def scales(self, starts: Starts, d: int) -> dict[str, tuple[float, ...]]:
+        """The scale of each piece that coordinates act on, for a plan of d coordinates."""
         largest = max((x for sizes in self.sizes.values() for x in sizes), default=0.0)
         if not largest:
             return {}
-        moving = {name for name, start in starts.of(self.still).items() if start.moves}
+        known = starts.of(self.still)
+        factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** 0.25
         return {
-            name: tuple(SCALE * max(x, SMALLEST * largest) for x in sizes)
+            name: tuple(factor * max(x, SMALLEST * largest) for x in sizes)
             for name, sizes in self.sizes.items()
-            if name in moving
+            if known[name].moves
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from subcompress.operators import OPERATORS, HadamardBlocks, Operator
 from subcompress.record import LIMIT, LOWEST_SCALE
 from subcompress.roles import DEFAULT
 from subcompress.rounding import TINY, rounded
-from subcompress.starts import PieceStart, Start, Starts, recognize
+from subcompress.starts import PieceStart, Start, Starts, moving_weights, recognize
 
 SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
 """Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
@@ -159,16 +159,6 @@ def make_plan(
     if not 1 <= d <= D:
         raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
     return _Planner(known.layout, starts, d, D, bits, seed, operator, base, scales).plan()
-
-
-def moving_weights(layout: Layout, starts: Mapping[str, Start]) -> int:
-    """D: real numbers that coordinates act on."""
-    return sum(
-        spec.reals
-        if starts[spec.name].kind == "base"
-        else sum(p.reals for p in starts[spec.name].pieces if not p.fixed)
-        for spec in layout
-    )
 
 
 def guessed_scales(starts: Mapping[str, Start]) -> dict[str, tuple[float, ...]]:

@@ -216,6 +216,7 @@ class Record:
                     f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
                     "lower d, the bits or the number of rows a block"
                 )
+        tables: set[tuple[int, str]] = set()
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
             if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
                 self._check_based(spec, isinstance(entry, Coded))
@@ -226,7 +227,7 @@ class Record:
             elif isinstance(entry, Mixed):
                 _check_mixed(spec, entry)
             for part, _ in pieces_of(spec, entry):
-                _check_piece(spec, part)
+                _check_piece(spec, part, tables)
 
     def _check_based(self, spec: TensorSpec, coded: bool) -> None:
         if self.base is None or spec.name not in self.base:
@@ -239,7 +240,8 @@ class Record:
     def _check_same(self, at: int, spec: TensorSpec, index: int) -> None:
         first = self.entries[index] if 0 <= index < at else None
         kind = Stored if isinstance(self.entries[at], Stored) else Entry
-        if not isinstance(first, kind) or isinstance(first, Same) or getattr(first, "same", None) is not None:
+        again = isinstance(first, Stored) and first.same is not None and kind is Stored
+        if not isinstance(first, kind) or isinstance(first, Same) or again:
             raise SubcompressError(f"a tied tensor is that of an earlier one; {spec} is not: fit again")
         other = self.layout.tensors[index]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
@@ -271,7 +273,8 @@ def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
         raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
 
 
-def _check_piece(spec: TensorSpec, part: Coded | Fixed) -> None:
+def _check_piece(spec: TensorSpec, part: Coded | Fixed, tables: set[tuple[int, str]]) -> None:
+    """tables: what was checked before, which many tensors may share."""
     if spec.dtype not in CODED_DTYPES:
         raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
     if isinstance(part, Coded):
@@ -284,6 +287,8 @@ def _check_piece(spec: TensorSpec, part: Coded | Fixed) -> None:
         normal = SMALLEST_START <= abs(start) < math.inf
         if not (normal or start == 0) or start != np.float32(start):
             raise SubcompressError(f"a constant start is zero or a normal float32; {spec} starts at {start}")
+        if part.start == 0 and math.copysign(1, start) < 0 and isinstance(part, Fixed):
+            raise SubcompressError(f"zero has no sign as a start; {spec} is fixed at -0.0: make it a table")
         return
     if start.dtype != spec.real_dtype or start.period < 1:
         raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
@@ -291,8 +296,10 @@ def _check_piece(spec: TensorSpec, part: Coded | Fixed) -> None:
         ends = (start.first, start.step, start.first + start.step * start.period)
         if not all(math.isfinite(x) and abs(x) < RAMP_LIMIT for x in ends):
             raise SubcompressError(f"a ramp is of numbers below {RAMP_LIMIT:g}; that of {spec} is not: fit again")
-    elif len(start.data) % DTYPES[start.dtype].itemsize or not finite(start.values(0, start.period)):
-        raise SubcompressError(f"coordinates are added to finite values; the table of {spec} holds others: fit again")
+    elif (id(start.data), start.dtype) not in tables:
+        if len(start.data) % DTYPES[start.dtype].itemsize or not finite(start.values(0, start.period)):
+            raise SubcompressError(f"a table holds finite values; that of {spec} holds others: fit again")
+        tables.add((id(start.data), start.dtype))
 
 
 def _check_scale(spec: TensorSpec, scale: float) -> None:

@@ -116,6 +116,16 @@ class Starts:
         return _items(self.of(still)[name].runs, len(self.values[name].first))
 
 
+def moving_weights(layout: Layout, starts: Mapping[str, Start]) -> int:
+    """D: real numbers that coordinates act on."""
+    return sum(
+        spec.reals
+        if starts[spec.name].kind == "base"
+        else sum(p.reals for p in starts[spec.name].pieces if not p.fixed)
+        for spec in layout
+    )
+
+
 def recognize(
     module: nn.Module,
     structured: str = "random",

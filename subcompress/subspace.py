@@ -114,7 +114,7 @@ class Subspace(nn.Module):
             standing = stand_on(open_base(base, base_name), module, tuple(new))
             module = standing.loaded(copied(module))
         starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
-        scales, still = (None, None) if moves is None else (moves.scales(starts), moves.still)
+        scales, still = (None, None) if moves is None else (moves.scales(starts, d), moves.still)
         plan = make_plan(starts, d, bits=bits, seed=seed, operator=operator, base=standing, scales=scales, still=still)
         return cls(module, plan)
 

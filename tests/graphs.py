@@ -11,6 +11,7 @@ from onnx import helper
 
 from subcompress.graph.checking import weights_only
 from subcompress.graph.nodes import DOMAIN, Nodes, short_names
+from subcompress.graph.pieces import is_wide
 from subcompress.graph.tracing import IR_VERSION, OPSET
 from subcompress.graph.unfolding import unfold
 from subcompress.record import Record
@@ -34,10 +35,14 @@ def computed(path: Path, record: Record) -> dict[str, np.ndarray]:
 
 
 def bare(record: Record) -> tuple[onnx.ModelProto, list[str]]:
-    """A graph that gives the record's coded tensors, flat, as float32; and their names, in that order."""
+    """A graph that gives the record's coded, fixed and mixed tensors, flat; and their names, in that order."""
     nodes = Nodes(short_names(()))
     outputs = unfold(record, nodes, [spec.name for spec in record.layout])
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs.values()]
+    kinds = {
+        spec.name: onnx.TensorProto.DOUBLE if is_wide(spec, own) else onnx.TensorProto.FLOAT
+        for spec, own in zip(record.layout, record.pieces, strict=True)
+    }
+    values = [helper.make_tensor_value_info(name, kinds[key], None) for key, name in outputs.items()]
     graph = helper.make_graph(nodes.nodes, "g", [], values, nodes.constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=nodes.functions, ir_version=IR_VERSION)

@@ -12,7 +12,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from records import GOLDEN, based_record, lenet_record, mixed_record, rounded_record, single_record, tied_record
+from records import (
+    GOLDEN,
+    based_record,
+    lenet_record,
+    mixed_record,
+    rounded_record,
+    ruled_based_record,
+    ruled_record,
+    single_record,
+    tied_record,
+)
 
 from subcompress import format
 from subcompress.expand import expand
@@ -33,6 +43,8 @@ def records() -> dict[str, Record]:
         "tied": tied_record(),
         "based": based_record(),
         "rounded": rounded_record(),
+        "ruled": ruled_record(),
+        "ruled-based": ruled_based_record(),
     }
 
 

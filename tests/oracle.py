@@ -7,7 +7,7 @@ import re
 import struct
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,42 @@ Given = dict[str, tuple[str, tuple[int, ...], bytes]]  # a base: its tensors by 
 
 
 @dataclass
+class Start:
+    """What values start from (section 5, rules)."""
+
+    number: int
+    value: float = 0.0  # of a constant
+    dtype: str = ""  # of a table or a ramp
+    p: int = 0
+    a: float = 0.0
+    b: float = 0.0
+    table: bytes = b""
+    initializer: int = 0
+    scale: float = 0.0
+    center: "Start | None" = None
+
+
+@dataclass
+class Rule:
+    tag: int
+    tied: int = 0
+    group: int = 0
+    scale: float = 0.0
+    start: Start | None = None
+    items: "list[tuple[Rule, int]]" = field(default_factory=list)  # rules with their halvings
+    runs: list[tuple[int, int]] = field(default_factory=list)  # items with their lengths
+    stored: int | None = None  # the first tensor that this rule stores
+
+
+class Piece(NamedTuple):
+    """The values of a tensor that one rule makes."""
+
+    rule: Rule
+    scale: float  # halved
+    count: int
+
+
+@dataclass
 class Tensor:
     name: str
     dtype: str
@@ -50,6 +86,9 @@ class Tensor:
     given: bytes | None = None  # the base's values, where it gives the tensor
     moved: bool = False  # it is coded and starts at them
     kept: bool = False  # it is them
+    pieces: list[Piece] = field(default_factory=list)  # where rules make it
+    which: np.ndarray | None = None  # the piece of each value, where it is mixed
+    ties: bool = True  # where it has `tied`: it is so by a tie, not by a rule of stored values
 
     @property
     def size(self) -> int:
@@ -58,6 +97,14 @@ class Tensor:
     @property
     def reals(self) -> int:
         return self.size * (2 if self.dtype == "C64" else 1)
+
+    def weights_of(self, g: int) -> int:
+        ruled = sum(piece.count for piece in self.pieces if piece.rule.tag == 4 and piece.rule.group == g)
+        return ruled + (self.reals if self.group == g else 0)
+
+    @property
+    def real_dtype(self) -> str:
+        return "F32" if self.dtype == "C64" else self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -291,11 +338,150 @@ def read_entries(reader: Reader, tensors: list[Tensor], groups: list[Group]) -> 
         apply_entry(tensors, i, entries[reader.varint(len(entries) - 1)])
 
 
-def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> None:
-    kind = reader.varint(3)
-    need((kind == 3) == based, "kind 3 without a base, or another kind with one")
-    outer, reader = reader, Reader(reader.deflated(2**24)) if kind in (2, 3) else reader
-    if based:
+def read_code(reader: Reader, rules: list[Rule]) -> tuple[Rule, int]:
+    return checked_code(reader.varint(), rules)
+
+
+def checked_code(code: int, rules: list[Rule]) -> tuple[Rule, int]:
+    """A rule and how often its scale is halved."""
+    need(code // 16 < len(rules), "no such rule")
+    rule, halvings = rules[code // 16], code % 16
+    need(halvings == 0 or rule.tag == 4, "a rule without a scale is halved")
+    need(rule.tag != 4 or rule.scale / 2**halvings >= 2.0**-60, "a halved scale is out of bounds")
+    return rule, halvings
+
+
+def read_start(reader: Reader, numbers: set[int]) -> Start:
+    start = Start(reader.varint())
+    need(start.number in numbers, "a start is unknown, or may not stand here")
+    if start.number == 1:
+        (start.value,) = struct.unpack("<f", reader.take(4))
+        need(2.0**-126 <= abs(start.value) < math.inf, "a start is zero, subnormal or not finite")
+    if start.number in (3, 4):
+        start.dtype = DTYPES[reader.varint(3)]
+    if start.number == 4:
+        start.a, start.b = struct.unpack("<dd", reader.take(16))
+    if start.number in (3, 4):
+        start.p = reader.varint(2**36)
+        need(start.p >= 1, "a table or a ramp has no values")
+        need(start.number == 4 or start.p * WIDTHS[start.dtype] <= 2**30, "a table is too large")
+        ends = (start.a, start.b, start.a + start.b * start.p)
+        need(all(abs(end) < 1e30 for end in ends), "a ramp is too large, or not a number")
+    if start.number == 5:
+        start.initializer = reader.varint(4)
+        start.scale = 0.0 if start.initializer else read_scale(reader)
+        start.center = read_start(reader, {0, 1, 3, 4})
+    return start
+
+
+def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: bool, count: int) -> Rule:
+    """The next rule, after those before it, of a file of so many tensors."""
+    rule = Rule(reader.varint(5))
+    if rule.tag == 1:
+        rule.tied = reader.varint(count - 1)
+    need(rule.tag != 2 or based, "a tensor of the base is kept without one")
+    if rule.tag == 4:
+        need(bool(groups), "no such group")
+        rule.group, rule.scale = reader.varint(len(groups) - 1), read_scale(reader)
+    if rule.tag in (3, 4):
+        rule.start = read_start(reader, {0, 1, 3, 4, 5} | ({2} if rule.tag == 4 and based else set()))
+        need(not rule.start.initializer or not based, "an initializer's scale on a base")
+    if rule.tag == 5:
+        k = reader.varint(255)
+        need(k >= 1, "a mixed rule has no items")
+        rule.items = [read_code(reader, rules) for _ in range(k)]
+        for item, _ in rule.items:
+            need(item.start is not None and item.start.number != 2, "an item is neither fixed nor coded")
+        rule.runs = [(reader.varint(k - 1), reader.varint()) for _ in range(reader.varint(2**20))]
+        need(all(length for _, length in rule.runs), "a run has no length")
+        need({item for item, _ in rule.runs} == set(range(k)), "an item has no run")
+    return rule
+
+
+def read_rules(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> list[Rule]:
+    """The tensors of kinds 4 and 5, and the rules that make them."""
+    rules: list[Rule] = []
+    for _ in range(reader.varint(len(tensors) + 2**18)):
+        rules.append(read_rule(reader, rules, groups, based, len(tensors)))
+    if len(rules) == 1:
+        packed = reader.take((len(tensors) + 1) // 2)
+        codes = [code for byte in packed for code in (byte & 15, byte >> 4)]
+        need(not any(codes[len(tensors) :]), "the last four bits of the codes are not zero")
+        chosen = [checked_code(code, rules) for code in codes[: len(tensors)]]
+    else:
+        chosen = [read_code(reader, rules) for _ in tensors]
+    for i, (rule, halvings) in enumerate(chosen):
+        apply_rule(tensors, i, rule, halvings)
+    for mixed in ([rule for rule, _ in chosen], rules):
+        need(sum(len(rule.items) for rule in mixed) <= 2**18, "mixed tensors have too many items")
+        need(sum(len(rule.runs) for rule in mixed) <= 2**20, "mixed tensors have too many runs")
+    used = {id(rule) for rule, _ in chosen} | {id(item) for rule, _ in chosen for item, _ in rule.items}
+    need(len(used) == len(rules), "a rule is used by no tensor")
+    return rules
+
+
+def apply_rule(tensors: list[Tensor], i: int, rule: Rule, halvings: int) -> None:
+    """Tensor i is made as the rule says."""
+    tensor = tensors[i]
+    tensor.group = None
+    if rule.tag == 0 and rule.stored is None:
+        rule.stored = i
+    elif rule.tag in (0, 1):
+        tensor.tied, tensor.ties = (rule.tied, True) if rule.tag == 1 else (rule.stored, False)
+        assert tensor.tied is not None
+        need(tensor.tied < i, "tied to itself or a later tensor")
+        other = tensors[tensor.tied]
+        need(other.tied is None or not other.ties, "tied to a tied tensor")
+        need((tensor.dtype, tensor.shape) == (other.dtype, other.shape), "equal to a tensor of another shape")
+    elif rule.tag == 2:
+        need(tensor.given is not None, "a new tensor is said to be the base's")
+        tensor.kept = True
+    elif rule.tag == 5:
+        lengths = [length for _, length in rule.runs]
+        need(sum(lengths) <= tensor.reals, "the runs are longer than the tensor")
+        once = np.repeat([item for item, _ in rule.runs], lengths)
+        tensor.which = np.resize(once, tensor.reals)
+        counts = np.bincount(tensor.which, minlength=len(rule.items)).tolist()
+        add_pieces(tensors, i, [Piece(r, r.scale / 2**e, n) for (r, e), n in zip(rule.items, counts, strict=True)])
+    else:
+        add_pieces(tensors, i, [Piece(rule, rule.scale / 2**halvings, tensor.reals)])
+
+
+def add_pieces(tensors: list[Tensor], i: int, pieces: list[Piece]) -> None:
+    tensor = tensors[i]
+    need(tensor.dtype in FLOATS, "integers are fixed, coded or mixed")
+    tensor.pieces = pieces
+    for piece in pieces:
+        start = piece.rule.start
+        assert start is not None
+        if start.number == 2:
+            need(tensor.given is not None, "a new tensor starts at the base's values")
+            need(bool(np.isfinite(numbers(tensor)).all()), "a value of the base, at which one starts, is not finite")
+        if start.initializer:
+            initial_scale(tensors, i, start.initializer)
+        for each in (start, start.center or start):
+            need(each.dtype in ("", tensor.real_dtype), "a table or a ramp has another dtype than its tensor")
+
+
+def initial_scale(tensors: list[Tensor], i: int, f: int) -> float:
+    """The scale of seeded values that an initializer's formula gives."""
+    shapes = [t.shape for t in tensors[: i + 1] if len(t.shape) >= 2 and t.size]
+    need(bool(shapes), "no tensor of two axes gives the initializer its scale")
+    inputs = math.prod(shapes[-1][1:])
+    outputs = math.prod(shapes[-1]) // shapes[-1][1]
+    variance = [1 / (3 * inputs), 2 / inputs, 2 / (inputs + outputs), 1 / inputs][f - 1]
+    word = np.array([math.sqrt(variance / 63)], np.float32).view(np.uint32)
+    return float(widened(narrowed(word))[0])
+
+
+def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> list[Rule]:
+    kind = reader.varint(5)
+    need(kind > 3 or (kind == 3) == based, "kind 3 without a base, or kinds 0 to 2 with one")
+    outer, reader = reader, Reader(reader.deflated(2**24)) if kind in (2, 3, 5) else reader
+    rules = []
+    if kind > 3:
+        rules = read_rules(reader, tensors, groups, based)
+    elif based:
         read_entries(reader, tensors, groups)
     else:
         for i in range(len(tensors)):
@@ -304,9 +490,10 @@ def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], bas
         read_scales(reader, tensors)
     need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
     for g, group in enumerate(groups):
-        D, free = sum(t.reals for t in tensors if t.group == g), group.m - group.K
+        D, free = sum(t.weights_of(g) for t in tensors), group.m - group.K
         need(not based or outer.varint() == D, "a group has another number of weights")
         need(1 <= group.d <= min(D, -(-D // group.m) * free), "a group has too many coordinates")
+    return rules
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -449,26 +636,100 @@ def rows(seed: int, g: int, group: Group, D: int, c: np.ndarray) -> np.ndarray:
 def numbers(tensor: Tensor) -> np.ndarray:
     """The base's values, as what they are added in."""
     assert tensor.given is not None
-    if tensor.dtype == "BF16":
-        return widened(tensor.given)
-    value = np.frombuffer(tensor.given, NUMPY[tensor.dtype])
-    return value if tensor.dtype == "F64" else value.astype(np.float32)
+    return summands(tensor.real_dtype, tensor.given)
+
+
+def summands(dtype: str, raw: bytes) -> np.ndarray:
+    """Values of a dtype, as what they are added in."""
+    if dtype == "BF16":
+        return widened(raw)
+    value = np.frombuffer(raw, NUMPY[dtype])
+    return value if dtype == "F64" else value.astype(np.float32)
 
 
 def weights(tensor: Tensor, w: np.ndarray) -> bytes:
     product = np.float32(tensor.scale) * w.astype(np.float32)
+    if tensor.moved:
+        return rounded(tensor.dtype, moved(tensor.dtype, numbers(tensor), product))
+    return rounded(tensor.dtype, np.float32(tensor.start) + product)
+
+
+def moved(dtype: str, start: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """Products added to what they start at, as on a base."""
+    if dtype == "F64":
+        return start.astype(np.float64) + product.astype(np.float64)
+    value = np.where(np.abs(start) < 2.0**-126, np.float32(0), start) + product
+    return np.where(np.abs(value) < 2.0**-126, np.float32(0), value)
+
+
+def rounded(dtype: str, value: np.ndarray) -> bytes:
+    if dtype == "BF16":
+        return narrowed(value.view(np.uint32))
     with np.errstate(over="ignore"):
-        if not tensor.moved:
-            value = np.float32(tensor.start) + product
-        elif tensor.dtype == "F64":
-            value = numbers(tensor) + product.astype(np.float64)
-        else:
-            start = numbers(tensor)
-            value = np.where(np.abs(start) < 2.0**-126, np.float32(0), start) + product
-            value = np.where(np.abs(value) < 2.0**-126, np.float32(0), value)
-        if tensor.dtype == "BF16":
-            return narrowed(value.view(np.uint32))
-        return value.astype(NUMPY[tensor.dtype]).tobytes()
+        return value.astype(NUMPY[dtype]).tobytes()
+
+
+class Making:
+    """Makes the tensors of rules, in order: each takes what follows of the integers of a group, and of the seeded."""
+
+    def __init__(self, seed: int, tensors: list[Tensor], integers: list[np.ndarray]) -> None:
+        self.tensors, self.integers, self.at = tensors, integers, defaultdict(int)
+        seeded = sum(p.count for t in tensors for p in t.pieces if p.rule.start and p.rule.start.number == 5)
+        self.seeded = rows(seed, 256, Group(0, 64, 63, 1, 2), seeded, np.zeros(0, np.int32))
+
+    def take(self, g: int, count: int) -> np.ndarray:
+        self.at[g] += count
+        source = self.seeded if g == 256 else self.integers[g]
+        return source[self.at[g] - count : self.at[g]].astype(np.float32)
+
+    def tensor(self, i: int) -> bytes:
+        tensor = self.tensors[i]
+        made = [self.piece(i, piece) for piece in tensor.pieces]
+        if tensor.which is None:
+            return made[0]
+        words = np.zeros(tensor.reals, f"u{WIDTHS[tensor.real_dtype]}")
+        for item, raw in enumerate(made):
+            words[tensor.which == item] = np.frombuffer(raw, words.dtype)
+        return words.tobytes()
+
+    def piece(self, i: int, piece: Piece) -> bytes:
+        dtype, rule = self.tensors[i].real_dtype, piece.rule
+        start, exact = self.start(i, rule.start, piece.count)
+        if rule.tag == 3:
+            return exact or rounded(dtype, start)
+        product = np.float32(piece.scale) * self.take(rule.group, piece.count)
+        assert rule.start is not None
+        return rounded(dtype, start + product if rule.start.number < 2 else moved(dtype, start, product))
+
+    def start(self, i: int, start: Start | None, n: int) -> tuple[np.ndarray, bytes]:
+        """The values of a start as what they are added in, and their own bytes if it has the tensor's dtype."""
+        assert start is not None
+        tensor = self.tensors[i]
+        if start.number == 2:
+            return numbers(tensor), b""
+        if start.number in (3, 4):
+            raw = ramp(start, n) if start.number == 4 else repeated(start, n)
+            return summands(start.dtype, raw), raw
+        if start.number == 5:
+            return self.seeds(i, start, n), b""
+        return np.full(n, start.value, np.float32), b""
+
+    def seeds(self, i: int, start: Start, n: int) -> np.ndarray:
+        scale = initial_scale(self.tensors, i, start.initializer) if start.initializer else start.scale
+        product = np.float32(scale) * self.take(256, n)
+        assert start.center is not None
+        with np.errstate(over="ignore"):
+            center = self.start(i, start.center, n)[0].astype(np.float32)
+        return center + product if start.center.number < 2 else moved("F32", center, product)
+
+
+def repeated(start: Start, n: int) -> bytes:
+    return np.resize(np.frombuffer(start.table, f"u{WIDTHS[start.dtype]}"), n).tobytes()
+
+
+def ramp(start: Start, n: int) -> bytes:
+    k = np.arange(n) % min(start.p, 2**62)
+    return converted("F64", (start.a + start.b * k.astype(np.float64)).tobytes(), start.dtype)[1]
 
 
 def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
@@ -478,13 +739,20 @@ def weights_digest(tensors: list[Tensor], values: list[bytes]) -> bytes:
     return hashlib.sha256(b"".join(parts)).digest()[:16]
 
 
-def read_stored(reader: Reader, tensors: list[Tensor]) -> Reader:
-    stored = [tensor for tensor in tensors if tensor.group is None and tensor.tied is None and not tensor.kept]
-    total = sum(tensor.nbytes for tensor in stored)
-    need(total <= 2**30, "the stored tensors are too large")
-    data = reader.deflated(total) if stored else b""
+def read_stored(reader: Reader, tensors: list[Tensor], rules: list[Rule]) -> Reader:
+    """The values of the stored tensors, after the tables that go to the rules."""
+    stored = [t for t in tensors if t.group is None and t.tied is None and not t.kept and not t.pieces]
+    starts = [each for rule in rules if rule.start for each in (rule.start, rule.start.center)]
+    tables = [start for start in starts if start and start.number == 3]
+    total = sum(table.p * WIDTHS[table.dtype] for table in tables) + sum(tensor.nbytes for tensor in stored)
+    need(total <= 2**30, "the stored part is too large")
+    data = reader.deflated(total) if stored or tables else b""
     need(len(data) == total, "the stored part has another length")
-    return Reader(data)
+    values = Reader(data)
+    for table in tables:
+        table.table = values.take(table.p * WIDTHS[table.dtype])
+        need(bool(np.isfinite(summands(table.dtype, table.table)).all()), "a value of a table is not finite")
+    return values
 
 
 def decode(data: bytes, tables: dict[str, Any], base: Given | None = None) -> Decoded:
@@ -492,15 +760,17 @@ def decode(data: bytes, tables: dict[str, Any], base: Given | None = None) -> De
     need(reader.take(3) == b"SC\1" and reader.varint() == 1, "unknown magic, version or generator")
     seed = reader.varint()
     (tensors, based), groups = read_layout(reader, tables, base), read_groups(reader)
-    read_tensors(reader, tensors, groups, based)
+    rules = read_tensors(reader, tensors, groups, based)
     facts, accuracy, digest = read_facts(reader, tables), reader.varint(10_001), reader.take(16)
-    stored = read_stored(reader, tensors)
+    stored = read_stored(reader, tensors, rules)
     coordinates = read_coordinates(reader.take(len(reader.data) - reader.at), groups)
-    sizes = [sum(tensor.reals for tensor in tensors if tensor.group == g) for g in range(len(groups))]
+    sizes = [sum(tensor.weights_of(g) for tensor in tensors) for g in range(len(groups))]
     integers = [rows(seed, g, groups[g], sizes[g], coordinates[g]) for g in range(len(groups))]
-    values = []
-    for tensor in tensors:
-        if tensor.tied is not None:
+    making, values = Making(seed, tensors, integers), []
+    for i, tensor in enumerate(tensors):
+        if tensor.pieces:
+            values.append(making.tensor(i))
+        elif tensor.tied is not None:
             values.append(values[tensor.tied])
         elif tensor.kept:
             assert tensor.given is not None

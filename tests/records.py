@@ -16,9 +16,11 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
+from subcompress.forms import FANS, Ramp, Seeded, Table, seeded_scale
 from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes, torch_dtype
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Kept, Record, Same, Stored
+from subcompress.record import Coded, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
+from subcompress.rounding import rounded
 from subcompress_models import MODELS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -141,7 +143,7 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
     based["m.wide"][:3] = torch.tensor([-0.0, 5e-324, 1e300], dtype=torch.float64)
     based["pooler"][0] = torch.nan
     rounded["m.wide.w"][:3] = torch.tensor([1 + 2.0**-8 + 2.0**-40, torch.nan, 1e300], dtype=torch.float64)
-    return {"based": based, "rounded": rounded}
+    return {"based": based, "rounded": rounded, "ruled-based": based}
 
 
 def based_record() -> Record:
@@ -170,6 +172,95 @@ def based_record() -> Record:
     return with_digest(
         Record(6, Layout((*standing.layout, *new)), groups, entries, b"\1\0\1", Facts(labels=("a",)), base=standing)
     )
+
+
+def ruled_record() -> Record:
+    """Every feature of rules without a base: starts, centers, initializers, mixed tensors, equal stored ones."""
+    tensors = [
+        ("stem.weight", "F32", (12, 5)),
+        ("stem.bias", "F32", (12,)),
+        ("position.ids", "I64", (4,)),
+        ("position.again", "I64", (4,)),
+        ("attention.weight", "F32", (24, 8)),
+        ("attention.scale", "F16", (24,)),
+        ("half", "BF16", (5, 7)),
+        ("wide", "F64", (4, 9)),
+        ("wave", "C64", (3, 5)),
+        ("frozen.zero", "F32", (6,)),
+        ("frozen.one", "F16", (6,)),
+        ("frozen.ramp", "F64", (11,)),
+        ("frozen.seeded", "F64", (3, 7)),
+        ("frozen.table", "BF16", (10,)),
+        ("tied", "F32", (24, 8)),
+        ("again", "F32", (12, 5)),
+        ("empty", "F32", (0, 4)),
+    ]
+    layout = Layout(tuple(TensorSpec(*t) for t in tensors))
+
+    def table(values: list[float], dtype: str) -> Table:
+        held = np.array(values, np.float64)
+        return Table(
+            (rounded(held, DTYPES["BF16"]) if dtype == "BF16" else held.astype(DTYPES[dtype])).tobytes(), dtype
+        )
+
+    def initial(number: int, fan_in: int, fan_out: int) -> float:
+        return bfloat16(seeded_scale(FANS[number](fan_in, fan_out)))
+
+    odd = [1.0, -0.0, 1e-40, -(2.0**-126), 0.3333333432674408]
+    long, short = ((0, 64), (1, 64), (2, 64)), ((3, 1), (0, 2), (1, 3), (2, 1), (0, 4))
+    queries = (Coded(0.5, 0, Seeded(initial(1, 8, 24))), Coded(0.25, 0, 0.0), Fixed(Ramp(0.0, 1 / 3, 7)))
+    waves = (Coded(0.5, 1, table(odd, "F32")), Fixed(0.0), Fixed(Seeded(0.375, -1.0)), Coded(2.0**-17, 0, 1.0))
+    entries = (
+        Coded(0.5, 0, Seeded(initial(2, 5, 12))),
+        Coded(0.0625, 0, Seeded(initial(1, 5, 12), table(odd, "F32"))),
+        Stored(),
+        Stored(2),
+        Mixed(queries, long),
+        Coded(2.0**-9, 1, table([1.0, 6e-8, 65504.0], "F16")),
+        Coded(0.015625, 1, Seeded(initial(3, 7, 5), Ramp(-1.0, 0.0625, 9, "BF16"))),
+        Coded(0.5, 1, Seeded(initial(4, 9, 4), table([1 / 3, 1e39, 5e-324], "F64"))),
+        Mixed(waves, short),
+        Fixed(0.0),
+        Fixed(1.0),
+        Fixed(Ramp(-0.1, 1e-3, 4, "F64")),
+        Fixed(Seeded(1.5, table([1 / 3, 1 + 2.0**-40], "F64"))),
+        Fixed(table([*odd, -0.1], "BF16")),
+        Same(4),
+        Coded(2.0**-16, 0, Seeded(initial(2, 5, 12))),
+        Fixed(0.0),
+    )
+    sizes = group_sizes(layout, entries, 2)
+    rng = np.random.default_rng(4)
+    groups = (
+        Group(HadamardBlocks(sizes[0], 25, 11, 6, 16, 5, group=0), 4, rng.integers(-7, 8, 25).astype(np.int32)),
+        Group(HadamardBlocks(sizes[1], 12, 11, 4, 0, 0, group=1), 5, rng.integers(-15, 16, 12).astype(np.int32)),
+    )
+    return with_digest(Record(11, layout, groups, entries, np.arange(4, dtype="<i8").tobytes()))
+
+
+def ruled_based_record() -> Record:
+    """Rules on a base: kept, moved, stored and tied tensors, and new ones that are mixed and seeded."""
+    base = Base(golden_bases()["ruled-based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    reference = BaseReference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
+    standing = OnBase(reference, base)  # embed, empty, half, norm.count, norm.w, wave, wide, ä
+    new = (TensorSpec("head.weight", "F32", (7, 4)), TensorSpec("head.bias", "F16", (7,)))
+    items = (Coded(2.0**-9, 0, Seeded(0.0625)), Fixed(Ramp(0.0, 0.5, 3)), Coded(2.0**-9, 0, Seeded(0.0625, 1.0)))
+    entries = (
+        Coded(2.0**-9, based=True),
+        Fixed(0.0),
+        Coded(2.0**-11, based=True),
+        Kept(),
+        Coded(2.0**-9, based=True),
+        Coded(2.0**-9, based=True),
+        Coded(2.0**-9, 0, Ramp(0.1, 0.7, 3, "F64")),
+        Stored(),
+        Mixed(items, ((0, 9), (1, 2), (2, 3))),
+        Fixed(Seeded(0.0625)),
+    )
+    (D,) = group_sizes(Layout((*standing.layout, *new)), entries, 1)
+    z = np.random.default_rng(5).integers(-7, 8, 12).astype(np.int32)
+    group = Group(HadamardBlocks(D, 12, 6, 4, 0, 0), 4, z)
+    return with_digest(Record(6, Layout((*standing.layout, *new)), (group,), entries, b"\1\0\1", base=standing))
 
 
 def rounded_record() -> Record:

@@ -38,7 +38,7 @@ def same(record: Record, level: str = "ORT_ENABLE_ALL") -> bool:
     found, state = unfolded(record, level), expand(record)
     assert found
     return all(
-        values.tobytes() == raw_bytes(state[name].float())
+        values.tobytes() == raw_bytes(state[name].to(torch.from_numpy(values).dtype))
         for name, values in found.items()
         if state[name].dtype in (torch.float32, torch.float64)
     )

@@ -19,6 +19,7 @@ from subcompress.record import (
     LOWEST_SCALE,
     MAX_SCALE_EXPONENT,
     MIN_SCALE_EXPONENT,
+    SMALLEST_START,
     Coded,
     Entry,
     Fixed,
@@ -42,7 +43,7 @@ MAX_PERIOD = 1 << 36
 MAX_PIECES = 1 << 18
 """Items of all mixed tensors of a file."""
 
-MAX_ALL_RUNS = 1 << 22
+MAX_ALL_RUNS = 1 << 20
 """Runs of all mixed tensors of a file."""
 
 _STORED, _TIED, _KEPT, _FIXED, _CODED, _MIXED = range(6)
@@ -62,13 +63,20 @@ def needed(record: Record) -> bool:
     )
 
 
-def fan_scale(number: int, layout: Layout, at: int) -> float | None:
-    """The scale of a seeded start under that number of FANS: of tensor `at`, or of the nearest one before it that has
-    two axes. None where there is none."""
-    for spec in reversed(layout.tensors[: at + 1]):
-        if (found := fans(spec.shape)) is not None:
-            return bfloat16(seeded_scale(FANS[number](*found)))
-    return None
+class _Fans:
+    """Of each tensor of a layout the fans of an initializer: its own, or those of the nearest one before it that has
+    two axes; None where there is none."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._near: list[tuple[int, int] | None] = []
+        for spec in layout:
+            before = self._near[-1] if self._near else None
+            self._near.append(fans(spec.shape) or before)
+
+    def scale(self, number: int, at: int) -> float | None:
+        """The scale of a seeded start of tensor `at` under that number of FANS."""
+        near = self._near[at]
+        return None if near is None else bfloat16(seeded_scale(FANS[number](*near)))
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,13 @@ _Start = Form | _Fan
 
 @dataclass
 class _Palette:
-    """The rules of a record, numbered as they come."""
+    """The rules of a record, numbered as they come.
 
+    heads: by what rules have in common, the scales of which all others are halvings.
+    """
+
+    fans: _Fans
+    heads: dict[tuple[object, ...], list[float]] = field(default_factory=dict)
     rules: dict[tuple[object, ...], int] = field(default_factory=dict)
     bodies: list[bytes] = field(default_factory=list)
     tables: list[bytes] = field(default_factory=list)
@@ -104,9 +117,9 @@ class _Palette:
 
 def write_rules(w: Writer, record: Record) -> bytes:
     """Write the tensor list, deflated where that is shorter; returns the bytes of its tables, which are stored."""
-    palette = _Palette()
-    heads = _heads(record)
-    codes = [_code_of(palette, record, i, heads) for i in range(len(record.entries))]
+    palette = _Palette(_Fans(record.layout))
+    palette.heads = _heads(palette, record)
+    codes = [_code_of(palette, record, i) for i in range(len(record.entries))]
     body = Writer()
     body.varint(len(palette.bodies))
     body.raw(b"".join(palette.bodies))
@@ -134,27 +147,27 @@ def _parts(record: Record) -> Iterator[tuple[int, Coded | Fixed]]:
             yield i, piece.entry
 
 
-def _key(record: Record, i: int, part: Coded | Fixed) -> tuple[object, ...]:
+def _key(palette: _Palette, record: Record, i: int, part: Coded | Fixed) -> tuple[object, ...]:
     """What the rules of pieces have in common that differ by halvings of the scale only."""
-    start = _ON_BASE if isinstance(part, Coded) and part.based else _start_of(record, i, part.start)
+    start = _ON_BASE if isinstance(part, Coded) and part.based else _start_of(palette, record, i, part.start)
     return (part.group, start) if isinstance(part, Coded) else (None, start)
 
 
-def _start_of(record: Record, i: int, start: Form) -> _Start:
+def _start_of(palette: _Palette, record: Record, i: int, start: Form) -> _Start:
     """The start, its scale as that of an initializer where it is one."""
     if isinstance(start, Seeded) and record.base is None:
         for number in FANS:
-            if fan_scale(number, record.layout, i) == start.scale:
+            if palette.fans.scale(number, i) == start.scale:
                 return _Fan(number, start.center)
     return start
 
 
-def _heads(record: Record) -> dict[tuple[object, ...], list[float]]:
+def _heads(palette: _Palette, record: Record) -> dict[tuple[object, ...], list[float]]:
     """By key, the scales of its rules: of each, those of others are halvings."""
     scales: dict[tuple[object, ...], set[float]] = {}
     for i, part in _parts(record):
         if isinstance(part, Coded):
-            scales.setdefault(_key(record, i, part), set()).add(part.scale)
+            scales.setdefault(_key(palette, record, i, part), set()).add(part.scale)
     found: dict[tuple[object, ...], list[float]] = {}
     for key, all_of_it in scales.items():
         heads: list[float] = []
@@ -174,7 +187,7 @@ def _below(heads: list[float], scale: float) -> tuple[float, int] | None:
     return None
 
 
-def _code_of(palette: _Palette, record: Record, i: int, heads: dict[tuple[object, ...], list[float]]) -> int:
+def _code_of(palette: _Palette, record: Record, i: int) -> int:
     entry = record.entries[i]
     if isinstance(entry, Stored):
         return HALVINGS * palette.number(("stored", i if entry.same is None else entry.same), bytes([_STORED]))
@@ -186,12 +199,12 @@ def _code_of(palette: _Palette, record: Record, i: int, heads: dict[tuple[object
     if isinstance(entry, Kept):
         return HALVINGS * palette.number(("kept",), bytes([_KEPT]))
     if not isinstance(entry, Mixed):
-        return _code_of_piece(palette, record, i, entry, heads)
+        return _code_of_piece(palette, record, i, entry)
     body = Writer()
     body.varint(_MIXED)
     body.varint(len(entry.items))
     for item in entry.items:
-        body.varint(_code_of_piece(palette, record, i, item, heads))
+        body.varint(_code_of_piece(palette, record, i, item))
     body.varint(len(entry.runs))
     for number, length in entry.runs:
         body.varint(number)
@@ -199,12 +212,10 @@ def _code_of(palette: _Palette, record: Record, i: int, heads: dict[tuple[object
     return HALVINGS * palette.number(("mixed", bytes(body.data)), bytes(body.data))
 
 
-def _code_of_piece(
-    palette: _Palette, record: Record, i: int, part: Coded | Fixed, heads: dict[tuple[object, ...], list[float]]
-) -> int:
-    key, body, halvings = _key(record, i, part), Writer(), 0
+def _code_of_piece(palette: _Palette, record: Record, i: int, part: Coded | Fixed) -> int:
+    key, body, halvings = _key(palette, record, i, part), Writer(), 0
     if isinstance(part, Coded):
-        found = _below(heads[key], part.scale)
+        found = _below(palette.heads[key], part.scale)
         assert found is not None, "heads were made of all scales"
         head, halvings = found
         body.varint(_CODED)
@@ -274,86 +285,115 @@ class Rules:
     def entries(self, layout: Layout | None, stored: bytes = b"") -> tuple[Entry, ...]:
         """One for each tensor. layout: of the file, None on a base; stored: begins with the tables, or is empty, and
         then they are empty too. Raises SubcompressError for a list that does not fit the layout."""
-        tables, at = [], 0
-        for size in self.table_sizes:
-            tables.append(stored[at : at + size])
-            at += size
-        first: dict[int, int] = {}
-        found: list[Entry] = []
-        for i, code in enumerate(self.codes):
-            number, halvings = divmod(code, HALVINGS)
-            rule = self.rules[number]
-            if rule.tag == _STORED:
-                found.append(Stored(first.get(number)))
-                first.setdefault(number, i)
-            elif rule.tag == _TIED:
-                found.append(Same(rule.index))
-            elif rule.tag == _KEPT:
-                found.append(Kept())
-            elif rule.tag == _MIXED:
-                items = (self._piece(c, layout, i, tables) for c in rule.codes)
-                found.append(Mixed(tuple(items), rule.runs))
-            else:
-                found.append(self._piece(code, layout, i, tables))
-            if halvings and rule.tag != _CODED:
-                raise SubcompressError("only scales are halved: the file is damaged or forged")
-        return tuple(found)
+        making = _Making(self, layout, stored)
+        return tuple(making.entry(code, i) for i, code in enumerate(self.codes))
 
-    def _piece(self, code: int, layout: Layout | None, i: int, tables: list[bytes]) -> Coded | Fixed:
+
+class _Making:
+    """Makes the entries of tensors, in order; those alike are one and the same."""
+
+    def __init__(self, rules: Rules, layout: Layout | None, stored: bytes) -> None:
+        self.rules = rules.rules
+        self.fans = None if layout is None else _Fans(layout)
+        self.tables: list[bytes] = []
+        at = 0
+        for size in rules.table_sizes:
+            self.tables.append(stored[at : at + size])
+            at += size
+        self.first: dict[int, int] = {}
+        self.pieces: dict[tuple[int, float], Coded | Fixed] = {}
+
+    def entry(self, code: int, i: int) -> Entry:
+        """Of tensor i."""
         number, halvings = divmod(code, HALVINGS)
         rule = self.rules[number]
-        part = rule.part
-        assert part is not None, "only pieces are asked for"
-        if rule.table is not None or rule.fan:
-            part = replace(part, start=_finished(part.start, rule, layout, i, tables))
-        if halvings and isinstance(part, Coded):
-            part = replace(part, scale=math.ldexp(part.scale, -halvings))
-        return part
+        if halvings and rule.tag != _CODED:
+            raise SubcompressError("only scales are halved: the file is damaged or forged; fetch it again")
+        if rule.tag == _STORED:
+            first = self.first.setdefault(number, i)
+            return Stored(None if first == i else first)
+        if rule.tag == _TIED:
+            return Same(rule.index)
+        if rule.tag == _KEPT:
+            return Kept()
+        if rule.tag == _MIXED:
+            return Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
+        return self._piece(code, i)
 
+    def _piece(self, code: int, i: int) -> Coded | Fixed:
+        number, halvings = divmod(code, HALVINGS)
+        rule = self.rules[number]
+        scale = self._scale(rule.fan, i) if rule.fan else 0.0
+        if (code, scale) not in self.pieces:
+            part = rule.part
+            assert part is not None, "only pieces are asked for"
+            part = replace(part, start=self._start(part.start, rule, scale))
+            if halvings and isinstance(part, Coded):
+                part = replace(part, scale=math.ldexp(part.scale, -halvings))
+            self.pieces[code, scale] = part
+        return self.pieces[code, scale]
 
-def _finished(start: Form, rule: _Rule, layout: Layout | None, i: int, tables: list[bytes]) -> Form:
-    """A start with its table, and with the scale of the initializer that it names."""
-    if isinstance(start, Seeded):
-        center = start.center
-        if isinstance(center, Table) and rule.table is not None:
-            center = replace(center, data=tables[rule.table])
-        scale = start.scale
-        if rule.fan:
-            found = fan_scale(rule.fan, layout, i) if layout is not None else None
-            if found is None:
-                raise SubcompressError(
-                    "an initializer's scale needs a tensor of two axes: the file is damaged or forged"
-                )
-            scale = found
-        return Seeded(scale, center)
-    assert isinstance(start, Table) and rule.table is not None
-    return replace(start, data=tables[rule.table])
+    def _scale(self, fan: int, i: int) -> float:
+        """That of an initializer for tensor i."""
+        found = self.fans.scale(fan, i) if self.fans is not None else None
+        if found is None:
+            raise SubcompressError(
+                "an initializer's scale needs a tensor of two axes: the file is damaged or forged; fetch it again"
+            )
+        return found
+
+    def _start(self, start: Form, rule: _Rule, scale: float) -> Form:
+        """A start with its table, and with the scale of the initializer that it names."""
+        if isinstance(start, Seeded):
+            center = start.center
+            if isinstance(center, Table) and rule.table is not None:
+                center = replace(center, data=self.tables[rule.table])
+            return Seeded(scale if rule.fan else start.scale, center)
+        if isinstance(start, Table) and rule.table is not None:
+            return replace(start, data=self.tables[rule.table])
+        return start
 
 
 def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: int) -> Rules:
     """What `write_rules` wrote, after its kind, up to the sizes of the groups."""
-    count = r.varint("the number of rules", max(tensors, 1) * (MAX_ITEMS + 1))
-    if count == 0:
-        if tensors:
-            raise r.fail("tensors need a rule")
-        return Rules((), (), ())
+    count = r.varint("the number of rules", tensors + MAX_PIECES)
     sizes: list[int] = []
     rules: list[_Rule] = []
+    items = runs = taken = 0
     for _ in range(count):
+        before = len(sizes)
         rules.append(_read_rule(r, rules, tensors, groups, on_base, sizes))
-        if sum(sizes) > most_bytes:
+        taken += sum(sizes[before:])
+        if taken > most_bytes:
             raise r.fail(f"tables take at most {most_bytes} bytes")
-    if count == 1:
-        packed = r.raw(-(-tensors // 2))
-        codes = [packed[i // 2] >> 4 * (i % 2) & 15 for i in range(tensors)]
-        if tensors % 2 and packed[-1] >> 4:
-            raise r.fail("half a byte that stands for no tensor is zero")
-    else:
-        codes = [r.varint("a tensor's rule", HALVINGS * count - 1) for _ in range(tensors)]
+        items, runs = items + len(rules[-1].codes), runs + len(rules[-1].runs)
+        _check_mixing(r, items, runs)
+    codes = _read_codes(r, tensors, count)
     used = [rules[code // HALVINGS] for code in codes]
-    if sum(len(x.codes) for x in used) > MAX_PIECES or sum(len(x.runs) for x in used) > MAX_ALL_RUNS:
+    _check_mixing(r, sum(len(x.codes) for x in used), sum(len(x.runs) for x in used))
+    named = {code // HALVINGS for code in codes}
+    if len(named | {code // HALVINGS for n in named for code in rules[n].codes}) != count:
+        raise r.fail("every rule is that of a tensor, or of an item of one")
+    return Rules(tuple(rules), codes, tuple(sizes))
+
+
+def _check_mixing(r: Reader, items: int, runs: int) -> None:
+    if items > MAX_PIECES or runs > MAX_ALL_RUNS:
         raise r.fail(f"mixed tensors have at most {MAX_PIECES} items and {MAX_ALL_RUNS} runs in all")
-    return Rules(tuple(rules), tuple(codes), tuple(sizes))
+
+
+def _read_codes(r: Reader, tensors: int, rules: int) -> tuple[int, ...]:
+    """Of each tensor, its rule and how often its scale is halved."""
+    if rules == 0:
+        if tensors:
+            raise r.fail("tensors need a rule")
+        return ()
+    if rules > 1:
+        return tuple(r.varint("a tensor's rule", HALVINGS * rules - 1) for _ in range(tensors))
+    packed = r.raw(-(-tensors // 2))
+    if tensors % 2 and packed[-1] >> 4:
+        raise r.fail("half a byte that stands for no tensor is zero")
+    return tuple(packed[i // 2] >> 4 * (i % 2) & 15 for i in range(tensors))
 
 
 def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base: bool, sizes: list[int]) -> _Rule:
@@ -375,7 +415,7 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
         based = on_base and r.varint("how values start", _SEEDED) == _BASE
         if based:
             return _Rule(tag, Coded(scale, group, 0.0, True))
-        r.at = at
+        r.at = at  # what was looked at ahead is read again
         start, fan, table = _read_start(r, on_base, sizes, False)
         return _Rule(tag, Coded(scale, group, start), fan=fan, table=table)
     return _Rule(tag)
@@ -406,7 +446,10 @@ def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tup
     if kind == _ZERO:
         return 0.0, 0, None
     if kind == _CONSTANT:
-        return r.float32(), 0, None
+        value = r.float32()
+        if not SMALLEST_START <= abs(value) < math.inf:
+            raise r.fail("a constant start is finite, normal and not zero")
+        return value, 0, None
     if kind == _TABLE:
         dtype, period = _read_dtype(r), r.varint("the values of a table", MAX_PERIOD)
         sizes.append(period * DTYPES[dtype].itemsize)

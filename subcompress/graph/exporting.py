@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from subcompress.errors import SubcompressError
 from subcompress.graph.checking import check_weights, compare
 from subcompress.graph.nodes import DOMAIN, Nodes, short_names
+from subcompress.graph.pieces import repeats
 from subcompress.graph.slimming import every_name, shorten, simplified, slim
 from subcompress.graph.tracing import IR_VERSION, describe, graph_of
 from subcompress.graph.unfolding import unfold
 from subcompress.layout import raw_bytes
-from subcompress.record import Coded, Record, Same
+from subcompress.record import Record, Same
 
 LIMIT = (1 << 31) - (1 << 20)
 """Bytes of a protobuf message at most, with room for the graph around the weights."""
@@ -79,11 +80,12 @@ class _Origin:
 
 
 def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -> dict[str, _Origin]:
-    """Initialiser -> origin, of those that hold a coded tensor: as it is, a tied one's, or with its axes exchanged."""
+    """Initialiser -> origin, of those that hold a tensor that nodes compute: as it is, a tied one's, or with its axes
+    exchanged."""
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
         first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Same) else spec.name
-    coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Coded)]
+    coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if repeats(e, s)]
     found = {}
     for tensor in graph.initializer:
         data = numpy_helper.to_array(tensor).tobytes()

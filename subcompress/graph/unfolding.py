@@ -18,9 +18,11 @@ import numpy as np
 from onnx import TensorProto
 
 from subcompress import philox, walsh
+from subcompress.codec import MIN_BITS
 from subcompress.errors import SubcompressError
+from subcompress.forms import NO_COORDINATES, Seeded
 from subcompress.graph.nodes import DOMAIN, Nodes
-from subcompress.layout import TensorSpec
+from subcompress.graph.pieces import Key, Pieces
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
 from subcompress.walsh import sequency
@@ -39,26 +41,51 @@ MASK32 = 0xFFFFFFFF
 
 
 def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, str]:
-    """Add nodes that compute the wanted coded tensors of the record; returns their names with those of the outputs:
-    flat float32 values, start + scale w, real and imaginary parts in turn for complex ones.
+    """Add nodes that compute the wanted coded, fixed and mixed tensors of the record; returns their names with those of
+    the outputs: flat values, float32, or float64 where `is_wide` says so; real and imaginary parts in turn for complex
+    ones.
 
-    Raises SubcompressError for an operator that this module does not spell, and for groups too large to fold.
+    Raises SubcompressError for an operator that this module does not spell, for groups too large to fold, and for
+    tensors that start at the values of a base.
     """
     walsh_matrices = Walsh(nodes)
+    parts = [part for part in _parts(record, nodes, walsh_matrices, wanted) if part.wanted]
+    made: dict[Key, str] = {}
+    if parts:
+        spell_words(nodes, record.seed, parts)
+        large = [part for part in parts if part.op.padded >= LARGE]
+        small = [part for part in parts if part.op.padded < LARGE]
+        values = [value for part in small for value in part.split(part.flatten(part.transform(part.begin())))]
+        keys = [key for part in small + large for key in part.wanted]
+        made = dict(zip(keys, values + _staged(nodes, large), strict=True))
+    pieces = Pieces(record, nodes, made)
+    return {
+        spec.name: pieces.tensor(i) for i, spec in enumerate(record.layout) if spec.name in wanted and record.pieces[i]
+    }
+
+
+def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collection[str]) -> list[Part]:
+    """The groups of the record, and after them the seeded numbers, if there are any."""
     parts = [Part(nodes, walsh_matrices, group, _spellable(group)) for group in record.groups]
-    for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Coded):
-            parts[entry.group].tensors.append((spec, entry, spec.name in wanted))
-    parts = [part for part in parts if part.wanted]
-    if not parts:
-        return {}
-    spell_words(nodes, record.seed, parts)
-    large = [part for part in parts if part.op.padded >= LARGE]
-    small = [part for part in parts if part.op.padded < LARGE]
-    values = [value for part in small for value in part.split(part.flatten(part.transform(part.begin())))]
-    return dict(
-        zip([name for part in small + large for name in part.wanted], values + _staged(nodes, large), strict=True)
-    )
+    seeded: list[Rows] = []
+    for i, spec in enumerate(record.layout):
+        for j, piece in enumerate(record.pieces[i]):
+            entry, start, asked = piece.entry, piece.entry.start, spec.name in wanted
+            if isinstance(entry, Coded):
+                if entry.based and asked:
+                    raise SubcompressError(
+                        f"a graph computes what a file holds; {spec.name} starts at the values of a base: leave "
+                        "unfolding out"
+                    )
+                constant = start if isinstance(start, float) else 0.0
+                parts[entry.group].rows.append(Rows((i, j, False), piece.reals, entry.scale, constant, asked))
+            if isinstance(start, Seeded):
+                constant = start.center if isinstance(start.center, float) else 0.0
+                seeded.append(Rows((i, j, True), piece.reals, start.scale, constant, asked))
+    if any(rows.wanted and rows.reals for rows in seeded):
+        group = Group(record.seeded_operator, MIN_BITS, NO_COORDINATES)
+        parts.append(Part(nodes, walsh_matrices, group, _spellable(group), seeded))
+    return parts
 
 
 def _staged(nodes: Nodes, parts: list[Part]) -> list[str]:
@@ -159,25 +186,36 @@ class Walsh:
         return self._known[bits]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Integers of a group that make one piece of a tensor, start + scale * integer, and whether it is wanted."""
+
+    key: Key
+    reals: int
+    scale: float
+    start: float
+    wanted: bool
+
+
 @dataclass
 class Part:
     """A group of the record as nodes, stage by stage: begin, transform, flatten, split.
 
-    tensors: those of the group, each with whether it is wanted; words: see `spell_words`.
+    rows: those of the group, piece by piece; words: see `spell_words`.
     """
 
     nodes: Nodes
     walsh: Walsh
     group: Group
     op: HadamardBlocks
-    tensors: list[tuple[TensorSpec, Coded, bool]] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
     words: str = ""
     _prepared: tuple[str, str, str] | None = None
 
     @property
-    def wanted(self) -> list[str]:
-        """Names of the wanted tensors."""
-        return [spec.name for spec, _, wanted in self.tensors if wanted]
+    def wanted(self) -> list[Key]:
+        """Keys of the wanted rows."""
+        return [rows.key for rows in self.rows if rows.wanted]
 
     @property
     def large(self) -> bool:
@@ -253,17 +291,17 @@ class Part:
         return integers if self.op.m == 1 else str(self.nodes("Reshape", integers, [-1]))
 
     def split(self, integers: str) -> list[str]:
-        """The wanted tensors, start + scale w."""
+        """The wanted pieces, start + scale w."""
         n = self.nodes
-        sizes = [spec.reals for spec, _, _ in self.tensors]
+        sizes = [rows.reals for rows in self.rows]
         if rest := self.op.padded - sum(sizes):
             sizes.append(rest)
         pieces = n("Split", integers, sizes, outputs=len(sizes), axis=0) if len(sizes) > 1 else [integers]
         found = []
-        for (_, entry, wanted), piece in zip(self.tensors, pieces, strict=False):
-            if wanted:
-                value = n("Mul", piece, np.float32(entry.scale))
-                found.append(n("Add", value, np.float32(entry.start)) if entry.start else value)
+        for rows, piece in zip(self.rows, pieces, strict=False):
+            if rows.wanted:
+                value = n("Mul", piece, np.float32(rows.scale))
+                found.append(n("Add", value, np.float32(rows.start)) if rows.start else value)
         return found
 
     def _signs(self, slots: str = "") -> str:
