@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from subcompress import format
 from subcompress.base import OnBase
 from subcompress.copying import copied
 from subcompress.data import Data
-from subcompress.data.splits import batches, size
+from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
+from subcompress.fit_warnings import warnings_of
 from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
@@ -32,7 +34,7 @@ from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
-from subcompress.record import Record
+from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import Run
 from subcompress.seeds import seed_everything
@@ -339,7 +341,7 @@ class Fitter:
         epochs, spent, lost, before = self.settings.epochs, 0, 0.0, None
         plan = self.plan(d, seed)
         if warm is not None:
-            epochs, before = max(1, epochs // 2), self._coordinates(warm)
+            epochs, before = max(1, epochs // 2), self._coordinates(warm, plan)
         recipe = self.settings.recipe(seed, plan, epochs)
         for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
             name = key if attempt is recipe else f"{key}-again"
@@ -359,16 +361,11 @@ class Fitter:
                 if attempt is recipe:
                     self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
                 continue
-            kept = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-            record = subspace.record() if kept else None
-            beside, coded = self._bytes(record) if record is not None else (0, 0)
-            if record is not None and within is not None and beside + coded > within:
-                record, beside, coded = self._shortened(subspace, beside + coded, within)
-            value = self._value(subspace, record) if not outcome.stopped else outcome.value
+            found = self._kept(plan, subspace, outcome, within, warm)
             probe = Probe(
                 d,
                 seed,
-                value,
+                found.value,
                 outcome.curve,
                 spent + len(outcome.curve),
                 lost + outcome.seconds,
@@ -376,16 +373,46 @@ class Fitter:
                 "" if attempt is recipe else "second try",
                 0 if warm is None else warm.d,
                 attempt.lr,
-                beside + coded,
-                coded,
+                found.other + found.coded,
+                found.coded,
+                found.warnings,
             )
-            return self._note(key, probe, record)
+            for warning in found.warnings:
+                self.listener.note(f"warning: {note}: {warning}")
+            return self._note(key, probe, found.record)
         raise DiedTwiceError(
             f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
             "or give a smaller --lr or another --seed",
             spent,
             lost,
         )
+
+    def _kept(self, plan: Plan, subspace: Subspace, outcome: Outcome, within: int | None, warm: Probe | None) -> _Kept:
+        """What is kept of a training that has ended."""
+        packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
+        record = subspace.record() if packs else None
+        other, coded = self._bytes(record) if record is not None else (0, 0)
+        shortened = record is not None and within is not None and other + coded > within
+        if record is not None and within is not None and shortened:
+            record, other, coded = self._shortened(subspace, other + coded, within)
+        value = self._value(subspace, record) if not outcome.stopped else outcome.value
+        if outcome.stopped or warm is not None:
+            return _Kept(record, other, coded, value)
+        told = warnings_of(self.task, outcome, plan.d, value, self._constant, record is not None and not shortened)
+        return _Kept(record, other, coded, value, tuple(told))
+
+    @cached_property
+    def _constant(self) -> float | None:
+        """The metric of the best constant answer on the validation split, None where it is not known."""
+        device = torch.device(self.settings.device)
+        module = copied(self.model, self.settings.device).eval()
+        try:
+            with torch.no_grad():
+                x, _ = next(batches(self.data.validation, min(2, size(self.data.validation)), device))
+                outputs = call(module, x)
+        except Exception:  # a loss of the user's own may need no forward of one input
+            outputs = None
+        return self.task.constant_value(self.data.train, self.data.validation, outputs)
 
     def _shortened(self, subspace: Subspace, size: int, within: int) -> tuple[Record, int, int]:
         """The record of a file of at most that many bytes where that can be, with its bytes as `_bytes` tells them."""
@@ -439,6 +466,7 @@ class Fitter:
             seconds,
             s.operator,
             sum(self._bytes(record)) if record is not None else 0,
+            warnings=(*self.warnings, *chosen.warnings),
             **found,
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
@@ -490,10 +518,9 @@ class Fitter:
         )
         return subspace, outcome
 
-    def _coordinates(self, probe: Probe) -> list[Tensor]:
-        """z of an ended training, in units of the frozen constant."""
+    def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
+        """z of an ended training, in units of the scales of this plan."""
         record = self._read(_key(probe.d, probe.seed))
-        plan = self.plan(probe.d, probe.seed)
         found = []
         for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
             found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
@@ -511,6 +538,18 @@ class Fitter:
         module = copied(self.model, "cpu")
         module.load_state_dict(expand(record))
         return module.to(self.settings.device)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of a training: its record, where it can be packed; the bytes of the file beside the coordinates, and theirs; the
+    metric on the validation split; and what looks wrong."""
+
+    record: Record | None
+    other: int
+    coded: int
+    value: float
+    warnings: tuple[str, ...] = ()
 
 
 class DiedTwiceError(SubcompressError):
@@ -565,13 +604,12 @@ def _key(d: int, seed: int) -> str:
 
 
 def _first_of_each(record: Record) -> list[float]:
-    """The scale of the first tensor of each group."""
-    from subcompress.record import Coded
-
+    """The scale of the first piece of each group."""
     found: dict[int, float] = {}
-    for entry in record.entries:
-        if isinstance(entry, Coded):
-            found.setdefault(entry.group, entry.scale)
+    for own in record.pieces:
+        for piece in own:
+            if isinstance(piece.entry, Coded):
+                found.setdefault(piece.entry.group, piece.entry.scale)
     return [found[g] for g in sorted(found)]
 
 

@@ -29,11 +29,13 @@ class Probe:
     """The whole file, zero where there is none to be."""
     coded: int = 0
     """Of it, what the coordinates take."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong with it."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:
         """What a journal keeps."""
-        return cls(**{**held, "curve": tuple(held["curve"])})
+        return cls(**{**held, "curve": tuple(held["curve"]), "warnings": tuple(held.get("warnings", ()))})
 
     def at(self, d: int) -> bool:
         """Whether this is a training of its own in d coordinates."""
@@ -44,7 +46,8 @@ class Probe:
 class Fit:
     """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
     for the last. bytes: of the file that `pack` writes; probes: every training; frontier: those that no smaller file
-    and no better one outdoes. The fields of a search are empty where d was given."""
+    and no better one outdoes. The fields of a search are empty where d was given. warnings: what looks wrong, a line
+    each."""
 
     run: Path
     d: int
@@ -65,6 +68,7 @@ class Fit:
     validation_spread: float | None = None
     baseline: float | None = None
     full_fits: float = 1.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def validation_accuracy(self) -> float:
@@ -109,4 +113,7 @@ class Fit:
         fields = {k: v for k, v in held.items() if k in cls.__dataclass_fields__}
         probes = tuple(Probe.from_json(p) for p in held["trainings"])
         frontier = tuple(probes[f["training"]] for f in held["frontier"])
-        return cls(**{**fields, "run": Path(fields["run"]), "probes": probes, "frontier": frontier})
+        warnings = tuple(fields.get("warnings", ()))
+        return cls(
+            **{**fields, "run": Path(fields["run"]), "probes": probes, "frontier": frontier, "warnings": warnings}
+        )
