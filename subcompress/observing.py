@@ -23,6 +23,10 @@ from subcompress.seeds import seed_everything
 BUILDS = 3
 """Builds that are compared."""
 
+CENTER_BUILDS = 6
+"""Builds that are compared where some random values seem to have centers of their own: of a distribution with heavy
+tails a few of many values are far off three times by chance."""
+
 MOST_BUILDS = 8
 """Builds at most, where every further one shows that fewer values were chosen: numbers of few different values are
 equal by chance."""
@@ -94,7 +98,7 @@ def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Obser
         )
     shrunk: set[str] = set()
     for count in range(1, MOST_BUILDS):
-        if count >= BUILDS and not shrunk:
+        if count >= BUILDS and not shrunk and (count >= CENTER_BUILDS or not any(s.centered for s in sums.values())):
             break
         other = dict(_parameters(_checked(model, build((seed + count) % (1 << 63)))))
         shrunk = {name for name, s in sums.items() if s.add(_reals(other[name]))}
@@ -121,6 +125,11 @@ class _Sums:
         self.squares += difference * difference
         self.builds += 1
         return fewer and self.builds > 2
+
+    @property
+    def centered(self) -> bool:
+        """Whether some random values seem to have centers of their own."""
+        return bool(self.random.any()) and isinstance(center_and_deviation(self.seen(), self.random)[0], np.ndarray)
 
     def seen(self) -> Seen:
         mean = self.total / self.builds

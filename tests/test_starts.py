@@ -1,61 +1,77 @@
-"""How tensors start is recognised from their values, and nothing that is random is taken for anything else."""
+"""What a network starts from is observed: chosen values start exactly there, random ones from the seed, alike."""
 
 from __future__ import annotations
 
 import math
+import time
 
+import numpy as np
 import pytest
 import torch
 from networks import Transformer, Vae, batch_norm
 from torch import nn
 
-from subcompress import SubcompressError
+from subcompress import SubcompressError, Subspace, format
+from subcompress.describing import describe
+from subcompress.expand import expand
+from subcompress.forms import Pattern, Ramp, Seeded, Table, chosen_values
+from subcompress.observing import built
 from subcompress.plan import make_plan
-from subcompress.starts import MAX_STORED, frozen_note, recognise
+from subcompress.starts import MAX_STORED, buffer_note, frozen_note, recognize
 
 
-def start_of(tensor: torch.Tensor, structured: str = "store"):
+def holding(make):
+    """A factory of a module with one parameter, made anew by each build."""
+
+    def build():
+        module = nn.Module()
+        module.p = nn.Parameter(make())
+        return module
+
+    return build
+
+
+def observed(make, **options):
+    module, build = built(holding(make), 0)
+    return recognize(module, build=build, **options)
+
+
+def start_of(make, **options):
+    return observed(make, **options).of()["p"]
+
+
+def instance(tensor, **options):
     module = nn.Module()
     module.p = nn.Parameter(tensor)
-    return recognise(module, structured)["p"]
+    return recognize(module, **options).of()["p"]
 
 
-@pytest.mark.parametrize(
-    ("init", "std"),
-    [
-        (lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5)), 1 / math.sqrt(3 * 300)),
-        (nn.init.kaiming_normal_, math.sqrt(2 / 300)),
-        (nn.init.xavier_uniform_, math.sqrt(2 / 500)),
-        (nn.init.xavier_normal_, math.sqrt(2 / 500)),
-        (nn.init.normal_, 1.0),
-        (lambda w: nn.init.normal_(w, std=0.02), 0.02),
-        (lambda w: nn.init.normal_(w, std=0.0377), 0.0377),
-    ],
-)
-def test_usual_starts(init, std):
+INITIALIZERS = [
+    (lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5)), 1 / math.sqrt(3 * 300)),
+    (nn.init.kaiming_normal_, math.sqrt(2 / 300)),
+    (nn.init.xavier_uniform_, math.sqrt(2 / 500)),
+    (nn.init.normal_, 1.0),
+    (lambda w: nn.init.normal_(w, std=0.02), 0.02),
+    (lambda w: nn.init.normal_(w, std=0.0377), 0.0377),
+]
+
+
+@pytest.mark.parametrize(("init", "std"), INITIALIZERS)
+@pytest.mark.parametrize("factory", [True, False])
+def test_random_starts_keep_their_deviation(init, std, factory):
     torch.manual_seed(0)
-    w = torch.empty(200, 300)
-    init(w)
-    found = start_of(w)
-    assert found.kind == "random"
-    assert found.value == 0
-    assert found.std == pytest.approx(std, rel=1e-9 if std != 0.0377 else 0.01)
-    assert f"{found.std:.4g}" in found.why
+    found = start_of(lambda: init(torch.empty(200, 300))) if factory else instance(init(torch.empty(200, 300)))
+    (piece,) = found.pieces
+    assert isinstance(piece.form, Seeded)
+    assert piece.form.center == 0
+    assert piece.form.scale * math.sqrt(63) == pytest.approx(std, rel=0.02)
+    assert piece.reach == pytest.approx(std, rel=1e-9 if std != 0.0377 else 0.01)
 
 
 def test_a_random_start_may_have_a_mean():
-    torch.manual_seed(0)
-    found = start_of(torch.rand(50, 40))
-    assert found.kind == "random"
-    assert found.value == pytest.approx(0.5, abs=0.02)
-    assert found.std == pytest.approx(12**-0.5, rel=0.05)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -0.25])
-def test_constants_are_kept(value):
-    found = start_of(torch.full((7,), value))
-    assert (found.kind, found.value) == ("constant", value)
-    assert found.std > 0
+    (piece,) = start_of(lambda: torch.rand(50, 40)).pieces
+    assert piece.form.center == pytest.approx(0.5, abs=0.02)
+    assert piece.reach == pytest.approx(12**-0.5, rel=0.05)
 
 
 def _sinusoids(n: int, width: int) -> torch.Tensor:
@@ -63,73 +79,234 @@ def _sinusoids(n: int, width: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+CHOSEN = {
+    "constant": torch.full((7,), -0.25),
+    "one value": torch.tensor([2.5]),
+    "scalar": torch.tensor(9.81),
+    "three constants": torch.tensor([9.81, 0.1, 1.0]),
+    "slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625]).view(4, 1, 1),
+    "quaternion": torch.tensor([1.0, 0.0, 0.0, 0.0]),
+    "linspace": torch.linspace(-1, 1, 12),
+    "long linspace": torch.linspace(-3, 7, 1000),
+    "arange": torch.arange(100.0),
+    "identity": torch.eye(30),
+    "rectangular identity": torch.eye(20, 33),
+    "diagonal": torch.diag(torch.linspace(0.5, 1, 20)),
+    "table": _sinusoids(50, 32),
+    "repeated rows": torch.arange(8.0).mul(math.pi).repeat(16, 1),
+    "zero block": torch.cat([torch.zeros(8, 8), torch.ones(8, 8)]),
+    "complex": torch.complex(torch.full((16, 8), -0.5), math.pi * torch.arange(8.0).repeat(16, 1)),
+    "complex table": torch.polar(torch.ones(24), torch.arange(24.0)),
+    "float64": torch.linspace(0, 1, 9, dtype=torch.float64) / 3,
+    "half": torch.linspace(-1, 1, 33).half(),
+    "bfloat16": torch.eye(5).bfloat16(),
+    "negative zero": torch.tensor([-0.0, 0.0, -0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_chosen_values_start_exactly_there_in_training_and_in_the_file(name):
+    chosen = CHOSEN[name]
+
+    def build():
+        module = nn.Module()
+        module.p = nn.Parameter(chosen.clone())
+        module.head = nn.Linear(4, 3)
+        return module
+
+    subspace = Subspace.of(build, 5)
+    assert torch.equal(subspace.weights()["p"].detach(), chosen)
+    subspace.round(4)  # z is zero
+    rebuilt = expand(subspace.record())
+    assert torch.equal(rebuilt["p"], chosen)
+    with torch.no_grad():
+        subspace.z[:] = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    subspace.round(4)
+    moved = expand(subspace.record())["p"]
+    assert torch.equal(moved, subspace.weights()["p"].detach())
+    assert not torch.equal(moved, chosen)
+
+
 @pytest.mark.parametrize(
-    ("tensor", "words"),
+    ("name", "most"),
     [
-        (_sinusoids(50, 32), "table"),
-        (_sinusoids(128, 64), "table"),
-        (torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(1)))[0], "orthogonal"),
-        (2 * torch.linalg.qr(torch.randn(30, 12, generator=torch.Generator().manual_seed(1)))[0].T, "orthogonal"),
-        (torch.eye(12), "sparse"),
-        (torch.randn(8, 40, generator=torch.Generator().manual_seed(2)).where(torch.arange(40) % 10 == 0, 0), "sparse"),
-        (torch.log(torch.arange(1.0, 17.0)), "a ramp"),
+        ("identity", 40),
+        ("repeated rows", 40),
+        ("zero block", 40),
+        ("long linspace", 90),
+        ("arange", 40),
+        ("complex", 50),
     ],
 )
-def test_structure_is_stored_with_its_cost(tensor, words):
-    found = start_of(tensor)
-    assert found.kind == "stored"
-    assert words in found.why
-    assert "bytes" in found.why
-    assert start_of(tensor, "random").kind == "random"
+def test_chosen_values_are_said_in_few_bytes(name, most):
+    values = CHOSEN[name]
+    module, build = built(holding(lambda: values.clone()), 0)
+    starts = recognize(module, build=build)
+    subspace = Subspace(module, make_plan(starts, 1))
+    subspace.round(4)
+
+    ledger = format.parse(format.to_bytes(subspace.record())).ledger
+    assert ledger["tensors"] + ledger.get("stored", 0) <= most
 
 
-def test_random_tensors_are_never_taken_for_structure():
-    for seed in range(300):
-        g = torch.Generator().manual_seed(seed)
-        shape = [(6, 1, 5, 5), (10,), (64,), (16, 16), (4, 9), (200, 3), (3, 200), (5,)][seed % 8]
-        w = torch.rand(shape, generator=g) - 0.5 if seed % 2 else torch.randn(shape, generator=g)
-        found = start_of(w)
-        assert found.kind == "random", (seed, shape, found)
+def test_equal_tables_and_buffers_are_stored_once():
+    table = torch.randn(64, generator=torch.Generator().manual_seed(0))
+
+    def build(copies):
+        module = nn.Module()
+        for i in range(copies):
+            setattr(module, f"p{i}", nn.Parameter(table.clone()))
+            module.register_buffer(f"b{i}", table.flip(0).clone())
+        return module
+
+    sizes = []
+    for copies in (1, 4):
+        subspace = Subspace.of(lambda copies=copies: build(copies), 3)
+        subspace.round(4)
+        record = subspace.record()
+        data = format.to_bytes(record)
+        sizes.append(format.parse(data).ledger["stored"])
+        again = expand(format.from_bytes(data)[0])
+        for i in range(copies):
+            assert torch.equal(again[f"p{i}"], table)
+            assert torch.equal(again[f"b{i}"], table.flip(0))
+    assert sizes[0] == sizes[1]
 
 
-def test_ties_frozen_weights_and_buffers():
+def test_chosen_and_random_values_of_one_tensor_are_told_apart():
+    def bias():  # a forget gate
+        b = torch.rand(40) - 0.5
+        b[10:20] = 1.0
+        return b
+
+    found = start_of(bias)
+    assert found.runs == ((0, 10), (1, 10), (0, 20))
+    assert [type(p.form) for p in found.pieces] == [Seeded, float]
+    assert found.pieces[1].form == 1.0
+    subspace = Subspace.of(holding(bias), 3)
+    start = subspace.weights()["p"].detach()
+    assert (start[10:20] == 1).all()
+    assert len(start.unique()) > 5
+
+
+def test_real_and_imaginary_parts_start_apart():
+    found = start_of(lambda: torch.complex(torch.randn(40, 30), 0.1 * torch.randn(40, 30) + 2))
+    real, imaginary = found.pieces
+    assert found.runs == ((0, 1), (1, 1))
+    assert real.reach == pytest.approx(1, rel=0.05)
+    assert imaginary.reach == pytest.approx(0.1, rel=0.05)
+    assert imaginary.form.center == pytest.approx(2, abs=0.01)
+    one = start_of(lambda: 0.01 * torch.rand(12, 12, 9, dtype=torch.cfloat))
+    assert len(one.pieces) == 1
+    assert one.pieces[0].form.center == pytest.approx(0.005, rel=0.05)
+
+
+def test_random_values_around_centers_of_their_own():
+    found = start_of(lambda: torch.eye(24) + 0.01 * torch.randn(24, 24))
+    assert all(isinstance(p.form, Seeded) for p in found.pieces)
+    start = Subspace.of(holding(lambda: torch.eye(24) + 0.01 * torch.randn(24, 24)), 5).weights()["p"].detach()
+    assert (start - torch.eye(24)).abs().max() < 0.06
+    assert (start - torch.eye(24)).std() == pytest.approx(0.01, rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 5, 5), (10,), (64,), (16, 16), (200, 3), (1,), (2, 2), (3000, 100)])
+def test_random_tensors_are_random_and_have_no_centers(shape):
+    for draw in (torch.randn, torch.rand, lambda s: torch.empty(s).exponential_(), lambda s: torch.randn(s) ** 3):
+        found = start_of(lambda draw=draw: draw(shape))
+        assert [type(p.form) for p in found.pieces] == [Seeded]
+        assert isinstance(found.pieces[0].form.center, float)
+
+
+def test_discrete_random_values_are_not_taken_for_chosen_ones():
+    found = start_of(lambda: torch.randint(0, 2, (500,)).float() * 2 - 1)
+    assert [type(p.form) for p in found.pieces] == [Seeded]
+    assert found.pieces[0].reach == pytest.approx(1, rel=0.1)
+
+
+def test_orthogonal_starts_become_seeded_ones_unless_asked_for():
+    def make():
+        return nn.init.orthogonal_(torch.empty(20, 20))
+
+    starts = observed(make)
+    (piece,) = starts.of()["p"].pieces
+    assert piece.reach == pytest.approx(20**-0.5, rel=0.05)
+    assert any("p: orthogonal or sparse, drawn at random" in note for note in starts.notes)
+    kept = start_of(make, structured="store")
+    assert isinstance(kept.pieces[0].form, Table)
+    torch.manual_seed(0)
+    assert isinstance(instance(make()).pieces[0].form, Seeded)
+    assert isinstance(instance(make(), structured="store").pieces[0].form, Table)
+    with pytest.raises(SubcompressError, match="random, store, guess"):
+        instance(make(), structured="both")
+
+
+def test_what_is_not_clearly_random_in_an_instance_counts_as_chosen():
+    for tensor in (
+        torch.tensor([9.81, 0.1, 1.0]),
+        torch.tensor([-2.0, -2.5, -3.0, -2.2]),
+        torch.randn(7),
+        torch.linspace(-1, 1, 12),
+        torch.eye(12),
+        _sinusoids(50, 32),
+        torch.log(torch.arange(1.0, 17.0)),
+    ):
+        found = instance(tensor)
+        assert not any(isinstance(p.form, Seeded) for p in found.pieces), tensor
+    torch.manual_seed(0)
+    net = nn.Linear(30, 10)
+    starts = recognize(net).of()
+    assert isinstance(starts["weight"].pieces[0].form, Seeded)
+    assert isinstance(starts["bias"].pieces[0].form, Seeded)
+
+
+def test_ties_frozen_weights_buffers_and_what_is_dropped():
     net = Transformer()
     net.encoder.layers[0].linear1.weight.requires_grad_(False)
-    starts = recognise(net)
+    starts = recognize(net).of()
     names = list(net.state_dict())
     assert starts["decoder.weight"].kind == "tied"
     assert names[starts["decoder.weight"].index] == "embed.weight"
     assert starts["table"].kind == "buffer"
-    assert starts["norm.weight"].kind == "constant"
-    frozen = starts["encoder.layers.0.linear1.weight"]
-    assert frozen.kind == "stored"
-    assert "frozen" in frozen.why
-    assert "1 frozen tensors" in frozen_note(net, starts)
-    assert frozen_note(Vae(), recognise(Vae())) is None
+    assert starts["encoder.layers.0.linear1.weight"].kind == "stored"
+    note = frozen_note(net, starts)
+    assert "1 frozen tensors" in note
+    assert "encoder.layers.0.linear1.weight" in note
+    assert frozen_note(Vae(), recognize(Vae()).of()) is None
+    dropped = recognize(net, drop=("table", "encoder.layers.0.linear1.weight")).of()
+    assert {n for n, s in dropped.items() if s.kind == "dropped"} == {"table", "encoder.layers.0.linear1.weight"}
+    for pattern, words in (("norm.weight", "norm.weight, which is trained"), ("nothing*", "names none")):
+        with pytest.raises(SubcompressError, match=words):
+            recognize(net, drop=(pattern,))
 
 
-def test_norms_have_coordinates_of_their_own_and_start_exactly_where_they_were():
+def test_large_buffers_are_named_with_their_cost():
+    net = nn.Linear(3, 3)
+    net.register_buffer("small", torch.randn(10))
+    assert buffer_note(net.state_dict(), recognize(net).of()) is None
+    net.register_buffer("target", torch.randn(1000))
+    assert "target (3" in buffer_note(net.state_dict(), recognize(net).of())
+    assert "--drop PATTERN" in buffer_note(net.state_dict(), recognize(net).of())
+    assert buffer_note(net.state_dict(), recognize(net, drop=("target",)).of()) is None
+
+
+def test_all_pieces_share_all_coordinates():
     plan = make_plan(batch_norm(), 80)
-    random, constant = plan.parts
-    assert {s.name for s in constant.specs} == {"1.weight", "1.bias", "5.weight", "5.bias"}
-    assert constant.operator.K == 0
-    assert random.operator.d + constant.operator.d == 80
-    assert constant.starts == (1.0, 0.0, 1.0, 0.0)
+    (part,) = plan.parts
+    assert {"1.weight", "1.bias", "5.weight", "5.bias"} < {s.name for s in part.specs}
+    assert part.operator.d == 80
+    assert part.operator.K == 0
+    starts = dict(zip((s.name for s in part.specs), part.starts, strict=True))
+    assert (starts["1.weight"], starts["1.bias"]) == (1.0, 0.0)
 
 
 def test_every_d_has_a_plan():
     net = batch_norm()
-    D = make_plan(net, 2).D
-    for d in [2, 3, 9, 50, 300, D - 40, D - 1, D]:
+    D = make_plan(net, 1).D
+    for d in [1, 2, 3, 9, 50, 300, D - 40, D - 1, D]:
         assert make_plan(net, d).d == d
-    for d in (0, 1, D + 1):
-        with pytest.raises(SubcompressError, match=f"between 2 and the model's D = {D} weights; given {d}"):
+    for d in (0, -1, D + 1):
+        with pytest.raises(SubcompressError, match=f"between 1 and the model's D = {D} weights; given {d}"):
             make_plan(net, d)
-
-
-def test_large_structure_is_refused_with_its_cost():
-    with pytest.raises(SubcompressError, match=f"up to {MAX_STORED} bytes in all; these take .* --structured random"):
-        start_of(torch.linalg.qr(torch.randn(200, 200))[0])
 
 
 def test_odd_state_is_refused_in_one_line():
@@ -142,4 +319,77 @@ def test_odd_state_is_refused_in_one_line():
         (nn.LazyLinear(3), "run the model once first"),
     ]:
         with pytest.raises(SubcompressError, match=words):
-            recognise(module)
+            recognize(module)
+
+
+# Factories that are no good
+
+
+def test_a_factory_that_ignores_the_seed_says_what_that_costs():
+    def make():
+        torch.manual_seed(5)
+        return torch.randn(20, 20)
+
+    starts = observed(make)
+    assert isinstance(starts.of()["p"].pieces[0].form, Table)
+    assert any("the same weights under every seed" in n and "about 1" in n for n in starts.notes)
+    assert any("--structured guess" in n for n in starts.notes)
+    assert isinstance(start_of(make, structured="guess").pieces[0].form, Seeded)
+
+    def large():
+        torch.manual_seed(5)
+        return torch.randn(200, 200)
+
+    with pytest.raises(SubcompressError, match=f"up to {MAX_STORED} bytes in all; these take .* most of it p"):
+        observed(large)
+
+
+def test_a_factory_that_reads_the_clock_is_told():
+    starts = observed(lambda: torch.full((30,), time.time() % 1e4))
+    assert any("other weights under the same seed" in n for n in starts.notes)
+
+
+def test_a_factory_whose_shapes_differ_is_refused():
+    with pytest.raises(SubcompressError, match=r"p is \[\d+\] in one build and \[\d+\] in another"):
+        observed(lambda: torch.zeros(int(torch.randint(1, 1000, ()))))
+
+
+def test_factories_are_taken_where_modules_are_and_their_mistakes_told():
+    def broken():
+        raise RuntimeError("no such file")
+
+    with pytest.raises(SubcompressError, match="factory raises RuntimeError: no such file"):
+        Subspace.of(broken, 3)
+    with pytest.raises(SubcompressError, match="returned int"):
+        Subspace.of(lambda: 3, 3)
+    with pytest.raises(SubcompressError, match="or a factory of one; given int"):
+        Subspace.of(3, 3)
+    before = torch.get_rng_state()
+    Subspace.of(lambda: nn.Linear(3, 3), 3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# Forms
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_descriptions_give_the_values_back(name):
+    chosen = CHOSEN[name]
+    reals = torch.view_as_real(chosen) if chosen.is_complex() else chosen
+    if reals.dtype == torch.bfloat16:
+        values, dtype = reals.view(torch.int16).numpy().view(np.uint16).reshape(-1), "BF16"
+    else:
+        values = reals.reshape(-1).numpy()
+        dtype = {"float32": "F32", "float64": "F64", "float16": "F16"}[values.dtype.name]
+    forms, runs = describe(values, tuple(reals.shape), dtype)
+    pattern = Pattern(runs or ((0, len(values)),), len(values))
+    out = np.empty_like(values)
+    for item, first, places in pattern.places(0, len(values)):
+        out[places] = chosen_values(forms[item], first, len(out[places]), dtype)
+    assert (out == values).all()
+
+
+def test_parts_of_a_ramp_are_those_of_the_whole():
+    ramp = Ramp(-1.0, 0.1, 7)
+    whole = ramp.values(0, 100)
+    assert all((ramp.values(lo, n) == whole[lo : lo + n]).all() for lo, n in [(0, 3), (5, 20), (93, 7)])
