@@ -37,7 +37,7 @@ from subcompress_cli.progress import listening
 @click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
 @click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
 @click.option("--max-minutes", type=float, metavar="M", help="Search: no training that would end later.")
-@click.option("--bits", type=int, default=4, show_default=True, help="Bits a coordinate, before entropy coding.")
+@click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 8 up to --d 64]")
 @click.option(
     "--structured",
     default="random",

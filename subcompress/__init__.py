@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from subcompress.inspecting import info
     from subcompress.measuring import measure_dimension
     from subcompress.packing import pack
+    from subcompress.preparing import measure_moves
     from subcompress.probe import Fit
     from subcompress.reporting import report
     from subcompress.session import Session
@@ -46,6 +47,7 @@ else:
             "inspecting": ("info",),
             "measuring": ("measure_dimension",),
             "packing": ("pack",),
+            "preparing": ("measure_moves",),
             "probe": ("Fit",),
             "reporting": ("report",),
             "session": ("Session",),
@@ -82,6 +84,7 @@ __all__ = [
     "load",
     "load_data",
     "measure_dimension",
+    "measure_moves",
     "pack",
     "pull",
     "push",

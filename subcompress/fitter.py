@@ -28,7 +28,7 @@ from subcompress.expand import expand
 from subcompress.fit_warnings import warnings_of
 from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
-from subcompress.moves import BASED_RATES, RATES, Moves, measure_moves, steps_of
+from subcompress.moves import BASED_RATES, RATES, Moves, measured, steps_of
 from subcompress.observing import Build
 from subcompress.operators import OPERATORS, HadamardBlocks
 from subcompress.plan import Plan, check_options, make_plan
@@ -286,7 +286,7 @@ class Fitter:
                 if steps < 0:
                     return
 
-        return measure_moves(
+        return measured(
             model,
             self.known,
             examples,

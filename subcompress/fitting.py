@@ -48,7 +48,7 @@ def fit(
     base_name: str | None = None,
     act_on: str | None = None,
     new: Sequence[str] = (),
-    bits: int = 4,
+    bits: int | None = None,
     epochs: int = 10,
     seed: int = 0,
     seeds: int = 3,
@@ -82,7 +82,8 @@ def fit(
     tensors of the base that move, roles (all, norms, biases, heads, embeddings, matrices) or patterns of names, with
     commas between. new: patterns of tensors that start from the seed although they are not the network's last.
 
-    bits: 3 to 6 are within each other's noise at equal bytes (benchmarks/levers.py), so that they are not searched.
+    bits: of a coordinate, 4 by default, and 8 where d is at most 64, which costs little. 3 to 6 are within each other's
+    noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
     what shortens a file with d = D, where every weight has a coordinate of its own.
     optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
@@ -119,7 +120,7 @@ def fit(
     if base is None and (act_on is not None or base_name is not None or new):
         raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
     settings = Settings(
-        bits,
+        bits_of(d) if bits is None else bits,
         epochs,
         seed,
         lr,
@@ -164,6 +165,15 @@ def fit(
 
 
 __all__ = ["Fit", "fit"]
+
+
+FEW = 64
+"""Coordinates up to which more bits cost less than what coarse rounding loses."""
+
+
+def bits_of(d: int | None) -> int:
+    """Bits of a coordinate by default."""
+    return 8 if d is not None and d <= FEW else 4
 
 
 def _brought(data: Any, workers: int | None) -> Data:

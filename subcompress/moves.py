@@ -40,8 +40,20 @@ LEAST = 20
 RATES = (3e-3, 1e-3, 3e-4, 1e-4)
 """Adam's steps that are tried for a network from scratch, until the loss falls."""
 
+LARGER = (1e-2, 3e-2, 1e-1, 3e-1)
+"""Adam's steps that are tried after the first of RATES, as long as the loss hardly falls and each is better."""
+
+HARDLY = 0.8
+"""Of the first loss: a loss that stays above it has hardly fallen."""
+
+BETTER = 0.99
+"""Of the loss with a smaller step: one at least as small is better."""
+
 BASED_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 """The same on a base: all of them, of which the one is taken that ends with the lowest loss."""
+
+FIRST = 8
+"""Batches whose loss is compared before and after."""
 
 SMALLEST = 1e-6
 """Of the largest change: smaller ones are taken for so much."""
@@ -114,7 +126,7 @@ def _unpacked(n: int, text: str) -> np.ndarray:
     return bits[:n].astype(bool)
 
 
-def measure_moves(
+def measured(
     module: nn.Module,
     starts: Starts,
     examples: Examples,
@@ -133,11 +145,16 @@ def measure_moves(
     began = time.perf_counter()
     trained: list[_Trial] = []
     acting = {name for name, start in starts.of().items() if start.moves}
-    for rate in rates:
-        trial = _Trial(module, rate, acting)
+    queue, larger = list(rates), list(() if based else LARGER)
+    while queue:
+        trial = _Trial(module, queue.pop(0), acting)
         trial.run(examples(steps), loss_of)
+        better = all(trial.last < BETTER * t.last for t in trained)
         trained.append(trial)
         if trial.falls and not based:
+            climbs = larger and trial.rate >= rates[0] and trial.last > HARDLY * trial.first and better
+            queue = [larger.pop(0)] if climbs else []
+        elif any(t.falls for t in trained) and not based:
             break
     falling = [t for t in trained if t.falls]
     best = min(falling or trained, key=lambda t: t.last if math.isfinite(t.last) else math.inf)
@@ -162,35 +179,41 @@ class _Trial:
         trained = {id(p) for p in self.after.values()}
         for p in self.module.parameters():
             p.requires_grad_(id(p) in trained)
-        self.losses: list[float] = []
+        self._before: list[float] = []
+        self.last = math.inf
         self.steps = 0
         self.read: set[str] = set()
 
     def run(self, batches: Iterator[Any], loss_of: LossOf) -> None:
         """Train on the batches; ends early where the loss is not finite."""
         self.module.train()
+        first: list[Any] = []
         optimizer = torch.optim.Adam(list({id(p): p for p in self.after.values()}.values()), lr=self.rate)
         for batch in batches:
             loss = loss_of(self.module, batch)
-            self.losses.append(float(loss.detach()))
-            if not math.isfinite(self.losses[-1]) or not loss.requires_grad:
-                break
+            value = float(loss.detach())
+            if len(first) < FIRST:
+                first.append(batch)
+                self._before.append(value)
+            if not math.isfinite(value) or not loss.requires_grad:
+                return
             optimizer.zero_grad()
             loss.backward()
             self.read |= {n for n, p in self.after.items() if p.grad is not None}
             optimizer.step()
             self.steps += 1
+        # Of the same batches as before: of others it differs by more than a few steps change.
+        self.last = float(np.mean([float(loss_of(self.module, batch).detach()) for batch in first]))
 
     @property
-    def last(self) -> float:
-        """The loss at the end: the mean over a quarter of the steps."""
-        return float(np.mean(self.losses[-max(1, len(self.losses) // 4) :]))
+    def first(self) -> float:
+        """The loss of the first batches, before they were learned from."""
+        return float(np.mean(self._before))
 
     @property
     def falls(self) -> bool:
         """Whether the loss is lower at the end than in the first steps."""
-        first = float(np.mean(self.losses[: max(1, len(self.losses) // 10)]))
-        return math.isfinite(self.last) and self.last < first and bool(self.read)
+        return math.isfinite(self.last) and self.last < self.first and bool(self.read)
 
     def unread(self) -> tuple[str, ...]:
         """The parameters that no forward pass has read, one name each."""
@@ -257,4 +280,4 @@ def steps_of(total: int) -> int:
     return min(STEPS, max(LEAST, int(SHARE * total)))
 
 
-__all__ = ["Moves", "measure_moves"]
+__all__ = ["Moves"]

@@ -41,6 +41,9 @@ HALVINGS = 15
 """Scales are the largest one halved up to so many times: measured moves are no more exact than that, and files say it
 in half a byte."""
 
+FARTHEST = 8.0
+"""Deviation of z at most, in units of the scale, where a coordinate a weight leaves the random start to z."""
+
 Scales = Mapping[str, tuple[float, ...]]
 """By tensor, the scale of each of its pieces that coordinates act on."""
 
@@ -258,7 +261,7 @@ class _Planner:
         form = row.form
         assert form is not None
         if self.alone and isinstance(form, Seeded):
-            row.scale = max(GUESSED * row.reach, GUESSED * row.scale)
+            row.scale = max(row.scale, row.reach / FARTHEST)
             row.form, row.drawn = form.center, True
         if isinstance(row.form, float):
             return row.form

@@ -1,6 +1,7 @@
 """A module whose only parameter is z: theta = start + scale * (frozen + P z), for our loop or the user's own.
 
-sub = subcompress.Subspace.of(net, d=300)
+moves = subcompress.measure_moves(make_net, loader, loss)   # how far each tensor moves: guessed without
+sub = subcompress.Subspace.of(make_net, d=300, moves=moves)
 optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
 ...                                   # sub(x) in place of net(x); sub.materialised() for methods of net
 sub.round(bits=4)                     # half-way
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from subcompress import codec, traced
-from subcompress.base import open_base, stand_on
 from subcompress.buffers import coded_buffers
 from subcompress.copying import copied
 from subcompress.errors import SubcompressError
@@ -30,12 +30,12 @@ from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, holdable, raw_bytes
 from subcompress.moves import Moves
 from subcompress.moving import extra_states, restore
-from subcompress.observing import built
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.preparing import prepared
 from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
-from subcompress.starts import Start, recognize
+from subcompress.starts import Start
 from subcompress.streaming import stream
 
 MAX_A = 1 << 10
@@ -108,15 +108,21 @@ class Subspace(nn.Module):
         module: the network, or a factory of it, which tells chosen values from random ones. moves: how far each tensor
         moves, from `measure_moves` of the same network; guessed from the starts by default. Raises SubcompressError.
         """
-        module, build = built(module, seed)
-        standing = None
-        if base is not None:
-            standing = stand_on(open_base(base, base_name), module, tuple(new))
-            module = standing.loaded(copied(module))
-        starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
-        scales, still = (None, None) if moves is None else (moves.scales(starts, d), moves.still)
-        plan = make_plan(starts, d, bits=bits, seed=seed, operator=operator, base=standing, scales=scales, still=still)
-        return cls(module, plan)
+        known = prepared(
+            module,
+            seed=seed,
+            structured=structured,
+            base=base,
+            base_name=base_name,
+            act_on=act_on,
+            new=new,
+            drop=drop,
+        )
+        scales, still = (None, None) if moves is None else (moves.scales(known.starts, d), moves.still)
+        plan = make_plan(
+            known.starts, d, bits=bits, seed=seed, operator=operator, base=known.base, scales=scales, still=still
+        )
+        return cls(known.module, plan)
 
     def train(self, mode: bool = True) -> Subspace:
         """As for any module; on a base, layers with running statistics keep to those of the base, in training too."""

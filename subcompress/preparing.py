@@ -1,0 +1,88 @@
+"""A network made ready for training loops of one's own: what it starts from, and how far its tensors move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from subcompress.base import OnBase, open_base, stand_on
+from subcompress.copying import copied
+from subcompress.errors import SubcompressError
+from subcompress.moves import BASED_RATES, RATES, STEPS, Moves, measured
+from subcompress.observing import built
+from subcompress.roles import DEFAULT
+from subcompress.starts import Starts, recognize
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network with its starting values, what these are, and the base it stands on."""
+
+    module: nn.Module
+    starts: Starts
+    base: OnBase | None
+
+
+def prepared(
+    module: nn.Module | Callable[[], nn.Module],
+    *,
+    seed: int = 0,
+    structured: str = "random",
+    base: Any = None,
+    base_name: str | None = None,
+    act_on: str = DEFAULT,
+    new: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> Prepared:
+    """Recognize how a network starts; the options are those of `fit`. module: the network, or a factory of it. Raises
+    SubcompressError."""
+    module, build = built(module, seed)
+    standing = None
+    if base is not None:
+        standing = stand_on(open_base(base, base_name), module, tuple(new))
+        module = standing.loaded(copied(module))
+    starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
+    return Prepared(module, starts, standing)
+
+
+def measure_moves(
+    module: nn.Module | Callable[[], nn.Module],
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    steps: int = STEPS,
+    **options: Any,
+) -> Moves:
+    """Train a copy of the network directly for a few steps, and see how far each tensor moves: for `Subspace.of`.
+
+    batches: of the training split, a DataLoader or a list, that can be gone through several times; loss: f(module,
+    batch) -> scalar; options: what `Subspace.of` is given too (seed, structured, base, act_on, ...). Raises
+    SubcompressError.
+    """
+    known = prepared(module, **options)
+
+    def examples(steps: int) -> Iterator[Any]:
+        count = 0
+        while True:
+            before = count
+            for batch in batches:
+                if count == steps:
+                    return
+                count += 1
+                yield batch
+            if steps < 0:
+                return
+            if count == before:
+                raise SubcompressError(
+                    "batches are gone through several times; these are empty: give a list or a loader"
+                )
+
+    rates = RATES if known.base is None else BASED_RATES
+    based = known.base is not None
+    return measured(known.module, known.starts, examples, loss, steps=steps, rates=rates, based=based)
+
+
+__all__ = ["measure_moves"]
