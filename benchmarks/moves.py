@@ -1,16 +1,16 @@
 """How far should a unit of a coordinate move each tensor? Rules for the scales, each on many networks.
 
-    python benchmarks/moves.py [--networks fno,s4d] [--rules today,measured:1] [--seeds 3] [--steps 30,100,300]
+    python benchmarks/moves.py [--networks fno,s4d] [--rules guessed,measured:d] [--seeds 3] [--steps 30,100,300]
         [--lrs 1e-3,3e-3] [--mnist DIR] [--runs runs/moves.jsonl]
     python benchmarks/moves.py --table [--runs runs/moves.jsonl] [-o benchmarks/results]
 
-theta_t = start_t + scale_t (P z)_t for every tensor t, start_t its own values. r_t is the root mean square change of
-tensor t over N steps of direct Adam at a constant step, from the same start. Rules:
+theta_t = start_t + scale_t (P z)_t for every tensor t, start_t as a fit has it. r_t is the root mean square change of
+tensor t over N steps of direct Adam at a constant step. Rules:
 
-    today        what `make_plan` gives: deviation of the start / 4, for constants as there
-    measured:k   k r_t
-    floor:k      max(today, k r_t / 4)
-    mean:k       sqrt(today * k r_t)
+    guessed      what `make_plan` gives without moves: deviation of the start / 4
+    measured:k   k r_t; with k = d what a fit takes, (D / (30 d)) ** (1 / 4)
+    floor:k      max(guessed, k r_t / 4)
+    mean:k       sqrt(guessed * k r_t)
     direct       trained in all weights instead, with the best of a few steps: what the others are measured by
 
 Networks are those of benchmarks/families/, LeNet on the embedded digits, and with --mnist the MLP and LeNet on MNIST.
@@ -40,11 +40,22 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from subcompress import Subspace, load_data
-from subcompress.operators import HadamardBlocks
+from subcompress.moves import USUAL
 from subcompress.plan import Plan
 from subcompress_models import MODELS
 
-RULES = ("direct", "today", "measured:0.5", "measured:1", "measured:2", "measured:4", "floor:1", "floor:4", "mean:1")
+RULES = (
+    "direct",
+    "guessed",
+    "measured:d",
+    "measured:0.5",
+    "measured:1",
+    "measured:2",
+    "measured:4",
+    "floor:1",
+    "floor:4",
+    "mean:1",
+)
 BITS = 4
 LEAST = 2.0**-40
 """The smallest scale: of a tensor that no gradient reaches."""
@@ -87,43 +98,41 @@ def _model(name: str, model: str, data: str, folder: Path | None, *, d: int, epo
 
 
 def planned(family: Family, net: nn.Module, seed: int) -> Plan:
-    """The plan as it is today, of all that can be trained: no tensor's values are stored instead."""
+    """The plan of a fit, with scales that are guessed from the starts."""
     based = {} if family.base is None else {"base": family.base(), "act_on": family.options["act_on"]}
     d = family.d or sum(len(reals(p)) for p in net.parameters())
-    return Subspace.of(net, d, bits=BITS, seed=seed, structured="random", **based).plan
+    # On a base the network brings its weights; a factory would be built without them.
+    return Subspace.of(net if based else family.make_net, d, bits=BITS, seed=seed, **based).plan
 
 
-def with_scales(plan: Plan, net: nn.Module, scales: Mapping[str, float]) -> Plan:
-    """The plan with those scales, every tensor at its own start. The one place that knows how a plan holds them."""
-    starts = {name: reals(p).float() for name, p in net.state_dict(keep_vars=True).items()}
-    parts = []
-    for part in plan.parts:
-        operator = part.operator
-        if isinstance(operator, HadamardBlocks):  # nothing is frozen: the start is the network's
-            operator = replace(operator, K=0, A=0)
-        own = tuple(starts[spec.name].clone() for spec in part.specs)
-        mine = tuple(scales[spec.name] for spec in part.specs)
-        parts.append(replace(part, operator=operator, starts=own, scales=mine, spread=0.0))
+def with_scales(plan: Plan, scales: Mapping[str, float]) -> Plan:
+    """The plan with those scales. The one place that knows how a plan holds them."""
+    parts = (replace(p, scales=tuple(scales[tensor_of(spec.name)] for spec in p.specs)) for p in plan.parts)
     return replace(plan, parts=tuple(parts))
 
 
+def tensor_of(piece: str) -> str:
+    """The tensor that a row of a part belongs to: pieces of one have its name and a number."""
+    return piece.partition("\0")[0]
+
+
 def scales_of(plan: Plan) -> dict[str, float]:
-    """Tensor -> its scale today."""
-    return {spec.name: s for part in plan.parts for spec, s in zip(part.specs, part.scales, strict=True)}
+    """Tensor -> its scale without moves."""
+    return {tensor_of(spec.name): s for part in plan.parts for spec, s in zip(part.specs, part.scales, strict=True)}
 
 
-def ruled(rule: str, today: Mapping[str, float], r: Mapping[str, float]) -> dict[str, float]:
-    """Tensor -> its scale under a rule; r is empty for `today`."""
+def ruled(rule: str, guessed: Mapping[str, float], r: Mapping[str, float], share: float) -> dict[str, float]:
+    """Tensor -> its scale under a rule. r: how far each moved, empty for `guessed`; share: D / d."""
     kind, _, factor = rule.partition(":")
-    if kind == "today":
-        return dict(today)
-    k = float(factor)
+    if kind == "guessed":
+        return dict(guessed)
+    k = (share / USUAL) ** 0.25 if factor == "d" else float(factor)
     rules = {
         "measured": lambda old, r: k * r,
         "floor": lambda old, r: max(old, k * r / 4),
         "mean": lambda old, r: math.sqrt(old * k * r),
     }
-    return {name: max(rules[kind](old, r[name]), LEAST) for name, old in today.items()}
+    return {name: max(rules[kind](old, r[name]), LEAST) for name, old in guessed.items()}
 
 
 # Trainings
@@ -191,7 +200,9 @@ def trained(family: Family, run: Run, steps: tuple[int, ...]) -> float:
         return best_direct(family, data, run.seed).value
     plan = planned(family, net, run.seed)
     r = moves(family, steps, run.lr, run.seed)[run.steps] if run.steps else {}
-    return in_subspace(family, net, with_scales(plan, net, ruled(run.rule, scales_of(plan), r)), data, run.seed)
+    return in_subspace(
+        family, net, with_scales(plan, ruled(run.rule, scales_of(plan), r, plan.D / plan.d)), data, run.seed
+    )
 
 
 # The file of runs
@@ -204,7 +215,7 @@ def wanted(
     for name in names:
         for seed in range(seeds):
             for rule in rules:
-                if rule in ("direct", "today"):
+                if rule in ("direct", "guessed"):
                     yield Run(name, rule, 0, 0.0, seed)
                 else:
                     yield from (Run(name, rule, n, lr, seed) for n in steps for lr in lrs)

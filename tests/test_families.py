@@ -63,12 +63,13 @@ def test_outputs_of_a_padded_bag_do_not_change() -> None:
 
 
 def test_the_rules_of_moves() -> None:
-    today, r = {"a": 0.5, "b": 0.01}, {"a": 0.02, "b": 0.16}
-    assert moves.ruled("today", today, {}) == today
-    assert moves.ruled("measured:2", today, r) == {"a": 0.04, "b": 0.32}
-    assert moves.ruled("floor:1", today, r) == {"a": 0.5, "b": 0.04}
-    assert moves.ruled("mean:1", today, r) == pytest.approx({"a": 0.1, "b": 0.04})
-    assert moves.ruled("measured:1", {"unread": 1.0}, {"unread": 0.0}) == {"unread": moves.LEAST}
+    guessed, r = {"a": 0.5, "b": 0.01}, {"a": 0.02, "b": 0.16}
+    assert moves.ruled("guessed", guessed, {}, 1) == guessed
+    assert moves.ruled("measured:2", guessed, r, 1) == {"a": 0.04, "b": 0.32}
+    assert moves.ruled("measured:d", guessed, r, 16 * moves.USUAL) == pytest.approx({"a": 0.04, "b": 0.32})
+    assert moves.ruled("floor:1", guessed, r, 1) == {"a": 0.5, "b": 0.04}
+    assert moves.ruled("mean:1", guessed, r, 1) == pytest.approx({"a": 0.1, "b": 0.04})
+    assert moves.ruled("measured:1", {"unread": 1.0}, {"unread": 0.0}, 1) == {"unread": moves.LEAST}
 
 
 def small() -> Family:
@@ -77,19 +78,20 @@ def small() -> Family:
     return Family("small", family.make_net, family.load, 4, 1, loss="mse", metric=family.metric, minimize=True)
 
 
-def test_moves_starts_every_tensor_at_its_own_values() -> None:
+def test_moves_changes_the_scales_and_nothing_else() -> None:
     family = small()
     net, _ = moves.start(family, 0)
     plan = moves.planned(family, net, 0)
-    mine = moves.with_scales(plan, net, moves.scales_of(plan))
-    subspace = moves.Subspace(net, mine)
-    for name, w in subspace.weights().items():
-        assert torch.equal(w.detach(), net.get_parameter(name).detach())
+    scales = {name: 2 * s for name, s in moves.scales_of(plan).items()}
+    mine = moves.with_scales(plan, scales)
+    assert moves.scales_of(mine) == scales
+    before, after = (moves.Subspace(net, p).weights() for p in (plan, mine))
+    assert all(torch.equal(before[n], after[n]) for n in before)
 
 
 def test_moves_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, family = tmp_path / "runs.jsonl", small()
-    args = ["--rules", "today,measured:1", "--steps", "5", "--lrs", "1e-3", "--seeds", "1", "--networks", "small"]
+    args = ["--rules", "guessed,measured:1", "--steps", "5", "--lrs", "1e-3", "--seeds", "1", "--networks", "small"]
     options = moves.parsed([*args, "--runs", str(file)])
     moves.work(options, {"small": family})
     first = file.read_text()
@@ -98,4 +100,4 @@ def test_moves_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixtur
     moves.work(options, {"small": family})
     assert len(moves.held(file)) == 2 and first in file.read_text()
     text = "\n".join(moves.table(moves.held(file), {"small": family}))
-    assert "| today |" in text and "| measured:1 | 5 | 0.001 |" in text
+    assert "| guessed |" in text and "| measured:1 | 5 | 0.001 |" in text
