@@ -216,7 +216,9 @@ class _Trial:
         return math.isfinite(self.last) and self.last < self.first and bool(self.read)
 
     def unread(self) -> tuple[str, ...]:
-        """The parameters that no forward pass has read, one name each."""
+        """The parameters that no forward pass has read, one name each; none where no loss had a gradient."""
+        if not self.read:
+            return ()
         seen: dict[int, str] = {}
         for name, p in self.after.items():
             seen.setdefault(id(p), name)

@@ -72,7 +72,7 @@ def test_rows_are_whole_files_on_disk(compared, fitted):
     assert ours.value == run.fit_of(fitted).test
     by_name = {row.name: row for row in compared.rows}
     for name in ("tiny network, 8 bits", "float32 subspace (Li et al., PRANC)"):
-        assert 0.7 * ours.bytes < by_name[name].bytes <= ours.bytes
+        assert 0.6 * ours.bytes < by_name[name].bytes <= ours.bytes
     assert by_name["4-bit weights"].bytes < by_name["dense, ONNX"].bytes / 3
     assert by_name["ONNX Runtime int8"].bytes < by_name["dense, ONNX"].bytes / 2
     assert by_name["dense, gzip -9"].bytes < by_name["dense, safetensors"].bytes

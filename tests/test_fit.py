@@ -183,8 +183,6 @@ def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):
 def test_models_that_this_version_does_not_fit(digits, tmp_path):
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).requires_grad_(False)
-    orthogonal = nn.Sequential(nn.Flatten(), nn.Linear(784, 200))
-    nn.init.orthogonal_(orthogonal[1].weight)
     nan = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     nan[1].bias.data[3] = float("nan")
     wide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -193,7 +191,6 @@ def test_models_that_this_version_does_not_fit(digits, tmp_path):
         (nn.Flatten(), "none to train"),
         (frozen, "none to train"),
         (lazy, "run the model once first"),
-        (orthogonal, r"1.weight \(orthogonal: not trained, .* bytes\): give --structured random"),
         (nan, "1.bias holds nan or inf"),
         (wide, "1.weight is torch.complex128"),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), "labels are between 0 and 4, the model has 5 outputs"),
@@ -217,18 +214,6 @@ def test_subspace_has_one_parameter_and_reaches_every_module():
     subspace(torch.ones(2, 6)).sum().backward()
     assert subspace.z.grad is not None
     assert subspace.z.grad.abs().sum() > 0
-
-
-def test_the_weights_in_training_are_the_ones_in_the_file(network, digits, tmp_path):
-    """Rounded training and exact expansion differ by float32's rounding of the scale alone."""
-    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
-    record = run.load(tmp_path / "run")
-    group = record.groups[0]
-    subspace = Subspace.of(network, 60)
-    subspace.z.data = torch.from_numpy(group.coordinates).float() / group.operator.A
-    subspace.bits, subspace.steps = 4, [1 / group.operator.A]
-    for name, tensor in expand(record).items():
-        assert torch.allclose(subspace.weights()[name], tensor, rtol=0.01, atol=1e-6)
 
 
 def test_start_has_the_usual_spread():
@@ -318,8 +303,6 @@ def test_a_loop_of_ones_own_gives_the_same_outputs_from_the_file(digits, tmp_pat
 
 def test_references_train_and_cannot_be_packed(network):
     sub = subcompress.Subspace.of(network, d=20, operator="fastfood")
-    start = {name: p.detach() for name, p in network.named_parameters()}
-    assert all(torch.allclose(w, start[name]) for name, w in sub.weights().items())
     sub.round(4)
     with pytest.raises(SubcompressError, match="Fastfood is a reference, not exact on every device"):
         sub.record()
@@ -372,7 +355,8 @@ def test_python_takes_three_data_sets_and_says_what_it_does_not_take(digits, tmp
     options = {"d": 50, "epochs": 1, "batch_size": 32, "threads": 1}
     triple = (digits.train, digits.validation, digits.test)
     assert subcompress.fit(MODELS["lenet"](), triple, tmp_path / "run", **options).d == 50
-    with pytest.raises(SubcompressError, match=r"fit takes an nn.Module; given type: call it, if it is a factory"):
-        subcompress.fit(MODELS["lenet"], triple, tmp_path / "other", **options)
+    assert subcompress.fit(MODELS["lenet"], triple, tmp_path / "factory", **options).d == 50
+    with pytest.raises(SubcompressError, match=r"fit takes an nn.Module, or a factory of one; given str"):
+        subcompress.fit("lenet", triple, tmp_path / "other", **options)
     with pytest.raises(SubcompressError, match=r"fit takes a Data or \(train, validation, test\); given function"):
         subcompress.fit(MODELS["lenet"](), lambda: triple, tmp_path / "other", **options)

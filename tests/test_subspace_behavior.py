@@ -626,12 +626,8 @@ class Half(nn.Module):
 def test_coordinates_without_a_gradient_are_counted(optimiser):
     torch.manual_seed(0)
     recipe = Recipe(3, 0.01, 32, optimiser=optimiser)
-    sub = Subspace.of(Half(), 42)  # a coordinate a weight
-    operator = sub.plan.parts[0].operator
-    assert operator.d == operator.D
-    outcome = train(sub, data(), Task.of(), recipe)
-    one_by_one = [operator.adjoint([(0, g, 1.0)]) for g in torch.eye(42)[:21]]
-    assert outcome.silent == int((torch.stack(one_by_one).abs().sum(0) == 0).sum())
+    outcome = train(Subspace.of(Half(), 42), data(), Task.of(), recipe)  # a coordinate a weight, half of them read
+    assert outcome.silent == 21
     assert train(Subspace.of(net(), 20), data(), Task.of(), recipe).silent == 0
 
 
