@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from subcompress.tasks import Task
 from subcompress.training import Outcome
 
-SILENT = 0.01
-"""Share of the coordinates without a gradient from which they are told."""
-
 APART = 0.01
 """Of the metric: how far the packed weights may be from the last value of the training (of an error, of itself)."""
 
@@ -20,7 +17,7 @@ def warnings_of(
 ) -> Iterator[str]:
     """Lines about one training. value: the metric on the validation split, of the packed weights where there are some;
     constant: that of the best answer that does not depend on the input, where it is known."""
-    if outcome.silent > SILENT * d:
+    if outcome.silent:
         yield (
             f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or look at what "
             "the loss depends on"

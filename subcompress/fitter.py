@@ -194,6 +194,8 @@ class Fitter:
         s = self.settings
         root = hashlib.sha256("\n".join(self.lines).encode())
         kept = {n for n, start in self.known.of().items() if start.kind in ("stored", "buffer")}
+        for name, start in self.known.of().items():  # what was chosen, to the bit
+            root.update(repr((name, start.kind, [(p.form, p.reals) for p in start.pieces], start.runs)).encode())
         if self.base is not None:
             root.update(self.base.reference.digest)
         for name, p in self.model.state_dict().items():
@@ -259,8 +261,8 @@ class Fitter:
         if found.unread:
             reals = sum(len(found.still[n]) for n in found.unread)
             self.warn(
-                f"the forward pass does not read {_some(found.unread)}: {reals} weights are left out of D and stay at "
-                "their start"
+                f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
+                "start"
             )
 
     def _measured(self) -> Moves:
@@ -270,7 +272,6 @@ class Fitter:
         per_epoch = max(1, n // s.batch_size)
         steps = steps_of(s.epochs * per_epoch)
         model = copied(self.model, s.device)
-        seed_everything(s.seed, 0)
 
         def examples(steps: int) -> Iterator[Any]:
             order = torch.Generator().manual_seed(s.seed & ((1 << 63) - 1))
@@ -291,6 +292,7 @@ class Fitter:
             self.known,
             examples,
             task.loss_of,
+            seed=s.seed,
             steps=steps,
             rates=RATES if self.base is None else BASED_RATES,
             based=self.base is not None,

@@ -153,6 +153,9 @@ def fit(
                 return Fit.from_json(held["fit"])
             fitter.begin(folder, restart)
             fitter.measure()
+            if d is not None and d > fitter.D:
+                fitter.warn(f"--d {d} is more than the D = {fitter.D} weights that can be trained: it is lowered to D")
+                d = fitter.D
             if d is not None:
                 fitter.say_cost(d, 1)
                 chosen = fitter.probe(d, seed)

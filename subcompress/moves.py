@@ -14,6 +14,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subcompress.describing import runs_cost, runs_of
+from subcompress.errors import SubcompressError
+from subcompress.seeds import seed_everything
 from subcompress.starts import Starts, moving_weights
 
 USUAL = 30.0
@@ -55,6 +59,16 @@ BASED_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 FIRST = 8
 """Batches whose loss is compared before and after."""
 
+PASS = 2_000
+"""Batches at most in which it is looked for a gradient of what has had none."""
+
+LOOKS = 40
+"""Batches at least: a split of fewer is gone through several times."""
+
+MAX_MASK = 1 << 10
+"""Bytes at most that it may take to say which values no coordinate acts on: those of a mask of weights, which the
+network applies itself, may move."""
+
 SMALLEST = 1e-6
 """Of the largest change: smaller ones are taken for so much."""
 
@@ -86,6 +100,10 @@ class Moves:
         if not largest:
             return {}
         known = starts.of(self.still)
+        if other := sorted(self.sizes.keys() - known.keys()):
+            raise SubcompressError(
+                f"moves are measured of the same network; those of {other[0]} are of another one: measure them again"
+            )
         factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** 0.25
         return {
             name: tuple(factor * max(x, SMALLEST * largest) for x in sizes)
@@ -132,39 +150,62 @@ def measured(
     examples: Examples,
     loss_of: LossOf,
     *,
+    seed: int = 0,
     steps: int = STEPS,
     rates: Sequence[float] = RATES,
     based: bool = False,
 ) -> Moves:
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
-    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; rates: Adam's steps
-    that are tried, largest first, until the loss falls; based: try all of them, and take the one of the lowest loss.
-    Raises SubcompressError where a batch does not go through the model or the loss.
+    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout and
+    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: try all of them, with
+    half of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
+    through the model or the loss.
     """
     began = time.perf_counter()
-    trained: list[_Trial] = []
     acting = {name for name, start in starts.of().items() if start.moves}
-    queue, larger = list(rates), list(() if based else LARGER)
+    count = max(LEAST, steps // 2) if based else steps
+    best, taken = _best_trial(module, acting, lambda: examples(count), loss_of, seed, rates, based)
+    seed_everything(seed, 1)
+    still, unread, swept = _swept(best, starts, examples, loss_of)
+    still |= {name: np.ones(best.reals(name), bool) for name in unread}
+    sizes = {}
+    if best.falls:  # else how far tensors move says nothing
+        known = starts.of(still)
+        sizes = {name: best.sizes(name, starts, still) for name, start in known.items() if start.moves}
+    rate = best.rate if best.falls else 0.0
+    return Moves(sizes, still, unread, rate, taken + swept, time.perf_counter() - began)
+
+
+def _best_trial(
+    module: nn.Module,
+    acting: set[str],
+    batches: Callable[[], Iterator[Any]],
+    loss_of: LossOf,
+    seed: int,
+    rates: Sequence[float],
+    based: bool,
+) -> tuple[_Trial, int]:
+    """The trial whose step size counts, and the steps of all trials. Only one is held beside the one under way."""
+    best: _Trial | None = None
+    taken, queue, larger = 0, list(rates), list(() if based else LARGER)
     while queue:
         trial = _Trial(module, queue.pop(0), acting)
-        trial.run(examples(steps), loss_of)
-        better = all(trial.last < BETTER * t.last for t in trained)
-        trained.append(trial)
-        if trial.falls and not based:
-            climbs = larger and trial.rate >= rates[0] and trial.last > HARDLY * trial.first and better
+        seed_everything(seed, 0)
+        trial.run(batches(), loss_of)
+        taken += trial.steps
+        better = best is None or trial.last < BETTER * best.last
+        climbs = trial.rate >= rates[0] and trial.last > HARDLY * trial.first and better and bool(larger)
+        if best is None or (trial.falls, -trial.last) > (best.falls, -best.last):
+            best = trial
+        if based:
+            continue
+        if trial.falls:
             queue = [larger.pop(0)] if climbs else []
-        elif any(t.falls for t in trained) and not based:
+        elif best.falls:
             break
-    falling = [t for t in trained if t.falls]
-    best = min(falling or trained, key=lambda t: t.last if math.isfinite(t.last) else math.inf)
-    unread = best.unread()
-    still = _still(best, starts, examples, loss_of) | {n: np.ones(best.reals(n), bool) for n in unread}
-    taken = sum(t.steps for t in trained)
-    if not falling:  # how far tensors move then says nothing
-        return Moves({}, still, unread, 0.0, taken, time.perf_counter() - began)
-    sizes = {name: best.sizes(name, starts, still) for name, start in starts.of(still).items() if start.moves}
-    return Moves(sizes, still, unread, best.rate, taken, time.perf_counter() - began)
+    assert best is not None, "there is a rate at least"
+    return best, taken
 
 
 class _Trial:
@@ -197,13 +238,21 @@ class _Trial:
                 self._before.append(value)
             if not math.isfinite(value) or not loss.requires_grad:
                 return
-            optimizer.zero_grad()
-            loss.backward()
-            self.read |= {n for n, p in self.after.items() if p.grad is not None}
+            self.backward(loss)
             optimizer.step()
             self.steps += 1
         # Of the same batches as before: of others it differs by more than a few steps change.
         self.last = float(np.mean([float(loss_of(self.module, batch).detach()) for batch in first]))
+        self.module.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, dense ones; notes which parameters have one."""
+        self.module.zero_grad()
+        loss.backward()
+        for name, p in self.after.items():
+            if p.grad is not None:
+                self.read.add(name)
+                p.grad = p.grad.to_dense() if p.grad.layout != torch.strided else p.grad
 
     @property
     def first(self) -> float:
@@ -216,7 +265,7 @@ class _Trial:
         return math.isfinite(self.last) and self.last < self.first and bool(self.read)
 
     def unread(self) -> tuple[str, ...]:
-        """The parameters that no forward pass has read, one name each; none where no loss had a gradient."""
+        """The parameters that no forward pass has read, by their first names; none where no loss had a gradient."""
         if not self.read:
             return ()
         seen: dict[int, str] = {}
@@ -232,9 +281,7 @@ class _Trial:
 
     def change(self, name: str) -> np.ndarray:
         """How far each real number of a parameter moved, (n,) float64."""
-        change = (self.after[name].detach() - self.before[name].detach()).cpu()
-        flat = torch.view_as_real(change) if change.is_complex() else change
-        return flat.reshape(-1).double().numpy()
+        return _flat(self.after[name].detach() - self.before[name].detach()).double().numpy()
 
     def sizes(self, name: str, starts: Starts, still: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """The root mean square change of each piece that coordinates act on."""
@@ -244,37 +291,91 @@ class _Trial:
         items = starts.items(name, still)
         return tuple(_rms(change[items == i]) for i, piece in enumerate(start.pieces) if not piece.fixed)
 
+    @contextmanager
+    def disturbed(self, noise: Mapping[str, float]) -> Iterator[None]:
+        """Every parameter moved at random, by so much, while the block lasts."""
+        parameters = {id(p): (p, noise[n]) for n, p in self.after.items()}.values()
+        held = [p.detach().clone() for p, _ in parameters]
+        with torch.no_grad():
+            for p, size in parameters:
+                p.add_(size * torch.randn_like(p))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (p, _), value in zip(parameters, held, strict=True):
+                    p.copy_(value)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Its real numbers in a row, on the host."""
+    return (torch.view_as_real(x) if x.is_complex() else x).reshape(-1).cpu()
+
 
 def _rms(x: np.ndarray) -> float:
     return math.sqrt(float(np.square(x).mean())) if len(x) else 0.0
 
 
-def _still(trial: _Trial, starts: Starts, examples: Examples, loss_of: LossOf) -> dict[str, np.ndarray]:
-    """Chosen values that no training example moves: padding rows, masked weights. By tensor, (n,)."""
+def _swept(
+    trial: _Trial, starts: Starts, examples: Examples, loss_of: LossOf
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], int]:
+    """Chosen values that no training example moves (padding rows, masked weights), by tensor, (n,); the parameters that
+    no forward pass reads; and how many batches were looked at: all, up to PASS, where there are such.
+
+    Each batch is seen under weights that are moved at random: a unit that is dead under some is not under all.
+    """
     candidates = {}
     for name, values in starts.values.items():
         if name in trial.read and (~values.random).any():
             mask = ~values.random & (trial.change(name) == 0)
             if mask.any():
                 candidates[name] = mask
-    if not candidates:
-        return {}
-    for batch in examples(-1):
-        trial.module.zero_grad()
-        loss = loss_of(trial.module, batch)
-        if not loss.requires_grad:
-            break
-        loss.backward()
+    if not trial.read or not (candidates or trial.unread()):
+        return {}, (), 0
+    noise = {n: max(_rms(trial.change(n)), _deviation(p)) for n, p in trial.after.items()}
+    count = 0
+    for batch in _looks(examples):
+        count += 1
+        with trial.disturbed({n: x * (1 + count % 4) for n, x in noise.items()}):
+            loss = loss_of(trial.module, batch)
+            if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+                continue
+            trial.backward(loss)
         for name in list(candidates):
-            grad = trial.after[name].grad
-            if grad is not None:
-                flat = torch.view_as_real(grad) if grad.is_complex() else grad
-                candidates[name] &= flat.reshape(-1).cpu().float().numpy() == 0
+            if (grad := trial.after[name].grad) is not None:
+                candidates[name] &= _flat(grad).float().numpy() == 0
             if not candidates[name].any():
                 del candidates[name]
-        if not candidates:
+        if not candidates and not trial.unread():
             break
-    return candidates
+    cheap = {name: mask for name, mask in candidates.items() if _mask_cost(mask) <= MAX_MASK}
+    return cheap, trial.unread(), count
+
+
+def _looks(examples: Examples) -> Iterator[Any]:
+    """Every batch, up to PASS; those of a small split several times, under other weights each."""
+    count = 0
+    while True:
+        before = count
+        for batch in examples(-1):
+            if count == PASS:
+                return
+            count += 1
+            yield batch
+        if count >= LOOKS or count == before:
+            return
+
+
+def _mask_cost(mask: np.ndarray) -> float:
+    """About how many bytes it takes to say which values are meant."""
+    runs = runs_of(mask.astype(np.int64))
+    return math.inf if runs is None else runs_cost(runs)
+
+
+def _deviation(p: Tensor) -> float:
+    """The standard deviation of a parameter's values."""
+    x = _flat(p.detach()).double()
+    return float(x.std()) if len(x) > 1 else 0.0
 
 
 def steps_of(total: int) -> int:

@@ -229,7 +229,7 @@ class _Planner:
         """The pieces of a tensor that coordinates act on; notes how it is assembled where there are others."""
         if not spec.size or start.kind not in ("coded", "base"):
             return []
-        scales = iter(self.scales[spec.name]) if start.moves else iter(())
+        scales = iter(self._scales_of(spec, start)) if start.moves else iter(())
         if start.kind == "base":
             assert self.base is not None
             values = torch.from_numpy(_as_added(self.base.reals(spec.name)).copy())
@@ -251,6 +251,16 @@ class _Planner:
             runs = start.runs or ((0, spec.reals),)
             self.assemblies[spec.name] = Assembly(spec, Pattern(runs, spec.reals), tuple(sources))
         return rows
+
+    def _scales_of(self, spec: TensorSpec, start: Start) -> tuple[float, ...]:
+        """A scale for each piece that coordinates act on. Raises SubcompressError for those of another network."""
+        found = self.scales[spec.name]
+        if len(found) != (1 if start.kind == "base" else sum(not p.fixed for p in start.pieces)):
+            raise SubcompressError(
+                f"moves are measured of the same network, given in the same way; those of {spec.name} are of another "
+                "one: measure them with the factory or the instance that the Subspace is made of"
+            )
+        return found
 
     def _numbered(self, piece: PieceStart) -> bool:
         """Whether the seed gives its values, which z does where each has a coordinate of its own."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from subcompress.base import OnBase, open_base, stand_on
@@ -80,9 +83,17 @@ def measure_moves(
                     "batches are gone through several times; these are empty: give a list or a loader"
                 )
 
-    rates = RATES if known.base is None else BASED_RATES
-    based = known.base is not None
-    return measured(known.module, known.starts, examples, loss, steps=steps, rates=rates, based=based)
+    based, seed = known.base is not None, int(options.get("seed", 0))
+    rates = BASED_RATES if based else RATES
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            return measured(
+                known.module, known.starts, examples, loss, seed=seed, steps=steps, rates=rates, based=based
+            )
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 __all__ = ["measure_moves"]

@@ -97,6 +97,11 @@ class Starts:
         """Name -> how it starts, in the order of the layout. still: by name the (n,) values that no coordinate acts
         on."""
         still = still or {}
+        for name, mask in still.items():
+            if name not in {spec.name for spec in self.layout} or (
+                name in self.values and len(mask) != self.values[name].spec.reals
+            ):
+                raise SubcompressError(f"moves are measured of the same network; those of {name} are of another one")
         key = b"".join(name.encode() + np.packbits(mask).tobytes() for name, mask in sorted(still.items()))
         if key not in self._made:
             found: dict[str, Start] = {}

@@ -11,6 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,7 +79,11 @@ class Subspace(nn.Module):
         ]
         # torch.compile follows no look-up of a dtype by its name.
         self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
+        frozen = {
+            n for n, s in plan.starts.items() if s.kind in ("stored", "kept", "dropped")
+        }  # forward may change them
         self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
+        self._buffer_names += [n for n, p in self.module.named_parameters() if n in frozen and holdable(p)]
         self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
         self._again: Any = None
@@ -126,6 +131,8 @@ class Subspace(nn.Module):
 
     def train(self, mode: bool = True) -> Subspace:
         """As for any module; on a base, layers with running statistics keep to those of the base, in training too."""
+        if hasattr(self, "_again"):
+            self._let_go()  # a backward pass that raised has left it
         super().train(mode)
         if self.plan.base is not None:
             for child in self.module.modules():
@@ -272,6 +279,11 @@ class Subspace(nn.Module):
         """The user's own module with these weights, of those that `weights` gives, as its parameters. Raises
         SubcompressError where the block gives the module other parameters."""
         self._let_go()
+        if any(
+            leaf not in owner._buffers for owner, leaf in self._places.values()
+        ):  # a block around this one holds them
+            yield self.module
+            return
         before = [(owner, leaf, owner._buffers.pop(leaf)) for owner, leaf in self._places.values()]
         given = [weights.get(name, b) for name, (_, _, b) in zip(self._places, before, strict=True)]
         replaced = []
@@ -365,7 +377,7 @@ class Subspace(nn.Module):
     ) -> tuple[tuple[Entry, ...], bytes]:
         """An entry a tensor, and the bytes of the stored ones. moved: the buffers that training has changed."""
         entries: list[Entry] = []
-        stored = b""
+        stored: list[bytes] = []
         first: dict[tuple[str, tuple[int, ...], bytes], int] = {}
         for i, spec in enumerate(self.plan.layout):
             start = self.plan.starts[spec.name]
@@ -373,7 +385,7 @@ class Subspace(nn.Module):
                 entries.append(Same(start.index))
             elif start.kind == "dropped":
                 entries.append(Fixed() if spec.dtype in CODED_DTYPES else Stored())
-                stored += bytes(spec.nbytes) if spec.dtype not in CODED_DTYPES else b""
+                stored += [bytes(spec.nbytes)] if spec.dtype not in CODED_DTYPES else []
             elif spec.name in coded:
                 entries.append(coded[spec.name])
             elif start.kind == "coded":
@@ -381,11 +393,11 @@ class Subspace(nn.Module):
             elif start.kind == "kept" and spec.name not in moved:
                 entries.append(Kept())
             else:
-                raw = bytes(raw_bytes(state[spec.name]))
-                same = first.setdefault((spec.dtype, spec.shape, raw), i)
+                raw = raw_bytes(state[spec.name])
+                same = first.setdefault((spec.dtype, spec.shape, hashlib.sha256(raw).digest()), i)
                 entries.append(Stored(same if same < i and len(raw) >= ONCE else None))
-                stored += raw if entries[-1] == Stored() else b""
-        return tuple(entries), stored
+                stored += [bytes(raw)] if entries[-1] == Stored() else []
+        return tuple(entries), b"".join(stored)
 
     def settings(self) -> dict[str, Any]:
         """What `moving` does not hold of a training: whether and how z is rounded."""
@@ -498,7 +510,7 @@ def _adjoint(node: traced.Node, grads: Sequence[Tensor]) -> Tensor:
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         found: Tensor = _Adjoint.apply(node, *grads)
         return found
-    return node.adjoint([g.reshape(-1) for g in grads])
+    return node.adjoint([(g if g.layout == torch.strided else g.to_dense()).reshape(-1) for g in grads])
 
 
 def _each(
