@@ -29,8 +29,9 @@ def warnings_of(
         )
     if packed and _apart(task, value, outcome.value):
         yield (
-            f"the packed weights have a {task.metric_name} of {value:.4g} on validation, the training ended at "
-            f"{outcome.value:.4g}: what --drop left out, or the rounding of running statistics, matters"
+            f"the packed weights score {value:.4g} ({task.metric_name}, validation), the training ended at "
+            f"{outcome.value:.4g}: what --drop left out, or the rounding of running statistics, matters, or the model "
+            "evaluates other weights than it is given"
         )
 
 

@@ -26,6 +26,7 @@ from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.fit_warnings import warnings_of
+from subcompress.hidden import check_sharing, check_state
 from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measured, steps_of
@@ -114,7 +115,7 @@ class Fitter:
         build: Build | None = None,
     ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
-        self.base = base
+        self.base, self.build = base, build
         s = settings
         check_options(s.bits, s.seed, s.operator)
         self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
@@ -183,9 +184,13 @@ class Fitter:
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
         plan = self.plan(d, self.settings.seed)
+        check_sharing(self.model)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+        if self.build is not None and self.base is None:
+            x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
+            check_state(self.model, self.build, self.settings.seed, x)
         recipe = self.settings.recipe(self.settings.seed, plan)
         check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
 
@@ -231,7 +236,7 @@ class Fitter:
                 self.listener.note(note)
         if self.base is not None:
             self.listener.note(_standing_note(self.base, self.layout, self.D))
-        elif looks_trained(self.model):
+        elif looks_trained(self.model) or self._knows():
             self.warn(
                 "this network looks trained, and a fit starts it anew from a seed: "
                 "give --base FILE to start from its weights"
@@ -402,6 +407,14 @@ class Fitter:
             return _Kept(record, other, coded, value)
         told = warnings_of(self.task, outcome, plan.d, value, self._constant, record is not None and not shortened)
         return _Kept(record, other, coded, value, tuple(told))
+
+    def _knows(self) -> bool:
+        """Whether the network as it is given is far better than a constant answer."""
+        constant, best = self._constant, 0.0 if self.task.minimise else 1.0
+        if constant is None or not (self.task.minimise or self.task.metric_name.endswith("accuracy")):
+            return False
+        value = evaluate(copied(self.model, self.settings.device), self.data.validation, self.task)
+        return self.task.better(value, (constant + best) / 2)
 
     @cached_property
     def _constant(self) -> float | None:

@@ -36,27 +36,41 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
     return found
 
 
+def attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that modules keep beside their parameters and buffers, with where they are."""
+    for prefix, child in module.named_modules():
+        own = {k: v for k, v in vars(child).items() if k not in ("_parameters", "_buffers", "_modules")}
+        for name, value in _tensors_in(own, set(), _DEPTH):
+            yield (f"{prefix}.{name}" if prefix else name), value
+
+
 def plain_leaves(module: nn.Module) -> dict[str, Tensor]:
     """Tensors that require a gradient and are attributes of a module, or in one, and no parameters. To be asked for
     before a pass: what the pass itself makes, as inputs of a derivative, is none of them."""
     found: dict[str, Tensor] = {}
-    for prefix, child in module.named_modules():
-        own = {k: v for k, v in vars(child).items() if k not in ("_parameters", "_buffers", "_modules")}
-        for name, value in _tensors_in(own, set(), _DEPTH):
-            if value.requires_grad and value.is_leaf and not isinstance(value, nn.Parameter):
-                found.setdefault(f"{prefix}.{name}" if prefix else name, value)
+    for name, value in attributes(module):
+        if value.requires_grad and value.is_leaf and not isinstance(value, nn.Parameter):
+            found.setdefault(name, value)
     return found
 
 
-def check_leaves(loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor]) -> None:
-    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or on plain
-    tensors that are in no state dict. former: names and parameters; plain: what `plain_leaves` gave."""
+def check_leaves(loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor], z: Tensor) -> None:
+    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or never were, or
+    on plain tensors that are in no state dict. former: names and parameters; plain: what `plain_leaves` gave; z: what
+    is trained."""
     reached = {id(leaf) for leaf in leaves_of(loss)}
     if stale := [name for name, p in former if id(p) in reached]:
         raise SubcompressError(
             f"weights are looked up in forward; {_some(stale)} would not train, since the model reads what it has kept "
             f"elsewhere: look them up there, self.{stale[0]}, or keep them in an nn.ParameterList (detach what is to "
             "stay as it is)"
+        )
+    if any(isinstance(leaf, nn.Parameter) and leaf is not z for leaf in leaves_of(loss)):
+        shapes = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]
+        raise SubcompressError(
+            f"what is trained is in the model's parameters(); the loss depends on one of shape {shapes[0]} that is not "
+            "among them, and would neither train nor be packed: make its layer an attribute of the model, or keep it "
+            "in an nn.ModuleList or nn.ParameterList"
         )
     if loose := [name for name, t in plain.items() if id(t) in reached]:
         raise SubcompressError(

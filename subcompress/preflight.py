@@ -99,7 +99,7 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
         with subspace.holding(weights) as module, recipe.autocast(device):
             loss = task.loss_of(module, batch)
         if loss.requires_grad:
-            check_leaves(loss, former, plain)
+            check_leaves(loss, former, plain, subspace.z)
         if in_training := changed(before, weights):
             subspace.eval()
             weights = subspace.weights()

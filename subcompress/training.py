@@ -300,7 +300,8 @@ class _Run:
             self.optimiser.zero_grad()
             price = self.trainee.coded_bits() if self.recipe.rate else None
             # While the module holds the weights: checkpointed layers run once more in here.
-            (loss if price is None else loss + self.recipe.rate * price).backward()
+            if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
+                (loss if price is None else loss + self.recipe.rate * price).backward()
         if self.heard is not None and (g := self.parameters[0].grad) is not None:
             self.heard.logical_or_(g)
         self.optimiser.step()

@@ -1,0 +1,128 @@
+"""Does the state dict say all of a network? Found by building it again and loading the state dict of the first build.
+
+What a network draws in __init__ and keeps outside of its state dict (a plain tensor, a buffer that is not persistent, a
+layer in a plain list) differs from build to build: a file cannot hold it, and the network that the file is loaded into
+gives other outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subcompress.copying import copied
+from subcompress.data.held import leaves
+from subcompress.data.splits import call
+from subcompress.errors import SubcompressError
+from subcompress.leaves import attributes
+from subcompress.observing import Build
+from subcompress.seeds import seed_everything
+
+_DEPTH = 3
+"""How deep attributes are followed."""
+
+
+def check_state(model: nn.Module, build: Build, seed: int, x: Any) -> None:
+    """Raise SubcompressError, naming what differs, where another build with the state dict of `model` gives other
+    outputs for the inputs x. A network that draws in its forward pass is not judged."""
+    first, other = copied(model).eval(), build(seed + 1).eval()
+    try:
+        other.load_state_dict(first.state_dict())
+        found = [_outputs(m, x) for m in (first, first, other)]
+    except SubcompressError:
+        raise
+    except Exception:  # it is told elsewhere why a batch does not go through
+        return
+    if not _equal(found[0], found[1]) or _equal(found[0], found[2]):
+        return
+    odd = list(dict.fromkeys(_differing(first, other)))
+    named = f"{', '.join(odd[:3])} differs" if odd else "something differs"
+    raise SubcompressError(
+        f"a network's state dict says all of it; {named} between builds and is not in it, so that a file cannot hold "
+        "it: make it a buffer (register_buffer), a parameter or a submodule (nn.ModuleList), or make it from fixed "
+        "numbers"
+    )
+
+
+def check_sharing(model: nn.Module) -> None:
+    """Raise SubcompressError, naming both, where a trained parameter shares memory with another tensor, of which it is
+    not all: copies and loaded networks would have other values there. Parameters that are one are tied, and fine."""
+    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    known = {id(t) for _, t in own}
+    plain = [(n, t) for n, t in attributes(model) if id(t) not in known]
+    spans = sorted(((*_span(t), name, t) for name, t in [*own, *plain] if t.numel()), key=lambda s: s[:2])
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    end, last = 0, ("", torch.empty(0))
+    for low, high, name, t in spans:
+        if low < end and not _tied(last[1], t, known) and (id(t) in trained or id(last[1]) in trained):
+            raise SubcompressError(
+                f"a parameter has memory of its own; {last[0]} and {name} overlap, and a copy of the network has other "
+                f"values there: tie them (the same Parameter), compute one from the other in forward, or clone it"
+            )
+        if high > end:
+            end, last = high, (name, t)
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """The first address of a tensor's values, and the one after the last."""
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+
+def _tied(a: Tensor, b: Tensor, known: set[int]) -> bool:
+    """Whether two tensors are one in the state dict."""
+    whole = (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
+    return a is b or (whole and id(a) in known and id(b) in known)
+
+
+def _outputs(module: nn.Module, x: Any) -> list[Tensor]:
+    with torch.random.fork_rng(), torch.no_grad():
+        seed_everything(0, 0)
+        return [t.detach() for t in leaves(call(module, x))]
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether outputs are the same but for the order of additions."""
+    if len(a) != len(b):
+        return False
+    return all(
+        s.shape == t.shape and torch.allclose(s.double(), t.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        if not s.is_complex()
+        else torch.allclose(s, t, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for s, t in zip(a, b, strict=True)
+    )
+
+
+def _differing(first: nn.Module, other: nn.Module) -> Iterator[str]:
+    """Names of what the two keep outside of their state dicts, where the values differ."""
+    known = set(first.state_dict())
+    for (prefix, mine), (_, theirs) in zip(first.named_modules(), other.named_modules(), strict=False):
+        for name, buffer in mine.named_buffers(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            if full not in known and not _same(buffer, getattr(theirs, name, None)):
+                yield full
+        for name, value in vars(mine).items():
+            if not name.startswith("_") and not _alike(value, vars(theirs).get(name), _DEPTH):
+                yield f"{prefix}.{name}" if prefix else name
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(b, Tensor) and a.shape == b.shape and bool(torch.equal(a.cpu(), b.cpu()))
+
+
+def _alike(a: Any, b: Any, depth: int) -> bool:
+    """Whether the tensors in two values are equal; what is no tensor counts as equal."""
+    if depth < 0:
+        return True
+    if isinstance(a, Tensor):
+        return _same(a, b)
+    if isinstance(a, nn.Module) and isinstance(b, nn.Module):
+        return all(_same(t, u) for t, u in zip(a.state_dict().values(), b.state_dict().values(), strict=False))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(_alike(v, b.get(k), depth - 1) for k, v in a.items())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return all(_alike(v, w, depth - 1) for v, w in zip(a, b, strict=False))
+    return True

@@ -1,0 +1,158 @@
+"""What a file cannot hold is refused before anything is trained: state outside the state dict, shared memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+import subcompress
+from subcompress import SubcompressError
+from subcompress.hidden import check_sharing
+
+
+def splits():
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 16, generator=g)
+    y = x[:, :4].argmax(1)
+    return tuple(TensorDataset(x[i], y[i]) for i in (slice(0, 128), slice(128, 160), slice(160, None)))
+
+
+def refusal(factory, folder, **options):
+    with pytest.raises(SubcompressError) as found:
+        subcompress.fit(factory, splits(), folder / "run", d=20, epochs=2, batch_size=32, threads=1, **options)
+    assert "\n" not in str(found.value)
+    assert not (folder / "run").exists()
+    return str(found.value)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.B, self.n = torch.randn(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.n((x @ self.B).sin())
+
+
+class Buffer(Plain):
+    def __init__(self):
+        super().__init__()
+        del self.B
+        self.register_buffer("B", torch.randn(16, 8), persistent=False)
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.n = [nn.Linear(16, 16)], nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.n(self.layers[0](x).relu())
+
+
+class Fixed(nn.Module):
+    """A table that is not in the state dict, the same in every build."""
+
+    def __init__(self):
+        super().__init__()
+        self.B, self.n = torch.linspace(-1, 1, 128).view(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.n((x @ self.B).sin())
+
+
+@pytest.mark.parametrize(("factory", "name"), [(Plain, "B"), (Buffer, "B"), (Listed, "layers")])
+def test_what_differs_between_builds_and_is_not_in_the_state_dict_is_named(factory, name, tmp_path):
+    assert f"; {name} differs between builds" in refusal(factory, tmp_path)
+
+
+def test_fixed_numbers_outside_the_state_dict_and_random_forward_passes_are_fine(tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n, self.g = nn.Linear(16, 4), torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            return self.n(x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(torch.seed() % 1000)))
+
+    for i, factory in enumerate((Fixed, Noisy)):
+        subcompress.fit(factory, splits(), tmp_path / str(i), d=10, epochs=1, batch_size=32, threads=1)
+
+
+def test_a_layer_in_a_list_of_an_instance_and_one_in_the_loss_are_refused(tmp_path):
+    words = r"one of shape \(16, 16\) that is not among them"
+    with pytest.raises(SubcompressError, match=words):
+        subcompress.fit(Listed(), splits(), tmp_path / "run", d=20, epochs=1, batch_size=32, threads=1)
+    projection = nn.Linear(4, 4)
+    said = refusal(
+        lambda: nn.Linear(16, 4), tmp_path, loss=lambda m, b: functional.cross_entropy(projection(m(b[0])), b[1])
+    )
+    assert "of shape (4, 4)" in said
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(8, 16)
+        self.b.weight = nn.Parameter(self.a.weight.data.t())
+        self.c = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.b = nn.Linear(16, 4)
+        self.v = self.b.weight.detach()
+
+    def forward(self, x):
+        return self.b(x) + x @ self.v.T
+
+
+class Overlapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        flat = torch.randn(100)
+        self.p, self.q = nn.Parameter(flat[:64].view(16, 4)), nn.Parameter(flat[60:64])
+
+    def forward(self, x):
+        return x @ self.p + self.q
+
+
+@pytest.mark.parametrize(
+    ("factory", "names"), [(Transposed, "a.weight and b.weight"), (Detached, "v"), (Overlapping, "p and q")]
+)
+def test_memory_that_is_shared_is_refused(factory, names, tmp_path):
+    said = refusal(factory, tmp_path)
+    assert names in said
+    assert "overlap" in said
+
+
+def test_ties_and_neighbors_in_memory_are_fine():
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    flat = torch.randn(100)
+    beside = nn.Module()
+    beside.p, beside.q = nn.Parameter(flat[:60]), nn.Parameter(flat[60:])
+    for net in (tied, beside, nn.LSTM(4, 8), nn.MultiheadAttention(8, 2), nn.BatchNorm1d(3)):
+        check_sharing(net)
+
+
+def test_a_trained_network_without_a_base_is_told(tmp_path):
+    data = splits()
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    x, y = data[0].tensors
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    found = subcompress.fit(net, data, tmp_path / "run", d=20, epochs=1, batch_size=32, threads=1)
+    assert any("looks trained" in w and "--base" in w for w in found.warnings)
+    found = subcompress.fit(lambda: nn.Linear(16, 4), data, tmp_path / "new", d=20, epochs=1, batch_size=32, threads=1)
+    assert not any("looks trained" in w for w in found.warnings)
