@@ -13,6 +13,7 @@ from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub.card import data_name
 from subcompress.operators import OPERATORS
 from subcompress.optimisers import OPTIMISERS
+from subcompress.plan import AUTO, EXACT
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli import texts
 from subcompress_cli.loading import data_of, factory_of, function_of, model_of
@@ -86,7 +87,10 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
         click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
         click.option(
-            "--operator", default="hadamard", show_default=True, help=f"P: {', '.join(OPERATORS)}. Only hadamard packs."
+            "--operator",
+            default=AUTO,
+            show_default=True,
+            help=f"P: {', '.join((AUTO, *OPERATORS))}. Packed: {', '.join(EXACT)}.",
         ),
     ):
         f = option(f)

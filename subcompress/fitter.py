@@ -31,8 +31,8 @@ from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measured, steps_of
 from subcompress.observing import Build
-from subcompress.operators import OPERATORS, HadamardBlocks
-from subcompress.plan import Plan, check_options, make_plan
+from subcompress.operators import HadamardBlocks
+from subcompress.plan import AUTO, EXACT, Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
@@ -76,7 +76,7 @@ class Settings:
     lr: float | None = None
     batch_size: int = 128
     device: str = "cpu"
-    operator: str = "hadamard"
+    operator: str = AUTO
     structured: str = "random"
     rounded: bool = True
     rate: float = 0.0
@@ -122,9 +122,16 @@ class Fitter:
         self.layout, self.starts = self.known.layout, self.known.of()
         self.moves: Moves | None = None
         self.warnings: list[str] = []
-        self.least, self.exact = 1, OPERATORS[s.operator].exact
+        self.least, self.exact = 1, s.operator in (AUTO, *EXACT)
         self.lines = self.plan(1, s.seed).lines()
         self.run: Run | None = None
+
+    @property
+    def operator(self) -> str:
+        """The one that is asked for, or that suits how the weights move."""
+        if self.settings.operator != AUTO:
+            return self.settings.operator
+        return "hadamard" if self.moves is None else self.moves.operator
 
     @property
     def D(self) -> int:
@@ -144,7 +151,7 @@ class Fitter:
             d,
             bits=s.bits,
             seed=seed,
-            operator=s.operator,
+            operator=self.operator,
             base=self.base,
             scales=scales,
             still=self._still,
@@ -204,7 +211,7 @@ class Fitter:
         if self.base is not None:
             root.update(self.base.reference.digest)
         for name, p in self.model.state_dict().items():
-            if name not in kept and s.operator == "hadamard":
+            if name not in kept and self.exact:
                 continue  # the seed starts it, or the base has it
             root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
@@ -257,7 +264,9 @@ class Fitter:
         self.moves = found = Moves.from_json(held)
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
-        self.listener.note(f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how})")
+        self.listener.note(
+            f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how}); operator {self.operator}"
+        )
         if not found.rate:
             self.warn(
                 "direct training lowers the loss at none of the step sizes tried, so that how far tensors move was not "
@@ -479,7 +488,7 @@ class Fitter:
             chosen.value,
             test,
             seconds,
-            s.operator,
+            self.operator,
             sum(self._bytes(record)) if record is not None else 0,
             warnings=(*self.warnings, *chosen.warnings),
             **found,

@@ -19,6 +19,7 @@ from subcompress.errors import SubcompressError
 from subcompress.fitter import Fitter, Settings, copied, machine
 from subcompress.goal import Goal
 from subcompress.observing import built
+from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
 from subcompress.probe import Fit
 from subcompress.roles import DEFAULT
@@ -41,7 +42,7 @@ def fit(
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
     minimise: bool = False,
-    operator: str = "hadamard",
+    operator: str = AUTO,
     structured: str = "random",
     drop: Sequence[str] = (),
     base: Any = None,

@@ -18,6 +18,7 @@ from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
 from subcompress.fitter import DiedTwiceError, Fitter, Settings, machine
 from subcompress.observing import built
+from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener
@@ -38,7 +39,7 @@ def measure_dimension(
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
     minimise: bool = False,
-    operator: str = "hadamard",
+    operator: str = AUTO,
     epochs: int = 10,
     seed: int = 0,
     lr: float | None = None,
@@ -133,7 +134,7 @@ def _result(
         wanted.append(absolute(0.9))
     wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
     s = fitter.settings
-    notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {s.operator}, {s.optimiser}"]
+    notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {fitter.operator}, {s.optimiser}"]
     if not sum(baseline) > 0:
         notes.append("no share of the baseline: it is not positive")
     if shuffle is not None:

@@ -44,6 +44,12 @@ in half a byte."""
 FARTHEST = 8.0
 """Deviation of z at most, in units of the scale, where a coordinate a weight leaves the random start to z."""
 
+AUTO = "auto"
+"""The exact operator whose columns suit how the weights move (`Moves.operator`)."""
+
+EXACT = tuple(name for name, kind in OPERATORS.items() if kind.exact)
+"""Operators that a file can hold."""
+
 Scales = Mapping[str, tuple[float, ...]]
 """By tensor, the scale of each of its pieces that coordinates act on."""
 
@@ -138,7 +144,7 @@ def make_plan(
     *,
     bits: int = 4,
     seed: int = 0,
-    operator: str = "hadamard",
+    operator: str = AUTO,
     structured: str = "random",
     base: OnBase | None = None,
     act_on: str = DEFAULT,
@@ -152,8 +158,9 @@ def make_plan(
     coordinate acts on. Raises SubcompressError for options that cannot be met and networks that cannot be fitted.
     """
     check_options(bits, seed, operator)
+    operator = "hadamard" if operator == AUTO else operator
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator is hadamard, the one that packs; given {operator}")
+        raise SubcompressError(f"on a base, --operator is one that packs, {', '.join(EXACT)}; given {operator}")
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
@@ -179,8 +186,8 @@ def check_options(bits: int, seed: int, operator: str) -> None:
         raise SubcompressError(f"--bits is one of {', '.join(map(str, SPREAD))}; given {bits}")
     if not 0 <= seed < 1 << 64:
         raise SubcompressError(f"--seed is between 0 and 2^64 - 1; given {seed}")
-    if operator not in OPERATORS:
-        raise SubcompressError(f"--operator is one of {', '.join(OPERATORS)}; {operator!r} is none of them")
+    if operator not in (AUTO, *OPERATORS):
+        raise SubcompressError(f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them")
 
 
 @dataclass(eq=False)
@@ -211,7 +218,7 @@ class _Planner:
         self.layout, self.starts, self.seed, self.base = layout, starts, seed, base
         self.d, self.D, self.bits, self.operator = d, D, bits, operator
         self.scales = dict(guessed_scales(starts)) | dict(scales or {})
-        self.alone = d == D and operator == "hadamard" and base is None
+        self.alone = d == D and operator in EXACT and base is None
         self.assemblies: dict[str, Assembly] = {}
         self.seeded = 0
 
@@ -294,10 +301,11 @@ class _Planner:
     def _part(self, rows: list[_Row], group: int) -> Part:
         D = sum(row.spec.reals for row in rows)
         d = D if self.alone else self.d
-        if self.operator == "hadamard":
-            operator: Operator = _fewer_rows(HadamardBlocks.sized(D, d, self.seed, 0, group), self.bits)
+        kind = OPERATORS[self.operator]
+        if issubclass(kind, HadamardBlocks):
+            operator: Operator = _fewer_rows(kind.sized(D, d, self.seed, 0, group), self.bits)
         else:
-            operator = OPERATORS[self.operator].sized(D, d, (self.seed + group) % (1 << 64))
+            operator = kind.sized(D, d, (self.seed + group) % (1 << 64))
         largest = max(max(row.scale for row in rows), LOWEST_SCALE * 2.0**HALVINGS)
         scales = tuple(_halved(largest, row.scale) for row in rows)
         spreads = tuple(row.reach / scale if row.drawn else 0.0 for row, scale in zip(rows, scales, strict=True))

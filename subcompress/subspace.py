@@ -32,7 +32,7 @@ from subcompress.layout import CODED_DTYPES, holdable, raw_bytes
 from subcompress.moves import Moves
 from subcompress.moving import extra_states, restore
 from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.plan import AUTO, EXACT, SPREAD, Assembly, Part, Plan, check_options, make_plan
 from subcompress.preparing import prepared
 from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
@@ -98,7 +98,7 @@ class Subspace(nn.Module):
         *,
         bits: int = 4,
         seed: int = 0,
-        operator: str = "hadamard",
+        operator: str = AUTO,
         structured: str = "random",
         base: Any = None,
         base_name: str | None = None,
@@ -124,6 +124,7 @@ class Subspace(nn.Module):
             drop=drop,
         )
         scales, still = (None, None) if moves is None else (moves.scales(known.starts, d), moves.still)
+        operator = moves.operator if moves is not None and operator == AUTO else operator
         plan = make_plan(
             known.starts, d, bits=bits, seed=seed, operator=operator, base=known.base, scales=scales, still=still
         )
@@ -335,7 +336,7 @@ class Subspace(nn.Module):
         """
         if not self.plan.exact:
             name = type(self.plan.parts[0].operator).__name__
-            raise SubcompressError(f"{name} is a reference, not exact on every device: fit with --operator hadamard")
+            raise SubcompressError(f"{name} is a reference, not exact on every device: fit with {' or '.join(EXACT)}")
         if self.plan.base is not None:
             self.plan.base.base.check_unchanged()
         if not self.bits:
