@@ -116,7 +116,7 @@ def test_a_loss_that_leaves_labels_out_is_the_mean_over_the_others(classes, net)
     truth = float(functional.cross_entropy(outputs_of(net, split), y))
     assert evaluate(net, split, Task.of(metric="loss"), batch_size=600) == pytest.approx(truth, rel=1e-5)
     bytes_ = Split(classes.x, torch.full((N,), 156, dtype=torch.uint8))  # -100 as a byte
-    assert Task.of(metric="loss")._weight(bytes_.y, 7) == 7
+    assert Task.of(metric="loss")._weight(bytes_.y, N) == N
 
 
 def test_outputs_are_joined_leaf_by_leaf(regression):
