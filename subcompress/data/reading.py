@@ -169,7 +169,7 @@ def _sampled(name: str, examples: Any, sampler: Any) -> Any:
     """The examples that a sampler goes through. Raises SubcompressError where those are not the same, each once, in
     every epoch."""
     if isinstance(sampler, (SequentialSampler, RandomSampler)):
-        known = len(cast(Sized, sampler.data_source))
+        known = len(sampler.data_source)
         if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != known):
             how = "with" if sampler.replacement else "without"
             raise SubcompressError(
