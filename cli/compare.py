@@ -56,7 +56,7 @@ def compare(
             module,
             data,
             **task,
-            minimise=bool(origin.get("minimise")),
+            minimise=origin.get("minimize", origin.get("minimise") or None),
             base=base,
             peers=None if peers is None else peers.split(","),
             title=title,

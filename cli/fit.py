@@ -83,7 +83,7 @@ def fit(
         "augment": augment,
         "loss": loss,
         "metric": metric,
-        "minimise": options["minimise"],
+        "minimize": options["minimise"],
         "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:

@@ -56,9 +56,14 @@ def data_with(name: str, folder: Path | None, augment: str | None, model_name: s
 
 
 def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
-    """--loss, --metric and --minimize."""
+    """--loss, --metric and --minimize or --maximize."""
     losses, metrics = ", ".join(LOSSES), ", ".join(METRICS)
-    f = click.option("--minimize", "minimise", is_flag=True, help="The metric is an error: less is better.")(f)
+    f = click.option(
+        "--minimize/--maximize",
+        "minimise",
+        default=None,
+        help="Less of the metric is better, or more.  [default: as the metric says, else more]",
+    )(f)
     f = click.option(
         "--metric",
         metavar="NAME",

@@ -86,7 +86,7 @@ def compare(
     *,
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
-    minimise: bool = False,
+    minimise: bool | None = None,
     base: Any = None,
     peers: Sequence[str] | None = None,
     title: str = "",

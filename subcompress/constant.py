@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from subcompress.data.held import Held, leaves
+from subcompress.data.reading import OnDemand, on_demand
 from subcompress.data.splits import batches, size
 from subcompress.targets import counts
 
 if TYPE_CHECKING:
     from subcompress.tasks import Task
 
-FEW = 1_000
-"""Examples that are read for it where they are not in memory."""
+LABELS = 1_000
+"""Examples of a training split that is not in memory, whose labels the answer comes from."""
+
+ANSWERED = 20_000
+"""Examples of a validation split that is not in memory, on which the answer is measured."""
+
+MOST_BYTES = 1 << 28
+"""Of labels that are read: dense ones are large."""
+
+PART = 100
+"""Examples that are read at a time, few enough for several processes to share the labels."""
 
 
 class Constant(nn.Module):
@@ -33,9 +44,9 @@ class Constant(nn.Module):
         return self.get_buffer("values").expand(n, *self.get_buffer("values").shape)
 
 
-def best_constant(task: Task, train: Dataset[Any], validation: Dataset[Any], outputs: Any) -> Tensor | None:
+def best_constant(task: Task, train: Dataset[Any], outputs: Any) -> Tensor | None:
     """The outputs for one example that suit the labels of the training split best; None where that is not known."""
-    y = _labels(train, validation)
+    y = _labels(train)
     if y is None or not len(y) or not (outputs is None or isinstance(outputs, Tensor)):
         return None
     if task.loss_name in ("bce", "mse", "l1") or not counts(y):
@@ -43,33 +54,47 @@ def best_constant(task: Task, train: Dataset[Any], validation: Dataset[Any], out
     return _of_classes(task, y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y, outputs)
 
 
-def constantly(task: Task, values: Tensor, validation: Dataset[Any]) -> float | None:
-    """The metric of that answer; None where the loss or the metric does not take it."""
+def value_of_constant(task: Task, values: Tensor, validation: Dataset[Any]) -> float | None:
+    """The metric of that answer; None where the loss or the metric does not take it, or the data set raises."""
     from subcompress.tasks import evaluate
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # correlations warn of constants
-            found = evaluate(Constant(values), validation, task)
+            found = evaluate(Constant(values), _part(validation, ANSWERED), task)
     except Exception:  # the user's loss and metric: whatever they raise, the value is not known
         return None
     return found if math.isfinite(found) else None
 
 
-def _labels(train: Dataset[Any], validation: Dataset[Any]) -> Tensor | None:
-    """y of the training split, where it is one tensor that is in memory or soon there."""
-    if isinstance(train, Held):
-        found = train.y
-    elif size(train) + (0 if isinstance(validation, Held) else size(validation)) > FEW:
+def _labels(train: Dataset[Any]) -> Tensor | None:
+    """y of the training split, or of a part of it that is read in one pass, where it is one tensor."""
+    try:
+        found = train.y if isinstance(train, Held) else _labels_read(_part(train, LABELS))
+    except Exception:  # what the data set raises is told where it is learned from
         return None
-    else:
-        try:
-            found = torch.cat([y for _, y in batches(train, FEW, seed=0)])
-        except Exception:
-            return None
-    if not isinstance(found, Tensor) or found.is_complex() or found.ndim == 0:
-        return None
-    return found if isinstance(validation, Held) or size(validation) <= FEW else None
+    return found if isinstance(found, Tensor) and not found.is_complex() and found.ndim else None
+
+
+def _labels_read(split: Dataset[Any]) -> Tensor:
+    """y of all examples, as far as they take no more than `MOST_BYTES`."""
+    parts: list[Tensor] = []
+    with closing(batches(split, PART, seed=0)) as pairs:
+        for _, y in pairs:
+            parts.append(y)
+            if sum(t.nbytes for t in parts) >= MOST_BYTES:
+                break
+    return torch.cat(parts)
+
+
+def _part(split: Dataset[Any], most: int) -> Dataset[Any]:
+    """A split in memory, or small enough, as it is; of any other so many examples, evenly spaced: the examples of one
+    class often lie side by side."""
+    if isinstance(split, Held) or size(split) <= most:
+        return split
+    whole = on_demand(split)
+    chosen = Subset(whole.examples, [i * size(split) // most for i in range(most)])
+    return OnDemand(chosen, whole.collate, whole.workers, whole.prepare)
 
 
 def _of_classes(task: Task, y: Tensor, outputs: Tensor | None) -> Tensor | None:

@@ -248,7 +248,8 @@ class Dimension:
     """A measurement of the intrinsic dimension of a network on a data set.
 
     D: weights of the network. metric: its name, and minimise whether smaller is better. baseline: the metric of each
-    training of all D weights, or None. command: what measures it again. notes: sentences for the reader.
+    training of all D weights, or None. command: what measures it again. notes: sentences for the reader. warnings:
+    what looks wrong with the network or with a training, a line each.
     Raises SubcompressError for no points, a d that comes twice or is above D, or a baseline that is no finite number.
     """
 
@@ -263,6 +264,7 @@ class Dimension:
     epochs: int | None = None
     command: str = ""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(_ordered(self.points)))
@@ -327,7 +329,22 @@ class Dimension:
             "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "percentiles": [100 * TAIL, 100 - 100 * TAIL]},
             "command": self.command,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Dimension:
+        """What `to_json` gave, also before there were warnings."""
+        fields = {k: held[k] for k in ("model", "data", "D", "metric", "minimise", "epochs", "command")}
+        baseline = held["baseline"]
+        return cls(
+            **fields,
+            baseline=None if baseline is None else tuple(baseline["values"]),
+            points=tuple(Point(p["d"], tuple(p["values"]), p["seconds"]) for p in held["points"]),
+            estimates=tuple(Estimate(**e | {"threshold": Threshold(**e["threshold"])}) for e in held["estimates"]),
+            notes=tuple(held["notes"]),
+            warnings=tuple(held.get("warnings", ())),
+        )
 
     def markdown(self, known: Mapping[str, str] | None = None) -> str:
         """A line on what was measured, a table with a row a d, and a table with a row a threshold.
@@ -356,6 +373,8 @@ class Dimension:
             lines += ["", note]
         if self.command:
             lines += ["", "```", self.command, "```"]
+        if self.warnings:
+            lines += ["", *(f"- warning: {' '.join(w.split())}" for w in self.warnings)]
         return "\n".join([*lines, ""])
 
     def plot(self, path: str | Path) -> None:

@@ -41,7 +41,7 @@ def fit(
     baseline: float | str | Path | None = None,
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
-    minimise: bool = False,
+    minimise: bool | None = None,
     operator: str = AUTO,
     structured: str = "random",
     drop: Sequence[str] = (),
@@ -91,7 +91,8 @@ def fit(
     precision: bf16 trains with products in bfloat16, faster where the processor has them; weights stay exact.
     workers: processes that read examples ahead, where data sets are not in memory; the file does not depend on it.
     metric: a name, also of torchmetrics (`torchmetrics:AUROC,task=binary`), f(outputs, y) of a whole split, or an
-    object with update(outputs, y), compute() and reset().
+    object with update(outputs, y), compute() and reset(). minimise: less is better; by default what the metric says of
+    itself, as those of torchmetrics do.
     origin: what `report` shows of where the run came from, and `compare` takes names from.
     lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
     move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums

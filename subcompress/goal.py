@@ -51,12 +51,11 @@ class Goal:
         if len(chosen) != 1:
             words = " and ".join(chosen) if chosen else "none of them"
             raise SubcompressError(f"fit takes one of {', '.join(given)}; given {words}")
-        accuracy = task.metric_name.endswith("accuracy") and not task.minimise
         if (min_accuracy is not None or max_drop is not None) and task.minimise:
             raise SubcompressError(
-                f"{chosen[0]} is for metrics of which more is better; {task.metric_name} is minimised: give --target"
+                f"{chosen[0]} is for metrics of which more is better; {task.metric_name} is minimized: give --target"
             )
-        if min_accuracy is not None and not (accuracy and 0 < min_accuracy <= 1):
+        if min_accuracy is not None and not (task.has_accuracy_range and 0 < min_accuracy <= 1):
             raise SubcompressError(
                 f"--min-accuracy is an accuracy above 0 and up to 1; given {min_accuracy} of {task.metric_name}: for "
                 "another metric give --target"

@@ -20,6 +20,7 @@ from subcompress.fitter import DiedTwiceError, Fitter, Settings, machine
 from subcompress.observing import built
 from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
+from subcompress.probe import Probe
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener
 
@@ -38,7 +39,7 @@ def measure_dimension(
     shuffle: str | None = None,
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
-    minimise: bool = False,
+    minimise: bool | None = None,
     operator: str = AUTO,
     epochs: int = 10,
     seed: int = 0,
@@ -77,7 +78,7 @@ def measure_dimension(
     if shuffle == "labels":
         data, on = replace(data, validation=data.train), "training"
     task = Task.of(loss, metric, minimise)
-    data = task.taken(data if workers is None else replace(data, workers=workers))
+    data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
     settings = Settings(
         8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser, precision=precision
     )
@@ -97,11 +98,12 @@ def measure_dimension(
             return result
 
 
-def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, ...], list[Point]]:
-    """The metrics of the network trained directly, and of each d."""
+def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
+    """The metrics of the network trained directly, and of each d, and each training."""
     seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(repeats)]
     baseline = tuple(fitter.baseline(s).value for s in seeds)
-    points, probes = [], []
+    points: list[Point] = []
+    probes: list[Probe] = []
     for d in ds:
         began = time.perf_counter()
         values = []
@@ -115,22 +117,22 @@ def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, 
             values.append(probe)
         seconds = max(sum(p.seconds for p in values), time.perf_counter() - began)
         points.append(Point(d, tuple(p.value for p in values), seconds))
-    return baseline, points
+    return baseline, points, tuple(probes)
 
 
 def _result(
     fitter: Fitter,
-    found: tuple[tuple[float, ...], list[Point]],
+    found: tuple[tuple[float, ...], list[Point], tuple[Probe, ...]],
     thresholds: Sequence[float],
     names: tuple[str, str],
     epochs: int,
     on: str,
     shuffle: str | None,
 ) -> Dimension:
-    baseline, points = found
+    baseline, points, probes = found
     task = fitter.task
     wanted = [of_baseline(baseline, minimise=task.minimise)] if sum(baseline) > 0 else []
-    if task.metric_name.endswith("accuracy"):
+    if task.has_accuracy_range:
         wanted.append(absolute(0.9))
     wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
     s = fitter.settings
@@ -151,7 +153,14 @@ def _result(
         epochs,
         "",
         tuple(notes),
+        _warnings(fitter, probes),
     )
+
+
+def _warnings(fitter: Fitter, probes: Sequence[Probe]) -> tuple[str, ...]:
+    """Those about the network, then those about each training, which are named."""
+    told = [f"d = {p.d}, seed {p.seed}: {w}" for p in probes for w in p.warnings]
+    return tuple(dict.fromkeys((*fitter.warnings, *told)))
 
 
 def _write(folder: Path, result: Dimension) -> None:

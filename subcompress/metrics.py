@@ -17,7 +17,7 @@ from torch import Tensor
 
 from subcompress.data.held import Tree, leaves, placed
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.targets import as_classes, shaped
+from subcompress.targets import as_classes, counts, shaped
 
 MOST_BYTES = 2 << 30
 """What a metric of the whole split may keep of its outputs and y."""
@@ -170,10 +170,12 @@ class Accumulated:
             _called(self.name, self.metric.update, outputs, y)
 
     def _labels(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """y as torchmetrics has it: of the outputs' shape, and integers where classes are counted."""
+        """y as torchmetrics has it: of the outputs' shape, and integers where classes are counted; truth values, which
+        cannot be subtracted or rounded, as integers everywhere."""
         y = shaped(outputs, as_classes(outputs, y))
         classes = type(self.metric).__module__.startswith("torchmetrics.classification")
-        return y.long() if classes and bool((y == y.round()).all()) else y
+        whole = counts(y) or (y.is_floating_point() and bool((y == y.round()).all()))
+        return y.long() if y.dtype is torch.bool or (classes and whole) else y
 
     def result(self) -> float:
         """What it computes."""
@@ -231,6 +233,12 @@ def _zipped(f: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
     if len(trees) > 1 and not all(t == first for t in trees):
         raise ValueError(f"{type(first).__name__}s are no tensors")
     return first
+
+
+def is_accuracy_of_torchmetrics(metric: Any) -> bool:
+    """Whether a metric is one of torchmetrics' accuracies: between 0 and 1, more is better."""
+    kinds = (kind for kind in type(metric).__mro__ if kind.__module__.startswith("torchmetrics."))
+    return any(kind.__name__.endswith("Accuracy") for kind in kinds)
 
 
 def of_torchmetrics(given: str) -> Any:

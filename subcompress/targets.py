@@ -22,8 +22,8 @@ def as_classes(outputs: Any, y: Any) -> Any:
         return y
     wanted = (outputs.shape[0], *outputs.shape[2:])
     y = y.long()
-    alike = len(y) == wanted[0] if y.ndim else False
-    return y.reshape(wanted) if alike and _wide(y.shape) == _wide(wanted) else y
+    same_length = len(y) == wanted[0] if y.ndim else False
+    return y.reshape(wanted) if same_length and _wide(y.shape) == _wide(wanted) else y
 
 
 def as_values(outputs: Any, y: Any) -> Any:
@@ -37,8 +37,8 @@ def as_values(outputs: Any, y: Any) -> Any:
 
 def shaped(outputs: Tensor, y: Tensor) -> Tensor:
     """y of the outputs' shape, where the one is (N,) and the other (N, 1)."""
-    alike = {outputs.ndim, y.ndim} == {1, 2} and len(outputs) == len(y) and outputs.numel() == y.numel()
-    return y.reshape(outputs.shape) if alike else y
+    same_values = {outputs.ndim, y.ndim} == {1, 2} and len(outputs) == len(y) and outputs.numel() == y.numel()
+    return y.reshape(outputs.shape) if same_values else y
 
 
 def counts(y: Tensor) -> bool:
@@ -46,7 +46,7 @@ def counts(y: Tensor) -> bool:
     return not y.is_floating_point() and not y.is_complex()
 
 
-def taken(data: Data, loss_name: str) -> Data:
+def prepare_labels(data: Data, loss_name: str) -> Data:
     """The data with the labels of what is in memory converted once: for cross-entropy to int64 and from (N, 1) to (N,),
     for bce to float32. Under any other loss they stay as they are."""
     convert = {"cross-entropy": _classes, "bce": _floats}.get(loss_name)

@@ -1,4 +1,4 @@
-"""What is learned and how it is judged: a loss f(module, batch) and a metric f(outputs, y). A new one is one line."""
+"""What is learned and how it is measured: a loss f(module, batch) and a metric f(outputs, y). A new one is one line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from subcompress.metrics import (
     Meter,
     Whole,
     accumulates,
+    is_accuracy_of_torchmetrics,
     of_torchmetrics,
 )
-from subcompress.targets import as_classes, as_values, counts, taken
+from subcompress.targets import as_classes, as_values, counts, prepare_labels
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
 Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
@@ -39,7 +40,7 @@ def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
     return loss
 
 
-def _alike(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+def _same_shape(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N); (N, 1) of the one and (N,) of the
     other mean the same."""
 
@@ -55,7 +56,7 @@ def _alike(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     return checked
 
 
-_mse, _l1 = _alike(functional.mse_loss), _alike(functional.l1_loss)
+_mse, _l1 = _same_shape(functional.mse_loss), _same_shape(functional.l1_loss)
 
 
 def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -68,14 +69,14 @@ def _accuracy(outputs: Tensor, y: Tensor) -> Tensor:
     return (outputs.argmax(1) == (y.argmax(1) if probabilities else as_classes(outputs, y))).double().mean()
 
 
-_binary_accuracy = _alike(lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
+_binary_accuracy = _same_shape(lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
 
 
 LOSSES: dict[str, tuple[Loss, str]] = {
     "cross-entropy": (_of_outputs(_cross_entropy), "accuracy"),
     "mse": (_of_outputs(_mse), "mse"),
     "l1": (_of_outputs(_l1), "l1"),
-    "bce": (_of_outputs(_alike(functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
+    "bce": (_of_outputs(_same_shape(functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
 }
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
@@ -109,17 +110,28 @@ class Task:
     minimise: bool = False
 
     @classmethod
-    def of(cls, loss: str | Loss = "cross-entropy", metric: str | Metric | None = None, minimise: bool = False) -> Task:
+    def of(
+        cls,
+        loss: str | Loss = "cross-entropy",
+        metric: str | Metric | None = None,
+        minimise: bool | None = None,
+        *,
+        minimize: bool | None = None,
+    ) -> Task:
         """A task from names, functions or metrics that accumulate. Without a metric, the one that goes with the loss;
-        a loss of the user's own is its own metric. Where a metric of torchmetrics says that less is better, it is.
-        Raises SubcompressError for unknown names."""
+        a loss of the user's own is its own metric.
+
+        minimise, or minimize: whether less is better. By default what the metric says of itself, as those of
+        torchmetrics do (`higher_is_better`); else more is better. Raises SubcompressError for unknown names, and where
+        more is said to be better of an error or loss of `METRICS`."""
+        given = _direction(minimise, minimize)
         if isinstance(loss, str) and loss not in LOSSES:
             raise SubcompressError(f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them")
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
         if isinstance(metric, str) and metric.startswith(TORCHMETRICS):
             g: Any = of_torchmetrics(metric)
-            return cls(f, g, name, metric, minimise or _less(g))
+            return cls(f, g, name, metric, _less(g) if given is None else given)
         if metric is None or isinstance(metric, str):
             metric_name = metric or usual
             if metric_name not in METRICS:
@@ -128,18 +140,26 @@ class Task:
                     "them"
                 )
             g, less = METRICS[metric_name]
-            return cls(f, g, name, metric_name, minimise or less)
+            if less and given is False:
+                raise SubcompressError(f"less is better of {metric_name}; given that more is: leave out --maximize")
+            return cls(f, g, name, metric_name, less if given is None else given)
         g = _made(metric)
-        return cls(f, g, name, _name(g), minimise or _less(g))
+        return cls(f, g, name, _name(g), _less(g) if given is None else given)
 
-    def taken(self, data: Data) -> Data:
+    def prepare_labels(self, data: Data) -> Data:
         """The data with labels in memory as this task's loss takes them."""
-        return taken(data, self.loss_name)
+        return prepare_labels(data, self.loss_name)
 
     @property
     def is_accuracy(self) -> bool:
         """Whether the metric is the share of examples whose largest output is the label's."""
         return self.metric is _accuracy
+
+    @property
+    def has_accuracy_range(self) -> bool:
+        """Whether the metric is an accuracy by its name or its class: between 0 and 1, and more is better."""
+        named = self.metric_name.endswith("accuracy") or is_accuracy_of_torchmetrics(self.metric)
+        return named and not self.minimise
 
     def better(self, a: float, b: float) -> bool:
         """Whether a is better than b."""
@@ -167,13 +187,17 @@ class Task:
             raise SubcompressError(f"a loss is a scalar tensor; {self.loss_name} gave a {given}: take its mean or sum")
         return loss
 
-    def judged(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
+    def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
         """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
         if self.metric is None:
             with torch.enable_grad():  # losses through derivatives of the inputs need it
                 return self.loss_of(module, batch).detach()
         with torch.no_grad():
             return call(module, batch[0])
+
+    # Names of before, for callers that still have them.
+    taken = prepare_labels
+    judged = outputs_for_metric
 
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:
         """For one evaluation of so many examples, that come in that order."""
@@ -187,24 +211,28 @@ class Task:
         return Whole(f, self.metric_name, examples, order)
 
     def _weight(self, y: Any, n: int) -> float:
-        """What the loss of a batch counts for: cross-entropy is a mean over the labels that it does not leave out."""
-        if self.loss_name != "cross-entropy" or not isinstance(y, Tensor) or not counts(y) or not y.numel():
+        """What the loss of a batch of n examples counts for. Cross-entropy is a mean over the labels that it does not
+        leave out, of which an example may have many; batches may be padded to different lengths."""
+        if self.loss_name != "cross-entropy" or not isinstance(y, Tensor):
             return n
-        return n * float((y.long() != IGNORED).double().mean())
+        if counts(y):
+            return int((y.long() != IGNORED).sum())
+        return y.numel() / y.shape[1] if y.ndim > 1 and y.shape[1] else n  # probabilities of so many classes
 
     def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
         """The metric of one batch, for a module in evaluation mode."""
         meter = self.meter(1)
-        meter.see(self.judged(module, batch), batch[1], 1)
+        meter.see(self.outputs_for_metric(module, batch), batch[1], 1)
         return meter.result()
 
     def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:
         """The metric on the validation split of the best answer that does not depend on the input; None where that
-        cannot be known. outputs: of one batch, by which the shape of the answer is known; else it comes from y."""
-        from subcompress.constant import best_constant, constantly
+        cannot be known. Of data that are not in memory, only a part is read (`subcompress.constant`). outputs: of one
+        batch, by which the shape of the answer is known; else it comes from y."""
+        from subcompress.constant import best_constant, value_of_constant
 
-        values = best_constant(self, train, validation, outputs)
-        return None if values is None else constantly(self, values, validation)
+        values = best_constant(self, train, outputs)
+        return None if values is None else value_of_constant(self, values, validation)
 
     def guess(self, split: Dataset[Any]) -> float | None:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
@@ -230,7 +258,7 @@ def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int
     for batch in batches(split, batch_size, device, order, seed=0):
         n = min(batch_size, left)  # of examples: y may have a row for each of their nodes
         left -= n
-        meter.see(task.judged(module, batch), batch[1], n)
+        meter.see(task.outputs_for_metric(module, batch), batch[1], n)
     return meter.result()
 
 
@@ -243,6 +271,13 @@ def guessing_loss(y: Tensor) -> float:
     """Entropy of the labels in nats: the cross-entropy of the best constant answer."""
     p = torch.bincount(y).double() / len(y)
     return float(-torch.special.xlogy(p, p).sum())
+
+
+def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
+    """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
+    if minimise is not None and minimize is not None and minimise != minimize:
+        raise SubcompressError(f"minimise is minimize; given {minimise} and {minimize}: leave one out")
+    return minimize if minimise is None else minimise
 
 
 def _less(metric: Any) -> bool:

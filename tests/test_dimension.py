@@ -7,14 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import subcompress
+from subcompress import Data, Split
 from subcompress.dimension import HEIGHT, WIDTH, Dimension, Estimate, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.errors import SubcompressError
 
@@ -280,6 +285,48 @@ def test_json_holds_everything() -> None:
     assert held["estimates"][1]["d"] is None
     assert held["baseline"]["mean"] == pytest.approx(0.985)
     assert held["bootstrap"] == {"resamples": 2000, "seed": 0, "percentiles": [5, 95]}
+
+
+def test_json_is_read_back_and_so_is_that_of_before() -> None:
+    shown = replace(result(noisy(3, 0.01, 0), (0.75, 0.99)), warnings=("d = 50, seed 1: it looks wrong",))
+    held = json.loads(json.dumps(shown.to_json()))
+    assert Dimension.from_json(held) == shown
+    assert held["warnings"] == ["d = 50, seed 1: it looks wrong"]
+    assert shown.markdown().endswith("\n\n- warning: d = 50, seed 1: it looks wrong\n")
+    del held["warnings"]
+    assert Dimension.from_json(held).warnings == ()
+    assert "warning" not in Dimension.from_json(held).markdown()
+
+
+def test_a_measurement_tells_what_looks_wrong(tmp_path: Path) -> None:
+    class Idle(nn.Module):
+        """A network with a part that it does not read, and inputs that tell nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)  # type: ignore[no-any-return]
+
+    y = torch.arange(40) % 4 // 3
+    split = Split(torch.ones(40, 3), y)
+    data = Data(split, split, split)
+    shown, again = (
+        subcompress.measure_dimension(
+            Idle(), data, tmp_path / "dim", ds=[4], repeats=2, epochs=1, batch_size=8, threads=1
+        )
+        for _ in range(2)
+    )
+    assert any("unused" in w for w in shown.warnings)
+    assert [w.partition(": ")[0] for w in shown.warnings if "constant answer" in w] == [
+        "d = 4, seed 0",
+        "d = 4, seed 1",
+    ]
+    held = json.loads((tmp_path / "dim" / "dim.json").read_text())
+    assert Dimension.from_json(held) == shown
+    assert "- warning: d = 4, seed 0: " in (tmp_path / "dim" / "dim.md").read_text()
+    assert again.warnings == shown.warnings
 
 
 def test_numpy_numbers_become_json() -> None:

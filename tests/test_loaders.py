@@ -16,15 +16,18 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
 )
 
 import subcompress
 from subcompress import Data, Split, SubcompressError
-from subcompress.data.reading import OnDemand
+from subcompress.data.reading import OnDemand, of_loader
 from subcompress.data.splits import batches, size
 from subcompress.data.texts import Ragged
 from subcompress.preflight import check_first_batch
@@ -103,7 +106,7 @@ def no_children():
 # --- DataLoaders ---
 
 
-def test_a_loader_is_taken_for_its_examples(tmp_path):
+def test_a_loader_stands_for_its_examples(tmp_path):
     plain = packed(three(Blobs), tmp_path)
     loaders = Data(*[DataLoader(Blobs(), batch_size=7, shuffle=True, drop_last=True) for _ in range(3)])
     assert packed(loaders, tmp_path, restart=True) == plain
@@ -128,6 +131,57 @@ def test_a_loader_keeps_to_its_subset():
     assert torch.equal(data.test[0][0], whole.x[47])
 
 
+def test_a_sampler_of_fewer_examples_is_kept():
+    loaders = [DataLoader(Blobs(), sampler=sampler(range(20))) for sampler in (SequentialSampler, RandomSampler)]
+    data = Data(*loaders, DataLoader(Blobs(), sampler=RandomSampler(Blobs())))
+    assert [size(s) for s in (data.train, data.validation, data.test)] == [20, 20, 48]
+
+
+class Opened(Blobs):
+    """A data set that each process must prepare, as those on files of HDF5 do."""
+
+    at = None
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + self.at, y
+
+
+def opening(number):
+    dataset = get_worker_info().dataset
+    assert isinstance(dataset, Opened)
+    dataset.at = 100.0
+    np.random.seed(0)
+    random.seed(0)
+
+
+def failing(number):
+    raise ValueError("no such\ndisk")
+
+
+def test_what_a_loader_does_first_in_each_process():
+    made = DataLoader(Opened(), num_workers=2, worker_init_fn=opening)
+    part = DataLoader(Opened(), num_workers=1, worker_init_fn=opening, sampler=SubsetRandomSampler(range(30)))
+    for split in (of_loader("train", made), of_loader("test", part)):
+        x = torch.cat([x for x, _ in batches(split, 5)])
+        assert torch.equal(x, Blobs().x[: len(x)] + 100)
+    assert no_children() is True
+
+
+def test_a_process_that_cannot_be_prepared_is_one_line():
+    split = DataLoader(Blobs(), num_workers=1, worker_init_fn=failing)
+    words = r"worker_init_fn; it raises ValueError: no such disk: mend it, or give --workers 0"
+    with pytest.raises(SubcompressError, match=f"^[^\n]*{words}$"):
+        list(batches(Data(Blobs(), Blobs(), split).test, 8))
+    assert no_children() is True
+
+
+def test_random_changes_do_not_depend_on_what_a_process_does_first(tmp_path):
+    alone = packed(three(Noisy), tmp_path)
+    seeded = [DataLoader(Noisy(), worker_init_fn=lambda number: np.random.seed(number)) for _ in range(3)]
+    assert packed(Data(*seeded), tmp_path, workers=2, restart=True) == alone
+
+
 @pytest.mark.parametrize(
     ("loader", "words"),
     [
@@ -137,6 +191,14 @@ def test_a_loader_keeps_to_its_subset():
         (
             lambda: DataLoader(Blobs(), sampler=WeightedRandomSampler([1.0] * 48, 48)),
             "with WeightedRandomSampler: give",
+        ),
+        (
+            lambda: DataLoader(Blobs(), sampler=RandomSampler(Blobs(), num_samples=16)),
+            "the RandomSampler of the train split's DataLoader draws 16 of 48 without replacement: give a torch Subset",
+        ),
+        (
+            lambda: DataLoader(Blobs(), sampler=RandomSampler(Blobs(), replacement=True)),
+            "draws 48 of 48 with replacement: give a torch Subset",
         ),
         (lambda: DataLoader(Failing(0)), "train split is empty"),
     ],
@@ -454,11 +516,11 @@ def test_labels_of_any_integers_and_of_one_column(tmp_path, change):
     y = x[:, :3].argmax(1)
     plain = three(lambda: Split(x, y))
     given = three(lambda: Split(x, change(y)))
-    taken = Task.of().taken(given)
-    assert torch.equal(taken.train.y, y)
-    assert taken.train.y.dtype == torch.int64
+    prepared = Task.of().prepare_labels(given)
+    assert torch.equal(prepared.train.y, y)
+    assert prepared.train.y.dtype == torch.int64
     assert given.train.y.dtype == change(y).dtype  # theirs stays as it was
-    assert Task.of().guess(taken.train) == Task.of().guess(plain.train)
+    assert Task.of().guess(prepared.train) == Task.of().guess(plain.train)
     for metric in (None, "loss"):
         task = Task.of(metric=metric)
         assert evaluate(net(), given.test, task) == evaluate(net(), plain.test, task)
@@ -470,8 +532,8 @@ def test_labels_of_any_integers_and_of_one_column(tmp_path, change):
 def test_labels_of_a_loss_of_ones_own_stay(tmp_path):
     x = Blobs().x
     data = three(lambda: Split(x, x[:, :3].argmax(1)[:, None]))
-    assert Task.of(lambda module, batch: 0).taken(data) is data
-    assert Task.of("mse").taken(data) is data
+    assert Task.of(lambda module, batch: 0).prepare_labels(data) is data
+    assert Task.of("mse").prepare_labels(data) is data
 
 
 def test_labels_out_of_range_are_named_also_as_bytes():
@@ -498,7 +560,7 @@ def test_several_labels_an_example(tmp_path, kind):
     x = Blobs().x
     y = (x[:, :3] > 0).to(kind)
     data = three(lambda: Split(x, y))
-    assert Task.of("bce").taken(data).train.y.dtype == torch.float32
+    assert Task.of("bce").prepare_labels(data).train.y.dtype == torch.float32
     truth = nn.functional.binary_cross_entropy_with_logits(net()(x), y.float()).detach()
     assert evaluate(net(), data.test, Task.of("bce", "loss")) == pytest.approx(float(truth))
     share = ((net()(x) > 0) == (y > 0)).double().mean()

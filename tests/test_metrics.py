@@ -1,5 +1,6 @@
 """Metrics are of the whole split: called once or accumulated, also those of torchmetrics; one line where not."""
 
+import json
 import math
 import sys
 import warnings
@@ -7,12 +8,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from commands import cli
 from torch import nn
 from torch.nn import functional
 
 import subcompress
-from subcompress import Data, Split, SubcompressError, metrics
+from subcompress import Data, Split, SubcompressError, constant, metrics
 from subcompress.data.ragged import Ragged
+from subcompress.data.reading import OnDemand
+from subcompress.goal import Goal
 from subcompress.preflight import check_first_batch
 from subcompress.tasks import LOSSES, Task, evaluate
 from subcompress_cli.loading import function_of
@@ -116,7 +120,51 @@ def test_a_loss_that_leaves_labels_out_is_the_mean_over_the_others(classes, net)
     truth = float(functional.cross_entropy(outputs_of(net, split), y))
     assert evaluate(net, split, Task.of(metric="loss"), batch_size=600) == pytest.approx(truth, rel=1e-5)
     bytes_ = Split(classes.x, torch.full((N,), 156, dtype=torch.uint8))  # -100 as a byte
-    assert Task.of(metric="loss")._weight(bytes_.y, 7) == 7
+    assert Task.of(metric="loss")._weight(bytes_.y, N) == N
+
+
+class Padded(torch.utils.data.Dataset):
+    """Sequences of different lengths, padded batch by batch, with labels that are left out beside the padding."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        g = torch.Generator().manual_seed(i)
+        y = torch.randint(5, (1 + i % 7,), generator=g)
+        y[torch.rand(len(y), generator=g) < 0.4] = -100
+        return torch.randn(len(y), 4, generator=g), y
+
+    def collate(self, items):
+        x, y = ([item[k] for item in items] for k in (0, 1))
+        return (
+            nn.utils.rnn.pad_sequence(x, batch_first=True),
+            nn.utils.rnn.pad_sequence(y, batch_first=True, padding_value=-100),
+        )
+
+
+class TokenNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.layer(x).transpose(1, 2)
+
+
+def test_the_loss_of_padded_sequences_is_that_of_one_call_on_everything():
+    torch.manual_seed(0)
+    net, split = TokenNet(), Padded()
+    x, y = split.collate([split[i] for i in range(len(split))])
+    truth = float(functional.cross_entropy(net(x), y).detach())
+    for batch_size in (1, 4, 7, 1000):
+        assert evaluate(net, split, Task.of(metric="loss"), batch_size) == pytest.approx(truth, rel=1e-5)
+
+
+def test_the_loss_of_class_probabilities_counts_by_rows():
+    y = torch.rand(6, 3).softmax(1)
+    assert Task.of(metric="loss")._weight(y, 2) == 6  # nodes of two graphs
+    assert Task.of("mse", "loss")._weight(y, 2) == 2
 
 
 def test_outputs_are_joined_leaf_by_leaf(regression):
@@ -236,6 +284,53 @@ def test_a_torchmetrics_object_decides_what_is_better_and_keeps_nothing(regressi
     assert int(metric.total) == 0
     assert not Task.of("mse", torchmetrics.R2Score()).minimise
     assert Task.of("mse", torchmetrics.R2Score(), minimise=True).minimise
+
+
+def test_either_direction_can_be_said(regression, line):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    error = torchmetrics.MeanSquaredError()
+    assert not Task.of("mse", error, minimise=False).minimise
+    assert not Task.of("mse", error, minimize=False).minimise
+    assert not Task.of("mse", "torchmetrics:MeanSquaredError", False).minimise
+    assert Task.of("mse", error, None).minimise
+    assert Task.of("mse", correlation, minimize=True).minimise
+    assert not Task.of("mse", correlation).minimise
+    assert Task.of("mse", minimise=True, minimize=True).minimise
+    for options in ({"minimise": True, "minimize": False}, {"minimise": False}):
+        with pytest.raises(SubcompressError, match=r"^[^\n]*leave (one out|out --maximize)$"):
+            Task.of("mse", **options)
+
+
+@pytest.mark.parametrize("metric", ["Accuracy,task=binary", "AUROC,task=binary", "MeanSquaredError"])
+def test_truth_values_are_labels(line, regression, metric):
+    """Of data that are not in memory too, with outputs of either shape."""
+    pytest.importorskip("torchmetrics")
+    y = regression.y > 3
+    task = Task.of("bce", f"torchmetrics:{metric}")
+    wanted = evaluate(line, Split(regression.x, y.float()), task)
+    for module in (line, nn.Sequential(line, nn.Flatten(0))):
+        for labels in (y, y[:, 0]):
+            split = OnDemand(torch.utils.data.TensorDataset(regression.x, labels))
+            assert evaluate(module, split, task) == pytest.approx(wanted)
+
+
+def test_an_accuracy_is_known_by_its_class(classes, tmp_path):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    name = "torchmetrics:Accuracy,task=multiclass,num_classes=3"
+    for metric in (name, torchmetrics.Accuracy(task="binary"), "accuracy", "binary-accuracy"):
+        assert Task.of(metric=metric).has_accuracy_range
+        assert Goal.of(Task.of(metric=metric), min_accuracy=0.9).value == 0.9
+    with pytest.raises(SubcompressError, match=r"up to 1; given 2 of [^\n]*$"):
+        Goal.of(Task.of(metric=name), min_accuracy=2)
+    for metric in ("torchmetrics:AUROC,task=binary", "torchmetrics:R2Score"):
+        with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):
+            Goal.of(Task.of(metric=metric), min_accuracy=0.9)
+    with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):
+        Goal.of(Task.of(metric=name, minimise=True), min_accuracy=0.9)
+    data = Data(*[Split(*classes[:300])] * 3)
+    options = {"min_accuracy": 0.5, "seeds": 1, "epochs": 5, "batch_size": 32, "baseline": 0.8, "threads": 1}
+    found = subcompress.fit(nn.Linear(4, 3), data, tmp_path / "run", metric=name, lr=0.1, **options)
+    assert found.validation >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -361,6 +456,25 @@ def test_the_command_line_takes_names_and_objects(tmp_path):
         function_of(f"{tmp_path / 'own_metrics.py'}:one", "--metric", {})
 
 
+@pytest.mark.parametrize(("flags", "less"), [([], True), (["--minimize"], True), (["--maximize"], False)])
+def test_the_command_line_says_which_direction_is_better(tmp_path, monkeypatch, flags, less):
+    """compare keeps to it."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net_of_lines.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset\n"
+        "def net(): return torch.nn.Linear(3, 1)\n"
+        "def load(): return [TensorDataset(torch.randn(16, 3), torch.randn(16, 1)) for _ in range(3)]\n"
+    )
+    command = ["--model", "net_of_lines.py:net", "--data", "net_of_lines.py:load", "--threads", 1]
+    task = ["--loss", "mse", "--metric", "torchmetrics:MeanAbsoluteError", *flags]
+    result = cli("fit", *command, *task, "--d", 3, "--epochs", 1, "--batch-size", 8, "-o", "run")
+    assert result.exit_code == 0, result.output
+    result = cli("compare", "run", "--peers", "ours", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["minimise"] is less
+
+
 # --- the best constant answer ---
 
 
@@ -396,6 +510,52 @@ def test_the_best_constant_for_values(regression):
     assert Task.of("bce", "loss").constant_value(*binary, outputs) == pytest.approx(entropy, rel=1e-4)
     pytest.importorskip("torchmetrics")
     assert Task.of("bce", "torchmetrics:AUROC,task=binary").constant_value(*binary, outputs) == 0.5
+
+
+class Read(torch.utils.data.Dataset):
+    """A split that is not in memory, and what is read of it."""
+
+    def __init__(self, split):
+        self.split, self.read = split, []
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return self.split[i]
+
+
+def test_the_best_constant_of_data_that_are_not_in_memory(regression, classes, monkeypatch):
+    """As far as a part of them tells, read once."""
+    train, validation = Read(Split(*regression[:1200])), Read(Split(*regression[1200:]))
+    found = Task.of("mse").constant_value(train, validation, torch.zeros(5, 1))
+    assert len(train.read) == len(set(train.read)) == 1000
+    assert max(train.read) > 1150  # from everywhere
+    assert validation.read == list(range(1300))
+    mean = train.split.y[train.read].mean()
+    assert found == pytest.approx(float((validation.split.y - mean).square().mean()), rel=1e-5)
+
+    monkeypatch.setattr(constant, "ANSWERED", 500)
+    ordered = classes.y.argsort()  # as in a folder a class
+    split = Read(Split(classes.x[ordered], classes.y[ordered]))
+    share = float(torch.bincount(classes.y).max() / N)
+    assert Task.of().constant_value(split, split, torch.zeros(5, 3)) == pytest.approx(share, abs=0.005)
+    assert len(split.read) == 1000 + 500
+
+
+def test_labels_for_a_constant_are_read_by_the_workers(classes):
+    split = OnDemand(Read(classes), workers=2)
+    alone = Task.of().constant_value(OnDemand(Read(classes)), classes)
+    assert Task.of().constant_value(split, split) == pytest.approx(alone)
+    assert split.examples.read == []  # other processes did
+
+
+def test_large_labels_are_read_up_to_a_bound(regression, monkeypatch):
+    monkeypatch.setattr(constant, "MOST_BYTES", 4 * 250)
+    split = Read(regression)
+    assert Task.of("mse").constant_value(split, regression, torch.zeros(5, 1)) is not None
+    assert len(split.read) == 300
 
 
 def test_a_constant_that_cannot_be_known(regression, classes):

@@ -42,14 +42,42 @@ class DataError(SubcompressError):
     """A data set raised, or its examples do not stack."""
 
 
+@dataclass(frozen=True)
+class WorkerInit:
+    """The `worker_init_fn` of a DataLoader over `examples`, for a process of ours."""
+
+    f: Callable[[int], Any]
+    examples: Any
+
+    def __call__(self, number: int) -> None:
+        """f(number), after the process was seeded. `get_worker_info().dataset` is what f knows, not our batches.
+        Raises DataError where f raises."""
+        if (info := get_worker_info()) is not None:
+            object.__setattr__(info, "dataset", self.examples)  # a frozen dataclass
+        try:
+            self.f(number)
+        except Exception as e:
+            raise DataError(
+                f"a process that reads examples calls worker_init_fn; it raises {type(e).__name__}: {one_line(e)}: "
+                "mend it, or give --workers 0"
+            ) from e
+
+
 class OnDemand(Dataset[Any]):
     """Examples that are read when they are needed, in `workers` processes beside this one, or in this one for 0.
 
-    collate: f(list of examples) -> (x, y); None stacks tensors and numbers as torch's DataLoader does.
+    collate: f(list of examples) -> (x, y); None stacks tensors and numbers as torch's DataLoader does. prepare: what
+    each of these processes does first.
     """
 
-    def __init__(self, examples: Dataset[Any], collate: Collate | None = None, workers: int = 0) -> None:
-        self.examples, self.collate, self.workers = examples, collate, workers
+    def __init__(
+        self,
+        examples: Dataset[Any],
+        collate: Collate | None = None,
+        workers: int = 0,
+        prepare: WorkerInit | None = None,
+    ) -> None:
+        self.examples, self.collate, self.workers, self.prepare = examples, collate, workers, prepare
 
     def __len__(self) -> int:
         return len(cast(Sized, self.examples))
@@ -90,7 +118,8 @@ class OnDemand(Dataset[Any]):
 def on_demand(split: Dataset[Any], collate: Collate | None = None, workers: int | None = None) -> OnDemand:
     """The split with that collate and as many workers, by default its own."""
     if isinstance(split, OnDemand):
-        return OnDemand(split.examples, collate or split.collate, split.workers if workers is None else workers)
+        workers = split.workers if workers is None else workers
+        return OnDemand(split.examples, collate or split.collate, workers, split.prepare)
     return OnDemand(split, collate or own_collate(split), workers or 0)
 
 
@@ -104,26 +133,29 @@ def own_collate(split: Any) -> Collate | None:
 
 
 def of_loader(name: str, loader: DataLoader[Any]) -> Dataset[Any]:
-    """The examples of a DataLoader, with its collate and its number of workers; batch size and order are ours.
+    """The examples of a DataLoader, with its collate, its number of workers and its `worker_init_fn`; batch size and
+    order are ours.
 
-    Raises SubcompressError for one that streams, and for one whose sampler leaves out examples in a way of its own.
+    Raises SubcompressError for one that streams, and for one whose sampler draws some examples only, or again and
+    again.
     """
     examples: Any = loader.dataset
     if isinstance(examples, IterableDataset) or not _measurable(examples):
         raise SubcompressError(
-            f"a DataLoader is taken for its data set, which has a length and items; the {name} split's streams "
+            f"a DataLoader stands for its data set, which has a length and items; the {name} split's streams "
             f"({type(examples).__name__}), perhaps without an end: give a map-style data set"
         )
     if loader.batch_sampler is None:
         raise SubcompressError(
-            f"a DataLoader is taken for its examples; the {name} split's has batch_size=None, so that its items are "
+            f"a DataLoader stands for its examples; the {name} split's has batch_size=None, so that its items are "
             "batches: give a data set of examples"
         )
     examples = _sampled(name, examples, getattr(loader.batch_sampler, "sampler", loader.sampler))
     plain = loader.collate_fn in (default_collate, default_convert)
-    if plain and not loader.num_workers:
+    if plain and not loader.num_workers and loader.worker_init_fn is None:
         return cast("Dataset[Any]", examples)
-    return OnDemand(examples, own_collate(examples) if plain else loader.collate_fn, loader.num_workers)
+    prepare = None if loader.worker_init_fn is None else WorkerInit(loader.worker_init_fn, loader.dataset)
+    return OnDemand(examples, own_collate(examples) if plain else loader.collate_fn, loader.num_workers, prepare)
 
 
 def _measurable(examples: Any) -> bool:
@@ -134,9 +166,17 @@ def _measurable(examples: Any) -> bool:
 
 
 def _sampled(name: str, examples: Any, sampler: Any) -> Any:
-    """The examples that a sampler goes through."""
+    """The examples that a sampler goes through. Raises SubcompressError where those are not the same, each once, in
+    every epoch."""
     if isinstance(sampler, (SequentialSampler, RandomSampler)):
-        return examples
+        known = len(sampler.data_source)
+        if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != known):
+            how = "with" if sampler.replacement else "without"
+            raise SubcompressError(
+                f"each example is read once an epoch; the RandomSampler of the {name} split's DataLoader draws "
+                f"{sampler.num_samples} of {known} {how} replacement: give a torch Subset of those to learn from"
+            )
+        return examples if known == len(examples) else Subset(examples, range(known))
     if (indices := getattr(sampler, "indices", None)) is not None:
         return Subset(examples, [int(i) for i in indices])
     raise SubcompressError(
@@ -186,11 +226,14 @@ class _Batches(Dataset[Any]):
 
     def __init__(self, split: OnDemand, parts: tuple[Tensor, ...], seed: int) -> None:
         self.split, self.parts, self.seed = split, parts, seed
+        self.failed: _Failure | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, k: int) -> tuple[Tree, Tree] | _Failure:
+        if self.failed is not None:
+            return self.failed
         try:
             with _drawing(self.seed, k):
                 found = self.split.batch(self.parts[k].tolist())
@@ -199,6 +242,16 @@ class _Batches(Dataset[Any]):
             return found
         except SubcompressError as e:
             return _Failure(str(e), isinstance(e, DataError))
+
+    def begin_worker(self, number: int) -> None:
+        """What a process that reads does first; signals are for the process that waits for it, and that ends it."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            if self.split.prepare is not None:
+                self.split.prepare(number)
+        except DataError as e:  # raised where the batch is asked for
+            self.failed = _Failure(str(e), of_data=True)
 
     def each(self) -> Generator[Any, None, None]:
         """All of them, read in this process."""
@@ -260,7 +313,7 @@ def _begun(todo: _Batches, workers: int) -> Iterator[Any]:
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=todo.begin_worker,
             generator=torch.Generator().manual_seed(0),  # else it draws from the training's
         )
         return iter(loader)
@@ -274,9 +327,3 @@ def _end(iterator: Any) -> None:
 
 def _as_it_is(item: Any) -> Any:
     return item
-
-
-def _begin_worker(number: int) -> None:
-    """Signals are for the process that waits for the batches: it ends this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

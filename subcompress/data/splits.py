@@ -46,7 +46,8 @@ class Data:
 
     Whatever is not in memory already (`Split`, `Ragged`, `TensorDataset`) is asked for its examples one by one, every
     epoch; but for texts, dicts with 1-D `input_ids`, which are read once and padded batch by batch (`Ragged`). Of a
-    torch DataLoader its data set, its collate and its number of workers are taken; batch size and order are ours.
+    torch DataLoader its data set, collate, number of workers and `worker_init_fn` are used; batch size and order are
+    ours.
     augment: f(x, generator) -> x, a random change of a training batch's inputs (subcompress.data.augment).
     notes: what a person should know of how the data were read, a line each.
     collate: f(list of examples) -> (x, y), for graphs and examples of different lengths, where x may be any object that
@@ -104,7 +105,7 @@ def batches(
     device: torch.device | str = "cpu",
     order: Tensor | None = None,
     seed: int | None = None,
-) -> Iterator[tuple[Tree, Tree]]:
+) -> Generator[tuple[Tree, Tree], None, None]:
     """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left.
 
     seed: of what a data set that is not in memory draws; by default the last one that torch was given. Raises
@@ -207,7 +208,7 @@ def _check_length(name: str, split: Any) -> None:
 
 def _check_tensors(name: str, split: Split) -> None:
     if {len(t) for t in leaves((split.x, split.y))} != {len(split)}:
-        raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: cut them alike")
+        raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: give as many")
     for t in leaves((split.x, split.y)):
         if not finite(t):
             at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
