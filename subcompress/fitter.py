@@ -265,7 +265,8 @@ class Fitter:
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
         self.listener.note(
-            f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how}); operator {self.operator}"
+            f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how}), operator "
+            f"{self.operator}"
         )
         if not found.rate:
             self.warn(

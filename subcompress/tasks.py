@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.held import Held, Tree
+from subcompress.data.held import Held, Tree, tree_map
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.metrics import (
@@ -64,9 +64,12 @@ def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _accuracy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is."""
+    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is. Labels that
+    cross-entropy leaves out are left out."""
     probabilities = isinstance(y, Tensor) and y.is_floating_point() and y.shape == outputs.shape
-    return (outputs.argmax(1) == (y.argmax(1) if probabilities else as_classes(outputs, y))).double().mean()
+    classes = y.argmax(1) if probabilities else as_classes(outputs, y)
+    right = outputs.argmax(1) == classes
+    return (right if probabilities else right[classes != IGNORED]).double().mean()
 
 
 _binary_accuracy = _same_shape(lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
@@ -182,9 +185,11 @@ class Task:
             raise SubcompressError(
                 f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {one_line(e)}"
             ) from e
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
-            raise SubcompressError(f"a loss is a scalar tensor; {self.loss_name} gave a {given}: take its mean or sum")
+            raise SubcompressError(
+                f"a loss is a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
+            )
         return loss
 
     def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
@@ -192,8 +197,14 @@ class Task:
         if self.metric is None:
             with torch.enable_grad():  # losses through derivatives of the inputs need it
                 return self.loss_of(module, batch).detach()
-        with torch.no_grad():
-            return call(module, batch[0])
+        try:
+            with torch.no_grad():
+                return call(module, batch[0])
+        except RuntimeError as e:
+            if "does not require grad" not in str(e):
+                raise
+        with torch.enable_grad():  # a forward pass that differentiates, such as forces from an energy
+            return tree_map(Tensor.detach, call(module, batch[0]))
 
     # Names of before, for callers that still have them.
     taken = prepare_labels
@@ -207,13 +218,14 @@ class Task:
             return Accumulated(self.metric, self.metric_name)
         f = cast("Callable[[Any, Any], Any]", self.metric)
         if f in _MEANS:
-            return Mean(f, self.metric_name, shares=self.is_accuracy)
+            weight = self._weight if self.is_accuracy else (lambda y, n: n)
+            return Mean(f, self.metric_name, weight, shares=self.is_accuracy)
         return Whole(f, self.metric_name, examples, order)
 
     def _weight(self, y: Any, n: int) -> float:
-        """What the loss of a batch of n examples counts for. Cross-entropy is a mean over the labels that it does not
-        leave out, of which an example may have many; batches may be padded to different lengths."""
-        if self.loss_name != "cross-entropy" or not isinstance(y, Tensor):
+        """What the loss or the accuracy of a batch of n examples counts for: means over the labels that cross-entropy
+        does not leave out, of which an example may have many; batches may be padded to different lengths."""
+        if not (self.loss_name == "cross-entropy" or self.is_accuracy) or not isinstance(y, Tensor):
             return n
         if counts(y):
             return int((y.long() != IGNORED).sum())
@@ -253,6 +265,8 @@ def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int
     module.eval()
     device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
     order, batch_size = split.swept(batch_size) if isinstance(split, Held) else (None, batch_size)
+    if batch_size > 2 and size(split) % batch_size == 1:
+        batch_size -= 1  # one example alone has no statistics, where those of the batch are taken
     meter = task.meter(size(split), order)
     left = size(split)
     for batch in batches(split, batch_size, device, order, seed=0):

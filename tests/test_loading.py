@@ -157,7 +157,7 @@ def test_data_factories(folder, code, words):
     ("code", "words"),
     [
         ("def f(m, b): return (m(b[0]) * float('nan')).sum()", "before anything is trained; f gave nan"),
-        ("def f(m, b): return m(b[0])", r"a loss is a scalar tensor; f gave a \(\d, 3\) tensor"),
+        ("def f(m, b): return m(b[0])", r"a loss is a real scalar tensor; f gave a \(\d, 3\) tensor"),
         ("def f(m, b): return 3.0", "f gave a float"),
         ("def f(m, b): return m(b[0]).sum().detach()", "a loss depends on the weights; f does not"),
         ("def f(m): return 3.0", "does not take two"),
