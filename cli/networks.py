@@ -11,7 +11,7 @@ from torch import nn
 from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub.card import data_name
-from subcompress.operators import OPERATORS
+from subcompress.operators import EXACT, OPERATORS
 from subcompress.optimisers import OPTIMISERS
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli import texts
@@ -86,7 +86,10 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
         click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
         click.option(
-            "--operator", default="hadamard", show_default=True, help=f"P: {', '.join(OPERATORS)}. Only hadamard packs."
+            "--operator",
+            default="hadamard",
+            show_default=True,
+            help=f"P: {', '.join(OPERATORS)}. Only {' and '.join(EXACT)} pack.",
         ),
     ):
         f = option(f)

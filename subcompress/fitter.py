@@ -199,7 +199,7 @@ class Fitter:
         if self.base is not None:
             root.update(self.base.reference.digest)
         for name, p in self.model.state_dict().items():
-            if name not in kept and s.operator == "hadamard":
+            if name not in kept and self.exact:
                 continue  # the seed starts it, or the base has it
             root.update(raw_bytes(p))
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))

@@ -22,7 +22,7 @@ from subcompress.errors import SubcompressError
 from subcompress.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.kernels import Segment
 from subcompress.layout import DTYPES, Layout, TensorSpec
-from subcompress.operators import OPERATORS, HadamardBlocks, Operator
+from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.record import LIMIT, LOWEST_SCALE
 from subcompress.roles import DEFAULT
 from subcompress.rounding import TINY, rounded
@@ -153,7 +153,7 @@ def make_plan(
     """
     check_options(bits, seed, operator)
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator is hadamard, the one that packs; given {operator}")
+        raise SubcompressError(f"on a base, --operator is one that packs, {' or '.join(EXACT)}; given {operator}")
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
@@ -211,7 +211,7 @@ class _Planner:
         self.layout, self.starts, self.seed, self.base = layout, starts, seed, base
         self.d, self.D, self.bits, self.operator = d, D, bits, operator
         self.scales = dict(guessed_scales(starts)) | dict(scales or {})
-        self.alone = d == D and operator == "hadamard" and base is None
+        self.alone = d == D and operator in EXACT and base is None
         self.assemblies: dict[str, Assembly] = {}
         self.seeded = 0
 
@@ -294,10 +294,11 @@ class _Planner:
     def _part(self, rows: list[_Row], group: int) -> Part:
         D = sum(row.spec.reals for row in rows)
         d = D if self.alone else self.d
-        if self.operator == "hadamard":
-            operator: Operator = _fewer_rows(HadamardBlocks.sized(D, d, self.seed, 0, group), self.bits)
+        kind = OPERATORS[self.operator]
+        if issubclass(kind, HadamardBlocks):
+            operator: Operator = _fewer_rows(kind.sized(D, d, self.seed, 0, group), self.bits)
         else:
-            operator = OPERATORS[self.operator].sized(D, d, (self.seed + group) % (1 << 64))
+            operator = kind.sized(D, d, (self.seed + group) % (1 << 64))
         largest = max(max(row.scale for row in rows), LOWEST_SCALE * 2.0**HALVINGS)
         scales = tuple(_halved(largest, row.scale) for row in rows)
         spreads = tuple(row.reach / scale if row.drawn else 0.0 for row, scale in zip(rows, scales, strict=True))
