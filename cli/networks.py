@@ -11,9 +11,9 @@ from torch import nn
 from subcompress import Data, format
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub.card import data_name
-from subcompress.operators import OPERATORS
+from subcompress.operators import EXACT, OPERATORS
 from subcompress.optimisers import OPTIMISERS
-from subcompress.plan import AUTO, EXACT
+from subcompress.plan import AUTO
 from subcompress.tasks import LOSSES, METRICS
 from subcompress_cli import texts
 from subcompress_cli.loading import data_of, factory_of, function_of, model_of
@@ -95,7 +95,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
             "--operator",
             default=AUTO,
             show_default=True,
-            help=f"P: {', '.join((AUTO, *OPERATORS))}. Packed: {', '.join(EXACT)}.",
+            help=f"P: {', '.join((AUTO, *OPERATORS))}. Only {' and '.join(EXACT)} pack.",
         ),
     ):
         f = option(f)

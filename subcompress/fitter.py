@@ -31,8 +31,8 @@ from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, measured, steps_of
 from subcompress.observing import Build
-from subcompress.operators import HadamardBlocks
-from subcompress.plan import AUTO, EXACT, Plan, check_options, make_plan
+from subcompress.operators import EXACT, HadamardBlocks
+from subcompress.plan import AUTO, Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record

@@ -20,7 +20,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "d": sum(g.operator.d for g in found.trained),
         "D": sum(g.operator.D for g in found.trained),
         "bits": max((g.bits for g in found.trained), default=0),
-        "operator": ", ".join(sorted({g.operator.name for g in found.groups})),
+        "operator": ", ".join(sorted({g.operator.name for g in found.trained})),
         "layout": tables.name_of(layout) if isinstance(layout, Layout) else None,
         "base": None if base is None else {"id": base.name, "revision": base.revision, "digest": base.digest.hex()},
         "groups": [

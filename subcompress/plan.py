@@ -22,7 +22,7 @@ from subcompress.errors import SubcompressError
 from subcompress.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.kernels import Segment
 from subcompress.layout import DTYPES, Layout, TensorSpec
-from subcompress.operators import OPERATORS, HadamardBlocks, Operator
+from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.record import LIMIT, LOWEST_SCALE
 from subcompress.roles import DEFAULT
 from subcompress.rounding import TINY, rounded
@@ -46,9 +46,6 @@ FARTHEST = 8.0
 
 AUTO = "auto"
 """The exact operator whose columns suit how the weights move (`Moves.operator`)."""
-
-EXACT = tuple(name for name, kind in OPERATORS.items() if kind.exact)
-"""Operators that a file can hold."""
 
 Scales = Mapping[str, tuple[float, ...]]
 """By tensor, the scale of each of its pieces that coordinates act on."""
@@ -160,7 +157,7 @@ def make_plan(
     check_options(bits, seed, operator)
     operator = "hadamard" if operator == AUTO else operator
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator is one that packs, {', '.join(EXACT)}; given {operator}")
+        raise SubcompressError(f"on a base, --operator is one that packs, {' or '.join(EXACT)}; given {operator}")
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)

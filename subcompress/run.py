@@ -30,6 +30,7 @@ from torch import Tensor
 from subcompress import format
 from subcompress.errors import SubcompressError
 from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
+from subcompress.operators import EXACT
 from subcompress.probe import Fit
 from subcompress.record import Record
 
@@ -165,8 +166,7 @@ def packed(folder: str | Path) -> bytes:
     if not os.path.isfile(folder / RECORD):
         raise SubcompressError(
             f"{folder} holds no record to pack: it is of a reference operator, which is not exact, or of "
-            f"`subcompress dim`: "
-            "fit with --operator hadamard"
+            f"`subcompress dim`: fit with --operator {' or '.join(EXACT)}"
         )
     return read_bytes(folder / RECORD, MAX_FILE_BYTES)
 

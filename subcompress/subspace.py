@@ -31,8 +31,8 @@ from subcompress.facts import Facts
 from subcompress.layout import CODED_DTYPES, holdable, raw_bytes
 from subcompress.moves import Moves
 from subcompress.moving import extra_states, restore
-from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.plan import AUTO, EXACT, SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.operators import EXACT, ExactOperator, HadamardBlocks
+from subcompress.plan import AUTO, SPREAD, Assembly, Part, Plan, check_options, make_plan
 from subcompress.preparing import prepared
 from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
 from subcompress.roles import DEFAULT
@@ -336,7 +336,9 @@ class Subspace(nn.Module):
         """
         if not self.plan.exact:
             name = type(self.plan.parts[0].operator).__name__
-            raise SubcompressError(f"{name} is a reference, not exact on every device: fit with {' or '.join(EXACT)}")
+            raise SubcompressError(
+                f"{name} is a reference, not exact on every device: fit with --operator {' or '.join(EXACT)}"
+            )
         if self.plan.base is not None:
             self.plan.base.base.check_unchanged()
         if not self.bits:

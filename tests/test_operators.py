@@ -27,6 +27,7 @@ FLOAT = [name for name in OPERATORS if name not in EXACT]
 # Eigenvalues of P^T P over their mean, for D = 44,426 and d = 290.
 SPREAD = {
     "hadamard": (0.9, 1.1),  # the last of its blocks is cut
+    "scattered": (0.9, 1.1),
     "dense": (0.82, 1.19),  # Marchenko and Pastur: (1 -+ sqrt(d / D))^2
     "sparse": (0.7, 1.35),  # as dense, and columns have 211 -+ 15 nonzeros
     "fastfood": (0.75, 1.3),  # 86.8 blocks whose eigenvalues are squared normals

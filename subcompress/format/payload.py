@@ -27,7 +27,7 @@ from subcompress.format.sections import (
 )
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import CODED_DTYPES, Layout
-from subcompress.operators import OPERATORS, ExactOperator
+from subcompress.operators import EXACT, ExactOperator
 from subcompress.record import (
     HIGHEST_SCALE,
     LOWEST_SCALE,
@@ -57,7 +57,7 @@ MAX_TAGS_BYTES = 1 << 24
 PALETTE = 3
 Tag = tuple[int, float] | Stored | Same
 _GroupSpec = tuple[type[ExactOperator], list[int], int]
-_BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in OPERATORS.values() if issubclass(op, ExactOperator)}
+_BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in EXACT.values()}
 
 
 def write(record: Record) -> bytes:

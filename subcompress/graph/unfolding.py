@@ -23,7 +23,7 @@ from subcompress.errors import SubcompressError
 from subcompress.forms import NO_COORDINATES, Seeded
 from subcompress.graph.nodes import DOMAIN, Nodes
 from subcompress.graph.pieces import Key, Pieces
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.record import Coded, Group, Record
 from subcompress.walsh import sequency
 
@@ -32,6 +32,9 @@ LARGE = 1 << 20
 
 MOST = 1 << 28
 """Values of a group at most: ONNX Runtime since 1.26 folds nothing above 1 GiB."""
+
+SPELT = HadamardBlocks.name, ScatteredBlocks.name
+"""Operators whose columns this module spells."""
 
 PACKING = 150
 """Bytes that storing several coordinates together must save."""
@@ -110,8 +113,10 @@ def _staged(nodes: Nodes, parts: list[Part]) -> list[str]:
 
 def _spellable(group: Group) -> HadamardBlocks:
     op = group.operator
-    if not isinstance(op, HadamardBlocks):
-        raise SubcompressError(f"graphs unfold the operator hadamard; this file holds {op.name}: leave unfolding out")
+    if not isinstance(op, HadamardBlocks) or op.name not in SPELT:
+        raise SubcompressError(
+            f"graphs unfold the operators {' and '.join(SPELT)}; this file holds {op.name}: leave unfolding out"
+        )
     if op.padded > MOST:
         raise SubcompressError(
             f"ONNX Runtime folds at most 1 GiB at once, {MOST} weights a group; this file's has {op.D}: unpack to "
@@ -371,16 +376,39 @@ class Part:
 
     def _corner(self) -> tuple[int, int]:
         """Rows and columns of the grid of sequencies that are transformed: all of a small group; of a large one, those
-        that hold the used columns and all that come before them."""
+        that hold the used columns and, of operator 1, all that come before them."""
         h, a = self.high_low
         if not self.large:
             return 1 << h, 1 << a
-        order = walsh.order(self.op.log2_m)
-        first = order[: np.flatnonzero(np.isin(order, self.op.columns)).max() + 1]
+        first = self.op.columns
+        if not isinstance(self.op, ScatteredBlocks):
+            order = walsh.order(self.op.log2_m)
+            first = order[: np.flatnonzero(np.isin(order, first)).max() + 1]
         return int(sequency(h)[first >> a].max()) + 1, int(sequency(a)[first & ((1 << a) - 1)].max()) + 1
 
     def _slots(self, rows: int, columns: int) -> str:
-        """The slot that stands in each cell of the corner, (rows, columns) int64; above all slots where none does.
+        """The slot that stands in each cell of the corner, (rows, columns) int64; above all slots where none does."""
+        if isinstance(self.op, ScatteredBlocks):
+            return self._scattered(self.op, rows, columns)
+        return self._sorted(rows, columns)
+
+    def _scattered(self, op: ScatteredBlocks, rows: int, columns: int) -> str:
+        """Slots by the inverse of the map that gives their columns: (v - o) / f mod m, where v is a cell's column, its
+        row's part plus its column's."""
+        n, (h, a) = self.nodes, self.high_low
+        factor, offset = op.affine_map
+        inverse = pow(factor, -1, op.m)
+        u = n("Mul", self.walsh(a)[1], inverse)  # u 2^h is the column's high part even where a = h + 1: see `_sorted`
+        high, low = n("Mul", u, 1 << h), n("Reshape", u, [-1])
+        if rows < 1 << a:
+            high = n("Slice", high, [0], [rows])
+        if columns < 1 << a:
+            low = n("Slice", low, [0], [columns])
+        whole = n("Add", n("Add", high, -offset * inverse % op.m), low)
+        return str(n("Mod", whole, op.m))
+
+    def _sorted(self, rows: int, columns: int) -> str:
+        """Slots by the order of sequency, operator 1's.
 
         Sorting by a key of distance and column gives the cells in the order of the slots, once the frozen ones' keys
         are set to come first; sorting those numbers again gives the place of each.

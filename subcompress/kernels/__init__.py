@@ -1,4 +1,4 @@
-"""Fast paths of operator 1, a module a kind of machine: exact weights, and the products that training takes.
+"""Fast paths of operators 1 and 2, a module a kind of machine: exact weights, and the products that training takes.
 
 Each has `fill`, `affine` and `adjoint`; what they compute is said by docs/FORMAT.md and by the operator that they are
 given. Where none serves, torch's own operators compute the same.
@@ -50,7 +50,7 @@ Piece = tuple[int, "Tensor", float]
 
 
 class SignedBlocks(Protocol):
-    """What kernels read of an operator 1: see `subcompress.operators.hadamard`."""
+    """What kernels read of an operator 1 or 2: see `subcompress.operators.hadamard`."""
 
     def __hash__(self) -> int: ...
     @property

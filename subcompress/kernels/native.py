@@ -1,4 +1,4 @@
-"""native.c: operator 1 on a CPU's cores."""
+"""native.c: operators 1 and 2 on a CPU's cores."""
 
 from __future__ import annotations
 

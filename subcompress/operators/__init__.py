@@ -6,10 +6,12 @@ from subcompress.operators.fastfood import Fastfood
 from subcompress.operators.hadamard import HadamardBlocks
 from subcompress.operators.kronecker import KroneckerProduct
 from subcompress.operators.onehot import OneHot
+from subcompress.operators.scattered import ScatteredBlocks
 from subcompress.operators.sparse import SparseProjection
 
 OPERATORS: dict[str, type[Operator]] = {
     "hadamard": HadamardBlocks,
+    "scattered": ScatteredBlocks,
     "dense": DenseGaussian,
     "sparse": SparseProjection,
     "fastfood": Fastfood,
@@ -17,4 +19,7 @@ OPERATORS: dict[str, type[Operator]] = {
     "kronecker": KroneckerProduct,
 }
 
-__all__ = ["OPERATORS", "ExactOperator", "HadamardBlocks", "Operator"]
+EXACT: dict[str, type[ExactOperator]] = {n: op for n, op in OPERATORS.items() if issubclass(op, ExactOperator)}
+"""Those that pack."""
+
+__all__ = ["EXACT", "OPERATORS", "ExactOperator", "HadamardBlocks", "Operator", "ScatteredBlocks"]

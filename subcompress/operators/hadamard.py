@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class HadamardBlocks(ExactOperator):
             )
 
     @classmethod
-    def sized(cls, D: int, d: int, seed: int, K: int = 16, group: int = 0) -> HadamardBlocks:
+    def sized(cls, D: int, d: int, seed: int, K: int = 16, group: int = 0) -> Self:
         """m is the smallest power of two with at least twice as many rows as slots, within [2^8, 2^15]
         (benchmarks/operators.py); less where D does not fill one such block: columns are orthogonal over whole ones.
         With d = D there is nothing to share: blocks of one row, a coordinate a weight, and no frozen slots."""
@@ -86,11 +86,11 @@ class HadamardBlocks(ExactOperator):
         return cls(D, d, seed, log2_m, K, min(K, 1), group)
 
     @classmethod
-    def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> HadamardBlocks:
+    def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> Self:
         d, log2_m, K, A = numbers
         return cls(D, d, seed, log2_m, K, A, group)
 
-    def with_constant(self, A: int) -> HadamardBlocks:
+    def with_constant(self, A: int) -> Self:
         """The same with its frozen slots at A; tables that do not depend on it are shared."""
         found = replace(self, A=A)
         shared = ("columns", "_grid", "_kept")
