@@ -138,7 +138,7 @@ def _constants(first: np.ndarray, dtype: str) -> Iterator[Described]:
 def runs_of(items: np.ndarray) -> Runs | None:
     """(n,) numbers as the shortest runs of (number, length) that, repeated, give them; None where they are too many."""
     items = items.reshape(-1)
-    starts = np.flatnonzero(np.diff(items, prepend=items[0] - 1))
+    starts = np.concatenate([[0], 1 + np.flatnonzero(items[1:] != items[:-1])])
     lengths = np.diff(starts, append=len(items))
     named = items[starts]
     repeat = _repeated(named, lengths)

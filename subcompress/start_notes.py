@@ -21,7 +21,7 @@ LARGE_BUFFER = 1 << 10
 MIXED = "a pattern of chosen values"
 """The structure of a tensor whose chosen values lie in too many places."""
 
-ODD = "of another distribution"
+ODD = "values of another distribution"
 """The structure of values of an instance that no usual initializer draws, but that are too many to keep."""
 
 

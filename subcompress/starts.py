@@ -169,35 +169,46 @@ def recognize(
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     dropped = _dropped(drop, state, parameters)
-    other: dict[str, Start] = {}
-    trained: dict[str, TensorSpec] = {}
-    places: dict[tuple[object, ...], int] = {}
-    for i, (spec, tensor) in enumerate(zip(layout, state.values(), strict=True)):
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in places:
-            index = places[place]
-            other[spec.name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
-            continue
-        places[place] = i
+
+    def other_start(spec: TensorSpec, tensor: Tensor) -> Start | None:
+        """How a tensor starts that is not tied, None for one that is trained."""
         if spec.name in dropped:
-            other[spec.name] = Start("dropped", "dropped: zeros in the file")
-        elif base is not None and spec.name in base:
+            return Start("dropped", "dropped: zeros in the file")
+        if base is not None and spec.name in base:
             moving = spec.name in acting and spec.name in parameters and tensor.requires_grad
-            other[spec.name] = _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
-        elif spec.name not in parameters:
-            other[spec.name] = Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
-        elif not tensor.requires_grad:
-            other[spec.name] = _frozen(tensor)
-        else:
-            _check_codable(spec, tensor)
-            trained[spec.name] = spec
-    seen, notes = {}, ()
+            return _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
+        if spec.name not in parameters:
+            return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
+        if not tensor.requires_grad:
+            return _frozen(tensor)
+        _check_codable(spec, tensor)
+        return None
+
+    ties = _tied(layout, state)
+    other = {spec.name: ties.get(spec.name) or other_start(spec, state[spec.name]) for spec in layout}
+    trained = {spec.name: spec for spec in layout if other[spec.name] is None}
+    seen: Mapping[str, Seen] = {}
+    notes: tuple[str, ...] = ()
     if build is not None and structured != "guess" and trained:
         observed = observe(module, build, seed, set(trained))
         seen, notes = observed.tensors, observed.notes
     values = _Known(parameters, seen, structured).all_of(trained)
-    found = Starts(layout, values, other)
+    found = Starts(layout, values, {name: start for name, start in other.items() if start is not None})
     return replace(found, notes=(*notes, *start_notes(values), *_checked_cost(found, bool(seen))))
+
+
+def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
+    """The starts of tensors that lie where another does, by name."""
+    found: dict[str, Start] = {}
+    places: dict[tuple[object, ...], int] = {}
+    for i, (name, tensor) in enumerate(state.items()):
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in places:
+            index = places[place]
+            found[name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
+        else:
+            places[place] = i
+    return found
 
 
 def _frozen(tensor: Tensor) -> Start:
@@ -277,7 +288,7 @@ class _Known:
     def __init__(self, parameters: Mapping[str, Tensor], seen: Mapping[str, Seen], structured: str) -> None:
         self.parameters, self.seen, self.structured = parameters, seen, structured
         self.siblings: dict[str, list[tuple[str, float]]] = {}
-        self.odd = 0
+        self.odd = self.runs = 0  # bytes that they take so far
 
     def all_of(self, trained: Mapping[str, TensorSpec]) -> dict[str, Values]:
         """By name."""
@@ -288,8 +299,8 @@ class _Known:
         siblings = self.siblings.setdefault(spec.name.rpartition(".")[0], [])
         nothing = Values(spec, np.zeros(0, np.float32), alike(np.uint8(0), spec.reals), near=_near(spec, siblings))
         found = self._seen(nothing, p) if spec.name in self.seen else self._guessed(nothing, p)
-        found = _said_in_few_runs(found, p)
-        shown = [d if isinstance(d.center, np.ndarray) else _usual(spec, d, siblings) for d in found.drawn]
+        found = self._said_in_few_runs(found, p)
+        shown = [d if isinstance(d.center, np.ndarray) else self._usual(spec, d) for d in found.drawn]
         siblings += [(spec.name, d.std) for d in shown]
         first = _exact(p) if not found.random.all() else found.first
         return replace(found, drawn=tuple(shown), first=first)
@@ -307,47 +318,51 @@ class _Known:
     def _guessed(self, values: Values, p: Tensor) -> Values:
         """What the values of a tensor say."""
         spec, first = values.spec, reals(p)
-        n = len(first)
+        n, few_bits = len(first), spec.dtype in ("F16", "BF16")
         why = structure(p)
         if why in STORABLE and self.structured != "store":
-            return replace(
-                values, group=alike(np.uint8(1), n), drawn=(one_group(Moments.of_one(first)),), structured=why
-            )
-        chosen = atoms(first) if not why and n >= CLEARLY else np.ones(n, bool)
-        rest = first[~chosen] if chosen.any() else first
-        if why or len(rest) < CLEARLY or not distinct_enough(rest, spec.dtype in ("F16", "BF16")):
+            whole = one_group(Moments.of_one(first))
+            return replace(values, group=alike(np.uint8(1), n), drawn=(whole,), structured=why)
+        if why or n < CLEARLY:
             return replace(values, structured=why)
-        moments = Moments.of_one(first)
-        group, drawn = _groups(spec, moments, ~chosen)
-        if n < MANY:
-            siblings = self.siblings[spec.name.rpartition(".")[0]]
-            usual = drawn[0].center == 0 and len(drawn) == 1 and bool(_usual(spec, drawn[0], siblings).words)
-            return replace(values, group=group, drawn=drawn) if usual else values
-        if all(usual_shape(first[group == i]) for i in range(1, len(drawn) + 1)):
-            return replace(values, group=group, drawn=drawn)
-        bytes_ = first.nbytes
-        if bytes_ <= MAX_ODD and self.odd + bytes_ <= MAX_STORED // 2:
-            self.odd += bytes_
+        random = ~atoms(first, few_bits)
+        rest = first if random.all() else first[random]
+        if len(rest) < CLEARLY or not distinct_enough(rest, few_bits):
             return values
-        return replace(values, group=group, drawn=drawn, structured=ODD)
+        group, drawn = _groups(spec, Moments.of_one(first), random)
+        found = replace(values, group=group, drawn=drawn)
+        if n < MANY:
+            usual = drawn[0].center == 0 and len(drawn) == 1 and bool(self._usual(spec, drawn[0]).words)
+            return found if usual else values
+        if all(usual_shape(first[group == i]) for i in range(1, len(drawn) + 1)):
+            return found
+        self.odd += first.nbytes if (small := first.nbytes <= min(MAX_ODD, MAX_STORED // 2 - self.odd)) else 0
+        return values if small else replace(found, structured=ODD)
+
+    def _said_in_few_runs(self, values: Values, p: Tensor) -> Values:
+        """The values, or all of them random where their groups take more of a file than MAX_STORED bytes."""
+        if not any(values.group.strides):
+            return values
+        runs = runs_of(values.group)
+        if runs is not None and (bytes_ := runs_cost(runs)) <= MAX_STORED - self.runs:
+            self.runs += bytes_
+            return values
+        whole = one_group(Moments.of_one(reals(p)))
+        mixed = values.structured if values.group.all() else MIXED
+        return replace(values, group=alike(np.uint8(1), len(values.group)), drawn=(whole,), structured=mixed)
+
+    def _usual(self, spec: TensorSpec, drawn: Drawn) -> Drawn:
+        """The group with the usual deviation that it may have: equal scales cost nothing in a file."""
+        for usual, words in _deviations(spec, self.siblings[spec.name.rpartition(".")[0]]):
+            if close(drawn.std, usual, drawn.shown):
+                return replace(drawn, std=usual, words=words)
+        return drawn
 
 
 def _groups(spec: TensorSpec, moments: Moments, random: np.ndarray) -> tuple[np.ndarray, tuple[Drawn, ...]]:
     if spec.dtype == "C64":
         return grouped_parts(moments, random, (*spec.shape, 2))
     return grouped(moments, random, spec.shape)
-
-
-def _said_in_few_runs(values: Values, p: Tensor) -> Values:
-    """The values, or all of them random where their groups take more of a file than MAX_STORED bytes."""
-    if not any(values.group.strides):
-        return values
-    runs = runs_of(values.group)
-    if runs is not None and runs_cost(runs) <= MAX_STORED:
-        return values
-    whole = one_group(Moments.of_one(reals(p)))
-    mixed = MIXED if not values.group.all() else values.structured
-    return replace(values, group=alike(np.uint8(1), len(values.group)), drawn=(whole,), structured=mixed)
 
 
 def _exact(p: Tensor) -> np.ndarray:
@@ -360,14 +375,6 @@ def _near(spec: TensorSpec, siblings: list[tuple[str, float]]) -> float:
     """How far a tensor of zeros is expected to move: as its random siblings."""
     usual = 1 / math.sqrt(3 * spec.shape[-1] if spec.shape and spec.shape[-1] else 3)
     return siblings[0][1] if siblings else usual
-
-
-def _usual(spec: TensorSpec, drawn: Drawn, siblings: list[tuple[str, float]]) -> Drawn:
-    """The group with the usual deviation that it may have: equal scales cost nothing in a file."""
-    for usual, words in _deviations(spec, siblings):
-        if close(drawn.std, usual, drawn.shown):
-            return replace(drawn, std=usual, words=words)
-    return drawn
 
 
 def _deviations(spec: TensorSpec, siblings: list[tuple[str, float]]) -> Iterator[tuple[float, str]]:
@@ -458,7 +465,7 @@ def _random_forms(values: Values, number: int, which: np.ndarray | None) -> tupl
         maker = "the factory makes it" if values.built else "it was"
         why += f"; {maker} {values.structured}, the seeded start is not"
     elif values.structured:
-        why += f"; it was {values.structured}"
+        why += f", in place of {values.structured}"
     if not isinstance(drawn.center, np.ndarray):
         around = f" around {drawn.center:.4g}" if drawn.center else ""
         return [Seeded(scale, drawn.center)], (), drawn.std, why + around

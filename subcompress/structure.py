@@ -52,26 +52,24 @@ def orthogonal(w: Tensor) -> bool:
     return all(_orthogonal(w[:rows]) for rows in (8, 256))  # few tell most
 
 
-def atoms(values: np.ndarray) -> np.ndarray:
+def atoms(values: np.ndarray, few_bits: bool) -> np.ndarray:
     """Which of (n,) values occur more often than values beside them do, (n,): exact zeros, and numbers that somebody
-    chose among random ones."""
+    chose among random ones. few_bits: numbers of half precision are often equal."""
     n = len(values)
     some = values[:: max(1, n // SAMPLE)]
     distinct, counts = np.unique(some, return_counts=True)
-    # Numbers of few bits are often equal: what counts is whether numbers beside them are as often.
-    wide = np.pad(counts, 4, mode="edge")
+    wide = np.pad(counts, 4, constant_values=1)
     near = np.median([wide[i : i + len(counts)] for i in (0, 1, 2, 3, 5, 6, 7, 8)], axis=0)
-    often = distinct[counts > np.where(near <= 1, _chance(len(some)), 4 * near + 8)]
+    often = distinct[counts > np.where((near <= 1) & (not few_bits), _chance(len(some)), 4 * near + 8)]
     found = np.isin(values, often)
     zeros = values == 0
-    if np.count_nonzero(zeros) > (0 if n < 100_000 else n / 100_000):
+    if not few_bits and np.count_nonzero(zeros) > (0 if n < 100_000 else n / 100_000):
         found |= zeros
     return found
 
 
 def distinct_enough(values: np.ndarray, few_bits: bool) -> bool:
-    """Whether hardly any of the values are equal, as those of a continuous distribution. few_bits: numbers of half
-    precision are often equal."""
+    """Whether hardly any of the values are equal, as those of a continuous distribution. few_bits: see `atoms`."""
     some = values[:: max(1, len(values) // SAMPLE)]
     return len(np.unique(some)) >= min(0.9 * len(some), 32 if few_bits else math.inf)
 
