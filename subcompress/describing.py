@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,8 +12,11 @@ from subcompress.forms import Chosen, Ramp, Table
 from subcompress.layout import DTYPES
 from subcompress.rounding import TINY
 
-MAX_DESCRIBED_RUNS = 1 << 16
-"""Runs beyond which values are said as a table."""
+MAX_DESCRIBED_RUNS = 1 << 20
+"""Runs of one tensor in a file, beyond which values are said as a table."""
+
+EXACT = 1 << 20
+"""Bytes up to which a cost is counted; that of more is estimated."""
 
 FEW = 4
 """Different constants that runs are tried for."""
@@ -40,16 +44,30 @@ def cost_of(described: Described) -> int:
     return sum(map(form_cost, forms)) + runs_cost(runs)
 
 
+@lru_cache(64)
 def form_cost(form: Chosen) -> int:
     """About how many bytes a chosen start takes in a file."""
     if isinstance(form, Table):
-        return len(zlib.compress(form.data, 9))
+        return deflated(form.data)
     return 24 if isinstance(form, Ramp) else 5
 
 
 def runs_cost(runs: Runs) -> int:
     """About how many bytes runs take in a file."""
-    return len(zlib.compress(np.array(runs, np.uint32).tobytes(), 9)) if runs else 0
+    if not runs:
+        return 0
+    numbers = np.array(runs, np.int64)
+    kind = np.uint8 if numbers.max() < 128 else np.uint16 if numbers.max() < 1 << 14 else np.uint32
+    return deflated(numbers.astype(kind).tobytes())
+
+
+def deflated(raw: bytes | memoryview) -> int:
+    """How many bytes these take deflated; beyond EXACT about how many, from pieces of them."""
+    if len(raw) <= EXACT:
+        return len(zlib.compress(raw, 9)) if len(raw) else 0
+    size = EXACT // 16
+    pieces = [raw[at : at + size] for at in range(0, len(raw) - size, (len(raw) - size) // 15)]
+    return int(sum(len(zlib.compress(p, 1)) for p in pieces) / sum(map(len, pieces)) * len(raw))
 
 
 def _constant(values: np.ndarray, dtype: str) -> float | None:
@@ -120,7 +138,7 @@ def _constants(first: np.ndarray, dtype: str) -> Iterator[Described]:
 def runs_of(items: np.ndarray) -> Runs | None:
     """(n,) numbers as the shortest runs of (number, length) that, repeated, give them; None where they are too many."""
     items = items.reshape(-1)
-    starts = np.flatnonzero(np.diff(items, prepend=items[0] - 1))
+    starts = np.concatenate([[0], 1 + np.flatnonzero(items[1:] != items[:-1])])
     lengths = np.diff(starts, append=len(items))
     named = items[starts]
     repeat = _repeated(named, lengths)

@@ -1,7 +1,7 @@
 """What a factory chooses and what it draws: the network built several times, under different seeds.
 
-Values that are equal in all builds were chosen, and start exactly there; those that differ are random, with a center
-and a deviation that are measured. That needs no threshold, and tells value by value.
+Values that are equal in all builds were chosen, and start exactly there; those that differ are random, with centers
+and deviations that are measured (`subcompress.spread`). That tells value by value, and needs no threshold.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import array_of
 from subcompress.seeds import seed_everything
+from subcompress.spread import Drawn, Moments, alike, grouped, grouped_parts
 
 BUILDS = 3
 """Builds that are compared."""
@@ -37,13 +38,11 @@ Build = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class Seen:
-    """What builds say of a tensor, by real number. random: (n,) whether it differs between builds; mean: (n,) over the
-    builds; variance: (n,) between them; builds: how many there were."""
+    """What builds say of a tensor, by real number. group: (n,) uint8, 0 for values that are equal in all builds, 1 + i
+    for random ones of group i; drawn: those groups."""
 
-    random: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
-    builds: int
+    group: np.ndarray
+    drawn: tuple[Drawn, ...]
 
 
 @dataclass(frozen=True)
@@ -85,81 +84,127 @@ def built(model: Any, seed: int) -> tuple[nn.Module, Build | None]:
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:
     """Compare `model`, which is the build under `seed`, with others, in the parameters of these names.
 
-    Raises SubcompressError where a build fails, or has other tensors.
+    Raises SubcompressError where a build fails, is the same object as another, has other tensors or such as are not
+    finite.
     """
-    sums = {n: _Sums(_reals(p)) for n, p in _parameters(model) if n in names and p.numel()}
-    if not sums:
+    mine = {n: p for n, p in _parameters(model) if n in names and p.numel()}
+    if not mine:
         return Observed({})
-    notes = []
-    if not _same(model, build(seed), names):
-        notes.append(
-            "warning: the factory gives other weights under the same seed (it reads a clock, or a generator of its "
-            "own): an interrupted fit cannot go on, and another process starts elsewhere"
-        )
-    shrunk: set[str] = set()
-    for count in range(1, MOST_BUILDS):
-        if count >= BUILDS and not shrunk and (count >= CENTER_BUILDS or not any(s.centered for s in sums.values())):
+    notes = () if _same(model, build(seed), mine) else (OTHER_WEIGHTS,)
+
+    def another(number: int) -> dict[str, Tensor]:
+        found = _checked(model, build((seed + number) % (1 << 63)), mine)
+        return {n: p for n, p in _parameters(found) if n in mine}
+
+    held = [another(number) for number in range(1, BUILDS)]
+    pending: dict[str, _Sums] = {}
+    seen: dict[str, Seen] = {}
+    for name, p in mine.items():  # one tensor at a time: the builds of others are held, and no more
+        sums = _Sums(name, p)
+        for tensors in held:
+            sums.add(tensors.pop(name))
+        if (found := sums.seen()) is None:
+            pending[name] = sums
+        else:
+            seen[name] = found
+    for number in range(BUILDS, MOST_BUILDS):
+        if not pending:
             break
-        other = dict(_parameters(_checked(model, build((seed + count) % (1 << 63)))))
-        shrunk = {name for name, s in sums.items() if s.add(_reals(other[name]))}
-    for name in shrunk:  # equal by chance so far
-        sums[name].random[:] = True
-    return Observed({name: s.seen() for name, s in sums.items()}, tuple(notes))
+        tensors = another(number)
+        for name, sums in list(pending.items()):
+            sums.add(tensors.pop(name))
+            if (found := sums.seen()) is not None:
+                seen[name] = found
+                del pending[name]
+    return Observed({name: seen[name] for name in mine}, notes)
+
+
+OTHER_WEIGHTS = (
+    "warning: the factory gives other weights under the same seed (it reads a clock, or a generator of its own): "
+    "an interrupted fit may not end in the same file, and another process starts elsewhere"
+)
 
 
 class _Sums:
     """Builds of one tensor, added up."""
 
-    def __init__(self, first: np.ndarray) -> None:
-        self.first, self.builds = first, 1
-        self.random = np.zeros(first.shape, bool)
-        self.total, self.squares = np.zeros_like(first), np.zeros_like(first)
+    def __init__(self, name: str, first: Tensor) -> None:
+        self.name, self.first, self.builds = name, reals(first), 1
+        self.paired = first.is_complex()
+        self.shape = (*first.shape, 2) if self.paired else tuple(first.shape)
+        self.random = np.zeros(self.first.shape, bool)
+        self.total = self.squares = np.zeros(0)
+        self.fewer = 0
 
-    def add(self, other: np.ndarray) -> bool:
-        """One more build; whether, with three or more, it shows that fewer values are chosen than it seemed."""
-        difference = other - self.first
-        differs = other != self.first
-        fewer = bool((differs & ~self.random).any())
-        self.random |= differs
-        self.total += difference
-        self.squares += difference * difference
+    def add(self, tensor: Tensor) -> None:
+        """One more build. Raises SubcompressError where it is not finite."""
+        difference = reals(tensor) - self.first
+        if not math.isfinite(float(difference.sum(dtype=np.float64))):
+            raise SubcompressError(
+                f"weights start at finite values; {self.name} holds nan or inf in another build: initialize it"
+            )
+        differs = difference != 0
+        before, self.random = int(np.count_nonzero(self.random)), np.logical_or(self.random, differs, out=differs)
+        self.fewer = int(np.count_nonzero(self.random)) - before if self.builds > 1 else 0
+        if self.builds == 1:
+            self.total, self.squares = difference, np.square(difference)
+        else:
+            self.total += difference
+            self.squares += np.square(difference, out=difference)
         self.builds += 1
-        return fewer and self.builds > 2
 
-    @property
-    def centered(self) -> bool:
-        """Whether some random values seem to have centers of their own."""
-        return bool(self.random.any()) and isinstance(center_and_deviation(self.seen(), self.random)[0], np.ndarray)
+    def seen(self) -> Seen | None:
+        """What the builds say, None where they leave it open and another may be made."""
+        last = self.builds >= MOST_BUILDS
+        # Among many values a few are equal by chance: a uniform float32 has 24 random bits.
+        if self.fewer > (len(self.first) / 10_000 if len(self.first) > 100_000 else 0):
+            if not last:
+                return None
+            self.random[:] = True  # equal by chance so far
+        if not self.random.any():
+            return Seen(alike(np.uint8(0), len(self.first)), ())
+        seen = Seen(*(grouped_parts if self.paired else grouped)(self._moments(), self.random, self.shape))
+        centered = any(isinstance(d.center, np.ndarray) for d in seen.drawn)
+        return None if centered and self.builds < CENTER_BUILDS else seen
 
-    def seen(self) -> Seen:
+    def _moments(self) -> Moments:
         mean = self.total / self.builds
-        variance = np.maximum(self.squares / self.builds - mean * mean, 0) * self.builds / (self.builds - 1)
-        return Seen(self.random, self.first + mean, variance, self.builds)
+        variance = np.square(mean)
+        np.subtract(self.squares / self.builds, variance, out=variance)
+        np.maximum(variance, 0, out=variance)
+        variance *= self.builds / (self.builds - 1)
+        mean += self.first
+        return Moments(mean, variance, self.builds)
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return model.named_parameters(remove_duplicate=False)
 
 
-def _reals(p: Tensor) -> np.ndarray:
+def reals(p: Tensor) -> np.ndarray:
     """The real numbers of a tensor in a row, float32 (float64 where it is)."""
     p = p.detach()
-    flat = (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).cpu()
+    flat = (torch.view_as_real(p.resolve_conj()) if p.is_complex() else p).reshape(-1).cpu()
     if not flat.is_floating_point():
         return flat.double().numpy()
     return array_of(flat if flat.dtype == torch.float64 else flat.float())
 
 
-def _same(model: nn.Module, again: nn.Module, names: set[str]) -> bool:
-    others = dict(_parameters(_checked(model, again)))
-    mine = {n: p for n, p in _parameters(model) if n in names}
-    return all(np.array_equal(_reals(p), _reals(others[n]), equal_nan=True) for n, p in mine.items())
+def _same(model: nn.Module, again: nn.Module, mine: dict[str, Tensor]) -> bool:
+    others = dict(_parameters(_checked(model, again, mine)))
+    return all(
+        torch.equal(p, others[n]) or np.array_equal(reals(p), reals(others[n]), equal_nan=True) for n, p in mine.items()
+    )
 
 
-def _checked(model: nn.Module, other: nn.Module) -> nn.Module:
-    """Another build. Raises SubcompressError where it has other parameters."""
-    if not isinstance(other, nn.Module):
-        raise SubcompressError(f"a model factory returns an nn.Module; it returned {type(other).__name__}")
+def _checked(model: nn.Module, other: nn.Module, mine: dict[str, Tensor]) -> nn.Module:
+    """Another build. Raises SubcompressError where it is the same network, or one of other parameters."""
+    shared = next((n for n, p in _parameters(other) if n in mine and p.data_ptr() == mine[n].data_ptr()), None)
+    if other is model or shared is not None:
+        again = "the same object again" if other is model else f"{shared} of the network before again"
+        raise SubcompressError(
+            f"a factory builds a new network each time it is called; this one returns {again}: make all of it inside"
+        )
     shapes, others = ({n: tuple(p.shape) for n, p in _parameters(m)} for m in (model, other))
     for name in (*shapes, *others):
         if shapes.get(name) != others.get(name):
@@ -172,31 +217,3 @@ def _checked(model: nn.Module, other: nn.Module) -> nn.Module:
 
 def _said(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"
-
-
-def center_and_deviation(seen: Seen, which: np.ndarray) -> tuple[float | np.ndarray, float]:
-    """The center of random values and their standard deviation around it, over all builds.
-
-    which: (n,) the values that are meant, all random. The center is one number, or, where some values have centers of
-    their own that chance does not explain, (values of `which`,) float32.
-    """
-    mean, variance = seen.mean[which].astype(np.float64), seen.variance[which].astype(np.float64)
-    n, builds = len(mean), seen.builds
-    within = math.sqrt(float(variance.mean()))
-    if n > 2 and within:
-        middle = float(np.median(mean))
-        # Of n normal values the largest is about sqrt(2 ln n) deviations off; a value that varies more errs by more.
-        far = (math.sqrt(2 * math.log(n)) + 3) / math.sqrt(builds)
-        own = np.abs(mean - middle) > far * np.maximum(within, np.sqrt(variance))
-        if own.any():
-            step = 2.0 ** math.ceil(math.log2(2 * within))
-            common = _snapped(middle, within / math.sqrt(builds * n))
-            return np.where(own, np.round(mean / step) * step, common).astype(np.float32), within
-    center = _snapped(float(mean.mean()), within / math.sqrt(builds * n))
-    square = float(variance.mean()) * (builds - 1) / builds + float(np.square(mean - center).mean())
-    return center, math.sqrt(square)
-
-
-def _snapped(center: float, error: float) -> float:
-    """The center, zero where it is within chance of it."""
-    return 0.0 if abs(center) < 4 * error else float(np.float32(center))

@@ -7,9 +7,8 @@ Where the network can be built again, chosen values and random ones are told apa
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -18,26 +17,32 @@ from torch import Tensor, nn
 
 from subcompress import roles
 from subcompress.base import OnBase, ties_of
-from subcompress.describing import Runs, describe, form_cost, runs_cost, runs_of
+from subcompress.describing import EXACT, Runs, deflated, describe, form_cost, runs_cost, runs_of
 from subcompress.errors import SubcompressError
 from subcompress.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
-from subcompress.observing import Build, Seen, center_and_deviation, observe
+from subcompress.observing import Build, Seen, observe, reals
 from subcompress.record import bfloat16
+from subcompress.spread import Drawn, Moments, alike, close, grouped, grouped_parts, one_group
+from subcompress.start_notes import MIXED, ODD, buffer_note, frozen_note, same_note, start_notes
+from subcompress.structure import STORABLE, atoms, distinct_enough, drawn_structure, structure, usual_shape
 
 MAX_STORED = 1 << 16
 """Bytes of chosen and structured values that may travel in a file without being asked for: a file of ours has
 hundreds."""
 
+MAX_ODD = 1 << 12
+"""Bytes of a tensor of an instance that is stored because its values are not spread as an initializer's."""
+
 STRUCTURED = ("random", "store", "guess")
 """What becomes of orthogonal and sparse random starts: seeded random numbers of their deviation, or their values; and
 `guess`, which looks at the values only, as if the network could not be built again."""
 
-_SURE = 3.0
-"""Standard errors within which a measured deviation is taken for a usual one."""
-
 CLEARLY = 8
 """Values of an instance below which none is clearly random."""
+
+MANY = 64
+"""Values of an instance from which they show by themselves that they are random."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class PieceStart:
 class Start:
     """kind: coded, base (it moves from there), kept, stored, buffer, dropped (zeros in the file) or tied; pieces: of a
     coded tensor, and runs of them where they are several; reach: of a tensor that moves from the base; index: what it
-    is tied to; why: for a person to read."""
+    is tied to; cost: bytes of values that travel as they are; why: for a person to read."""
 
     kind: str
     why: str
@@ -63,6 +68,7 @@ class Start:
     runs: Runs = ()
     reach: float = 0.0
     index: int = 0
+    cost: int = 0
 
     @property
     def moves(self) -> bool:
@@ -72,14 +78,24 @@ class Start:
 
 @dataclass(frozen=True)
 class Values:
-    """The start of a trained tensor, value by value. first: (n,) real numbers of one build; random: which of them are
-    drawn; seen: what builds say, None for an instance; structured: why its values could not come from a seed."""
+    """The start of a trained tensor, value by value. first: (n,) real numbers of one build, empty where none is needed;
+    group: (n,) uint8, 0 for chosen values and 1 + i for random ones of group i; drawn: those groups, of usual
+    deviations where they may be; near: how far values that start at zero are expected to move; built: whether builds
+    were compared; structured: why its values could not come from a seed, or what they were."""
 
     spec: TensorSpec
     first: np.ndarray
-    random: np.ndarray
-    seen: Seen | None = None
+    group: np.ndarray
+    drawn: tuple[Drawn, ...] = ()
+    near: float = 1.0
+    built: bool = False
     structured: str = ""
+
+    @property
+    def random(self) -> np.ndarray:
+        """Which values are random, (n,)."""
+        one = not any(self.group.strides)
+        return alike(len(self.group) > 0 and self.group[0] > 0, len(self.group)) if one else self.group > 0
 
 
 @dataclass(frozen=True)
@@ -91,34 +107,30 @@ class Starts:
     values: Mapping[str, Values]
     other: Mapping[str, Start]
     notes: tuple[str, ...] = ()
-    _made: dict[bytes, dict[str, Start]] = field(default_factory=dict)
+    _made: dict[tuple[str, bytes], Start] = field(default_factory=dict)
 
     def of(self, still: Mapping[str, np.ndarray] | None = None) -> dict[str, Start]:
         """Name -> how it starts, in the order of the layout. still: by name the (n,) values that no coordinate acts
         on."""
         still = still or {}
+        known = {spec.name: spec.reals for spec in self.layout}
         for name, mask in still.items():
-            if name not in {spec.name for spec in self.layout} or (
-                name in self.values and len(mask) != self.values[name].spec.reals
-            ):
+            if known.get(name) != len(mask):
                 raise SubcompressError(f"moves are measured of the same network; those of {name} are of another one")
-        key = b"".join(name.encode() + np.packbits(mask).tobytes() for name, mask in sorted(still.items()))
-        if key not in self._made:
-            found: dict[str, Start] = {}
-            for spec in self.layout:
-                if spec.name in self.values:
-                    nothing = np.zeros(spec.reals, bool)
-                    found[spec.name] = _coded(self.values[spec.name], still.get(spec.name, nothing), found)
-                else:
-                    found[spec.name] = self.other[spec.name]
-                    if found[spec.name].kind == "base" and spec.name in still and still[spec.name].all():
-                        found[spec.name] = Start("kept", "the base's: the forward pass does not read it")
-            self._made[key] = found
-        return self._made[key]
+        return {spec.name: self._of(spec.name, still.get(spec.name)) for spec in self.layout}
 
     def items(self, name: str, still: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """The piece of each real number of a tensor of several, (n,)."""
-        return _items(self.of(still)[name].runs, len(self.values[name].first))
+        return _items(self.of(still)[name].runs, self.values[name].spec.reals)
+
+    def _of(self, name: str, still: np.ndarray | None) -> Start:
+        if name not in self.values:
+            unread = self.other[name].kind == "base" and still is not None and still.all()
+            return Start("kept", "the base's: the forward pass does not read it") if unread else self.other[name]
+        key = name, b"" if still is None or not still.any() else np.packbits(still).tobytes()
+        if key not in self._made:
+            self._made[key] = _coded(self.values[name], still if key[1] else None)
+        return self._made[key]
 
 
 def moving_weights(layout: Layout, starts: Mapping[str, Start]) -> int:
@@ -162,40 +174,53 @@ def recognize(
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     dropped = _dropped(drop, state, parameters)
-    other: dict[str, Start] = {}
-    trained: dict[str, TensorSpec] = {}
-    seen: dict[tuple[object, ...], int] = {}
-    for i, (spec, tensor) in enumerate(zip(layout, state.values(), strict=True)):
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            index = seen[place]
-            other[spec.name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
-            continue
-        seen[place] = i
+
+    def other_start(spec: TensorSpec, tensor: Tensor) -> Start | None:
+        """How a tensor starts that is not tied, None for one that is trained."""
         if spec.name in dropped:
-            other[spec.name] = Start("dropped", "dropped: zeros in the file")
-        elif base is not None and spec.name in base:
+            return Start("dropped", "dropped: zeros in the file")
+        if base is not None and spec.name in base:
             moving = spec.name in acting and spec.name in parameters and tensor.requires_grad
-            other[spec.name] = _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
-        elif spec.name not in parameters:
-            other[spec.name] = Start("buffer", "a buffer: its values travel in the file")
-        elif not tensor.requires_grad:
-            kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
-            other[spec.name] = Start("stored", f"{kind}: its values travel in the file, {cost(tensor)} bytes")
-        else:
-            _check_codable(spec, tensor)
-            trained[spec.name] = spec
+            return _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
+        if spec.name not in parameters:
+            return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
+        if not tensor.requires_grad:
+            return _frozen(tensor)
+        _check_codable(spec, tensor)
+        return None
+
+    ties = _tied(layout, state)
+    other = {spec.name: ties.get(spec.name) or other_start(spec, state[spec.name]) for spec in layout}
+    trained = {spec.name: spec for spec in layout if other[spec.name] is None}
+    seen: Mapping[str, Seen] = {}
+    notes: tuple[str, ...] = ()
     if build is not None and structured != "guess" and trained:
         observed = observe(module, build, seed, set(trained))
-        notes, tensors = observed.notes, observed.tensors
-    else:
-        notes, tensors = (), {}
-    values: dict[str, Values] = {}
-    for name, spec in trained.items():
-        values[name] = _values(spec, parameters[name].detach(), tensors.get(name), structured, values)
-    found = Starts(layout, values, other, (*notes, *_notes(values, tensors, structured)))
-    _refuse_large(found)
+        seen, notes = observed.tensors, observed.notes
+    values = _Known(parameters, seen, structured).all_of(trained)
+    found = Starts(layout, values, {name: start for name, start in other.items() if start is not None})
+    return replace(found, notes=(*notes, *start_notes(values), *_checked_cost(found, bool(seen))))
+
+
+def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
+    """The starts of tensors that lie where another does, by name."""
+    found: dict[str, Start] = {}
+    places: dict[tuple[object, ...], int] = {}
+    for i, (name, tensor) in enumerate(state.items()):
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in places:
+            index = places[place]
+            found[name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
+        else:
+            places[place] = i
     return found
+
+
+def _frozen(tensor: Tensor) -> Start:
+    """The start of a parameter that is not trained."""
+    kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
+    bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
+    return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
 
 
 def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
@@ -220,10 +245,9 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
     return Start("base", f"the base's ({role})", reach=roles.MOVES[role])
 
 
-def cost(*tensors: Tensor) -> int:
-    """Bytes that the values of tensors take in a file."""
-    raw = b"".join(raw_bytes(t) for t in tensors)
-    return len(zlib.compress(raw, 9)) if raw else 0
+def cost(tensor: Tensor) -> int:
+    """Bytes that the values of a tensor take in a file, estimated where they are many."""
+    return deflated(raw_bytes(tensor))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -254,84 +278,163 @@ def _check_codable(spec: TensorSpec, p: Tensor) -> None:
             f"fit trains {', '.join(CODED_DTYPES)} weights; {spec.name} is {spec.dtype}: convert it, or freeze it "
             f"(requires_grad=False)"
         )
-    if not bool((torch.view_as_real(p.detach()) if p.is_complex() else p.detach()).isfinite().all()):
+    reals_ = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+    if not math.isfinite(float(reals_.sum())) and not bool(reals_.isfinite().all()):  # the sum takes a tenth
         raise SubcompressError(f"weights start at finite values; {spec.name} holds nan or inf: initialize it")
 
 
 # Which values are random
 
 
-def _values(spec: TensorSpec, p: Tensor, seen: Seen | None, structured: str, before: Mapping[str, Values]) -> Values:
-    """What is known of a trained tensor."""
-    first = _reals(p)
-    if seen is not None:
-        why = _structure(p) if structured == "store" and seen.random.any() else ""
-        random = np.zeros(len(first), bool) if why in STORABLE else seen.random
-        return Values(spec, first, random, seen, why)
-    why = _structure(p)
-    if why in STORABLE and structured != "store":
-        return Values(spec, first, np.ones(len(first), bool), None, why)
-    random = np.full(len(first), not why and _clearly_random(spec, first, before))
-    return Values(spec, first, random, None, why)
+class _Known:
+    """What is known of trained tensors, one after the other. seen: what builds say of them, by name; structured: one of
+    STRUCTURED."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], seen: Mapping[str, Seen], structured: str) -> None:
+        self.parameters, self.seen, self.structured = parameters, seen, structured
+        self.siblings: dict[str, list[tuple[str, float]]] = {}
+        self.odd = self.runs = 0  # bytes that they take so far
+
+    def all_of(self, trained: Mapping[str, TensorSpec]) -> dict[str, Values]:
+        """By name."""
+        return {name: self._one(spec) for name, spec in trained.items()}
+
+    def _one(self, spec: TensorSpec) -> Values:
+        p = self.parameters[spec.name].detach()
+        siblings = self.siblings.setdefault(spec.name.rpartition(".")[0], [])
+        nothing = Values(spec, np.zeros(0, np.float32), alike(np.uint8(0), spec.reals), near=_near(spec, siblings))
+        found = self._seen(nothing, p) if spec.name in self.seen else self._guessed(nothing, p)
+        found = self._said_in_few_runs(found, p)
+        shown = [d if isinstance(d.center, np.ndarray) else self._usual(spec, d) for d in found.drawn]
+        siblings += [(spec.name, d.std) for d in shown]
+        first = _exact(p) if not found.random.all() else found.first
+        return replace(found, drawn=tuple(shown), first=first)
+
+    def _seen(self, values: Values, p: Tensor) -> Values:
+        """What builds say of a tensor."""
+        seen = self.seen[values.spec.name]
+        whole = bool(seen.drawn) and not any(seen.group.strides) and self.structured == "random"
+        why = drawn_structure(p) if whole else structure(p) if seen.drawn and self.structured == "store" else ""
+        why = why if why in STORABLE else ""
+        if why and self.structured == "store":
+            return replace(values, structured=why, built=True)
+        return replace(values, group=seen.group, drawn=seen.drawn, structured=why, built=True)
+
+    def _guessed(self, values: Values, p: Tensor) -> Values:
+        """What the values of a tensor say."""
+        spec, first = values.spec, reals(p)
+        n, few_bits = len(first), spec.dtype in ("F16", "BF16")
+        why = structure(p)
+        if why in STORABLE and self.structured != "store":
+            whole = one_group(Moments.of_one(first))
+            return replace(values, group=alike(np.uint8(1), n), drawn=(whole,), structured=why)
+        if why or n < CLEARLY:
+            return replace(values, structured=why)
+        random = ~atoms(first, few_bits)
+        rest = first if random.all() else first[random]
+        if len(rest) < CLEARLY or not distinct_enough(rest, few_bits):
+            return values
+        group, drawn = _groups(spec, Moments.of_one(first), random)
+        found = replace(values, group=group, drawn=drawn)
+        if n < MANY:
+            usual = drawn[0].center == 0 and len(drawn) == 1 and bool(self._usual(spec, drawn[0]).words)
+            return found if usual else values
+        if all(usual_shape(first[group == i]) for i in range(1, len(drawn) + 1)):
+            return found
+        self.odd += first.nbytes if (small := first.nbytes <= min(MAX_ODD, MAX_STORED // 2 - self.odd)) else 0
+        return values if small else replace(found, structured=ODD)
+
+    def _said_in_few_runs(self, values: Values, p: Tensor) -> Values:
+        """The values, or all of them random where their groups take more of a file than MAX_STORED bytes."""
+        if not any(values.group.strides):
+            return values
+        runs = runs_of(values.group)
+        if runs is not None and (bytes_ := runs_cost(runs)) <= MAX_STORED - self.runs:
+            self.runs += bytes_
+            return values
+        whole = one_group(Moments.of_one(reals(p)))
+        mixed = values.structured if values.group.all() else MIXED
+        return replace(values, group=alike(np.uint8(1), len(values.group)), drawn=(whole,), structured=mixed)
+
+    def _usual(self, spec: TensorSpec, drawn: Drawn) -> Drawn:
+        """The group with the usual deviation that it may have: equal scales cost nothing in a file."""
+        for usual, words in _deviations(spec, self.siblings[spec.name.rpartition(".")[0]]):
+            if close(drawn.std, usual, drawn.shown):
+                return replace(drawn, std=usual, words=words)
+        return drawn
 
 
-STORABLE = ("orthogonal", "sparse and random")
-"""Structures that initializers draw."""
+def _groups(spec: TensorSpec, moments: Moments, random: np.ndarray) -> tuple[np.ndarray, tuple[Drawn, ...]]:
+    if spec.dtype == "C64":
+        return grouped_parts(moments, random, (*spec.shape, 2))
+    return grouped(moments, random, spec.shape)
 
 
-def _clearly_random(spec: TensorSpec, first: np.ndarray, before: Mapping[str, Values]) -> bool:
-    """Whether values without structure are those of an initializer: many that differ, or few of a usual deviation."""
-    n = len(first)
-    some = first[: 1 << 16]
-    if n < CLEARLY or len(np.unique(some)) < 0.9 * len(some):
-        return False
-    if n >= 64:
-        return True
-    mean, std = float(first.mean()), float(np.sqrt(np.square(first, dtype=np.float64).mean()))
-    usual = any(_close(std, u, n) for u, _ in _usual(spec, before))
-    return usual and abs(mean) < 4 * std / math.sqrt(n)
-
-
-def _reals(p: Tensor) -> np.ndarray:
+def _exact(p: Tensor) -> np.ndarray:
     """The real numbers of a tensor in a row, in its dtype; those of bfloat16 as float32."""
     flat = (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).cpu()
     return array_of(flat.float() if flat.dtype == torch.bfloat16 else flat)
 
 
+def _near(spec: TensorSpec, siblings: list[tuple[str, float]]) -> float:
+    """How far a tensor of zeros is expected to move: as its random siblings."""
+    usual = 1 / math.sqrt(3 * spec.shape[-1] if spec.shape and spec.shape[-1] else 3)
+    return siblings[0][1] if siblings else usual
+
+
+def _deviations(spec: TensorSpec, siblings: list[tuple[str, float]]) -> Iterator[tuple[float, str]]:
+    """Standard deviations that initializers give (He et al. 2015, arXiv:1502.01852; Glorot, Bengio 2010), most likely
+    first."""
+    if len(spec.shape) < 2:
+        for name, std in siblings:
+            yield std, f"as {name}"
+    elif (found := fans(spec.shape)) is not None:
+        for number, words in enumerate(FAN_WORDS, 1):
+            yield math.sqrt(FANS[number](*found)), words
+    for usual in (1.0, 0.02, 0.01):
+        yield usual, "usual"
+    for name, std in siblings:
+        yield std, f"as {name}"
+
+
+FAN_WORDS = ("1/sqrt(3 fan_in)", "sqrt(2/fan_in)", "sqrt(2/(fan_in + fan_out))", "1/sqrt(fan_in)")
+
+
 # What they start from
 
 
-def _coded(values: Values, still: np.ndarray, before: Mapping[str, Start]) -> Start:
-    """The start of a tensor whose values are known. still: those that no coordinate acts on."""
-    spec = values.spec
-    if not len(values.first):
+def _coded(values: Values, still: np.ndarray | None) -> Start:
+    """The start of a tensor whose values are known. still: those that no coordinate acts on, None for none."""
+    n = values.spec.reals
+    if not n:
         return Start("coded", "empty", (PieceStart(0.0, 1.0, 0, True),))
+    if still is None and values.drawn and not any(values.group.strides):
+        forms, runs, reach, why = _random_forms(values, 0, None)
+        if not runs:
+            return Start("coded", why, (PieceStart(forms[0], reach, n),))
     pieces: list[PieceStart] = []
     words: list[str] = []
-    items = np.zeros(len(values.first), np.int64)
-    for which, fixed in ((m & f, bool(f is still)) for m in _classes(values) for f in (~still, still)):
-        if not which.any():
-            continue
-        if values.random[which].all():
-            forms, runs, reach, why = _random_forms(values, which, before)
-        else:
-            forms, runs, reach, why = _chosen_forms(values, which, before)
-        within = _items(runs, int(which.sum())) if runs else np.zeros(int(which.sum()), np.int64)
+    items = np.zeros(n, np.int64)
+    for number, which, fixed in _classes(values, still):
+        count = int(which.sum())
+        forms, runs, reach, why = _random_forms(values, number - 1, which) if number else _chosen_forms(values, which)
+        within = _items(runs, count) if runs else np.zeros(count, np.int64)
         items[which] = len(pieces) + within
-        counts = np.bincount(within, minlength=len(forms))
-        for form, count in zip(forms, counts, strict=True):
-            far = reach if not isinstance(form, float) or isinstance(form, Seeded) else max(abs(form) / 4, reach)
-            pieces.append(PieceStart(form, far, int(count), fixed))
+        for form, size in zip(forms, np.bincount(within, minlength=len(forms)), strict=True):
+            pieces.append(
+                PieceStart(form, max(abs(form) / 4, reach) if isinstance(form, float) else reach, int(size), fixed)
+            )
         words.append(f"{why}, fixed" if fixed else why)
     if len(pieces) == 1:
         return Start("coded", words[0], tuple(pieces))
-    found = runs_of(items)
-    if found is None:
-        raise SubcompressError(
-            f"a tensor's chosen and random values lie in at most {1 << 16} runs; those of {spec.name} are more: "
-            "give --structured guess, or split the tensor"
-        )
-    return Start("coded", "; ".join(words), tuple(pieces), found)
+    if (found := runs_of(items)) is not None:
+        return Start("coded", "; ".join(words), tuple(pieces), found)
+    if still is not None:  # coordinates then act on all
+        return _coded(values, None)
+    raise SubcompressError(
+        f"a tensor's values lie in at most {1 << 20} runs of one start; those of {values.spec.name} are more: give "
+        "--structured guess, or split the tensor"
+    )
 
 
 def _items(runs: Runs, n: int) -> np.ndarray:
@@ -340,252 +443,99 @@ def _items(runs: Runs, n: int) -> np.ndarray:
     return np.resize(period, n)
 
 
-def _classes(values: Values) -> Iterator[np.ndarray]:
-    """Masks of the values that start alike: random ones and chosen ones, real and imaginary parts apart where they
-    differ."""
-    whole = np.ones(len(values.first), bool)
-    parts = [whole]
-    if values.spec.dtype == "C64":
-        real = np.arange(len(whole)) % 2 == 0
-        parts = [real, ~real] if _parts_differ(values, real) else [whole]
-    for part in parts:
-        yield part & values.random
-        yield part & ~values.random
+def _classes(values: Values, still: np.ndarray | None) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Values that start alike: the group (0: chosen), a mask, and whether no coordinate acts on them. Real and
+    imaginary parts of chosen values are apart."""
+    n = len(values.group)
+    for number in (*range(1, len(values.drawn) + 1), 0):
+        mine = values.group == number
+        if number == 0 and values.spec.dtype == "C64":
+            real = np.arange(n) % 2 == 0
+            parts = [mine & real, mine & ~real]
+        else:
+            parts = [mine]
+        for part in parts:
+            for which, fixed in [(part, False)] if still is None else [(part & ~still, False), (part & still, True)]:
+                if which.any():
+                    yield number, which, fixed
 
 
-def _parts_differ(values: Values, real: np.ndarray) -> bool:
-    """Whether real and imaginary parts start in different ways."""
-    if values.random.all():
-        (c0, s0), (c1, s1) = (_measured(values, part) for part in (real, ~real))
-        if isinstance(c0, np.ndarray) or isinstance(c1, np.ndarray):
-            return True
-        error = max(s0, s1) / math.sqrt(len(values.first))
-        return not _close(s0, s1, len(values.first) // 2) or abs(c0 - c1) > 5 * error
-    return True
-
-
-def _measured(values: Values, which: np.ndarray) -> tuple[float | np.ndarray, float]:
-    """Center and deviation of random values."""
-    if values.seen is not None:
-        return center_and_deviation(values.seen, which)
-    x = values.first[which].astype(np.float64)
-    n, mean, std = len(x), float(x.mean()), float(x.std(ddof=1 if len(x) > 1 else 0))
-    if abs(mean) > 5 * std / math.sqrt(n) and n >= 8:
-        return float(np.float32(mean)), std
-    return 0.0, math.sqrt(float(np.square(x).mean()))
-
-
-def _random_forms(
-    values: Values, which: np.ndarray, before: Mapping[str, Start]
-) -> tuple[list[Form], Runs, float, str]:
-    """Seeded starts of random values, the runs of them, how far they are expected to move, and words."""
-    center, std = _measured(values, which)
-    n, name = int(which.sum()), ""
-    if not isinstance(center, np.ndarray):
-        shown = n * (values.seen.builds if values.seen else 1)
-        for usual, words in _usual(values.spec, before):
-            if std > 0 and _close(std, usual, shown):
-                std, name = usual, words
-                break
-    scale = bfloat16(min(max(seeded_scale(std * std), 2.0**-60), 2.0**30))
-    why = f"random, std {std:.4g}" + (f" ({name})" if name else " (measured)")
+def _random_forms(values: Values, number: int, which: np.ndarray | None) -> tuple[list[Form], Runs, float, str]:
+    """Seeded starts of random values of a group, the runs of them, how far they are expected to move, and words.
+    which: some of them, (n,); None for all values of the tensor."""
+    drawn = values.drawn[number]
+    scale = bfloat16(min(max(seeded_scale(drawn.std**2), 2.0**-60), 2.0**30))
+    why = f"random, std {drawn.std:.4g} ({drawn.words or 'measured'})"
     if values.structured in STORABLE:
-        why += f"; it was {values.structured}, a seeded start is not"
-    if not isinstance(center, np.ndarray):
-        return [Seeded(scale, center)], (), std, why + (f" around {center:.4g}" if center else "")
+        maker = "the factory makes it" if values.built else "it was"
+        why += f"; {maker} {values.structured}, the seeded start is not"
+    elif values.structured:
+        why += f", in place of {values.structured}"
+    if not isinstance(drawn.center, np.ndarray):
+        around = f" around {drawn.center:.4g}" if drawn.center else ""
+        return [Seeded(scale, drawn.center)], (), drawn.std, why + around
     dtype = values.spec.real_dtype
+    center = drawn.center if which is None else drawn.center[which[values.group == number + 1]]
     centers = array_of(torch.from_numpy(center).to(values.spec.torch_dtype if dtype != "F32" else torch.float32))
     forms, runs = describe(centers, (), dtype)
-    return [Seeded(scale, form) for form in forms], runs, std, f"{why} around centers of their own"
+    return [Seeded(scale, form) for form in forms], runs, drawn.std, f"{why} around centers of their own"
 
 
-def _chosen_forms(
-    values: Values, which: np.ndarray, before: Mapping[str, Start]
-) -> tuple[list[Form], Runs, float, str]:
+def _chosen_forms(values: Values, which: np.ndarray) -> tuple[list[Form], Runs, float, str]:
     """The same of chosen values."""
     dtype = values.spec.real_dtype
-    chosen = values.first[which]
+    whole = bool(which.all())
+    chosen = values.first if whole else values.first[which]
+    spread = math.sqrt(float(np.square(chosen.astype(np.float64)).mean()))
     if dtype == "BF16":
         chosen = array_of(torch.from_numpy(chosen.copy()).bfloat16())
-    whole = bool(which.all())
     shape = values.spec.shape if whole else ()
-    if values.spec.dtype == "C64":  # rows of the parts that are meant
-        shape = (*values.spec.shape, 2) if whole else values.spec.shape if 2 * which.sum() == len(which) else ()
+    if values.spec.dtype == "C64":  # rows of the part that is meant
+        shape = values.spec.shape if 2 * which.sum() == len(which) else ()
     forms, runs = describe(chosen, shape, dtype)
-    spread = float(np.sqrt(np.square(values.first[which].astype(np.float64)).mean()))
     reach = max(spread / 4, 2.0**-40)
     if len(forms) == 1 and isinstance(form := forms[0], float):
-        if form == 0:
-            reach = _sibling_reach(values.spec, before)
-        return list(forms), (), reach, f"chosen: constant {form:.6g}"
+        return list(forms), (), values.near if form == 0 else reach, f"chosen: constant {form:.6g}"
     bytes_ = sum(map(form_cost, forms)) + runs_cost(runs)
-    kind = "table" if isinstance(forms[0], Table) else "ramp" if not isinstance(forms[0], float) else "few values"
-    why = f"chosen: a {kind}, about {bytes_} bytes" if kind != "few values" else f"chosen: {kind}, {bytes_} bytes"
-    return list(forms), runs, reach, why
+    if isinstance(forms[0], float):
+        return list(forms), runs, reach, f"chosen: few values, {bytes_} bytes"
+    kind = "table" if isinstance(forms[0], Table) else "ramp"
+    return list(forms), runs, reach, f"chosen: a {kind}, about {bytes_} bytes"
 
 
-def _sibling_reach(spec: TensorSpec, before: Mapping[str, Start]) -> float:
-    """How far a tensor of zeros is expected to move: as its random siblings."""
-    found = (p.reach for _, s in _siblings(spec, before) for p in s.pieces if isinstance(p.form, Seeded))
-    return next(found, 1 / math.sqrt(3 * spec.shape[-1] if spec.shape and spec.shape[-1] else 3))
+# What chosen values cost
 
 
-def _siblings(spec: TensorSpec, before: Mapping[str, Start]) -> Iterator[tuple[str, Start]]:
-    prefix = spec.name.rpartition(".")[0]
-    return ((n, s) for n, s in before.items() if n.rpartition(".")[0] == prefix and s.kind == "coded")
-
-
-def _close(std: float, usual: float, n: int) -> bool:
-    # Few values say little, and their logarithm errs downwards.
-    return std > 0 and usual > 0 and abs(math.log(std / usual)) < _SURE * math.sqrt(0.5 / n) + 2 / n + 0.002
-
-
-def _usual(spec: TensorSpec, before: Mapping[str, Start] | Mapping[str, Values]) -> Iterator[tuple[float, str]]:
-    """Standard deviations that initializers give (He et al. 2015, arXiv:1502.01852; Glorot, Bengio 2010), most likely
-    first: equal scales cost nothing in a file."""
-    siblings = [(n, p.reach) for n, s in _siblings_of(spec, before) for p in s.pieces if isinstance(p.form, Seeded)]
-    if len(spec.shape) < 2:
-        for name, reach in siblings:
-            yield reach, f"as {name}"
-    elif (found := fans(spec.shape)) is not None:
-        for number, words in enumerate(FAN_WORDS, 1):
-            yield math.sqrt(FANS[number](*found)), words
-    for usual in (1.0, 0.02, 0.01):
-        yield usual, "usual"
-    for name, reach in siblings:
-        yield reach, f"as {name}"
-
-
-FAN_WORDS = ("1/sqrt(3 fan_in)", "sqrt(2/fan_in)", "sqrt(2/(fan_in + fan_out))", "1/sqrt(fan_in)")
-
-
-def _siblings_of(spec: TensorSpec, before: Mapping[str, Start] | Mapping[str, Values]) -> Iterator[tuple[str, Start]]:
-    for name, known in before.items():
-        if name.rpartition(".")[0] == spec.name.rpartition(".")[0]:
-            start = _coded(known, np.zeros(len(known.first), bool), {}) if isinstance(known, Values) else known
-            if start.kind == "coded":
-                yield name, start
-
-
-# Structure in the values of an instance
-
-
-def _structure(x: Tensor) -> str:
-    """What a seed cannot start alike, empty for independent values. Thresholds are many standard errors from chance."""
-    n = x.numel()
-    reals = torch.view_as_real(x) if x.is_complex() else x
-    flat = reals.reshape(-1).double().cpu()[: 1 << 20]
-    if n == 0 or bool((flat == flat[0]).all()):
-        return "constant"
-    most = int((flat == flat.mode().values).sum())
-    if most > len(flat) / 2 and n >= 4:
-        return "sparse and random" if len(flat.unique()) > n / 20 + 4 else "sparse"
-    if n >= 8 and x.ndim == 1 and (bool((flat.diff() > 0).all()) or bool((flat.diff() < 0).all())):
-        return "a ramp"
-    if x.ndim >= 2 and _orthogonal(x.flatten(1)):
-        return "orthogonal"
-    if n >= 64 and not x.is_complex():
-        limit = max(0.4, 8 / math.sqrt(n))
-        for axis in range(x.ndim):
-            if x.shape[axis] >= 8 and _smooth(x.double(), axis) > limit:
-                return "a table, smooth along its axes"
-    return ""
-
-
-def _orthogonal(w: Tensor) -> bool:
-    """Whether the shorter side's vectors (256 of them at most) are orthogonal and of one length."""
-    w = w if w.shape[0] <= w.shape[1] else w.T
-    if w.shape[0] < 4:
-        return False
-    w = w[:256].to(torch.complex128 if w.is_complex() else torch.float64)
-    gram = (w @ w.conj().T).abs()
-    diagonal = gram.diagonal()
-    off = (gram - torch.diag(diagonal)).abs().max()
-    return bool(off < 1e-3 * diagonal.mean() and diagonal.std() < 1e-3 * diagonal.mean())
-
-
-def _smooth(x: Tensor, axis: int) -> float:
-    """Correlation between neighbors along an axis."""
-    x = x - x.mean()
-    near = x.narrow(axis, 0, x.shape[axis] - 1) * x.narrow(axis, 1, x.shape[axis] - 1)
-    return float(near.mean() / x.square().mean())
-
-
-# What is said of them
-
-
-def _notes(values: Mapping[str, Values], seen: Mapping[str, Seen], structured: str) -> Iterator[str]:
-    changed = [name for name, v in values.items() if v.structured in STORABLE and v.random.any()]
-    if seen and structured == "random":
-        changed += [n for n, v in values.items() if v.random.all() and _structure_of(v) in STORABLE]
-    if changed:
-        yield (
-            f"{_some(changed)}: orthogonal or sparse, drawn at random; each starts from the seed at the same deviation "
-            "instead (--structured store keeps the values, in the file)"
-        )
-    if seen and not any(v.random.any() for v in values.values()) and sum(v.spec.reals for v in values.values()) > 64:
-        bytes_ = sum(chosen_cost(v) for v in values.values())
-        yield (
-            "warning: the factory gives the same weights under every seed, so that all of them count as chosen: "
-            f"they take about {bytes_} bytes of the file; let it draw from the seed that is set before it is called, "
-            "or give --structured guess"
-        )
-
-
-def _structure_of(v: Values) -> str:
-    x = torch.from_numpy(np.asarray(v.first, np.float32))
-    if v.spec.dtype == "C64":
-        x = torch.view_as_complex(x.view(-1, 2))
-    return _structure(x.view(v.spec.shape))
-
-
-def chosen_cost(values: Values) -> int:
+def chosen_cost(start: Start) -> int:
     """About how many bytes the chosen values of a tensor take in a file."""
-    start = _coded(values, np.zeros(len(values.first), bool), {})
     centers = [p.form.center if isinstance(p.form, Seeded) else p.form for p in start.pieces]
     tables: list[Chosen] = [c for c in centers if not isinstance(c, float)]
     return sum(map(form_cost, tables)) + runs_cost(start.runs)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _checked_cost(starts: Starts, built: bool) -> list[str]:
+    """A note where a factory draws nothing. Raises SubcompressError where chosen values cost more than MAX_STORED."""
+    found = starts.of()
+    costs = {name: chosen_cost(found[name]) for name in starts.values}
+    total = sum(costs.values())
+    if total > MAX_STORED:
+        raise _too_large(starts.values, costs)
+    drawn = any(v.drawn for v in starts.values.values())
+    if built and not drawn and sum(v.spec.reals for v in starts.values.values()) > 64:
+        return [same_note(total)]
+    return []
 
 
-def _refuse_large(starts: Starts) -> None:
-    costs = {name: chosen_cost(v) for name, v in starts.values.items()}
-    if (total := sum(costs.values())) <= MAX_STORED:
-        return
+def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> SubcompressError:
     name = max(costs, key=lambda n: costs[n])
-    v = starts.values[name]
-    hint = "let the factory draw from the seed that is set before it is called" if v.seen else "give a factory"
-    raise SubcompressError(
-        f"chosen values travel in the file, up to {MAX_STORED} bytes in all; these take {total}, most of it {name} "
-        f"({v.structured or 'equal in every build' if v.seen else v.structured or 'not clearly random'}): {hint}, give "
-        "--structured guess to start what looks random from the seed, or --base for weights that exist"
+    v = values[name]
+    hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
+    why = v.structured or ("equal in every build" if v.built else "not clearly random")
+    return SubcompressError(
+        f"chosen values travel in the file, up to {MAX_STORED} bytes in all; these take {sum(costs.values())}, most of "
+        f"it {name} ({why}): {hint}, give --structured guess to start what looks random from the seed, or --base for "
+        "weights that exist"
     )
 
 
-def frozen_note(module: nn.Module, starts: Mapping[str, Start]) -> str | None:
-    """A warning that gives the cost of frozen weights, None where there are none."""
-    frozen = [(n, p) for n, p in module.named_parameters() if starts[n].why.startswith("frozen")]
-    if not frozen:
-        return None
-    return (
-        f"{len(frozen)} frozen tensors (requires_grad=False) are left out of D and travel in the file as they are: "
-        f"about {cost(*(p for _, p in frozen))} bytes; unfreeze them to code them with the rest, or --drop what "
-        f"inference does not need: {_some([n for n, _ in frozen])}"
-    )
-
-
-LARGE_BUFFER = 1 << 10
-"""Bytes of a buffer in a file from which it is named."""
-
-
-def buffer_note(state: Mapping[str, Tensor], starts: Mapping[str, Start]) -> str | None:
-    """A warning that names buffers that cost more than LARGE_BUFFER bytes of the file, None where there are none."""
-    buffers = {n: cost(state[n]) for n, s in starts.items() if s.kind == "buffer"}
-    large = {n: c for n, c in buffers.items() if c > LARGE_BUFFER}
-    if not large:
-        return None
-    named = ", ".join(f"{n} ({c} bytes)" for n, c in sorted(large.items(), key=lambda x: -x[1])[:4])
-    return f"buffers travel in the file: {named}; give --drop PATTERN for those that inference does not need"
+__all__ = ["Start", "Starts", "buffer_note", "frozen_note", "moving_weights", "recognize"]

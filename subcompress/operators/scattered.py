@@ -4,8 +4,8 @@
 
 It is operator 1 but for E. Columns of lowest sequency make neighboring weights alike, which is right where inputs are
 images. Where neighboring inputs have nothing in common it only makes weights alike that must differ: there columns of
-every sequency do better (an identity-started 16 x 16 layer learns a matrix that is not smooth; so does nearly every layer
-of an MLP on vectors). An odd factor makes the map a permutation of the columns, whose inverse is affine too.
+every sequency do better (an identity-started 16 x 16 layer learns a matrix that is not smooth, and so does nearly every
+layer of an MLP on vectors). An odd factor makes the map a permutation of the columns, whose inverse is affine too.
 """
 
 from __future__ import annotations
