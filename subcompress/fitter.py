@@ -302,11 +302,17 @@ class Fitter:
                 if steps < 0:
                     return
 
+        recipe = s.recipe(s.seed)
+
+        def loss_of(module: nn.Module, batch: Any) -> Tensor:
+            with recipe.autocast(device):
+                return task.loss_of(module, batch)
+
         return measured(
             model,
             self.known,
             examples,
-            task.loss_of,
+            loss_of,
             seed=s.seed,
             steps=steps,
             rates=RATES if self.base is None else BASED_RATES,

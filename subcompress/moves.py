@@ -55,7 +55,7 @@ BETTER = 0.99
 """Of the loss with a smaller step: one at least as small is better."""
 
 BASED_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
-"""The same on a base: all of them, of which the one is taken that ends with the lowest loss."""
+"""The same on a base: the one is taken that ends with the lowest loss."""
 
 FIRST = 8
 """Batches whose loss is compared before and after."""
@@ -176,13 +176,13 @@ def measured(
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
     module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout and
-    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: try all of them, with
-    half of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
+    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls less, with a
+    share of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
     through the model or the loss.
     """
     began = time.perf_counter()
     acting = {name for name, start in starts.of().items() if start.moves}
-    count = max(LEAST, steps // 2) if based else steps
+    count = max(LEAST, steps // len(rates)) if based else steps
     best, taken = _best_trial(module, acting, lambda: examples(count), loss_of, seed, rates, based)
     seed_everything(seed, 1)
     still, unread, swept = _swept(best, starts, examples, loss_of)
@@ -233,6 +233,8 @@ def _best_trial(
         if best is None or (trial.falls, -trial.last) > (best.falls, -best.last):
             best = trial
         if based:
+            if best.falls and best is not trial:  # smaller ones are worse still
+                break
             continue
         if trial.falls:
             queue = [larger.pop(0)] if climbs else []

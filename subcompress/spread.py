@@ -249,7 +249,7 @@ def _clusters(slices: _Slices) -> np.ndarray | None:
     for k in range(1, GROUPS + 1):
         centers = np.linspace(x.min(), x.max(), k) if k > 1 else np.array([x.mean()])
         for _ in range(20):  # k-means
-            found = np.abs(x[:, None] - centers).argmin(1)
+            found = np.asarray(np.abs(x[:, None] - centers).argmin(1))
             centers = np.array([x[found == i].mean() if (found == i).any() else c for i, c in enumerate(centers)])
         if all(np.ptp(x[found == i]) <= width for i in range(k) if (found == i).any()):
             break
