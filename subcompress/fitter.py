@@ -199,7 +199,9 @@ class Fitter:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
             check_state(self.model, self.build, self.settings.seed, x)
         recipe = self.settings.recipe(self.settings.seed, plan)
-        check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
+        warning = check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
+        if warning is not None:
+            self.warn(warning)
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same: options, how the network starts, its code, the data."""

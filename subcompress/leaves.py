@@ -45,19 +45,23 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def plain_leaves(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors that require a gradient and are attributes of a module, or in one, and no parameters. To be asked for
-    before a pass: what the pass itself makes, as inputs of a derivative, is none of them."""
+    """Tensors that require a gradient and are attributes of a module, or in one. To be asked for before a pass: what
+    the pass itself makes, as inputs of a derivative, is none of them."""
     found: dict[str, Tensor] = {}
     for name, value in attributes(module):
-        if value.requires_grad and value.is_leaf and not isinstance(value, nn.Parameter):
+        if value.requires_grad and value.is_leaf:
             found.setdefault(name, value)
     return found
 
 
-def check_leaves(loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor], z: Tensor) -> None:
-    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or never were, or
-    on plain tensors that are in no state dict. former: names and parameters; plain: what `plain_leaves` gave; z: what
-    is trained."""
+def check_leaves(
+    loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor], z: Tensor
+) -> str | None:
+    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or on tensors
+    that the module keeps outside of its state dict; returns a warning where it depends on parameters of something else.
+
+    former: names and parameters; plain: what `plain_leaves` gave; z: what is trained.
+    """
     reached = {id(leaf) for leaf in leaves_of(loss)}
     if stale := [name for name, p in former if id(p) in reached]:
         raise SubcompressError(
@@ -65,18 +69,19 @@ def check_leaves(loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapp
             f"elsewhere: look them up there, self.{stale[0]}, or keep them in an nn.ParameterList (detach what is to "
             "stay as it is)"
         )
-    if any(isinstance(leaf, nn.Parameter) and leaf is not z for leaf in leaves_of(loss)):
-        shapes = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]
-        raise SubcompressError(
-            f"what is trained is in the model's parameters(); the loss depends on one of shape {shapes[0]} that is not "
-            "among them, and would neither train nor be packed: make its layer an attribute of the model, or keep it "
-            "in an nn.ModuleList or nn.ParameterList"
-        )
     if loose := [name for name, t in plain.items() if id(t) in reached]:
         raise SubcompressError(
-            f"what is trained is in the state dict; {_some(loose)} is a plain tensor and cannot be packed: make it an "
-            "nn.Parameter, or detach it"
+            f"what is trained is in the state dict; {_some(loose)} is not, and cannot be packed: make it an "
+            "nn.Parameter or its layer an attribute of the model (nn.ModuleList, nn.ParameterList), or detach it"
         )
+    others = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]
+    if others:
+        return (
+            f"the loss depends on {len(others)} parameters that are not the model's (the first of shape {others[0]}): "
+            "they do not train and are not packed; compute a teacher's answers under torch.no_grad, and make layers "
+            "that are to train a part of the model"
+        )
+    return None
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -114,10 +119,12 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), v) for i, v in enumerate(value))
     elif isinstance(value, functools.partial):
         yield from _items([value.func, *value.args, *value.keywords.values()])
+    elif isinstance(value, nn.Module):  # in a list, say: no submodule
+        yield from value.named_parameters()
     elif closure := getattr(value, "__closure__", None):
         names = value.__code__.co_freevars
         yield from ((n, c.cell_contents) for n, c in zip(names, closure, strict=True) if c != CellType())
-    elif not isinstance(value, nn.Module | type) and isinstance(getattr(value, "__dict__", None), dict):
+    elif not isinstance(value, type) and isinstance(getattr(value, "__dict__", None), dict):
         yield from vars(value).items()
 
 

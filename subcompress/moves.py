@@ -176,13 +176,13 @@ def measured(
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
     module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout and
-    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls less, with a
-    share of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
+    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls less, with
+    half of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
     through the model or the loss.
     """
     began = time.perf_counter()
     acting = {name for name, start in starts.of().items() if start.moves}
-    count = max(LEAST, steps // len(rates)) if based else steps
+    count = max(LEAST, steps // 2) if based else steps
     best, taken = _best_trial(module, acting, lambda: examples(count), loss_of, seed, rates, based)
     seed_everything(seed, 1)
     still, unread, swept = _swept(best, starts, examples, loss_of)

@@ -85,10 +85,13 @@ def _going_through(name: str, what: str) -> Iterator[None]:
         ) from e
 
 
-def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> None:
+def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> str | None:
     """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
-    training alone. One batch; the subspace is not to be trained afterwards. model: what it was made from."""
-    device = subspace.z.device
+    training alone; returns a warning where the loss has parameters of its own.
+
+    One batch; the subspace is not to be trained afterwards. model: what it was made from.
+    """
+    device, warning = subspace.z.device, None
     batch = next(batches(data.train, min(recipe.batch_size, size(data.train)), device))
     former = [*subspace.former.items(), *model.named_parameters()]
     with torch.random.fork_rng():
@@ -99,13 +102,14 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
         with subspace.holding(weights) as module, recipe.autocast(device):
             loss = task.loss_of(module, batch)
         if loss.requires_grad:
-            check_leaves(loss, former, plain, subspace.z)
+            warning = check_leaves(loss, former, plain, subspace.z)
         if in_training := changed(before, weights):
             subspace.eval()
             weights = subspace.weights()
             with subspace.holding(weights) as module:
                 task.judged(module, batch)
             check_constraints(in_training, changed(before, weights))
+    return warning
 
 
 def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:

@@ -245,13 +245,14 @@ def _clusters(slices: _Slices) -> np.ndarray | None:
     x = slices.means[slices.good]
     chance = 2 * (math.sqrt(2 * math.log(len(x))) + 1) * float(np.median(slices.error[slices.good]))
     width = max(WIDTH, chance)
-    found = centers = None
+    found: np.ndarray | None = None
+    centers = np.zeros(0)
     for k in range(1, GROUPS + 1):
         centers = np.linspace(x.min(), x.max(), k) if k > 1 else np.array([x.mean()])
         for _ in range(20):  # k-means
             found = np.asarray(np.abs(x[:, None] - centers).argmin(1))
-            centers = np.array([x[found == i].mean() if (found == i).any() else c for i, c in enumerate(centers)])
-        if all(np.ptp(x[found == i]) <= width for i in range(k) if (found == i).any()):
+            centers = np.array([x[found == i].mean() if np.any(found == i) else c for i, c in enumerate(centers)])
+        if all(np.ptp(x[found == i]) <= width for i in range(k) if np.any(found == i)):
             break
     if k == 1 or found is None:
         return None

@@ -153,7 +153,7 @@ def test_a_target_that_is_out_of_reach_says_how_near_it_came():
         ({"within": 300, "max_fits": 2}, "--max-fits is at least --seeds = 3; given 2"),
         ({"within": 60}, r"--bytes is at least \d+, the smallest file of this network"),
         ({"within": -1}, "--bytes is at least"),
-        ({"d": 9, "operator": "magic"}, "--operator is one of hadamard"),
+        ({"d": 9, "operator": "magic"}, "--operator is auto or one of hadamard"),
         ({"d": 9, "structured": "maybe"}, "--structured is random, store, guess"),
         ({"d": 9, "loss": "hinge"}, "--loss is one of cross-entropy"),
         ({"d": 9, "metric": "beauty"}, "--metric is one of accuracy"),
