@@ -243,7 +243,7 @@ def test_many_deviations_make_a_handful_of_pieces():
     assert 3 <= len(found.pieces) <= 6
     start = Subspace.of(holding(lambda: torch.randn(200, 50) * torch.logspace(-3, 0, 200)[:, None]), 3)
     rows = start.weights()["p"].detach().std(1) / torch.logspace(-3, 0, 200)
-    assert 0.2 < rows.min()
+    assert rows.min() > 0.2
     assert rows.max() < 5
 
 
@@ -313,7 +313,7 @@ def test_instances_of_half_precision_are_random(dtype):
 
 
 def masked(rows, columns):
-    mask = (torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    mask = (torch.rand(rows, columns, generator=torch.Generator().manual_seed(77)) < 0.5).float()
     return lambda: nn.Linear(columns, rows).weight.detach() * mask
 
 
