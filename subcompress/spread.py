@@ -72,7 +72,7 @@ def alike(value: object, n: int) -> np.ndarray:
 
 def grouped(moments: Moments, random: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[Drawn, ...]]:
     """The groups of the values that `random`, (n,), marks: (n,) uint8, 0 for others and 1 + i for those of group i, and
-    the groups. shape: what the n values have; that of a complex tensor ends in 2 more, its parts (see `paired`)."""
+    the groups. shape: what the n values have."""
     return _grouped(moments, random, _labels(moments, random, shape, range(len(shape))))
 
 

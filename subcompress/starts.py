@@ -21,7 +21,7 @@ from subcompress.describing import EXACT, Runs, deflated, describe, form_cost, r
 from subcompress.errors import SubcompressError
 from subcompress.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
-from subcompress.observing import Build, Seen, observe, reals
+from subcompress.observing import Build, Observed, Seen, observe, reals
 from subcompress.record import bfloat16
 from subcompress.spread import Drawn, Moments, alike, close, grouped, grouped_parts, one_group
 from subcompress.start_notes import MIXED, ODD, buffer_note, frozen_note, same_note, start_notes
@@ -167,35 +167,28 @@ def recognize(
     if structured not in STRUCTURED:
         raise SubcompressError(f"--structured is {', '.join(STRUCTURED)}; given {structured}")
     state = _tensors(module)
-    if base is not None:
-        state = {spec.name: state[spec.name] for spec in base.layout} | {
-            n: t for n, t in state.items() if n not in base
-        }
+    if base is not None:  # its tensors come first
+        state = {t.name: state[t.name] for t in base.layout} | {n: t for n, t in state.items() if n not in base}
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     other = _based(module, base, act_on, state)
     other |= {n: Start("dropped", "dropped: zeros in the file") for n in _dropped(drop, state, parameters)}
     other |= _tied(layout, state)
-    trained = {}
-    for spec in layout:
-        tensor = state[spec.name]
-        if spec.name in other:
-            continue
-        if spec.name not in parameters:
-            other[spec.name] = Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
-        elif not tensor.requires_grad:
-            other[spec.name] = _frozen(tensor)
-        else:
-            _check_codable(spec, tensor)
-            trained[spec.name] = spec
-    seen: Mapping[str, Seen] = {}
-    notes: tuple[str, ...] = ()
+    other |= {
+        n: _untrained(t, n in parameters)
+        for n, t in state.items()
+        if n not in other and not (n in parameters and t.requires_grad)
+    }
+    trained = {spec.name: spec for spec in layout if spec.name not in other}
+    for name, spec in trained.items():
+        _check_codable(spec, parameters[name])
+    observed = Observed({})
     if build is not None and structured != "guess" and trained:
         observed = observe(module, build, seed, set(trained))
-        seen, notes = observed.tensors, observed.notes
-    values = _Known(parameters, seen, structured).all_of(trained)
+    values = _Known(parameters, observed.tensors, structured).all_of(trained)
     found = Starts(layout, values, other)
-    return replace(found, notes=(*notes, *start_notes(values), *_checked_cost(found, bool(seen))))
+    notes = start_notes(values) + _checked_cost(found, bool(observed.tensors))
+    return replace(found, notes=(*observed.notes, *notes))
 
 
 def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[str, Tensor]) -> dict[str, Start]:
@@ -229,8 +222,10 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
     return found
 
 
-def _frozen(tensor: Tensor) -> Start:
-    """The start of a parameter that is not trained."""
+def _untrained(tensor: Tensor, parameter: bool) -> Start:
+    """The start of a tensor that travels as it is."""
+    if not parameter:
+        return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
     bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
     return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
