@@ -139,7 +139,7 @@ class _Sums:
     def add(self, tensor: Tensor) -> None:
         """One more build. Raises SubcompressError where it is not finite."""
         difference = reals(tensor) - self.first
-        if not math.isfinite(float(difference.sum(dtype=np.float64))):
+        if not math.isfinite(float(torch.from_numpy(difference).sum(dtype=torch.float64))):
             raise SubcompressError(
                 f"weights start at finite values; {self.name} holds nan or inf in another build: initialize it"
             )

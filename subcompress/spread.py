@@ -72,7 +72,7 @@ def alike(value: object, n: int) -> np.ndarray:
 
 def grouped(moments: Moments, random: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[Drawn, ...]]:
     """The groups of the values that `random`, (n,), marks: (n,) uint8, 0 for others and 1 + i for those of group i, and
-    the groups. shape: what the n values have; that of a complex tensor ends in 2 more, its parts (see `paired`)."""
+    the groups. shape: what the n values have."""
     return _grouped(moments, random, _labels(moments, random, shape, range(len(shape))))
 
 
@@ -245,17 +245,22 @@ def _clusters(slices: _Slices) -> np.ndarray | None:
     x = slices.means[slices.good]
     chance = 2 * (math.sqrt(2 * math.log(len(x))) + 1) * float(np.median(slices.error[slices.good]))
     width = max(WIDTH, chance)
-    found: np.ndarray | None = None
-    centers = np.zeros(0)
     for k in range(1, GROUPS + 1):
-        centers = np.linspace(x.min(), x.max(), k) if k > 1 else np.array([x.mean()])
-        for _ in range(20):  # k-means
-            found = np.asarray(np.abs(x[:, None] - centers).argmin(1))
-            centers = np.array([x[found == i].mean() if np.any(found == i) else c for i, c in enumerate(centers)])
-        if all(np.ptp(x[found == i]) <= width for i in range(k) if np.any(found == i)):
+        centers, found = _k_means(x, k)
+        if all(np.ptp(x[found == i]) <= width for i in np.unique(found)):
             break
-    if k == 1 or found is None:
+    if k == 1:
         return None
     out = np.full(len(slices.means), np.abs(centers - np.median(x)).argmin(), np.uint8)
     out[slices.good] = found
     return out
+
+
+def _k_means(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centers of k groups of numbers, and the group of each."""
+    centers = np.linspace(x.min(), x.max(), k) if k > 1 else np.array([x.mean()])
+    for _ in range(20):
+        found: np.ndarray = np.abs(x[:, None] - centers).argmin(1)
+        sizes = np.bincount(found, minlength=k)
+        centers = np.where(sizes > 0, np.bincount(found, x, k) / np.maximum(sizes, 1), centers)
+    return centers, found

@@ -21,11 +21,20 @@ from subcompress.describing import EXACT, Runs, deflated, describe, form_cost, r
 from subcompress.errors import SubcompressError
 from subcompress.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
-from subcompress.observing import Build, Seen, observe, reals
+from subcompress.observing import Build, Observed, Seen, observe, reals
 from subcompress.record import bfloat16
 from subcompress.spread import Drawn, Moments, alike, close, grouped, grouped_parts, one_group
 from subcompress.start_notes import MIXED, ODD, buffer_note, frozen_note, same_note, start_notes
-from subcompress.structure import STORABLE, atoms, distinct_enough, drawn_structure, structure, usual_shape
+from subcompress.structure import (
+    SMOOTH,
+    STORABLE,
+    atoms,
+    distinct_enough,
+    drawn_structure,
+    structure,
+    usual_shape,
+    without,
+)
 
 MAX_STORED = 1 << 16
 """Bytes of chosen and structured values that may travel in a file without being asked for: a file of ours has
@@ -163,50 +172,52 @@ def recognize(
     if structured not in STRUCTURED:
         raise SubcompressError(f"--structured is {', '.join(STRUCTURED)}; given {structured}")
     state = _tensors(module)
-    acting: set[str] = set()
-    role: dict[str, str] = {}
-    if base is not None:
-        state = {spec.name: state[spec.name] for spec in base.layout} | {
-            n: t for n, t in state.items() if n not in base
-        }
-        new = frozenset(names[0] for names in ties_of(module) if not any(n in base for n in names))
-        acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
+    if base is not None:  # its tensors come first
+        state = {t.name: state[t.name] for t in base.layout} | {n: t for n, t in state.items() if n not in base}
     layout = Layout.of(state)
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    dropped = _dropped(drop, state, parameters)
-
-    def other_start(spec: TensorSpec, tensor: Tensor) -> Start | None:
-        """How a tensor starts that is not tied, None for one that is trained."""
-        if spec.name in dropped:
-            return Start("dropped", "dropped: zeros in the file")
-        if base is not None and spec.name in base:
-            moving = spec.name in acting and spec.name in parameters and tensor.requires_grad
-            return _of_base(spec, tensor, role[spec.name]) if moving else Start("kept", "the base's")
-        if spec.name not in parameters:
-            return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
-        if not tensor.requires_grad:
-            return _frozen(tensor)
-        _check_codable(spec, tensor)
-        return None
-
-    ties = _tied(layout, state)
-    other = {spec.name: ties.get(spec.name) or other_start(spec, state[spec.name]) for spec in layout}
-    trained = {spec.name: spec for spec in layout if other[spec.name] is None}
-    seen: Mapping[str, Seen] = {}
-    notes: tuple[str, ...] = ()
+    other = _based(module, base, act_on, state)
+    other |= {n: Start("dropped", "dropped: zeros in the file") for n in _dropped(drop, state, parameters)}
+    other |= _tied(layout, state)
+    other |= {
+        n: _untrained(t, n in parameters)
+        for n, t in state.items()
+        if n not in other and not (n in parameters and t.requires_grad)
+    }
+    trained = {spec.name: spec for spec in layout if spec.name not in other}
+    for name, spec in trained.items():
+        _check_codable(spec, parameters[name])
+    observed = Observed({})
     if build is not None and structured != "guess" and trained:
         observed = observe(module, build, seed, set(trained))
-        seen, notes = observed.tensors, observed.notes
-    values = _Known(parameters, seen, structured).all_of(trained)
-    found = Starts(layout, values, {name: start for name, start in other.items() if start is not None})
-    return replace(found, notes=(*notes, *start_notes(values), *_checked_cost(found, bool(seen))))
+    values = _Known(parameters, observed.tensors, structured).all_of(trained)
+    found = Starts(layout, values, other)
+    notes = start_notes(values) + _checked_cost(found, bool(observed.tensors))
+    return replace(found, notes=(*observed.notes, *notes))
+
+
+def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[str, Tensor]) -> dict[str, Start]:
+    """The starts of the base's tensors, by name; those that are tied to another are left out."""
+    if base is None:
+        return {}
+    new = frozenset(names[0] for names in ties_of(module) if not any(n in base for n in names))
+    acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
+    parameters = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    found, ties = {}, _tied(base.layout, state)
+    for spec in base.layout:
+        if spec.name in ties:
+            continue
+        moving = spec.name in acting and spec.name in parameters
+        found[spec.name] = _of_base(spec, state[spec.name], role[spec.name]) if moving else Start("kept", "the base's")
+    return found
 
 
 def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
     """The starts of tensors that lie where another does, by name."""
     found: dict[str, Start] = {}
     places: dict[tuple[object, ...], int] = {}
-    for i, (name, tensor) in enumerate(state.items()):
+    for i, name in enumerate(spec.name for spec in layout):
+        tensor = state[name]
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and place in places:
             index = places[place]
@@ -216,8 +227,10 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
     return found
 
 
-def _frozen(tensor: Tensor) -> Start:
-    """The start of a parameter that is not trained."""
+def _untrained(tensor: Tensor, parameter: bool) -> Start:
+    """The start of a tensor that travels as it is."""
+    if not parameter:
+        return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
     bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
     return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
@@ -325,6 +338,8 @@ class _Known:
         spec, first = values.spec, reals(p)
         n, few_bits = len(first), spec.dtype in ("F16", "BF16")
         why = structure(p)
+        if why == SMOOTH and (often := atoms(first, few_bits)).any() and not structure(without(p, often)):
+            why = ""  # blocks of chosen values are smooth, what lies between them is not
         if why in STORABLE and self.structured != "store":
             whole = one_group(Moments.of_one(first))
             return replace(values, group=alike(np.uint8(1), n), drawn=(whole,), structured=why)

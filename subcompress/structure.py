@@ -14,6 +14,8 @@ from torch import Tensor
 STORABLE = ("orthogonal", "sparse and random")
 """Structures that initializers draw."""
 
+SMOOTH = "a table, smooth along its axes"
+
 SOME = 1 << 20
 """Values of a tensor that are looked at."""
 
@@ -33,7 +35,7 @@ def structure(x: Tensor) -> str:
         return "a ramp"
     if x.ndim >= 2 and orthogonal(x.flatten(1)):
         return "orthogonal"
-    return "a table, smooth along its axes" if n >= 64 and not x.is_complex() and _smooth(x) else ""
+    return SMOOTH if n >= 64 and not x.is_complex() and _smooth(x) else ""
 
 
 def drawn_structure(x: Tensor) -> str:
@@ -66,6 +68,13 @@ def atoms(values: np.ndarray, few_bits: bool) -> np.ndarray:
     if not few_bits and np.count_nonzero(zeros) > (0 if n < 100_000 else n / 100_000):
         found |= zeros
     return found
+
+
+def without(x: Tensor, which: np.ndarray) -> Tensor:
+    """A real tensor with the mean of the others in place of the values that `which`, (n,), marks."""
+    flat, mask = x.reshape(-1).cpu().double(), torch.from_numpy(which)
+    rest = flat[~mask]
+    return torch.where(mask, rest.mean() if len(rest) else flat.mean(), flat).view(x.shape)
 
 
 def distinct_enough(values: np.ndarray, few_bits: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from subcompress import SubcompressError, Subspace, format
 from subcompress.describing import describe
 from subcompress.expand import expand
 from subcompress.forms import Pattern, Ramp, Seeded, Table, chosen_values
-from subcompress.observing import built
+from subcompress.observing import CENTER_BUILDS, built
 from subcompress.plan import make_plan
+from subcompress.spread import Moments, grouped, one_group
 from subcompress.starts import MAX_STORED, buffer_note, frozen_note, recognize
 
 
@@ -217,6 +219,153 @@ def test_random_tensors_are_random_and_have_no_centers(shape):
         assert isinstance(found.pieces[0].form.center, float)
 
 
+def parts(n, width):
+    """A draw of a tensor of two deviations, 1e-3 in the first n rows."""
+    return torch.cat([1e-3 * torch.randn(n, width), torch.randn(20, width)])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("factory", [False, True])
+def test_slices_of_other_deviations_are_pieces(turned, factory):
+    torch.manual_seed(0)
+
+    def make():
+        return parts(100, 50).T.contiguous() if turned else parts(100, 50)
+
+    found = start_of(make) if factory else instance(make())
+    assert [p.reach for p in found.pieces] == pytest.approx([1e-3, 1.0], rel=0.03)
+    assert [p.reals for p in found.pieces] == [5000, 1000]
+    assert found.runs == (((0, 100), (1, 20)) if turned else ((0, 5000), (1, 1000)))
+
+
+def test_many_deviations_make_a_handful_of_pieces():
+    found = start_of(lambda: torch.randn(200, 50) * torch.logspace(-3, 0, 200)[:, None])
+    assert 3 <= len(found.pieces) <= 6
+    start = Subspace.of(holding(lambda: torch.randn(200, 50) * torch.logspace(-3, 0, 200)[:, None]), 3)
+    rows = start.weights()["p"].detach().std(1) / torch.logspace(-3, 0, 200)
+    assert rows.min() > 0.2
+    assert rows.max() < 5
+
+
+DISTRIBUTIONS = {
+    "normal": torch.randn,
+    "uniform": torch.rand,
+    "exponential": lambda s: torch.empty(s).exponential_(),
+    "cubes": lambda s: torch.randn(s) ** 3,
+    "log-uniform": lambda s: torch.exp(7 * torch.rand(s) - 7),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_tensors_of_one_distribution_are_one_piece(name):
+    draw = DISTRIBUTIONS[name]
+    for seed in range(200):
+        torch.manual_seed(seed)
+        shape = [(64, 16), (9, 100), (4, 3, 3, 3)][seed % 3]
+        tensors = [draw(shape).view(-1).numpy() for _ in range(CENTER_BUILDS)]
+        mean, variance = np.mean(tensors, 0), np.var(tensors, 0, ddof=1)
+        _, drawn = grouped(Moments(mean, variance, CENTER_BUILDS), np.ones(mean.shape, bool), shape)
+        assert len(drawn) == 1
+        assert isinstance(drawn[0].center, float)
+
+
+def test_single_random_values_have_no_center_by_chance():
+    for seed in range(400):
+        torch.manual_seed(seed)
+        values = torch.rand(3).numpy() - 0.5
+        found = one_group(Moments(values.mean(keepdims=True), values.var(keepdims=True, ddof=1), 3))
+        assert found.center == 0
+    (piece,) = start_of(lambda: 2.65 + 1e-4 * torch.randn(1)).pieces
+    assert piece.form.center == pytest.approx(2.65, abs=1e-3)
+
+
+def test_chosen_values_of_an_instance_are_kept_between_random_ones():
+    torch.manual_seed(0)
+    bag = nn.Embedding(20, 16, padding_idx=0)
+    start = Subspace.of(bag, 5).weights()["weight"].detach()
+    assert not start[0].any()
+    assert (start[1:] != 0).all()
+    lstm = nn.LSTM(20, 20)
+    with torch.no_grad():
+        lstm.bias_ih_l0[20:40] = 1
+    starts = recognize(lstm).of()
+    assert starts["bias_ih_l0"].runs == ((0, 20), (1, 20), (0, 40))
+    assert starts["bias_ih_l0"].pieces[1].form == 1.0
+    gates = instance(torch.cat([torch.rand(60) - 0.5, torch.ones(4)]))
+    assert [p.reals for p in gates.pieces] == [60, 4]
+
+
+def test_an_instance_of_an_unusual_distribution_is_kept_where_it_is_small():
+    torch.manual_seed(0)
+    near = torch.eye(16) + 1e-3 * torch.randn(16, 16)
+    assert isinstance(instance(near).pieces[0].form, Table)
+    module = holding(lambda: torch.empty(100, 100).exponential_())()
+    starts = recognize(module)
+    assert isinstance(starts.of()["p"].pieces[0].form, Seeded)
+    assert any("p: values as no usual initializer draws them" in n and "give a factory" in n for n in starts.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
+def test_instances_of_half_precision_are_random(dtype):
+    torch.manual_seed(0)
+    for x in (0.02 * torch.randn(100, 100), torch.rand(100, 100) - 0.5, torch.randn(16, 8)):
+        assert [type(p.form) for p in instance(x.to(dtype)).pieces] == [Seeded]
+
+
+def masked(rows, columns):
+    mask = (torch.rand(rows, columns, generator=torch.Generator().manual_seed(77)) < 0.5).float()
+    return lambda: nn.Linear(columns, rows).weight.detach() * mask
+
+
+def test_a_fixed_sparse_pattern_is_kept_in_many_runs():
+    make = masked(512, 600)
+    subspace = Subspace.of(holding(make), 20)
+    start = subspace.weights()["p"].detach()
+    assert torch.equal(start == 0, make() == 0)
+    subspace.round(4)
+    data = format.to_bytes(subspace.record())
+    assert len(data) < MAX_STORED
+    assert torch.equal(expand(format.from_bytes(data)[0])["p"], start)
+
+
+def test_a_pattern_too_large_for_a_file_becomes_random_with_a_note():
+    starts = observed(masked(1200, 600))
+    (piece,) = starts.of()["p"].pieces
+    assert piece.reach == pytest.approx((1 / 1800 / 2) ** 0.5, rel=0.01)
+    assert any("p: chosen values lie between random ones" in note for note in starts.notes)
+
+
+def test_padding_of_a_large_embedding_is_kept():
+    found = start_of(lambda: nn.Embedding(30_000, 8, padding_idx=3).weight.detach())
+    assert found.runs == ((0, 24), (1, 8), (0, 239_968))
+
+
+def test_lines_name_four_tensors_at_most():
+    net = nn.Linear(3, 3)
+    for i in range(6):
+        net.register_buffer(f"b{i}", torch.randn(1000))
+    note = buffer_note(net.state_dict(), recognize(net).of())
+    assert note.count(" bytes)") == 4
+    assert "and 2 more" in note
+
+
+def test_costs_of_large_frozen_weights_are_estimated():
+    net = nn.Linear(1000, 1000)
+    net.weight.requires_grad_(False)
+    start = recognize(net).of()["weight"]
+    assert start.cost == pytest.approx(len(zlib.compress(net.weight.detach().numpy().tobytes(), 1)), rel=0.02)
+    assert f"about {start.cost} bytes" in start.why
+    assert f"about {start.cost} bytes" in frozen_note(net, recognize(net).of())
+
+
+def test_what_is_known_of_random_weights_takes_no_memory():
+    values = observed(lambda: torch.randn(300, 200)).values["p"]
+    assert not any(values.group.strides)
+    assert len(values.first) == 0
+    assert values.random.all()
+    assert len(values.random) == 60_000
+
+
 def test_discrete_random_values_are_not_taken_for_chosen_ones():
     found = start_of(lambda: torch.randint(0, 2, (500,)).float() * 2 - 1)
     assert [type(p.form) for p in found.pieces] == [Seeded]
@@ -347,6 +496,27 @@ def test_a_factory_that_ignores_the_seed_says_what_that_costs():
 def test_a_factory_that_reads_the_clock_is_told():
     starts = observed(lambda: torch.full((30,), time.time() % 1e4))
     assert any("other weights under the same seed" in n for n in starts.notes)
+
+
+def test_a_factory_that_gives_the_same_network_again_is_refused():
+    net = nn.Linear(3, 3)
+
+    def again():
+        net.reset_parameters()
+        return net
+
+    for factory, words in (
+        (again, "the same object again"),
+        (lambda: nn.Sequential(again()), "0.weight of the network"),
+    ):
+        with pytest.raises(SubcompressError, match=f"builds a new network each time it is called; .* {words}"):
+            Subspace.of(factory, 3)
+
+
+def test_another_build_that_is_not_finite_is_refused():
+    count = iter(range(9))
+    with pytest.raises(SubcompressError, match="p holds nan or inf in another build"):
+        observed(lambda: torch.randn(5) / (0 if next(count) > 1 else 1))
 
 
 def test_a_factory_whose_shapes_differ_is_refused():
