@@ -1,11 +1,11 @@
-"""Signed Hadamard blocks with scattered columns: exact on integers (docs/FORMAT.md, "Operator 2").
+"""Signed Hadamard blocks with scattered columns: exact on integers (docs/FORMAT.md, section 9).
 
     w_b = H_m diag(s_b) E c_b,    E: slot j stands in column (f j + o) mod m, f odd, f and o from the seed
 
 It is operator 1 but for E. Columns of lowest sequency make neighboring weights alike, which is right where inputs are
 images. Where neighboring inputs have nothing in common it only makes weights alike that must differ: there columns of
-every sequency do better (an identity-started 16 x 16 layer learns a matrix that is not smooth; so does nearly every layer
-of an MLP on vectors). An odd factor makes the map a permutation of the columns, whose inverse is affine too.
+every sequency do better (what an identity-started 16 x 16 layer learns is not smooth, nor are the layers of an MLP on
+vectors). An odd factor makes the map a permutation of the columns, whose inverse is affine too.
 """
 
 from __future__ import annotations
