@@ -20,6 +20,7 @@ from records import (
     rounded_record,
     ruled_based_record,
     ruled_record,
+    scattered_record,
     single_record,
     tied_record,
 )
@@ -45,6 +46,7 @@ def records() -> dict[str, Record]:
         "rounded": rounded_record(),
         "ruled": ruled_record(),
         "ruled-based": ruled_based_record(),
+        "scattered": scattered_record(),
     }
 
 

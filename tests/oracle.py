@@ -117,6 +117,7 @@ class Group(NamedTuple):
     K: int
     A: int
     bits: int
+    operator: int = 1
 
 
 def need(holds: bool, rule: str) -> None:
@@ -268,9 +269,10 @@ def narrowed(word: np.ndarray) -> bytes:
 def read_groups(reader: Reader) -> list[Group]:
     groups = []
     for _ in range(reader.varint(256)):
-        need(reader.varint() == 1, "unknown operator")
+        operator = reader.varint()
+        need(operator in (1, 2), "unknown operator")
         d, m = reader.varint(2**22), 2 ** reader.varint(20)
-        groups.append(Group(d, m, reader.varint(m - 1), reader.varint(2**15 - 1), reader.varint(12)))
+        groups.append(Group(d, m, reader.varint(m - 1), reader.varint(2**15 - 1), reader.varint(12), operator))
         need(groups[-1].bits >= 2, "bits is below 2")
     need(sum(group.d for group in groups) <= 2**22, "too many coordinates")
     need(sum(group.K for group in groups) <= 2**22, "too many frozen slots")
@@ -601,6 +603,9 @@ def sequency(u: int, n: int) -> int:
 def columns(seed: int, g: int, group: Group) -> list[int]:
     """The column of each slot, frozen ones first."""
     m, K, h = group.m, group.K, (group.m.bit_length() - 1) // 2
+    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
+    if group.operator == 2:
+        return [((w0 | 1) * j + w1) % m for j in range(K + min(group.d, m - K))]
     a = m.bit_length() - 1 - h
     along_x = [(sequency(x, a) * (2**h - 1)) ** 2 for x in range(2**a)]
     along_y = [(sequency(y, h) * (2**a - 1)) ** 2 for y in range(2**h)]
@@ -608,7 +613,6 @@ def columns(seed: int, g: int, group: Group) -> list[int]:
     Q = max(m // 4, 1)
     while Q < K:
         Q *= 2
-    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
     frozen = [V[((w0 | 1) * j + w1) % Q] for j in range(K)]
     taken = set(frozen)
     return frozen + [v for v in V if v not in taken]

@@ -18,7 +18,7 @@ from subcompress.expand import digest_of, expand
 from subcompress.facts import Facts, Input
 from subcompress.forms import FANS, Ramp, Seeded, Table, seeded_scale
 from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes, torch_dtype
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.record import Coded, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.rounding import rounded
 from subcompress_models import MODELS
@@ -32,11 +32,36 @@ def with_digest(record: Record) -> Record:
     return replace(record, digest=digest_of(record, expand(record)))
 
 
-def single_record(D: int, d: int, log2_m: int, K: int, A: int, z: np.ndarray, bits: int = 4, seed: int = 0) -> Record:
+def single_record(
+    D: int,
+    d: int,
+    log2_m: int,
+    K: int,
+    A: int,
+    z: np.ndarray,
+    bits: int = 4,
+    seed: int = 0,
+    kind: type[HadamardBlocks] = HadamardBlocks,
+) -> Record:
     """One tensor `w` of D weights in one group."""
     layout = Layout((TensorSpec("w", "F32", (D,)),))
-    group = Group(HadamardBlocks(D, d, seed, log2_m, K, A), bits, z.astype(np.int32))
+    group = Group(kind(D, d, seed, log2_m, K, A), bits, z.astype(np.int32))
     return with_digest(Record(seed, layout, (group,), (Coded(0.0078125),)))
+
+
+def scattered_record() -> Record:
+    """Operator 2 in two groups, of a window and of one reading, and operator 1 beside it."""
+    layout = Layout(
+        tuple(TensorSpec(name, "F32", shape) for name, shape in [("a", (50, 60)), ("b", (7, 41)), ("c", (90,))])
+    )
+    rng = np.random.default_rng(3)
+    groups = (
+        Group(ScatteredBlocks(3_000, 40, 2**63 + 9, 8, 16, 5, group=0), 4, rng.integers(-7, 8, 40).astype(np.int32)),
+        Group(ScatteredBlocks(287, 90, 2**63 + 9, 5, 3, 2, group=1), 5, rng.integers(-15, 16, 90).astype(np.int32)),
+        Group(HadamardBlocks(90, 12, 2**63 + 9, 5, 3, 2, group=2), 3, rng.integers(-3, 4, 12).astype(np.int32)),
+    )
+    entries = (Coded(2.0**-7), Coded(2.0**-8, 1, 0.5), Coded(2.0**-6, 2))
+    return with_digest(Record(2**63 + 9, layout, groups, entries))
 
 
 def lenet_record(d: int = 300, seed: int = 0, spread: float = 2.5) -> Record:

@@ -29,7 +29,7 @@ from subcompress.expand import expand_checked
 from subcompress.format import container
 from subcompress.format.wire import Writer
 from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, array_of, raw_bytes, torch_dtype
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.rounding import finite, rounded
 from subcompress.streaming import stream
@@ -128,7 +128,8 @@ def based_records(draw) -> Record:
         d = int(rng.integers(1, min(sizes[g], -(-sizes[g] >> log2_m) * ((1 << log2_m) - K)) + 1))
         bits = int(rng.integers(2, 9))
         z = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), d).astype(np.int32)
-        groups.append(Group(HadamardBlocks(sizes[g], d, seed, log2_m, K, int(rng.integers(9)) if K else 0, k), bits, z))
+        kind = (HadamardBlocks, ScatteredBlocks)[int(rng.integers(2))]
+        groups.append(Group(kind(sizes[g], d, seed, log2_m, K, int(rng.integers(9)) if K else 0, k), bits, z))
     size = sum(s.nbytes for s, e in zip(layout, entries, strict=True) if isinstance(e, Stored))
     stored = rng.integers(0, 2, size).astype(np.uint8).tobytes()
     return with_digest(Record(seed, layout, tuple(groups), tuple(entries), stored, base=standing))

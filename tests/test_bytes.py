@@ -106,6 +106,25 @@ def test_a_coordinate_a_weight(digits, tmp_path):
     assert not torch.equal(other["0.weight"], begun["0.weight"])
 
 
+@pytest.mark.parametrize("d", [100, None])
+def test_scattered_columns_train_and_pack(digits, tmp_path, d):
+    """From the fit to the file; with a coordinate a weight (None) too."""
+    D = sum(p.numel() for p in small().parameters())
+    found = subcompress.fit(small, digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
+    assert found.validation > 0.4
+    assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
+    assert {g.operator.name for g in subcompress.run.load(tmp_path / "run").groups} == {"scattered"}
+    assert subcompress.info(tmp_path / "net.safetensors")["operator"] == "scattered"
+    assert subcompress.verify(tmp_path / "net.safetensors").ok
+    subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", small(), self_unfolding=True)
+
+
+def test_a_fine_tune_refuses_operators_that_do_not_pack(tmp_path):
+    net = small()
+    with pytest.raises(SubcompressError, match="is one that packs, hadamard or scattered; given dense"):
+        Subspace.of(net, 20, operator="dense", base=net.state_dict(), base_name="org/name")
+
+
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_augmentations_move_what_is_there(name):
     x = torch.zeros(64, 3, 12, 12)
@@ -199,11 +218,12 @@ def test_a_run_that_diverges_is_tried_again_and_told(digits, tmp_path, options):
 
 
 def test_a_refused_command_leaves_a_finished_run_alone(digits, tmp_path):
-    found = subcompress.fit(small(), digits, tmp_path / "run", d=50, **OPTIONS)
+    net = small()
+    found = subcompress.fit(net, digits, tmp_path / "run", d=50, **OPTIONS)
     for options in ({"within": 60}, {"min_accuracy": 0.5, "baseline": "nowhere.safetensors"}):
         with pytest.raises(SubcompressError):
-            subcompress.fit(small(), digits, tmp_path / "run", **OPTIONS, **options)
-    assert subcompress.fit(small(), digits, tmp_path / "run", d=50, **OPTIONS) == found
+            subcompress.fit(net, digits, tmp_path / "run", **OPTIONS, **options)
+    assert subcompress.fit(net, digits, tmp_path / "run", d=50, **OPTIONS) == found
 
 
 def test_time_that_is_up_before_anything_is_searched(digits, tmp_path):

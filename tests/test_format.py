@@ -32,7 +32,7 @@ from subcompress.facts import Facts
 from subcompress.format import container, payload
 from subcompress.format.wire import Reader, Writer
 from subcompress.layout import Layout, TensorSpec
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.record import Coded, Group, Record, Same, bfloat16
 
 BASES = golden_bases()
@@ -83,7 +83,8 @@ def random_records(draw) -> Record:
         bits = int(rng.integers(2, 9))
         z = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), d).astype(np.int32)
         A = int(rng.integers(0, 9)) if K else 0
-        groups.append(Group(HadamardBlocks(D, d, draw(st.integers(0, 2**64 - 1)), log2_m, K, A, g), bits, z))
+        kind = draw(st.sampled_from(list(EXACT.values())))
+        groups.append(Group(kind(D, d, draw(st.integers(0, 2**64 - 1)), log2_m, K, A, g), bits, z))
     seed = groups[0].operator.seed
     groups = [replace(g, operator=replace(g.operator, seed=seed)) for g in groups]
     if draw(st.booleans()):

@@ -11,6 +11,7 @@ from records import GOLDEN, TABLES, golden_bases, of_bytes
 
 from subcompress import format
 from subcompress.backends import available
+from subcompress.operators import EXACT
 
 TRUTH = json.loads((GOLDEN / "golden.json").read_text("utf-8"))
 BASES = golden_bases()
@@ -58,3 +59,4 @@ def test_they_hold_what_the_format_can():
     assert any(g.operator.D % 2 for g in groups)
     assert any(g.operator.m > g.operator.D for g in groups)
     assert any(g.operator.group == 1 for g in groups)
+    assert {type(g.operator) for g in groups} == set(EXACT.values())

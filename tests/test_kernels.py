@@ -21,7 +21,7 @@ from subcompress import SubcompressError, codec, format, kernels, threads, trace
 from subcompress.backends import BACKENDS, available
 from subcompress.expand import expand
 from subcompress.kernels import Segment, compiled
-from subcompress.operators import HadamardBlocks, OneHot
+from subcompress.operators import EXACT, HadamardBlocks, OneHot
 from subcompress.threads import each
 
 OTHERS = [name for name in available() if name != "numpy"]
@@ -43,6 +43,8 @@ OPERATORS = [
     (40_000, 5_000, 14, 16, 1),
     (100_000, 60_000, 16, 100, 1),
 ]
+
+KINDS = list(EXACT.values())
 
 needs_native = pytest.mark.skipif(kernels.on_cpu() is None, reason="the package was built without a C compiler")
 
@@ -73,11 +75,12 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", OPERATORS, ids=str)
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_same_bytes_in_every_dtype(name, sizes):
+def test_the_same_bytes_in_every_dtype(name, sizes, kind):
     D, d, log2_m, K, A = sizes
-    op, c = HadamardBlocks(D, d, 2**63 + 11, log2_m, K, A, group=2), coordinates(d, 1 if d > 9_000 else 7)
+    op, c = kind(D, d, 2**63 + 11, log2_m, K, A, group=2), coordinates(d, 1 if d > 9_000 else 7)
     cuts = [(0, 1), (1, D // 3), (D // 3 + 2, D - 1), (D - 1, D)]
     for dtype in DTYPES:
         for scale, start in ((0.0078125, 0.0), (2.0**-20, 1.0), (3.0, -0.0)):
@@ -100,7 +103,7 @@ def blocks(draw):
     K = draw(st.integers(0, min(m - 1, 20)))
     D = draw(st.integers(1, 6 * m + 5))
     d = draw(st.integers(1, min(D, -(-D // m) * (m - K))))
-    op = HadamardBlocks(
+    op = draw(st.sampled_from(KINDS))(
         D, d, draw(st.integers(0, 2**64 - 1)), log2_m, K, draw(st.integers(0, 9)), draw(st.integers(0, 3))
     )
     ends = sorted(draw(st.lists(st.integers(0, D), min_size=2, max_size=8)))
@@ -145,10 +148,11 @@ def test_what_is_written_past_the_caches_is_the_same(monkeypatch):
 
 
 @needs_native
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", OPERATORS, ids=str)
-def test_products_of_training(sizes):
+def test_products_of_training(sizes, kind):
     D, d, log2_m, K, A = sizes
-    op = HadamardBlocks(D, d, 3, log2_m, K, A)
+    op = kind(D, d, 3, log2_m, K, A)
     g = torch.Generator().manual_seed(1)
     z, lo = torch.randn(d, generator=g), D // 3
     begin = torch.randn(D - lo, generator=g)
@@ -165,7 +169,7 @@ def test_products_of_training(sizes):
     assert torch.allclose(found.double(), truth, atol=1e-5 * float(truth.abs().max() + 1))
 
 
-@pytest.mark.parametrize("operator", [HadamardBlocks.sized(5_000, 90, 1), OneHot(5_000, 90, 1)])
+@pytest.mark.parametrize("operator", [*(kind.sized(5_000, 90, 1) for kind in KINDS), OneHot(5_000, 90, 1)])
 @pytest.mark.usefixtures("no_kernel")
 def test_products_without_a_kernel(operator):
     z, g, out = torch.randn(90), torch.randn(5_000), torch.empty(5_000)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from subcompress import SubcompressError, walsh
-from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks
+from subcompress import SubcompressError, philox, walsh
+from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks, ScatteredBlocks
 from subcompress.operators.dense import KEPT, DenseGaussian, normals
 from subcompress.operators.fastfood import Fastfood
 from subcompress.operators.kronecker import KroneckerProduct
@@ -22,6 +24,7 @@ from subcompress.operators.sparse import SparseProjection
 
 SIZES = [(1, 1), (7, 3), (50, 30), (64, 64 - 16), (1_450, 400), (4_096, 100), (9_999, 7), (44_426, 290), (3_001, 2_000)]
 EXACT = [name for name, op in OPERATORS.items() if issubclass(op, ExactOperator)]
+BLOCKS = [HadamardBlocks, ScatteredBlocks]
 FLOAT = [name for name in OPERATORS if name not in EXACT]
 
 # Eigenvalues of P^T P over their mean, for D = 44,426 and d = 290.
@@ -246,9 +249,10 @@ def test_codes_are_given_once():
 # --- signed Hadamard blocks, against the definition ---
 
 
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize(("D", "d", "log2_m", "K"), [(50, 5, 3, 2), (37, 30, 4, 0), (21, 9, 6, 16), (40, 35, 3, 1)])
-def test_hadamard_blocks_follow_their_definition(D, d, log2_m, K):
-    op = HadamardBlocks(D, d, 11, log2_m, K, 5, group=2)
+def test_hadamard_blocks_follow_their_definition(D, d, log2_m, K, kind):
+    op = kind(D, d, 11, log2_m, K, 5, group=2)
     m, free, c = 1 << log2_m, (1 << log2_m) - K, coordinates(d)
     truth = []
     for i in range(D):
@@ -278,21 +282,43 @@ def test_columns_are_ordered_by_sequency_in_both_halves(log2_m):
     assert walsh.order(log2_m).tolist() == sorted(range(1 << log2_m), key=distance)
 
 
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize(("log2_m", "K", "d"), [(6, 16, 20), (9, 16, 400), (3, 7, 1), (4, 0, 16), (5, 3, 29)])
-def test_slots_take_distinct_columns(log2_m, K, d):
-    op = HadamardBlocks(5_000, d, 1, log2_m, K, 1)
+def test_slots_take_distinct_columns(log2_m, K, d, kind):
+    op = kind(5_000, d, 1, log2_m, K, 1)
     assert len(set(op.columns.tolist())) == K + d == len(op.columns)
 
 
-def test_whole_blocks_are_exactly_orthogonal():
-    op = HadamardBlocks(4 * 64, 40, 1, 6, 16, 1)
+@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
+@pytest.mark.parametrize("log2_m", [0, 3, 10, 20])
+def test_scattered_columns_follow_their_definition(log2_m, seed):
+    op = ScatteredBlocks(1 << 20, 1, seed, log2_m, min(9, (1 << log2_m) - 1), 1, group=7)
+    w0, w1 = (int(w) for w in philox.words(seed, 15, np.arange(1, dtype=np.int64))[0, :2])
+    assert op.columns.tolist() == [((w0 | 1) * j + w1) % op.m for j in range(op.K + 1)]
+
+
+def test_another_operator_is_another_one_whatever_makes_it():
+    op = ScatteredBlocks.sized(5_000, 90, 1)
+    assert op != HadamardBlocks.sized(5_000, 90, 1)
+    assert op == replace(op) == ScatteredBlocks.of(5_000, 1, 0, op.parameters())
+    changed = op.with_constant(7)
+    assert type(changed) is ScatteredBlocks
+    assert changed.A == 7
+    assert np.array_equal(changed.columns, op.columns)
+    assert pickle.loads(pickle.dumps(op)) == op
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_whole_blocks_are_exactly_orthogonal(kind):
+    op = kind(4 * 64, 40, 1, 6, 16, 1)
     P = dense(op)
     assert torch.equal(P.T @ P, 256 * torch.eye(40, dtype=torch.float64))
     assert torch.equal(P.T @ op.start(torch.float64), torch.zeros(40, dtype=torch.float64))
 
 
-def test_a_larger_d_starts_with_the_smaller_one():
-    small, large = HadamardBlocks(5_000, 30, 1, 9), HadamardBlocks(5_000, 60, 1, 9)
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_larger_d_starts_with_the_smaller_one(kind):
+    small, large = kind(5_000, 30, 1, 9), kind(5_000, 60, 1, 9)
     z = torch.randn(30, dtype=torch.float64)
     assert torch.equal(small.matvec(z), large.matvec(torch.cat([z, torch.zeros(30, dtype=torch.float64)])))
 

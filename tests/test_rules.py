@@ -27,7 +27,7 @@ from subcompress.format import container, rules
 from subcompress.format.wire import Writer
 from subcompress.forms import FANS, Chosen, Form, Ramp, Seeded, Table
 from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.rounding import finite, rounded
 from subcompress.streaming import stream
@@ -167,7 +167,8 @@ def made(rng: np.random.Generator, seed: int, layout: Layout, standing: OnBase |
         d = int(rng.integers(1, min(300, sizes[g], -(-sizes[g] >> log2_m) * ((1 << log2_m) - K)) + 1))
         bits = int(rng.integers(2, 9))
         z = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), d).astype(np.int32)
-        groups.append(Group(HadamardBlocks(sizes[g], d, seed, log2_m, K, int(rng.integers(9)) if K else 0, k), bits, z))
+        kind = (HadamardBlocks, ScatteredBlocks)[int(rng.integers(2))]
+        groups.append(Group(kind(sizes[g], d, seed, log2_m, K, int(rng.integers(9)) if K else 0, k), bits, z))
     kept = tuple(_without(e, number) for e in entries)
     size = sum(s.nbytes for s, e in zip(layout, kept, strict=True) if e == Stored())
     stored = rng.integers(0, 2, size).astype(np.uint8).tobytes()

@@ -1,4 +1,4 @@
-"""Operator 1 in Triton: on the GPU where there is one, else interpreted; compiled for one either way."""
+"""Operators 1 and 2 in Triton: on the GPU where there is one, else interpreted; compiled for one either way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from subcompress import SubcompressError
 from subcompress.backends import numpy_backend
 from subcompress.kernels import Segment
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import EXACT, HadamardBlocks, ScatteredBlocks
 
 triton = pytest.importorskip("triton")
 
@@ -101,6 +101,12 @@ def test_fill_equals_numpy(kernels, D, d, log2_m, K, A, largest):
     check(kernels, op, coordinates(op, largest), [(0, D, "F32", 3 * 2.0**-9, 0.7)])
 
 
+@pytest.mark.parametrize(("D", "d", "log2_m", "K", "A", "largest"), SHAPES[5:14:2] + LARGE[2:])
+def test_fill_equals_numpy_where_columns_are_scattered(kernels, D, d, log2_m, K, A, largest):
+    op = ScatteredBlocks(D, d, 2**64 - 3, log2_m, K, A, 5)
+    check(kernels, op, coordinates(op, largest), [(0, D, "F32", 3 * 2.0**-9, 0.7)])
+
+
 @pytest.mark.parametrize(("log2_m", "d"), [(0, 9_999), (7, 40), (10, 290), (10, 3_000), (13, 300)])
 def test_fill_of_segments(kernels, log2_m, d):
     op = HadamardBlocks(9_999, d, 11, log2_m, 4 if log2_m else 0, 1)
@@ -135,7 +141,8 @@ def test_fill_of_anything(kernels, data):
     D = data.draw(st.integers(1, 6_000))
     d = data.draw(st.integers(1, min(D, -(-D >> log2_m) * ((1 << log2_m) - K))))
     A = data.draw(st.integers(0, 300))
-    op = HadamardBlocks(D, d, data.draw(st.integers(0, 2**64 - 1)), log2_m, K, A, data.draw(st.integers(0, 2**31 - 1)))
+    kind = data.draw(st.sampled_from(list(EXACT.values())))
+    op = kind(D, d, data.draw(st.integers(0, 2**64 - 1)), log2_m, K, A, data.draw(st.integers(0, 2**31 - 1)))
     c = coordinates(op, data.draw(st.integers(0, 110)), seed=1)
     cuts = sorted(data.draw(st.sets(st.integers(0, D), min_size=2, max_size=6) if D > 1 else st.just({0, 1})))
     pieces = []
@@ -186,9 +193,10 @@ def test_zero_has_no_sign(kernels):
 FLOATS = [case[:4] for case in SHAPES[1:]]
 
 
+@pytest.mark.parametrize("kind", EXACT.values())
 @pytest.mark.parametrize(("D", "d", "log2_m", "K"), FLOATS)
-def test_affine(kernels, D, d, log2_m, K):
-    op = HadamardBlocks(D, d, 2**40 + 1, log2_m, K, 3, 2)
+def test_affine(kernels, D, d, log2_m, K, kind):
+    op = kind(D, d, 2**40 + 1, log2_m, K, 3, 2)
     z = torch.randn(d, generator=torch.Generator().manual_seed(0))
     theta_0 = torch.linspace(-1, 1, D)
     want = op.affine(z.double())
@@ -204,9 +212,10 @@ def test_affine(kernels, D, d, log2_m, K):
     assert torch.allclose(last.cpu(), want[cut:], rtol=0, atol=near)
 
 
+@pytest.mark.parametrize("kind", EXACT.values())
 @pytest.mark.parametrize(("D", "d", "log2_m", "K"), FLOATS)
-def test_adjoint(kernels, D, d, log2_m, K):
-    op = HadamardBlocks(D, d, 2**63 + 5, log2_m, K, 3, 2)
+def test_adjoint(kernels, D, d, log2_m, K, kind):
+    op = kind(D, d, 2**63 + 5, log2_m, K, 3, 2)
     g = torch.randn(D, generator=torch.Generator().manual_seed(0))
     a, b, c = D // 5, D // 4, D // 4 + 2
     pieces = [(0, g[:a], 0.5), (b, g[b:c].half(), 2.0), (c, g[c:].bfloat16(), -1.25)]

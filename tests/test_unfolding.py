@@ -27,7 +27,7 @@ from subcompress.facts import Facts
 from subcompress.graph import exporting, tracing, unfolding
 from subcompress.graph.checking import weights_only
 from subcompress.layout import Layout, TensorSpec, raw_bytes
-from subcompress.operators import HadamardBlocks
+from subcompress.operators import EXACT, HadamardBlocks, ScatteredBlocks
 from subcompress.record import Coded, Group, Record
 from subcompress_cli import main
 from subcompress_models import MODELS
@@ -59,7 +59,7 @@ def records(draw):
     rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
     z = rng.integers(-(1 << bits - 1), 1 << bits - 1, d)
     z[rng.random(d) < draw(st.sampled_from([0.0, 0.5, 1.0]))] = 0
-    op = HadamardBlocks(D, d, seed, log2_m, K, A)
+    op = draw(st.sampled_from(list(EXACT.values())))(D, d, seed, log2_m, K, A)
     while op.peak(z) >= 1 << 16:
         z = z // 2
     layout = Layout((TensorSpec("w", "F32", (D,)),))
@@ -93,32 +93,52 @@ def test_another_implementation_of_onnx_computes_the_same():
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", EXACT.values())
 @pytest.mark.parametrize(("D", "log2_m", "K", "A"), [(100, 0, 0, 0), (512, 6, 0, 0), (512, 6, 3, 0), (2000, 8, 0, 0)])
-def test_zeros_are_positive(D, log2_m, K, A, level):
-    record = single_record(D, min(D, 60), log2_m, K, A, np.zeros(min(D, 60), np.int64))
+def test_zeros_are_positive(D, log2_m, K, A, kind, level):
+    record = single_record(D, min(D, 60), log2_m, K, A, np.zeros(min(D, 60), np.int64), kind=kind)
     found = unfolded(record, level)["w"]
     assert not np.signbit(found).any()
     assert not found.any()
 
 
-def staged_record() -> Record:
+def staged_record(kind: type[HadamardBlocks] = HadamardBlocks, d: int = 700) -> Record:
     """1.5 million weights shared among two tensors, and a group of statistics one by one."""
     rng = np.random.default_rng(5)
     shapes = {"a": (1000, 1400), "b": (70_001,), "c": (9,)}
     layout = Layout(tuple(TensorSpec(name, "F32", shape) for name, shape in shapes.items()))
     groups = (
-        Group(HadamardBlocks.sized(1_470_001, 700, 3), 4, rng.integers(-8, 8, 700).astype(np.int32)),
+        Group(kind.sized(1_470_001, d, 3), 4, rng.integers(-8, 8, d).astype(np.int32)),
         Group(HadamardBlocks(9, 9, 3, 0, 0, 0, group=1), 12, rng.integers(-2048, 2048, 9).astype(np.int32)),
     )
     return Record(3, layout, groups, (Coded(2.0**-8), Coded(2.0**-7, start=1.0), Coded(2.0**-4, group=1)))
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_large_groups_unfold_in_stages(level):
-    record = staged_record()
+@pytest.mark.parametrize(
+    ("kind", "d"), [(HadamardBlocks, 700), (ScatteredBlocks, 1), (ScatteredBlocks, 700), (ScatteredBlocks, 40_000)]
+)
+def test_large_groups_unfold_in_stages(kind, d, level):
+    record = staged_record(kind, d)
     assert record.groups[0].operator.padded >= unfolding.LARGE
     assert sum(node.op_type == "If" for node in bare(record)[0].graph.node) == 4
     assert same(record, level)
+
+
+@pytest.mark.parametrize(("D", "d"), [(300, 20), (44_426, 290), (1_100_000, 2_000)])
+def test_scattered_columns_take_no_more_bytes(D, d):
+    z = np.random.default_rng(1).integers(-8, 8, d).astype(np.int32)
+    layout = Layout((TensorSpec("w", "F32", (D,)),))
+    records = [Record(3, layout, (Group(kind.sized(D, d, 3), 4, z),), (Coded(0.5),)) for kind in EXACT.values()]
+    hadamard, scattered = (bare(record)[0].ByteSize() for record in records)
+    assert scattered <= hadamard
+
+
+def test_an_operator_that_graphs_do_not_spell_is_refused(monkeypatch):
+    monkeypatch.setattr(ScatteredBlocks, "name", "other")
+    record = single_record(300, 20, 6, 4, 1, np.ones(20), kind=ScatteredBlocks)
+    with pytest.raises(SubcompressError, match="unfold the operators hadamard and scattered; this file holds other"):
+        bare(record)
 
 
 def test_more_than_an_onnx_runtime_folds_is_refused(monkeypatch):

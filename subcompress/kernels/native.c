@@ -1,4 +1,4 @@
-/* Operator 1 (signed Hadamard blocks, docs/FORMAT.md, sections 8 to 10) on a CPU, one thread a call.
+/* Operators 1 and 2 (signed Hadamard blocks, docs/FORMAT.md, sections 8 to 10) on a CPU, one thread a call.
 
    Sums are float32 additions. With integers below 2^16 they are exact in any order, so these are the bits of the
    format; with the numbers of a training they are sums as good as any. Blocks are handled in tiles that stay in the

@@ -1,4 +1,4 @@
-"""Operator 1 on CUDA devices (compute capability 8.0 or above), one pass over the memory of the weights.
+"""Operators 1 and 2 on CUDA devices (compute capability 8.0 or above), one pass over the memory of the weights.
 
 A unit is one block, or several where a block is small: U = FOLD R C rows, transformed as L X Rm on the tensor cores,
 where L and Rm are Hadamard matrices over the high and the low bits of a row (repeated on the diagonal for small

@@ -1,4 +1,4 @@
-"""Signed Hadamard blocks: the default operator, exact on integers (docs/FORMAT.md, "Operator 1").
+"""Signed Hadamard blocks: the default operator, exact on integers (docs/FORMAT.md, section 9).
 
     w_b = H_m diag(s_b) E c_b,    b = 0 .. ceil(D / m) - 1
 

@@ -1,4 +1,4 @@
-"""Signed Hadamard blocks with scattered columns: exact on integers (docs/FORMAT.md, "Operator 2").
+"""Signed Hadamard blocks with scattered columns: exact on integers (docs/FORMAT.md, section 9).
 
     w_b = H_m diag(s_b) E c_b,    E: slot j stands in column (f j + o) mod m, f odd, f and o from the seed
 
