@@ -603,9 +603,15 @@ def sequency(u: int, n: int) -> int:
 def columns(seed: int, g: int, group: Group) -> list[int]:
     """The column of each slot, frozen ones first."""
     m, K, h = group.m, group.K, (group.m.bit_length() - 1) // 2
-    w0, w1 = (int(word) for word in philox(seed, 2 * g + 1, 2))
+    w0, w1, w2, w3 = (int(word) for word in philox(seed, 2 * g + 1, 4))
     if group.operator == 2:
-        return [((w0 | 1) * j + w1) % m for j in range(K + min(group.d, m - K))]
+        found, half = [], math.ceil(math.log2(m) / 2)
+        for j in range(K + min(group.d, m - K)):
+            x = ((w0 | 1) * j + w1) % m
+            for w in (w2, w3):
+                x = (x ^ (x >> half)) * (w | 1) % m
+            found.append(x)
+        return found
     a = m.bit_length() - 1 - h
     along_x = [(sequency(x, a) * (2**h - 1)) ** 2 for x in range(2**a)]
     along_y = [(sequency(y, h) * (2**a - 1)) ** 2 for y in range(2**h)]

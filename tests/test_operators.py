@@ -293,8 +293,24 @@ def test_slots_take_distinct_columns(log2_m, K, d, kind):
 @pytest.mark.parametrize("log2_m", [0, 3, 10, 20])
 def test_scattered_columns_follow_their_definition(log2_m, seed):
     op = ScatteredBlocks(1 << 20, 1, seed, log2_m, min(9, (1 << log2_m) - 1), 1, group=7)
-    w0, w1 = (int(w) for w in philox.words(seed, 15, np.arange(1, dtype=np.int64))[0, :2])
-    assert op.columns.tolist() == [((w0 | 1) * j + w1) % op.m for j in range(op.K + 1)]
+    w0, w1, w2, w3 = (int(w) for w in philox.words(seed, 15, np.arange(1, dtype=np.int64))[0, :4])
+    half = -(-log2_m // 2)
+    for j, column in enumerate(op.columns.tolist()):
+        x = ((w0 | 1) * j + w1) % op.m
+        x = (x ^ (x >> half)) * (w2 | 1) % op.m
+        assert column == (x ^ (x >> half)) * (w3 | 1) % op.m
+    assert len(set(op.columns.tolist())) == len(op.columns)
+
+
+@pytest.mark.parametrize(("d", "log2_m"), [(64, 8), (300, 10), (1000, 11)])
+def test_rows_of_scattered_blocks_are_as_little_alike_as_with_columns_drawn_at_random(d, log2_m):
+    m, worst = 1 << log2_m, []
+    for seed in range(30):
+        chosen = np.zeros(m, np.int64)
+        chosen[ScatteredBlocks(m, d, seed, log2_m, 0, 0).columns] = 1
+        worst.append(np.abs(walsh.transform(chosen[None])[0, 1:]).max() / d)
+    # Of d random signs in m sums the largest is about sqrt(2 ln(m) / d).
+    assert np.median(worst) < 1.5 * np.sqrt(2 * np.log(m) / d)
 
 
 def test_another_operator_is_another_one_whatever_makes_it():

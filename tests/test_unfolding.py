@@ -164,7 +164,7 @@ def test_it_is_small(d, zipped, tmp_path):
     path = subcompress.unpack(
         tmp_path / "net.safetensors", tmp_path / "net.onnx", MODELS["lenet"](), self_unfolding=True
     )
-    assert path.stat().st_size <= coordinates + 6_000
+    assert path.stat().st_size <= coordinates + 6_500
     assert len(gzip.compress(path.read_bytes(), 9)) <= coordinates + zipped
 
 
@@ -187,7 +187,7 @@ def test_its_metadata_say_what_runs_it(unfolding_file):
 
 
 def test_it_computes_what_torch_computes_and_holds_no_weights(unfolding_file, small_file):
-    assert unfolding_file.stat().st_size < 6_000 < 50 * small_file.stat().st_size
+    assert unfolding_file.stat().st_size < 6_500 < 50 * small_file.stat().st_size
     names = {i.name for i in onnx.load(unfolding_file).graph.initializer}
     assert not names.intersection(expand(format.read(small_file)[0]))
 

@@ -393,19 +393,22 @@ class Part:
         return self._sorted(rows, columns)
 
     def _scattered(self, op: ScatteredBlocks, rows: int, columns: int) -> str:
-        """Slots by the inverse of the map that gives their columns: (v - o) / f mod m, where v is a cell's column, its
-        row's part plus its column's."""
+        """Slots by the inverse of the permutation that gives their columns v, a cell's row's part plus its column's:
+        what mixes bits is its own inverse, since it moves them by half of their number at least."""
         n, (h, a) = self.nodes, self.high_low
-        factor, offset = op.affine_map
-        inverse = pow(factor, -1, op.m)
-        u = n("Mul", self.walsh(a)[1], inverse)  # u 2^h is the column's high part even where a = h + 1: see `_sorted`
+        factor, offset, *factors = op.numbers
+        u = self.walsh(a)[1]  # u 2^h is the column's high part even where a = h + 1: see `_sorted`
         high, low = n("Mul", u, 1 << h), n("Reshape", u, [-1])
         if rows < 1 << a:
             high = n("Slice", high, [0], [rows])
         if columns < 1 << a:
             low = n("Slice", low, [0], [columns])
-        whole = n("Add", n("Add", high, -offset * inverse % op.m), low)
-        return str(n("Mod", whole, op.m))
+        v = n("Mod", n("Add", high, low), op.m)
+        for f in reversed(factors):
+            v = n("Mod", n("Mul", v, pow(f, -1, op.m)), op.m)
+            v = n("BitwiseXor", v, n("Div", v, 1 << op.shift))
+        inverse = pow(factor, -1, op.m)
+        return str(n("Mod", n("Add", n("Mul", v, inverse), -offset * inverse % op.m), op.m))
 
     def _sorted(self, rows: int, columns: int) -> str:
         """Slots by the order of sequency, operator 1's.
