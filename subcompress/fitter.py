@@ -191,9 +191,9 @@ class Fitter:
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
         plan = self.plan(d, self.settings.seed)
-        check_sharing(self.model)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
+        check_sharing(self.model)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
         if self.build is not None and self.base is None:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
