@@ -8,7 +8,7 @@ theta_t = start_t + scale_t (P z)_t for every tensor t, start_t as a fit has it.
 tensor t over N steps of direct Adam at a constant step. Rules:
 
     guessed      what `make_plan` gives without moves: deviation of the start / 4
-    measured:k   k r_t; with k = d what a fit takes, (D / (30 d)) ** (1 / 4)
+    measured:k   k r_t; with k = d what a fit takes, (D / (30 d)) ** (1 / 8)
     floor:k      max(guessed, k r_t / 4)
     mean:k       sqrt(guessed * k r_t)
     direct       trained in all weights instead, with the best of a few steps: what the others are measured by
@@ -40,7 +40,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from subcompress import Subspace, load_data
-from subcompress.moves import USUAL
+from subcompress.moves import POWER, USUAL
 from subcompress.plan import Plan
 from subcompress_models import MODELS
 
@@ -126,7 +126,7 @@ def ruled(rule: str, guessed: Mapping[str, float], r: Mapping[str, float], share
     kind, _, factor = rule.partition(":")
     if kind == "guessed":
         return dict(guessed)
-    k = (share / USUAL) ** 0.25 if factor == "d" else float(factor)
+    k = (share / USUAL) ** POWER if factor == "d" else float(factor)
     rules = {
         "measured": lambda old, r: k * r,
         "floor": lambda old, r: max(old, k * r / 4),

@@ -53,7 +53,7 @@ def check_sharing(model: nn.Module) -> None:
     own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     known = {id(t) for _, t in own}
     plain = [(n, t) for n, t in attributes(model) if id(t) not in known]
-    spans = sorted(((*_span(t), name, t) for name, t in [*own, *plain] if t.numel()), key=lambda s: s[:2])
+    spans = sorted(((*_span(t), name, t) for name, t in [*own, *plain] if _lies(t)), key=lambda s: s[:2])
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     end, last = 0, ("", torch.empty(0))
     for low, high, name, t in spans:
@@ -64,6 +64,16 @@ def check_sharing(model: nn.Module) -> None:
             )
         if high > end:
             end, last = high, (name, t)
+
+
+def _lies(t: Tensor) -> bool:
+    """Whether its values lie in memory, one after the other at some stride."""
+    if t.layout != torch.strided or t.is_meta or not t.numel():
+        return False
+    try:
+        return t.data_ptr() != 0
+    except RuntimeError:  # a subclass without storage
+        return False
 
 
 def _span(t: Tensor) -> tuple[int, int]:

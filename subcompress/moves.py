@@ -30,8 +30,11 @@ from subcompress.starts import Starts, moving_weights
 
 USUAL = 30.0
 """Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
-coordinate alike, and of the moves of more weights a coordinate less goes where the loss falls: scales grow with the
-fourth root (benchmarks/moves.py)."""
+coordinate alike, and of the moves of more weights a coordinate less goes where the loss falls."""
+
+POWER = 1 / 8
+"""How scales grow with the weights a coordinate: with more, rounding hurts short trainings of few coordinates, with
+less, long ones of large networks lose (benchmarks/moves.py)."""
 
 STEPS = 100
 """Steps of direct training at most."""
@@ -120,7 +123,7 @@ class Moves:
             raise SubcompressError(
                 f"moves are measured of the same network; those of {other[0]} are of another one: measure them again"
             )
-        factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** 0.25
+        factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** POWER
         return {
             name: tuple(factor * max(x, SMALLEST * largest) for x in sizes)
             for name, sizes in self.sizes.items()

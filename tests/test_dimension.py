@@ -312,10 +312,9 @@ def test_a_measurement_tells_what_looks_wrong(tmp_path: Path) -> None:
     y = torch.arange(40) % 4 // 3
     split = Split(torch.ones(40, 3), y)
     data = Data(split, split, split)
+    net = Idle()
     shown, again = (
-        subcompress.measure_dimension(
-            Idle(), data, tmp_path / "dim", ds=[4], repeats=2, epochs=1, batch_size=8, threads=1
-        )
+        subcompress.measure_dimension(net, data, tmp_path / "dim", ds=[4], repeats=2, epochs=1, batch_size=8, threads=1)
         for _ in range(2)
     )
     assert any("unused" in w for w in shown.warnings)

@@ -66,7 +66,7 @@ def test_the_rules_of_moves() -> None:
     guessed, r = {"a": 0.5, "b": 0.01}, {"a": 0.02, "b": 0.16}
     assert moves.ruled("guessed", guessed, {}, 1) == guessed
     assert moves.ruled("measured:2", guessed, r, 1) == {"a": 0.04, "b": 0.32}
-    assert moves.ruled("measured:d", guessed, r, 16 * moves.USUAL) == pytest.approx({"a": 0.04, "b": 0.32})
+    assert moves.ruled("measured:d", guessed, r, 256 * moves.USUAL) == pytest.approx({"a": 0.04, "b": 0.32})
     assert moves.ruled("floor:1", guessed, r, 1) == {"a": 0.5, "b": 0.04}
     assert moves.ruled("mean:1", guessed, r, 1) == pytest.approx({"a": 0.1, "b": 0.04})
     assert moves.ruled("measured:1", {"unread": 1.0}, {"unread": 0.0}, 1) == {"unread": moves.LEAST}
