@@ -323,7 +323,7 @@ def test_a_measurement_tells_what_looks_wrong(tmp_path: Path) -> None:
         "d = 4, seed 1",
     ]
     held = json.loads((tmp_path / "dim" / "dim.json").read_text())
-    assert Dimension.from_json(held) == shown
+    assert Dimension.from_json(held) == again
     assert "- warning: d = 4, seed 0: " in (tmp_path / "dim" / "dim.md").read_text()
     assert again.warnings == shown.warnings
 
