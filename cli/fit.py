@@ -35,14 +35,15 @@ from subcompress_cli.progress import listening
 @click.option("--bytes", "within", type=int, metavar="N", help="The best within N bytes, the whole file counted.")
 @click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
-@click.option("--max-fits", type=float, default=8.0, show_default=True, help="Search: trainings at the most.")
-@click.option("--max-minutes", type=float, metavar="M", help="Search: no training that would end later.")
+@click.option("--max-fits", type=float, default=8.0, show_default=True, help="Maximum number of trainings of a search.")
+@click.option("--max-minutes", type=float, metavar="M", help="Start no training of a search that would end later.")
 @click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 8 up to --d 64]")
 @click.option(
     "--structured",
     default="random",
     show_default=True,
-    help="Orthogonal, sparse random starts: random, store, guess.",
+    help="Random starts that are orthogonal or sparse: start anew from the seed (random) or keep their values in the "
+    "file (store). guess: judge every start by its values, as if the network could be built only once.",
 )
 @click.option("--drop", multiple=True, metavar="PATTERN", help="Buffers and frozen tensors that the file leaves out.")
 @click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")

@@ -87,7 +87,7 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--workers", type=int, metavar="N", help="Processes that read data not in memory.  [default: 0]"),
         click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),
         click.option("--batch-size", type=int, default=128, show_default=True, help="Examples a step."),
-        click.option("--lr", type=float, help="Largest step, frozen constant = 1.  [default: 0.35 / row length of P]"),
+        click.option("--lr", type=float, help="Largest step of a coordinate.  [default: 0.35 / row length of P]"),
         click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
         click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
