@@ -224,6 +224,7 @@ def test_loaders_on_the_command_line(tmp_path):
 # --- other processes ---
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path):
     """Neither for examples that are always the same, nor for those with random changes."""
     for make in (Blobs, Noisy):
@@ -262,6 +263,7 @@ class Stopping(subcompress.Listener):
             raise StopError
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_stopped_goes_on_to_the_same_file(tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.SAVE_EVERY", 0.0)
     whole = packed(three(Noisy), tmp_path, workers=2)
@@ -303,6 +305,8 @@ def test_what_a_data_set_raises_is_the_same_line_with_workers(workers):
     assert no_children() is True
 
 
+# The process that dies leaves its queue as it is, which the garbage collector tells whenever it comes by.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_dies_or_cannot_send_is_one_line():
     with pytest.raises(SubcompressError, match=r"^a process that reads examples ended[^\n]*give --workers 0[^\n]*$"):
         list(batches(OnDemand(Dying(), workers=1), 8))
