@@ -90,7 +90,7 @@ def measure(name: str, folder: Path, data_dir: Path) -> str:
         data = replace(data, train=Split(train.x[: case.take], train.y[: case.take]))
     with listening(name) as listener:
         found = subcompress.measure_dimension(
-            MODELS[case.model](),
+            MODELS[case.model],
             data,
             folder,
             ds=case.ds,

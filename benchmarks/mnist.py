@@ -22,7 +22,7 @@ def measure(model: str, data: subcompress.Data, d: int, bits: int, epochs: int, 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "net.safetensors"
         fit = subcompress.fit(
-            MODELS[model](), data, Path(folder) / "run", d=d, bits=bits, epochs=epochs, seed=seed, threads=1
+            MODELS[model], data, Path(folder) / "run", d=d, bits=bits, epochs=epochs, seed=seed, threads=1
         )
         size = subcompress.pack(Path(folder) / "run", file)
         verified = subcompress.verify(file, data, MODELS[model]())

@@ -65,7 +65,7 @@ def main() -> None:
             settings = {"min_accuracy": options.target, "epochs": options.epochs, "threads": 1, **chosen}
             with listening(f"{model}, {strategy}") as listener:
                 try:
-                    found = subcompress.fit(MODELS[model](), data, folder, listener=listener, **settings)
+                    found = subcompress.fit(MODELS[model], data, folder, listener=listener, **settings)
                     lines.append(row(model, strategy, found, subcompress.pack(folder, folder / "net.safetensors")))
                 except subcompress.SubcompressError as e:
                     lines.append(f"| {model} | {strategy} | | | {e} | | | | |")

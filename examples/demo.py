@@ -67,7 +67,7 @@ def main() -> None:
     print(f"2. the same network in {options.d} coordinates of {options.bits} bits")
     settings = {"d": options.d, "bits": options.bits, "epochs": options.epochs, "batch_size": BATCH}
     with listening("LeNet") as listener:
-        fit = subcompress.fit(MODELS["lenet"](), data, folder, **settings, restart=True, listener=listener)
+        fit = subcompress.fit(MODELS["lenet"], data, folder, **settings, restart=True, listener=listener)
     print("3. pack, verify, unpack, run in ONNX Runtime")
     size = subcompress.pack(folder, net)
     verified = subcompress.verify(net)
