@@ -30,7 +30,7 @@ from subcompress import Data, Split, codec, load_data
 from subcompress.data.augment import shift
 from subcompress.operators import HadamardBlocks
 from subcompress.optimisers import OPTIMISERS
-from subcompress.plan import Part, Plan, make_plan
+from subcompress.plan import Part, Plan
 from subcompress.subspace import Subspace
 from subcompress.tasks import accuracy_of
 from subcompress_models import MODELS
@@ -108,8 +108,13 @@ def planned(row: Lever, model: str, d: int, seed: int) -> tuple[nn.Module, Plan]
     """The network and what is trained of it."""
     torch.manual_seed(seed)
     module = MODELS[model]()
-    plan = make_plan(module, d, bits=row.bits, seed=seed)
+    plan = Subspace.of(MODELS[model], d, bits=row.bits, seed=seed).plan
     (part,) = plan.parts
+    # These operators bring the random start in frozen slots: one scale is that of the start and of the moves.
+    usual = HadamardBlocks.sized(part.operator.D, d, seed)
+    scales = tuple(plan.starts[spec.name].pieces[0].reach / math.sqrt(usual.K or 16) for spec in part.specs)
+    part = replace(part, operator=usual, scales=scales, starts=(0.0,) * len(scales), forms=(0.0,) * len(scales))
+    plan = replace(plan, parts=(part,))
     if row.design is not None:
         operator = Plain(row.design, [tuple(p.shape) for p in module.parameters()], d, seed)
         scales = tuple(4 * s / math.sqrt(row.design.K) for s in part.scales)
@@ -125,9 +130,8 @@ def planned(row: Lever, model: str, d: int, seed: int) -> tuple[nn.Module, Plan]
             D = sum(s.reals for s in specs)
             operator = HadamardBlocks.sized(D, min(share, D), seed, group=group)
             ratio = part.operator.row_norm / operator.row_norm
-            parts.append(
-                Part(operator, specs, tuple(s * ratio for s in scales) if group else scales, (0.0,) * len(specs))
-            )
+            zeros = (0.0,) * len(specs)
+            parts.append(Part(operator, specs, tuple(s * ratio for s in scales) if group else scales, zeros, zeros))
         return module, replace(plan, parts=tuple(parts))
     return module, plan
 

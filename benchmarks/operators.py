@@ -22,7 +22,6 @@ from torch import Tensor
 
 from subcompress import Data, load_data, walsh
 from subcompress.operators import HadamardBlocks, Operator
-from subcompress.plan import make_plan
 from subcompress.subspace import Subspace
 from subcompress.tasks import Task
 from subcompress.training import DeadRunError, Recipe, train
@@ -154,9 +153,12 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
     torch.manual_seed(seed)
     module = MODELS[model]()
     operator = Plain(v, [tuple(p.shape) for p in module.parameters()], d, seed)
-    plan = make_plan(module, d, seed=seed)
-    part = plan.parts[0]
-    part = replace(part, operator=operator, scales=tuple(4 * s / math.sqrt(v.K) for s in part.scales))
+    plan = Subspace.of(MODELS[model], d, seed=seed).plan
+    (part,) = plan.parts
+    # The operator brings the random start: its frozen slots are what a seeded start would be added to.
+    deviations = (plan.starts[spec.name].pieces[0].reach for spec in part.specs)
+    scales = tuple(deviation / math.sqrt(v.K) for deviation in deviations)
+    part = replace(part, operator=operator, scales=scales, starts=(0.0,) * len(scales))
     subspace = Subspace(module, replace(plan, parts=(part,)))
     if v.start == "torch":
         starts = zip(module.parameters(), part.scales, strict=True)
