@@ -110,7 +110,7 @@ def compare(
     if record.base is not None:
         model = record.base.loaded(copied(model, "cpu"))
     task = Task.of(loss, metric, minimise)
-    data = task.taken(data)
+    data = task.prepare_labels(data)
     if task.metric_name != fit.metric:
         raise SubcompressError(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "

@@ -8,7 +8,7 @@ import inspect
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from subcompress.fit_warnings import warnings_of
 from subcompress.hidden import check_sharing, check_state
 from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
-from subcompress.moves import BASED_RATES, RATES, Moves, measured, steps_of
+from subcompress.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
 from subcompress.observing import Build
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.plan import AUTO, Plan, check_options, make_plan
@@ -290,19 +290,12 @@ class Fitter:
         steps = steps_of(s.epochs * per_epoch)
         model = copied(self.model, s.device)
 
-        def examples(steps: int) -> Iterator[Any]:
+        def passes(whole: bool) -> Iterator[Iterable[Any]]:
             order = torch.Generator().manual_seed(s.seed & ((1 << 63) - 1))
-            count = 0
             while True:
                 shuffled = torch.randperm(n, generator=order)
-                used = shuffled if steps < 0 else shuffled[: max(per_epoch * s.batch_size, min(n, s.batch_size))]
-                for batch in batches(self.data.train, s.batch_size, device, used):
-                    if count == steps:
-                        return
-                    count += 1
-                    yield batch
-                if steps < 0:
-                    return
+                used = shuffled if whole else shuffled[: max(per_epoch * s.batch_size, min(n, s.batch_size))]
+                yield batches(self.data.train, s.batch_size, device, used)
 
         recipe = s.recipe(s.seed)
 
@@ -313,7 +306,7 @@ class Fitter:
         return measured(
             model,
             self.known,
-            examples,
+            examples_of(passes),
             loss_of,
             seed=s.seed,
             steps=steps,

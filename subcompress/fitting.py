@@ -67,8 +67,10 @@ def fit(
     origin: dict[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> Fit:
-    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was. data: a
-    `Data`, or its three data sets, (train, validation, test).
+    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
+
+    model: an `nn.Module`, or a factory of one without arguments: built several times, it tells chosen starts from
+    random ones. data: a `Data`, or its three data sets or loaders, (train, validation, test).
 
     Give one of d; min_accuracy (absolute); max_drop (below the same network trained directly, on the spot or given as
     `baseline`, a number or a safetensors file of its weights); target (of any metric); within (bytes of the whole
@@ -94,8 +96,13 @@ def fit(
     object with update(outputs, y), compute() and reset(). minimise: less is better; by default what the metric says of
     itself, as those of torchmetrics do.
     origin: what `report` shows of where the run came from, and `compare` takes names from.
-    lr: Adam's largest step in units of the frozen constant; by default 0.35 / (rms row length of P), so that weights
-    move alike for every d. The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
+    lr: Adam's largest step of a coordinate; by default 0.35 / (rms row length of P), which moves a weight by at most
+    0.35 of its scale. structured: what becomes of orthogonal and sparse random starts: `random`, they start anew from
+    the seed; `store`, their values are kept in the file; `guess`, every start is judged by its values alone. drop:
+    patterns of buffers and frozen tensors that the file holds as zeros.
+
+    Before the first training, how far each tensor moves is measured by at most about 100 steps of direct training
+    (`subcompress.moves`). The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
     have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
     options that cannot be met, a target that is not reached, and a run that died, was tried again with a smaller step
     and died again.
@@ -106,7 +113,7 @@ def fit(
     for line in data.notes:
         listener.note(line)
     task = Task.of(loss, metric, minimise)
-    data = task.taken(data)
+    data = task.prepare_labels(data)
     goal = Goal.of(
         task,
         d=d,

@@ -88,6 +88,10 @@ SMALLEST = 1e-6
 Examples = Callable[[int], Iterator[Any]]
 """So many batches of training, in a fixed order; as many as there are for a negative number, each example once."""
 
+Passes = Callable[[bool], Iterator[Iterable[Any]]]
+"""The training split, gone through again and again, in batches: the same at each call. Whether all of it is wanted, or
+only whole batches."""
+
 LossOf = Callable[[nn.Module, Any], Tensor]
 
 
@@ -163,6 +167,28 @@ def _packed(mask: np.ndarray) -> str:
 def _unpacked(n: int, text: str) -> np.ndarray:
     bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8))
     return bits[:n].astype(bool)
+
+
+def examples_of(passes: Passes) -> Examples:
+    """Batches out of passes. Raises SubcompressError, when they are asked for, where a pass is empty."""
+
+    def examples(steps: int) -> Iterator[Any]:
+        count = 0
+        for batches in passes(steps < 0):
+            before = count
+            for batch in batches:
+                if count == steps:
+                    return
+                count += 1
+                yield batch
+            if steps < 0:
+                return
+            if count == before:
+                raise SubcompressError(
+                    "batches are gone through several times; these are empty: give a list or a loader"
+                )
+
+    return examples
 
 
 def measured(

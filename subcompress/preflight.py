@@ -47,7 +47,7 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
                 with torch.no_grad():
                     _check_labels(name, split, batch[1], call(module, batch[0]))
             if name == "train":
-                task.judged(module, batch)
+                task.outputs_for_metric(module, batch)
             else:
                 _check_metric(module, split, batch, task, name)
 
@@ -107,7 +107,7 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
             subspace.eval()
             weights = subspace.weights()
             with subspace.holding(weights) as module:
-                task.judged(module, batch)
+                task.outputs_for_metric(module, batch)
             check_constraints(in_training, changed(before, weights))
     return warning
 

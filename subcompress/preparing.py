@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 
 from subcompress.base import OnBase, open_base, stand_on
 from subcompress.copying import copied
-from subcompress.errors import SubcompressError
-from subcompress.moves import BASED_RATES, RATES, STEPS, Moves, measured
+from subcompress.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
 from subcompress.observing import built
 from subcompress.roles import DEFAULT
 from subcompress.starts import Starts, recognize
@@ -67,27 +67,12 @@ def measure_moves(
     """
     known = prepared(module, **options)
 
-    def examples(steps: int) -> Iterator[Any]:
-        count = 0
-        while True:
-            before = count
-            for batch in batches:
-                if count == steps:
-                    return
-                count += 1
-                yield batch
-            if steps < 0:
-                return
-            if count == before:
-                raise SubcompressError(
-                    "batches are gone through several times; these are empty: give a list or a loader"
-                )
-
     based, seed = known.base is not None, int(options.get("seed", 0))
     rates = BASED_RATES if based else RATES
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
+            examples = examples_of(lambda whole: itertools.repeat(batches))
             return measured(
                 known.module, known.starts, examples, loss, seed=seed, steps=steps, rates=rates, based=based
             )

@@ -206,10 +206,6 @@ class Task:
         with torch.enable_grad():  # a forward pass that differentiates, such as forces from an energy
             return tree_map(Tensor.detach, call(module, batch[0]))
 
-    # Names of before, for callers that still have them.
-    taken = prepare_labels
-    judged = outputs_for_metric
-
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:
         """For one evaluation of so many examples, that come in that order."""
         if self.metric is None:

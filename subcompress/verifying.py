@@ -60,7 +60,7 @@ def verify(
     if data is not None and all(backends.values()):
         if module is None:
             raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
-        data = Task.of().taken(data)
+        data = Task.of().prepare_labels(data)
         if not isinstance(data.test, Held) or not isinstance(data.test.y, Tensor) or data.test.y.ndim != 1:
             raise SubcompressError("accuracy is measured on a test split in memory, of a class each: leave --data out")
         accuracy = onnx_accuracy(record, module, data.test, device)
