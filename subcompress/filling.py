@@ -58,6 +58,10 @@ class Filling:
         if isinstance(entry.start, float) and not entry.based:
             segments.append(Segment(first, out, entry.scale, entry.start))
             return
+        if self._in_place(entry.start, out):  # no sum of such numbers is subnormal
+            self._add_start(spec, entry.start, piece.seeded + at, at, out)
+            segments.append(Segment(first, out, entry.scale, out))
+            return
         values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out
         segments.append(Segment(first, values, entry.scale))
         if entry.based:
@@ -66,6 +70,11 @@ class Filling:
         start = self.memory.empty((n,), "F32" if isinstance(entry.start, Seeded) else spec.real_dtype)
         self._add_start(spec, entry.start, piece.seeded + at, at, start)
         self._then.append(lambda: self.memory.add_base(out, values, start))
+
+    def _in_place(self, start: Form, out: Any) -> bool:
+        """Whether a start can be written first, and the rest be added to it where it lies."""
+        plain = isinstance(start, Seeded) and isinstance(start.center, float)
+        return plain and self.memory is HOST and out.dtype == np.float32
 
     def _add_start(self, spec: TensorSpec, start: Form, seeded: int, at: int, out: Any) -> None:
         """Values at .. at + len(out) of a start; seeded: the number of the first among all seeded ones."""
@@ -85,12 +94,12 @@ class Filling:
         # What is written may lie where the base does.
         ours = {self.memory.address(out) for out, _, _ in self._based}
         based = [(out, values, b.copy() if HOST.address(b) in ours else b) for out, values, b in self._based]
-        for group, c, segments in zip(self.record.groups, self.coordinates, self._segments, strict=True):
-            if segments:
-                self.backend.fill(group.operator, c, sorted(segments, key=_first_row))
         if self._seeded:
             none = self.memory.of(NO_COORDINATES)
             self.backend.fill(self.record.seeded_operator, none, sorted(self._seeded, key=_first_row))
+        for group, c, segments in zip(self.record.groups, self.coordinates, self._segments, strict=True):
+            if segments:
+                self.backend.fill(group.operator, c, sorted(segments, key=_first_row))
         for out, values, base in based:
             self.memory.add_base(out, values, base)
         for then in self._then:

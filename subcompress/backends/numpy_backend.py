@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def fill(operator: ExactOperator, c: np.ndarray | Tensor, segments: Sequence[Segment]) -> None:
-    """Weights of constant starts."""
+    """Weights: start + scale * integer, rounded once."""
     for s, place, w in pieces(operator, array_of(c), segments):
-        theta = np.float32(s.start) + np.float32(s.scale) * w.astype(np.float32)
+        start = s.start[place] if isinstance(s.start, np.ndarray) else np.float32(s.start)
+        theta = start + np.float32(s.scale) * w.astype(np.float32)
         out = array_of(s.out)[place]
         out[:] = rounded(theta, out.dtype)
 

@@ -37,7 +37,7 @@ class Segment:
     lo: int
     out: Any
     scale: float
-    start: float | Tensor = 0.0
+    start: Any = 0.0
 
     @property
     def hi(self) -> int:

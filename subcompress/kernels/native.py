@@ -75,16 +75,17 @@ def _write(op: SignedBlocks, values: Tensor | np.ndarray, frozen: float, segment
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return
-    starts: list[Any] = [s.start if hasattr(s.start, "data_ptr") else None for s in segments]
+    starts: list[Any] = [None if isinstance(s.start, (float, int)) else s.start for s in segments]
     for s, begin in zip(segments, starts, strict=True):
-        assert begin is None or (s.out.dtype == begin.dtype == torch.float32 and begin.is_contiguous()), "see Segment"
+        assert begin is None or (s.out.dtype == begin.dtype and _number(begin.dtype) == 0), "see Segment"
+        assert begin is None or isinstance(begin, np.ndarray) or begin.is_contiguous(), "see Segment"
     table = (Rows * len(segments))(
         *(
             Rows(
                 s.lo,
                 s.hi,
                 _address(s.out),
-                None if begin is None else begin.data_ptr(),
+                None if begin is None else _address(begin),
                 s.start if begin is None else 0.0,
                 s.scale,
                 _number(s.out.dtype),
