@@ -8,7 +8,7 @@ theta_t = start_t + scale_t (P z)_t for every tensor t, start_t as a fit has it.
 tensor t over N steps of direct Adam at a constant step. Rules:
 
     guessed      what `make_plan` gives without moves: deviation of the start / 4
-    measured:k   k r_t; with k = d what a fit takes, (D / (30 d)) ** (1 / 8)
+    measured:k   k r_t; with k = d what a fit takes, (D / (30 d)) ** (1 / 8); with k = ^p, (D / (30 d)) ** p
     floor:k      max(guessed, k r_t / 4)
     mean:k       sqrt(guessed * k r_t)
     direct       trained in all weights instead, with the best of a few steps: what the others are measured by
@@ -48,6 +48,8 @@ RULES = (
     "direct",
     "guessed",
     "measured:d",
+    "measured:^0.25",
+    "measured:^0.5",
     "measured:0.5",
     "measured:1",
     "measured:2",
@@ -126,7 +128,8 @@ def ruled(rule: str, guessed: Mapping[str, float], r: Mapping[str, float], share
     kind, _, factor = rule.partition(":")
     if kind == "guessed":
         return dict(guessed)
-    k = (share / USUAL) ** POWER if factor == "d" else float(factor)
+    power = {"d": POWER}.get(factor, float(factor[1:]) if factor[:1] == "^" else None)
+    k = float(factor) if power is None else (share / USUAL) ** power
     rules = {
         "measured": lambda old, r: k * r,
         "floor": lambda old, r: max(old, k * r / 4),
