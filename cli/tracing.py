@@ -135,9 +135,10 @@ def main() -> None:
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     from subcompress import format
     from subcompress.graph.lifting import lifted_of
+    from subcompress_cli.finding import network_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
-    network, module = _network(models, record, job["name"])
+    network, module = network_of(record.layout, models, job["name"])
     found = lifted_of(record, module, job["inputs"])
     return {
         "graph": base64.b64encode(found.data).decode(),
@@ -145,36 +146,6 @@ def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
         "general": found.general,
         "network": network,
     }
-
-
-def _network(models: Sequence[str], record: Any, name: str) -> Any:
-    """The network that has the record's tensors, of those named or, by its layout, of ours."""
-    from subcompress.format import tables
-    from subcompress.layout import Layout
-    from subcompress_cli.loading import model_of
-    from subcompress_models import MODELS
-
-    known = tables.network_of(record.layout)
-    why = "its layout is not that of a network known by name"
-    broken = []
-    for given in models:
-        try:
-            module = model_of(given, layout=record.layout)
-        except SubcompressError as e:
-            broken.append(str(e))
-            continue
-        try:
-            record.layout.require(Layout.of(module.state_dict()), f"the network {given}")
-            return given, module
-        except SubcompressError as e:
-            why = str(e)
-    if known in MODELS:
-        for text in broken:  # a misspelt name is not passed over in silence
-            print(f"--model is not needed for {name}, and cannot be used: {text}", file=sys.stderr)
-        return known, model_of(known)
-    if broken:
-        raise SubcompressError(broken[-1])
-    raise SubcompressError(f"{name} needs its network, to trace a graph: give it with --model ({why})")
 
 
 if __name__ == "__main__":
