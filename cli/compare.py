@@ -1,27 +1,41 @@
 """subcompress compare."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import click
 
-import subcompress
-from subcompress import SubcompressError, run
-from subcompress.peers import PEERS
-from subcompress_cli.networks import data_options, data_with, loss_and_metric, model_option, network, short
-from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option
-from subcompress_cli.progress import listening
+from subcompress.errors import SubcompressError
+from subcompress_cli import choices
+from subcompress_cli.help import FIT, Command, option
+from subcompress_cli.options import (
+    FOLDER,
+    base_option,
+    data_options,
+    json_option,
+    model_option,
+    print_json,
+    restart_option,
+    task_options,
+    threads_option,
+)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
-@model_option()
-@data_options()
-@base_option
-@click.option("--peers", metavar="LIST", help=f"Of {', '.join(PEERS)}.  [default: all]")
-@click.option("--loss", metavar="NAME", help="As to fit.  [default: the run's]")
-@click.option("--metric", metavar="NAME", help="As to fit.  [default: the run's]")
-@click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]")
+@option(
+    "--peers",
+    metavar="LIST",
+    help=f"The methods to compare with, separated by commas: {', '.join(choices.PEERS)}.  [default: all]",
+    group=FIT,
+)
+@model_option("The network of RUN, if RUN does not name it.")
+@data_options("The data of RUN, if RUN does not name them.")
+@task_options("that of RUN", "that of RUN")
+@base_option()
+@threads_option
 @restart_option
 @json_option
 def compare(
@@ -37,10 +51,16 @@ def compare(
     restart: bool,
     as_json: bool,
 ) -> None:
-    """The file of RUN beside other ways to ship its network, each trained for as many epochs, at its own size.
+    """Compare the file of RUN with other ways to ship the same network.
 
-    Model and data are those of the run unless told; interrupted, the same command goes on where it was.
+    Each method trains for as many epochs as RUN did. The table shows the size of each whole file and its test accuracy.
+    If the command is interrupted, give it again: it continues where it stopped.
     """
+    import subcompress
+    from subcompress import run
+    from subcompress_cli.networks import data_with, loss_and_metric, network, short
+    from subcompress_cli.progress import listening
+
     origin = run.summary(run_folder).get("origin", {})
     model_name, data_name = model_name or origin.get("model"), data_name or origin.get("data")
     if model_name is None or data_name is None:

@@ -1,38 +1,59 @@
 """subcompress dim."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import click
 
-import subcompress
-from subcompress import SubcompressError
-from subcompress_cli.networks import (
+from subcompress.errors import SubcompressError
+from subcompress_cli import choices
+from subcompress_cli.help import GOAL, Command, option
+from subcompress_cli.options import (
     augment_option,
     data_options,
-    data_with,
-    factory,
-    loss_and_metric,
+    json_option,
     model_option,
-    short,
-    task_options,
+    output_option,
+    print_json,
+    restart_option,
     training_options,
+    training_task_options,
+    verbose_option,
 )
-from subcompress_cli.options import FOLDER, json_option, print_json, restart_option, verbose_option
-from subcompress_cli.progress import listening
 
 
-@click.command()
+@click.command(cls=Command)
 @model_option(required=True)
 @data_options(required=True)
-@click.option("--d", "ds", required=True, metavar="LIST", help="Dimensions to measure at: 100,200,400.")
-@click.option("--repeats", type=int, default=3, show_default=True, help="Seeds at each of them.")
-@click.option("--threshold", "thresholds", type=float, multiple=True, help="One more threshold; may be repeated.")
-@click.option("--shuffle", metavar="WHAT", help="The paper's controls: pixels or labels.")
 @augment_option
-@task_options
+@training_task_options
+@option("--d", "ds", required=True, metavar="LIST", help="The dimensions to train in, such as 100,200,400.", group=GOAL)
+@option(
+    "--repeats",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Trainings in each dimension, with other seeds.",
+    group=GOAL,
+)
+@option(
+    "--threshold",
+    "thresholds",
+    type=float,
+    multiple=True,
+    help="One more value of the metric whose dimension is estimated. Can be repeated.",
+    group=GOAL,
+)
+@option(
+    "--shuffle",
+    type=click.Choice(choices.SHUFFLES),
+    help="A control experiment of the paper: shuffle the pixels of all images alike, or the labels.",
+    group=GOAL,
+)
 @training_options
-@click.option("-o", "--output", type=FOLDER, required=True, metavar="DIR", help="For dim.md, dim.json and dim.png.")
+@output_option("The folder for dim.md, dim.json and dim.png.", "DIR")
 @restart_option
 @verbose_option
 @json_option
@@ -50,10 +71,15 @@ def dim(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure the intrinsic dimension (Li et al. 2018): accuracy against d, with repeats, spread and a plot.
+    """Measure the intrinsic dimension of a network on its data.
 
-    Interrupted at any moment, the same command goes on where it was.
+    As in Li et al. 2018, the network is trained in several dimensions. The command prints the accuracy in each and the
+    dimension that reaches 0.9 of the baseline, with its uncertainty. If it is interrupted, give it again: it continues.
     """
+    import subcompress
+    from subcompress_cli.networks import data_with, factory, loss_and_metric, short
+    from subcompress_cli.progress import listening
+
     try:
         dimensions = [int(d) for d in ds.split(",")]
     except ValueError as e:

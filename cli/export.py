@@ -4,44 +4,67 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from subcompress import SubcompressError, format
-from subcompress.hub import Reference, local
-from subcompress.remote import is_reference
-from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
-from subcompress.serving.triton import export as export_all
-from subcompress_cli.finding import Built, network_for
-from subcompress_cli.networks import model_option
-from subcompress_cli.options import FOLDER, base_option, json_option, print_json, say
+from subcompress.errors import SubcompressError
+from subcompress_cli import choices
+from subcompress_cli.help import OUTPUT, Command, option
+from subcompress_cli.options import FOLDER, base_option, json_option, model_option, print_json, say
+
+if TYPE_CHECKING:
+    from subcompress.serving.triton import Source
+    from subcompress_cli.finding import Built
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option(
+@model_option("The network of the FILEs, if it is none of the named ones.")
+@base_option()
+@option(
     "--triton-repo",
     "repository",
     type=FOLDER,
     required=True,
     metavar="DIR",
-    help="Model repository of NVIDIA Triton to write into.",
+    help="The model repository of NVIDIA Triton to write into.",
+    group=OUTPUT,
 )
-@click.option(
+@option(
     "--backend",
-    type=click.Choice(list(BACKENDS)),
+    type=click.Choice(choices.TRITON_BACKENDS),
     default="onnxruntime",
     show_default=True,
-    help="Of Triton, to run the graphs.",
+    help="The backend of Triton that runs the model.",
+    group=OUTPUT,
 )
-@click.option("--dense", is_flag=True, help="Graphs with their weights inside.  [default: self-unfolding]")
-@model_option()
-@base_option
-@click.option("--name", metavar="NAME", help="Of the model, for one FILE.  [default: FILE's, or its repository's]")
-@click.option(
-    "--max-batch", type=int, default=MAX_BATCH, show_default=True, help="Examples that requests are joined to; 0: none."
+@option(
+    "--dense",
+    is_flag=True,
+    help="Write graphs that hold their weights, not graphs that unfold them when they are loaded.",
+    group=OUTPUT,
 )
-@click.option("--force", is_flag=True, help="Replace model folders that no export wrote, or that were changed since.")
+@option(
+    "--name",
+    metavar="NAME",
+    help="The name of the model, if there is one FILE.  [default: that of FILE or of its repository]",
+    group=OUTPUT,
+)
+@option(
+    "--max-batch",
+    type=int,
+    default=choices.MAX_BATCH,
+    show_default=True,
+    help="Most examples in a batch that Triton joins from requests. 0: join none.",
+    group=OUTPUT,
+)
+@option(
+    "--force",
+    is_flag=True,
+    help="Replace model folders that `export` did not write or that were changed since.",
+    group=OUTPUT,
+)
 @json_option
 def export(
     files: tuple[str, ...],
@@ -55,10 +78,13 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write each FILE, packed or .onnx, as a model for other servers.
+    """Write each FILE as a model for NVIDIA Triton, which KServe can also run.
 
-    A packed FILE needs the network it was made from: --model, unless its layout is that of one known by name.
+    A FILE is a packed file, hub:ORG/NAME[@REV], or an .onnx file.
     """
+    from subcompress.serving.triton import check_names
+    from subcompress.serving.triton import export as export_all
+
     if name is not None and len(files) > 1:
         raise SubcompressError(f"a name is of one model; {len(files)} files are given with --name: export one by one")
     named = [(name if name is not None else _name(file), file) for file in files]
@@ -75,12 +101,20 @@ def export(
 
 
 def _name(file: str) -> str:
-    """What a model is called after: its file without the suffix, or its repository without the owner."""
+    """The name of a model: its file without the suffix, or its repository without the owner."""
+    from subcompress.hub import Reference
+    from subcompress.remote import is_reference
+
     return Reference.of(file).id.rpartition("/")[2] if is_reference(file) else Path(file).stem
 
 
 def _source(file: str, name: str, model: str | None, base: str | None, dense: bool, built: Built) -> Source:
-    """built: networks of the files before."""
+    """The model to write. built: networks of the files before."""
+    from subcompress import format
+    from subcompress.hub import local
+    from subcompress.serving.triton import Source
+    from subcompress_cli.finding import network_for
+
     path = local(file, say=say)
     if path.suffix == ".onnx":
         return Source(path, name)

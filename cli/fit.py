@@ -1,60 +1,140 @@
 """subcompress fit."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import subcompress
-from subcompress.roles import DEFAULT, ROLES
+from subcompress_cli import choices
 from subcompress_cli.errors import COMMAND
-from subcompress_cli.networks import (
+from subcompress_cli.help import BASE, FILE, GOAL, SEARCH, Command, option
+from subcompress_cli.options import (
     augment_option,
+    base_option,
     data_options,
-    data_with,
-    factory,
-    loss_and_metric,
+    json_option,
     model_option,
-    short,
-    task_options,
+    output_option,
+    print_json,
+    restart_option,
     training_options,
+    training_task_options,
+    verbose_option,
 )
-from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option, verbose_option
-from subcompress_cli.progress import listening
+
+if TYPE_CHECKING:
+    import subcompress
 
 
-@click.command()
+@click.command(cls=Command)
 @model_option(required=True)
 @data_options(required=True)
-@click.option("--d", type=int, help="Coordinates: the size of the subspace.")
-@click.option("--min-accuracy", type=float, metavar="A", help="The smallest file of at least this accuracy.")
-@click.option("--max-drop", type=float, metavar="P", help="The smallest at most P below the direct training.")
-@click.option("--target", type=float, metavar="V", help="The smallest whose metric is at least (most) V.")
-@click.option("--bytes", "within", type=int, metavar="N", help="The best within N bytes, the whole file counted.")
-@click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
-@click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
-@click.option("--max-fits", type=float, default=8.0, show_default=True, help="Maximum number of trainings of a search.")
-@click.option("--max-minutes", type=float, metavar="M", help="Start no training of a search that would end later.")
-@click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 8 up to --d 64]")
-@click.option(
+@augment_option
+@training_task_options
+@option("--d", type=int, help="Train in exactly d coordinates.", group=GOAL)
+@option("--bytes", "within", type=int, metavar="N", help="Find the best file of at most N bytes.", group=GOAL)
+@option(
+    "--min-accuracy",
+    type=float,
+    metavar="A",
+    help="Find the smallest file whose validation accuracy is at least A, such as 0.95.",
+    group=GOAL,
+)
+@option(
+    "--max-drop",
+    type=float,
+    metavar="P",
+    help="Find the smallest file whose accuracy is at most P below that of direct training, such as 0.01.",
+    group=GOAL,
+)
+@option(
+    "--target",
+    type=float,
+    metavar="V",
+    help="Find the smallest file whose metric is at least V, or at most V where smaller is better.",
+    group=GOAL,
+)
+@option(
+    "--baseline",
+    metavar="B",
+    help="The result of direct training, for --max-drop: a number, or a safetensors file of its weights.  [default: "
+    "the network is trained directly]",
+    group=GOAL,
+)
+@option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Trainings at each d, with different seeds. Their mean must meet the target.",
+    group=SEARCH,
+)
+@option(
+    "--max-fits",
+    type=float,
+    default=8.0,
+    show_default=True,
+    help="Most trainings that a search may take.",
+    group=SEARCH,
+)
+@option(
+    "--max-minutes", type=float, metavar="M", help="Start no training that would end after M minutes.", group=SEARCH
+)
+@option(
+    "--bits", type=int, help="Bits of a coordinate before entropy coding.  [default: 4; 8 up to --d 64]", group=FILE
+)
+@option(
+    "--rate",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Price of a bit in units of the loss, such as 1e-5. A higher price gives a smaller file.",
+    group=FILE,
+)
+@option(
     "--structured",
+    type=click.Choice(choices.STRUCTURED),
     default="random",
     show_default=True,
-    help="Random starts that are orthogonal or sparse: start anew from the seed (random) or keep their values in the "
-    "file (store). guess: judge every start by its values, as if the network could be built only once.",
+    help="What becomes of orthogonal and sparse random starts. random: start anew from the seed. store: keep their "
+    "values in the file. guess: judge every start by its values, as if the network could be built only once.",
+    group=FILE,
 )
-@click.option("--drop", multiple=True, metavar="PATTERN", help="Buffers and frozen tensors that the file leaves out.")
-@click.option("--rate", type=float, default=0.0, show_default=True, help="Loss that a bit of the file costs.")
-@base_option
-@click.option("--base-name", metavar="NAME", help="What the file calls it: hub:ORG/NAME[@COMMIT].  [default: its own]")
-@click.option("--act-on", metavar="WHAT", help=f"Of the base: {', '.join(ROLES)}, patterns.  [default: {DEFAULT}]")
-@click.option("--new", multiple=True, metavar="PATTERN", help="Tensors that start anew, beside the head.")
-@augment_option
-@task_options
+@option(
+    "--drop",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave buffers and frozen tensors of these names out of the file. Can be repeated.",
+    group=FILE,
+)
+@base_option("Fine-tune these public weights instead of training from random ones.")
+@option(
+    "--base-name",
+    metavar="NAME",
+    help="The name of the base in the file, for people who have it under another name: hub:ORG/NAME[@COMMIT].  "
+    "[default: its own]",
+    group=BASE,
+)
+@option(
+    "--act-on",
+    metavar="WHAT",
+    help=f"The tensors of the base to train: {', '.join(choices.ROLES)} or patterns of names, separated by commas.  "
+    f"[default: {choices.ACT_ON}]",
+    group=BASE,
+)
+@option(
+    "--new",
+    multiple=True,
+    metavar="PATTERN",
+    help="Start tensors of these names from the seed, not from the base, in addition to a new head. Can be repeated.",
+    group=BASE,
+)
 @training_options
-@click.option("-o", "--output", type=FOLDER, required=True, metavar="RUN", help="The run folder to write.")
+@output_option("The run folder to write.", "RUN")
 @restart_option
 @verbose_option
 @json_option
@@ -70,10 +150,15 @@ def fit(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a network in d coordinates, or for the smallest file that meets a target, and write a run folder.
+    """Train a network in d coordinates and write a run folder.
 
-    Interrupted at any moment, the same command goes on where it was.
+    Give --d, or a goal: the smallest file that meets a target, or the best file within a number of bytes. If the
+    command is interrupted at any moment, give it again: it continues where it stopped and ends with the same file.
     """
+    import subcompress
+    from subcompress_cli.networks import data_with, factory, loss_and_metric, short
+    from subcompress_cli.progress import listening
+
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
     build = factory(model_name, data)
     origin = {

@@ -1,20 +1,28 @@
 """subcompress info."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-import subcompress
+from subcompress_cli.help import Command
 from subcompress_cli.options import INPUT, json_option, print_json
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @json_option
 def info(file: Path, as_json: bool) -> None:
-    """What FILE holds, and where its bytes go."""
+    """Show what FILE holds and how many bytes each part takes."""
+    from rich.console import Console
+
+    import subcompress
+
     found = subcompress.info(file)
     if as_json:
         print_json(found)
@@ -33,6 +41,8 @@ def info(file: Path, as_json: bool) -> None:
 
 def ledger_table(ledger: dict[str, int], values: int) -> Table:
     """Bytes by part, with their sum. values: coordinates of all groups."""
+    from rich.table import Table
+
     table = Table("part", show_footer=True)
     table.columns[0].footer = "file"
     table.add_column("bytes", str(sum(ledger.values())), justify="right")

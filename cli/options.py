@@ -1,4 +1,9 @@
-"""Options that many commands share, and what they print; nothing here imports torch."""
+"""Options that commands share, and what commands print.
+
+Nothing here imports torch or NumPy, so that help and completion answer at once.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable
@@ -6,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from subcompress.hub import local
+from subcompress_cli import choices
+from subcompress_cli.help import BASE, FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
 
-FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
+PATH = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
+
+MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
+TEXTS = "FILE.csv[,length=N][,tokenizer=DIR_OR_ID]"
 
 
 def say(line: str) -> None:
-    """A line for who waits, on stderr."""
+    """Print a line for whoever waits, on stderr."""
     click.echo(line, err=True)
 
 
@@ -23,26 +33,210 @@ class Input(click.ParamType):  # type: ignore[type-arg]
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Raises SubcompressError for a repository that cannot be fetched."""
+        """The path of the file. Raises SubcompressError for a repository that cannot be fetched."""
+        from subcompress.hub import local
+
         return local(value, say=say)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 INPUT = Input()
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+def all_of(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def decorate(f: Callable[..., Any]) -> Callable[..., Any]:
+        for each in reversed(options):
+            f = each(f)
+        return f
+
+    return decorate
 
 
-def base_option(f: Callable[..., Any]) -> Callable[..., Any]:
-    """--base BASE."""
-    text = "What the weights stand on: safetensors, torch state dict, folder, or hub:ORG/NAME[@REV]."
-    return click.option("--base", metavar="BASE", help=text)(f)
+def model_option(text: str = "", **attributes: Any) -> Decorator:
+    """--model NAME. text: what help says of it first."""
+    known = (
+        f"{', '.join(choices.MODELS)}; file.py:factory or package.module:factory, a function without arguments that "
+        f"returns an nn.Module; or {MODEL}, a network of transformers."
+    )
+    text = f"{text or 'The network to train.'} One of {known}"
+    name = Known(*choices.MODELS)
+    return option("--model", "model_name", type=name, metavar="NAME", help=text, group=FIT, **attributes)
 
 
-json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-verbose_option: Decorator = click.option("-v", "--verbose", is_flag=True, help="Say how each tensor starts.")
-restart_option: Decorator = click.option("--restart", is_flag=True, help="Discard what the folder holds, begin anew.")
+def data_options(text: str = "", **attributes: Any) -> Decorator:
+    """--data NAME and --data-dir DIR. text: what help says of the first."""
+    known = (
+        f"{', '.join(choices.DATA)}; file.py:factory, a function without arguments that returns (train, validation, "
+        f"test), each a data set of (x, y) or a DataLoader; or {TEXTS}, texts with columns text and label."
+    )
+    text, name = f"{text or 'The data to train on.'} One of {known}", Known(*choices.DATA)
+    return all_of(
+        option("--data", "data_name", type=name, metavar="NAME", help=text, group=FIT, **attributes),
+        option(
+            "--data-dir", type=FOLDER, metavar="DIR", help="The folder with the files of mnist or cifar10.", group=FIT
+        ),
+    )
+
+
+def task_options(loss: str = "cross-entropy", metric: str = "the one that belongs to the loss") -> Decorator:
+    """--loss and --metric, for commands that take both from elsewhere by default: the texts say from where."""
+    return all_of(
+        option(
+            "--loss",
+            type=Known(*choices.LOSSES),
+            metavar="NAME",
+            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar.  [default: {loss}]",
+            group=FIT,
+        ),
+        option(
+            "--metric",
+            type=Known(*choices.METRICS),
+            metavar="NAME",
+            help=f"The metric that is reported: {', '.join(choices.METRICS)}; torchmetrics:NAME,option=value; or "
+            f"file.py:f, f(outputs, y) -> float over a whole split.  [default: {metric}]",
+            group=FIT,
+        ),
+    )
+
+
+def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """--loss, --metric and --minimize or --maximize, of `fit` and `dim`."""
+    options = (
+        option(
+            "--loss",
+            type=Known(*choices.LOSSES),
+            metavar="NAME",
+            default="cross-entropy",
+            show_default=True,
+            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar.",
+            group=FIT,
+        ),
+        option(
+            "--metric",
+            type=Known(*choices.METRICS),
+            metavar="NAME",
+            help=f"The metric that is measured: {', '.join(choices.METRICS)}; torchmetrics:NAME,option=value; or "
+            "file.py:f, f(outputs, y) -> float over a whole split, or an object with update, compute and reset.  "
+            "[default: the one that belongs to the loss]",
+            group=FIT,
+        ),
+        option(
+            "--minimize/--maximize",
+            "minimise",
+            default=None,
+            help="Whether a smaller or a larger metric is better.  [default: as the metric says, else larger]",
+            group=FIT,
+        ),
+    )
+    return all_of(*options)(f)
+
+
+augment_option: Decorator = option(
+    "--augment",
+    type=Known(*choices.AUGMENTS),
+    metavar="NAME",
+    help=f"Change training inputs at random: {', '.join(choices.AUGMENTS)}; or file.py:f, f(x, generator) -> x.",
+    group=FIT,
+)
+
+
+def base_option(text: str = "", group: str = BASE) -> Decorator:
+    """--base BASE. text: what help says of it first."""
+    text = text or "The base that FILE was fine-tuned from, if it has one and the Hub does not."
+    text += " A safetensors file, a torch state dict, a folder with either, or hub:ORG/NAME[@REV]."
+    return option("--base", metavar="BASE", help=text, group=group)
+
+
+def device_option(text: str) -> Decorator:
+    """--device cpu, cuda or cuda:N."""
+    return option(
+        "--device",
+        type=Known("cpu", "cuda"),
+        metavar="[cpu|cuda|cuda:N]",
+        default="cpu",
+        show_default=True,
+        help=text,
+        group=TRAINING,
+    )
+
+
+threads_option: Decorator = option(
+    "--threads", type=int, metavar="N", help="CPU threads that torch uses.  [default: torch's own]", group=TRAINING
+)
+
+
+def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    """How to train: what `fit` and `dim` share."""
+    of_training = {"group": TRAINING, "show_default": True}
+    options = (
+        option(
+            "--operator",
+            type=click.Choice([choices.AUTO, *choices.OPERATORS]),
+            default=choices.AUTO,
+            show_default=True,
+            help="The projection P from coordinates to weights. auto picks hadamard for images and scattered for other "
+            f"inputs. Only {' and '.join(choices.EXACT)} can be packed; the others are references.",
+            group=FILE,
+        ),
+        option("--epochs", type=int, default=10, help="Passes over the training split.", **of_training),
+        option("--batch-size", type=int, default=128, help="Examples in a training step.", **of_training),
+        option(
+            "--lr",
+            type=float,
+            help="Learning rate: the largest step of a coordinate.  [default: 0.35 / row length of P]",
+            group=TRAINING,
+        ),
+        option(
+            "--optimizer",
+            "optimiser",
+            former=("--optimiser",),
+            type=click.Choice(choices.OPTIMIZERS),
+            default="adam",
+            help="The optimizer of the coordinates. eigen needs fewer coordinates where there are few.",
+            **of_training,
+        ),
+        option("--seed", type=int, default=0, help="Seed of the subspace and of the training.", **of_training),
+        option(
+            "--precision",
+            type=click.Choice(choices.PRECISIONS),
+            default="fp32",
+            help="Precision of matrix products in training. Measurements and weights stay float32.",
+            **of_training,
+        ),
+        device_option("The device to train on."),
+        threads_option,
+        option(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="Processes that read examples ahead, for data that are not in memory.  [default: 0]",
+            group=TRAINING,
+        ),
+    )
+    return all_of(*options)(f)
+
+
+json_option: Decorator = option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout.", group=OUTPUT
+)
+verbose_option: Decorator = option(
+    "-v", "--verbose", is_flag=True, help="Also print how each tensor starts, one line per tensor.", group=OUTPUT
+)
+restart_option: Decorator = option(
+    "--restart", is_flag=True, help="Discard what the folder holds and begin again.", group=OUTPUT
+)
+
+
+def output_option(text: str, metavar: str, required: bool = True) -> Decorator:
+    """-o, --output: where to write."""
+    return option("-o", "--output", type=PATH, required=required, metavar=metavar, help=text, group=OUTPUT)
 
 
 def print_json(value: Any) -> None:
-    """One object on stdout."""
+    """Print one object on stdout."""
     click.echo(json.dumps(value, default=str))

@@ -1,19 +1,23 @@
 """subcompress pack."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress_cli.options import FILE, FOLDER, json_option, print_json
+from subcompress_cli.help import Command
+from subcompress_cli.options import FOLDER, json_option, output_option, print_json
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=FOLDER)
-@click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write.")
+@output_option("The file to write.", "FILE")
 @json_option
 def pack(run: Path, output: Path, as_json: bool) -> None:
-    """Write the file of a finished RUN."""
+    """Write the result of RUN, a folder that `fit` has finished, as one small file."""
+    import subcompress
+
     size = subcompress.pack(run, output)
     if as_json:
         print_json({"file": output, "file_bytes": size})

@@ -1,20 +1,32 @@
 """subcompress pull."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress_cli.options import FILE, json_option, print_json, say
+from subcompress_cli.help import HUB, Command, option
+from subcompress_cli.options import json_option, output_option, print_json, say
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("repository", metavar="ORG/NAME[@REV]")
-@click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write.")
-@click.option("--digest", metavar="HEX", help="That the file must state, see `info`; `verify` checks its weights.")
+@option(
+    "--digest",
+    metavar="HEX",
+    help="Refuse a file that states another digest of its weights. `info` shows the digest, `verify` checks it.",
+    group=HUB,
+)
+@output_option("The file to write.", "FILE")
 @json_option
 def pull(repository: str, output: Path, digest: str | None, as_json: bool) -> None:
-    """Fetch the file of a repository of the Hugging Face Hub, check it, and write it."""
+    """Download the file of a repository on the Hugging Face Hub, check it, and write it.
+
+    REV is a branch, a tag or a commit.
+    """
+    import subcompress
+
     found = subcompress.pull(repository, output, digest=digest, say=say)
     size = output.stat().st_size
     if as_json:

@@ -1,40 +1,53 @@
 """subcompress push."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress.hub import GRAPHS
-from subcompress_cli.finding import network_for, network_if_known
-from subcompress_cli.networks import model_option
-from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, print_json, say
+from subcompress_cli import choices
+from subcompress_cli.help import FIT, HUB, Command, option
+from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, model_option, print_json, say
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @click.argument("repository", metavar="ORG/NAME[@BRANCH]")
-@model_option()
-@click.option(
-    "--run", "run_folder", type=FOLDER, metavar="RUN", help="What it was packed from: accuracy, data, recipe."
+@model_option("The network of FILE, to make an ONNX file of it, if it is none of the named ones.")
+@option(
+    "--run",
+    "run_folder",
+    type=FOLDER,
+    metavar="RUN",
+    help="The run folder that FILE was packed from. The card then states accuracy, data and training options.",
+    group=FIT,
 )
-@base_option
-@click.option(
+@base_option(group=FIT)
+@option(
     "--onnx",
-    type=click.Choice(GRAPHS),
+    type=click.Choice(choices.GRAPHS),
     default="auto",
     show_default=True,
-    help="model.onnx: self-unfolding where it can.",
+    help="The model.onnx to add. auto: one that unfolds its own weights, where possible. dense: one that holds them.",
+    group=HUB,
 )
-@click.option("--dataset", metavar="ID", help="What the Hub calls the data it was measured on.")
-@click.option("--task", metavar="TAG", help="What the Hub calls what it is for.  [default: from the inputs]")
-@click.option("--license", metavar="ID", help="As the Hub spells it: apache-2.0, mit, ...")
-@click.option("--private/--public", default=None, help="Who may see a new repository.  [default: the account's]")
-@click.option("--tag", metavar="NAME", help="Tag the commit.")
-@click.option("-m", "--message", metavar="TEXT", help="Of the commit.")
-@click.option("--replace-card", is_flag=True, help="Write README.md anew, its owner's sections too.")
-@click.option("--force", is_flag=True, help="Replace files that no push of ours wrote.")
+@option("--dataset", metavar="ID", help="The Hub's name of the data that the accuracy was measured on.", group=HUB)
+@option("--task", metavar="TAG", help="The Hub's name of the task.  [default: derived from the inputs]", group=HUB)
+@option("--license", metavar="ID", help="The license as the Hub spells it, such as apache-2.0 or mit.", group=HUB)
+@option(
+    "--private/--public",
+    default=None,
+    help="Who may see a new repository.  [default: as the account is set]",
+    group=HUB,
+)
+@option("--tag", metavar="NAME", help="Tag the commit with this name.", group=HUB)
+@option("-m", "--message", metavar="TEXT", help="The message of the commit.", group=HUB)
+@option(
+    "--replace-card", is_flag=True, help="Write README.md anew, including the sections that its owner wrote.", group=HUB
+)
+@option("--force", is_flag=True, help="Replace files that subcompress did not write.", group=HUB)
 @json_option
 def push(
     file: Path,
@@ -53,10 +66,13 @@ def push(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Publish FILE on the Hugging Face Hub, with its card and, of a network that is known, an ONNX file.
+    """Publish FILE on the Hugging Face Hub, with a model card and an ONNX file.
 
-    In one commit, and none where nothing would change; the same command is safe to give again.
+    Everything goes into one commit, and no commit is made if nothing would change. The command is safe to repeat.
     """
+    import subcompress
+    from subcompress_cli.finding import network_for, network_if_known
+
     module = None
     if onnx == "dense":
         module = network_for(file, model_name, base)

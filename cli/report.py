@@ -1,16 +1,24 @@
 """subcompress report."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress_cli.options import FILE, FOLDER
+from subcompress_cli.help import Command
+from subcompress_cli.options import FOLDER, output_option
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="The page to write.  [default: RUN/report.html]")
+@output_option("The page to write.  [default: RUN/report.html]", "FILE", required=False)
 def report(run_folder: Path, output: Path | None) -> None:
-    """One self-contained page of RUN: frontier, probes, curves, bytes, comparison, commands and versions."""
+    """Write one HTML page about RUN.
+
+    It shows the frontier of bytes against accuracy, all trainings, the bytes of each part, the comparison if there is
+    one, and the commands and versions. It needs no other file.
+    """
+    import subcompress
+
     click.echo(f"written: {subcompress.report(run_folder, output)}")

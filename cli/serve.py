@@ -1,18 +1,22 @@
 """subcompress serve."""
 
+from __future__ import annotations
+
 import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from subcompress.errors import SubcompressError
-from subcompress.files import read_bytes
-from subcompress_cli.options import say
-from subcompress_cli.tracing import traced_beside
+from subcompress_cli.help import FIT, SERVER, Command, option
+from subcompress_cli.options import PATH, say
+
+if TYPE_CHECKING:
+    from subcompress.serving import running
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 TOKEN = "SUBCOMPRESS_TOKEN"
@@ -33,19 +37,70 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return size
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, required=True, metavar="PATH...")
-@click.option("--model", "models", multiple=True, metavar="NAME", help="A network of files that none is known for.")
-@click.option("--base", "bases", multiple=True, metavar="BASE", help="What files stand on, where the Hub has it not.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 is any that is free.")
-@click.option(
-    "--memory", type=Size(), default="1GB", show_default=True, help="Of rebuilt models together, bases aside."
+@option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="A network that some of the files hold and that is none of the named ones. Can be repeated.",
+    group=FIT,
 )
-@click.option("--max-batch", type=click.IntRange(1, 1 << 16), default=64, show_default=True, help="Examples of a run.")
-@click.option("--queue", type=click.IntRange(1, 1 << 20), default=1024, show_default=True, help="Requests at once.")
-@click.option("--max-body", type=Size(), default="64MB", show_default=True, help="Of a request.")
-@click.option("--token-file", type=click.Path(path_type=Path), help=f"What requests must bear; or ${TOKEN}.")
+@option(
+    "--base",
+    "bases",
+    multiple=True,
+    metavar="BASE",
+    help="A base that some of the files were fine-tuned from, if the Hub does not have it. Can be repeated.",
+    group=FIT,
+)
+@option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on. 0.0.0.0: all addresses of this machine.",
+    group=SERVER,
+)
+@option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="The port to listen on. 0: any free port.",
+    group=SERVER,
+)
+@option(
+    "--token-file",
+    type=PATH,
+    help=f"A file with the token that requests must carry, as in `Authorization: Bearer TOKEN`.  [default: ${TOKEN}]",
+    group=SERVER,
+)
+@option(
+    "--memory",
+    type=Size(),
+    default="1GB",
+    show_default=True,
+    help="Memory for all rebuilt models together. Bases are not counted.",
+    group=SERVER,
+)
+@option(
+    "--max-batch",
+    type=click.IntRange(1, 1 << 16),
+    default=64,
+    show_default=True,
+    help="Most examples that waiting requests are joined to.",
+    group=SERVER,
+)
+@option(
+    "--queue",
+    type=click.IntRange(1, 1 << 20),
+    default=1024,
+    show_default=True,
+    help="Most requests that may wait at once. Others are answered with status 503.",
+    group=SERVER,
+)
+@option("--max-body", type=Size(), default="64MB", show_default=True, help="Largest body of a request.", group=SERVER)
 def serve(
     sources: tuple[str, ...],
     models: tuple[str, ...],
@@ -58,21 +113,23 @@ def serve(
     max_body: int,
     token_file: Path | None,
 ) -> None:
-    """Answer inference requests to the models of PATH...: packed files, folders of them, hub:ORG/NAME, .onnx graphs;
-    each also as NAME=PATH.
+    """Answer inference requests to many models over HTTP.
 
-    Open Inference Protocol v2 over HTTP, metrics at /metrics, a page at /. A model is rebuilt at its first request;
-    those used most recently stay. Files are looked at again every second. SIGTERM and Ctrl-C let requests end.
+    Each PATH is a packed file, a folder of packed files, hub:ORG/NAME[@REV] or an .onnx file. NAME=PATH gives a model
+    another name. The server speaks the Open Inference Protocol v2. Metrics are at /metrics, a status page is at /. A
+    model is rebuilt at its first request. When --memory is full, the models that were not used for longest are dropped.
+    Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
     """
     from subcompress.serving import running
     from subcompress.serving.app import Limits
     from subcompress.serving.refusals import is_loopback
+    from subcompress_cli.tracing import traced_beside
 
     _hold_the_first()
     _open_many()
     token = _token(token_file)
     if token is None and not is_loopback(host):
-        say(f"anybody who reaches {host} may use this server: ${TOKEN} or --token-file asks for a token")
+        say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
 
     def ready(running: running.Running) -> None:
         models = running.models
@@ -123,6 +180,8 @@ def _hold_the_first() -> None:
 
 def _token(file: Path | None) -> str | None:
     """The token, None where none is asked for. Raises SubcompressError."""
+    from subcompress.files import read_bytes
+
     text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):
         raise SubcompressError("a token is 8 or more letters, digits and signs without spaces: give another")

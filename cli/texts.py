@@ -16,10 +16,10 @@ from subcompress import Data, SubcompressError, pretrained
 from subcompress.data import texts
 from subcompress.facts import Facts
 from subcompress.layout import Layout
+from subcompress_cli.options import MODEL
+from subcompress_cli.options import TEXTS as DATA
 
 HF = "hf:"
-MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
-DATA = "FILE.csv[,length=N][,tokenizer=DIR_OR_ID]"
 
 
 def is_texts(name: str) -> bool:

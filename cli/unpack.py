@@ -1,30 +1,33 @@
 """subcompress unpack."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress_cli.finding import network_for
-from subcompress_cli.networks import model_option
-from subcompress_cli.options import FILE, INPUT, base_option, json_option, print_json
-from subcompress_cli.progress import rebuilding
+from subcompress_cli import choices
+from subcompress_cli.help import OUTPUT, Command, option
+from subcompress_cli.options import INPUT, base_option, json_option, model_option, output_option, print_json
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
-@model_option()
-@click.option(
-    "-o",
-    "--output",
-    type=FILE,
-    required=True,
-    metavar="OUT",
-    help="dense .safetensors, or .onnx (of a network that is not known by its layout, --model names it).",
+@model_option("The network of FILE, for an ONNX file of a network that is none of the named ones.")
+@base_option()
+@output_option("The file to write: dense weights if it ends in .safetensors, a graph if it ends in .onnx.", "OUT")
+@option(
+    "--self-unfolding",
+    is_flag=True,
+    help="Write an ONNX file of a few kilobytes that computes its own weights in ONNX Runtime.",
+    group=OUTPUT,
 )
-@base_option
-@click.option("--self-unfolding", is_flag=True, help="An .onnx of kilobytes, which computes its own weights.")
-@click.option("--dtype", metavar="NAME", help="Round a .safetensors' weights: fp32, fp16 or bf16.")
+@option(
+    "--dtype",
+    type=click.Choice(choices.DTYPES),
+    help="Round the weights of a .safetensors file to this type.  [default: the type they were trained in]",
+    group=OUTPUT,
+)
 @json_option
 def unpack(
     file: Path,
@@ -36,6 +39,10 @@ def unpack(
     as_json: bool,
 ) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
+    import subcompress
+    from subcompress_cli.finding import network_for
+    from subcompress_cli.progress import rebuilding
+
     traced = model_name is not None or output.suffix == ".onnx"
     module = network_for(file, model_name, base) if traced else None
     with rebuilding(file) as done:

@@ -1,28 +1,34 @@
 """subcompress verify."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-import subcompress
-from subcompress.backends import available
-from subcompress_cli.finding import network_for
-from subcompress_cli.networks import data_options, data_set, loss_and_metric, model_option
-from subcompress_cli.options import INPUT, base_option, json_option, print_json, say
-from subcompress_cli.progress import rebuilding
+from subcompress_cli.help import Command
+from subcompress_cli.options import (
+    INPUT,
+    base_option,
+    data_options,
+    device_option,
+    json_option,
+    model_option,
+    print_json,
+    say,
+    task_options,
+)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
-@model_option()
-@data_options()
-@base_option
-@click.option("--loss", metavar="NAME", help="As to fit.  [default: cross-entropy]")
-@click.option("--metric", metavar="NAME", help="As to fit.  [default: goes with the loss]")
-@click.option("--device", default="cpu", show_default=True, help="Where the metric is computed: cpu or cuda.")
+@model_option("The network of FILE, to measure it with --data, if it is none of the named ones.")
+@data_options("Also measure the network on the test split of these data.")
+@task_options()
+@base_option()
+@device_option("The device to measure on.")
 @json_option
-@click.pass_context
 def verify(
     ctx: click.Context,
     file: Path,
@@ -35,8 +41,16 @@ def verify(
     device: str,
     as_json: bool,
 ) -> None:
-    """Rebuild FILE's weights on every backend and compare digests; with --data, the metric on the test split too, in
-    ONNX Runtime, or in torch where the network has no graph."""
+    """Rebuild the weights of FILE with every backend and check that all give the packed bits.
+
+    With --data, the network is also measured on the test split: in ONNX Runtime, or in torch if it has no ONNX graph.
+    """
+    import subcompress
+    from subcompress.backends import available
+    from subcompress_cli.finding import network_for
+    from subcompress_cli.networks import data_set, loss_and_metric
+    from subcompress_cli.progress import rebuilding
+
     data, task = data_set(data_name, data_dir, model_name), loss_and_metric(loss, metric)
     module = None if data is None else network_for(file, model_name, base)
     with rebuilding(file, len(available())) as done:
