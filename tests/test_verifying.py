@@ -151,9 +151,8 @@ def test_on_the_command_line(tmp_path, monkeypatch):
 class Stub:
     """A session that gives its inputs back, and a complex number as a pair."""
 
-    inputs = ["input_0", "input_1"]
-
     def __init__(self, path: Path, device: str) -> None:
+        self.inputs = ["input_0", "input_1"]
         assert device == "cpu"
 
     def __call__(self, **named: Tensor) -> tuple[Tensor, ...]:
