@@ -9,7 +9,7 @@ import click
 
 from subcompress.errors import SubcompressError
 from subcompress_cli import choices
-from subcompress_cli.help import GOAL, Command, option
+from subcompress_cli.help import MEASUREMENT, Command, option
 from subcompress_cli.options import (
     augment_option,
     data_options,
@@ -29,14 +29,21 @@ from subcompress_cli.options import (
 @data_options(required=True)
 @augment_option
 @training_task_options
-@option("--d", "ds", required=True, metavar="LIST", help="The dimensions to train in, such as 100,200,400.", group=GOAL)
+@option(
+    "--d",
+    "ds",
+    required=True,
+    metavar="LIST",
+    help="The dimensions to train in, such as 100,200,400.",
+    group=MEASUREMENT,
+)
 @option(
     "--repeats",
     type=int,
     default=3,
     show_default=True,
     help="Trainings in each dimension, with other seeds.",
-    group=GOAL,
+    group=MEASUREMENT,
 )
 @option(
     "--threshold",
@@ -44,13 +51,13 @@ from subcompress_cli.options import (
     type=float,
     multiple=True,
     help="One more value of the metric whose dimension is estimated. Can be repeated.",
-    group=GOAL,
+    group=MEASUREMENT,
 )
 @option(
     "--shuffle",
     type=click.Choice(choices.SHUFFLES),
     help="A control experiment of the paper: shuffle the pixels of all images alike, or the labels.",
-    group=GOAL,
+    group=MEASUREMENT,
 )
 @training_options
 @output_option("The folder for dim.md, dim.json and dim.png.", "DIR")

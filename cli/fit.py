@@ -111,7 +111,7 @@ if TYPE_CHECKING:
     help="Leave buffers and frozen tensors of these names out of the file. Can be repeated.",
     group=FILE,
 )
-@base_option("Fine-tune these public weights instead of training from random ones.")
+@base_option("Fine-tune these public weights instead of training from random ones.", BASE)
 @option(
     "--base-name",
     metavar="NAME",

@@ -12,14 +12,15 @@ FIT = "Network and data"
 BASE = "Fine-tuning a base"
 GOAL = "Goal (give one)"
 SEARCH = "Search"
-FILE = "Size of the file"
+MEASUREMENT = "Measurement"
+FILE = "Subspace and file"
 TRAINING = "Training"
 SERVER = "Server"
 HUB = "Repository on the Hub"
 OUTPUT = "Output"
 OTHER = "Other options"
 
-GROUPS = (FIT, BASE, GOAL, SEARCH, FILE, TRAINING, SERVER, HUB, OUTPUT, OTHER)
+GROUPS = (FIT, BASE, GOAL, MEASUREMENT, SEARCH, FILE, TRAINING, SERVER, HUB, OUTPUT, OTHER)
 """Titles of groups of options, in the order in which help shows them."""
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from subcompress_cli import choices
-from subcompress_cli.help import BASE, FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
+from subcompress_cli.help import FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
 
 PATH = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
@@ -57,24 +57,32 @@ def all_of(*options: Decorator) -> Decorator:
     return decorate
 
 
-def model_option(text: str = "", **attributes: Any) -> Decorator:
-    """--model NAME. text: what help says of it first."""
-    known = (
-        f"{', '.join(choices.MODELS)}; file.py:factory or package.module:factory, a function without arguments that "
-        f"returns an nn.Module; or {MODEL}, a network of transformers."
+def model_option(of_file: str = "", **attributes: Any) -> Decorator:
+    """--model NAME. of_file: what help says where the network is that of a file or a run, which is usually known."""
+    text = (
+        f"{of_file} As for `fit`."
+        if of_file
+        else (
+            f"The network to train: {', '.join(choices.MODELS)}; file.py:factory or package.module:factory, a function "
+            f"without arguments that returns an nn.Module; or {MODEL}, a network of transformers."
+        )
     )
-    text = f"{text or 'The network to train.'} One of {known}"
     name = Known(*choices.MODELS)
     return option("--model", "model_name", type=name, metavar="NAME", help=text, group=FIT, **attributes)
 
 
-def data_options(text: str = "", **attributes: Any) -> Decorator:
-    """--data NAME and --data-dir DIR. text: what help says of the first."""
-    known = (
-        f"{', '.join(choices.DATA)}; file.py:factory, a function without arguments that returns (train, validation, "
-        f"test), each a data set of (x, y) or a DataLoader; or {TEXTS}, texts with columns text and label."
+def data_options(of_file: str = "", **attributes: Any) -> Decorator:
+    """--data NAME and --data-dir DIR. of_file: what help says where a file is measured."""
+    text = (
+        f"{of_file} As for `fit`."
+        if of_file
+        else (
+            f"The data to train on: {', '.join(choices.DATA)}; file.py:factory, a function without arguments that "
+            f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; or {TEXTS}, texts with "
+            "the columns text and label."
+        )
     )
-    text, name = f"{text or 'The data to train on.'} One of {known}", Known(*choices.DATA)
+    name = Known(*choices.DATA)
     return all_of(
         option("--data", "data_name", type=name, metavar="NAME", help=text, group=FIT, **attributes),
         option(
@@ -84,23 +92,12 @@ def data_options(text: str = "", **attributes: Any) -> Decorator:
 
 
 def task_options(loss: str = "cross-entropy", metric: str = "the one that belongs to the loss") -> Decorator:
-    """--loss and --metric, for commands that take both from elsewhere by default: the texts say from where."""
+    """--loss and --metric of commands that train nothing of their own; the texts say what the defaults are."""
+    losses, metrics = Known(*choices.LOSSES), Known(*choices.METRICS)
+    text = "As for `fit`.  [default: {}]"
     return all_of(
-        option(
-            "--loss",
-            type=Known(*choices.LOSSES),
-            metavar="NAME",
-            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar.  [default: {loss}]",
-            group=FIT,
-        ),
-        option(
-            "--metric",
-            type=Known(*choices.METRICS),
-            metavar="NAME",
-            help=f"The metric that is reported: {', '.join(choices.METRICS)}; torchmetrics:NAME,option=value; or "
-            f"file.py:f, f(outputs, y) -> float over a whole split.  [default: {metric}]",
-            group=FIT,
-        ),
+        option("--loss", type=losses, metavar="NAME", help=f"The loss. {text.format(loss)}", group=FIT),
+        option("--metric", type=metrics, metavar="NAME", help=f"The metric. {text.format(metric)}", group=FIT),
     )
 
 
@@ -145,7 +142,7 @@ augment_option: Decorator = option(
 )
 
 
-def base_option(text: str = "", group: str = BASE) -> Decorator:
+def base_option(text: str = "", group: str = FIT) -> Decorator:
     """--base BASE. text: what help says of it first."""
     text = text or "The base that FILE was fine-tuned from, if it has one and the Hub does not."
     text += " A safetensors file, a torch state dict, a folder with either, or hub:ORG/NAME[@REV]."
@@ -177,10 +174,12 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         option(
             "--operator",
             type=click.Choice([choices.AUTO, *choices.OPERATORS]),
+            metavar="NAME",
             default=choices.AUTO,
             show_default=True,
-            help="The projection P from coordinates to weights. auto picks hadamard for images and scattered for other "
-            f"inputs. Only {' and '.join(choices.EXACT)} can be packed; the others are references.",
+            help=f"The projection P from coordinates to weights: {', '.join((choices.AUTO, *choices.OPERATORS))}. auto "
+            "takes hadamard for images and scattered for other inputs. Only these two can be packed; the others are "
+            "references.",
             group=FILE,
         ),
         option("--epochs", type=int, default=10, help="Passes over the training split.", **of_training),

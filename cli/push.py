@@ -24,7 +24,7 @@ from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, mod
     help="The run folder that FILE was packed from. The card then states accuracy, data and training options.",
     group=FIT,
 )
-@base_option(group=FIT)
+@base_option()
 @option(
     "--onnx",
     type=click.Choice(choices.GRAPHS),

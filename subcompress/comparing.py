@@ -34,8 +34,15 @@ JSON, MARKDOWN, PLOT = "compare.json", "compare.md", "compare.png"
 
 @dataclass(frozen=True)
 class Comparison:
-    """digest: of our file's weights; rows: in the order of the registry; skipped: name -> why; title: network and data;
-    metric: of the values."""
+    """What `compare` found.
+
+    Attributes:
+        digest: The digest of the weights in our file.
+        title: Network and data.
+        metric: The name of the metric.
+        rows: One for each method: bytes of the whole file, value of the metric, seconds.
+        skipped: The methods that were left out, and why.
+    """
 
     digest: str
     title: str
@@ -94,12 +101,30 @@ def compare(
     restart: bool = False,
     listener: Listener | None = None,
 ) -> Comparison:
-    """Measure the file of a finished run against other ways to ship its network, each trained for the run's epochs.
+    """Compare the file of a finished run with other ways to ship its network.
 
-    base: what the run's file stands on, where it does, by default what it was trained on; the others start there too.
-    peers: names of `subcompress.peers.PEERS`, all of them by default; one that cannot be had is skipped, with the
-    reason. The test split is read once a peer, after its training. Raises SubcompressError for a run that is not
-    finished, or is not of this network.
+    Each other way is trained for as many epochs as the run was. The test split is read once for each, after its
+    training.
+
+    Args:
+        run_folder: A folder that `fit` wrote.
+        model: The network of the run.
+        data: The data of the run.
+        loss: As given to `fit`.
+        metric: As given to `fit`.
+        minimise: As given to `fit`.
+        base: The base of the run, if it has one. By default the one that it was trained on; the others start there too.
+        peers: Names of the ways to compare with. By default all; one that cannot be had is skipped, with the reason.
+        title: The title of table and plot.
+        threads: CPU threads that torch uses.
+        restart: Discard results of an earlier call.
+        listener: Hears of progress; see `Listener`.
+
+    Returns:
+        The table, which is also written to compare.md, compare.json and compare.png in the run folder.
+
+    Raises:
+        SubcompressError: The run is not finished, or is not of this network.
     """
     listener, path = listener or Listener(), Path(run_folder)
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]

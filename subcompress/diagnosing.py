@@ -25,7 +25,13 @@ ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found under a name; mend: empty, or how to mend a fault."""
+    """One line of `doctor`.
+
+    Attributes:
+        name: What was looked at.
+        found: What was found.
+        mend: How to repair it, empty if nothing is wrong.
+    """
 
     name: str
     found: str
@@ -33,7 +39,11 @@ class Finding:
 
 
 def doctor() -> list[Finding]:
-    """Findings about Python, torch, CUDA, Triton, ONNX Runtime and its providers, and the backends of `expand`."""
+    """Check what this machine can compute with.
+
+    Returns:
+        Findings about Python, torch, CUDA, Triton, ONNX Runtime and its providers, and each backend.
+    """
     findings: list[Finding] = []
     for name, check in CHECKS.items():
         try:

@@ -17,10 +17,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Facts:
-    """All fields are optional. An image is prepared as `x = (pixel / 255 - mean) / std`, one mean and std a channel.
+    """What a receiver must know to prepare an input and read an output. All fields are optional.
 
-    input_shape: of one example, without the batch axis; input_dtype: in safetensors' names, F32 where it is empty;
-    labels: one text a class, in the order of the outputs; inputs: where `forward` takes several, in its order.
+    An image is prepared as x = (pixel / 255 - mean) / std, with one mean and one std per channel.
+
+    Attributes:
+        input_shape: Shape of one example, without the batch axis.
+        input_dtype: Its type by the names of safetensors; empty means F32.
+        mean: One number per channel.
+        std: One number per channel.
+        labels: One text per class, in the order of the outputs.
+        inputs: The inputs of a network that takes several, in the order of `forward`.
     """
 
     input_shape: tuple[int, ...] = ()

@@ -67,45 +67,63 @@ def fit(
     origin: dict[str, Any] | None = None,
     listener: Listener | None = None,
 ) -> Fit:
-    """Train `model` in d coordinates of `bits` bits and write the run folder; `model` itself is left as it was.
+    """Train a network in d coordinates and write a run folder.
 
-    model: an `nn.Module`, or a factory of one without arguments: built several times, it tells chosen starts from
-    random ones. data: a `Data`, or its three data sets or loaders, (train, validation, test).
+    Give one goal: `d`, or a target (`min_accuracy`, `max_drop` or `target`), for which the smallest file is searched,
+    or `within`, for which the best file of at most so many bytes is searched. The network that is given stays as it
+    was. Before the first training, at most about 100 steps of direct training measure how far each tensor moves. The
+    same seed, data, options and machine give the same file on a CPU, also if the call was interrupted and made again.
+    On CUDA, some sums have no fixed order.
 
-    Give one of d; min_accuracy (absolute); max_drop (below the same network trained directly, on the spot or given as
-    `baseline`, a number or a safetensors file of its weights); target (of any metric); within (bytes of the whole
-    file). With a target, the smallest file is searched whose mean over `seeds` seeds meets it on the validation split;
-    with `within`, the best one of at most so many bytes. Either in at most `max_fits` trainings,
-    none of which, from the second one on, begins where it would end after
-    `max_minutes`.
+    Args:
+        model: The network, or a function without arguments that builds it. A function is better: it is called under
+            several seeds, which tells values that were chosen from values that were drawn.
+        data: A `Data`, or its three data sets or loaders (train, validation, test).
+        run_folder: Where to write the run. If it holds an interrupted run of the same call, that run continues.
+        d: Number of coordinates.
+        min_accuracy: Find the smallest file with at least this validation accuracy, between 0 and 1.
+        max_drop: Find the smallest file with an accuracy at most this far below that of direct training.
+        target: Find the smallest file whose metric is at least this value (at most, if smaller is better).
+        within: Find the best file of at most so many bytes, the whole file counted.
+        baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
+            default the network is trained directly.
+        loss: A name (cross-entropy, mse, l1, bce) or f(module, batch) -> scalar tensor.
+        metric: A name, `torchmetrics:NAME,option=value`, f(outputs, y) -> float over a whole split, or an object with
+            `update(outputs, y)`, `compute()` and `reset()`. By default the one that belongs to the loss.
+        minimise: Whether a smaller metric is better. By default what the metric says of itself, else larger is better.
+        operator: The projection from coordinates to weights. `auto` takes hadamard for images and scattered for others.
+        structured: What becomes of orthogonal and sparse random starts: `random` starts them anew from the seed,
+            `store` keeps their values in the file, `guess` judges every start by its values alone.
+        drop: Patterns of buffers and frozen tensors to leave out of the file. They are rebuilt as zeros.
+        base: Weights to fine-tune: a safetensors file, a torch state dict, a folder with either, `hub:ORG/NAME[@REV]`,
+            a module, or tensors by name. The file names the base and does not hold it.
+        base_name: The base's name in the file, `hub:ORG/NAME[@COMMIT]`, for people who have it under another name.
+        act_on: Tensors of the base to train: roles (all, norms, biases, heads, embeddings, matrices) or patterns of
+            names, separated by commas. By default norms, biases and heads.
+        new: Patterns of tensors that start from the seed, in addition to a new head.
+        bits: Bits of a coordinate, 2 to 8. By default 4, or 8 if d is at most 64.
+        epochs: Passes over the training split.
+        seed: Seed of the subspace and of the training.
+        seeds: Trainings at each d of a search; their mean must meet the target.
+        max_fits: Most trainings that a search may take.
+        max_minutes: No training starts that would end later than this.
+        lr: Largest step of a coordinate. By default 0.35 / (root mean square of the row lengths of P).
+        rate: Price of a bit, in units of the loss; a higher price gives a smaller file.
+        optimiser: adam or eigen; eigen needs fewer coordinates where there are few.
+        batch_size: Examples in a training step.
+        precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
+        threads: CPU threads that torch uses.
+        device: cpu, cuda or cuda:N.
+        workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
+        restart: Discard what the folder holds.
+        origin: Where the run came from, for `report` and `compare`.
+        listener: Hears of progress; see `Listener`.
 
-    base: the weights that training starts from, theta = base + scale * integer: a safetensors file, a torch state dict,
-    a folder with either, `hub:ORG/NAME[@REV]`, a module or tensors by name. The file names it and does not hold it.
-    base_name: the name that the file gives it, where others have it under another, `hub:ORG/NAME[@COMMIT]`. act_on: the
-    tensors of the base that move, roles (all, norms, biases, heads, embeddings, matrices) or patterns of names, with
-    commas between. new: patterns of tensors that start from the seed although they are not the network's last.
+    Returns:
+        What was reached: the metric on validation and test split, bytes, all trainings, and the frontier of a search.
 
-    bits: of a coordinate, 4 by default, and 8 where d is at most 64, which costs little. 3 to 6 are within each other's
-    noise at equal bytes (benchmarks/levers.py), so that they are not searched.
-    rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
-    what shortens a file with d = D, where every weight has a coordinate of its own.
-    optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
-    precision: bf16 trains with products in bfloat16, faster where the processor has them; weights stay exact.
-    workers: processes that read examples ahead, where data sets are not in memory; the file does not depend on it.
-    metric: a name, also of torchmetrics (`torchmetrics:AUROC,task=binary`), f(outputs, y) of a whole split, or an
-    object with update(outputs, y), compute() and reset(). minimise: less is better; by default what the metric says of
-    itself, as those of torchmetrics do.
-    origin: what `report` shows of where the run came from, and `compare` takes names from.
-    lr: Adam's largest step of a coordinate; by default 0.35 / (rms row length of P), which moves a weight by at most
-    0.35 of its scale. structured: what becomes of orthogonal and sparse random starts: `random`, they start anew from
-    the seed; `store`, their values are kept in the file; `guess`, every start is judged by its values alone. drop:
-    patterns of buffers and frozen tensors that the file holds as zeros.
-
-    Before the first training, how far each tensor moves is measured by at most about 100 steps of direct training
-    (`subcompress.moves`). The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
-    have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
-    options that cannot be met, a target that is not reached, and a run that died, was tried again with a smaller step
-    and died again.
+    Raises:
+        SubcompressError: Options that cannot be met, a target that is not reached, or a training that died twice.
     """
     listener = listener or Listener()
     data = _brought(data, workers)

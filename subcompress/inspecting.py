@@ -11,8 +11,18 @@ from subcompress.layout import Layout
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """What a file holds and its ledger, bytes by part, without expanding it and without its base. Raises
-    SubcompressError."""
+    """Tell what a file holds, without rebuilding its weights and without its base.
+
+    Args:
+        path: A packed file.
+
+    Returns:
+        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `file_bytes`, `dense_bytes` and `ledger`,
+        which gives the bytes of each part of the file.
+
+    Raises:
+        SubcompressError: The file cannot be read or is damaged.
+    """
     found = format.contents(path)
     base, layout = found.base, found.layout
     return {

@@ -54,12 +54,43 @@ def measure_dimension(
     restart: bool = False,
     listener: Listener | None = None,
 ) -> Dimension:
-    """Train at each d with `repeats` seeds, and the network directly as often; write dim.md, dim.json and dim.png.
+    """Measure the intrinsic dimension of a network on its data (Li et al. 2018).
 
-    Coordinates are float32, not rounded, as the paper's. The metric is that of the validation split; with
-    shuffle="labels", where nothing can be learned but the training split itself, of that. The thresholds are 0.9 of the
-    own baseline, for accuracies 0.9 absolute, and those given. Interrupted, the same call goes on. Raises
-    SubcompressError.
+    The network is trained at each d with `repeats` seeds, and directly as often. Coordinates stay float32, as in the
+    paper. The thresholds are 0.9 of the baseline, 0.9 absolute if the metric is an accuracy, and those that are given.
+    If the call is interrupted, the same call continues.
+
+    Args:
+        model: The network, or a function without arguments that builds it.
+        data: The data.
+        folder: Where dim.md, dim.json and dim.png are written.
+        ds: The dimensions to train in.
+        repeats: Trainings in each dimension.
+        thresholds: More values of the metric whose dimension is estimated.
+        shuffle: pixels or labels, the control experiments of the paper. With labels, the metric is that of the training
+            split, since nothing else can be learned; else that of the validation split.
+        loss: As for `fit`.
+        metric: As for `fit`.
+        minimise: As for `fit`.
+        operator: As for `fit`.
+        epochs: As for `fit`.
+        seed: As for `fit`.
+        lr: As for `fit`.
+        optimiser: As for `fit`.
+        batch_size: As for `fit`.
+        precision: As for `fit`.
+        threads: As for `fit`.
+        device: As for `fit`.
+        workers: As for `fit`.
+        names: Names of network and data in table and plot.
+        restart: Discard what the folder holds.
+        listener: Hears of progress; see `Listener`.
+
+    Returns:
+        The accuracies at each d, and the estimates with their intervals.
+
+    Raises:
+        SubcompressError: Options or data that cannot be trained with.
     """
     listener = listener or Listener()
     for line in data.notes:

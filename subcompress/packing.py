@@ -11,11 +11,18 @@ from subcompress.subspace import Subspace
 
 
 def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None) -> int:
-    """Write the file of a run folder, or of a Subspace that was trained in a loop of the caller's own; whole or not at
-    all. Returns its bytes. facts: what a receiver needs to know of the input, for a Subspace.
+    """Write a finished run, or a trained `Subspace`, as one file. The file is written whole or not at all.
 
-    Raises SubcompressError for a folder that is not a finished run, a Subspace that was not rounded, and a place that
-    cannot be written.
+    Args:
+        source: A folder that `fit` wrote, or a `Subspace` after `round`.
+        path: The file to write.
+        facts: What a receiver must know of the input; for a `Subspace` only, a run has its own.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        SubcompressError: The folder is no finished run, the subspace was not rounded, or the file cannot be written.
     """
     if isinstance(source, Subspace):
         return format.save(source.record(facts), path)

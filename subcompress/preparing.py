@@ -59,11 +59,20 @@ def measure_moves(
     steps: int = STEPS,
     **options: Any,
 ) -> Moves:
-    """Train a copy of the network directly for a few steps, and see how far each tensor moves: for `Subspace.of`.
+    """Train a copy of a network directly for a few steps and measure how far each tensor moves, for `Subspace.of`.
 
-    batches: of the training split, a DataLoader or a list, that can be gone through several times; loss: f(module,
-    batch) -> scalar; options: what `Subspace.of` is given too (seed, structured, base, act_on, ...). Raises
-    SubcompressError.
+    Args:
+        module: The network, or a function without arguments that builds it.
+        batches: Batches of the training split that can be iterated several times: a DataLoader or a list.
+        loss: f(module, batch) -> scalar tensor.
+        steps: Steps of training, at most.
+        **options: Options that `Subspace.of` is given too: seed, structured, base, act_on and so on.
+
+    Returns:
+        The moves, to give to `Subspace.of`.
+
+    Raises:
+        SubcompressError: The network cannot be trained so.
     """
     known = prepared(module, **options)
 

@@ -44,10 +44,32 @@ class Probe:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit reached. `validation` and `test` are the metric of the rebuilt weights; the test split was read once,
-    for the last. bytes: of the file that `pack` writes; probes: every training; frontier: those that no smaller file
-    and no better one outdoes. The fields of a search are empty where d was given. warnings: what looks wrong, a line
-    each."""
+    """What a fit reached.
+
+    The test split was read once, at the end, for `test`. Fields of a search are empty if d was given.
+
+    Attributes:
+        run: The run folder.
+        d: Number of coordinates.
+        D: Number of weights that can be trained.
+        bits: Bits of a coordinate before entropy coding.
+        seed: The seed of the file.
+        metric: The name of the metric.
+        validation: The metric of the rebuilt weights on the validation split.
+        test: The same on the test split.
+        seconds: How long the fit took.
+        operator: The projection.
+        bytes: Size of the file that `pack` writes.
+        target: The value that the search had to meet.
+        within: The number of bytes that the search had to keep to.
+        probes: Every training.
+        frontier: The trainings for which no smaller file is as good.
+        d_spread: How much the d that meets the target varies between seeds.
+        validation_spread: Standard deviation of `validation` between seeds.
+        baseline: The metric of direct training.
+        full_fits: What the search cost, in full trainings.
+        warnings: What looks wrong, one line each.
+    """
 
     run: Path
     d: int

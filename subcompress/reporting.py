@@ -16,10 +16,17 @@ TEMPLATE = "report.html.j2"
 
 
 def report(run_folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page of a run, by default `report.html` in its folder; returns where it is. What `compare` left there
-    is shown too.
+    """Write one HTML page about a run. It needs no other file, and shows what `compare` left in the folder too.
 
-    Raises SubcompressError for a folder that is not a finished fit.
+    Args:
+        run_folder: A folder that `fit` wrote.
+        output: The page to write. By default `report.html` in the run folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        SubcompressError: The folder is no finished fit.
     """
     path = Path(run_folder)
     fit, summary = run.fit_of(path), run.summary(path)

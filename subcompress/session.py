@@ -21,15 +21,21 @@ from subcompress.runtime import PLAIN, PROVIDERS, How, give_back, open_graph
 
 
 class Session:
-    """A network ready to run: `session(x)` gives what the module gives, on the device, in one thread at a time.
+    """A network ready to run in ONNX Runtime. `session(x)` returns what the module returns, as tensors on the device.
 
-    path: a packed .safetensors file, with the `module` it was made from, which stays as it is; or an .onnx file that
-    `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
-    base: what a packed file stands on, where it does, see `subcompress.load`.
-    tf32: let a CUDA device round inputs of products to 10 bits, as ONNX Runtime does unless told otherwise.
+    Use it from one thread at a time.
 
-    Raises SubcompressError for a file that cannot be read, another module's layout, a module that cannot be exported, a
-    device that is not there (never another in its place), and an ONNX Runtime that is too old for the file.
+    Args:
+        path: A packed .safetensors file, or an .onnx file that `unpack` wrote.
+        module: The network of a packed file. It stays as it is.
+        base: The base that a packed file was fine-tuned from, if it has one; see `load`.
+        device: cpu or cuda. A device that does not exist is an error, never replaced by another.
+        check: Compare the weights with the digest in the file. They are copied to the host for this.
+        tf32: Let a CUDA device round the inputs of matrix products to 10 bits.
+
+    Raises:
+        SubcompressError: The file cannot be read, the module has other tensors or cannot be exported, the device does
+            not exist, or ONNX Runtime is too old for the file.
     """
 
     def __init__(

@@ -46,13 +46,12 @@ ONCE = 32
 
 
 class Subspace(nn.Module):
-    """Wraps a copy of `module`: what the plan trains becomes functions of `z`, (d,); buffers and modes stay its own.
+    """A module whose only parameter is z, of shape (d,): its weights are start + scale * (P z).
 
-    Activation checkpointing (torch.utils.checkpoint) runs layers once more in the backward pass, under the weights of
-    the forward pass: call `backward` on what the Subspace returned, or inside the block of `materialised`.
-
-    `z` starts at zero, where the weights are at their starts; at random where d = D. Submodules are reached by
-    `train()` and `eval()`.
+    It wraps a copy of a network, for a training loop of your own. Call it as the network is called; `materialised`
+    gives the network itself. Buffers and modes stay the network's own. `z` starts at zero, where the weights are at
+    their starts, or at random values if d = D. If layers are checkpointed (torch.utils.checkpoint), call `backward` on
+    what the subspace returned, or inside the block of `materialised`.
     """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
@@ -107,11 +106,29 @@ class Subspace(nn.Module):
         drop: Sequence[str] = (),
         moves: Moves | None = None,
     ) -> Subspace:
-        """The subspace of d coordinates of a network, planned with the defaults of `fit`; base, base_name, act_on, new
-        and drop as there.
+        """Make the subspace of a network, planned with the defaults of `fit`.
 
-        module: the network, or a factory of it, which tells chosen values from random ones. moves: how far each tensor
-        moves, from `measure_moves` of the same network; guessed from the starts by default. Raises SubcompressError.
+        Args:
+            module: The network, or a function without arguments that builds it, which tells chosen values from drawn
+                ones.
+            d: Number of coordinates.
+            bits: Bits of a coordinate, as they will be given to `round`.
+            seed: Seed of the subspace.
+            operator: As for `fit`.
+            structured: As for `fit`.
+            base: As for `fit`.
+            base_name: As for `fit`.
+            act_on: As for `fit`.
+            new: As for `fit`.
+            drop: As for `fit`.
+            moves: How far each tensor moves, from `measure_moves` of the same network. By default guessed from the
+                starts.
+
+        Returns:
+            The subspace. Its learning rate is `plan.lr`.
+
+        Raises:
+            SubcompressError: The network or an option cannot be used.
         """
         known = prepared(
             module,
@@ -142,8 +159,14 @@ class Subspace(nn.Module):
         return self
 
     def round(self, bits: int = 4) -> None:
-        """From here on the weights are those of z rounded to integers of so many bits; gradients pass straight through
-        (Bengio, Leonard, Courville 2013, arXiv:1308.3432)."""
+        """Round the weights from here on to those that will be packed.
+
+        z is rounded to integers of so many bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
+        arXiv:1308.3432). Call it about half-way through the training.
+
+        Args:
+            bits: Bits of a coordinate, 2 to 8.
+        """
         check_options(bits, 0, "hadamard")
         steps = []
         for z, part in zip(self.z.detach().split(self.splits), self.plan.parts, strict=True):

@@ -64,8 +64,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, once an epoch: loss is the mean over the last steps, value the metric on the validation
-    split, seconds since the run began."""
+    """How far a training is, once an epoch.
+
+    Attributes:
+        loss: Mean over the last steps.
+        value: The metric on the validation split.
+        seconds: Seconds since the training began.
+    """
 
     epoch: int
     epochs: int
@@ -77,7 +82,7 @@ class Progress:
 
 
 class Listener:
-    """Hears what happens; does nothing unless a method is overridden."""
+    """Hears of the progress of `fit`, `compare` and `measure_dimension`. Override the methods that you need."""
 
     def note(self, text: str) -> None:
         """A line a person should read: costs, warnings, how tensors start."""

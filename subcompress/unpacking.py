@@ -25,12 +25,23 @@ from subcompress.streaming import stream
 
 
 def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
-    """Rebuild the file's weights into `module`, which is returned, in evaluation mode.
+    """Rebuild the weights of a file into a module.
 
-    base: what the file stands on, where it does, see `fit`; fetched from the Hub by default, if it lies there. check:
-    compare the weights with the digest in the file first, a leaf at a time, before the module is touched. They
-    are computed on the module's device and in its own memory, no second copy, unless it has its own way to be loaded.
-    Raises SubcompressError for a damaged file and for a module with other tensors, naming the first that differs.
+    The weights are computed on the module's device and in its own memory, without a second copy.
+
+    Args:
+        path: A packed file.
+        module: A module with the tensors that the file holds.
+        base: The base that the file was fine-tuned from, if it has one; see `fit`. By default it is fetched from the
+            Hub.
+        check: Compare the weights with the digest in the file before the module is changed.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        SubcompressError: The file is damaged, or the module has other tensors; the message names the first that
+            differs.
     """
     record, _ = format.read(path, base)
     return load_record(record, module, check=check)
@@ -94,13 +105,23 @@ def unpack(
     dtype: str | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write the weights of the file at `path`, checked against its digest, whole or not at all; returns the output.
+    """Rebuild the weights of a file, check them against its digest, and write them.
 
-    An output that ends in .safetensors is dense, with the state dict's names, shapes and dtypes, written in bounded
-    memory; one that ends in .onnx is a graph, and needs the `module` to trace. self_unfolding: the graph computes its
-    weights itself, and takes kilobytes (docs/ONNX.md). base: what the file stands on, where it does, see `load`. dtype:
-    fp32, fp16 or bf16, what floating-point tensors of a .safetensors are rounded to. done: told the bytes of dense
-    weights that are written, a few at a time, by any thread. Raises SubcompressError.
+    Args:
+        path: A packed file.
+        output: The file to write, whole or not at all. `.safetensors`: dense weights with the names, shapes and types
+            of the state dict, written in bounded memory. `.onnx`: a graph, for which `module` is needed.
+        module: The network, to trace a graph of.
+        base: The base that the file was fine-tuned from, if it has one; see `load`.
+        self_unfolding: Write a graph of a few kilobytes that computes its own weights.
+        dtype: fp32, fp16 or bf16: round floating-point tensors of a .safetensors file to this type.
+        done: Called with the number of bytes that were written, a few at a time, from any thread.
+
+    Returns:
+        The path of the output.
+
+    Raises:
+        SubcompressError: The file is damaged, its weights do not match, or the output cannot be written.
     """
     output = Path(output)
     record, _ = format.read(path, base)

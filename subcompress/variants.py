@@ -21,14 +21,13 @@ from subcompress.streaming import stream
 
 
 class Variants(Mapping[str, bytes]):
-    """A module with a base's weights, and files on that base by name; `use` makes the module one of them.
+    """One module, one base, and many files that were fine-tuned from the base; `use` makes the module one of them.
 
-    variants = Variants(module, "hub:ORG/BASE")
-    variants.add("reviews", "reviews.safetensors")
-    variants.use("reviews")(x)
+    The module and the base are held once. A variant takes the bytes of its file. Use it from one thread at a time.
 
-    The module and the base (mapped from its file) are held once; a variant is the bytes of its file. Not for several
-    threads at once: the module is one.
+        variants = Variants(module, "hub:ORG/BASE")
+        variants.add("reviews", "reviews.safetensors")
+        variants.use("reviews")(x)
     """
 
     def __init__(self, module: nn.Module, base: Any) -> None:

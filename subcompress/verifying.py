@@ -29,9 +29,16 @@ RUNTIME, TORCH = "ONNX Runtime", "torch"
 
 @dataclass(frozen=True)
 class Verification:
-    """backends: name -> whether its weights have the file's digest. With data: metric and value, on the test split;
-    engine: what computed the outputs, ONNX Runtime, or torch where there is no graph, and note says why; test_accuracy:
-    the value, where the metric is the accuracy."""
+    """What `verify` found.
+
+    Attributes:
+        backends: For each backend, whether its weights have the file's digest.
+        test_accuracy: The value, if the metric is the accuracy.
+        metric: The name of the metric on the test split, with data.
+        value: Its value.
+        engine: What computed the outputs: ONNX Runtime, or torch if there is no graph.
+        note: Why there is no graph.
+    """
 
     backends: dict[str, bool]
     digest: str
@@ -58,15 +65,27 @@ def verify(
     metric: str | Metric | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Rebuild the weights on every backend of this machine, in bounded memory, and compare each with the digest in the
-    file.
+    """Rebuild the weights with every backend of this machine and compare each with the digest in the file.
 
-    With data, and the module to trace, the metric on the test split again, in ONNX Runtime at batch size 1; in torch
-    where the network has no graph, or the loss is the metric and takes the module itself; not where the weights are
-    wrong. loss and metric: as given to `fit`, the accuracy by default. base: what the file stands on, where it does,
-    see `load`. device: where the metric is computed, cpu or cuda. done: told the bytes of weights that are behind us, a
-    few at a time, by any thread; there are `dense_bytes` for each backend. Raises SubcompressError for a file that
-    cannot be read, for a device that is not there, and for data that do not go through the network and the metric.
+    With `data`, the network is also measured on the test split: in ONNX Runtime at batch size 1, or in torch if it has
+    no graph. It is not measured if the weights are wrong.
+
+    Args:
+        path: A packed file.
+        data: Data to measure the network on.
+        module: The network, to trace a graph of; needed with `data`.
+        base: The base that the file was fine-tuned from, if it has one; see `load`.
+        device: cpu or cuda, where the metric is computed.
+        loss: As given to `fit`.
+        metric: As given to `fit`. By default the accuracy.
+        done: Called with the number of bytes of weights that were checked, a few at a time, from any thread. There are
+            `dense_bytes` for each backend.
+
+    Returns:
+        Which backends agree, and the metric.
+
+    Raises:
+        SubcompressError: The file cannot be read, the device does not exist, or the data do not fit the network.
     """
     require_device(device)
     record, _ = format.read(path, base)

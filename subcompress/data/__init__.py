@@ -17,9 +17,17 @@ DATA: dict[str, Callable[[Path | None], Data]] = {
 
 
 def load_data(name: str, folder: str | Path | None = None) -> Data:
-    """The data set of that name; `folder` is where its files lie, for those that are not embedded.
+    """Load a data set by name.
 
-    Raises SubcompressError for an unknown name and for missing or damaged files.
+    Args:
+        name: digits (embedded), mnist or cifar10.
+        folder: Where the files of mnist or cifar10 lie.
+
+    Returns:
+        The data, with labels and how to prepare an input as facts.
+
+    Raises:
+        SubcompressError: An unknown name, or files that are missing or damaged.
     """
     if name not in DATA:
         raise SubcompressError(f"--data takes one of {', '.join(DATA)}; {name!r} is none of them")

@@ -23,8 +23,12 @@ from subcompress.layout import Layout
 
 @dataclass(frozen=True, eq=False)
 class Split(Held):
-    """Examples in memory. x: (N, ...) preprocessed inputs, or a tuple or dict of them; y: (N,) labels or (N, ...)
-    values, whatever the loss takes."""
+    """Examples in memory.
+
+    Attributes:
+        x: Prepared inputs: a tensor of shape (N, ...), or a tuple or dict of such tensors.
+        y: What the loss takes: labels of shape (N,), or values of shape (N, ...).
+    """
 
     x: Tree
     y: Tree
@@ -42,20 +46,25 @@ class Split(Held):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """train, validation and test, map-style data sets of (x, y), and what a receiver must know to prepare an input.
+    """Training, validation and test split, and what a receiver must know to prepare an input.
 
-    Whatever is not in memory already (`Split`, `Ragged`, `TensorDataset`) is asked for its examples one by one, every
-    epoch; but for texts, dicts with 1-D `input_ids`, which are read once and padded batch by batch (`Ragged`). Of a
-    torch DataLoader its data set, collate, number of workers and `worker_init_fn` are used; batch size and order are
-    ours.
-    augment: f(x, generator) -> x, a random change of a training batch's inputs (subcompress.data.augment).
-    notes: what a person should know of how the data were read, a line each.
-    collate: f(list of examples) -> (x, y), for graphs and examples of different lengths, where x may be any object that
-    `forward` takes as its one argument; by default what the data set has as its attribute `collate`.
-    workers: processes that read examples ahead, for what is not in memory; by default those of the DataLoader, else 0.
-    The results do not depend on it.
+    Of a DataLoader, its data set, `collate_fn`, number of workers and `worker_init_fn` are used, not its batch size and
+    order. A data set that is not in memory is asked for its examples one by one in every epoch. Texts, dicts with 1-D
+    `input_ids`, are read once and padded batch by batch.
 
-    Raises SubcompressError for splits that cannot be learned from.
+    Attributes:
+        train: A map-style data set of (x, y), or a DataLoader.
+        validation: The same, for decisions.
+        test: The same, read once at the end.
+        facts: What a receiver must know of the input.
+        augment: f(x, generator) -> x, which changes the inputs of a training batch at random.
+        notes: Lines about how the data were read, for a person.
+        collate: f(list of examples) -> (x, y), for graphs and for examples of different lengths. x may then be any
+            object that `forward` takes. By default the data set's attribute `collate`.
+        workers: Processes that read examples ahead. They do not change results.
+
+    Raises:
+        SubcompressError: Splits that nothing can be learned from.
     """
 
     train: Dataset[Any]

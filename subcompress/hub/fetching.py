@@ -46,10 +46,21 @@ def pull(
     token: str | bool | None = None,
     say: Say = quiet,
 ) -> Fetched:
-    """Write the file of a repository, ORG/NAME or ORG/NAME@REV, to `output`, whole or not at all.
+    """Download the file of a repository on the Hugging Face Hub, check it, and write it.
 
-    digest: in hexadecimal, that the file must state; whether its weights have it, `verify` says. Raises
-    SubcompressError as `fetch` does, for another digest, and where the output cannot be written.
+    Args:
+        repository: ORG/NAME or ORG/NAME@REV, where REV is a branch, a tag or a commit.
+        output: The file to write, whole or not at all.
+        digest: Refuse a file that states another digest of its weights, in hexadecimal. `verify` checks the weights.
+        token: A token of the Hub. By default the one that `hf auth login` stored.
+        say: Called with lines for a person.
+
+    Returns:
+        Repository, commit, and whether the file came from the cache.
+
+    Raises:
+        SubcompressError: The repository cannot be read, the file is damaged or states another digest, or the output
+            cannot be written.
     """
     ref = Reference.of(repository)
     found = fetch(ref, token=token, say=say)
@@ -70,10 +81,21 @@ def from_pretrained(
     check: bool = True,
     token: str | bool | None = None,
 ) -> nn.Module:
-    """Rebuild the weights of a repository, ORG/NAME or ORG/NAME@REV, into `module`, which is returned, in evaluation
-    mode. A file or folder here is taken too; base and check: as for `load`.
+    """Rebuild the weights of a repository on the Hub into a module.
 
-    Raises SubcompressError as `fetch` and `load` do.
+    Args:
+        repository: ORG/NAME or ORG/NAME@REV; a file or a folder of this machine is taken too.
+        module: A module with the tensors that the file holds.
+        revision: A branch, a tag or a commit.
+        base: As for `load`.
+        check: As for `load`.
+        token: A token of the Hub. By default the one that `hf auth login` stored.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        SubcompressError: The repository cannot be read, or the module has other tensors.
     """
     from subcompress.unpacking import load  # which imports torch, and a pull does not
 

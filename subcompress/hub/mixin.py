@@ -24,12 +24,13 @@ from subcompress.unpacking import load
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):
-    """`class Net(nn.Module, HubMixin)`: as huggingface_hub's own mixins, with our file in the place of the weights.
+    """Adds from_pretrained, save_pretrained and push_to_hub to a network's class, as the mixins of huggingface_hub do.
 
-    net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
-    net.push_to_hub("ORG/NAME")
+        class Net(nn.Module, HubMixin): ...
+        net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
+        net.push_to_hub("ORG/NAME")
 
-    What `__init__` was given, where JSON can hold it, goes to config.json and comes back with from_pretrained.
+    The arguments of `__init__` that JSON can hold go to config.json and come back with from_pretrained.
     """
 
     _packed: bytes | None = None
@@ -46,9 +47,22 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         local_files_only: bool = False,
         **model_kwargs: Any,
     ) -> Any:
-        """A network with the weights of a repository, a folder or a file, in evaluation mode. base: what the
-        file stands on, where it does, see `subcompress.load`; model_kwargs: for `__init__`, over those that config.json
-        holds. Raises SubcompressError."""
+        """Build the network with the weights of a repository, a folder or a file, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: ORG/NAME, ORG/NAME@REV, a folder or a file.
+            revision: A branch, a tag or a commit.
+            token: A token of the Hub.
+            base: The base that the file was fine-tuned from, if it has one; see `load`.
+            local_files_only: Use what the cache holds.
+            **model_kwargs: Arguments of `__init__`, in place of those in config.json.
+
+        Returns:
+            The network.
+
+        Raises:
+            SubcompressError: The repository cannot be read, or the class has other tensors than the file.
+        """
         name = str(pretrained_model_name_or_path)
         if Path(name).is_file():
             return cls._from_pretrained(model_id=name, standing_on=base, **model_kwargs)

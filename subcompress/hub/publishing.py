@@ -83,14 +83,33 @@ def push(
     token: str | bool | None = None,
     say: Say = quiet,
 ) -> Pushed:
-    """Publish a file as ORG/NAME, or on a branch as ORG/NAME@BRANCH, in one commit; none where nothing would change.
+    """Publish a file on the Hugging Face Hub, with a model card and an ONNX file.
 
-    The repository and the branch are made where they are not there. module: the network, to trace for model.onnx;
-    base: what the file stands on, for that; without a module, a graph of the same weights stays and another goes. onnx:
-    one of GRAPHS. Sections and front matter of the card that its owner wrote stay, unless replace_card. force: also
-    over files that no push of ours wrote.
+    Everything goes into one commit, and none is made if nothing would change. If the call is interrupted, everything or
+    nothing was published, and it may be made again. Repository and branch are made if they do not exist.
 
-    A push that is interrupted has published all or nothing, and may be given again. Raises SubcompressError.
+    Args:
+        path: A packed file.
+        repository: ORG/NAME or ORG/NAME@BRANCH.
+        module: The network, to trace model.onnx of. Without it, a graph of the same weights stays and another is
+            removed.
+        about: What the card states: run, data set, task, license.
+        base: The base that the file was fine-tuned from, if it has one; see `load`.
+        onnx: auto (a graph that unfolds its own weights, where possible), dense or none.
+        private: Who may see a new repository. By default as the account is set.
+        tag: A tag for the commit.
+        message: The message of the commit.
+        force: Replace files that subcompress did not write.
+        replace_card: Write the whole card anew, including the sections that its owner wrote.
+        config: More entries of config.json.
+        token: A token of the Hub. By default the one that `hf auth login` stored.
+        say: Called with lines for a person.
+
+    Returns:
+        The commit, its address, and the bytes of each file.
+
+    Raises:
+        SubcompressError: The Hub refuses, or files of somebody else are in the way.
     """
     ref, about = Reference.of(repository), about or About()
     if onnx == "dense" and module is None:
