@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint format clean
+.PHONY: setup demo test slow lint docs format clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/names:. $(BIN)/mypy
+
+# Reads the sources as text, so that the site is built without importing torch: seconds. A warning is an error.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 format: setup
 	$(BIN)/ruff check --fix .

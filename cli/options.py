@@ -169,7 +169,6 @@ threads_option: Decorator = option(
 
 def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
     """How to train: what `fit` and `dim` share."""
-    of_training = {"group": TRAINING, "show_default": True}
     options = (
         option(
             "--operator",
@@ -182,8 +181,17 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
             "references.",
             group=FILE,
         ),
-        option("--epochs", type=int, default=10, help="Passes over the training split.", **of_training),
-        option("--batch-size", type=int, default=128, help="Examples in a training step.", **of_training),
+        option(
+            "--epochs", type=int, default=10, help="Passes over the training split.", group=TRAINING, show_default=True
+        ),
+        option(
+            "--batch-size",
+            type=int,
+            default=128,
+            help="Examples in a training step.",
+            group=TRAINING,
+            show_default=True,
+        ),
         option(
             "--lr",
             type=float,
@@ -197,15 +205,24 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(choices.OPTIMIZERS),
             default="adam",
             help="The optimizer of the coordinates. eigen needs fewer coordinates where there are few.",
-            **of_training,
+            group=TRAINING,
+            show_default=True,
         ),
-        option("--seed", type=int, default=0, help="Seed of the subspace and of the training.", **of_training),
+        option(
+            "--seed",
+            type=int,
+            default=0,
+            help="Seed of the subspace and of the training.",
+            group=TRAINING,
+            show_default=True,
+        ),
         option(
             "--precision",
             type=click.Choice(choices.PRECISIONS),
             default="fp32",
             help="Precision of matrix products in training. Measurements and weights stay float32.",
-            **of_training,
+            group=TRAINING,
+            show_default=True,
         ),
         device_option("The device to train on."),
         threads_option,

@@ -29,6 +29,7 @@ from subcompress_cli.options import (
 @base_option()
 @device_option("The device to measure on.")
 @json_option
+@click.pass_context
 def verify(
     ctx: click.Context,
     file: Path,
