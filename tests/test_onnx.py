@@ -131,9 +131,7 @@ def test_a_graph_that_is_right_at_the_traced_batch_size_alone_is_said():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + x.sum() / len(x)
 
-    with pytest.raises(
-        SubcompressError, match=r"differ from torch's by .* at batch size 1, and does not at"
-    ):
+    with pytest.raises(SubcompressError, match=r"differ from torch's by .* at batch size 1, and does not at"):
         compare(model.SerializeToString(), Centred(), Facts((1,)))
 
 
