@@ -43,7 +43,7 @@ def unpack(
     from subcompress_cli.finding import network_for
     from subcompress_cli.progress import rebuilding
 
-    traced = model_name is not None or output.suffix == ".onnx"
+    traced = model_name is not None or (output.suffix == ".onnx" and dtype is None)  # else refused by `unpack`
     module = network_for(file, model_name, base) if traced else None
     with rebuilding(file) as done:
         subcompress.unpack(file, output, module, base=base, self_unfolding=self_unfolding, dtype=dtype, done=done)

@@ -8,13 +8,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-DOCUMENTS = ("README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")), "examples/web/README.md")
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "plots" not in p.parts)
+
+DOCUMENTS = ("README.md", *(p.relative_to(ROOT).as_posix() for p in PAGES), "examples/web/README.md")
+
+TOUR, PYTHON_TOUR = "docs/guides/command-line.md", "docs/guides/python.md"
+"""What shows every command, and what shows the Python interface."""
 
 NOT_RUN = {
     "make demo": "test_cli.py looks at the Makefile; the demo has a test of its own",
     "make test": "this is it",
     "export PIP_EXTRA_INDEX_URL=": "installs from the network",
     "pip install '.[transformers]'": "installs from the network",
+    'eval "$(_SUBCOMPRESS_COMPLETE=': "is for the start of a shell; test_help.py completes",
     "docker run": "takes an image of some gigabytes",
     'curl -H "Host: $SERVICE_HOSTNAME"': "takes a cluster with KServe",
 }
@@ -63,6 +69,7 @@ class Block:
 def blocks(document: str, language: str | None = None) -> list[Block]:
     """Those of a document, of one language where it is given."""
     text = (ROOT / document).read_text("utf-8")
+    text = re.sub(r'^--8<-- "(.+)"$', lambda found: (ROOT / found[1]).read_text("utf-8").rstrip(), text, flags=re.M)
     found = [Block(kind, body, document) for kind, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)]
     return [block for block in found if language is None or block.language == language]
 

@@ -11,7 +11,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 import safetensors.torch
@@ -21,7 +20,6 @@ from commands import cli
 import subcompress
 from subcompress import SubcompressError, files
 from subcompress.expand import expand
-from subcompress_cli import main
 from subcompress_models import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -81,15 +79,6 @@ def test_the_installed_command_runs_in_a_process_of_its_own(small_file):
         done = subprocess.run([*command, "info", small_file, "--json"], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["d"] == 200
         assert done.stderr == ""
-
-
-@pytest.mark.parametrize("name", main.commands)
-def test_every_command_has_help_and_is_in_the_readme(name):
-    command = main.commands[name]
-    assert cli(name, "--help").exit_code == 0
-    assert command.help
-    assert all(p.help for p in command.params if isinstance(p, click.Option))
-    assert f"subcompress {name}" in (ROOT / "README.md").read_text()
 
 
 def test_wrong_options_end_with_status_2():

@@ -19,7 +19,20 @@ import pytest
 import torch
 import yaml
 from commands import cli
-from documents import CHEAPER, DOCUMENTS, ELSEWHERE, NOT_RUN, ROOT, TINY, blocks, changed, lines, python
+from documents import (
+    CHEAPER,
+    DOCUMENTS,
+    ELSEWHERE,
+    NOT_RUN,
+    PYTHON_TOUR,
+    ROOT,
+    TINY,
+    TOUR,
+    blocks,
+    changed,
+    lines,
+    python,
+)
 from serving import serving, traced_here
 from torch import nn
 
@@ -90,9 +103,9 @@ def execute(code: str, name: str) -> None:
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
-def commands_of_the_readme(table: tuple[tuple[str, str], ...]) -> list[str]:
+def commands_of_the_tour(table: tuple[tuple[str, str], ...]) -> list[str]:
     """All but the server and the requests to it."""
-    found = [changed(line, table, ((r"\bDIR\b", "mnist"),)) for line in lines("README.md")]
+    found = [changed(line, table, ((r"\bDIR\b", "mnist"),)) for d in ("README.md", TOUR) for line in lines(d)]
     return [line for line in found if not line.startswith((*REQUESTS, "subcompress serve"))]
 
 
@@ -120,8 +133,8 @@ def a_server(command: list[str]) -> Iterator[str]:
 
 
 def ask(server) -> None:
-    """Send the requests of the README to the server that it starts."""
-    found = lines("README.md")
+    """Send the requests of the tour to the server that it starts."""
+    found = lines(TOUR)
     (command,) = [line for line in found if line.startswith("subcompress serve")]
     asking = [line for line in found if line.startswith(REQUESTS)]
     assert len(asking) == 3
@@ -144,11 +157,12 @@ def test_every_block_is_run_or_listed():
                 assert known or line.startswith(("subcompress ", *REQUESTS)), (document, line)
     assert seen == {*NOT_RUN, *ELSEWHERE}
     run_here = {"README.md", "docs/ONNX.md", "docs/SERVING.md", "docs/TRANSFORMERS.md", "examples/web/README.md"}
+    run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md"}
     assert {d for d in DOCUMENTS if lines(d) or python(d)} == run_here | {"docs/HUB.md"}
 
 
-def test_the_readme_and_what_builds_on_it(place, cheap):
-    commands = commands_of_the_readme(CHEAPER)
+def test_the_tour_and_what_builds_on_it(place, cheap):
+    commands = commands_of_the_tour(CHEAPER)
     run([*commands, *lines("docs/SERVING.md")])
     ask(a_server_here)
     execute(python("docs/ONNX.md"), "ONNX.md")
@@ -158,16 +172,20 @@ def test_the_readme_and_what_builds_on_it(place, cheap):
 
 
 @pytest.mark.slow
-def test_the_readme_unchanged(place):
-    run(commands_of_the_readme(()))
+def test_the_tour_unchanged(place):
+    run(commands_of_the_tour(()))
     ask(a_server)
     execute(python("README.md"), "README.md")
+    execute(python(PYTHON_TOUR), "python.md")
     assert (place / "net.safetensors").stat().st_size < 500
     assert (place / "mine.safetensors").stat().st_size < 500
 
 
-def test_python_of_the_readme(place, cheap):
+def test_python_of_the_readme_and_its_tour(place, cheap):
     execute(changed(python("README.md"), CHEAPER), "README.md")
+    shutil.rmtree(place / "run")
+    execute(changed(python(PYTHON_TOUR), CHEAPER), "python.md")
+    execute(python("docs/guides/own-model.md"), "own-model.md")
     assert (place / "net.safetensors").stat().st_size < 500
     assert (place / "mine.safetensors").stat().st_size < 500
 

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 import yaml
 from commands import cli
-from documents import UNTRACED, blocks, changed, python
+from documents import TOUR, UNTRACED, blocks, changed, python
 from hub_client import Client
 from stand_in_hub import StandInHub
 
@@ -138,7 +138,7 @@ def test_there_and_back(hub, client, name, tmp_path):
     assert client("verify", f"hub:{name}@main").exit_code == 0
 
 
-@pytest.mark.parametrize("text", ["README.md", "docs/HUB.md"])
+@pytest.mark.parametrize("text", [TOUR, "docs/HUB.md"])
 def test_commands_of_the_documents(hub, client, name, small_file, small_run, tmp_path, text):
     """Every command that speaks to a Hub, in a folder where the commands before it have been."""
     (tmp_path / "runs").mkdir()
@@ -147,11 +147,11 @@ def test_commands_of_the_documents(hub, client, name, small_file, small_run, tmp
     client.python(f"import os; os.chdir({str(tmp_path)!r}); result = None")
     lines = [line for block in blocks(text, "") for line in block.lines if "ORG/NAME" in line]
     assert {line.split()[1] for line in lines} == {"push", "pull", "verify"}
-    ours = (("ORG/NAME", name), ("@v1", ""), *(() if text == "README.md" else UNTRACED))
+    ours = (("ORG/NAME", name), ("@v1", ""), *(() if text == TOUR else UNTRACED))
     for line in lines:
         done = client(*changed(line, ours).split()[1:])
         assert done.exit_code == 0, (line, done.stderr)
-    if text != "README.md":  # whose Python speaks to no Hub
+    if python(text):
         client.python(changed(python(text), ours) + "\nresult = None")
 
 
