@@ -31,8 +31,9 @@ FAR = 0.3
 LOOKS = 3
 """Of those at the most."""
 
-FARTHEST = 4.0
-"""The factor in d that one sample may be asked to predict over."""
+FARTHEST, JUMP = 4.0, 32.0
+"""The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
+slope is only guessed, and once it was measured."""
 
 CLOSE = 1.04
 """Neighbouring d's that are not told apart."""
@@ -111,7 +112,8 @@ class _Search:
     def run(self) -> tuple[Probe, dict[str, Any]]:
         d: int | None = first_d(self.D)
         self.fitter.say_cost(first_d(self.D), self.goal.max_fits, self.goal.max_minutes)
-        self.curve = Curve(self.task, self._target(), len(self.seeds), self.D)
+        target = self._target()
+        self.curve = Curve(self.task, target, len(self.seeds), self.D, self.baseline)
         self.probes = self.curve.probes
         note = resolution_note(self.task, self.fitter.data, self.curve.target, self.goal.drop)
         if note is not None:
@@ -240,7 +242,8 @@ class _Search:
             near = crossing * math.exp(doubt * error)
             near = max(near, self.failed * CLOSE) if self.failed else near
         known = sorted({p.d for p in self.probes})
-        near = min(max(near, known[0] / FARTHEST), known[-1] * FARTHEST, float(self.D))
+        reach = JUMP if self.curve.slope_is_measured() else FARTHEST
+        near = min(max(near, known[0] / reach), known[-1] * reach, float(self.D))
         d = max(2, round(near))
         d = min(max(d, self.failed + 1), self.D) if not self.met else d
         for k in known:  # a d that has a training already saves one
