@@ -6,10 +6,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,13 +24,16 @@ from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.fit_warnings import warnings_of
 from subcompress.hidden import check_sharing, check_state
+from subcompress.kept import Kept, kept_of, sizes_for
 from subcompress.layout import Layout, raw_bytes
+from subcompress.machine import machine
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
 from subcompress.observing import Build
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.plan import AUTO, Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
+from subcompress.pressure import Pressure
 from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
@@ -125,6 +125,7 @@ class Fitter:
         self.least, self.exact = 1, s.operator in (AUTO, *EXACT)
         self.lines = self.plan(1, s.seed).lines()
         self.run: Run | None = None
+        self.sizes = sizes_for(data, task)
 
     @property
     def operator(self) -> str:
@@ -178,15 +179,7 @@ class Fitter:
         plan = self.plan(self.least, self.settings.seed)
         subspace = Subspace(copied(self.model, "cpu"), plan)
         subspace.round(self.settings.bits)
-        return self._bytes(subspace.record())[0]
-
-    def _bytes(self, record: Record) -> tuple[int, int]:
-        """What a file takes beside its coordinates, and what they take, running statistics counted with them."""
-        accuracy = 0.5 if self.task.is_accuracy else None  # any accuracy from 1.3 % on takes as much
-        data = format.to_bytes(replace(record, facts=self.data.facts, test_accuracy=accuracy))
-        ledger = format.parse(data).ledger
-        coded = ledger.get("coordinates", 0)
-        return len(data) - coded, coded
+        return self.sizes(subspace.record())[0]
 
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
@@ -347,11 +340,12 @@ class Fitter:
         seed: int,
         *,
         within: int | None = None,
+        room: int | None = None,
         warm: Probe | None = None,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
-        many bytes. `warm`: an ended training of the same seed and rows whose coordinates this one begins with, for half
+        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of the same seed and rows whose coordinates this one begins with, for half
         of the epochs: a look from afar, no file."""
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
@@ -371,7 +365,9 @@ class Fitter:
             note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
             self.listener.run(note, epochs)
             try:
-                subspace, outcome = self._train(plan, attempt, name, before, hopeless, note if name != key else "")
+                subspace, outcome = self._train(
+                    plan, attempt, name, before, hopeless, note if name != key else "", room
+                )
             except DeadRunError as e:
                 died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
                 spent += trained
@@ -379,25 +375,30 @@ class Fitter:
                 if attempt is recipe:
                     self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
                 continue
-            found = self._kept(plan, subspace, outcome, within, warm)
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
+            kept = kept_of(subspace, self.sizes, within) if packs else Kept()
+            value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
+            remarks = ("" if attempt is recipe else "second try", kept.note)
             probe = Probe(
                 d,
                 seed,
-                found.value,
+                value,
                 outcome.curve,
                 spent + len(outcome.curve),
                 lost + outcome.seconds,
                 outcome.stopped,
-                "" if attempt is recipe else "second try",
+                "; ".join(r for r in remarks if r),
                 0 if warm is None else warm.d,
                 attempt.lr,
-                found.other + found.coded,
-                found.coded,
-                found.warnings,
+                kept.other + kept.coded,
+                kept.coded,
+                () if outcome.stopped or warm is not None else tuple(self._warnings(outcome, d, value, kept)),
+                kept.statistics,
+                kept.cut,
             )
-            for warning in found.warnings:
-                self.listener.note(f"warning: {note}: {warning}")
-            return self._note(key, probe, found.record)
+            for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
+                self.listener.note(f"warning: {note}: {remark}")
+            return self._note(key, probe, kept.record)
         raise DiedTwiceError(
             f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
             "or give a smaller --lr or another --seed",
@@ -405,19 +406,9 @@ class Fitter:
             lost,
         )
 
-    def _kept(self, plan: Plan, subspace: Subspace, outcome: Outcome, within: int | None, warm: Probe | None) -> _Kept:
-        """What is kept of a training that has ended."""
-        packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-        record = subspace.record() if packs else None
-        other, coded = self._bytes(record) if record is not None else (0, 0)
-        shortened = record is not None and within is not None and other + coded > within
-        if record is not None and within is not None and shortened:
-            record, other, coded = self._shortened(subspace, other + coded, within)
-        value = self._value(subspace, record) if not outcome.stopped else outcome.value
-        if outcome.stopped or warm is not None:
-            return _Kept(record, other, coded, value)
-        told = warnings_of(self.task, outcome, plan.d, value, self._constant, record is not None and not shortened)
-        return _Kept(record, other, coded, value, tuple(told))
+    def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
+        whole = kept.record is not None and not kept.cut
+        return warnings_of(self.task, outcome, d, value, self._constant, whole)
 
     def _knows(self) -> bool:
         """Whether the network as it is given is far better than a constant answer."""
@@ -439,17 +430,6 @@ class Fitter:
         except Exception:  # a loss of the user's own may need no forward of one input
             outputs = None
         return self.task.constant_value(self.data.train, self.data.validation, outputs)
-
-    def _shortened(self, subspace: Subspace, size: int, within: int) -> tuple[Record, int, int]:
-        """The record of a file of at most that many bytes where that can be, with its bytes as `_bytes` tells them."""
-        other = size - subspace.coded_bytes()  # running statistics are in the same stream
-        for slack in range(4):
-            subspace.shorten(within - other - slack)
-            record = subspace.record()
-            beside, coded = self._bytes(record)
-            if beside + coded <= within:
-                break
-        return record, beside, coded
 
     def nests(self, small: int, large: int) -> bool:
         """Whether the coordinates of the one d are the first of the other's, block by block."""
@@ -491,7 +471,7 @@ class Fitter:
             test,
             seconds,
             self.operator,
-            sum(self._bytes(record)) if record is not None else 0,
+            sum(self.sizes(record)) if record is not None else 0,
             warnings=(*self.warnings, *chosen.warnings),
             **found,
         )
@@ -523,6 +503,7 @@ class Fitter:
         before: list[Tensor] | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
         note: str,
+        room: int | None = None,
     ) -> tuple[Subspace, Outcome]:
         s = self.settings
         subspace = Subspace(copied(self.model, s.device), plan)
@@ -541,6 +522,7 @@ class Fitter:
             note=note,
             checkpoint=self._run.checkpoint(key),
             hopeless=hopeless,
+            pressure=None if room is None else Pressure(subspace, room),
         )
         return subspace, outcome
 
@@ -566,18 +548,6 @@ class Fitter:
         return module.to(self.settings.device)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Of a training: its record, where it can be packed; the bytes of the file beside the coordinates, and theirs; the
-    metric on the validation split; and what looks wrong."""
-
-    record: Record | None
-    other: int
-    coded: int
-    value: float
-    warnings: tuple[str, ...] = ()
-
-
 class DiedTwiceError(SubcompressError):
     """A run died, and its second try too; `epochs` and `seconds` were spent."""
 
@@ -599,29 +569,6 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
     )
-
-
-@contextmanager
-def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
-    """The device checked, the threads set and given back, the caller's random states untouched."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
-    before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
-    try:
-        torch.set_num_threads(threads or before)
-        # What the caller has switched on or off must not change the file.
-        off = torch.autocast(device.partition(":")[0], enabled=False)
-        with torch.random.fork_rng(), torch.enable_grad(), off:
-            torch.manual_seed(seed & ((1 << 63) - 1))
-            yield
-    finally:
-        torch.set_num_threads(before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _key(d: int, seed: int) -> str:

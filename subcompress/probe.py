@@ -31,6 +31,10 @@ class Probe:
     """Of it, what the coordinates take."""
     warnings: tuple[str, ...] = ()
     """What looks wrong with it."""
+    statistics: int = 0
+    """Of `coded`, what running statistics take."""
+    cut: int = 0
+    """By how many bytes the file was shortened: its smallest coordinates became zero."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:

@@ -21,6 +21,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS
+from subcompress.pressure import Pressure
 from subcompress.seeds import seed_everything
 from subcompress.tasks import Task, evaluate
 
@@ -206,26 +207,37 @@ def train(
     note: str = "",
     checkpoint: Checkpoint | None = None,
     hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    pressure: Pressure | None = None,
 ) -> Outcome:
     """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
     The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
     called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
-    run. Raises DeadRunError early for a run whose loss is not finite or not below guessing, SubcompressError for data
+    run; `pressure` prices the coordinates that a file has no room for. Raises DeadRunError early for a run whose loss is not finite or not below guessing, SubcompressError for data
     and losses that cannot be trained with.
     """
     began = time.perf_counter()
     try:
-        return _Run(trainee, data, task, recipe, listener or Listener(), note).run(quantise, checkpoint, hopeless)
+        run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure)
+        return run.run(quantise, checkpoint, hopeless)
     except DeadRunError as e:
         e.seconds = time.perf_counter() - began
         raise
 
 
 class _Run:
-    def __init__(self, trainee: Trainee, data: Data, task: Task, recipe: Recipe, listener: Listener, note: str) -> None:
+    def __init__(
+        self,
+        trainee: Trainee,
+        data: Data,
+        task: Task,
+        recipe: Recipe,
+        listener: Listener,
+        note: str,
+        pressure: Pressure | None = None,
+    ) -> None:
         self.trainee, self.data, self.task, self.recipe = trainee, data, task, recipe
-        self.listener, self.note = listener, note
+        self.listener, self.note, self.pressure = listener, note, pressure
         self.parameters = list(trainee.parameters())
         self.device = self.parameters[0].device
         self.examples = moved(data.train, self.device)
@@ -276,6 +288,8 @@ class _Run:
         drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
         begin_rounding = int(self.total * self.recipe.quantise_after)
+        if self.pressure is not None:
+            self.pressure.look()
         used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
         if isinstance(self.data.train, Held):
             used = self.data.train.arranged(used, self.recipe.batch_size)
@@ -283,6 +297,8 @@ class _Run:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
                 if quantise is not None and self.step == begin_rounding:
                     quantise()
+                    if self.pressure is not None:
+                        self.pressure.look()
                 if self.data.augment is not None:
                     batch = (self._augmented(batch[0], drawn), batch[1])
                 self._step(batch)
@@ -298,16 +314,22 @@ class _Run:
                 loss = self.task.loss_of(module, batch)
             self._check_first(loss, batch)
             self.optimiser.zero_grad()
-            price = self.trainee.coded_bits() if self.recipe.rate else None
             # While the module holds the weights: checkpointed layers run once more in here.
             if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
-                (loss if price is None else loss + self.recipe.rate * price).backward()
+                self._priced(loss).backward()
         if self.heard is not None and (g := self.parameters[0].grad) is not None:
             self.heard.logical_or_(g)
         self.optimiser.step()
         self.schedule.step()
         self.step += 1
         self.judge.see(loss.detach(), self.step)
+
+    def _priced(self, loss: Tensor) -> Tensor:
+        """The loss and what the coordinates cost."""
+        bits = self.trainee.coded_bits() if self.recipe.rate else None
+        priced = loss if bits is None else loss + self.recipe.rate * bits
+        more = self.pressure.of(loss) if self.pressure is not None else None
+        return priced if more is None else priced + more
 
     def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
         assert self.data.augment is not None
