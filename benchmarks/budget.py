@@ -43,9 +43,13 @@ def rows(network: str, data_name: str, limit: int, data: subcompress.Data, optio
         found = fits(d=round(share * statistics.fmean(f.d for f in within)))
         fitting = statistics.fmean(f.bytes for f in found) <= limit
         gain = 100 * (ours - statistics.fmean(f.validation for f in found))
-        error = 100 * math.sqrt(sum(statistics.variance(f.validation for f in x) for x in (within, found)) / seeds)
-        noise = f" ± {error:.1f}" if seeds > 1 else ""
+        noise = f" ± {_error(within, found):.1f}" if seeds > 1 else ""
         yield row("", f"--d {found[0].d}", found, f"{gain:+.1f}{noise}" if fitting else "too long")
+
+
+def _error(*ways: list[subcompress.Fit]) -> float:
+    """Standard error, in points, of the difference of two means."""
+    return 100 * math.sqrt(sum(statistics.variance(f.validation for f in way) / len(way) for way in ways))
 
 
 def row(case: str, way: str, found: list[subcompress.Fit], gain: str) -> str:
@@ -73,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     common = {"seeds": options.seeds, "epochs": options.epochs, "batch_size": options.batch_size, "threads": 1}
     lines = [
-        f"# Within N bytes, {options.epochs} epochs, {options.seeds} seed(s), one thread, {time.strftime('%Y-%m-%d')}\n",
+        f"# Within N bytes: {options.epochs} epochs, {options.seeds} seed(s), {time.strftime('%Y-%m-%d')}\n",
         "`gain`: of the budget's validation accuracy over that of the d, in points, with its standard error.\n",
         "| network | way | d | bytes | bytes cut | validation | gain | trainings | seconds |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -18,7 +18,7 @@ from subcompress.fitter import DiedTwiceError, Fitter
 from subcompress.goal import Goal
 from subcompress.plan import CODED_BITS
 from subcompress.probe import Probe
-from subcompress.searching import Purse
+from subcompress.purse import Purse
 
 CUT = 0.01
 """Of the budget: a file that was cut by more is trained again, in fewer coordinates."""

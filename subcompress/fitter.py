@@ -22,7 +22,7 @@ from subcompress.data import Data
 from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
-from subcompress.fit_warnings import warnings_of
+from subcompress.fit_warnings import nothing_learned, warnings_of
 from subcompress.hidden import check_sharing, check_state
 from subcompress.kept import Kept, kept_of, sizes_for
 from subcompress.layout import Layout, raw_bytes
@@ -56,10 +56,10 @@ from subcompress.versions import about
 RETRY = 0.4
 """The factor on the step size when a dead run is tried again."""
 
-BASELINE_LR = 2e-3
-"""Adam's largest step for the network trained directly."""
+BASELINE_RATES = (2e-3, 1e-3, 4e-3)
+"""Adam's largest steps that are tried for the network trained directly; the first is taken where none is searched."""
 
-BASED_LR = 5e-5
+BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
 """The same for a network trained on from a base."""
 
 MOVES = "moves"
@@ -84,20 +84,25 @@ class Settings:
     act_on: str = DEFAULT
     precision: str = "fp32"
     drop: tuple[str, ...] = ()
+    steps: int | None = None
 
-    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
-        """How to train in the plan's coordinates, or directly with that step."""
+    def recipe(self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]) -> Recipe:
+        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
+        epochs, steps = self.epochs, self.steps
+        if half:
+            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
         if plan is None:
-            return Recipe(epochs or self.epochs, lr, self.batch_size, seed, precision=self.precision)
+            return Recipe(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
         lr = self.lr if self.lr is not None else plan.lr
         return Recipe(
-            epochs or self.epochs,
+            epochs,
             lr,
             self.batch_size,
             seed,
             rate=self.rate,
             optimiser=self.optimiser,
             precision=self.precision,
+            steps=steps,
         )
 
 
@@ -212,8 +217,11 @@ class Fitter:
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         code += identity(self.task.metric)
         named = {} if self.base is None else {"base": self.base.reference.where}
+        told = asdict(s)
+        if s.steps is None:
+            del told["steps"]  # as runs have it that were begun before there were any
         return {
-            **asdict(s),
+            **told,
             **named,
             "threads": torch.get_num_threads(),
             "loss": self.task.loss_name,
@@ -280,7 +288,7 @@ class Fitter:
         device = torch.device(s.device)
         n = size(self.data.train)
         per_epoch = max(1, n // s.batch_size)
-        steps = steps_of(s.epochs * per_epoch)
+        steps = steps_of(s.recipe(s.seed).total(n))
         model = copied(self.model, s.device)
 
         def passes(whole: bool) -> Iterator[Iterable[Any]]:
@@ -314,14 +322,24 @@ class Fitter:
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
-    def baseline(self, seed: int | None = None) -> Probe:
-        """The network trained directly, in all of its weights, from its own start."""
+    @property
+    def baseline_rates(self) -> tuple[float, ...]:
+        """Adam's largest steps for the network trained directly, the usual one first."""
+        return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
+
+    def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
+        """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
+        one by default. Raises SubcompressError where it dies."""
         seed = self.settings.seed if seed is None else seed
-        key = f"direct-s{seed}"
+        usual = self.baseline_rates[0]
+        lr = usual if lr is None else lr
+        key = f"direct-s{seed}" + (f"-lr{lr:g}" if lr != usual else "")
         if (held := self._held(key)) is not None:
-            return held
-        recipe = self.settings.recipe(seed, lr=BASELINE_LR if self.base is None else BASED_LR)
-        self.listener.run("trained directly", recipe.epochs)
+            return replace(held, lr=lr)
+        if (died := self._run.journal.get(f"{key}-died")) is not None:
+            raise SubcompressError(died["note"])
+        recipe = self.settings.recipe(seed, lr=lr)
+        self.listener.run(f"trained directly, lr {lr:g}", recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
         try:
@@ -329,10 +347,10 @@ class Fitter:
                 direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
             )
         except DeadRunError as e:
-            raise SubcompressError(
-                f"the network trained directly died ({e}): give --baseline, or look at the loss"
-            ) from e
-        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds))
+            died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
+            self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
+            raise SubcompressError(died) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=lr))
 
     def probe(
         self,
@@ -345,16 +363,16 @@ class Fitter:
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
-        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of the same seed and rows whose coordinates this one begins with, for half
-        of the epochs: a look from afar, no file."""
+        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of
+        the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
+        file."""
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
-        epochs, spent, lost, before = self.settings.epochs, 0, 0.0, None
-        plan = self.plan(d, seed)
-        if warm is not None:
-            epochs, before = max(1, epochs // 2), self._coordinates(warm, plan)
-        recipe = self.settings.recipe(seed, plan, epochs)
+        spent, lost, plan = 0, 0.0, self.plan(d, seed)
+        before = None if warm is None else self._coordinates(warm, plan)
+        recipe = self.settings.recipe(seed, plan, half=warm is not None)
+        epochs = recipe.epochs
         for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
             name = key if attempt is recipe else f"{key}-again"
             if attempt is recipe and f"{key}-died" in self._run.journal:
@@ -408,7 +426,8 @@ class Fitter:
 
     def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
         whole = kept.record is not None and not kept.cut
-        return warnings_of(self.task, outcome, d, value, self._constant, whole)
+        examples = size(self.data.validation)
+        return warnings_of(self.task, outcome, d, value, self._constant, whole, examples)
 
     def _knows(self) -> bool:
         """Whether the network as it is given is far better than a constant answer."""
@@ -473,10 +492,17 @@ class Fitter:
             self.operator,
             sum(self.sizes(record)) if record is not None else 0,
             warnings=(*self.warnings, *chosen.warnings),
-            **found,
+            **self._judged(chosen, found),
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
         return result
+
+    def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
+        """The fields, and whether anything was learned."""
+        examples = size(self.data.validation)
+        if (why := nothing_learned(self.task, chosen.value, self._constant, examples)) is None:
+            return found
+        return found | {"learned": False, "failure": found.get("failure") or why}
 
     def _read(self, key: str) -> Record:
         """The record of a training that has ended."""

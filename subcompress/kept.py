@@ -49,8 +49,8 @@ def sizes_for(data: Data, task: Task) -> Sizes:
 
 
 def kept_of(subspace: Subspace, sizes: Sizes, within: int | None) -> Kept:
-    """The record of a trained subspace, its coordinates made smaller where its file would be longer than
-    `within` bytes: the subspace is changed then. The file may still be longer, where it would be with no coordinates at all."""
+    """The record of a trained subspace, its coordinates made smaller where its file would be longer than `within`
+    bytes: the subspace is changed then. The file may still be longer, where it would be with no coordinates at all."""
     record = subspace.record()
     other, coded = sizes(record)
     statistics = coded - subspace.coded_bytes()  # they are in the same stream
