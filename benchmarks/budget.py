@@ -91,7 +91,7 @@ def main() -> None:
             print(line, flush=True)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        names = "-".join(dict.fromkeys(case.split(":")[1] for case in options.cases.split(",")))
+        names = "-".join(dict.fromkeys("-".join(case.split(":")[:2]) for case in options.cases.split(",")))
         (options.output / f"budget-{names}.md").write_text("\n".join([*lines, ""]))
 
 
