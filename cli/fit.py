@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import subcompress
+from subcompress.probe import kept_words
 from subcompress.roles import DEFAULT, ROLES
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.networks import (
@@ -34,8 +35,13 @@ from subcompress_cli.progress import listening
 @click.option("--target", type=float, metavar="V", help="The smallest whose metric is at least (most) V.")
 @click.option("--bytes", "within", type=int, metavar="N", help="The best within N bytes, the whole file counted.")
 @click.option("--baseline", metavar="B", help="What --max-drop counts from: a number, or safetensors weights.")
+@click.option("--baseline-lr", type=float, metavar="LR", help="Its step.  [default: the best of a few on validation]")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Search: trainings whose mean meets the target.")
-@click.option("--max-fits", type=float, default=8.0, show_default=True, help="Maximum number of trainings of a search.")
+@click.option(
+    "--max-fits",
+    type=float,
+    help="Maximum number of trainings of a search.  [default: 8; 2 more where --max-drop searches its baseline's step]",
+)
 @click.option("--max-minutes", type=float, metavar="M", help="Start no training of a search that would end later.")
 @click.option("--bits", type=int, help="Bits a coordinate, before entropy coding.  [default: 4; 8 up to --d 64]")
 @click.option(
@@ -88,10 +94,20 @@ def fit(
         "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
-        found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
+        try:
+            found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
+        except subcompress.TargetMissedError as e:
+            found = e.fit
     if as_json:
         print_json(found.to_json())
-        return
+    else:
+        _say(found, output)
+    if found.failure:
+        raise subcompress.SubcompressError(f"{found.failure}; {kept_words(found)}")
+
+
+def _say(found: subcompress.Fit, output: Path) -> None:
+    """What was found and what comes next, for a person."""
     for line in _search_lines(found):
         click.echo(line)
     size = f" {found.bytes} bytes," if found.bytes else ""
@@ -99,6 +115,8 @@ def fit(
         f"{found.D} weights in {found.d} coordinates of {found.bits} bits:{size} {found.metric} {found.validation:.4f} "
         f"on validation, {found.test:.4f} on test, {found.seconds:.1f} s"
     )
+    if found.failure:
+        return
     if found.bytes:
         click.echo(f"next: subcompress pack {output} -o net.safetensors")
     else:
@@ -109,16 +127,18 @@ def _search_lines(found: subcompress.Fit) -> Iterator[str]:
     """What was searched and what it cost, and the frontier."""
     if not found.bytes:
         if found.target is not None:
-            yield f"d = {found.d} meets {found.target:.4g}, in {found.full_fits:.1f} full trainings"
+            how = "meets" if found.reached else "misses"
+            yield f"d = {found.d} {how} {found.target:.4g}, in {found.full_fits:.1f} full trainings"
         return
     if found.target is None and found.within is None:
         return
     values = [p.value for p in found.probes if p.at(found.d)]
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
     if found.target is not None:
+        how, mean = "meet" if found.reached else "miss", sum(values) / len(values)
         yield (
-            f"{found.bytes} bytes meet {found.target:.4g}: mean {found.metric} {sum(values) / len(values):.4f}{spread} "
-            f"over {len(values)} seeds at d = {found.d}"
+            f"{found.bytes} bytes {how} {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} "
+            f"seeds at d = {found.d}"
         )
     else:
         yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"

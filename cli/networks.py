@@ -90,7 +90,8 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--lr", type=float, help="Largest step of a coordinate.  [default: 0.35 / row length of P]"),
         click.option("--optimiser", default="adam", show_default=True, help=f"Of z: {', '.join(OPTIMISERS)}."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the subspace and of the training."),
-        click.option("--epochs", type=int, default=10, show_default=True, help="Passes over the training split."),
+        click.option("--steps", type=int, metavar="N", help="Steps of a batch each, in place of --epochs."),
+        click.option("--epochs", type=int, help="Passes over the training split.  [default: 10]"),
         click.option(
             "--operator",
             default=AUTO,

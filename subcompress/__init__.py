@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from subcompress.measuring import measure_dimension
     from subcompress.packing import pack
     from subcompress.preparing import measure_moves
-    from subcompress.probe import Fit
+    from subcompress.probe import Fit, TargetMissedError
     from subcompress.reporting import report
     from subcompress.session import Session
     from subcompress.subspace import Subspace
@@ -48,7 +48,7 @@ else:
             "measuring": ("measure_dimension",),
             "packing": ("pack",),
             "preparing": ("measure_moves",),
-            "probe": ("Fit",),
+            "probe": ("Fit", "TargetMissedError"),
             "reporting": ("report",),
             "session": ("Session",),
             "subspace": ("Subspace",),
@@ -74,6 +74,7 @@ __all__ = [
     "Split",
     "SubcompressError",
     "Subspace",
+    "TargetMissedError",
     "Variants",
     "Verification",
     "compare",

@@ -1,8 +1,9 @@
 """The best accuracy within a number of bytes of the whole file.
 
-Bytes of a file are those of its coordinates and those beside them, and both are known before anything is trained: as
-many coordinates are taken as fit, and several seeds tried. A file that comes out longer than told is shortened: its
-smallest coordinates become zero.
+As many coordinates are taken as fit. What one takes in a file is a guess before the first training, and measured after
+it: a file that misses the budget by more than a few bytes is trained once more, in the d that the measured bits give.
+From when rounding begins, coordinates are priced that the file has no room for; what it is still too long by is cut, by
+coordinates that become zero.
 """
 
 from __future__ import annotations
@@ -17,7 +18,23 @@ from subcompress.fitter import DiedTwiceError, Fitter
 from subcompress.goal import Goal
 from subcompress.plan import CODED_BITS
 from subcompress.probe import Probe
-from subcompress.searching import Purse
+from subcompress.purse import Purse
+
+CUT = 0.01
+"""Of the budget: a file that was cut by more is trained again, in fewer coordinates."""
+
+SPARE = 0.03
+"""Of the budget: a file that leaves more of it unused is trained again, in more coordinates."""
+
+GROWN = 1.05
+"""What coordinates take at the end of a training, in units of what they take when rounding begins (CODED_BITS)."""
+
+LEAST = 2
+"""Bytes that are always allowed to be missed."""
+
+MARGIN = 0.01
+"""Of the budget, and LEAST bytes: what is left free, since trainings end a little beside what they are pressed into,
+and each byte that is cut afterwards costs accuracy."""
 
 
 def check_budget(fitter: Fitter, goal: Goal) -> None:
@@ -49,7 +66,10 @@ class _Budget:
     def run(self) -> tuple[Probe, dict[str, Any]]:
         self.fitter.say_cost(self._d(), len(self.seeds), self.goal.max_minutes)
         for seed in self.seeds:
-            if not self.probes or self.purse.room() >= 1:
+            if self.probes and self.purse.room() < 1:
+                break
+            self._probe(seed)
+            if self._misses(self.probes[-1]) and self.purse.room() >= 1 + self._missing():
                 self._probe(seed)
         chosen = self._best()
         values = [p.value for p in self._fitting()]
@@ -61,16 +81,32 @@ class _Budget:
             "full_fits": round(self.purse.spent_fits, 3),
         }
 
+    def _missing(self) -> int:
+        """Seeds that were not trained with yet."""
+        return len(self.seeds) - len({p.seed for p in self.probes})
+
+    def _room(self) -> int:
+        """Bytes to aim at for coordinates, without what running statistics have taken so far."""
+        taken = [p.statistics for p in self.probes if p.bytes]
+        room = self.bytes - self.beside - round(statistics.fmean(taken) if taken else 0)
+        return max(1, room - round(min(LEAST + MARGIN * self.bytes, room / 4)))
+
     def _d(self) -> int:
-        """Coordinates that fit."""
-        seen = [8 * p.coded / p.d for p in self.probes if p.coded]
-        each = statistics.fmean(seen) if seen else CODED_BITS[self.fitter.settings.bits]
-        return self.fitter.possible(int(8 * (self.bytes - self.beside) / each))
+        """Coordinates that fit, at the bits that each took so far."""
+        seen = [8 * (p.coded - p.statistics + p.cut) / p.d for p in self.probes if p.bytes]
+        each = statistics.fmean(seen) if seen else GROWN * CODED_BITS[self.fitter.settings.bits]
+        return self.fitter.possible(int(8 * self._room() / each))
+
+    def _misses(self, probe: Probe) -> bool:
+        """Whether a training shows that another d makes more of the budget."""
+        allowed = max(CUT * self.bytes, LEAST), max(SPARE * self.bytes, LEAST)
+        missed = probe.cut > allowed[0] or self.bytes - probe.bytes > allowed[1]
+        return probe.bytes > 0 and missed and all(p.d != self._d() for p in self.probes if p.seed == probe.seed)
 
     def _probe(self, seed: int) -> None:
         d = self._d()
         try:
-            probe = self.fitter.probe(d, seed, within=self.bytes)
+            probe = self.fitter.probe(d, seed, within=self.bytes, room=self._room())
         except DiedTwiceError as e:
             values = [p.value for p in self.probes]
             worst = max(values, default=math.inf) if self.task.minimise else min(values, default=0.0)

@@ -20,11 +20,12 @@ from torch import nn
 
 from subcompress import format, run
 from subcompress.charts import comparison_chart
+from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitter import copied, machine
 from subcompress.layout import Layout
+from subcompress.machine import machine
 from subcompress.peers import PEERS, Bench, Row, SkippedError
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener, Recipe

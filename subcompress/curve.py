@@ -25,12 +25,23 @@ NOISE = 0.10
 """Standard deviation of log(error) between seeds, until more is known: benchmarks/search.py shows 0.03 to 0.11."""
 
 
-class Curve:
-    """The trainings so far, and the line through them."""
+ANCHOR_NOISE = 0.5
+"""Standard deviation of log(error) of the network trained directly, taken for a training with d = D: the line to there
+is bent, and lies above the trainings in between."""
 
-    def __init__(self, task: Task, target: float, seeds: int, D: int) -> None:
+
+class Curve:
+    """The trainings so far, and the line through them. baseline: the metric of the network trained directly, where it
+    is known: it tells the slope when only one d was trained."""
+
+    def __init__(self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None) -> None:
         self.task, self.target, self.seeds, self.D = task, target, seeds, D
+        self.baseline = baseline
         self.probes: list[Probe] = []
+
+    def slope_is_measured(self) -> bool:
+        """Whether the trainings tell the slope, or only its usual value is known."""
+        return self.baseline is not None or len({p.d for p in self.probes}) > 1
 
     def mean(self, d: int) -> float:
         """The metric at d, over its seeds."""
@@ -73,6 +84,9 @@ class Curve:
         doubt = np.array([2.0 if p.stopped or p.warm else 1.0 for p in self.probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
         centre = float(np.average(x, weights=1 / noise**2))
+        if self.baseline is not None:
+            x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
+            noise = np.append(noise, ANCHOR_NOISE)
         A = np.stack([1 / noise, (x - centre) / noise], 1)
         A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
         solution, *_ = np.linalg.lstsq(A, np.concatenate([y / noise, [SLOPE / SLOPE_ERROR]]), rcond=None)

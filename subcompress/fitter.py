@@ -6,10 +6,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,15 +22,18 @@ from subcompress.data import Data
 from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
-from subcompress.fit_warnings import warnings_of
+from subcompress.fit_warnings import nothing_learned, warnings_of
 from subcompress.hidden import check_sharing, check_state
+from subcompress.kept import Kept, kept_of, sizes_for
 from subcompress.layout import Layout, raw_bytes
+from subcompress.machine import machine
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
 from subcompress.observing import Build
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.plan import AUTO, Plan, check_options, make_plan
 from subcompress.preflight import check_first_batch, check_trains, estimate_cost
+from subcompress.pressure import Pressure
 from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
@@ -56,10 +56,10 @@ from subcompress.versions import about
 RETRY = 0.4
 """The factor on the step size when a dead run is tried again."""
 
-BASELINE_LR = 2e-3
-"""Adam's largest step for the network trained directly."""
+BASELINE_RATES = (2e-3, 1e-3, 4e-3)
+"""Adam's largest steps that are tried for the network trained directly; the first is taken where none is searched."""
 
-BASED_LR = 5e-5
+BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
 """The same for a network trained on from a base."""
 
 MOVES = "moves"
@@ -84,20 +84,25 @@ class Settings:
     act_on: str = DEFAULT
     precision: str = "fp32"
     drop: tuple[str, ...] = ()
+    steps: int | None = None
 
-    def recipe(self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_LR) -> Recipe:
-        """How to train in the plan's coordinates, or directly with that step."""
+    def recipe(self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]) -> Recipe:
+        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
+        epochs, steps = self.epochs, self.steps
+        if half:
+            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
         if plan is None:
-            return Recipe(epochs or self.epochs, lr, self.batch_size, seed, precision=self.precision)
+            return Recipe(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
         lr = self.lr if self.lr is not None else plan.lr
         return Recipe(
-            epochs or self.epochs,
+            epochs,
             lr,
             self.batch_size,
             seed,
             rate=self.rate,
             optimiser=self.optimiser,
             precision=self.precision,
+            steps=steps,
         )
 
 
@@ -125,6 +130,7 @@ class Fitter:
         self.least, self.exact = 1, s.operator in (AUTO, *EXACT)
         self.lines = self.plan(1, s.seed).lines()
         self.run: Run | None = None
+        self.sizes = sizes_for(data, task)
 
     @property
     def operator(self) -> str:
@@ -178,15 +184,7 @@ class Fitter:
         plan = self.plan(self.least, self.settings.seed)
         subspace = Subspace(copied(self.model, "cpu"), plan)
         subspace.round(self.settings.bits)
-        return self._bytes(subspace.record())[0]
-
-    def _bytes(self, record: Record) -> tuple[int, int]:
-        """What a file takes beside its coordinates, and what they take, running statistics counted with them."""
-        accuracy = 0.5 if self.task.is_accuracy else None  # any accuracy from 1.3 % on takes as much
-        data = format.to_bytes(replace(record, facts=self.data.facts, test_accuracy=accuracy))
-        ledger = format.parse(data).ledger
-        coded = ledger.get("coordinates", 0)
-        return len(data) - coded, coded
+        return self.sizes(subspace.record())[0]
 
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
@@ -219,8 +217,11 @@ class Fitter:
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         code += identity(self.task.metric)
         named = {} if self.base is None else {"base": self.base.reference.where}
+        told = asdict(s)
+        if s.steps is None:
+            del told["steps"]  # as runs have it that were begun before there were any
         return {
-            **asdict(s),
+            **told,
             **named,
             "threads": torch.get_num_threads(),
             "loss": self.task.loss_name,
@@ -287,7 +288,7 @@ class Fitter:
         device = torch.device(s.device)
         n = size(self.data.train)
         per_epoch = max(1, n // s.batch_size)
-        steps = steps_of(s.epochs * per_epoch)
+        steps = steps_of(s.recipe(s.seed).total(n))
         model = copied(self.model, s.device)
 
         def passes(whole: bool) -> Iterator[Iterable[Any]]:
@@ -321,14 +322,24 @@ class Fitter:
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
-    def baseline(self, seed: int | None = None) -> Probe:
-        """The network trained directly, in all of its weights, from its own start."""
+    @property
+    def baseline_rates(self) -> tuple[float, ...]:
+        """Adam's largest steps for the network trained directly, the usual one first."""
+        return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
+
+    def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
+        """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
+        one by default. Raises SubcompressError where it dies."""
         seed = self.settings.seed if seed is None else seed
-        key = f"direct-s{seed}"
+        usual = self.baseline_rates[0]
+        lr = usual if lr is None else lr
+        key = f"direct-s{seed}" + (f"-lr{lr:g}" if lr != usual else "")
         if (held := self._held(key)) is not None:
-            return held
-        recipe = self.settings.recipe(seed, lr=BASELINE_LR if self.base is None else BASED_LR)
-        self.listener.run("trained directly", recipe.epochs)
+            return replace(held, lr=lr)
+        if (died := self._run.journal.get(f"{key}-died")) is not None:
+            raise SubcompressError(died["note"])
+        recipe = self.settings.recipe(seed, lr=lr)
+        self.listener.run(f"trained directly, lr {lr:g}", recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
         try:
@@ -336,10 +347,10 @@ class Fitter:
                 direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
             )
         except DeadRunError as e:
-            raise SubcompressError(
-                f"the network trained directly died ({e}): give --baseline, or look at the loss"
-            ) from e
-        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds))
+            died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
+            self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
+            raise SubcompressError(died) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=lr))
 
     def probe(
         self,
@@ -347,20 +358,21 @@ class Fitter:
         seed: int,
         *,
         within: int | None = None,
+        room: int | None = None,
         warm: Probe | None = None,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
-        many bytes. `warm`: an ended training of the same seed and rows whose coordinates this one begins with, for half
-        of the epochs: a look from afar, no file."""
+        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of
+        the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
+        file."""
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
-        epochs, spent, lost, before = self.settings.epochs, 0, 0.0, None
-        plan = self.plan(d, seed)
-        if warm is not None:
-            epochs, before = max(1, epochs // 2), self._coordinates(warm, plan)
-        recipe = self.settings.recipe(seed, plan, epochs)
+        spent, lost, plan = 0, 0.0, self.plan(d, seed)
+        before = None if warm is None else self._coordinates(warm, plan)
+        recipe = self.settings.recipe(seed, plan, half=warm is not None)
+        epochs = recipe.epochs
         for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
             name = key if attempt is recipe else f"{key}-again"
             if attempt is recipe and f"{key}-died" in self._run.journal:
@@ -371,7 +383,9 @@ class Fitter:
             note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
             self.listener.run(note, epochs)
             try:
-                subspace, outcome = self._train(plan, attempt, name, before, hopeless, note if name != key else "")
+                subspace, outcome = self._train(
+                    plan, attempt, name, before, hopeless, note if name != key else "", room
+                )
             except DeadRunError as e:
                 died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
                 spent += trained
@@ -379,25 +393,30 @@ class Fitter:
                 if attempt is recipe:
                     self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
                 continue
-            found = self._kept(plan, subspace, outcome, within, warm)
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
+            kept = kept_of(subspace, self.sizes, within) if packs else Kept()
+            value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
+            remarks = ("" if attempt is recipe else "second try", kept.note)
             probe = Probe(
                 d,
                 seed,
-                found.value,
+                value,
                 outcome.curve,
                 spent + len(outcome.curve),
                 lost + outcome.seconds,
                 outcome.stopped,
-                "" if attempt is recipe else "second try",
+                "; ".join(r for r in remarks if r),
                 0 if warm is None else warm.d,
                 attempt.lr,
-                found.other + found.coded,
-                found.coded,
-                found.warnings,
+                kept.other + kept.coded,
+                kept.coded,
+                () if outcome.stopped or warm is not None else tuple(self._warnings(outcome, d, value, kept)),
+                kept.statistics,
+                kept.cut,
             )
-            for warning in found.warnings:
-                self.listener.note(f"warning: {note}: {warning}")
-            return self._note(key, probe, found.record)
+            for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
+                self.listener.note(f"warning: {note}: {remark}")
+            return self._note(key, probe, kept.record)
         raise DiedTwiceError(
             f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
             "or give a smaller --lr or another --seed",
@@ -405,19 +424,10 @@ class Fitter:
             lost,
         )
 
-    def _kept(self, plan: Plan, subspace: Subspace, outcome: Outcome, within: int | None, warm: Probe | None) -> _Kept:
-        """What is kept of a training that has ended."""
-        packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-        record = subspace.record() if packs else None
-        other, coded = self._bytes(record) if record is not None else (0, 0)
-        shortened = record is not None and within is not None and other + coded > within
-        if record is not None and within is not None and shortened:
-            record, other, coded = self._shortened(subspace, other + coded, within)
-        value = self._value(subspace, record) if not outcome.stopped else outcome.value
-        if outcome.stopped or warm is not None:
-            return _Kept(record, other, coded, value)
-        told = warnings_of(self.task, outcome, plan.d, value, self._constant, record is not None and not shortened)
-        return _Kept(record, other, coded, value, tuple(told))
+    def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
+        whole = kept.record is not None and not kept.cut
+        examples = size(self.data.validation)
+        return warnings_of(self.task, outcome, d, value, self._constant, whole, examples)
 
     def _knows(self) -> bool:
         """Whether the network as it is given is far better than a constant answer."""
@@ -439,17 +449,6 @@ class Fitter:
         except Exception:  # a loss of the user's own may need no forward of one input
             outputs = None
         return self.task.constant_value(self.data.train, self.data.validation, outputs)
-
-    def _shortened(self, subspace: Subspace, size: int, within: int) -> tuple[Record, int, int]:
-        """The record of a file of at most that many bytes where that can be, with its bytes as `_bytes` tells them."""
-        other = size - subspace.coded_bytes()  # running statistics are in the same stream
-        for slack in range(4):
-            subspace.shorten(within - other - slack)
-            record = subspace.record()
-            beside, coded = self._bytes(record)
-            if beside + coded <= within:
-                break
-        return record, beside, coded
 
     def nests(self, small: int, large: int) -> bool:
         """Whether the coordinates of the one d are the first of the other's, block by block."""
@@ -491,12 +490,19 @@ class Fitter:
             test,
             seconds,
             self.operator,
-            sum(self._bytes(record)) if record is not None else 0,
+            sum(self.sizes(record)) if record is not None else 0,
             warnings=(*self.warnings, *chosen.warnings),
-            **found,
+            **self._judged(chosen, found),
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
         return result
+
+    def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
+        """The fields, and whether anything was learned."""
+        examples = size(self.data.validation)
+        if (why := nothing_learned(self.task, chosen.value, self._constant, examples)) is None:
+            return found
+        return found | {"learned": False, "failure": found.get("failure") or why}
 
     def _read(self, key: str) -> Record:
         """The record of a training that has ended."""
@@ -523,6 +529,7 @@ class Fitter:
         before: list[Tensor] | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
         note: str,
+        room: int | None = None,
     ) -> tuple[Subspace, Outcome]:
         s = self.settings
         subspace = Subspace(copied(self.model, s.device), plan)
@@ -541,6 +548,7 @@ class Fitter:
             note=note,
             checkpoint=self._run.checkpoint(key),
             hopeless=hopeless,
+            pressure=None if room is None else Pressure(subspace, room),
         )
         return subspace, outcome
 
@@ -566,18 +574,6 @@ class Fitter:
         return module.to(self.settings.device)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Of a training: its record, where it can be packed; the bytes of the file beside the coordinates, and theirs; the
-    metric on the validation split; and what looks wrong."""
-
-    record: Record | None
-    other: int
-    coded: int
-    value: float
-    warnings: tuple[str, ...] = ()
-
-
 class DiedTwiceError(SubcompressError):
     """A run died, and its second try too; `epochs` and `seconds` were spent."""
 
@@ -599,29 +595,6 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
     )
-
-
-@contextmanager
-def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
-    """The device checked, the threads set and given back, the caller's random states untouched."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
-    before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
-    try:
-        torch.set_num_threads(threads or before)
-        # What the caller has switched on or off must not change the file.
-        off = torch.autocast(device.partition(":")[0], enabled=False)
-        with torch.random.fork_rng(), torch.enable_grad(), off:
-            torch.manual_seed(seed & ((1 << 63) - 1))
-            yield
-    finally:
-        torch.set_num_threads(before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _key(d: int, seed: int) -> str:

@@ -12,20 +12,24 @@ from torch.utils.data import Dataset
 
 from subcompress import run
 from subcompress.base import open_base, stand_on
+from subcompress.baseline import given_baseline
 from subcompress.budget import best_within, check_budget
+from subcompress.copying import copied
 from subcompress.curve import frontier
 from subcompress.data import Data
+from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
-from subcompress.fitter import Fitter, Settings, copied, machine
+from subcompress.fitter import Fitter, Settings
 from subcompress.goal import Goal
+from subcompress.machine import machine
 from subcompress.observing import built
 from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
-from subcompress.probe import Fit
+from subcompress.probe import Fit, TargetMissedError
 from subcompress.roles import DEFAULT
-from subcompress.searching import first_d, given_baseline, search
+from subcompress.searching import first_d, search
 from subcompress.tasks import Loss, Metric, Task
-from subcompress.training import Listener
+from subcompress.training import Listener, epochs_of
 
 
 def fit(
@@ -50,11 +54,13 @@ def fit(
     act_on: str | None = None,
     new: Sequence[str] = (),
     bits: int | None = None,
-    epochs: int = 10,
+    epochs: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     seeds: int = 3,
-    max_fits: float = 8.0,
+    max_fits: float | None = None,
     max_minutes: float | None = None,
+    baseline_lr: float | None = None,
     lr: float | None = None,
     rate: float = 0.0,
     optimiser: str = "adam",
@@ -75,9 +81,10 @@ def fit(
     Give one of d; min_accuracy (absolute); max_drop (below the same network trained directly, on the spot or given as
     `baseline`, a number or a safetensors file of its weights); target (of any metric); within (bytes of the whole
     file). With a target, the smallest file is searched whose mean over `seeds` seeds meets it on the validation split;
-    with `within`, the best one of at most so many bytes. Either in at most `max_fits` trainings,
-    none of which, from the second one on, begins where it would end after
-    `max_minutes`.
+    with `within`, the best one of at most so many bytes. Either in at most `max_fits` trainings (by default 8, and 2
+    more where the step of a baseline is searched), none of which, from the second one on, begins where it would end
+    after `max_minutes`. The baseline is the best, by validation, of direct trainings with a few of Adam's steps, or
+    that with `baseline_lr`.
 
     base: the weights that training starts from, theta = base + scale * integer: a safetensors file, a torch state dict,
     a folder with either, `hub:ORG/NAME[@REV]`, a module or tensors by name. The file names it and does not hold it.
@@ -85,6 +92,8 @@ def fit(
     tensors of the base that move, roles (all, norms, biases, heads, embeddings, matrices) or patterns of names, with
     commas between. new: patterns of tensors that start from the seed although they are not the network's last.
 
+    epochs: passes over the training split, 10 by default; steps: so many steps of a batch each instead, the last pass
+    cut short.
     bits: of a coordinate, 4 by default, and 8 where d is at most 64, which costs little. 3 to 6 are within each other's
     noise at equal bytes (benchmarks/levers.py), so that they are not searched.
     rate: what a bit of the coordinates costs once they are rounded, in units of the loss: more makes smaller files;
@@ -104,8 +113,9 @@ def fit(
     Before the first training, how far each tensor moves is measured by at most about 100 steps of direct training
     (`subcompress.moves`). The same seed, data, options and machine give the same file (on a CPU; some of CUDA's sums
     have no fixed order), also where the run was interrupted and the same call went on. Raises SubcompressError for
-    options that cannot be met, a target that is not reached, and a run that died, was tried again with a smaller step
-    and died again.
+    options that cannot be met, and a run that died, was tried again with a smaller step and died again. Raises
+    TargetMissedError where the target is not reached: the run folder holds the best file all the same, and the error
+    its Fit.
     """
     listener = listener or Listener()
     data = _brought(data, workers)
@@ -125,9 +135,11 @@ def fit(
         seeds=seeds,
         max_fits=max_fits,
         max_minutes=max_minutes,
+        baseline_lr=baseline_lr,
     )
     if base is None and (act_on is not None or base_name is not None or new):
         raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
+    epochs = epochs_of(epochs, steps, size(data.train), batch_size)
     settings = Settings(
         bits_of(d) if bits is None else bits,
         epochs,
@@ -142,6 +154,7 @@ def fit(
         act_on=act_on or DEFAULT,
         precision=precision,
         drop=tuple(drop),
+        steps=steps,
     )
     standing = None
     if base is not None:
@@ -159,7 +172,7 @@ def fit(
         with run.holding(run_folder, command) as folder:
             if (held := folder.finished) is not None and not restart:
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
-                return Fit.from_json(held["fit"])
+                return _reached(Fit.from_json(held["fit"]))
             fitter.begin(folder, restart)
             fitter.measure()
             if d is not None and d > fitter.D:
@@ -173,7 +186,9 @@ def fit(
                 chosen, found = best_within(fitter, goal)
             else:
                 chosen, found = search(fitter, goal)
-            return fitter.finish(chosen, found, origin or {})
+                if not found.get("reached", True):
+                    fitter.warn(found["failure"])
+            return _reached(fitter.finish(chosen, found, origin or {}))
 
 
 __all__ = ["Fit", "fit"]
@@ -186,6 +201,13 @@ FEW = 64
 def bits_of(d: int | None) -> int:
     """Bits of a coordinate by default."""
     return 8 if d is not None and d <= FEW else 4
+
+
+def _reached(found: Fit) -> Fit:
+    """The fit. Raises TargetMissedError where its target is missed."""
+    if not found.reached:
+        raise TargetMissedError(found)
+    return found
 
 
 def _brought(data: Any, workers: int | None) -> Data:

@@ -10,6 +10,9 @@ from typing import Any
 from subcompress.errors import SubcompressError
 from subcompress.tasks import Task
 
+MAX_FITS, TRIED = 8.0, 2.0
+"""Trainings of a search at most, by default; and so many more where the step of the direct training is searched."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -21,8 +24,9 @@ class Goal:
     bytes: int | None = None
     baseline: float | str | Path | None = None
     seeds: int = 3
-    max_fits: float = 8.0
+    max_fits: float = MAX_FITS
     max_minutes: float = math.inf
+    baseline_lr: float | None = None
 
     @classmethod
     def of(
@@ -36,8 +40,9 @@ class Goal:
         within: int | None = None,
         baseline: float | str | Path | None = None,
         seeds: int = 3,
-        max_fits: float = 8.0,
+        max_fits: float | None = None,
         max_minutes: float | None = None,
+        baseline_lr: float | None = None,
     ) -> Goal:
         """Raises SubcompressError unless the options say one thing."""
         given = {
@@ -66,6 +71,15 @@ class Goal:
             raise SubcompressError(f"--target is a finite number; given {target}")
         if baseline is not None and (d is not None or within is not None):
             raise SubcompressError(f"--baseline is what a target is held against; {chosen[0]} has none: leave one out")
+        if baseline_lr is not None and (max_drop is None or baseline is not None):
+            raise SubcompressError(
+                "--baseline-lr is the step of the direct training that --max-drop counts from: give it with "
+                "--max-drop, and without --baseline"
+            )
+        if baseline_lr is not None and not 0 < baseline_lr < math.inf:
+            raise SubcompressError(f"--baseline-lr is positive; given {baseline_lr:g}")
+        searched = max_drop is not None and baseline is None and baseline_lr is None
+        max_fits = max_fits if max_fits is not None else MAX_FITS + (TRIED if searched else 0)
         if max_minutes is not None and d is not None:
             raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
         if max_minutes is not None and not max_minutes > 0:
@@ -77,7 +91,7 @@ class Goal:
             words = "--seeds" if within is not None else "--seeds + 1"
             raise SubcompressError(f"--max-fits is at least {words} = {least}; given {max_fits:g}")
         value = min_accuracy if min_accuracy is not None else target
-        return cls(d, value, max_drop, within, baseline, seeds, max_fits, max_minutes or math.inf)
+        return cls(d, value, max_drop, within, baseline, seeds, max_fits, max_minutes or math.inf, baseline_lr)
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same."""
@@ -85,4 +99,5 @@ class Goal:
         if self.d is not None:
             return named
         limits = {"seeds": self.seeds, "max_fits": self.max_fits, "max_minutes": self.max_minutes}
-        return named | {"baseline": self.baseline, **limits}
+        step = {} if self.baseline_lr is None else {"baseline_lr": self.baseline_lr}
+        return named | {"baseline": self.baseline, **step, **limits}

@@ -13,16 +13,18 @@ from torch import nn
 
 from subcompress import run
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
+from subcompress.data.splits import size
 from subcompress.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitter import DiedTwiceError, Fitter, Settings, machine
+from subcompress.fitter import DiedTwiceError, Fitter, Settings
+from subcompress.machine import machine
 from subcompress.observing import built
 from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
 from subcompress.probe import Probe
 from subcompress.tasks import Loss, Metric, Task
-from subcompress.training import Listener
+from subcompress.training import Listener, epochs_of
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
@@ -41,7 +43,8 @@ def measure_dimension(
     metric: str | Metric | None = None,
     minimise: bool | None = None,
     operator: str = AUTO,
-    epochs: int = 10,
+    epochs: int | None = None,
+    steps: int | None = None,
     seed: int = 0,
     lr: float | None = None,
     optimiser: str = "adam",
@@ -79,8 +82,19 @@ def measure_dimension(
         data, on = replace(data, validation=data.train), "training"
     task = Task.of(loss, metric, minimise)
     data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
+    epochs = epochs_of(epochs, steps, size(data.train), batch_size)
     settings = Settings(
-        8, epochs, seed, lr, batch_size, device, operator, rounded=False, optimiser=optimiser, precision=precision
+        8,
+        epochs,
+        seed,
+        lr,
+        batch_size,
+        device,
+        operator,
+        rounded=False,
+        optimiser=optimiser,
+        precision=precision,
+        steps=steps,
     )
     with machine(device, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener, None, build)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import statistics
 import sys
 import time
 import warnings
@@ -27,7 +28,8 @@ from subcompress.targets import counts
 from subcompress.tasks import EXAMPLES, IGNORED, Task, evaluate
 from subcompress.training import Recipe
 
-_STEPS = 3
+WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
+"""Steps of an estimate that are not counted, those that are timed, and the seconds after which three of them do."""
 
 
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
@@ -131,14 +133,28 @@ def estimate_cost(
     subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float, minutes: float = math.inf
 ) -> str:
     """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
-    trial = copy.deepcopy(subspace)
-    device = trial.z.device
+    step = _seconds_a_step(copy.deepcopy(subspace), data, task, recipe)
+    steps = size(data.train) // recipe.batch_size
+    one = step * recipe.total(size(data.train))
+    plan = subspace.plan
+    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch"
+    line += f", {recipe.steps} a fit" if recipe.steps is not None else ""
+    line += f": about {_time(one)} a fit"
+    if fits > 1:
+        line += f", at most {_time(min(one * fits, 60 * minutes))} for {fits:g}"
+    return f"{line}; memory {_peak() / 2**30:.1f} GiB"
+
+
+def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: Recipe) -> float:
+    """The median of some steps: the first ones, and single ones that another process held up, say little. The subspace
+    is trained by next to nothing."""
+    device, seconds, began = trial.z.device, list[float](), time.perf_counter()
     optimiser = torch.optim.Adam(trial.parameters(), lr=1e-12)
     trial.train()
-    seconds = []
-    n = min(recipe.batch_size, size(data.train))
-    for batch in batches(data.train, n, device, torch.arange(size(data.train)).repeat(_STEPS + 1)[: (_STEPS + 1) * n]):
-        began = time.perf_counter()
+    n, most = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED
+    order = torch.arange(size(data.train)).repeat(-(-most * n // size(data.train)))[: most * n]
+    for batch in batches(data.train, n, device, order):
+        start = time.perf_counter()
         with trial.materialised() as module:
             with recipe.autocast(device):
                 loss = task.loss_of(module, batch)
@@ -149,16 +165,10 @@ def estimate_cost(
         optimiser.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    step = sorted(seconds[1:] or seconds or [0.0])[len(seconds[1:]) // 2 if seconds[1:] else 0]
-    steps = size(data.train) // recipe.batch_size
-    one = step * steps * recipe.epochs
-    plan = subspace.plan
-    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch: "
-    line += f"about {_time(one)} a fit"
-    if fits > 1:
-        line += f", at most {_time(min(one * fits, 60 * minutes))} for {fits:g}"
-    return f"{line}; memory {_peak() / 2**30:.1f} GiB"
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) >= WARM_UP + 3 and time.perf_counter() - began > ENOUGH:
+            break
+    return statistics.median(seconds[WARM_UP:] or seconds or [0.0])
 
 
 def resolution_note(task: Task, data: Data, target: float, drop: float | None = None) -> str | None:

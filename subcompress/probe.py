@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subcompress.errors import SubcompressError
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -31,6 +33,10 @@ class Probe:
     """Of it, what the coordinates take."""
     warnings: tuple[str, ...] = ()
     """What looks wrong with it."""
+    statistics: int = 0
+    """Of `coded`, what running statistics take."""
+    cut: int = 0
+    """By how many bytes the file was shortened: its smallest coordinates became zero."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:
@@ -40,6 +46,21 @@ class Probe:
     def at(self, d: int) -> bool:
         """Whether this is a training of its own in d coordinates."""
         return self.d == d and not self.warm
+
+
+class TargetMissedError(SubcompressError):
+    """A search did not reach its target. `fit` is the best it made, kept in the run folder."""
+
+    def __init__(self, fit: Fit) -> None:
+        super().__init__(f"{fit.failure}; {kept_words(fit)}")
+        self.fit = fit
+
+
+def kept_words(fit: Fit) -> str:
+    """What is left of a fit that failed."""
+    if not fit.bytes:
+        return f"the best, of d = {fit.d}, is kept in {fit.run}"
+    return f"the best file, of {fit.bytes} bytes, is kept: subcompress pack {fit.run} -o net.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,14 @@ class Fit:
     baseline: float | None = None
     full_fits: float = 1.0
     warnings: tuple[str, ...] = ()
+    reached: bool = True
+    """Whether the target is met, where there is one."""
+    learned: bool = True
+    """False where the metric is no better than that of a constant answer."""
+    failure: str = ""
+    """Why the file should not be used as it is: the target is missed, or nothing was learned."""
+    baseline_lr: float | None = None
+    """The step of the direct training that the target counts from, where there was one."""
 
     @property
     def validation_accuracy(self) -> float:

@@ -11,19 +11,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-
+from subcompress.baseline import given_baseline, trained_baseline
 from subcompress.curve import Curve, frontier
 from subcompress.errors import SubcompressError
-from subcompress.fitter import DiedTwiceError, Fitter, copied
+from subcompress.fitter import DiedTwiceError, Fitter
 from subcompress.goal import Goal
 from subcompress.preflight import resolution_note
 from subcompress.probe import Probe
-from subcompress.tasks import evaluate
+from subcompress.purse import Purse
 
 FAR = 0.3
 """Standard error of log(d) at the crossing above which a look from afar is enough: half of the epochs, warm."""
@@ -31,8 +28,9 @@ FAR = 0.3
 LOOKS = 3
 """Of those at the most."""
 
-FARTHEST = 4.0
-"""The factor in d that one sample may be asked to predict over."""
+FARTHEST, JUMP = 4.0, 32.0
+"""The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
+slope is only guessed, and once it was measured."""
 
 CLOSE = 1.04
 """Neighbouring d's that are not told apart."""
@@ -46,55 +44,10 @@ def first_d(D: int) -> int:
 def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
     """The training to keep, and the fields of a Fit that tell of the search.
 
-    Raises SubcompressError where the target is not reached, saying how near the search came.
+    Where the target is not reached, the best of those that made a file, and `failure` among the fields. Raises
+    SubcompressError where no training did.
     """
     return _Search(fitter, goal).run()
-
-
-def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
-    """A number, or a dense safetensors file of the network's weights, measured on the validation split.
-
-    Raises SubcompressError for what is neither.
-    """
-    try:
-        number = float(str(given))
-    except ValueError:
-        pass
-    else:
-        if not math.isfinite(number):
-            raise SubcompressError(f"--baseline is a finite number or a file of weights; given {given}")
-        return number
-    module = copied(fitter.model, "cpu")
-    try:
-        module.load_state_dict(safetensors.torch.load_file(str(given)))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as e:
-        raise SubcompressError(
-            f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
-            f"{' '.join(str(e).split())[:200]}"
-        ) from e
-    return evaluate(module.to(fitter.settings.device), fitter.data.validation, fitter.task)
-
-
-class Purse:
-    """What a search may still spend: trainings, and minutes of them."""
-
-    def __init__(self, fitter: Fitter, goal: Goal) -> None:
-        self.epochs, self.goal = fitter.settings.epochs, goal
-        self.spent_fits, self.spent_seconds = 0.0, 0.0
-
-    def pay(self, probe: Probe) -> None:
-        """A training has ended."""
-        self.spent_fits += probe.epochs / self.epochs
-        self.spent_seconds += probe.seconds
-
-    def room(self) -> float:
-        """Trainings that are left; of time, as many as would end before it is up: the first one tells how long they
-        take."""
-        fits = self.goal.max_fits - self.spent_fits
-        if math.isinf(self.goal.max_minutes) or not self.spent_fits:
-            return fits
-        left = 60 * self.goal.max_minutes - self.spent_seconds
-        return min(fits, left * self.spent_fits / max(self.spent_seconds, 1e-9))
 
 
 class _Search:
@@ -103,6 +56,7 @@ class _Search:
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.purse = Purse(fitter, goal)
         self.baseline: float | None = None
+        self.baseline_lr: float | None = None
         self.failed = 0
         """The largest d that was found not to meet the target."""
         self.met = 0
@@ -111,7 +65,8 @@ class _Search:
     def run(self) -> tuple[Probe, dict[str, Any]]:
         d: int | None = first_d(self.D)
         self.fitter.say_cost(first_d(self.D), self.goal.max_fits, self.goal.max_minutes)
-        self.curve = Curve(self.task, self._target(), len(self.seeds), self.D)
+        target = self._target()
+        self.curve = Curve(self.task, target, len(self.seeds), self.D, self.baseline)
         self.probes = self.curve.probes
         note = resolution_note(self.task, self.fitter.data, self.curve.target, self.goal.drop)
         if note is not None:
@@ -127,9 +82,8 @@ class _Search:
         if given is not None:
             self.baseline = given_baseline(self.fitter, given)
         elif self.goal.drop is not None:
-            direct = self.fitter.baseline()
-            self.baseline = direct.value
-            self.purse.pay(direct)
+            direct = trained_baseline(self.fitter, self.goal, self.purse)
+            self.baseline, self.baseline_lr = direct.value, direct.lr
         if self.goal.value is not None:
             self._refuse_above_baseline(self.goal.value)
             return self.goal.value
@@ -240,7 +194,8 @@ class _Search:
             near = crossing * math.exp(doubt * error)
             near = max(near, self.failed * CLOSE) if self.failed else near
         known = sorted({p.d for p in self.probes})
-        near = min(max(near, known[0] / FARTHEST), known[-1] * FARTHEST, float(self.D))
+        reach = JUMP if self.curve.slope_is_measured() else FARTHEST
+        near = min(max(near, known[0] / reach), known[-1] * reach, float(self.D))
         d = max(2, round(near))
         d = min(max(d, self.failed + 1), self.D) if not self.met else d
         for k in known:  # a d that has a training already saves one
@@ -262,32 +217,39 @@ class _Search:
     # --- the end ---
 
     def _result(self) -> tuple[Probe, dict[str, Any]]:
-        if not self.met:
-            raise self._not_reached()
-        final = [p for s in self.seeds if (p := self._of(self.met, s)) is not None]
-        chosen = (min if self.task.minimise else max)(final, key=lambda p: p.value)
-        own = [self.met * math.exp(-self.curve.gap(p.value) / self.curve.slope) for p in final]
-        return chosen, {
+        best = min if self.task.minimise else max
+        told = {
             "target": self.curve.target,
             "probes": tuple(self.probes),
             "frontier": frontier(self.probes, self.task.minimise),
-            "d_spread": {"low": round(min(own), 1), "high": round(max(own), 1), "missed": float(self.failed)},
-            "validation_spread": statistics.stdev(p.value for p in final) if len(final) > 1 else None,
             "baseline": self.baseline,
+            "baseline_lr": self.baseline_lr,
             "full_fits": round(self.purse.spent_fits, 3),
         }
+        if not self.met:
+            why = self._not_reached()
+            made = [p for p in self.probes if not p.warm and not p.stopped]
+            if not made:
+                raise SubcompressError(why)
+            return best(made, key=lambda p: p.value), told | {"reached": False, "failure": why}
+        final = [p for s in self.seeds if (p := self._of(self.met, s)) is not None]
+        own = [self.met * math.exp(-self.curve.gap(p.value) / self.curve.slope) for p in final]
+        return best(final, key=lambda p: p.value), told | {
+            "d_spread": {"low": round(min(own), 1), "high": round(max(own), 1), "missed": float(self.failed)},
+            "validation_spread": statistics.stdev(p.value for p in final) if len(final) > 1 else None,
+        }
 
-    def _not_reached(self) -> SubcompressError:
+    def _not_reached(self) -> str:
         looked = [p for p in self.probes if not p.warm]
         if not looked:
-            return SubcompressError(
+            return (
                 "the direct training that --max-drop counts from took all of --max-fits or --max-minutes: raise them, "
                 "or give --baseline"
             )
         best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
         n, spent = sum(p.at(best.d) for p in looked), self.purse.spent_fits
         why = f"in {spent:.1f} trainings" if self.failed < self.D else "even in all of them"
-        return SubcompressError(
+        return (
             f"the target is not reached: no d was found {why} at which the mean of {self.task.metric_name} over "
             f"{len(self.seeds)} seeds meets {self.curve.target:.4g}; the best was {self.curve.mean(best.d):.4f} at d = "
             f"{best.d} ({n} seeds): lower the target, or raise --max-fits, --max-minutes, --epochs or --bits"

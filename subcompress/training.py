@@ -21,6 +21,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS
+from subcompress.pressure import Pressure
 from subcompress.seeds import seed_everything
 from subcompress.tasks import Task, evaluate
 
@@ -32,6 +33,12 @@ PATIENCE = 150
 
 FALLING = 0.99
 """A loss that falls to this share of itself within a window may yet come below guessing."""
+
+EPOCHS = 10
+"""Of a training that is told neither epochs nor steps."""
+
+TELL_EVERY = 2.0
+"""Seconds within an epoch after which a listener hears how far it is."""
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, at the least: they are written at the ends of epochs."""
@@ -45,7 +52,8 @@ PRECISIONS = ("fp32", "bf16")
 class Recipe:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
     rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
-    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32."""
+    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
+    after so many, within its last epoch, see `epochs_of`."""
 
     epochs: int
     lr: float
@@ -55,11 +63,41 @@ class Recipe:
     rate: float = 0.0
     optimiser: str = "adam"
     precision: str = "fp32"
+    steps: int | None = None
+
+    def total(self, examples: int) -> int:
+        """Steps of the whole run."""
+        whole = self.epochs * (examples // self.batch_size)
+        return whole if self.steps is None else min(self.steps, whole)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """What the forward pass of a step runs in."""
         # No cache: it would keep the first step's weights for as long as any other autocast lasts around this one.
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
+
+def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: int) -> int:
+    """Passes over the training split: as told, or as many as so many steps begin. Raises SubcompressError."""
+    if steps is None:
+        return EPOCHS if epochs is None else epochs
+    if epochs is not None:
+        raise SubcompressError(f"--epochs and --steps both say how long to train; given {epochs} and {steps}: give one")
+    if steps < 1:
+        raise SubcompressError(f"--steps is at least 1; given {steps}")
+    return -(-steps // max(1, examples // max(1, batch_size)))
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """Where a run stands within an epoch: `step` of `steps` in all, loss the mean over the last ones, seconds since the
+    run began."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +125,9 @@ class Listener:
 
     def epoch(self, progress: Progress) -> None:
         """An epoch has ended."""
+
+    def step(self, progress: StepProgress) -> None:
+        """A while has passed within an epoch."""
 
     def probes(self, probes: Sequence[Any]) -> None:
         """The search has one more probe; all of them so far."""
@@ -206,31 +247,42 @@ def train(
     note: str = "",
     checkpoint: Checkpoint | None = None,
     hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    pressure: Pressure | None = None,
 ) -> Outcome:
     """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
     The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
     called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
-    run. Raises DeadRunError early for a run whose loss is not finite or not below guessing, SubcompressError for data
-    and losses that cannot be trained with.
+    run. `pressure` prices the coordinates that a file has no room for. Raises DeadRunError early for a run whose loss
+    is not finite or not below guessing, SubcompressError for data and losses that cannot be trained with.
     """
     began = time.perf_counter()
     try:
-        return _Run(trainee, data, task, recipe, listener or Listener(), note).run(quantise, checkpoint, hopeless)
+        run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure)
+        return run.run(quantise, checkpoint, hopeless)
     except DeadRunError as e:
         e.seconds = time.perf_counter() - began
         raise
 
 
 class _Run:
-    def __init__(self, trainee: Trainee, data: Data, task: Task, recipe: Recipe, listener: Listener, note: str) -> None:
+    def __init__(
+        self,
+        trainee: Trainee,
+        data: Data,
+        task: Task,
+        recipe: Recipe,
+        listener: Listener,
+        note: str,
+        pressure: Pressure | None = None,
+    ) -> None:
         self.trainee, self.data, self.task, self.recipe = trainee, data, task, recipe
-        self.listener, self.note = listener, note
+        self.listener, self.note, self.pressure = listener, note, pressure
         self.parameters = list(trainee.parameters())
         self.device = self.parameters[0].device
         self.examples = moved(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
-        self.total = recipe.epochs * self.steps_per_epoch
+        self.total = recipe.total(size(data.train))
         self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
         self.judge = _Judge(task.guess(data.train), self.total)
@@ -246,6 +298,7 @@ class _Run:
         hopeless: Callable[[tuple[float, ...]], bool] | None,
     ) -> Outcome:
         recipe, began = self.recipe, time.perf_counter()
+        self.began = self.told = began
         if checkpoint is not None and (held := checkpoint.load()) is not None:
             self._restore(*held)
         order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
@@ -255,7 +308,7 @@ class _Run:
             if epoch <= len(self.curve):
                 continue
             self._epoch(epoch, shuffled, quantise)
-            seconds = self.before + time.perf_counter() - began
+            seconds, self.told = self._seconds(), time.perf_counter()
             loss = self.judge.mean()
             self.listener.epoch(
                 Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
@@ -266,7 +319,10 @@ class _Run:
                 checkpoint.save(*self._state(seconds))
                 saved = time.perf_counter()
         self.judge.verdict(self.step)
-        return self._outcome(self.before + time.perf_counter() - began)
+        return self._outcome(self._seconds())
+
+    def _seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
 
     def _outcome(self, seconds: float, stopped: bool = False) -> Outcome:
         silent = 0 if self.heard is None else int((~self.heard).sum())
@@ -276,16 +332,21 @@ class _Run:
         drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
         begin_rounding = int(self.total * self.recipe.quantise_after)
-        used = shuffled[: self.steps_per_epoch * self.recipe.batch_size]
+        if self.pressure is not None:
+            self.pressure.look()
+        used = shuffled[: min(self.steps_per_epoch, self.total - self.step) * self.recipe.batch_size]
         if isinstance(self.data.train, Held):
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
                 if quantise is not None and self.step == begin_rounding:
                     quantise()
+                    if self.pressure is not None:
+                        self.pressure.look()
                 if self.data.augment is not None:
                     batch = (self._augmented(batch[0], drawn), batch[1])
                 self._step(batch)
+                self._tell(epoch)
             self.trainee.eval()
             with self.trainee.materialised() as module:
                 self.curve.append(evaluate(module, self.data.validation, self.task))
@@ -298,16 +359,29 @@ class _Run:
                 loss = self.task.loss_of(module, batch)
             self._check_first(loss, batch)
             self.optimiser.zero_grad()
-            price = self.trainee.coded_bits() if self.recipe.rate else None
             # While the module holds the weights: checkpointed layers run once more in here.
             if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
-                (loss if price is None else loss + self.recipe.rate * price).backward()
+                self._priced(loss).backward()
         if self.heard is not None and (g := self.parameters[0].grad) is not None:
             self.heard.logical_or_(g)
         self.optimiser.step()
         self.schedule.step()
         self.step += 1
         self.judge.see(loss.detach(), self.step)
+
+    def _tell(self, epoch: int) -> None:
+        """Say how far the epoch is, once in a while: what is said waits for the device."""
+        if (now := time.perf_counter()) - self.told > TELL_EVERY:
+            self.told, loss = now, self.judge.mean()
+            at = StepProgress(epoch, self.recipe.epochs, self.step, self.total, loss, self._seconds())
+            self.listener.step(at)
+
+    def _priced(self, loss: Tensor) -> Tensor:
+        """The loss and what the coordinates cost."""
+        bits = self.trainee.coded_bits() if self.recipe.rate else None
+        priced = loss if bits is None else loss + self.recipe.rate * bits
+        more = self.pressure.of(loss) if self.pressure is not None else None
+        return priced if more is None else priced + more
 
     def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
         assert self.data.augment is not None

@@ -13,10 +13,12 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, Subspace, codec
+from subcompress.cutting import cut
 from subcompress.data import AUGMENTS, augment_of
 from subcompress.data.augment import flip_shift, shift
 from subcompress.operators import HadamardBlocks
 from subcompress.optimisers import OPTIMISERS
+from subcompress.pressure import Pressure
 
 OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
 
@@ -73,6 +75,35 @@ def test_shortened_coordinates_fit_and_no_more_become_zero_than_must(d, bits, se
     x, dropped = space.z.detach().abs(), ~kept & (before != 0)
     if kept.any() and dropped.any():
         assert x[kept].min() >= x[dropped].max()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.parametrize("bytes_too_many", [0, 1, 4, 60])
+def test_the_last_bytes_are_cut_with_less_change_than_zeros_make(bits, bytes_too_many):
+    changes = {}
+    for how in (cut, lambda space, limit: space.shorten(limit)):
+        space = spaced(300, bits, 0)
+        exact, whole = space.z.detach() / space.steps[0], coded(space)
+        before = torch.cat(space.coordinates())
+        told = how(space, whole - bytes_too_many)
+        after = torch.cat(space.coordinates())
+        assert coded(space) <= whole - bytes_too_many
+        assert told in (None, int((before != after).sum()))
+        assert (after.abs() <= before.abs()).all()
+        changes[how] = float((exact - after).square().sum() - (exact - before).square().sum())
+    ours, zeros = changes.values()
+    assert ours == zeros == 0 if bytes_too_many == 0 else ours <= zeros
+
+
+def test_what_a_file_has_no_room_for_is_priced():
+    space = spaced(300, 4, 0)
+    loss, whole = torch.tensor(2.0), coded(space)
+    for room, priced in ((whole + 20, False), (whole - 20, True)):
+        pressure = Pressure(space, room)
+        pressure.look()
+        (gradient,) = torch.autograd.grad(pressure.of(loss), space.z)
+        assert bool(gradient.any()) == priced
+    assert Pressure(Subspace.of(nn.Linear(9, 9), 5), 10).of(loss) is None
 
 
 def test_a_price_makes_files_smaller(digits, tmp_path):

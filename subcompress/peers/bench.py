@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
-from subcompress.fitter import BASED_LR, BASELINE_LR, copied
+from subcompress.fitter import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.plan import make_plan
 from subcompress.record import Record
 from subcompress.seeds import seed_everything
@@ -59,8 +60,8 @@ class Bench:
 
     def trained(self, module: nn.Module, title: str, lr: float | None = None) -> float:
         """Train what of a module wants a gradient, with the budget of our fit. Returns the seconds it took."""
-        usual = BASELINE_LR if self.record.base is None else BASED_LR
-        return self._train(Direct(module), title, lr or usual)
+        usual = BASELINE_RATES if self.record.base is None else BASED_BASELINE_RATES
+        return self._train(Direct(module), title, lr or usual[0])
 
     @property
     def new(self) -> list[str]:

@@ -1,0 +1,36 @@
+"""What a training runs on: the device and the threads, checked and given back."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from subcompress.errors import SubcompressError
+
+
+@contextmanager
+def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
+    """The device checked, the threads set and given back, the caller's random states untouched."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
+    before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    try:
+        torch.set_num_threads(threads or before)
+        # What the caller has switched on or off must not change the file.
+        off = torch.autocast(device.partition(":")[0], enabled=False)
+        with torch.random.fork_rng(), torch.enable_grad(), off:
+            torch.manual_seed(seed & ((1 << 63) - 1))
+            yield
+    finally:
+        torch.set_num_threads(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
