@@ -20,7 +20,7 @@ import safetensors.torch
 from subcompress.curve import Curve, frontier
 from subcompress.errors import SubcompressError
 from subcompress.fitter import DiedTwiceError, Fitter, copied
-from subcompress.goal import Goal
+from subcompress.goal import Goal, Limits
 from subcompress.preflight import resolution_note
 from subcompress.probe import Probe
 from subcompress.tasks import evaluate
@@ -80,28 +80,35 @@ class Purse:
 
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
         self.epochs, self.goal = fitter.settings.epochs, goal
-        self.spent_fits, self.spent_seconds = 0.0, 0.0
+        self.spent_fits, self.spent_seconds, self.trainings = 0.0, 0.0, 0
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force now."""
+        return self.goal.limits(self.trainings)
 
     def pay(self, probe: Probe) -> None:
         """A training has ended."""
         self.spent_fits += probe.epochs / self.epochs
         self.spent_seconds += probe.seconds
+        self.trainings += 1
 
     def room(self) -> float:
         """Trainings that are left; of time, as many as would end before it is up: the first one tells how long they
         take."""
-        fits = self.goal.max_fits - self.spent_fits
-        if math.isinf(self.goal.max_minutes) or not self.spent_fits:
+        limits = self.limits
+        fits = limits.max_fits - self.spent_fits
+        if math.isinf(limits.max_minutes) or not self.spent_fits:
             return fits
-        left = 60 * self.goal.max_minutes - self.spent_seconds
+        left = 60 * limits.max_minutes - self.spent_seconds
         return min(fits, left * self.spent_fits / max(self.spent_seconds, 1e-9))
 
 
 class _Search:
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
         self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
-        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.purse = Purse(fitter, goal)
+        self.seeds = self._seeds()
         self.baseline: float | None = None
         self.failed = 0
         """The largest d that was found not to meet the target."""
@@ -119,8 +126,20 @@ class _Search:
         while d is not None:
             before = len(self.probes)
             self._look(d)
+            self._take_seeds()
             d = self._next() if len(self.probes) > before else None
         return self._result()
+
+    def _seeds(self) -> list[int]:
+        return [(self.fitter.settings.seed + i) % (1 << 64) for i in range(self.purse.limits.seeds)]
+
+    def _take_seeds(self) -> None:
+        """Where a run goes on with another number of seeds, judge the trainings so far by these."""
+        if (seeds := self._seeds()) == self.seeds:
+            return
+        self.seeds, self.curve.seeds, self.met, self.failed = seeds, len(seeds), 0, 0
+        for d in {p.d for p in self.probes if not p.warm}:
+            self._settle(d)
 
     def _target(self) -> float:
         given = self.goal.baseline
@@ -175,6 +194,10 @@ class _Search:
             lower = self.purse.room() >= len(self.seeds) + 1
             if new and n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
                 return
+        self._settle(d)
+
+    def _settle(self, d: int) -> None:
+        """Note what the trainings at d say of the target."""
         ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
         if not self.task.meets(self.curve.mean(d), self.curve.target):
             self.failed = max(d, self.failed)
