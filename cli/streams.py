@@ -12,7 +12,7 @@ from typing import IO, Any
 import click
 
 _answers: list[IO[str]] = []
-"""Where the commands under way answer, the innermost last."""
+"""Where the command under way answers; empty where there is none."""
 
 
 def answer(text: Any = "", **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ def apart() -> Iterator[None]:
     """While the block lasts, what prints to stdout, in Python, in C or in a child process, writes to stderr, and
     `answer` alone to stdout."""
     before = sys.stdout
-    if before is None or sys.stderr is None:  # closed by whoever started this process
+    if _answers or before is None or sys.stderr is None:  # it is so already; closed by whoever started this process
         yield
         return
     kept = _kept(before)

@@ -132,7 +132,6 @@ def fit(
     if base is None and (act_on is not None or base_name is not None or new):
         raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
     place = chosen(device)
-    listener.note(place.line)
     settings = Settings(
         bits_of(d) if bits is None else bits,
         epochs,
@@ -167,6 +166,7 @@ def fit(
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
                 return Fit.from_json(held["fit"])
             fitter.begin(folder, restart)
+            listener.note(place.line)
             goal = goal.after(folder.earlier)
             fitter.measure()
             if d is not None and d > fitter.D:

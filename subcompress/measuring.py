@@ -83,7 +83,6 @@ def measure_dimension(
     task = Task.of(loss, metric, minimise)
     data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
     place = chosen(device)
-    listener.note(place.line)
     settings = Settings(
         8,
         epochs,
@@ -104,6 +103,7 @@ def measure_dimension(
         command |= {"limits": {"repeats": repeats}}
         with run.holding(folder, command) as held:
             fitter.begin(held, restart or held.finished is not None)
+            listener.note(place.line)
             fitter.measure()
             fitter.say_cost(max(ds), len(ds) * repeats)
             found = _measure(fitter, list(ds), repeats)

@@ -122,7 +122,7 @@ def test_another_command_is_told_and_may_discard(tmp_path):
         fit(tmp_path / "run", FIT, Stopping(2))
     with pytest.raises(SubcompressError, match=r"an unfinished run of another command \(its bits was 8, now 5\)"):
         fit(tmp_path / "run", {**FIT, "bits": 5})
-    words = r"\(its bits was 8, now 5; its epochs was 6, now 7; its d was 60, now 61\).* limits may change"
+    words = r"\(its bits was 8, now 5; its epochs was 6, now 7; its d was 60, now 61\).*limits may change"
     with pytest.raises(SubcompressError, match=words):
         fit(tmp_path / "run", {**FIT, "bits": 5, "epochs": 7, "d": 61})
     assert fit(tmp_path / "run", {**FIT, "bits": 5, "restart": True}).bits == 5
@@ -137,7 +137,7 @@ def journal_of(folder: Path) -> dict:
 @pytest.mark.parametrize("within", [True, False])
 def test_limits_change_and_the_search_goes_on(tmp_path, within):
     """Of a search that missed its target, and of one that ended well: what was trained stays, and counts."""
-    goal = {"within": 200} if within else {"min_accuracy": 0.999}
+    goal = {"within": 800} if within else {"min_accuracy": 0.999}
     options = {"epochs": 1, "batch_size": 32, "threads": 1, "bits": 4} | goal
 
     def searched(seeds: int, max_fits: float) -> subcompress.Fit | str:
@@ -165,6 +165,7 @@ def test_limits_change_and_the_search_goes_on(tmp_path, within):
         fit(tmp_path / "run", options | {"epochs": 2, "seeds": 1, "max_fits": 4})
 
 
+@pytest.mark.slow
 def test_a_search_that_went_on_under_other_limits_goes_on_again(tmp_path):
     """Stopped after its limits changed, it comes to what it would have come to."""
     more = SEARCH | {"max_fits": 12, "seeds": 3}

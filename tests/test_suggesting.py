@@ -25,7 +25,7 @@ def test_near_names():
 @pytest.mark.parametrize(
     ("args", "words", "status"),
     [
-        (["unpak", "x"], "No such command 'unpak': did you mean unpack?", 2),
+        (["unpak", "x"], "No such command 'unpak': did you mean unpack", 2),
         (["fit", "--modl", "x"], "--model", 2),
         (["fit", "--model", "lenett", "--data", "digits", "--d", 9, "-o", "r"], "did you mean lenet or lenet5?", 1),
         (["fit", "--model", "lenet", "--data", "digit", "--d", 9, "-o", "r"], "did you mean digits?", 1),
