@@ -367,7 +367,7 @@ class _Run:
         group = self.optimiser.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
-            "curve": self.curve,
+            "curve": list(self.curve),
             "step": self.step,
             "seconds": seconds,
             "lr": group["lr"],

@@ -52,6 +52,22 @@ def loud(tmp_path_factory) -> Path:
     return path
 
 
+def test_a_fit_answers_alone(loud, tmp_path):
+    options = [
+        f"--loss={loud}:loss",
+        f"--metric={loud}:metric",
+        "--epochs=1",
+        "--batch-size=32",
+        "--threads=1",
+        "--d=9",
+    ]
+    done = cli("fit", f"--model={loud}:net", f"--data={loud}:data", *options, "-o", tmp_path / "run", "--json")
+    assert json.loads(done.stdout)["d"] == 9
+    for what in ("import", "factory", "data", "forward", "loss", "metric"):
+        assert f"{what} is loud" in done.stderr
+
+
+@pytest.mark.slow
 def test_every_command_that_runs_code_of_the_user_answers_alone(loud, tmp_path):
     ours = [f"--model={loud}:net", f"--data={loud}:data"]
     training = [f"--loss={loud}:loss", f"--metric={loud}:metric", "--epochs=1", "--batch-size=32", "--threads=1"]
