@@ -11,9 +11,10 @@ from subcompress.peers import PEERS
 from subcompress_cli.networks import data_options, data_with, loss_and_metric, model_option, network, short
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option
 from subcompress_cli.progress import listening
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_folder", metavar="RUN", type=FOLDER)
 @model_option()
 @data_options()
@@ -67,5 +68,5 @@ def compare(
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(found.markdown())
-    click.echo(f"written: {run_folder / 'compare.md'}, compare.json, compare.png")
+    answer(found.markdown())
+    answer(f"written: {run_folder / 'compare.md'}, compare.json, compare.png")

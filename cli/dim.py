@@ -20,9 +20,10 @@ from subcompress_cli.networks import (
 )
 from subcompress_cli.options import FOLDER, json_option, print_json, restart_option, verbose_option
 from subcompress_cli.progress import listening
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @model_option(required=True)
 @data_options(required=True)
 @click.option("--d", "ds", required=True, metavar="LIST", help="Dimensions to measure at: 100,200,400.")
@@ -75,5 +76,5 @@ def dim(
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(found.markdown())
-    click.echo(f"written: {output / 'dim.md'}, dim.json, dim.png")
+    answer(found.markdown())
+    answer(f"written: {output / 'dim.md'}, dim.json, dim.png")

@@ -6,9 +6,10 @@ import click
 
 import subcompress
 from subcompress_cli.options import json_option, print_json
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
@@ -18,7 +19,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            click.echo(f"{finding.name:18} {finding.found}")
+            answer(f"{finding.name:18} {finding.found}")
         for finding in findings:
             if finding.mend:
                 click.echo(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}", err=True)

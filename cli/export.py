@@ -17,13 +17,14 @@ from subcompress.serving.triton import export as export_all
 from subcompress_cli import texts
 from subcompress_cli.networks import model_option, network_of
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, say
+from subcompress_cli.streams import Command, answer
 from subcompress_models import MODELS
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--triton-repo",
@@ -77,7 +78,7 @@ def export(
         return
     for each in found:
         joined = f"requests joined up to {each.max_batch}" if each.max_batch else "requests one by one"
-        click.echo(f"{each.folder}: {sum(each.files.values())} bytes, {joined}")
+        answer(f"{each.folder}: {sum(each.files.values())} bytes, {joined}")
 
 
 def _name(file: str) -> str:

@@ -24,9 +24,10 @@ from subcompress_cli.networks import (
 )
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option, verbose_option
 from subcompress_cli.progress import listening
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @model_option(required=True)
 @data_options(required=True)
 @click.option("--d", type=int, help="Coordinates: the size of the subspace.")
@@ -109,18 +110,18 @@ def fit(
 def _say(found: subcompress.Fit, output: Path) -> None:
     """What was found and what comes next, for a person."""
     for line in _search_lines(found):
-        click.echo(line)
+        answer(line)
     size = f" {found.bytes} bytes," if found.bytes else ""
-    click.echo(
+    answer(
         f"{found.D} weights in {found.d} coordinates of {found.bits} bits:{size} {found.metric} {found.validation:.4f} "
         f"on validation, {found.test:.4f} on test, {found.seconds:.1f} s"
     )
     if found.failure:
         return
     if found.bytes:
-        click.echo(f"next: subcompress pack {output} -o net.safetensors")
+        answer(f"next: subcompress pack {output} -o net.safetensors")
     else:
-        click.echo(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
+        answer(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
 
 
 def _search_lines(found: subcompress.Fit) -> Iterator[str]:

@@ -82,7 +82,7 @@ def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
 def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
     """How to train: what `fit` and `dim` share."""
     for option in (
-        click.option("--device", default="cpu", show_default=True, help="cpu or cuda."),
+        click.option("--device", default="auto", show_default=True, help="auto (CUDA where it works), cpu or cuda."),
         click.option("--threads", type=int, help="CPU threads of torch.  [default: torch's]"),
         click.option("--workers", type=int, metavar="N", help="Processes that read data not in memory.  [default: 0]"),
         click.option("--precision", default="fp32", show_default=True, help="Of products in training: fp32 or bf16."),

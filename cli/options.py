@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from subcompress.hub import local
+from subcompress_cli.streams import answer
 
 FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
@@ -45,4 +46,4 @@ restart_option: Decorator = click.option("--restart", is_flag=True, help="Discar
 
 def print_json(value: Any) -> None:
     """One object on stdout."""
-    click.echo(json.dumps(value, default=str))
+    answer(json.dumps(value, default=str))

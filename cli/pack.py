@@ -6,9 +6,10 @@ import click
 
 import subcompress
 from subcompress_cli.options import FILE, FOLDER, json_option, print_json
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=FOLDER)
 @click.option("-o", "--output", type=FILE, required=True, metavar="FILE", help="The file to write.")
 @json_option
@@ -18,4 +19,4 @@ def pack(run: Path, output: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": output, "file_bytes": size})
     else:
-        click.echo(f"{output}: {size} bytes")
+        answer(f"{output}: {size} bytes")

@@ -10,10 +10,11 @@ from subcompress import SubcompressError
 from subcompress.hub import GRAPHS
 from subcompress_cli.networks import model_option, network_of
 from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, print_json, say
+from subcompress_cli.streams import Command, answer
 from subcompress_models import MODELS
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @click.argument("repository", metavar="ORG/NAME[@BRANCH]")
 @model_option()
@@ -79,6 +80,6 @@ def push(
         print_json(asdict(pushed))
         return
     what = "published" if pushed.changed else "nothing to publish, it is all there"
-    click.echo(f"{what}: {pushed.url}")
+    answer(f"{what}: {pushed.url}")
     for name, size in pushed.files.items():
-        click.echo(f"  {name:30} {size:>10,} bytes")
+        answer(f"  {name:30} {size:>10,} bytes")

@@ -16,6 +16,7 @@ from subcompress import Data, SubcompressError, pretrained
 from subcompress.data import texts
 from subcompress.facts import Facts
 from subcompress.layout import Layout
+from subcompress.suggesting import meant
 
 HF = "hf:"
 MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
@@ -69,7 +70,9 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     head, *rest = re.split(r",(?=\w+=)", name)
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
-        raise SubcompressError(f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them")
+        raise SubcompressError(
+            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{meant(unknown[0], known)}"
+        )
     if not head:
         raise SubcompressError(f"{usage} names a place; {name!r} does not")
     return head, options

@@ -8,9 +8,10 @@ import subcompress
 from subcompress_cli.networks import model_option, network_of
 from subcompress_cli.options import FILE, INPUT, base_option, json_option, print_json
 from subcompress_cli.progress import rebuilding
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @model_option()
 @click.option(
@@ -37,6 +38,6 @@ def unpack(
     if as_json:
         print_json({"output": output, **sizes})
     else:
-        click.echo(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
+        answer(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
         if self_unfolding and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"]):
-            click.echo(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")
+            answer(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")

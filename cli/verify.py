@@ -8,16 +8,19 @@ import click
 import subcompress
 from subcompress.backends import available
 from subcompress_cli.networks import data_options, data_set, model_option, network_of
-from subcompress_cli.options import INPUT, base_option, json_option, print_json
+from subcompress_cli.options import INPUT, base_option, json_option, print_json, say
 from subcompress_cli.progress import rebuilding
+from subcompress_cli.streams import Command, answer
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @model_option()
 @data_options()
 @base_option
-@click.option("--device", default="cpu", show_default=True, help="Where ONNX Runtime computes: cpu or cuda.")
+@click.option(
+    "--device", default="auto", show_default=True, help="Of ONNX Runtime: auto (CUDA where it works), cpu or cuda."
+)
 @json_option
 @click.pass_context
 def verify(
@@ -36,14 +39,14 @@ def verify(
     if data is not None and (name := model_name or subcompress.info(file)["layout"]):
         module = network_of(file, name, base)
     with rebuilding(file, len(available())) as done:
-        found = subcompress.verify(file, data, module, base=base, device=device, done=done)
+        found = subcompress.verify(file, data, module, base=base, device=device, done=done, say=say)
     if as_json:
         print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
     else:
         for backend, equal in found.backends.items():
-            click.echo(f"{backend:12} {'the same bits' if equal else 'OTHER BITS than were packed'}")
+            answer(f"{backend:12} {'the same bits' if equal else 'OTHER BITS than were packed'}")
         if found.test_accuracy is not None:
-            click.echo(f"test accuracy {found.test_accuracy:.4f}, in ONNX Runtime")
+            answer(f"test accuracy {found.test_accuracy:.4f}, in ONNX Runtime")
     if not found.ok:
         click.echo(
             "error: the rebuilt weights are not the packed ones: fetch the file again, or report this machine", err=True

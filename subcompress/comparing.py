@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from subcompress import format, run
+from subcompress import format, run, schemas
 from subcompress.charts import comparison_chart
 from subcompress.copying import copied
 from subcompress.data import Data
@@ -27,6 +27,7 @@ from subcompress.files import write_bytes
 from subcompress.layout import Layout
 from subcompress.machine import machine
 from subcompress.peers import PEERS, Bench, Row, SkippedError
+from subcompress.suggesting import meant
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener, Recipe
 
@@ -105,7 +106,9 @@ def compare(
     listener, path = listener or Listener(), Path(run_folder)
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise SubcompressError(f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them")
+        raise SubcompressError(
+            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{meant(unknown[0], PEERS)}"
+        )
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     record.layout.require(Layout.of(model.state_dict()), "the model")
     if record.base is not None:
@@ -121,7 +124,7 @@ def compare(
     folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
     with machine("cpu", threads, recipe.seed), run.locked(path):
-        folder.mkdir(exist_ok=True)
+        run.make_folder(folder)
         size = len(format.to_bytes(record))
         bench = Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, folder, listener)
         found = _Table(path, bench, title, restart)
@@ -140,10 +143,10 @@ class _Table:
             "bytes": bench.size,
             "data": bench.data.digest(),
         }
-        held = run.read_json(bench.folder / JSON)
-        going_on = isinstance(held, dict) and held.get("key") == self.key and not restart
-        self.found: dict[str, Any] = held["found"] if going_on else {}
-        if not going_on:
+        held = None if restart else schemas.table(bench.folder / JSON, "--restart compares again")
+        same = held is not None and held["key"] == self.key
+        self.found: dict[str, Any] = held["found"] if held is not None and same else {}
+        if not same:
             bench.forget()
 
     def measure(self, name: str) -> None:

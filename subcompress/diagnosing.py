@@ -18,6 +18,7 @@ from subcompress.expand import digest_of, expand
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
+from subcompress.runtime import runs_on
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 """Distributions that install the one package onnxruntime, each over the other's files."""
@@ -111,7 +112,7 @@ def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
     """Each provider that the installed package has been built with, by whether a graph runs on it."""
     providers, gpu = onnxruntime.get_available_providers(), torch.cuda.is_available()
     for provider in providers:
-        works = _runs_on(onnxruntime, provider)
+        works = runs_on(onnxruntime, provider)
         mend = _cuda_mend() if gpu and not works and provider == "CUDAExecutionProvider" else ""
         name = provider.removesuffix("ExecutionProvider")
         why = "torch sees no device" if not gpu else "its libraries are not there"
@@ -134,27 +135,6 @@ def _cuda_mend() -> str:
         f"this onnxruntime-gpu{_built_for().replace(', built', ' is built')} and cuDNN 9, {has}: "
         "install the two for one CUDA (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html)"
     )
-
-
-def _runs_on(onnxruntime: Any, provider: str) -> bool:
-    from onnx import TensorProto, helper
-
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    onnxruntime.set_default_logger_severity(4)  # a provider that cannot load says so on stderr, at length
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[provider], enable_fallback=False
-        )
-        ours = session.get_providers()[0] == provider
-        return ours and float(session.run(None, {"x": np.ones(1, np.float32)})[0][0]) == 1.0
-    except Exception:
-        return False
-    finally:
-        onnxruntime.set_default_logger_severity(2)  # what it is from the start
 
 
 def _backends() -> Iterator[Finding]:

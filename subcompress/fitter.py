@@ -37,7 +37,7 @@ from subcompress.pressure import Pressure
 from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
-from subcompress.run import Run
+from subcompress.run import DISCARD, JOURNAL, Run
 from subcompress.seeds import seed_everything
 from subcompress.starts import buffer_note, frozen_note, moving_weights, recognize
 from subcompress.subspace import Subspace
@@ -202,7 +202,8 @@ class Fitter:
             self.warn(warning)
 
     def command(self) -> dict[str, Any]:
-        """What makes two commands the same: options, how the network starts, its code, the data."""
+        """What makes two commands the same, in the groups of `subcompress.schemas`: options, how the network starts,
+        its code, the data."""
         s = self.settings
         root = hashlib.sha256("\n".join(self.lines).encode())
         kept = {n for n, start in self.known.of().items() if start.kind in ("stored", "buffer")}
@@ -217,19 +218,19 @@ class Fitter:
         code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
         code += identity(self.task.metric)
         named = {} if self.base is None else {"base": self.base.reference.where}
-        told = asdict(s)
+        task = {"loss": self.task.loss_name, "metric": self.task.metric_name, "minimise": self.task.minimise}
+        told = {name: value for name, value in asdict(s).items() if name != "device"}
         if s.steps is None:
             del told["steps"]  # as runs have it that were begun before there were any
         return {
-            **told,
+            "recipe": told | task,
             **named,
-            "threads": torch.get_num_threads(),
-            "loss": self.task.loss_name,
-            "metric": self.task.metric_name,
-            "minimise": self.task.minimise,
-            "network": root.hexdigest()[:16],
-            "code": hashlib.sha256(code.encode()).hexdigest()[:16],
-            "data": self.data.digest(),
+            "network": {
+                "start": root.hexdigest()[:16],
+                "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+                "data": self.data.digest(),
+            },
+            "machine": {"device": s.device, "threads": torch.get_num_threads()},
         }
 
     def begin(self, folder: Run, restart: bool) -> None:
@@ -264,7 +265,7 @@ class Fitter:
             self.listener.note("measuring how far each tensor moves in direct training")
             self._run.note(MOVES, self._measured().to_json())
             held = self._run.journal[MOVES]
-        self.moves = found = Moves.from_json(held)
+        self.moves = found = self._checked_moves(held)
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
         self.listener.note(
@@ -282,6 +283,24 @@ class Fitter:
                 f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
                 "start"
             )
+
+    def _checked_moves(self, held: dict[str, Any]) -> Moves:
+        """The moves of a journal. Raises SubcompressError for those of another network."""
+        reals = {spec.name: spec.reals for spec in self.layout}
+        where = f"{self._run.path / JOURNAL}: {MOVES}"
+        for name, (n, _) in held["still"].items():
+            if reals.get(name) != n:  # before as many are unpacked
+                raise SubcompressError(
+                    f"{where}: still: {name}: expected {reals.get(name, 0)} values, got {n}: {DISCARD}"
+                )
+        if other := set(held["unread"]) - held["still"].keys():
+            raise SubcompressError(f"{where}: unread: {min(other)} is not in still: {DISCARD}")
+        try:
+            found = Moves.from_json(held)
+            found.check(self.known)
+        except (ValueError, SubcompressError) as e:
+            raise SubcompressError(f"{where}: {e}: {DISCARD}") from e
+        return found
 
     def _measured(self) -> Moves:
         s, task = self.settings, self.task
@@ -470,7 +489,7 @@ class Fitter:
         recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
         if plan.exact:
-            record = self._read(key)
+            record = self._read(key, plan)
             test = evaluate(self._rebuilt(record), self.data.test, self.task)
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
@@ -507,6 +526,23 @@ class Fitter:
     def _read(self, key: str) -> Record:
         """The record of a training that has ended."""
         return format.read(self._run.probe(key), None if self.base is None else self.base.base)[0]
+
+    def _read(self, key: str, plan: Plan) -> Record:
+        """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
+        path = self._run.probe(key)
+        if not path.is_file():
+            raise SubcompressError(f"{path}, which the journal speaks of, is not there or no file: {DISCARD}")
+        record = format.read(path, None if self.base is None else self.base.base)[0]
+        if record.layout != self.layout:
+            try:
+                record.layout.require(self.layout, "this one")
+                what = "its tensors come in another order"
+            except SubcompressError as e:
+                what = str(e).partition(": ")[0]
+            raise SubcompressError(f"{path} is of another network ({what}): {DISCARD}")
+        if (told := _other_plan(record, plan, self.settings.bits)) is not None:
+            raise SubcompressError(f"{path} is of another training ({told}): {DISCARD}")
+        return record
 
     @property
     def _run(self) -> Run:
@@ -550,11 +586,15 @@ class Fitter:
             hopeless=hopeless,
             pressure=None if room is None else Pressure(subspace, room),
         )
+        if s.rounded and subspace.bits not in (s.bits, 0):
+            raise SubcompressError(
+                f"{self._run.path} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}"
+            )
         return subspace, outcome
 
     def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
         """z of an ended training, in units of the scales of this plan."""
-        record = self._read(_key(probe.d, probe.seed))
+        record = self._read(_key(probe.d, probe.seed), self.plan(probe.d, probe.seed))
         found = []
         for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
             found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
@@ -580,6 +620,22 @@ class DiedTwiceError(SubcompressError):
     def __init__(self, text: str, epochs: int, seconds: float = 0.0) -> None:
         super().__init__(text)
         self.epochs, self.seconds = epochs, seconds
+
+
+def _other_plan(record: Record, plan: Plan, bits: int) -> str | None:
+    """How a record differs from what this plan makes, None where it does not: seed, operators, bits."""
+    if record.seed != plan.seed:
+        return f"seed {record.seed}, not {plan.seed}"
+    groups = record.groups[: len(plan.parts)]
+    if (d := sum(g.operator.d for g in groups)) != plan.d or len(groups) < len(plan.parts):
+        return f"d = {d}, not {plan.d}"
+    for group, part in zip(groups, plan.parts, strict=True):
+        of = [(type(o).__name__, o.D, o.d) for o in (group.operator, part.operator)]
+        if of[0] != of[1]:
+            return f"operator {' '.join(map(str, of[0]))}, not {' '.join(map(str, of[1]))}"
+        if group.bits != bits:
+            return f"{group.bits} bits, not {bits}"
+    return None
 
 
 def _some(names: Sequence[str]) -> str:

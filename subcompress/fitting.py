@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from subcompress import run
+from subcompress import run, schemas
 from subcompress.base import open_base, stand_on
 from subcompress.baseline import given_baseline
 from subcompress.budget import best_within, check_budget
@@ -18,6 +18,8 @@ from subcompress.copying import copied
 from subcompress.curve import frontier
 from subcompress.data import Data
 from subcompress.data.splits import size
+from subcompress.devices import AUTO as AUTO_DEVICE
+from subcompress.devices import chosen
 from subcompress.errors import SubcompressError
 from subcompress.fitter import Fitter, Settings
 from subcompress.goal import Goal
@@ -67,7 +69,7 @@ def fit(
     batch_size: int = 128,
     precision: str = "fp32",
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = AUTO_DEVICE,
     workers: int | None = None,
     restart: bool = False,
     origin: dict[str, Any] | None = None,
@@ -100,6 +102,7 @@ def fit(
     what shortens a file with d = D, where every weight has a coordinate of its own.
     optimiser: `eigen` needs fewer coordinates where they are few (subcompress.optimisers).
     precision: bf16 trains with products in bfloat16, faster where the processor has them; weights stay exact.
+    device: auto, cpu, cuda or cuda:N; auto is CUDA where a kernel runs on it, else the CPU, and a note says which.
     workers: processes that read examples ahead, where data sets are not in memory; the file does not depend on it.
     metric: a name, also of torchmetrics (`torchmetrics:AUROC,task=binary`), f(outputs, y) of a whole split, or an
     object with update(outputs, y), compute() and reset(). minimise: less is better; by default what the metric says of
@@ -140,13 +143,14 @@ def fit(
     if base is None and (act_on is not None or base_name is not None or new):
         raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
     epochs = epochs_of(epochs, steps, size(data.train), batch_size)
+    place = chosen(device)
     settings = Settings(
         bits_of(d) if bits is None else bits,
         epochs,
         seed,
         lr,
         batch_size,
-        device,
+        place.name,
         operator,
         structured,
         rate=rate,
@@ -160,35 +164,38 @@ def fit(
     if base is not None:
         standing = stand_on(open_base(base, base_name), model, tuple(new))
         model = standing.loaded(copied(model, "cpu"))
-    with machine(device, threads, seed), naming_memory(batch_size):
+    with machine(place.name, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener, standing, build)
         fitter.check(first_d(fitter.D) if d is None else d)
         if within is not None and not fitter.exact:
             raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")
         check_budget(fitter, goal)
         command = fitter.command() | goal.command()
+        schemas.check_origin(origin or {})
         if goal.baseline is not None:
             goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
         with run.holding(run_folder, command) as folder:
-            if (held := folder.finished) is not None and not restart:
+            if not restart and (held := folder.finished) is not None:
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
                 return _reached(Fit.from_json(held["fit"]))
             fitter.begin(folder, restart)
+            listener.note(place.line)
+            goal = goal.after(folder.earlier)
             fitter.measure()
             if d is not None and d > fitter.D:
                 fitter.warn(f"--d {d} is more than the D = {fitter.D} weights that can be trained: it is lowered to D")
                 d = fitter.D
             if d is not None:
                 fitter.say_cost(d, 1)
-                chosen = fitter.probe(d, seed)
-                found: dict[str, Any] = {"probes": (chosen,), "frontier": frontier([chosen], task.minimise)}
+                kept = fitter.probe(d, seed)
+                found: dict[str, Any] = {"probes": (kept,), "frontier": frontier([kept], task.minimise)}
             elif within is not None:
-                chosen, found = best_within(fitter, goal)
+                kept, found = best_within(fitter, goal)
             else:
-                chosen, found = search(fitter, goal)
+                kept, found = search(fitter, goal)
                 if not found.get("reached", True):
                     fitter.warn(found["failure"])
-            return _reached(fitter.finish(chosen, found, origin or {}))
+            return _reached(fitter.finish(kept, found, origin or {}))
 
 
 __all__ = ["Fit", "fit"]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from subcompress.devices import chosen
 from subcompress.errors import SubcompressError
 
 
 @contextmanager
 def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
     """The device checked, the threads set and given back, the caller's random states untouched."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise SubcompressError(f"--device is cpu, cuda or cuda:N; given {device}")
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise SubcompressError(f"--device {device} needs a GPU that torch can use, and none is here: leave it out")
+    device = chosen(device).name
     if threads is not None and not 1 <= threads <= 1024:
         raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
     before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())

@@ -14,6 +14,8 @@ from torch import nn
 from subcompress import run
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import size
+from subcompress.devices import AUTO as AUTO_DEVICE
+from subcompress.devices import chosen
 from subcompress.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
@@ -23,6 +25,7 @@ from subcompress.observing import built
 from subcompress.plan import AUTO
 from subcompress.preflight import naming_memory
 from subcompress.probe import Probe
+from subcompress.suggesting import meant
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener, epochs_of
 
@@ -51,7 +54,7 @@ def measure_dimension(
     batch_size: int = 128,
     precision: str = "fp32",
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = AUTO_DEVICE,
     workers: int | None = None,
     names: tuple[str, str] = ("", ""),
     restart: bool = False,
@@ -75,7 +78,7 @@ def measure_dimension(
         raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
     if shuffle is not None:
         if shuffle not in SHUFFLES:
-            raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}")
+            raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
         data = SHUFFLES[shuffle](data, seed)
     on = "validation"
     if shuffle == "labels":
@@ -83,26 +86,29 @@ def measure_dimension(
     task = Task.of(loss, metric, minimise)
     data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
     epochs = epochs_of(epochs, steps, size(data.train), batch_size)
+    place = chosen(device)
     settings = Settings(
         8,
         epochs,
         seed,
         lr,
         batch_size,
-        device,
+        place.name,
         operator,
         rounded=False,
         optimiser=optimiser,
         precision=precision,
         steps=steps,
     )
-    with machine(device, threads, seed), naming_memory(batch_size):
+    with machine(place.name, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener, None, build)
         for d in ds:
             fitter.check(d)
-        command = fitter.command() | {"ds": list(ds), "repeats": repeats, "thresholds": list(thresholds)}
+        command = fitter.command() | {"goal": {"ds": list(ds), "thresholds": list(thresholds)}}
+        command |= {"limits": {"repeats": repeats}}
         with run.holding(folder, command) as held:
             fitter.begin(held, restart or held.finished is not None)
+            listener.note(place.line)
             fitter.measure()
             fitter.say_cost(max(ds), len(ds) * repeats)
             found = _measure(fitter, list(ds), repeats)

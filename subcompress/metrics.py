@@ -4,7 +4,6 @@ accumulates. Metrics of torchmetrics by name."""
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import inspect
 import math
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from subcompress.data.held import Tree, leaves, placed
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.suggesting import near
 from subcompress.targets import as_classes, counts, shaped
 
 MOST_BYTES = 2 << 30
@@ -270,8 +270,7 @@ def _kind(name: str) -> Any:
         if isinstance(kind, type) and issubclass(kind, module.Metric) and not n.startswith("_")
     }
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), [n.lower() for n in known], 3, 0.5)
-        close = ", ".join(n for wanted in near for n in known if n.lower() == wanted)
+        close = ", ".join(near(name, known, cutoff=0.5))
         raise SubcompressError(f"torchmetrics has no metric {name!r}" + (f"; close to it: {close}" if close else ""))
     return known[name]
 

@@ -134,6 +134,15 @@ class Moves:
             if known[name].moves
         }
 
+    def check(self, starts: Starts) -> None:
+        """Raise SubcompressError unless these are moves of the network that starts so."""
+        known = starts.of(self.still)
+        pieces = {n: sum(not p.fixed for p in s.pieces) if s.runs else 1 for n, s in known.items() if s.moves}
+        counts = {name: len(sizes) for name, sizes in self.sizes.items()}
+        if self.sizes and counts != pieces:
+            name = next(n for n in {**pieces, **counts} if pieces.get(n) != counts.get(n))
+            raise SubcompressError(f"sizes: {name}: expected {pieces.get(name, 0)} numbers, got {counts.get(name, 0)}")
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a run folder."""
         return {
@@ -148,7 +157,7 @@ class Moves:
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Moves:
-        """What `to_json` gave."""
+        """What `to_json` gave. Raises ValueError for a mask that is not one."""
         return cls(
             {name: tuple(sizes) for name, sizes in held["sizes"].items()},
             {name: _unpacked(n, text) for name, (n, text) in held["still"].items()},
@@ -165,8 +174,14 @@ def _packed(mask: np.ndarray) -> str:
 
 
 def _unpacked(n: int, text: str) -> np.ndarray:
-    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8))
-    return bits[:n].astype(bool)
+    size = -(-n // 8)
+    try:
+        packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    except (zlib.error, ValueError, OverflowError) as e:
+        raise ValueError(f"not a mask: {e}") from e
+    if len(packed) != size:
+        raise ValueError(f"a mask of {n} values is {size} bytes, not {len(packed)}")
+    return np.unpackbits(np.frombuffer(packed, np.uint8))[:n].astype(bool)
 
 
 def examples_of(passes: Passes) -> Examples:

@@ -8,6 +8,7 @@ coordinates where they are few: d_int90 on MNIST falls from 364 to 252 for the M
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -73,4 +74,22 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}
 
-__all__ = ["OPTIMISERS"]
+
+def state_like(name: str, p: nn.Parameter) -> dict[str, Tensor]:
+    """What an optimizer of that name keeps of a parameter once it has had a gradient: tensors of the same dtypes and
+    shapes, their values aside."""
+    like = nn.Parameter(torch.zeros_like(p, requires_grad=False))
+    optimiser = OPTIMISERS[name]([like], 1e-3)
+    like.grad = torch.zeros_like(like)
+    optimiser.step()
+    return {key: value for key, value in optimiser.state[like].items() if isinstance(value, Tensor)}
+
+
+def scheduled(schedule: Any) -> float:
+    """The step size of a schedule at its `last_epoch`; also sets the momentum of its optimizer there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # outside of step() it is what torch would advise against
+        return float(schedule.get_lr()[0])
+
+
+__all__ = ["OPTIMISERS", "scheduled", "state_like"]

@@ -27,6 +27,7 @@ from subcompress.record import LIMIT, LOWEST_SCALE
 from subcompress.roles import DEFAULT
 from subcompress.rounding import TINY, rounded
 from subcompress.starts import PieceStart, Start, Starts, moving_weights, recognize
+from subcompress.suggesting import meant
 
 SPREAD = {2: 1.2, 3: 0.7, 4: 0.4, 5: 0.22, 6: 0.12, 7: 0.06, 8: 0.03}
 """Rounding step by bits, in standard deviations of the coordinates when rounding begins."""
@@ -184,7 +185,10 @@ def check_options(bits: int, seed: int, operator: str) -> None:
     if not 0 <= seed < 1 << 64:
         raise SubcompressError(f"--seed is between 0 and 2^64 - 1; given {seed}")
     if operator not in (AUTO, *OPERATORS):
-        raise SubcompressError(f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them")
+        raise SubcompressError(
+            f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them"
+            + meant(operator, (AUTO, *OPERATORS))
+        )
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ from torch import nn
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.layout import Layout
+from subcompress.suggesting import meant
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "features": "AutoModel"}
 """What a network is for -> the class of transformers that makes it."""
@@ -42,7 +43,7 @@ def load_model(
     Raises SubcompressError for a place without a configuration, and whatever else transformers does not take.
     """
     if task not in TASKS:
-        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them")
+        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{meant(task, TASKS)}")
     if labels is not None and not 1 <= labels <= 1 << 20:
         raise SubcompressError(f"labels is between 1 and 2^20; given {labels}")
     with _transformers(place, f"as a network for {task}") as library:

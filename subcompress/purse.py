@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from subcompress.fitter import Fitter
-from subcompress.goal import Goal
+from subcompress.goal import Goal, Limits
 from subcompress.probe import Probe
 
 
@@ -14,18 +14,25 @@ class Purse:
 
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
         self.epochs, self.goal = fitter.settings.epochs, goal
-        self.spent_fits, self.spent_seconds = 0.0, 0.0
+        self.spent_fits, self.spent_seconds, self.trainings = 0.0, 0.0, 0
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force now."""
+        return self.goal.limits(self.trainings)
 
     def pay(self, probe: Probe) -> None:
         """A training has ended."""
         self.spent_fits += probe.epochs / self.epochs
         self.spent_seconds += probe.seconds
+        self.trainings += 1
 
     def room(self) -> float:
         """Trainings that are left; of time, as many as would end before it is up: the first one tells how long they
         take."""
-        fits = self.goal.max_fits - self.spent_fits
-        if math.isinf(self.goal.max_minutes) or not self.spent_fits:
+        limits = self.limits
+        fits = limits.max_fits - self.spent_fits
+        if math.isinf(limits.max_minutes) or not self.spent_fits:
             return fits
-        left = 60 * self.goal.max_minutes - self.spent_seconds
+        left = 60 * limits.max_minutes - self.spent_seconds
         return min(fits, left * self.spent_fits / max(self.spent_seconds, 1e-9))

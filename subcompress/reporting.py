@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from subcompress import format, run
+from subcompress import format, run, schemas
 from subcompress.charts import comparison_chart, curves_chart, frontier_chart
 from subcompress.comparing import JSON, Comparison
-from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
 from subcompress.probe import Fit
 
@@ -63,13 +62,10 @@ def _ledger(path: Path) -> tuple[dict[str, int], int]:
 
 def _compared(path: Path, fit: Fit) -> Comparison | None:
     """What `compare` left, where it is of this file."""
-    held = run.read_json(path / JSON)
+    held = schemas.comparison(path / JSON, "compare again")
     if held is None:
         return None
-    try:
-        found = Comparison.from_json(held)
-    except (KeyError, TypeError, AttributeError) as e:
-        raise SubcompressError(f"{path / JSON} is no comparison of this version: compare again") from e
+    found = Comparison.from_json(held)
     return found if found.rows and fit.bytes and found.digest == format.parse(run.packed(path)).digest.hex() else None
 
 

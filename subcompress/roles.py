@@ -9,6 +9,7 @@ from torch import nn
 
 from subcompress.base import ties_of
 from subcompress.errors import SubcompressError
+from subcompress.suggesting import meant
 
 MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
 """By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""
@@ -59,7 +60,7 @@ def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
         else:
             raise SubcompressError(
                 f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
-                f"none that {word!r} is: its first is {next(iter(roles), '')}"
+                f"none that {word!r} is: its first is {next(iter(roles), '')}{meant(word, (*ROLES, *roles))}"
             )
     return found.union(*(names for names in ties_of(module) if not found.isdisjoint(names)))
 

@@ -2,14 +2,15 @@
 
     record.safetensors       the record, exactly as it will be packed
     run.json                 for people and scripts; a folder that has it is finished
-    command.json             what was asked for: only the same command goes on
+    command.json             what was asked for: only the same command goes on, its limits aside
     journal.json             the trainings that have ended
     probes/                  their records
     checkpoint.safetensors   the training that is under way
     compare/, compare.*      what `compare` left; report.html: what `report` did
     .lock                    held by the process that works here
 
-Every file is replaced whole: a process may be killed at any moment.
+Every file is replaced whole: a process may be killed at any moment. Every file that is read is checked first
+(`subcompress.schemas`): somebody may have edited it.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from subcompress import format
-from subcompress.errors import SubcompressError
+from subcompress import format, schemas
+from subcompress.errors import SubcompressError, one_line
 from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.operators import EXACT
 from subcompress.probe import Fit
 from subcompress.record import Record
+from subcompress.training import Like
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
 COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
@@ -40,43 +43,65 @@ COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "ch
 PEERS, COMPARED = "compare", ("compare.json", "compare.md", "compare.png", "report.html")
 """What `compare` and `report` leave, which goes with the run it is of."""
 
+DISCARD = "--restart discards the run and begins anew"
+AGAIN = "fit again, with --restart"
+
 
 class Run:
-    """A folder that this process holds."""
+    """A folder that this process holds. command: in groups, see `subcompress.schemas`; journal: the trainings that have
+    ended, by name; earlier: limits that were in force before those of the command, each until so many of them."""
 
     def __init__(self, path: Path, command: dict[str, Any]) -> None:
-        self.path, self.command = path, json.loads(json.dumps(command, default=str))
+        self.path, self.command = path, json.loads(json.dumps(command, default=_plain))
+        schemas.check_command(self.command, "the options", "give others")
         self.journal: dict[str, Any] = {}
+        self.earlier: list[dict[str, Any]] = []
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run of the same command that has ended."""
-        held = read_json(self.path / SUMMARY)
-        return held if held is not None and read_json(self.path / COMMAND) == self.command else None
+        """The summary of a run of the same command that has ended. Raises SubcompressError for a damaged folder."""
+        held = schemas.summary(self.path / SUMMARY, AGAIN)
+        return held if held is not None and _without_history(self._before()) == self.command else None
+
+    def _before(self) -> dict[str, Any] | None:
+        return schemas.command(self.path / COMMAND, DISCARD)
 
     def begin(self, restart: bool) -> bool:
         """Take up what is there, or clear it for a new command; whether there is something to go on from.
 
-        Raises SubcompressError where the folder holds an unfinished run of another command.
+        The limits of a command may differ from those before, also of a run that has ended: it goes on. Raises
+        SubcompressError where the folder holds an unfinished run of another command, or is damaged.
         """
-        before = read_json(self.path / COMMAND)
-        unfinished = before is not None and read_json(self.path / SUMMARY) is None
-        if before == self.command and unfinished and not restart:
-            self.journal = read_json(self.path / JOURNAL) or {}
-            return bool(self.journal) or (self.path / CHECKPOINT).exists()
-        if before is not None and unfinished and not restart and self._worked():
-            raise SubcompressError(
-                f"{self.path} holds an unfinished run of another command ({_difference(before, self.command)}): give "
-                f"the "
-                "same options to go on, another folder, or --restart to discard it"
-            )
-        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, *COMPARED):
-            (self.path / name).unlink(missing_ok=True)
-        for name in (PROBES, PEERS):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        self.journal = {}
-        write_bytes(self.path / COMMAND, _json(self.command))
+        before = None if restart else self._before()
+        if before is not None:
+            differences = _differences(before, self.command)
+            if not differences:
+                return self._go_on(before)
+            if self._worked() and schemas.summary(self.path / SUMMARY, AGAIN) is None:
+                raise SubcompressError(
+                    f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
+                    "options to go on (limits may change), another folder, or --restart to discard it"
+                )
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, PROBES, PEERS, *COMPARED):
+            _remove(self.path / name)
+        self._write_command()
         return False
+
+    def _go_on(self, before: dict[str, Any]) -> bool:
+        """Take up the trainings of a command that differs in its limits at most."""
+        self.journal = schemas.journal(self.path / JOURNAL, DISCARD)
+        self.earlier = before.get("earlier", [])
+        if (limits := before.get("limits", {})) != self.command.get("limits", {}):
+            ended = sum("value" in entry for entry in self.journal.values())
+            self.earlier = [e for e in self.earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
+            for name in (SUMMARY, RECORD, PEERS, *COMPARED):
+                _remove(self.path / name)
+        self._write_command()
+        return bool(self.journal) or (self.path / CHECKPOINT).exists()
+
+    def _write_command(self) -> None:
+        history = {"earlier": self.earlier} if self.earlier else {}
+        write_bytes(self.path / COMMAND, _json(self.command | history))
 
     def _worked(self) -> bool:
         return (self.path / JOURNAL).exists() or (self.path / CHECKPOINT).exists()
@@ -84,11 +109,11 @@ class Run:
     def note(self, key: str, entry: dict[str, Any], record: Record | None = None) -> None:
         """Remember a training that has ended; its checkpoint is no longer needed."""
         if record is not None:
-            (self.path / PROBES).mkdir(exist_ok=True)
+            make_folder(self.path / PROBES)
             format.save(record, self.probe(key))
         self.journal[key] = json.loads(json.dumps(entry))
         write_bytes(self.path / JOURNAL, _json(self.journal))
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+        _remove(self.path / CHECKPOINT)
 
     def probe(self, key: str) -> Path:
         """Where the record of a training lies."""
@@ -108,19 +133,44 @@ class Run:
 class _Checkpoint:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
+        self.then = f"remove {path.name} to begin this training anew"
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` kept, None where there is nothing or it belongs to another training."""
-        if not self.path.is_file():
+    def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save` kept, None where there is nothing or it belongs to another training.
+
+        Raises SubcompressError where it is damaged, or its tensors are others than expected; before any is read.
+        """
+        if not os.path.lexists(self.path):
             return None
+        if not self.path.is_file():
+            raise SubcompressError(f"{self.path} is no file: move it away, or {self.then}")
         try:
             with safetensors.safe_open(self.path, "pt") as f:
-                meta = json.loads(f.metadata()["state"])
+                meta = schemas.checkpoint((f.metadata() or {}).get("state", ""), str(self.path), self.then)
                 if meta["key"] != self.key:
                     return None
-                return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 - no mapping
-        except (safetensors.SafetensorError, TypeError, KeyError, ValueError):
-            return None  # no checkpoint of ours: the training begins anew
+                self._check({name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}, expected)  # noqa: SIM118
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
+        except (safetensors.SafetensorError, OSError) as e:
+            raise SubcompressError(f"{self.path} is no checkpoint of ours ({one_line(e, 100)}): {self.then}") from e
+        for name, tensor in tensors.items():
+            if tensor.dtype != expected[name].dtype:
+                raise self._error(name, f"expected {expected[name].dtype}, got {tensor.dtype}")
+        return tensors, meta
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Like]) -> None:
+        """Raise SubcompressError unless the tensors are those expected."""
+        for name, shape in shapes.items():
+            if name not in expected:
+                raise self._error(name, "this training has no such tensor")
+            if (wanted := expected[name].shape) is not None and shape != wanted:
+                raise self._error(name, f"expected the shape {list(wanted)}, got {list(shape)}")
+        for name, like in expected.items():
+            if name not in shapes and (like.needed or like.group & shapes.keys()):
+                raise self._error(name, "the tensor is missing")
+
+    def _error(self, name: str, words: str) -> SubcompressError:
+        return SubcompressError(f"{self.path}: {' '.join(name.split())[:100]}: {words}: {self.then}")
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Keep it, whole or not at all."""
@@ -142,10 +192,7 @@ def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a folder against other processes. Raises SubcompressError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
+    make_folder(path)
     write_bytes(path / ".writable", b"")
     (path / ".writable").unlink(missing_ok=True)
     lock = FileLock(path / LOCK)  # the system lets go of it when a process ends, however it ends
@@ -153,10 +200,20 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as e:
         raise SubcompressError(f"another process works in {path}: wait for it, or give another folder") from e
+    except OSError as e:
+        raise SubcompressError(f"{path / LOCK} cannot be held: {e.strerror or e}; remove it") from e
     try:
         yield
     finally:
         lock.release()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless it is there. Raises SubcompressError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
 
 
 def packed(folder: str | Path) -> bytes:
@@ -176,8 +233,8 @@ def load(folder: str | Path, base: Any = None) -> Record:
     on. Raises SubcompressError for a folder that is no finished run."""
     data = packed(folder)
     if base is None and format.parse(data).base is not None:
-        given = summary(folder).get("origin", {}).get("base")
-        if isinstance(given, str) and os.path.exists(given):  # else the commit that the file names
+        given = summary(folder)["origin"].get("base")
+        if given is not None and os.path.exists(given):  # else the commit that the file names
             base = given
     return format.from_bytes(data, base)[0]
 
@@ -192,33 +249,51 @@ def summary(folder: str | Path) -> dict[str, Any]:
             f"{folder} is not a finished run (it has no {SUMMARY})"
             + (begun if os.path.isfile(folder / COMMAND) else rule)
         )
-    found = read_json(folder / SUMMARY)
-    if not isinstance(found, dict):
-        raise SubcompressError(f"{folder / SUMMARY} is no JSON of ours: fit again")
+    found = schemas.summary(folder / SUMMARY, "fit again")
+    assert found is not None, "it is there"
     return found
 
 
 def fit_of(folder: str | Path) -> Fit:
     """The Fit of a finished run. Raises SubcompressError for a folder that is not one, or that of another command."""
     found = summary(folder)
-    try:
-        return Fit.from_json(found["fit"])
-    except (KeyError, TypeError, IndexError) as e:
-        raise SubcompressError(f"{folder} holds no fit of this version: it is of `dim`, or older; fit again") from e
-
-
-def read_json(path: Path) -> Any:
-    """The JSON of a file of ours, None where there is none."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
+    if "fit" not in found:
+        raise SubcompressError(f"{folder} holds no fit of this version: it is of `dim`: give the folder of a fit")
+    return Fit.from_json(found["fit"])
 
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, default=str) + "\n").encode()
 
 
-def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
-    key = next((k for k in {**a, **b} if a.get(k) != b.get(k)), "")
-    return f"its {key} was {a.get(key)}, now {b.get(key)}"
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that is none of its kinds."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _without_history(command: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if command is None else {name: value for name, value in command.items() if name != "earlier"}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What of two commands differs, limits aside, each with the value before and now."""
+    found = []
+    for group in ("recipe", "base", "goal", "network", "machine"):
+        one, other = a.get(group), b.get(group)
+        if not isinstance(one, dict) or not isinstance(other, dict):
+            found += [(group, one, other)]
+            continue
+        found += [(name, one.get(name), other.get(name)) for name in {**one, **other}]
+    names = {"start": "network"}
+    return [f"its {names.get(name, name)} was {old}, now {new}" for name, old, new in found if old != new]
+
+
+def _remove(path: Path) -> None:
+    """Delete what lies there; a folder only where ours is one. Raises SubcompressError where that cannot be."""
+    try:
+        if path.name in (PROBES, PEERS) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        raise SubcompressError(f"{path} cannot be removed: {e.strerror or e}; remove it, or give another folder") from e

@@ -76,6 +76,28 @@ def open_graph(
     return session
 
 
+def runs_on(onnxruntime: Any, provider: str) -> bool:
+    """Whether a graph of one node runs on a provider."""
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    onnxruntime.set_default_logger_severity(4)  # a provider that cannot load says so on stderr, at length
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[provider], enable_fallback=False
+        )
+        ours = session.get_providers()[0] == provider
+        return ours and float(session.run(None, {"x": np.ones(1, np.float32)})[0][0]) == 1.0
+    except Exception:
+        return False
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # what it is from the start
+
+
 def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The arrays' memory as ONNX Runtime sees it: uint16 is BF16, and complex numbers are pairs."""
     from onnxruntime import OrtValue

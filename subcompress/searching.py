@@ -53,8 +53,8 @@ def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
 class _Search:
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
         self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
-        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.purse = Purse(fitter, goal)
+        self.seeds = self._seeds()
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
         self.failed = 0
@@ -74,8 +74,20 @@ class _Search:
         while d is not None:
             before = len(self.probes)
             self._look(d)
+            self._take_seeds()
             d = self._next() if len(self.probes) > before else None
         return self._result()
+
+    def _seeds(self) -> list[int]:
+        return [(self.fitter.settings.seed + i) % (1 << 64) for i in range(self.purse.limits.seeds)]
+
+    def _take_seeds(self) -> None:
+        """Where a run goes on with another number of seeds, judge the trainings so far by these."""
+        if (seeds := self._seeds()) == self.seeds:
+            return
+        self.seeds, self.curve.seeds, self.met, self.failed = seeds, len(seeds), 0, 0
+        for d in {p.d for p in self.probes if not p.warm}:
+            self._settle(d)
 
     def _target(self) -> float:
         given = self.goal.baseline
@@ -129,6 +141,10 @@ class _Search:
             lower = self.purse.room() >= len(self.seeds) + 1
             if new and n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
                 return
+        self._settle(d)
+
+    def _settle(self, d: int) -> None:
+        """Note what the trainings at d say of the target."""
         ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
         if not self.task.meets(self.curve.mean(d), self.curve.target):
             self.failed = max(d, self.failed)

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.devices import AUTO, Device, chosen
 from subcompress.errors import SubcompressError, one_line
 from subcompress.expand import expand, expand_checked
 from subcompress.layout import Layout, array_of
-from subcompress.runtime import PLAIN, PROVIDERS, How, give_back, open_graph
+from subcompress.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
+from subcompress.suggesting import meant
 
 
 class Session:
     """A network ready to run: `session(x)` gives what the module gives, on the device, in one thread at a time.
 
     path: a packed .safetensors file, with the `module` it was made from, which stays as it is; or an .onnx file that
-    `unpack` wrote. device: cpu or cuda. check: compare the weights' digest; they travel to the host for it.
-    base: what a packed file stands on, where it does, see `subcompress.load`.
+    `unpack` wrote. device: cpu or cuda, or auto, which is CUDA where it works. check: compare the weights' digest; they
+    travel to the host for it. base: what a packed file stands on, where it does, see `subcompress.load`.
     tf32: let a CUDA device round inputs of products to 10 bits, as ONNX Runtime does unless told otherwise.
 
     Raises SubcompressError for a file that cannot be read, another module's layout, a module that cannot be exported, a
@@ -42,6 +44,8 @@ class Session:
         check: bool = False,
         tf32: bool = False,
     ) -> None:
+        if device == AUTO:
+            device = chosen_for_graphs(device).name
         require_device(device)
         self.device = torch.device(device)
         self._weights: dict[str, Tensor] = {}
@@ -134,10 +138,30 @@ def _how(device: str, tf32: bool) -> How:
     return How(stream=torch.cuda.current_stream().cuda_stream, tf32=tf32) if device == "cuda" else PLAIN
 
 
+def chosen_for_graphs(asked: str) -> Device:
+    """Where ONNX Runtime computes: by `auto` on CUDA where torch and ONNX Runtime both do, else on the CPU. Raises
+    SubcompressError for a device that is not there."""
+    import onnxruntime
+
+    if asked != AUTO:
+        require_device(asked)
+        return Device(asked, f"device: {asked}, as asked")
+    found = chosen(AUTO)
+    if found.name == "cpu" or runs_on(onnxruntime, PROVIDERS["cuda"]):
+        return Device(found.name.partition(":")[0], found.line)
+    return Device(
+        "cpu",
+        "device: cpu, because ONNX Runtime does not run on CUDA here, though torch does: `subcompress doctor` says "
+        "what is missing",
+    )
+
+
 def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in PROVIDERS:
-        raise SubcompressError(f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them")
+        raise SubcompressError(
+            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{meant(device, PROVIDERS)}"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(
             f"device cuda needs a GPU that torch can use; torch {torch.__version__} finds none: "

@@ -12,6 +12,7 @@ subcompress.pack(sub, "net.safetensors")
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -407,9 +408,20 @@ class Subspace(nn.Module):
         return {"bits": self.bits, "steps": self.steps, "dead": self.dead}
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-        """Go on from what `moving` and `settings` gave."""
+        """Go on from what `moving` and `settings` gave. Raises SubcompressError for settings of another subspace."""
+        self._check_settings(settings)
         restore(self.module, self.moving(), tensors)
         self.bits, self.steps, self.dead = settings["bits"], settings["steps"], settings["dead"]
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        bits, steps, dead = settings["bits"], settings["steps"], settings["dead"]
+        if bits not in (0, *SPREAD) or isinstance(bits, float):
+            raise SubcompressError(f"coordinates have {', '.join(map(str, SPREAD))} bits; a checkpoint says {bits}")
+        numbers = isinstance(steps, (list, tuple)) and len(steps) == len(self.steps)
+        if not numbers or not all(math.isfinite(s) and (s > 0 or not bits) for s in steps):
+            raise SubcompressError(f"a step for each of {len(self.steps)} parts is positive; a checkpoint says {steps}")
+        if not isinstance(dead, (int, float)) or not 0.5 <= dead < math.inf:
+            raise SubcompressError(f"a dead zone is of 0.5 steps at least; a checkpoint says {dead}")
 
     def get_extra_state(self) -> Tensor:
         """`settings` as a tensor, in the state dict: a trainer that keeps and loads it, as torch's and transformers'

@@ -25,6 +25,7 @@ from subcompress.metrics import (
     is_accuracy_of_torchmetrics,
     of_torchmetrics,
 )
+from subcompress.suggesting import meant
 from subcompress.targets import as_classes, as_values, counts, prepare_labels
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
@@ -129,7 +130,9 @@ class Task:
         more is said to be better of an error or loss of `METRICS`."""
         given = _direction(minimise, minimize)
         if isinstance(loss, str) and loss not in LOSSES:
-            raise SubcompressError(f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them")
+            raise SubcompressError(
+                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{meant(loss, LOSSES)}"
+            )
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
         if isinstance(metric, str) and metric.startswith(TORCHMETRICS):
@@ -140,7 +143,7 @@ class Task:
             if metric_name not in METRICS:
                 raise SubcompressError(
                     f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
-                    "them"
+                    f"them{meant(metric_name, METRICS)}"
                 )
             g, less = METRICS[metric_name]
             if less and given is False:

@@ -20,9 +20,11 @@ from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
-from subcompress.optimisers import OPTIMISERS
+from subcompress.optimisers import OPTIMISERS, scheduled, state_like
 from subcompress.pressure import Pressure
+from subcompress.schemas import MAX_LR
 from subcompress.seeds import seed_everything
+from subcompress.suggesting import meant
 from subcompress.tasks import Task, evaluate
 
 WINDOW = 50
@@ -199,10 +201,22 @@ class Direct:
         return self.module.eval()
 
 
-class Checkpoint(Protocol):
-    """Where a training keeps what it needs to go on."""
+@dataclass(frozen=True)
+class Like:
+    """A tensor of a checkpoint. shape: None where it may be any; needed: whether it is in each checkpoint; group: those
+    with which it is, if it is."""
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+    dtype: torch.dtype
+    shape: tuple[int, ...] | None
+    needed: bool = True
+    group: frozenset[str] = frozenset()
+
+
+class Checkpoint(Protocol):
+    """Where a training keeps what it needs to go on. `load` raises SubcompressError for tensors that are not those
+    expected."""
+
+    def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None: ...
 
 
@@ -223,14 +237,19 @@ def check_recipe(recipe: Recipe, examples: int) -> None:
             f"--batch-size is between 1 and the {examples} examples",
             recipe.batch_size,
         ),
-        (math.isfinite(recipe.lr) and recipe.lr > 0, "--lr is positive", recipe.lr),
+        (0 < recipe.lr <= MAX_LR, f"--lr is positive, and at most {MAX_LR:g}", recipe.lr),
         (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
         (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
     ]
     if recipe.optimiser not in OPTIMISERS:
-        raise SubcompressError(f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them")
+        raise SubcompressError(
+            f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
+            + meant(recipe.optimiser, OPTIMISERS)
+        )
     if recipe.precision not in PRECISIONS:
-        raise SubcompressError(f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}")
+        raise SubcompressError(
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}{meant(recipe.precision, PRECISIONS)}"
+        )
     for holds, rule, given in rules:
         if not holds:
             raise SubcompressError(f"{rule}; given {given}")
@@ -283,6 +302,7 @@ class _Run:
         self.examples = moved(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.total(size(data.train))
+        self.begin_rounding = int(self.total * recipe.quantise_after)
         self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
         self.judge = _Judge(task.guess(data.train), self.total)
@@ -299,8 +319,12 @@ class _Run:
     ) -> Outcome:
         recipe, began = self.recipe, time.perf_counter()
         self.began = self.told = began
-        if checkpoint is not None and (held := checkpoint.load()) is not None:
-            self._restore(*held)
+        if checkpoint is not None and (held := checkpoint.load(self._expected())) is not None:
+            try:
+                self._restore(*held, rounds=quantise is not None)
+            except SubcompressError as e:
+                where = getattr(checkpoint, "path", "the checkpoint")
+                raise SubcompressError(f"{where}: {e}: remove it to begin this training anew") from e
         order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
         saved = began
         for epoch in range(1, recipe.epochs + 1):
@@ -331,7 +355,6 @@ class _Run:
     def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
         drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
-        begin_rounding = int(self.total * self.recipe.quantise_after)
         if self.pressure is not None:
             self.pressure.look()
         used = shuffled[: min(self.steps_per_epoch, self.total - self.step) * self.recipe.batch_size]
@@ -339,7 +362,7 @@ class _Run:
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
-                if quantise is not None and self.step == begin_rounding:
+                if quantise is not None and self.step == self.begin_rounding:
                     quantise()
                     if self.pressure is not None:
                         self.pressure.look()
@@ -418,7 +441,7 @@ class _Run:
         group = self.optimiser.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
-            "curve": self.curve,
+            "curve": list(self.curve),
             "step": self.step,
             "seconds": seconds,
             "lr": group["lr"],
@@ -429,7 +452,50 @@ class _Run:
         }
         return tensors, meta
 
-    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    def _expected(self) -> dict[str, Like]:
+        """The tensors that a checkpoint of this training has, by name."""
+        extra = extra_states(getattr(self.trainee, "module", nn.Module()))
+        found = {
+            f"module.{name}": Like(t.dtype, None if name in extra else tuple(t.shape), name not in extra)
+            for name, t in self.trainee.moving().items()
+        }
+        for i, p in enumerate(self.parameters):
+            state = state_like(self.recipe.optimiser, p)
+            names = frozenset(f"optimiser.{i}.{name}" for name in state)
+            for name, t in state.items():  # a weight that had no gradient yet has no state
+                found[f"optimiser.{i}.{name}"] = Like(t.dtype, tuple(t.shape), self.heard is not None, names)
+        if self.heard is not None:
+            found["heard"] = Like(torch.bool, tuple(self.heard.shape))
+        return found
+
+    def _check(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rounds: bool) -> None:
+        """Raise SubcompressError where the numbers of a checkpoint are not those of this training."""
+        step, epochs, settings, now = meta["step"], len(meta["curve"]), meta["settings"], self.trainee.settings()
+        counts = [float(t) for name, t in tensors.items() if name.startswith("optimiser.") and name.endswith(".step")]
+        self.schedule.last_epoch = min(step, self.schedule.total_steps)
+        lr = scheduled(self.schedule)
+        beta, other = self.optimiser.param_groups[0]["betas"]
+        rules = [
+            (1 <= epochs <= self.recipe.epochs, f"curve: expected 1 to {self.recipe.epochs} values, got {epochs}"),
+            (step == epochs * self.steps_per_epoch, f"step: expected {epochs * self.steps_per_epoch}, got {step}"),
+            (math.isclose(meta["lr"], lr, rel_tol=1e-6), f"lr: expected {lr:.6g}, got {meta['lr']:.6g}"),
+            (math.isclose(meta["betas"][0], beta, rel_tol=1e-6), f"betas: expected {beta:.6g}, got {meta['betas']}"),
+            (meta["betas"][1] == other, f"betas: expected {other:.6g}, got {meta['betas']}"),
+            (len(meta["losses"]) == min(step, WINDOW), f"losses: expected {min(step, WINDOW)} values"),
+            (all(0 <= n <= step for n in counts), f"optimiser: step: expected 0 to {step}, got {counts[:3]}"),
+            (
+                settings.keys() == now.keys(),
+                f"settings: expected {', '.join(now) or 'none'}, got {', '.join(settings)}",
+            ),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise SubcompressError(rule)
+        if "bits" in settings and bool(settings["bits"]) != (rounds and step > self.begin_rounding):
+            raise SubcompressError(f"settings: bits: got {settings['bits']} at step {step} of {self.total}")
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any], rounds: bool) -> None:
+        self._check(tensors, meta, rounds)
         with torch.no_grad():
             moving = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
             self.trainee.restore(moving, meta["settings"])
@@ -440,14 +506,13 @@ class _Run:
                 self.optimiser.state[self.parameters[int(i)]][key] = (
                     t if key == "step" and not fused else t.to(self.device)
                 )
-        heard = tensors.get("heard")  # a checkpoint of before has none
-        self.heard = None if heard is None else heard.to(self.device)
+        self.heard = None if self.heard is None else tensors["heard"].to(self.device)
         group = self.optimiser.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]
         self.step, self.before, self.curve = meta["step"], meta["seconds"], list(meta["curve"])
         self.judge.recent.extend(torch.tensor(x) for x in meta["losses"])
-        self.judge.worst, self.judge.before = meta["worst"], meta.get("before", math.inf)
+        self.judge.worst, self.judge.before = meta["worst"], meta["before"]
 
 
 class _Judge:

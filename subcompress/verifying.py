@@ -14,9 +14,10 @@ from subcompress import format
 from subcompress.backends import available
 from subcompress.data import Data
 from subcompress.data.held import Held
+from subcompress.devices import AUTO
 from subcompress.errors import SubcompressError
 from subcompress.record import Record
-from subcompress.session import require_device
+from subcompress.session import chosen_for_graphs, require_device
 from subcompress.streaming import stream
 from subcompress.tasks import Task
 
@@ -41,19 +42,21 @@ def verify(
     module: nn.Module | None = None,
     *,
     base: Any = None,
-    device: str = "cpu",
+    device: str = AUTO,
     done: Callable[[int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Verification:
     """Rebuild the weights on every backend of this machine, in bounded memory, and compare each with the digest in the
     file.
 
     With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1; not where
     the weights are wrong. base: what the file stands on, where it does, see `load`. device: where ONNX Runtime computes
-    that, cpu or cuda. done: told the bytes of weights that are behind us, a few at a time, by any thread; there are
-    `dense_bytes` for each backend. Raises SubcompressError for a file that cannot be read and for a device that is not
-    there.
+    that, cpu or cuda; auto is CUDA where it works, and `say` is told which. done: told the bytes of weights that are
+    behind us, a few at a time, by any thread; there are `dense_bytes` for each backend. Raises SubcompressError for a
+    file that cannot be read and for a device that is not there.
     """
-    require_device(device)
+    if device != AUTO:
+        require_device(device)
     record, _ = format.read(path, base)
     backends = {name: stream(record, backend=name, done=done) == record.digest for name in available()}
     accuracy = None
@@ -63,7 +66,10 @@ def verify(
         data = Task.of().prepare_labels(data)
         if not isinstance(data.test, Held) or not isinstance(data.test.y, Tensor) or data.test.y.ndim != 1:
             raise SubcompressError("accuracy is measured on a test split in memory, of a class each: leave --data out")
-        accuracy = onnx_accuracy(record, module, data.test, device)
+        on = chosen_for_graphs(device)
+        if say is not None:
+            say(on.line)
+        accuracy = onnx_accuracy(record, module, data.test, on.name)
     return Verification(backends, record.digest.hex(), accuracy)
 
 

@@ -167,9 +167,9 @@ def test_labels_set_what_guessing_costs():
         ({"threads": 0}, "--threads is between 1 and 1024"),
         ({"threads": 10**11}, "--threads is between 1 and 1024"),
         ({"lr": 0.0}, "--lr is positive"),
-        ({"device": "cpu:x"}, "--device is cpu, cuda or cuda:N"),
+        ({"device": "cpu:x"}, "--device is auto, cpu, cuda or cuda:N"),
         ({"device": "cuda"}, "--device cuda needs a GPU"),
-        ({"device": "fridge"}, "--device is cpu, cuda or cuda:N"),
+        ({"device": "fridge"}, "--device is auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):

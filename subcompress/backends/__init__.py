@@ -3,6 +3,7 @@
 from subcompress.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.backends.base import Backend
 from subcompress.errors import SubcompressError
+from subcompress.suggesting import meant
 
 BACKENDS: dict[str, Backend] = {
     "numpy": numpy_backend.BACKEND,
@@ -30,7 +31,7 @@ def backend_of(name: str) -> Backend:
                 return backend
         raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
     if name not in BACKENDS:
-        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {name!r} is none of them")
+        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {name!r} is none of them{meant(name, BACKENDS)}")
     if not BACKENDS[name].there():
         raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
     return BACKENDS[name]

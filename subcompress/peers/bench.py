@@ -88,7 +88,7 @@ class Bench:
         kept in the folder."""
         module, path = copied(self.model, "cpu"), self.folder / DIRECT
         try:
-            held = torch.load(path, weights_only=True)
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # nothing is read before it fits
             module.load_state_dict(held["state"])
             return module.eval(), float(held["seconds"])
         except Exception:  # none yet, or one that was cut off: torch raises many kinds
