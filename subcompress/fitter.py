@@ -26,7 +26,7 @@ from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.fit_warnings import warnings_of
-from subcompress.hidden import check_sharing, check_state
+from subcompress.hidden import check_state
 from subcompress.layout import Layout, raw_bytes
 from subcompress.metrics import identity
 from subcompress.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
@@ -193,7 +193,6 @@ class Fitter:
         plan = self.plan(d, self.settings.seed)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
-        check_sharing(self.model)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
         if self.build is not None and self.base is None:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
