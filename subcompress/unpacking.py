@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.arrays import check_digest
-from subcompress.base import weights_file
+from subcompress.base import weights_files
 from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand, expand_checked, expand_into
@@ -140,7 +140,7 @@ def unpack(
         raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
     taken = {"the file itself": Path(path)}
     if isinstance(base, (str, Path)) and os.path.exists(base):
-        taken["its base"] = weights_file(Path(base))
+        taken |= {f"its base ({file.name})": file for file in weights_files(Path(base))}
     for what, other in taken.items():
         if os.path.exists(other) and os.path.exists(output) and os.path.samefile(other, output):
             raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")

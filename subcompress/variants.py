@@ -57,7 +57,9 @@ class Variants(Mapping[str, bytes]):
         if not isinstance(layout, Standing):
             raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")
         reference = layout.base
-        self.base.require(reference)
+        if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
+            self.base.require(reference)
+        self.base = found or self.base
         self._files[name] = data
         self._heads |= {spec.name for spec in layout.new}
         if name == self.name:

@@ -184,7 +184,7 @@ def test_shared_memory_of_what_is_not_trained_is_refused_too(make, names):
 @pytest.mark.parametrize("options", [{}, {"base": Transposed().state_dict()}])
 def test_every_way_to_a_subspace_looks_at_the_memory(options):
     """Also on a base, whose values go into a copy that shares nothing any more."""
-    with pytest.raises(SubcompressError, match="a.weight and b.weight overlap"):
+    with pytest.raises(SubcompressError, match=r"a\.weight and b\.weight overlap"):
         subcompress.Subspace.of(Transposed, 8, **options)
 
 
