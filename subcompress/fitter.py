@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress import format
+from subcompress import format, likeness
 from subcompress.base import OnBase
 from subcompress.copying import copied
 from subcompress.data import Data
@@ -230,20 +230,25 @@ class Fitter:
             "data": self.data.digest(),
         }
 
+    @cached_property
+    def outputs(self) -> likeness.Outputs | None:
+        """What the network gives for a few examples from a fixed start."""
+        return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
+
     def begin(self, folder: Run, restart: bool) -> None:
         """Take the folder; say how tensors start and what frozen ones cost."""
         self.run = folder
         if folder.begin(restart):
+            likeness.go_on(folder.path, self.outputs)
             self.listener.note(f"going on with the run in {folder.path}")
+        else:
+            likeness.keep(folder.path, self.outputs)
         for line in self.lines:
             self.listener.note(f"start: {line}")
-        for note in self.known.notes:
-            if note.startswith("warning: "):
-                self.warn(note.removeprefix("warning: "))
-            else:
-                self.listener.note(note)
+        self._say(self.known.notes)
         if self.base is not None:
             self.listener.note(_standing_note(self.base, self.layout, self.D))
+            self._say(self.base.base.notes)
         elif looks_trained(self.model) or self._knows():
             self.warn(
                 "this network looks trained, and a fit starts it anew from a seed: "
@@ -255,6 +260,13 @@ class Fitter:
         ):
             if warning is not None:
                 self.warn(warning)
+
+    def _say(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            if note.startswith("warning: "):
+                self.warn(note.removeprefix("warning: "))
+            else:
+                self.listener.note(note)
 
     def measure(self) -> None:
         """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
@@ -594,6 +606,8 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     new = [str(spec) for spec in layout if spec.name not in base]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"
+    if base.reference.changes:
+        words += f"; changed of the base: {base.reference.changes}"
     words += f"; new, from the seed: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
