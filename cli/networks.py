@@ -33,7 +33,8 @@ def data_options(**kwargs: Any) -> Decorator:
     known = ", ".join(DATA)
     text = (
         f"Data: {known}; or file.py:factory: no argument, returns (train, validation, test), datasets of (x, y) or "
-        f"DataLoaders; or {texts.DATA}, with columns text and label, for a network of transformers."
+        f"DataLoaders; or {texts.DATA}, with columns text, label and perhaps text_pair and split, for a network of "
+        "transformers."
     )
 
     def all_of(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Networks of transformers and files of texts, as the command line names them.
 
 --model hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]
---data FILE.csv[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
+--data FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from subcompress.suggesting import meant
 
 HF = "hf:"
 MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
-DATA = "FILE.csv[,length=N][,tokenizer=DIR_OR_ID]"
+DATA = "FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID]"
 
 
 def is_texts(name: str) -> bool:
     """Whether --data names a file of texts."""
-    return name.partition(",")[0].lower().endswith(".csv")
+    return name.partition(",")[0].lower().endswith(texts.SUFFIXES)
 
 
 def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -> nn.Module:
@@ -49,7 +49,7 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
 
 
 def data(name: str, model_name: str | None) -> Data:
-    """The texts of `FILE.csv`, as tokens of the tokenizer named with it, or of the model's. Raises SubcompressError."""
+    """The texts of a file, as tokens of the tokenizer named with it, or of the model's. Raises SubcompressError."""
     file, options = _parts(name, ("length", "tokenizer"), DATA)
     place = options.get("tokenizer")
     if place is None:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from subcompress.data.held import Held, leaves
 from subcompress.data.reading import OnDemand, on_demand
 from subcompress.data.splits import batches, size
-from subcompress.targets import counts
+from subcompress.targets import counts, main_tensor, one_hot_classes
 
 if TYPE_CHECKING:
     from subcompress.tasks import Task
@@ -46,9 +46,10 @@ class Constant(nn.Module):
 
 def best_constant(task: Task, train: Dataset[Any], outputs: Any) -> Tensor | None:
     """The outputs for one example that suit the labels of the training split best; None where that is not known."""
-    y = _labels(train)
-    if y is None or not len(y) or not (outputs is None or isinstance(outputs, Tensor)):
+    y, main = _labels(train), main_tensor(outputs)
+    if y is None or not len(y) or (outputs is not None and main is None):
         return None
+    outputs, y = main, one_hot_classes(y) if task.loss_name == "cross-entropy" else y
     if task.loss_name in ("bce", "mse", "l1") or not counts(y):
         return _of_values(task, y.float() if counts(y) else y, outputs)
     return _of_classes(task, y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y, outputs)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress import format
+from subcompress import format, likeness
 from subcompress.base import OnBase
 from subcompress.copying import copied
 from subcompress.data import Data
@@ -23,7 +23,7 @@ from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand
 from subcompress.fit_warnings import nothing_learned, warnings_of
-from subcompress.hidden import check_sharing, check_state
+from subcompress.hidden import check_state
 from subcompress.kept import Kept, kept_of, sizes_for
 from subcompress.layout import Layout, raw_bytes
 from subcompress.machine import machine
@@ -191,7 +191,6 @@ class Fitter:
         plan = self.plan(d, self.settings.seed)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
-        check_sharing(self.model)
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
         if self.build is not None and self.base is None:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
@@ -233,20 +232,25 @@ class Fitter:
             "machine": {"device": s.device, "threads": torch.get_num_threads()},
         }
 
+    @cached_property
+    def outputs(self) -> likeness.Outputs | None:
+        """What the network gives for a few examples from a fixed start."""
+        return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
+
     def begin(self, folder: Run, restart: bool) -> None:
         """Take the folder; say how tensors start and what frozen ones cost."""
         self.run = folder
         if folder.begin(restart):
+            likeness.go_on(folder.path, self.outputs)
             self.listener.note(f"going on with the run in {folder.path}")
+        else:
+            likeness.keep(folder.path, self.outputs)
         for line in self.lines:
             self.listener.note(f"start: {line}")
-        for note in self.known.notes:
-            if note.startswith("warning: "):
-                self.warn(note.removeprefix("warning: "))
-            else:
-                self.listener.note(note)
+        self._say(self.known.notes)
         if self.base is not None:
             self.listener.note(_standing_note(self.base, self.layout, self.D))
+            self._say(self.base.base.notes)
         elif looks_trained(self.model) or self._knows():
             self.warn(
                 "this network looks trained, and a fit starts it anew from a seed: "
@@ -258,6 +262,13 @@ class Fitter:
         ):
             if warning is not None:
                 self.warn(warning)
+
+    def _say(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            if note.startswith("warning: "):
+                self.warn(note.removeprefix("warning: "))
+            else:
+                self.listener.note(note)
 
     def measure(self) -> None:
         """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
@@ -647,6 +658,8 @@ def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
     new = [str(spec) for spec in layout if spec.name not in base]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"
+    if base.reference.changes:
+        words += f"; changed of the base: {base.reference.changes}"
     words += f"; new, from the seed: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""

@@ -23,6 +23,7 @@ from subcompress.devices import chosen
 from subcompress.errors import SubcompressError
 from subcompress.fitter import Fitter, Settings
 from subcompress.goal import Goal
+from subcompress.likeness import same_network
 from subcompress.machine import machine
 from subcompress.observing import built
 from subcompress.plan import AUTO
@@ -175,7 +176,10 @@ def fit(
         if goal.baseline is not None:
             goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
         with run.holding(run_folder, command) as folder:
-            if not restart and (held := folder.finished) is not None:
+            held = None if restart else folder.finished
+            if held is not None and not same_network(folder.path, fitter.outputs):
+                listener.note(f"{folder.path} holds a finished run of another network, whose code or data were others")
+            elif held is not None:
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
                 return _reached(Fit.from_json(held["fit"]))
             fitter.begin(folder, restart)

@@ -8,7 +8,7 @@ gives other outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from subcompress.data.held import leaves
 from subcompress.data.splits import call
 from subcompress.errors import SubcompressError
 from subcompress.leaves import attributes
-from subcompress.observing import Build
 from subcompress.seeds import seed_everything
+
+if TYPE_CHECKING:
+    from subcompress.observing import Build
 
 _DEPTH = 3
 """How deep attributes are followed."""
@@ -48,27 +50,59 @@ def check_state(model: nn.Module, build: Build, seed: int, x: Any) -> None:
 
 
 def check_sharing(model: nn.Module) -> None:
-    """Raise SubcompressError, naming both, where a trained parameter shares memory with another tensor, of which it is
-    not all: copies and loaded networks would have other values there. Parameters that are one are tied, and fine."""
-    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    known = {id(t) for _, t in own}
+    """Raise SubcompressError, naming both, where two tensors share some memory and are not tied: a parameter that is
+    trained with any other tensor, or two tensors of the state dict. Copies and loaded networks would have other values
+    there."""
+    if (found := shared_memory(model)) is not None:
+        raise SubcompressError(
+            f"a tensor of the state dict has memory of its own; {found[0]} and {found[1]} overlap, and a copy of the "
+            "network has other values there: tie them (the same Parameter), compute one from the other in forward, or "
+            "clone it"
+        )
+
+
+def shared_memory(model: nn.Module) -> tuple[str, str] | None:
+    """The names of two tensors that `check_sharing` refuses, None where there are none."""
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    buffers = list(model.named_buffers(remove_duplicate=False))
+    known = {id(t) for _, t in (*parameters, *buffers)}
     plain = [(n, t) for n, t in attributes(model) if id(t) not in known]
-    spans = sorted(((*_span(t), name, t) for name, t in [*own, *plain] if _lies(t)), key=lambda s: s[:2])
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    end, last = 0, ("", torch.empty(0))
-    for low, high, name, t in spans:
-        if low < end and not _tied(last[1], t, known) and (id(t) in trained or id(last[1]) in trained):
-            raise SubcompressError(
-                f"a parameter has memory of its own; {last[0]} and {name} overlap, and a copy of the network has other "
-                f"values there: tie them (the same Parameter), compute one from the other in forward, or clone it"
-            )
-        if high > end:
-            end, last = high, (name, t)
+    tensors = [(n, t) for n, t in (*parameters, *buffers, *plain) if _lies(t)]
+    trained = {id(p) for _, p in parameters if p.requires_grad}
+    kept = {id(p) for _, p in parameters} | _persistent(model)
+    for (name, t), (other, u) in _near(tensors):
+        matters = id(t) in trained or id(u) in trained or (id(t) in kept and id(u) in kept)
+        if matters and not _tied(t, u, trained, kept) and _overlap(t, u):
+            return name, other
+    return None
+
+
+def _persistent(model: nn.Module) -> set[int]:
+    """The buffers that are in the state dict."""
+    return {
+        id(buffer)
+        for child in model.modules()
+        for name, buffer in child.named_buffers(recurse=False, remove_duplicate=False)
+        if name not in child._non_persistent_buffers_set
+    }
+
+
+Named = tuple[str, Tensor]
+
+
+def _near(tensors: list[Named]) -> Iterator[tuple[Named, Named]]:
+    """Pairs whose spans of memory overlap, in the order of their addresses."""
+    spans = sorted(((*_span(t), i) for i, (_, t) in enumerate(tensors)))
+    open_: list[tuple[int, int]] = []
+    for low, high, i in spans:
+        open_ = [(end, j) for end, j in open_ if low < end]
+        yield from ((tensors[j], tensors[i]) for _, j in open_)
+        open_.append((high, i))
 
 
 def _lies(t: Tensor) -> bool:
     """Whether its values lie in memory, one after the other at some stride."""
-    if t.layout != torch.strided or t.is_meta or not t.numel():
+    if nn.parameter.is_lazy(t) or t.layout != torch.strided or t.is_meta or not t.numel():
         return False
     try:
         return t.data_ptr() != 0
@@ -82,10 +116,23 @@ def _span(t: Tensor) -> tuple[int, int]:
     return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
 
-def _tied(a: Tensor, b: Tensor, known: set[int]) -> bool:
-    """Whether two tensors are one in the state dict."""
+def _tied(a: Tensor, b: Tensor, trained: set[int], kept: set[int]) -> bool:
+    """Whether two tensors are one in the state dict and in training, which replaces parameters and leaves buffers."""
     whole = (a.data_ptr(), a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.dtype, b.shape, b.stride())
-    return a is b or (whole and id(a) in known and id(b) in known)
+    alike = isinstance(a, nn.Parameter) == isinstance(b, nn.Parameter) or not {id(a), id(b)} & trained
+    return a is b or (whole and alike and id(a) in kept and id(b) in kept)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether a value of the one lies where one of the other does: columns of a matrix may lie between each other."""
+    size = a.element_size()
+    (low, _), (other, _) = spans = _span(a), _span(b)
+    if size != b.element_size() or (low - other) % size:
+        return True
+    first = min(low, other)
+    used = torch.zeros((max(end for _, end in spans) - first) // size, dtype=torch.bool)
+    used.as_strided(a.shape, a.stride(), (low - first) // size).fill_(True)
+    return bool(used.as_strided(b.shape, b.stride(), (other - first) // size).any())
 
 
 def _outputs(module: nn.Module, x: Any) -> list[Tensor]:

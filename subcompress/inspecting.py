@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from subcompress import format
+from subcompress.base import BaseReference
 from subcompress.format import tables
 from subcompress.layout import Layout
 
@@ -22,7 +23,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "bits": max((g.bits for g in found.trained), default=0),
         "operator": ", ".join(sorted({g.operator.name for g in found.trained})),
         "layout": tables.name_of(layout) if isinstance(layout, Layout) else None,
-        "base": None if base is None else {"id": base.name, "revision": base.revision, "digest": base.digest.hex()},
+        "base": None if base is None else _named(base),
         "groups": [
             {
                 "operator": g.operator.name,
@@ -41,3 +42,9 @@ def info(path: str | Path) -> dict[str, Any]:
         "facts": found.facts.to_json(),
         "test_accuracy": found.test_accuracy,
     }
+
+
+def _named(base: BaseReference) -> dict[str, str]:
+    """What a file says of its base: where it is had, and what is changed of it."""
+    found = {"id": base.source, "revision": base.revision, "digest": base.digest.hex()}
+    return found | ({"changes": str(base.changes)} if base.changes else {})

@@ -17,7 +17,7 @@ from torch import Tensor
 from subcompress.data.held import Tree, leaves, placed
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.suggesting import near
-from subcompress.targets import as_classes, counts, shaped
+from subcompress.targets import as_classes, counts, main_tensor, shaped
 
 MOST_BYTES = 2 << 30
 """What a metric of the whole split may keep of its outputs and y."""
@@ -165,8 +165,9 @@ class Accumulated:
         with torch.no_grad():
             if (first := next(leaves(outputs), None)) is not None:
                 self.metric = placed(self.metric, first.device)
-            if self.theirs and isinstance(outputs, Tensor) and isinstance(y, Tensor):
-                y = self._labels(outputs, y)
+            main = main_tensor(outputs) if self.theirs else None
+            if main is not None and isinstance(y, Tensor):
+                outputs, y = main, self._labels(main, y)
             _called(self.name, self.metric.update, outputs, y)
 
     def _labels(self, outputs: Tensor, y: Tensor) -> Tensor:

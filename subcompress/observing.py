@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.hidden import check_sharing
 from subcompress.layout import array_of
 from subcompress.seeds import seed_everything
 from subcompress.spread import Drawn, Moments, alike, grouped, grouped_parts
@@ -55,8 +56,10 @@ class Observed:
 
 def built(model: Any, seed: int) -> tuple[nn.Module, Build | None]:
     """The network, and how to build it again: None where `model` is an instance. A factory takes no argument and draws
-    from the seeds that are set before it is called. Raises SubcompressError for anything else."""
+    from the seeds that are set before it is called. Raises SubcompressError for anything else, and for tensors that
+    share memory (`check_sharing`): a copy does not, so that nothing later could tell."""
     if isinstance(model, nn.Module):
+        check_sharing(model)
         return model, None
     if not callable(model):
         raise SubcompressError(f"fit takes an nn.Module, or a factory of one; given {type(model).__name__}")
@@ -78,7 +81,9 @@ def built(model: Any, seed: int) -> tuple[nn.Module, Build | None]:
             raise SubcompressError(f"a model factory returns an nn.Module; it returned {type(found).__name__}")
         return found
 
-    return build(seed), build
+    found = build(seed)
+    check_sharing(found)
+    return found, build
 
 
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:

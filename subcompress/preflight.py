@@ -24,7 +24,7 @@ from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.leaves import changed, check_constraints, check_leaves, plain_leaves
 from subcompress.metrics import NotOneNumberError
 from subcompress.subspace import Subspace
-from subcompress.targets import counts
+from subcompress.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.tasks import EXAMPLES, IGNORED, Task, evaluate
 from subcompress.training import Recipe
 
@@ -45,9 +45,9 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
             raise SubcompressError(f"the {name} split cannot be read: {e}") from e
         what = "the model or the loss" if name == "train" else "the model or the metric"
         with _going_through(name, what):
-            if task.loss_name == "cross-entropy":
+            if task.loss_name in ("cross-entropy", "bce"):
                 with torch.no_grad():
-                    _check_labels(name, split, batch[1], call(module, batch[0]))
+                    _check_labels(name, split, batch[1], call(module, batch[0]), task.loss_name)
             if name == "train":
                 task.outputs_for_metric(module, batch)
             else:
@@ -114,12 +114,21 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
     return warning
 
 
-def _check_labels(name: str, split: object, y: Tensor, outputs: object) -> None:
-    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss)."""
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(y, Tensor) or not counts(y):
+def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: str) -> None:
+    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss); those of bce are
+    between 0 and 1."""
+    outputs = main_tensor(outputs)
+    if outputs is None or not isinstance(y, Tensor) or y.is_complex():
         return
-    y = (split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y).long()
+    y = split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y
+    if loss == "bce":
+        return check_between(y, name)
+    if outputs.ndim < 2 or not counts(y):
+        return
     classes = outputs.shape[1]
+    if y.shape[1:] == outputs.shape[1:] and y.ndim > 1 and classes > 1:
+        return check_one_hot(y, name)
+    y = y.long()
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
         value = int(y[wrong].reshape(-1)[0])

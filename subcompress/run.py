@@ -5,6 +5,7 @@
     command.json             what was asked for: only the same command goes on, its limits aside
     journal.json             the trainings that have ended
     probes/                  their records
+    outputs.json             what the network gives for a few examples, see `subcompress.likeness`
     checkpoint.safetensors   the training that is under way
     compare/, compare.*      what `compare` left; report.html: what `report` did
     .lock                    held by the process that works here

@@ -26,11 +26,29 @@ from subcompress.metrics import (
     of_torchmetrics,
 )
 from subcompress.suggesting import meant
-from subcompress.targets import as_classes, as_values, counts, prepare_labels
+from subcompress.targets import (
+    as_classes,
+    as_values,
+    check_classes,
+    counts,
+    one_hot_classes,
+    prepare_labels,
+    the_labels,
+    the_outputs,
+)
 
 Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
 Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
 """f(outputs, y) of a whole split, or an object with update(outputs, y), compute() and reset()."""
+
+
+def _named(name: str, f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """f of the one tensor of outputs and that of labels. Raises SubcompressError where there are others."""
+
+    def taking(outputs: Any, y: Any) -> Tensor:
+        return f(the_outputs(outputs, name), the_labels(y, name))
+
+    return taking
 
 
 def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
@@ -41,7 +59,7 @@ def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
     return loss
 
 
-def _same_shape(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+def _same_shape(name: str, f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N); (N, 1) of the one and (N,) of the
     other mean the same."""
 
@@ -54,33 +72,38 @@ def _same_shape(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]
             )
         return f(outputs, y)
 
-    return checked
+    return _named(name, checked)
 
 
-_mse, _l1 = _same_shape(functional.mse_loss), _same_shape(functional.l1_loss)
+_mse, _l1 = _same_shape("mse", functional.mse_loss), _same_shape("l1", functional.l1_loss)
 
 
-def _cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, as_classes(outputs, y))
+def _entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    y = as_classes(outputs, y)
+    check_classes(outputs, y, "cross-entropy")
+    return functional.cross_entropy(outputs, y)
 
 
-def _accuracy(outputs: Tensor, y: Tensor) -> Tensor:
+def _share_right(outputs: Tensor, y: Tensor) -> Tensor:
     """Of labels, or of class probabilities: the share whose largest output is where the largest of y is. Labels that
     cross-entropy leaves out are left out."""
-    probabilities = isinstance(y, Tensor) and y.is_floating_point() and y.shape == outputs.shape
-    classes = y.argmax(1) if probabilities else as_classes(outputs, y)
+    y = as_classes(outputs, y)
+    check_classes(outputs, y, "accuracy")
+    probabilities = not counts(y)
+    classes = y.argmax(1) if probabilities else y
     right = outputs.argmax(1) == classes
     return (right if probabilities else right[classes != IGNORED]).double().mean()
 
 
-_binary_accuracy = _same_shape(lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
+_cross_entropy, _accuracy = _named("cross-entropy", _entropy), _named("accuracy", _share_right)
+_binary_accuracy = _same_shape("binary-accuracy", lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
 
 
 LOSSES: dict[str, tuple[Loss, str]] = {
     "cross-entropy": (_of_outputs(_cross_entropy), "accuracy"),
     "mse": (_of_outputs(_mse), "mse"),
     "l1": (_of_outputs(_l1), "l1"),
-    "bce": (_of_outputs(_same_shape(functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
+    "bce": (_of_outputs(_same_shape("bce", functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
 }
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
@@ -249,7 +272,7 @@ class Task:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
         if self.loss_name != "cross-entropy" or not isinstance(split, Held) or not isinstance(split.y, Tensor):
             return None
-        y = split.y.reshape(-1)
+        y = one_hot_classes(split.y).reshape(-1)
         if y.is_floating_point() or int(y.min()) < 0:
             return None
         return guessing_loss(y) or None  # one class: nothing to guess

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.arrays import check_digest
-from subcompress.base import weights_file
+from subcompress.base import weights_files
 from subcompress.dense import write_dense
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand, expand_checked, expand_into
 from subcompress.files import replacing
-from subcompress.layout import Layout
+from subcompress.hidden import shared_memory
+from subcompress.layout import Layout, raw_bytes
 from subcompress.record import Record, Same
 from subcompress.streaming import stream
 
@@ -30,7 +31,8 @@ def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool =
     base: what the file stands on, where it does, see `fit`; fetched from the Hub by default, if it lies there. check:
     compare the weights with the digest in the file first, a leaf at a time, before the module is touched. They
     are computed on the module's device and in its own memory, no second copy, unless it has its own way to be loaded.
-    Raises SubcompressError for a damaged file and for a module with other tensors, naming the first that differs.
+    Raises SubcompressError for a damaged file, for a module with other tensors, naming the first that differs, and for
+    one that holds other values once they are loaded.
     """
     record, _ = format.read(path, base)
     return load_record(record, module, check=check)
@@ -50,8 +52,32 @@ def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.
         for tensor in state.values():
             torch.autograd.graph.increment_version(tensor)
     else:
-        module.load_state_dict((expand_checked if check else expand)(record, kind), strict=True)
+        _load_state((expand_checked if check else expand)(record, kind), module)
     return module.eval()
+
+
+def _load_state(given: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Load a state dict as the module does it. Raises SubcompressError, with the module as it was, where it holds other
+    values afterwards: tensors may share memory, and a module may change what it loads."""
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    module.load_state_dict(given, strict=True)
+    now = module.state_dict()
+    odd = next((name for name, t in given.items() if name not in now or not _holds(now[name], t)), None)
+    if odd is None:
+        return
+    module.load_state_dict(before, strict=True)
+    shared = shared_memory(module)
+    why = "it ties this to another, or changes what it loads"
+    why = f"{shared[0]} and {shared[1]} overlap in memory" if shared else why
+    raise SubcompressError(
+        f"a module holds the file's weights once they are loaded; this one has other values in {odd} ({why}): give "
+        "the module that was fitted, with memory of its own for each tensor"
+    )
+
+
+def _holds(tensor: Tensor, values: Tensor) -> bool:
+    """Whether the bits are the same; a subclass that keeps its values in a way of its own is not asked."""
+    return type(tensor) not in (Tensor, nn.Parameter) or raw_bytes(tensor) == raw_bytes(values)
 
 
 def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -114,7 +140,7 @@ def unpack(
         raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
     taken = {"the file itself": Path(path)}
     if isinstance(base, (str, Path)) and os.path.exists(base):
-        taken["its base"] = weights_file(Path(base))
+        taken |= {f"its base ({file.name})": file for file in weights_files(Path(base))}
     for what, other in taken.items():
         if os.path.exists(other) and os.path.exists(output) and os.path.samefile(other, output):
             raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")

@@ -15,6 +15,7 @@ from subcompress.base import open_base
 from subcompress.errors import SubcompressError
 from subcompress.expand import expand_acting
 from subcompress.format.sections import Standing
+from subcompress.hidden import check_sharing
 from subcompress.layout import TensorSpec, raw_bytes
 from subcompress.record import Kept, Record
 from subcompress.streaming import stream
@@ -28,10 +29,11 @@ class Variants(Mapping[str, bytes]):
     variants.use("reviews")(x)
 
     The module and the base (mapped from its file) are held once; a variant is the bytes of its file. Not for several
-    threads at once: the module is one.
+    threads at once: the module is one. Raises SubcompressError for one whose tensors share memory.
     """
 
     def __init__(self, module: nn.Module, base: Any) -> None:
+        check_sharing(module)
         self.module, self.base = module.eval(), open_base(base)
         self.name: str | None = None
         self._files: dict[str, bytes] = {}
@@ -55,7 +57,9 @@ class Variants(Mapping[str, bytes]):
         if not isinstance(layout, Standing):
             raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")
         reference = layout.base
-        self.base.require(reference)
+        if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
+            self.base.require(reference)
+        self.base = found or self.base
         self._files[name] = data
         self._heads |= {spec.name for spec in layout.new}
         if name == self.name:

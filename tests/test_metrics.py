@@ -568,7 +568,7 @@ def test_a_constant_that_cannot_be_known(regression, classes):
 
     cases = [
         (Task.of("mse"), regression, torch.zeros(5, 2)),  # other shapes
-        (Task.of("mse"), regression, {"a": torch.zeros(5, 1)}),
+        (Task.of("mse"), regression, {"a": torch.zeros(5, 1), "b": torch.zeros(5, 1)}),
         (Task.of(), classes, torch.zeros(5, 2)),  # fewer outputs than classes
         (Task.of(), Large(), None),
         (Task.of(lambda module, batch: module.encoder(batch[0])), regression, torch.zeros(5, 1)),

@@ -14,9 +14,9 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import DTYPES
 
 
-def mapped(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name, in the file's order: those of the format's dtypes, BF16 as uint16. What is written to them stays
-    in this process. Raises SubcompressError for what is no safetensors file."""
+def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, in the file's order: those of the format's dtypes, BF16 as uint16; and the dtypes of the others.
+    What is written to them stays in this process. Raises SubcompressError for what is no safetensors file."""
     try:
         with safetensors.safe_open(path, "np"):  # the library checks sizes, offsets and names
             pass
@@ -26,7 +26,8 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
         size = int.from_bytes(data[:8], "little")
         table = json.loads(data[8 : 8 + size])
         table.pop("__metadata__", None)
-        return {name: _array(data, 8 + size, **entry) for name, entry in table.items() if entry["dtype"] in DTYPES}
+        others = {name: str(entry["dtype"]) for name, entry in table.items() if entry["dtype"] not in DTYPES}
+        return {n: _array(data, 8 + size, **entry) for n, entry in table.items() if n not in others}, others
     # The last of them where the file was written over since the library looked.
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as e:
         raise SubcompressError(

@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from subcompress.base import HUB, weights_file
+from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
 from subcompress.serving.app import Limits, Server
@@ -93,7 +93,7 @@ def serve(
     catalogue.require_all(sources)
     for base in bases:
         if not base.startswith(HUB):
-            weights_file(Path(base))
+            weights_files(Path(base))
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
