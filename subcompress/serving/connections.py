@@ -127,11 +127,12 @@ class Connection(HttpToolsProtocol):
             if self.cycle is self._running:
                 self._end_now(status, text)
             else:
+                self.cycle.keep_alive = False
                 self.pipeline[0] = self.cycle, _answering(status, text)
             return
         if self.scope is None:
             HttpToolsProtocol.on_message_begin(self)
-        self.scope = {**self.scope, "method": "GET"}  # type: ignore[typeddict-unknown-key]
+        self.scope = {**self.scope, "method": "GET"}
         self._ask(_answering(status, text))
 
     def _end_now(self, status: int, text: str) -> None:
@@ -153,7 +154,7 @@ class Connection(HttpToolsProtocol):
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
-            access_log=self.access_log,
+            access_log=False,  # what it tells of may not have been read
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,
