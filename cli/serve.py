@@ -46,6 +46,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 @click.option("--queue", type=click.IntRange(1, 1 << 20), default=1024, show_default=True, help="Requests at once.")
 @click.option("--max-body", type=Size(), default="64MB", show_default=True, help="Of a request.")
 @click.option("--token-file", type=click.Path(path_type=Path), help=f"What requests must bear; or ${TOKEN}.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="Pages that may use it; may repeat.")
 def serve(
     sources: tuple[str, ...],
     models: tuple[str, ...],
@@ -57,6 +58,7 @@ def serve(
     queue: int,
     max_body: int,
     token_file: Path | None,
+    origins: tuple[str, ...],
 ) -> None:
     """Answer inference requests to the models of PATH...: packed files, folders of them, hub:ORG/NAME, .onnx graphs;
     each also as NAME=PATH.
@@ -65,8 +67,8 @@ def serve(
     those used most recently stay. Files are looked at again every second. SIGTERM and Ctrl-C let requests end.
     """
     from subcompress.serving import running
+    from subcompress.serving.addresses import is_loopback
     from subcompress.serving.app import Limits
-    from subcompress.serving.refusals import is_loopback
 
     _hold_the_first()
     _open_many()
@@ -91,6 +93,7 @@ def serve(
         most=max_batch,
         limits=Limits(queue, max_body),
         token=token,
+        origins=origins,
         say=_tell,
         ready=ready,
     )

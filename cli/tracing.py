@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -111,6 +111,8 @@ class Beside:
         if "error" in answer:
             return str(answer["error"])
         self._say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
+        if note := answer.get("note"):
+            self._say(note)
         graph = base64.b64decode(answer["graph"])
         return Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
 
@@ -133,22 +135,42 @@ def main() -> None:
 
 
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
+    """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
     from subcompress import format
     from subcompress.graph.lifting import lifted_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
-    network, module = _network(models, record, job["name"])
-    found = lifted_of(record, module, job["inputs"])
-    return {
-        "graph": base64.b64encode(found.data).decode(),
-        "names": found.names,
-        "general": found.general,
-        "network": network,
-    }
+    failed: list[SubcompressError] = []
+    fitting = _networks(models, record, job["name"])
+    for network, module in fitting:
+        try:
+            found = lifted_of(record, module, job["inputs"])
+        except SubcompressError as e:
+            failed.append(e)
+            continue
+        others = [name for name, _ in fitting if name in models]
+        return {
+            "graph": base64.b64encode(found.data).decode(),
+            "names": found.names,
+            "general": found.general,
+            "network": network,
+            "note": _note(job["name"], network, failed, others),
+        }
+    raise failed[0]
 
 
-def _network(models: Sequence[str], record: Any, name: str) -> Any:
-    """The network that has the record's tensors, of those named or, by its layout, of ours."""
+def _note(name: str, network: str, failed: Sequence[SubcompressError], others: Sequence[str]) -> str:
+    """What to say of the other networks that have the tensors of a file: nothing where there are none."""
+    if others:
+        return (
+            f"{name} is served as {network}; {', '.join(others)} has the same tensors: serve it by itself, as that one"
+        )
+    return f"{name} is served as {network}, because one before it could not be traced: {failed[0]}" if failed else ""
+
+
+def _networks(models: Sequence[str], record: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The networks that have the record's tensors, each made when it is asked for: those named, in their order, then
+    the one of ours that its layout names. Raises SubcompressError where there is none."""
     from subcompress.format import tables
     from subcompress.layout import Layout
     from subcompress_cli.loading import model_of
@@ -157,7 +179,8 @@ def _network(models: Sequence[str], record: Any, name: str) -> Any:
     known = tables.network_of(record.layout)
     why = "its layout is not that of a network known by name"
     broken = []
-    for given in models:
+    found = []
+    for given in dict.fromkeys(models):
         try:
             module = model_of(given, layout=record.layout)
         except SubcompressError as e:
@@ -165,16 +188,19 @@ def _network(models: Sequence[str], record: Any, name: str) -> Any:
             continue
         try:
             record.layout.require(Layout.of(module.state_dict()), f"the network {given}")
-            return given, module
         except SubcompressError as e:
             why = str(e)
-    if known in MODELS:
-        for text in broken:  # a misspelt name is not passed over in silence
+            continue
+        found.append(given)
+        yield given, module
+    if known in MODELS and known not in found:
+        for text in broken if not found else ():  # a misspelt name is not passed over in silence
             print(f"--model is not needed for {name}, and cannot be used: {text}", file=sys.stderr)
-        return known, model_of(known)
-    if broken:
+        yield known, model_of(known)
+    elif broken and not found:
         raise SubcompressError(broken[-1])
-    raise SubcompressError(f"{name} needs its network, to trace a graph: give it with --model ({why})")
+    elif not found:
+        raise SubcompressError(f"{name} needs its network, to trace a graph: give it with --model ({why})")
 
 
 if __name__ == "__main__":
