@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from subcompress import SubcompressError, format
-from subcompress.format import tables
 from subcompress.hub import Reference, local
 from subcompress.remote import is_reference
 from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
 from subcompress.serving.triton import export as export_all
-from subcompress_cli import texts
-from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.finding import Built, network_for
+from subcompress_cli.networks import model_option
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, say
 from subcompress_cli.streams import Command, answer
-from subcompress_models import MODELS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @click.command(cls=Command)
@@ -64,14 +58,14 @@ def export(
 ) -> None:
     """Write each FILE, packed or .onnx, as a model for other servers.
 
-    A packed FILE needs the network it was made from: --model, unless its layout is that of a named one.
+    A packed FILE needs the network it was made from: --model, unless its layout is that of one known by name.
     """
     if name is not None and len(files) > 1:
         raise SubcompressError(f"a name is of one model; {len(files)} files are given with --name: export one by one")
     named = [(name if name is not None else _name(file), file) for file in files]
     check_names(named)
-    networks: dict[str, nn.Module] = {}
-    sources = [_source(file, called, model_name, base, networks) for called, file in named]
+    built: Built = {}
+    sources = [_source(file, called, model_name, base, dense, built) for called, file in named]
     found = export_all(sources, repository, backend=backend, dense=dense, max_batch=max_batch, force=force)
     if as_json:
         print_json({"repository": repository, "backend": backend, "models": [asdict(each) for each in found]})
@@ -86,23 +80,11 @@ def _name(file: str) -> str:
     return Reference.of(file).id.rpartition("/")[2] if is_reference(file) else Path(file).stem
 
 
-def _known(path: Path, base: str | None) -> str | None:
-    """The network of ours that a file has the tensors of."""
-    if base is None and format.contents(path).base is not None:
-        return None
-    return tables.network_of(format.read(path, base)[0].layout)
-
-
-def _source(file: str, name: str, model_name: str | None, base: str | None, networks: dict[str, nn.Module]) -> Source:
-    """networks: by name, those that were made for other files and do for this one too."""
+def _source(file: str, name: str, model: str | None, base: str | None, dense: bool, built: Built) -> Source:
+    """built: networks of the files before."""
     path = local(file, say=say)
     if path.suffix == ".onnx":
         return Source(path, name)
-    network = model_name or _known(path, base)
-    if network is None or (model_name is None and network not in MODELS):
-        return Source(path, name)
-    if network.startswith(texts.HF):  # made to fit the file
-        return Source(path, name, network_of(path, network, base), base)
-    if network not in networks:
-        networks[network] = network_of(path, network, base)
-    return Source(path, name, networks[network], base)
+    if format.contents(path).base is not None and not dense:
+        return Source(path, name, None, base)  # which is refused
+    return Source(path, name, network_for(path, model, base, built), base)

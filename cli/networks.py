@@ -8,7 +8,7 @@ from typing import Any
 import click
 from torch import nn
 
-from subcompress import Data, format
+from subcompress import Data
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub.card import data_name
 from subcompress.operators import EXACT, OPERATORS
@@ -114,19 +114,12 @@ def factory(name: str, data: Data) -> Callable[[], nn.Module]:
     return factory_of(name, data.facts)
 
 
-def network_of(file: Path, name: str, base: str | None) -> nn.Module:
-    """The network of that name to hold the weights of a file, which stands on `base` where it stands on one. Raises
-    SubcompressError."""
-    layout = format.read(file, base)[0].layout if name.startswith(texts.HF) else None
-    return model_of(name, layout=layout)
-
-
 def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:
     """The data set of that name, None where none is named. model_name: see `data_of`."""
     return None if name is None else data_of(name, folder, model_name)
 
 
-def loss_and_metric(loss: str, metric: str | None) -> dict[str, Any]:
+def loss_and_metric(loss: str | None, metric: str | None) -> dict[str, Any]:
     """The arguments of `fit` for a loss and a metric."""
     return {"loss": function_of(loss, "--loss", LOSSES), "metric": function_of(metric, "--metric", METRICS)}
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress import SubcompressError
 from subcompress.hub import GRAPHS
-from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.finding import network_for, network_if_known
+from subcompress_cli.networks import model_option
 from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, print_json, say
 from subcompress_cli.streams import Command, answer
-from subcompress_models import MODELS
 
 
 @click.command(cls=Command)
@@ -59,13 +58,15 @@ def push(
 
     In one commit, and none where nothing would change; the same command is safe to give again.
     """
-    name = model_name or subcompress.info(file)["layout"]
-    if onnx == "dense" and name is None:
-        raise SubcompressError("a graph is traced from the network: give it with --model, or leave --onnx out")
+    module = None
+    if onnx == "dense":
+        module = network_for(file, model_name, base)
+    elif onnx == "auto" and subcompress.info(file)["base"] is None:
+        module = network_if_known(file, model_name, base)
     pushed = subcompress.push(
         file,
         repository,
-        None if onnx == "none" or (model_name is None and name not in MODELS) else network_of(file, name, base),
+        module,
         about=subcompress.hub.About(run_folder, dataset, task, license),
         base=base,
         onnx=onnx,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -138,10 +138,11 @@ def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
     from subcompress import format
     from subcompress.graph.lifting import lifted_of
+    from subcompress_cli.finding import networks_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
     failed: list[SubcompressError] = []
-    fitting = _networks(models, record, job["name"])
+    fitting = networks_of(record.layout, models, job["name"])
     for network, module in fitting:
         try:
             found = lifted_of(record, module, job["inputs"])
@@ -166,41 +167,6 @@ def _note(name: str, network: str, failed: Sequence[SubcompressError], others: S
             f"{name} is served as {network}; {', '.join(others)} has the same tensors: serve it by itself, as that one"
         )
     return f"{name} is served as {network}, because one before it could not be traced: {failed[0]}" if failed else ""
-
-
-def _networks(models: Sequence[str], record: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The networks that have the record's tensors, each made when it is asked for: those named, in their order, then
-    the one of ours that its layout names. Raises SubcompressError where there is none."""
-    from subcompress.format import tables
-    from subcompress.layout import Layout
-    from subcompress_cli.loading import model_of
-    from subcompress_models import MODELS
-
-    known = tables.network_of(record.layout)
-    why = "its layout is not that of a network known by name"
-    broken = []
-    found = []
-    for given in dict.fromkeys(models):
-        try:
-            module = model_of(given, layout=record.layout)
-        except SubcompressError as e:
-            broken.append(str(e))
-            continue
-        try:
-            record.layout.require(Layout.of(module.state_dict()), f"the network {given}")
-        except SubcompressError as e:
-            why = str(e)
-            continue
-        found.append(given)
-        yield given, module
-    if known in MODELS and known not in found:
-        for text in broken if not found else ():  # a misspelt name is not passed over in silence
-            print(f"--model is not needed for {name}, and cannot be used: {text}", file=sys.stderr)
-        yield known, model_of(known)
-    elif broken and not found:
-        raise SubcompressError(broken[-1])
-    elif not found:
-        raise SubcompressError(f"{name} needs its network, to trace a graph: give it with --model ({why})")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress_cli.networks import model_option, network_of
+from subcompress_cli.finding import network_for
+from subcompress_cli.networks import model_option
 from subcompress_cli.options import FILE, INPUT, base_option, json_option, print_json
 from subcompress_cli.progress import rebuilding
 from subcompress_cli.streams import Command, answer
@@ -15,7 +16,12 @@ from subcompress_cli.streams import Command, answer
 @click.argument("file", type=INPUT)
 @model_option()
 @click.option(
-    "-o", "--output", type=FILE, required=True, metavar="OUT", help="dense .safetensors, or .onnx (needs --model)."
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    metavar="OUT",
+    help="dense .safetensors, or .onnx (of a network that is not known by its layout, --model names it).",
 )
 @base_option
 @click.option("--self-unfolding", is_flag=True, help="An .onnx of kilobytes, which computes its own weights.")
@@ -31,7 +37,8 @@ def unpack(
     as_json: bool,
 ) -> None:
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
-    module = None if model_name is None else network_of(file, model_name, base)
+    traced = model_name is not None or output.suffix == ".onnx"
+    module = network_for(file, model_name, base) if traced else None
     with rebuilding(file) as done:
         subcompress.unpack(file, output, module, base=base, self_unfolding=self_unfolding, dtype=dtype, done=done)
     sizes = {"file_bytes": file.stat().st_size, "output_bytes": output.stat().st_size}

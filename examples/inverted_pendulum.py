@@ -1,6 +1,6 @@
 """A policy of 562 weights that balances the inverted pendulum, evolved in d coordinates and kept in about 150 bytes.
 
-    pip install 'subcompress[rl]'
+    pip install '.[rl]'  # in a clone
     python examples/inverted_pendulum.py [--d 1,2,3,4,8] [--seed 0] [--generations 300] [--episodes 100] [-o FILE]
 
 Li et al. 2018 (arXiv:1804.08838) solve MuJoCo's InvertedPendulum with D = 562 weights at d = 4, by an evolution
@@ -129,7 +129,7 @@ class Pendulum:
             import gymnasium
             import mujoco  # noqa: F401  (gymnasium says only later that it is missing)
         except ImportError as e:
-            raise SystemExit(f"{ENVIRONMENT} needs {e.name}: pip install 'subcompress[rl]'") from None
+            raise SystemExit(f"{ENVIRONMENT} needs {e.name}: pip install '.[rl]'") from None
         self.env: Any = gymnasium.make(ENVIRONMENT, disable_env_checker=True)
         self.units = np.ones(4) if raw else UNITS
         self.steps = self.episodes = 0

@@ -1,4 +1,4 @@
-"""Whole files or none: write beside the target, then rename."""
+"""Whole files or none: write beside the target, then rename. Every output goes through here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from subcompress.errors import SubcompressError
@@ -16,31 +16,58 @@ MAX_FILE_BYTES = 1 << 30
 
 
 @contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Make the folders above an output that are not there; take those away again that are empty when the block fails.
+
+    Raises OSError where one cannot be made.
+    """
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]  # the innermost first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Raises SubcompressError where the folder cannot be written or the disk is full.
+    Folders above it are made where they are missing. Raises SubcompressError where the folder cannot be written or the
+    disk is full.
     """
     path = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
     if os.path.exists(path) and not os.path.isfile(path):
         raise SubcompressError(f"{path} is there and is no file: give another place")
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
+        with parents_of(path), _beside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
     except OSError as e:
-        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; give a writable place with room") from e
+        raise _unwritable(path, e) from e
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """An empty file in the same folder, which vanishes."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, e: OSError) -> SubcompressError:
+    return SubcompressError(f"{path} cannot be written: {e.strerror or e}; give a writable place with room")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -58,28 +85,32 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     SubcompressError.
     """
     path = Path(os.path.abspath(path))
-    stage: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.parent.parent
-        apart = os.access(beside, os.W_OK) and beside.stat().st_dev == path.parent.stat().st_dev
-        stage = Path(tempfile.mkdtemp(prefix=".subcompress.", suffix=".part", dir=beside if apart else path.parent))
-        new, old = stage / "new", stage / "old"
-        new.mkdir()
-        yield new
-        try:
-            if os.path.lexists(path):
-                path.rename(old)
-            new.rename(path)
-        except BaseException:
-            if os.path.lexists(old) and not os.path.lexists(path):
-                old.rename(path)
-            raise
+        with parents_of(path), _staged(path) as (new, old):
+            yield new
+            try:
+                if os.path.lexists(path):
+                    path.rename(old)
+                new.rename(path)
+            except BaseException:
+                if os.path.lexists(old) and not os.path.lexists(path):
+                    old.rename(path)
+                raise
     except OSError as e:
-        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; give a writable place with room") from e
+        raise _unwritable(path, e) from e
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[tuple[Path, Path]]:
+    """A new folder and a place for what is replaced, on the disk of `path`; what is left there vanishes."""
+    beside = path.parent.parent
+    apart = os.access(beside, os.W_OK) and beside.stat().st_dev == path.parent.stat().st_dev
+    stage = Path(tempfile.mkdtemp(prefix=".subcompress.", suffix=".part", dir=beside if apart else path.parent))
+    try:
+        (stage / "new").mkdir()
+        yield stage / "new", stage / "old"
     finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:

@@ -35,23 +35,29 @@ WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
     """Raise SubcompressError where a batch of each split, as large as later ones, does not go through the model and the
     loss or the metric. A metric that one batch is too little for is tried on the whole split."""
-    module.eval()
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        order, n = split.swept(EXAMPLES) if isinstance(split, Held) else (torch.arange(size(split)), EXAMPLES)
-        first = order[: batch_size if name == "train" else n]
-        try:
-            batch = next(batches(split, len(first), device, first, seed=0))
-        except DataError as e:
-            raise SubcompressError(f"the {name} split cannot be read: {e}") from e
-        what = "the model or the loss" if name == "train" else "the model or the metric"
-        with _going_through(name, what):
-            if task.loss_name in ("cross-entropy", "bce"):
-                with torch.no_grad():
-                    _check_labels(name, split, batch[1], call(module, batch[0]), task.loss_name)
-            if name == "train":
-                task.outputs_for_metric(module, batch)
-            else:
-                _check_metric(module, split, batch, task, name)
+        check_first_of(module, name, split, task, batch_size if name == "train" else None, device)
+
+
+def check_first_of(
+    module: nn.Module, name: str, split: Dataset[Any], task: Task, batch_size: int | None = None, device: str = "cpu"
+) -> None:
+    """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
+    module.eval()
+    order, n = split.swept(EXAMPLES) if isinstance(split, Held) else (torch.arange(size(split)), EXAMPLES)
+    first = order[: batch_size or n]
+    try:
+        batch = next(batches(split, len(first), device, first, seed=0))
+    except DataError as e:
+        raise SubcompressError(f"the {name} split cannot be read: {e}") from e
+    with _going_through(name, "the model or the metric" if batch_size is None else "the model or the loss"):
+        if task.loss_name in ("cross-entropy", "bce"):
+            with torch.no_grad():
+                _check_labels(name, split, batch[1], call(module, batch[0]), task.loss_name)
+        if batch_size is None:
+            _check_metric(module, split, batch, task, name)
+        else:
+            task.outputs_for_metric(module, batch)
 
 
 def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Networks and tokenizers of transformers, from a folder or the Hub: `pip install 'subcompress[transformers]'`.
+"""Networks and tokenizers of transformers, from a folder or the Hub: `pip install '.[transformers]'` in a clone.
 
 Weights are read as safetensors or with `weights_only`; code that comes with a model is never run.
 """
@@ -111,8 +111,7 @@ def _transformers(place: str | Path, what: str) -> Iterator[Any]:
         import transformers
     except ImportError as e:
         raise SubcompressError(
-            f"networks of transformers need it, and it is not here ({one_line(e)}): "
-            "pip install 'subcompress[transformers]'"
+            f"networks of transformers need it, and it is not here ({one_line(e)}): pip install 'transformers>=5'"
         ) from e
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -1,34 +1,46 @@
-"""verify: whether every backend rebuilds the bits that were packed."""
+"""verify: whether every backend rebuilds the bits that were packed, and what the metric is of what they make."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from subcompress import format
 from subcompress.backends import available
 from subcompress.data import Data
-from subcompress.data.held import Held
+from subcompress.data.splits import batches, call
 from subcompress.devices import AUTO
 from subcompress.errors import SubcompressError
+from subcompress.preflight import check_first_of
 from subcompress.record import Record
 from subcompress.session import chosen_for_graphs, require_device
 from subcompress.streaming import stream
-from subcompress.tasks import Task
+from subcompress.targets import counts
+from subcompress.tasks import LOSSES, Loss, Metric, Task, evaluate
+
+RUNTIME, TORCH = "ONNX Runtime", "torch"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """backends: name -> whether its weights have the file's digest; test_accuracy: in ONNX Runtime, with data."""
+    """backends: name -> whether its weights have the file's digest. With data: metric and value, on the test split;
+    engine: what computed the outputs, ONNX Runtime, or torch where there is no graph, and note says why; test_accuracy:
+    the value, where the metric is the accuracy."""
 
     backends: dict[str, bool]
     digest: str
     test_accuracy: float | None = None
+    metric: str | None = None
+    value: float | None = None
+    engine: str | None = None
+    note: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -43,42 +55,91 @@ def verify(
     *,
     base: Any = None,
     device: str = AUTO,
+    loss: str | Loss | None = None,
+    metric: str | Metric | None = None,
     done: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Verification:
     """Rebuild the weights on every backend of this machine, in bounded memory, and compare each with the digest in the
     file.
 
-    With data, and the module to trace, the accuracy on the test split again, in ONNX Runtime at batch size 1; not where
-    the weights are wrong. base: what the file stands on, where it does, see `load`. device: where ONNX Runtime computes
-    that, cpu or cuda; auto is CUDA where it works, and `say` is told which. done: told the bytes of weights that are
-    behind us, a few at a time, by any thread; there are `dense_bytes` for each backend. Raises SubcompressError for a
-    file that cannot be read and for a device that is not there.
+    With data, and the module to trace, the metric on the test split again, in ONNX Runtime at batch size 1; in torch
+    where the network has no graph, or the loss is the metric and takes the module itself; not where the weights are
+    wrong. loss and metric: as given to `fit`, the accuracy by default. base: what the file stands on, where it does,
+    see `load`. device: where the metric is computed, cpu or cuda; auto is CUDA where it works, and `say` is told which.
+    done: told the bytes of weights that are behind us, a few at a time, by any thread; there are `dense_bytes` for each
+    backend. Raises SubcompressError for a file that cannot be read, for a device that is not there, and for data that
+    do not go through the network and the metric.
     """
     if device != AUTO:
         require_device(device)
     record, _ = format.read(path, base)
     backends = {name: stream(record, backend=name, done=done) == record.digest for name in available()}
-    accuracy = None
-    if data is not None and all(backends.values()):
-        if module is None:
-            raise SubcompressError("accuracy is measured on a graph, traced from the network: give it with --model")
-        data = Task.of().prepare_labels(data)
-        if not isinstance(data.test, Held) or not isinstance(data.test.y, Tensor) or data.test.y.ndim != 1:
-            raise SubcompressError("accuracy is measured on a test split in memory, of a class each: leave --data out")
-        on = chosen_for_graphs(device)
-        if say is not None:
-            say(on.line)
-        accuracy = onnx_accuracy(record, module, data.test, on.name)
-    return Verification(backends, record.digest.hex(), accuracy)
+    found = Verification(backends, record.digest.hex())
+    if data is None or not found.ok:
+        return found
+    if module is None:
+        raise SubcompressError("the metric is measured on a graph, traced from the network: give it with --model")
+    on = chosen_for_graphs(device)
+    if say is not None:
+        say(on.line)
+    task = Task.of("cross-entropy" if loss is None else loss, metric)
+    return _measured(found, record, module, data, task, told=not loss is metric is None, device=on.name)
 
 
-def onnx_accuracy(record: Record, module: nn.Module, split: Held, device: str = "cpu") -> float:
-    """Fraction of the split that the exported graph puts first, one example at a time, in ONNX Runtime there."""
-    from subcompress.graph import accuracy_of_graph, export
+def _measured(
+    found: Verification, record: Record, module: nn.Module, data: Data, task: Task, *, told: bool, device: str
+) -> Verification:
+    """With the metric on the test split. told: somebody chose the task."""
     from subcompress.unpacking import load_record
+
+    module, split = load_record(record, module), task.prepare_labels(data).test
+    _check(module, split, task, told)
+    value, note = _value(record, module, split, task, device)
+    return replace(
+        found,
+        test_accuracy=value if task.is_accuracy else None,
+        metric=task.metric_name,
+        value=value,
+        engine=TORCH if note else RUNTIME,
+        note=note or None,
+    )
+
+
+def _check(module: nn.Module, split: Dataset[Any], task: Task, told: bool) -> None:
+    """Raise SubcompressError where the first examples do not go through the network and the metric."""
+    if not told:
+        _, y = next(batches(split, 1, order=torch.arange(1), seed=0))
+        if not isinstance(y, Tensor) or not counts(y):
+            raise SubcompressError(
+                "the accuracy is of classes, numbered from 0, and these data have none: give --loss and --metric as "
+                "to fit, or leave --data out"
+            )
+    check_first_of(module, "test", split, task)
+
+
+def _value(record: Record, module: nn.Module, split: Dataset[Any], task: Task, device: str) -> tuple[float, str]:
+    """The metric in ONNX Runtime, one example at a time, else in torch; and why it was torch."""
+    if task.metric is None and task.loss_name not in LOSSES:
+        return _value_in_torch(module, split, task, device), "the loss takes the module itself"
+    from subcompress.graph import export
+    from subcompress.graph.running import InRuntime
 
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "net.onnx"
-        export(record, load_record(record, module), graph)
-        return accuracy_of_graph(graph.read_bytes(), split, device)
+        try:
+            export(record, module, graph)
+        except SubcompressError as e:
+            return _value_in_torch(module, split, task, device), str(e)
+        x, _ = next(batches(split, 1, order=torch.arange(1), seed=0))
+        with torch.no_grad():
+            like = call(module, x)
+        return evaluate(InRuntime(graph, record.facts, like, device), split, task, batch_size=1), ""
+
+
+def _value_in_torch(module: nn.Module, split: Dataset[Any], task: Task, device: str) -> float:
+    before = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    try:
+        return evaluate(module.to(device), split, task)
+    finally:
+        module.to(before)

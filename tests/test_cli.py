@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -76,7 +77,7 @@ def test_words_for_people(small_file, tmp_path):
 
 
 def test_the_installed_command_runs_in_a_process_of_its_own(small_file):
-    for command in ([sys.executable, "-m", "subcompress_cli"], [str(Path(sys.executable).parent / "subcompress")]):
+    for command in ([sys.executable, "-m", "subcompress"], [str(Path(sys.executable).parent / "subcompress")]):
         done = subprocess.run([*command, "info", small_file, "--json"], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["d"] == 200
         assert done.stderr == ""
@@ -121,7 +122,6 @@ def test_files_that_are_not_ours(tmp_path):
 def test_a_model_that_does_not_match(small_file, tmp_path):
     line = mistake("unpack", small_file, "--model", "mlp", "-o", tmp_path / "net.onnx")
     assert "the file holds conv1.weight F32 [6, 1, 5, 5], which the model lacks" in line
-    assert "give it with --model" in mistake("unpack", small_file, "-o", tmp_path / "net.onnx")
     assert "rename the output" in mistake("unpack", small_file, "-o", tmp_path / "net.bin")
     assert list(tmp_path.iterdir()) == []
 
@@ -145,12 +145,28 @@ def test_forged_weights_fail_verification(small_file, tmp_path):
 
 def test_places_that_cannot_be_written(small_file, small_run, tmp_path):
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "no" / "where" / "o.safetensors", tmp_path / "file" / "o.safetensors"):
+    for place in (Path("/proc/no/where/o.safetensors"), tmp_path / "file" / "o.safetensors"):
         assert "cannot be written" in mistake("unpack", small_file, "-o", place)
         assert "cannot be written" in mistake("pack", small_run, "-o", place)
     line = mistake("fit", "--model", "lenet", "--data", "digits", "--d", 9, "-o", tmp_path / "file" / "run")
     assert "cannot be made" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_missing_folders_are_made(small_file, small_run, tmp_path):
+    for command, *file in (["unpack", small_file], ["pack", small_run], ["report", small_run]):
+        output = tmp_path / command / "a" / "b" / "out.safetensors"
+        assert cli(command, *file, "-o", output).exit_code == 0
+        assert output.stat().st_size > 0
+
+
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for open_output in (files.replacing, files.replacing_folder):
+        for output in (tmp_path / "new" / "deep" / "out", tmp_path / "mine" / "deep" / "out"):
+            with pytest.raises(ZeroDivisionError), open_output(output):
+                raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def _limit_files() -> None:
@@ -220,3 +236,14 @@ def test_dense_files_hold_the_same_bits(small_file, tmp_path):
     state = safetensors.torch.load_file(tmp_path / "dense.safetensors")
     for name, tensor in expand(format.read(small_file)[0], "numpy").items():
         assert np.array_equal(state[name].numpy().view(np.uint32), tensor.numpy().view(np.uint32))
+
+
+def test_all_files_of_the_packages_are_installed():
+    """And the marker that their types may be used."""
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert all("py.typed" in found["package-data"][name] for name in ("subcompress", "subcompress_cli"))
+    for name in found["packages"]:
+        folder = ROOT / found["package-dir"].get(name, name.replace(".", "/"))
+        held = {path for pattern in found["package-data"].get(name, ()) for path in folder.glob(pattern)}
+        tracked = [p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc", ".c", ".so", ".pyd")]
+        assert set(tracked) <= held, name

@@ -118,15 +118,19 @@ def test_json_says_what_was_written(place):
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_CPU")
 
 
-def test_a_file_on_a_base_needs_dense(place):
-    base = {name: t.clone() for name, t in MODELS["lenet"]().state_dict().items()}
-    safetensors.torch.save_file(base, "base.safetensors")
+def based_record(base: dict[str, torch.Tensor]) -> Record:
+    """LeNet on a base."""
     held = Base(base, "base.safetensors")
     standing = OnBase(BaseReference(held.name, "", held.digest, len(base)), held)
     group = Group(HadamardBlocks.sized(44_426, 50, 0, K=0), 4, np.arange(50, dtype=np.int32) % 7 - 3)
     entries = tuple(Coded(2.0**-9, based=True) for _ in standing.layout)
-    record = with_digest(Record(0, standing.layout, (group,), entries, facts=lenet_record().facts, base=standing))
-    format.save(record, "delta.safetensors")
+    return with_digest(Record(0, standing.layout, (group,), entries, facts=lenet_record().facts, base=standing))
+
+
+def test_a_file_on_a_base_needs_dense(place):
+    base = {name: t.clone() for name, t in MODELS["lenet"]().state_dict().items()}
+    safetensors.torch.save_file(base, "base.safetensors")
+    format.save(based_record(base), "delta.safetensors")
     args = (
         "delta.safetensors",
         "net.onnx",
@@ -306,7 +310,7 @@ def test_files_that_are_no_models(place):
 
 def test_a_network_without_a_name_is_asked_for(place):
     format.save(mixed_record(), place / "mixed.safetensors")
-    assert "mixed.safetensors does not name: give --model" in error(
+    assert "mixed.safetensors needs its network, to trace a graph: give it with --model" in error(
         "export", "net.onnx", "mixed.safetensors", "--triton-repo", "m"
     )
     assert "the model" in error("export", "net.safetensors", "--triton-repo", "m", "--model", "mlp")

@@ -11,14 +11,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.expand import expand
+from subcompress.facts import Facts, Input
 from subcompress.graph.checking import compare
-from subcompress.graph.tracing import example_inputs
+from subcompress.graph.sequences import padded
+from subcompress.graph.tracing import example_inputs, graph_of, lengths_of
 from subcompress.tasks import accuracy_of
 from subcompress_models import MODELS
 
@@ -98,3 +100,86 @@ def test_examples_have_the_files_shape_and_dtype(small_file):
     facts = format.read(small_file)[0].facts
     assert example_inputs(facts, 3)["input"].shape == (3, 1, 28, 28)
     assert torch.equal(example_inputs(facts, 3)["input"], example_inputs(facts, 3)["input"])
+
+
+class Counts(nn.Linear):
+    """Makes a plain number of the batch size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.zeros(len(x), 3)
+
+
+def test_a_batch_size_that_is_baked_in_is_said():
+    with pytest.raises(
+        SubcompressError, match=r"a graph takes batches of any size, and this one would not: .* len\(x\)"
+    ):
+        graph_of(Counts(4, 3).eval(), Facts((4,)))
+
+
+def test_a_graph_that_is_right_at_the_traced_batch_size_alone_is_said():
+    nodes = [
+        helper.make_node("ReduceSum", ["input"], ["sum"], keepdims=1),
+        helper.make_node("Constant", [], ["two"], value=helper.make_tensor("two", TensorProto.FLOAT, (), [2.0])),
+        helper.make_node("Div", ["sum", "two"], ["mean"]),
+        helper.make_node("Add", ["input", "mean"], ["output"]),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 1]) for n in ("input", "output")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x.sum() / len(x)
+
+    with pytest.raises(SubcompressError, match=r"differ from torch's by .* at batch size 1, and does not at"):
+        compare(model.SerializeToString(), Centred(), Facts((1,)))
+
+
+class Packs(nn.Module):
+    """(N, 6, 4) and lengths (N,) -> (N, 2), by packed sequences."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, **options) -> None:
+        super().__init__()
+        self.rnn = kind(4, 5, batch_first=True, **options)
+        self.head = nn.Linear(5 * (1 + self.rnn.bidirectional), 2)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        found, last = self.rnn(packed)
+        whole, n = nn.utils.rnn.pad_packed_sequence(found, batch_first=True, total_length=7)
+        last = last[0] if isinstance(last, tuple) else last
+        return self.head(whole.sum(1) / n[:, None]) + last.sum((0, 2))[:, None]
+
+
+PACKED = Facts(inputs=(Input("", "F32", (6, 4)), Input("", "I64", ())))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+def test_padded_sequences_give_what_packed_ones_do(kind, options):
+    torch.manual_seed(0)
+    module, x, lengths = Packs(kind, **options).eval(), torch.rand(4, 6, 4), torch.tensor([2, 6, 1, 4])
+    with torch.no_grad():
+        expected = module(x, lengths)
+        with padded(module):
+            assert torch.allclose(module(x, lengths), expected, atol=1e-6)
+        assert torch.equal(module(x, lengths), expected)
+    assert "forward" not in vars(module.rnn)
+
+
+def test_lengths_are_those_of_a_real_batch():
+    assert lengths_of(Packs(), PACKED) == {"input_1"}
+    assert example_inputs(PACKED, 3, lengths={"input_1"})["input_1"].tolist() == [6, 4, 2]
+    assert example_inputs(PACKED, 1, lengths={"input_1"})["input_1"].tolist() == [3]
+    free = Facts(inputs=(Input("x", "F32", (0, 4)), Input("lens", "I32", ())))
+    assert lengths_of(nn.Identity(), free) == {"lens"}
+    assert example_inputs(free, 1, 8, {"lens"})["lens"].tolist() == [8]
+    assert lengths_of(nn.Identity(), Facts(inputs=(Input("x", "F32", (4,)), Input("kind", "I64", ())))) == frozenset()
+
+
+@pytest.mark.slow
+def test_graphs_of_packed_sequences():
+    module = Packs().eval()
+    model = graph_of(module, PACKED)
+    compare(model.SerializeToString(), module, PACKED)
+    assert {i.name for i in model.graph.initializer} >= module.state_dict().keys()

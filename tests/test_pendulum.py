@@ -82,7 +82,7 @@ def test_without_gymnasium_one_line_says_what_to_install():
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "subcompress[rl]" in done.stderr
+    assert "pip install '.[rl]'" in done.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,16 @@ from subcompress.data.splits import batches, size
 from subcompress.errors import SubcompressError, one_line
 from subcompress.facts import Facts
 from subcompress.graph.slimming import every_name
-from subcompress.graph.tracing import example_inputs, graphs_within, named, outputs_of, varies
+from subcompress.graph.tracing import (
+    BAKED,
+    TRACED,
+    example_inputs,
+    graphs_within,
+    lengths_of,
+    named,
+    outputs_of,
+    varies,
+)
 from subcompress.layout import array_of, raw_bytes
 from subcompress.runtime import open_graph, ort_values
 
@@ -54,21 +64,29 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
         ) from e
     for n, length in ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5)):
         at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
-        fed = {name: x.numpy() for name, x in example_inputs(facts, n, length).items()}
-        taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
-        try:
-            found = session.run(None, {name: x for name, x in (fed | values).items() if name in taken})
-        except Exception as e:
+        if why := _unlike(session, module, facts, values, n, length):
+            baked = not _unlike(session, module, facts, values, *TRACED)
             raise SubcompressError(
-                f"ONNX Runtime does not run this graph at {at} ({one_line(e)}): unpack to .safetensors instead"
-            ) from e
-        for expected, given in zip(outputs_of(module, facts, n, length), found, strict=True):
-            worst = _difference(expected.detach(), np.asarray(given))
-            if not worst <= _tolerance(expected.dtype):
-                raise SubcompressError(
-                    f"the ONNX graph's outputs differ from torch's by {worst:.2g} at {at}: it was not kept; "
-                    "does forward depend on values, on the batch size or on random numbers?"
-                )
+                f"{why} at {at}, and does not at the one that was traced, {TRACED[0]}: it was not kept; {BAKED}"
+                if baked
+                else f"{why} at {at}: it was not kept; does forward depend on values or on random numbers? Unpack to "
+                ".safetensors instead"
+            )
+
+
+def _unlike(session: Any, module: nn.Module, facts: Facts, values: Mapping[str, Any], n: int, length: int) -> str:
+    """How a graph's outputs for n examples are not torch's; empty where they are."""
+    fed = {name: x.numpy() for name, x in example_inputs(facts, n, length, lengths_of(module, facts)).items()}
+    taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+    try:
+        found = session.run(None, {name: x for name, x in (fed | dict(values)).items() if name in taken})
+    except Exception as e:
+        return f"ONNX Runtime fails on this graph ({one_line(e)})"
+    for expected, given in zip(outputs_of(module, facts, n, length), found, strict=True):
+        worst = _difference(expected.detach(), np.asarray(given))
+        if not worst <= _tolerance(expected.dtype):
+            return f"the ONNX graph's outputs differ from torch's by {worst:.2g}"
+    return ""
 
 
 def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import onnx
@@ -17,6 +19,7 @@ from subcompress.data.held import Tree, leaves
 from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.facts import Facts, Input
+from subcompress.graph.sequences import padded
 from subcompress.layout import torch_dtype
 from subcompress.record import Record
 
@@ -39,18 +42,28 @@ def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     if not facts.input_shape and not facts.inputs and not facts.input_dtype:
         raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
     model = _trace(module, facts)
+    _require_axes(model, facts)
     strip(model)
     return model
 
 
-def example_inputs(facts: Facts, n: int = 2, size: int = 5) -> dict[str, Tensor]:
+TRACED = (2, 5)
+"""Examples of the batch that is traced, and the size of its axes that vary."""
+
+
+def example_inputs(
+    facts: Facts, n: int = TRACED[0], size: int = TRACED[1], lengths: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Name in the graph -> (n, ...) values of the input's shape and dtype, the same every time: uniform in [0, 1), or
     zeros for integers. size: of axes that vary. Texts get something to tell apart: `input_ids` are 0 and 1, and
-    `attention_mask` leaves out the last half of every second example."""
+    `attention_mask` leaves out the last half of every second example. lengths: names of those that say how long each
+    example's sequence is, see `lengths_of`."""
     generator = torch.Generator().manual_seed(n)
     found = {}
     for i, each in enumerate(_inputs(facts)):
         x = torch.rand((n, *(k or size for k in each.shape)), generator=generator)
+        if (each.name or f"input_{i}") in lengths:
+            x = _lengths(n, next(s.shape[0] for s in _inputs(facts) if s.shape), size)
         if each.name == "input_ids":
             x = x.round()
         elif each.name == "attention_mask":
@@ -58,6 +71,33 @@ def example_inputs(facts: Facts, n: int = 2, size: int = 5) -> dict[str, Tensor]
             x[1::2, (x.shape[-1] + 1) // 2 :] = 0
         found[each.name or f"input_{i}"] = x.to(torch_dtype(each.dtype))
     return found
+
+
+def lengths_of(module: nn.Module, facts: Facts) -> frozenset[str]:
+    """The inputs, by their names in the graph, that are one whole number an example and the length of its sequence in
+    another input: what they, or the arguments of `forward`, are called says so."""
+    inputs = _inputs(facts)
+    if all(not each.shape for each in inputs):
+        return frozenset()
+    try:
+        arguments = [*inspect.signature(module.forward).parameters]
+    except (TypeError, ValueError):
+        arguments = []
+    called = [each.name or name for each, name in zip_longest(inputs, arguments[: len(inputs)], fillvalue="")]
+    return frozenset(
+        each.name or f"input_{i}"
+        for i, (each, name) in enumerate(zip(inputs, called, strict=True))
+        if not each.shape and not torch_dtype(each.dtype).is_floating_point and "len" in name.lower()
+    )
+
+
+def _lengths(n: int, whole: int, size: int) -> Tensor:
+    """Of n sequences in a batch, the longest first, as a real one has them: the longest is as long as the batch, but
+    for one alone where batches have a fixed length `whole`; 0 where they are padded to their longest, of `size`."""
+    longest = whole or size
+    if n == 1 and whole:
+        longest = (whole + 1) // 2
+    return (longest - torch.arange(n) * max(1, longest // 3)).clamp(min=1)
 
 
 def named(x: Tree) -> dict[str, Tensor]:
@@ -76,9 +116,9 @@ def varies(facts: Facts) -> bool:
     return any(0 in each.shape for each in _inputs(facts))
 
 
-def _arguments(facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _arguments(module: nn.Module, facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The example as `forward` takes it: in order, and by name."""
-    named = example_inputs(facts, n, size)
+    named = example_inputs(facts, n, size, lengths_of(module, facts))
     if facts.inputs and all(each.name for each in facts.inputs):
         return (), named
     return tuple(named.values()), {}
@@ -86,7 +126,7 @@ def _arguments(facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dic
 
 def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[Tensor]:
     """What torch gives for the example. Raises SubcompressError where it is not one tensor or several."""
-    return list(_outputs(module, *_arguments(facts, n, size)).values())
+    return list(_outputs(module, *_arguments(module, facts, n, size)).values())
 
 
 def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,14 +141,14 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 
 
 def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    args, kwargs = _arguments(facts, 2, 5)
+    args, kwargs = _arguments(module, facts, *TRACED)
     shapes: Any = [_axes(each.shape) for each in _inputs(facts)]
     shapes = dict(zip(kwargs, shapes, strict=True)) if kwargs else tuple(shapes)
     try:
         outputs = _outputs(module, args, kwargs)
         _require_names(module, {*example_inputs(facts), *outputs})
         held = list(outputs.values()), (*args, *kwargs.values())
-        with warnings.catch_warnings(), quiet("torch."), _main_alone(module), _of_their_own(module, *held):
+        with warnings.catch_warnings(), quiet("torch."), _traceable(module, *held):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -139,6 +179,29 @@ def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
     names = {0: "batch", 1: "length"}
     varying = [0, *(i for i, k in enumerate(shape, 1) if not k)]
     return {i: torch.export.Dim(names.get(i, f"length_{i}")) for i in varying}
+
+
+BAKED = (
+    "forward makes a plain number of it, as len(x) and int(x.shape[0]) do, so that the graph holds the one it was "
+    "traced with: take x.shape[0] as it is, or unpack to .safetensors instead"
+)
+
+
+def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
+    """Raise SubcompressError where an axis that varies has the size in the graph that it was traced with."""
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    for name, each in zip(example_inputs(facts), _inputs(facts), strict=True):
+        for axis in _axes(each.shape) if name in dims else ():
+            if dims[name][axis].HasField("dim_value"):
+                what = f"{name} of any size in its axis {axis}" if axis else "batches of any size"
+                raise SubcompressError(f"a graph takes {what}, and this one would not: {BAKED}")
+
+
+@contextmanager
+def _traceable(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, the module is such as torch can export."""
+    with _main_alone(module), _of_their_own(module, outputs, inputs), padded(module):
+        yield
 
 
 @contextmanager
