@@ -9,6 +9,8 @@ import ctypes
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 
 from subcompress.errors import SubcompressError
@@ -22,6 +24,8 @@ SSE2 on x86-64, NEON on 64-bit ARM."""
 
 NUMPY = "numpy"
 """Asks for no compiled code at all."""
+
+KINDS = *PATHS, NUMPY
 
 
 class Blocks(Structure):
@@ -106,9 +110,23 @@ def asked() -> str:
     Raises SubcompressError for what is none of its values.
     """
     said = os.environ.get(VECTORS, "")
-    if said not in ("", *PATHS, NUMPY):
-        raise SubcompressError(f"{VECTORS} is one of {', '.join((*PATHS, NUMPY))}, or unset; given {said!r}: unset it")
+    if said not in ("", *KINDS):
+        raise SubcompressError(f"{VECTORS} is one of {', '.join(KINDS)}, or unset; given {said!r}: unset it")
     return said
+
+
+@contextmanager
+def forced(kind: str) -> Iterator[None]:
+    """Within it SUBCOMPRESS_VECTORS asks for that kind, in all threads; an empty one leaves it as it is."""
+    before = os.environ.get(VECTORS)
+    os.environ[VECTORS] = kind or before or ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VECTORS]
+        else:
+            os.environ[VECTORS] = before
 
 
 def paths() -> tuple[str, ...]:
@@ -128,3 +146,12 @@ def path() -> str:
     if said and said not in here:
         raise SubcompressError(f"{VECTORS}={said}: vectors here are {', '.join(here) or 'none'}; ask for one of them")
     return said or here[-1]
+
+
+def taken() -> str:
+    """What weights are rebuilt with on the CPU: a kind of vectors, `numpy` where that is asked for, and `torch` where
+    nothing was compiled and nothing is asked for.
+
+    Raises SubcompressError where this processor does not run what was asked for.
+    """
+    return NUMPY if asked() == NUMPY else path() if asked() or paths() else "torch"
