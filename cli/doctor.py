@@ -5,16 +5,25 @@ from dataclasses import asdict
 import click
 
 import subcompress
+from subcompress.kernels.compiled import KINDS, VECTORS, forced, taken
 from subcompress_cli.options import json_option, print_json
 from subcompress_cli.streams import Command, answer
 
 
 @click.command(cls=Command)
+@click.option(
+    "--vectors",
+    default="",
+    metavar="KIND",
+    help=f"Take these on the CPU, as the environment variable {VECTORS} asks for everything: {', '.join(KINDS)}.",
+)
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
     """Say what this machine has to compute with, whether it works, and how to mend what does not."""
-    findings = subcompress.doctor()
+    with forced(vectors):
+        taken()  # refuses what this processor does not run
+        findings = subcompress.doctor()
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -15,6 +15,7 @@ import torch
 from subcompress.backends import BACKENDS, available
 from subcompress.errors import one_line
 from subcompress.expand import digest_of, expand
+from subcompress.kernels import compiled
 from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import HadamardBlocks
 from subcompress.record import Coded, Group, Record
@@ -143,18 +144,36 @@ def _backends() -> Iterator[Finding]:
     layout = Layout((TensorSpec("w", "F32", (9_999,)),))
     record = Record(7, layout, (Group(HadamardBlocks.sized(9_999, 200, 7), 8, z),), (Coded(0.0078125),))
     for name in available():
-        try:
-            same = digest_of(record, expand(record, name)).hex() == WEIGHTS
-        except Exception as e:
-            mend = "the device does not compute with this torch: install a torch that is built for it"
-            yield Finding(f"backend {name}", f"fails ({one_line(e)})", mend)
+        if name == "native":
+            yield from _vectors(record)
             continue
-        mend = "" if same else "report this machine: its arithmetic is not that of others"
-        yield Finding(f"backend {name}", "rebuilds the right bits" if same else "rebuilds OTHER BITS", mend)
-    if not BACKENDS["native"].there():
+        yield _rebuilt(f"backend {name}", "", record, name)
+    if compiled.asked() == compiled.NUMPY:
+        yield Finding("backend native", f"left out, as {compiled.VECTORS}={compiled.NUMPY} asks")
+    elif not BACKENDS["native"].there():
         yield Finding(
             "backend native", "not compiled, torch serves instead; with GCC or clang, install again for speed"
         )
+
+
+def _vectors(record: Record) -> Iterator[Finding]:
+    """Every kind of vectors that the compiled part has for this processor, that which is taken first."""
+    taken = compiled.path()
+    for kind in (taken, *(kind for kind in reversed(compiled.paths()) if kind != taken)):
+        note = f" with {kind} vectors{', which are taken' if kind == taken else ''}"
+        with compiled.forced(kind):
+            yield _rebuilt("backend native", note, record, "native")
+
+
+def _rebuilt(title: str, note: str, record: Record, backend: str) -> Finding:
+    """Whether a backend rebuilds those weights."""
+    try:
+        same = digest_of(record, expand(record, backend)).hex() == WEIGHTS
+    except Exception as e:
+        mend = "the device does not compute with this torch: install a torch that is built for it"
+        return Finding(title, f"fails{note} ({one_line(e)})", mend)
+    mend = "" if same else "report this machine: its arithmetic is not that of others"
+    return Finding(title, f"{'rebuilds the right bits' if same else 'rebuilds OTHER BITS'}{note}", mend)
 
 
 WEIGHTS = "1b29234186836b59a3bb0db69a96bccc"

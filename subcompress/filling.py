@@ -10,7 +10,7 @@ import numpy as np
 
 from subcompress.backends.memory import HOST
 from subcompress.forms import NO_COORDINATES, Form, Seeded, chosen_values
-from subcompress.kernels import Segment
+from subcompress.kernels import SeededRows, Segment
 from subcompress.layout import DTYPES, TensorSpec
 from subcompress.record import Fixed, Kept, Mixed, Piece, Record, Same, Stored
 
@@ -58,6 +58,9 @@ class Filling:
         if isinstance(entry.start, float) and not entry.based:
             segments.append(Segment(first, out, entry.scale, entry.start))
             return
+        if (start := self._fused(entry.start, piece.seeded + at, out)) is not None:
+            segments.append(Segment(first, out, entry.scale, start))
+            return
         if self._in_place(entry.start, out):  # no sum of such numbers is subnormal
             self._add_start(spec, entry.start, piece.seeded + at, at, out)
             segments.append(Segment(first, out, entry.scale, out))
@@ -70,6 +73,15 @@ class Filling:
         start = self.memory.empty((n,), "F32" if isinstance(entry.start, Seeded) else spec.real_dtype)
         self._add_start(spec, entry.start, piece.seeded + at, at, start)
         self._then.append(lambda: self.memory.add_base(out, values, start))
+
+    def _fused(self, start: Form, seeded: int, out: Any) -> SeededRows | None:
+        """A start that the backend computes where it writes the rest, None where it is to be added in another way. The
+        order of roundings is that of sums in float32, so float64 is none of them."""
+        if not self.backend.seeds or not isinstance(start, Seeded) or out.dtype == np.float64:
+            return None
+        if not isinstance(start.center, float):
+            return None
+        return SeededRows(self.record.seeded_operator, seeded, start.scale, start.center)
 
     def _in_place(self, start: Form, out: Any) -> bool:
         """Whether a start can be written first, and the rest be added to it where it lies."""

@@ -3,6 +3,7 @@
 from subcompress.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.backends.base import Backend
 from subcompress.errors import SubcompressError
+from subcompress.kernels.compiled import NUMPY, asked
 from subcompress.suggesting import meant
 
 BACKENDS: dict[str, Backend] = {
@@ -21,10 +22,13 @@ def available() -> list[str]:
 
 
 def backend_of(name: str) -> Backend:
-    """The backend of that name; of "cpu" and "cuda" the fastest that is there.
+    """The backend of that name; of "cpu" and "cuda" the fastest that is there, of "cpu" NumPy where the environment
+    asks for it.
 
     Raises SubcompressError for an unknown name, and for one that cannot run here.
     """
+    if name == "cpu" and asked() == NUMPY:
+        return BACKENDS["numpy"]
     if name in ("cpu", "cuda"):
         for backend in reversed(BACKENDS.values()):
             if backend.device == name and backend.there():

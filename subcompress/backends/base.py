@@ -21,13 +21,14 @@ Fill = Callable[[ExactOperator, Any, Sequence[Segment]], None]
 class Backend:
     """fill: the weights of segments, sorted by rows, from (d,) int32 coordinates, all of them in `memory`, on `device`;
     there: whether it can run on this machine; beside: whether calls from several threads run beside each other, each on
-    one core; else one call takes all of them."""
+    one core; else one call takes all of them; seeds: whether `fill` takes starts that are SeededRows."""
 
     device: str
     memory: Memory
     fill: Fill
     there: Callable[[], bool]
     beside: bool = False
+    seeds: bool = False
 
     def on(self, device: torch.device) -> Backend:
         """The same for one of several devices of that kind."""

@@ -35,5 +35,5 @@ def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> Non
 _SMALL = HadamardBlocks.sized(10_000, 100, 0)
 """What decides whether a backend is there."""
 
-NATIVE = Backend("cpu", HOST, fill_on_host, lambda: kernels.on_cpu() is not None, beside=True)
+NATIVE = Backend("cpu", HOST, fill_on_host, lambda: kernels.on_cpu() is not None, beside=True, seeds=True)
 TRITON = Backend("cuda", Device("cuda"), fill, lambda: kernels.on_cuda(_SMALL, False, torch.device("cuda")) is not None)

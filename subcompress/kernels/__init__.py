@@ -26,12 +26,23 @@ MAX_LOG2_M = 15
 
 
 @dataclass(frozen=True)
+class SeededRows:
+    """A start that varies: center + scale * integer, the integers of the rows from `row` on of an operator without
+    coordinates."""
+
+    operator: SignedBlocks
+    row: int
+    scale: float
+    center: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """Rows lo .. lo + len(out) of a group, and where their weights go: out = start + scale * row.
 
     out: (n,), contiguous, float32, float16, bfloat16 or float64, all segments of a call on one device; on the host an
     array serves as a tensor does, of uint16 for bfloat16. start: one constant, or (n,) float32 values where out is
-    float32.
+    float32; `native` takes SeededRows too, where out is not float64.
     """
 
     lo: int

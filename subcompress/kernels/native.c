@@ -1,39 +1,60 @@
 /* Operators 1 and 2 (signed Hadamard blocks, docs/FORMAT.md, sections 8 to 10) on a CPU, one thread a call.
 
-   Sums are float32 additions. With integers below 2^16 they are exact in any order, so these are the bits of the
-   format; with the numbers of a training they are sums as good as any. Blocks are handled in tiles that stay in the
-   first cache: signs from Philox, slots strewn over their columns, the transform in place, weights written once.
+   Exact rows are sums below 2^16 in size: in 16-bit integers where they fit, else in float32, which holds them in any
+   order of additions. With the numbers of a training the same float32 additions are sums as good as any. Blocks are
+   handled in tiles that stay in the first cache: signs from Philox, slots strewn over their columns, the transform in
+   place, weights written once.
 
-   Plain C without Python's headers, called through ctypes; where no compiler was at hand the package works without. */
+   Everything is compiled once for each kind of processor (blocks.h), and callers say which they want. Plain C without
+   Python's headers, called through ctypes; where no compiler was at hand the package works without. */
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __SSE__
-#include <xmmintrin.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
 #endif
 
 #ifndef __GNUC__
-#error "GCC or clang: vectors, and a version of each entry for each kind of processor"
+#error "GCC or clang: vectors, and code for several kinds of processor in one file"
 #endif
-
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define ENTRY __attribute__((target_clones("avx512f", "avx2", "default")))
-#define LANES 16
-#else
-#define ENTRY
-#define LANES 4
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "little-endian: signs are read as bytes"
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline)) /* for the sake of the compiler's time */
 
 #if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define SHUFFLE(mask, x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define SHUFFLE2(mask, x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define SHUFFLE(x, ...) __builtin_shuffle(x, (lanes){__VA_ARGS__})
+#define SHUFFLE(mask, x, ...) __builtin_shuffle(x, (mask){__VA_ARGS__})
+#define SHUFFLE2(mask, x, y, ...) __builtin_shuffle(x, y, (mask){__VA_ARGS__})
 #endif
+#define CONVERT(x, type) __builtin_convertvector(x, type)
+
+#define EIGHT_OF(f, i, k) \
+    f(i, k), f(i + 1, k), f(i + 2, k), f(i + 3, k), f(i + 4, k), f(i + 5, k), f(i + 6, k), f(i + 7, k)
+#define SELF(i, k) (i)
+
+#define PAIR(type, a, b) do { type t_ = a + b; b = a - b; a = t_; } while (0)
+#define EIGHT(type, v)                                                                                         \
+    PAIR(type, v[0], v[1]); PAIR(type, v[2], v[3]); PAIR(type, v[4], v[5]); PAIR(type, v[6], v[7]);            \
+    PAIR(type, v[0], v[2]); PAIR(type, v[1], v[3]); PAIR(type, v[4], v[6]); PAIR(type, v[5], v[7]);            \
+    PAIR(type, v[0], v[4]); PAIR(type, v[1], v[5]); PAIR(type, v[2], v[6]); PAIR(type, v[3], v[7])
 
 /* A tile: rows that are transformed together, several blocks where those are small. */
 #define TILE 1024
+
+/* Blocks of more than 2^n rows outgrow the first cache: their slots go to their columns in the order of these. */
+#define LOG2_NEAR 13
+
+/* Blocks of fewer rows are not bundled, nor are so few blocks (tile.h). */
+#define BUNDLED 32
+#define FEW 3
+
+/* Rows of seeded starts at a time. */
+#define SEEDED_ROWS 1024
 
 enum { F32, F16, BF16, F64 };
 
@@ -41,16 +62,23 @@ typedef struct {
     uint32_t key[2], stream;
     int32_t log2_m, K, used;
     int64_t d;
-    const int32_t *columns; /* of each slot, frozen ones first: K + used */
-    const int32_t *slots;   /* where blocks outgrow the first cache: columns ascend, and these are their slots; or null */
+    const uint16_t *near;   /* the column of each slot, frozen ones first: K + used; null in blocks beyond LOG2_NEAR */
+    const int32_t *columns; /* there: the columns, ascending, */
+    const int32_t *slots;   /* and their slots */
+    /* Of the operator of seeded starts, which has 63 frozen slots and blocks of 64 rows: for each column the byte of
+       the block's signs that its own is in, the bit in that byte, and 1, or 0 in the column without a slot. */
+    const uint8_t *signs;
 } blocks_t;
 
-/* Rows [lo, hi) of the group: data = start + scale * row, start one for all or one a row; or data as an input. */
+/* Rows [lo, hi) of the group: data = start + scale * row, start one for all or one a row, or data as an input. With
+   `seeded`, that operator's row seeded_row + i, times `unit`, is added to the start of row lo + i. */
 typedef struct {
     int64_t lo, hi;
     void *data;
     const float *starts;
-    float start, scale;
+    const blocks_t *seeded;
+    int64_t seeded_row;
+    float start, scale, unit;
     int32_t dtype;
 } segment_t;
 
@@ -73,120 +101,8 @@ INLINE void philox(const blocks_t *op, int64_t first, int64_t last, uint32_t *wo
     }
 }
 
-/* ---- the transform ---- */
-
-typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
-#if LANES == 16
-#define SWAP1(x) SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
-#define SWAP2(x) SHUFFLE(x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
-#define SWAP4(x) SHUFFLE(x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
-#define SWAP8(x) SHUFFLE(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
-#define SIGN1 (vec){1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1}
-#define SIGN2 (vec){1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1}
-#define SIGN4 (vec){1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1}
-#define SIGN8 (vec){1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}
-#define WITHIN(x) (x = SWAP1(x) + x * SIGN1, x = SWAP2(x) + x * SIGN2, x = SWAP4(x) + x * SIGN4, x = SWAP8(x) + x * SIGN8)
-#define LOG2_LANES 4
-#else
-#define SWAP1(x) SHUFFLE(x, 1, 0, 3, 2)
-#define SWAP2(x) SHUFFLE(x, 2, 3, 0, 1)
-#define WITHIN(x) (x = SWAP1(x) + x * (vec){1, -1, 1, -1}, x = SWAP2(x) + x * (vec){1, 1, -1, -1})
-#define LOG2_LANES 2
-#endif
-
-#define PAIR(a, b) do { vec t_ = a + b; b = a - b; a = t_; } while (0)
-
-/* Three bits of the row number at once: strides h, 2 h, 4 h vectors. */
-#define EIGHT(v)                                                                       \
-    PAIR(v[0], v[1]); PAIR(v[2], v[3]); PAIR(v[4], v[5]); PAIR(v[6], v[7]);            \
-    PAIR(v[0], v[2]); PAIR(v[1], v[3]); PAIR(v[4], v[6]); PAIR(v[5], v[7]);            \
-    PAIR(v[0], v[4]); PAIR(v[1], v[5]); PAIR(v[2], v[6]); PAIR(v[3], v[7])
-
-INLINE void pass8(vec *x, int64_t n, int64_t h) {
-    for (int64_t base = 0; base < n; base += 8 * h)
-        for (int64_t i = base; i < base + h; i++) {
-            vec v[8];
-            for (int j = 0; j < 8; j++) v[j] = x[i + j * h];
-            EIGHT(v);
-            for (int j = 0; j < 8; j++) x[i + j * h] = v[j];
-        }
-}
-
-INLINE void pass2(vec *x, int64_t n, int64_t h) {
-    for (int64_t base = 0; base < n; base += 2 * h)
-        for (int64_t i = base; i < base + h; i++) {
-            vec a = x[i], b = x[i + h];
-            x[i] = a + b;
-            x[i + h] = a - b;
-        }
-}
-
-/* Rows that a core's first cache holds: larger blocks are brought down to it first, then done piece by piece. */
-#define LOG2_NEAR 13
-
-/* H_m times each block of a tile of n floats, in place. */
-INLINE void transform(float *x, int64_t n, int log2_m) {
-    int bit = log2_m;
-    if (log2_m >= LOG2_LANES) {
-        int64_t vectors = n / LANES, piece = vectors;
-        int above = log2_m - LOG2_LANES;
-        for (; above > LOG2_NEAR - LOG2_LANES + 2; above -= 3) pass8((vec *)x, vectors, (int64_t)1 << (above - 3));
-        for (; above > LOG2_NEAR - LOG2_LANES; above--) pass2((vec *)x, vectors, (int64_t)1 << (above - 1));
-        if (log2_m > LOG2_NEAR) piece = (int64_t)1 << above;
-        for (vec *v = (vec *)x; v < (vec *)x + vectors; v += piece) {
-            int rest = above;
-            for (; rest % 3; rest--) pass2(v, piece, (int64_t)1 << (rest - 1));
-            for (; rest > 3; rest -= 3) pass8(v, piece, (int64_t)1 << (rest - 3));
-            if (rest == 3)
-                for (int64_t i = 0; i < piece; i += 8) {
-                    vec w[8];
-                    for (int j = 0; j < 8; j++) w[j] = v[i + j];
-                    EIGHT(w);
-                    for (int j = 0; j < 8; j++) { WITHIN(w[j]); v[i + j] = w[j]; }
-                }
-            else
-                for (int64_t i = 0; i < piece; i++) { vec w = v[i]; WITHIN(w); v[i] = w; }
-        }
-        bit = 0;
-    }
-    for (; bit > 0; bit--) {
-        int64_t h = (int64_t)1 << (bit - 1);
-        for (int64_t base = 0; base < n; base += 2 * h)
-            for (int64_t i = base; i < base + h; i++) {
-                float a = x[i], b = x[i + h];
-                x[i] = a + b;
-                x[i + h] = a - b;
-            }
-    }
-}
-
-/* ---- signs ---- */
-
-INLINE float flipped(float value, uint32_t bit) {
-    uint32_t u;
-    memcpy(&u, &value, 4);
-    u ^= bit << 31;
-    memcpy(&value, &u, 4);
-    return value;
-}
-
-/* to[j] = from[j] or its negative, by the n bits from `bit` on. */
-INLINE void flip(const float *from, float *to, int64_t n, const uint32_t *words, int64_t bit) {
-    int64_t j = 0;
-    words += bit / 32;
-    bit %= 32;
-    if (bit == 0)
-        for (; j + 32 <= n; j += 32) {
-            uint32_t w = words[j / 32];
-            for (int t = 0; t < 32; t++) to[j + t] = flipped(from[j + t], w >> t);
-        }
-    for (; j < n; j++) to[j] = flipped(from[j], words[(bit + j) / 32] >> ((bit + j) % 32));
-}
-
-/* ---- weights ---- */
-
-INLINE uint16_t half(float theta) { /* IEEE 754 binary16, to nearest even */
+/* IEEE 754 binary16, to nearest even. */
+INLINE uint16_t half(float theta) {
     uint32_t bits, f;
     memcpy(&bits, &theta, 4);
     f = bits & 0x7FFFFFFFu;
@@ -206,43 +122,14 @@ INLINE uint16_t brain(float theta) {
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
-/* out[i] = start + scale * w[i]; far: past the caches, which what is larger than them would only wash out. */
-INLINE void emit32(float *out, float start, float scale, const float *w, int64_t n, int far) {
-    int64_t i = 0;
-#ifdef __SSE__
-    if (far) {
-        __m128 starts = _mm_set1_ps(start), scales = _mm_set1_ps(scale);
-        for (; i < n && (uintptr_t)(out + i) % 16; i++) out[i] = start + scale * w[i];
-        for (; i + 4 <= n; i += 4) _mm_stream_ps(out + i, starts + scales * _mm_loadu_ps(w + i));
-    }
-#else
-    (void)far;
-#endif
-    for (; i < n; i++) out[i] = start + scale * w[i];
-}
-
-/* Row `at` of the segment onwards, n of them. */
-INLINE void emit(const segment_t *s, int64_t at, const float *w, int64_t n, int far) {
-    float start = s->start + 0.0f, scale = s->scale;
-    if (s->starts) {
-        float *out = (float *)s->data + at;
-        const float *starts = s->starts + at;
-        for (int64_t i = 0; i < n; i++) out[i] = starts[i] + scale * w[i];
-        return;
-    }
-    switch (s->dtype) {
-    case F32: emit32((float *)s->data + at, start, scale, w, n, far); break;
-    case F16: { uint16_t *out = (uint16_t *)s->data + at; for (int64_t i = 0; i < n; i++) out[i] = half(start + scale * w[i]); break; }
-    case BF16: { uint16_t *out = (uint16_t *)s->data + at; for (int64_t i = 0; i < n; i++) out[i] = brain(start + scale * w[i]); break; }
-    case F64: { double *out = (double *)s->data + at; for (int64_t i = 0; i < n; i++) out[i] = (double)(start + scale * w[i]); break; }
-    }
-}
-
-/* ---- blocks ---- */
-
 INLINE int64_t tile_of(const blocks_t *op) { /* blocks a tile */
     int64_t m = (int64_t)1 << op->log2_m;
     return m < TILE ? TILE / m : 1;
+}
+
+INLINE int64_t words_of(const blocks_t *op) { /* that the signs of a tile take, and room */
+    int64_t m = (int64_t)1 << op->log2_m;
+    return (m < TILE ? TILE : m) / 32 + 32;
 }
 
 /* Signs of `count` blocks from block b on; returns the bit where block b begins in `words`. Of one block only those of
@@ -254,119 +141,117 @@ INLINE int64_t signs(const blocks_t *op, int64_t b, int64_t count, uint32_t *wor
     return first % 128;
 }
 
-/* Slots to their columns, and back. */
-INLINE void strew(const blocks_t *op, const float *restrict slots, float *restrict block) {
-    const int32_t *restrict columns = op->columns, *restrict of = op->slots;
-    int64_t n = op->K + op->used, j = 0;
-    if (of) {
-        for (; j < n; j++) block[columns[j]] = slots[of[j]];
-        return;
-    }
-    for (; j + 4 <= n; j += 4) {
-        int64_t a = columns[j], b = columns[j + 1], c = columns[j + 2], d = columns[j + 3];
-        block[a] = slots[j], block[b] = slots[j + 1], block[c] = slots[j + 2], block[d] = slots[j + 3];
-    }
-    for (; j < n; j++) block[columns[j]] = slots[j];
+/* ---- a version for each kind of processor ---- */
+
+typedef int32_t words128 __attribute__((vector_size(16), may_alias));
+
+enum { PLAIN, AVX2, AVX512 };
+
+#define PATH(name) name##_plain
+#define LANES 4
+#define LOG2_LANES 2
+#define WIDE_BYTES 0
+#ifdef __SSE2__
+#define STREAM(place, x) _mm_stream_ps(place, (__m128)(x))
+#else
+#define STREAM(place, x) (*(floats *)(place) = (x))
+#endif
+#define JOIN(place, step) (*(const words128 *)(place))
+#define OF_SHORTS(place) CONVERT(CONVERT(*(const free_shorts *)(place), ints), floats)
+#define OF_BYTES(place) CONVERT(CONVERT(*(const free_bytes *)(place), ints), floats)
+#include "blocks.h"
+
+#if defined(__x86_64__)
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+#define PATH(name) name##_avx2
+#define LANES 8
+#define LOG2_LANES 3
+#define WIDE_BYTES 1
+#define STREAM(place, x) _mm256_stream_ps(place, (__m256)(x))
+#define TWO(place, step) \
+    _mm256_inserti128_si256(_mm256_castsi128_si256(*(const __m128i *)(place)), *(const __m128i *)((place) + (step)), 1)
+#define JOIN(place, step) TWO(place, step)
+#define OF_SHORTS(place) (floats)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(place))))
+#define OF_BYTES(place) (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(place))))
+#include "blocks.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+#define PATH(name) name##_avx512
+#define LANES 16
+#define LOG2_LANES 4
+#define WIDE_BYTES 1
+#define STREAM(place, x) _mm512_stream_ps(place, (__m512)(x))
+#define JOIN(place, step) \
+    _mm512_inserti64x4(_mm512_castsi256_si512(TWO(place, step)), TWO((place) + 2 * (step), step), 1)
+#define OF_SHORTS(place) \
+    (floats)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(place))))
+#define OF_BYTES(place) (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place))))
+#include "blocks.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+/* ---- what callers see ---- */
+
+/* The versions that this processor runs, a bit each. */
+int64_t subcompress_paths(void) {
+    int64_t found = 1 << PLAIN;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) found |= 1 << AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        found |= 1 << AVX512;
+#endif
+    return found;
 }
 
-INLINE void collect(const blocks_t *op, const float *restrict block, float *restrict slots) {
-    const int32_t *restrict columns = op->columns, *restrict of = op->slots;
-    int64_t n = op->K + op->used;
-    if (of)
-        for (int64_t j = 0; j < n; j++) slots[of[j]] = block[columns[j]];
-    else
-        for (int64_t j = 0; j < n; j++) slots[j] = block[columns[j]];
-}
+int64_t subcompress_tile(void) { return TILE; }
+int64_t subcompress_log2_near(void) { return LOG2_NEAR; }
 
-/* What callers must know: rows of a tile, and the blocks (2^n rows) beyond which `slots` are wanted. */
-ENTRY int64_t subcompress_tile(void) { return TILE; }
-ENTRY int64_t subcompress_log2_near(void) { return LOG2_NEAR; }
-
-/* The scratch of a call, in floats: a tile, its slots twice, the words of its signs. */
-ENTRY int64_t subcompress_scratch(const blocks_t *op) {
+/* The scratch of a call, in floats: the words of its signs, a tile, its slots twice; and a bundle of any kind. */
+#define BUNDLE 20
+int64_t subcompress_scratch(const blocks_t *op) {
     int64_t m = (int64_t)1 << op->log2_m, tile = m < TILE ? TILE : m;
-    return tile + 2 * m + tile / 32 + 32;
+    return words_of(op) + tile + 2 * m + (op->near ? BUNDLE * (m + 512) : 0);
 }
 
-/* Blocks [first, last): the weights of the segments, which are sorted, from c (d floats) and the frozen value. */
-ENTRY void subcompress_fill(const blocks_t *op, const float *c, float frozen, const segment_t *segments, int64_t n,
-                            int64_t first, int64_t last, int32_t far, float *scratch) {
-    int64_t m = (int64_t)1 << op->log2_m, tile = m < TILE ? TILE : m, group = tile_of(op);
-    int64_t K = op->K, used = op->used, free_slots = m - K, at = 0;
-    float *x = scratch, *slots = x + tile, *signed_slots = slots + m;
-    uint32_t *words = (uint32_t *)(signed_slots + m);
-    for (int64_t j = 0; j < K; j++) slots[j] = frozen;
-    for (int64_t j = 0; j < used; j++) slots[K + j] = c[j];
-    for (int64_t b = first; b < last; b += group) {
-        int64_t count = last - b < group ? last - b : group, rows = count * m, lo = b * m;
-        while (at < n && segments[at].hi <= lo) at++;
-        if (at == n) break;
-        if (segments[at].lo >= lo + rows) continue;
-        int64_t bit = signs(op, b, count, words);
-        if (m == 1) {
-            int64_t read = b % op->d;
-            for (int64_t i = 0; i < count; i++) {
-                slots[0] = c[read];
-                x[i] = flipped(slots[0], words[(bit + i) / 32] >> ((bit + i) % 32));
-                if (++read == op->d) read = 0;
-            }
-        } else {
-            memset(x, 0, sizeof(float) * (size_t)rows);
-            for (int64_t i = 0; i < count; i++) {
-                float *block = x + i * m;
-                if (op->d > free_slots) { /* a window that moves on by free_slots a block */
-                    int64_t from = (b + i) * free_slots % op->d, head = op->d - from < used ? op->d - from : used;
-                    memcpy(slots + K, c + from, sizeof(float) * (size_t)head);
-                    memcpy(slots + K + head, c, sizeof(float) * (size_t)(used - head));
-                }
-                flip(slots, signed_slots, K + used, words, bit + i * m);
-                strew(op, signed_slots, block);
-            }
-            transform(x, rows, op->log2_m);
-        }
-        for (int64_t s = at; s < n && segments[s].lo < lo + rows; s++) {
-            int64_t from = segments[s].lo > lo ? segments[s].lo : lo;
-            int64_t to = segments[s].hi < lo + rows ? segments[s].hi : lo + rows;
-            emit(&segments[s], from - segments[s].lo, x + (from - lo), to - from, far);
-        }
-    }
+/* Blocks [first, last): the weights of the segments, which are sorted, from c and the frozen value. short_numbers: c
+   is (d,) 16-bit integers, and sums fit these; else c is (d,) floats. path: one that this processor runs. */
+void subcompress_fill(int32_t path, const blocks_t *op, const void *c, int32_t short_numbers, float frozen,
+                      const segment_t *segments, int64_t n, int64_t first, int64_t last, int32_t far, float *scratch) {
+#if defined(__x86_64__)
+    if (path == AVX512) fill_avx512(op, c, short_numbers, frozen, segments, n, first, last, far, scratch);
+    else if (path == AVX2) fill_avx2(op, c, short_numbers, frozen, segments, n, first, last, far, scratch);
+    else
+#endif
+    fill_plain(op, c, short_numbers, frozen, segments, n, first, last, far, scratch);
 #ifdef __SSE__
     if (far) _mm_sfence();
 #endif
 }
 
 /* Blocks [first, last): sums (d floats) += P^T of the segments' values times their scales; rows without any are 0. */
-ENTRY void subcompress_adjoint(const blocks_t *op, const segment_t *segments, int64_t n, int64_t first, int64_t last,
-                               float *sums, float *scratch) {
-    int64_t m = (int64_t)1 << op->log2_m, tile = m < TILE ? TILE : m, group = tile_of(op);
-    int64_t K = op->K, used = op->used, free_slots = m - K, at = 0;
-    float *x = scratch, *slots = x + tile;
-    uint32_t *words = (uint32_t *)(slots + 2 * m);
-    for (int64_t b = first; b < last; b += group) {
-        int64_t count = last - b < group ? last - b : group, rows = count * m, lo = b * m, filled = 0;
-        while (at < n && segments[at].hi <= lo) at++;
-        if (at == n) break;
-        if (segments[at].lo >= lo + rows) continue;
-        for (int64_t s = at; s < n && segments[s].lo < lo + rows; s++) {
-            int64_t from = segments[s].lo > lo ? segments[s].lo : lo;
-            int64_t to = segments[s].hi < lo + rows ? segments[s].hi : lo + rows;
-            const float *g = (const float *)segments[s].data + (from - segments[s].lo);
-            float scale = segments[s].scale;
-            memset(x + filled, 0, sizeof(float) * (size_t)(from - lo - filled));
-            for (int64_t i = 0; i < to - from; i++) x[from - lo + i] = scale * g[i];
-            filled = to - lo;
-        }
-        memset(x + filled, 0, sizeof(float) * (size_t)(rows - filled));
-        int64_t bit = signs(op, b, count, words);
-        transform(x, rows, op->log2_m);
-        for (int64_t i = 0; i < count; i++) {
-            const float *block = x + i * m;
-            int64_t read = op->d > free_slots ? (b + i) * free_slots % op->d : 0;
-            int64_t head = op->d - read < used ? op->d - read : used;
-            collect(op, block, slots);
-            flip(slots, slots, K + used, words, bit + i * m);
-            for (int64_t j = 0; j < head; j++) sums[read + j] += slots[K + j];
-            for (int64_t j = head; j < used; j++) sums[j - head] += slots[K + j];
-        }
-    }
+void subcompress_adjoint(int32_t path, const blocks_t *op, const segment_t *segments, int64_t n, int64_t first,
+                         int64_t last, float *sums, float *scratch) {
+#if defined(__x86_64__)
+    if (path == AVX512) adjoint_avx512(op, segments, n, first, last, sums, scratch);
+    else if (path == AVX2) adjoint_avx2(op, segments, n, first, last, sums, scratch);
+    else
+#endif
+    adjoint_plain(op, segments, n, first, last, sums, scratch);
 }
