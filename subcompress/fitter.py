@@ -534,10 +534,6 @@ class Fitter:
             return found
         return found | {"learned": False, "failure": found.get("failure") or why}
 
-    def _read(self, key: str) -> Record:
-        """The record of a training that has ended."""
-        return format.read(self._run.probe(key), None if self.base is None else self.base.base)[0]
-
     def _read(self, key: str, plan: Plan) -> Record:
         """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
         path = self._run.probe(key)
