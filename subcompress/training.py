@@ -21,7 +21,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS, scheduled, state_like
-from subcompress.schemas import MAX_LR
+from subcompress.schemas import MAX_LR, shown
 from subcompress.seeds import seed_everything
 from subcompress.suggesting import meant
 from subcompress.tasks import Task, evaluate
@@ -411,7 +411,7 @@ class _Run:
             (all(0 <= n <= step for n in counts), f"optimiser: step: expected 0 to {step}, got {counts[:3]}"),
             (
                 settings.keys() == now.keys(),
-                f"settings: expected {', '.join(now) or 'none'}, got {', '.join(settings)}",
+                f"settings: expected {', '.join(now) or 'none'}, got {shown(', '.join(settings))}",
             ),
         ]
         for holds, rule in rules:
