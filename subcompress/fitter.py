@@ -38,6 +38,7 @@ from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import DISCARD, JOURNAL, Run
+from subcompress.schemas import shown
 from subcompress.seeds import seed_everything
 from subcompress.starts import buffer_note, frozen_note, moving_weights, recognize
 from subcompress.subspace import Subspace
@@ -302,10 +303,10 @@ class Fitter:
         for name, (n, _) in held["still"].items():
             if reals.get(name) != n:  # before as many are unpacked
                 raise SubcompressError(
-                    f"{where}: still: {name}: expected {reals.get(name, 0)} values, got {n}: {DISCARD}"
+                    f"{where}: still: {shown(name)}: expected {reals.get(name, 0)} values, got {n}: {DISCARD}"
                 )
         if other := set(held["unread"]) - held["still"].keys():
-            raise SubcompressError(f"{where}: unread: {min(other)} is not in still: {DISCARD}")
+            raise SubcompressError(f"{where}: unread: {shown(min(other))} is not in still: {DISCARD}")
         try:
             found = Moves.from_json(held)
             found.check(self.known)

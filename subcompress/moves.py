@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from subcompress import walsh
 from subcompress.describing import runs_cost, runs_of
 from subcompress.errors import SubcompressError
+from subcompress.schemas import shown
 from subcompress.seeds import seed_everything
 from subcompress.starts import Starts, moving_weights
 
@@ -141,7 +142,9 @@ class Moves:
         counts = {name: len(sizes) for name, sizes in self.sizes.items()}
         if self.sizes and counts != pieces:
             name = next(n for n in {**pieces, **counts} if pieces.get(n) != counts.get(n))
-            raise SubcompressError(f"sizes: {name}: expected {pieces.get(name, 0)} numbers, got {counts.get(name, 0)}")
+            raise SubcompressError(
+                f"sizes: {shown(name)}: expected {pieces.get(name, 0)} numbers, got {counts.get(name, 0)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a run folder."""

@@ -171,7 +171,7 @@ class _Checkpoint:
                 raise self._error(name, "the tensor is missing")
 
     def _error(self, name: str, words: str) -> SubcompressError:
-        return SubcompressError(f"{self.path}: {' '.join(name.split())[:100]}: {words}: {self.then}")
+        return SubcompressError(f"{self.path}: {schemas.shown(name)}: {words}: {self.then}")
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Keep it, whole or not at all."""
@@ -286,7 +286,11 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             continue
         found += [(name, one.get(name), other.get(name)) for name in {**one, **other}]
     names = {"start": "network"}
-    return [f"its {names.get(name, name)} was {old}, now {new}" for name, old, new in found if old != new]
+    return [
+        f"its {names.get(name, name)} was {schemas.shown(str(old))}, now {schemas.shown(str(new))}"
+        for name, old, new in found
+        if old != new
+    ]
 
 
 def _remove(path: Path) -> None:

@@ -253,6 +253,11 @@ def read(path: Path, then: str) -> Any:
     return found
 
 
+def shown(text: str) -> str:
+    """A name out of a file, for an error: on one line, not too long, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:160])
+
+
 def check(value: Any, kind: Any, where: str, then: str) -> None:
     """Raise SubcompressError, in a line that begins with `where` and the field, unless a value is of that kind."""
     try:
@@ -266,7 +271,7 @@ def check(value: Any, kind: Any, where: str, then: str) -> None:
 def _told(value: Any, text: str) -> str:
     """What msgspec says, the field first, with the number where one is out of range."""
     text, _, at = text.replace("`", "").partition(" - at $")
-    field, text = at.lstrip("."), text[:1].lower() + text[1:]
+    field, text = shown(at.lstrip(".")), shown(text[:1].lower() + text[1:])
     if ", got" not in text and text.startswith("expected") and (given := _at(value, field)) is not None:
         text += f", got {given}"
     return f"{field}: {text}" if field else text
@@ -279,7 +284,7 @@ def _at(value: Any, field: str) -> float | str | None:
             value = value[int(part) if isinstance(value, list) else part]
     except (KeyError, ValueError, IndexError, TypeError):
         return None
-    return value if isinstance(value, (int, float)) else repr(value)[:40] if isinstance(value, str) else None
+    return value if isinstance(value, (int, float)) else shown(repr(value))[:40] if isinstance(value, str) else None
 
 
 def command(path: Path, then: str) -> dict[str, Any] | None:
@@ -324,9 +329,9 @@ def journal(path: Path, then: str) -> dict[str, Any]:
         return {}
     check(held, dict[str, dict[str, Any]], str(path), then)
     for key, entry in held.items():
-        check(entry, _entry(key), f"{path}: {key}", then)
+        check(entry, _entry(key), f"{path}: {shown(key)}", then)
         if (told := _other(key, entry)) is not None:
-            raise SubcompressError(f"{path}: {key}: {told}: {then}")
+            raise SubcompressError(f"{path}: {shown(key)}: {told}: {then}")
     return held
 
 
@@ -408,9 +413,9 @@ def table(path: Path, then: str) -> dict[str, Any] | None:
     check(held, Table, str(path), then)
     for name, found in held["found"].items():
         for row in found.get("rows") or ():
-            check(row, struct_of(Row, False), f"{path}: {name}", then)
+            check(row, struct_of(Row, False), f"{path}: {shown(name)}", then)
         if not ("rows" in found) ^ ("skipped" in found):
-            raise SubcompressError(f"{path}: {name}: expected either rows or skipped: {then}")
+            raise SubcompressError(f"{path}: {shown(name)}: expected either rows or skipped: {then}")
     return dict(held)
 
 

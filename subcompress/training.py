@@ -22,7 +22,7 @@ from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS, scheduled, state_like
 from subcompress.pressure import Pressure
-from subcompress.schemas import MAX_LR
+from subcompress.schemas import MAX_LR, shown
 from subcompress.seeds import seed_everything
 from subcompress.suggesting import meant
 from subcompress.tasks import Task, evaluate
@@ -485,7 +485,7 @@ class _Run:
             (all(0 <= n <= step for n in counts), f"optimiser: step: expected 0 to {step}, got {counts[:3]}"),
             (
                 settings.keys() == now.keys(),
-                f"settings: expected {', '.join(now) or 'none'}, got {', '.join(settings)}",
+                f"settings: expected {', '.join(now) or 'none'}, got {shown(', '.join(settings))}",
             ),
         ]
         for holds, rule in rules:

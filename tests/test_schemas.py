@@ -151,6 +151,8 @@ FIELDS = [
     (run.COMMAND, ("recipe", "lr"), 1e9, "recipe: lr"),
     (run.COMMAND, ("recipe", "bits"), "4", "recipe: bits: expected int, got str"),
     (run.COMMAND, ("recipe", "bits"), ..., "recipe: object missing required field bits"),
+    (run.COMMAND, ("recipe", "a\n\x9b\u202e" + "x" * 999), 2, "unknown field a???xxx"),
+    (run.JOURNAL, ("a\nb",), 2, "journal.json"),
     (run.COMMAND, ("recipe", "wings"), 2, "recipe: object contains unknown field wings"),
     (run.COMMAND, ("machine", "threads"), -1, "machine.threads: expected int >= 1, got -1"),
     (run.COMMAND, ("goal",), ..., "missing required field goal"),
