@@ -1,8 +1,8 @@
 """Coordinates that take fewer bytes, changed as little as may be.
 
 A coordinate that becomes zero saves next to nothing, where zeros are no more frequent than ones; a large one that moves
-by one step towards zero saves a bit or more. So those move that save the most for what they change. Where one step of
-each is not enough, the smallest become zero (`Subspace.shorten`).
+by one step towards zero saves a bit or more. So those move that save the most for what they change, unless the smallest
+that become zero (`Subspace.shorten`) change less, or one step of each is not enough.
 """
 
 from __future__ import annotations
@@ -19,7 +19,25 @@ UNSEEN = 0.5
 def cut(subspace: Subspace, limit: int) -> int:
     """Bring `coded_bytes` of a rounded subspace to at most `limit`, where that can be: z is changed. Returns how many
     coordinates are others than before."""
-    before, trained = _whole(subspace), subspace.z.detach().clone()
+    before, trained, dead = _whole(subspace), subspace.z.detach().clone(), subspace.dead
+    exact = torch.cat([z / s for z, s in zip(trained.split(subspace.splits), subspace.steps, strict=True)])
+
+    def change() -> float:
+        return float((exact - _whole(subspace)).square().sum())
+
+    subspace.shorten(limit)
+    by_zeros, zeros = change(), subspace.dead
+    subspace.dead = dead
+    _nearer_to_zero(subspace, trained, limit)
+    if subspace.coded_bytes() > limit or change() > by_zeros:
+        with torch.no_grad():
+            subspace.z.copy_(trained)
+        subspace.dead = zeros
+    return int((before != _whole(subspace)).sum())
+
+
+def _nearer_to_zero(subspace: Subspace, trained: Tensor, limit: int) -> None:
+    """Move as few coordinates as needed by one step, those first that save the most for what they change."""
     order, nearer = _candidates(subspace)
     low, high = 0, len(order)
     while low < high:
@@ -27,10 +45,6 @@ def cut(subspace: Subspace, limit: int) -> int:
         _move(subspace, trained, nearer, order[:middle])
         low, high = (low, middle) if subspace.coded_bytes() <= limit else (middle + 1, high)
     _move(subspace, trained, nearer, order[:low])
-    if subspace.coded_bytes() > limit:
-        _move(subspace, trained, nearer, order[:0])
-        subspace.shorten(limit)
-    return int((before != _whole(subspace)).sum())
 
 
 def _candidates(subspace: Subspace) -> tuple[Tensor, Tensor]:

@@ -226,11 +226,11 @@ def test_the_eigenbasis_goes_on_as_it_would_have():
     g = torch.Generator().manual_seed(0)
     gradients = torch.randn(120, 300, generator=g) * torch.logspace(-2, 0, 300)
     ends = []
-    for until in (None, 41, 90):
+    for stop in (None, 41, 90):
         z = nn.Parameter(torch.zeros(300))
         optimiser = OPTIMISERS["eigen"]([z], 0.01)
         for i, gradient in enumerate(gradients):
-            if i == until:
+            if i == stop:
                 state = {k: v.clone().contiguous() for k, v in optimiser.state[z].items()}
                 held = safetensors.torch.load(safetensors.torch.save(state))
                 optimiser = OPTIMISERS["eigen"]([z], 0.01)
