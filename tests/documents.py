@@ -39,6 +39,12 @@ once for equal weights (`cheap` in test_documents.py). The slow tests do not."""
 TINY = ((r"\bDIR\b", "bert"), (r"(--d |d=)2000", r"\g<1>100"))
 """What both replace where a network of transformers is trained: theirs is tiny."""
 
+UNTRACED = (
+    (r"^(subcompress push .*)", r"\1 --onnx none"),
+    (r"about=about\)", 'about=about, onnx="none")'),
+)
+"""What the default run replaces in docs/HUB.md: the push of the README traces the graph of the same network."""
+
 
 @dataclass(frozen=True)
 class Block:

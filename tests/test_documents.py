@@ -186,6 +186,7 @@ def test_transformers(tmp_path, monkeypatch, cheap):
     execute(changed(python("docs/TRANSFORMERS.md"), TINY, CHEAPER), "TRANSFORMERS.md")
 
 
+@pytest.mark.slow
 def test_the_graph_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").symlink_to(ROOT / "models")

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 import yaml
 from commands import cli
-from documents import blocks, python
+from documents import UNTRACED, blocks, changed, python
 from hub_client import Client
 from stand_in_hub import Blob, StandInHub
 
@@ -148,11 +148,12 @@ def test_commands_of_the_documents(hub, client, name, small_file, small_run, tmp
     client.python(f"import os; os.chdir({str(tmp_path)!r}); result = None")
     lines = [line for block in blocks(text, "") for line in block.lines if "ORG/NAME" in line]
     assert {line.split()[1] for line in lines} == {"push", "pull", "verify"}
+    ours = (("ORG/NAME", name), ("@v1", ""), *(() if text == "README.md" else UNTRACED))
     for line in lines:
-        done = client(*line.replace("ORG/NAME", name).replace("@v1", "").split()[1:])
+        done = client(*changed(line, ours).split()[1:])
         assert done.exit_code == 0, (line, done.stderr)
     if text != "README.md":  # whose Python speaks to no Hub
-        client.python(python(text).replace("ORG/NAME", name).replace("@v1", "") + "\nresult = None")
+        client.python(changed(python(text), ours) + "\nresult = None")
 
 
 def test_by_xet(hub, client, name, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
-_VF: Any = torch._VF  # type: ignore[attr-defined]
+_VF: Any = torch._VF
 
 
 @contextmanager
@@ -25,14 +25,15 @@ def padded(module: nn.Module) -> Iterator[None]:
     """Within, the recurrent layers of a module, in evaluation mode, take packed sequences that `pack_padded_sequence`
     leaves padded: data (T, N, F), and how many of the N sequences, the longest first, reach each of T steps."""
     layers = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
-    before = rnn._VF  # type: ignore[attr-defined]
+    names = vars(rnn)
+    before = names["_VF"]
     try:
-        rnn._VF = _Packing()  # type: ignore[attr-defined]
+        names["_VF"] = _Packing()
         for layer in layers:
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
         yield
     finally:
-        rnn._VF = before  # type: ignore[attr-defined]
+        names["_VF"] = before
         for layer in layers:
             vars(layer).pop("forward", None)
 

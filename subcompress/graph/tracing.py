@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Any
 
 import onnx
@@ -83,7 +82,8 @@ def lengths_of(module: nn.Module, facts: Facts) -> frozenset[str]:
         arguments = [*inspect.signature(module.forward).parameters]
     except (TypeError, ValueError):
         arguments = []
-    called = [each.name or name for each, name in zip_longest(inputs, arguments[: len(inputs)], fillvalue="")]
+    arguments += [""] * len(inputs)
+    called = [each.name or name for each, name in zip(inputs, arguments, strict=False)]
     return frozenset(
         each.name or f"input_{i}"
         for i, (each, name) in enumerate(zip(inputs, called, strict=True))
