@@ -20,7 +20,7 @@ from typing import Any
 import subcompress
 from subcompress_models import MODELS
 
-CASES = "lenet:digits:200,lenet:digits:250,lenet:digits:400,mlp:digits:250"
+CASES = "lenet:digits:200,lenet:digits:250,lenet:digits:400"
 SHARES = (0.92, 0.96, 1.0, 1.04)
 """Of the d that the budget took: those that are trained beside it."""
 
