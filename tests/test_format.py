@@ -201,9 +201,7 @@ def test_any_flipped_bit(name):
         refused(bytes(broken))
 
 
-@settings(max_examples=1500, deadline=None)
-@given(st.sampled_from(sorted(FILES)), st.data())
-def test_mutated_files_are_refused(name, draw):
+def check_mutated(name, draw):
     """Damage: bytes replaced, inserted, removed or doubled, anywhere."""
     data = bytearray(FILES[name])
     for _ in range(draw.draw(st.integers(1, 4))):
@@ -214,9 +212,7 @@ def test_mutated_files_are_refused(name, draw):
         refused(bytes(data))
 
 
-@settings(max_examples=2500, deadline=None)
-@given(st.sampled_from(sorted(FILES)), st.data())
-def test_forged_payloads_are_refused_by_both_decoders_or_by_neither(name, draw):
+def check_forged(name, draw):
     """Forgery: the checksum is right. Nothing but SubcompressError may come out, whatever the bytes ask for."""
     body = bytearray(body_of(FILES[name]))
     for _ in range(draw.draw(st.integers(1, 3))):
@@ -242,6 +238,17 @@ def test_forged_payloads_are_refused_by_both_decoders_or_by_neither(name, draw):
         assert accepted
     except oracle.Refused:
         assert not accepted
+
+
+def fuzzed(check, examples):
+    """A check as a test of so many examples."""
+    return settings(max_examples=examples, deadline=None)(given(st.sampled_from(sorted(FILES)), st.data())(check))
+
+
+test_mutated_files_are_refused = fuzzed(check_mutated, 400)
+test_forged_payloads_are_refused_by_both_decoders_or_by_neither = fuzzed(check_forged, 500)
+test_many_mutated_files_are_refused = pytest.mark.slow(fuzzed(check_mutated, 10_000))
+test_many_forged_payloads_are_refused = pytest.mark.slow(fuzzed(check_forged, 10_000))
 
 
 @settings(max_examples=300, deadline=None)

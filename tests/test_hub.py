@@ -883,6 +883,7 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
     assert hub.messages(name) == ["Push 474 bytes with subcompress", "initial commit"]
 
 
+@pytest.mark.slow
 def test_repositories_are_served(hub, client, name, bases, tmp_path):
     """One that stands by itself, and one on a base of the Hub, which is fetched too."""
     alone, based, base = f"{name}-alone", f"{name}-based", f"{name}-base"

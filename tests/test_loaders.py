@@ -176,6 +176,7 @@ def test_a_process_that_cannot_be_prepared_is_one_line():
     assert no_children() is True
 
 
+@pytest.mark.slow
 def test_random_changes_do_not_depend_on_what_a_process_does_first(tmp_path):
     alone = packed(three(Noisy), tmp_path)
     seeded = [DataLoader(Noisy(), worker_init_fn=lambda number: np.random.seed(number)) for _ in range(3)]
@@ -405,7 +406,7 @@ class NodeNet(GraphNet):
         return self.layer(batch.features)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_graphs_are_fitted_as_one_object(tmp_path, workers):
     data = three(GraphData, workers=workers)
     assert not data.facts.input_shape

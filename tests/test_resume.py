@@ -56,7 +56,10 @@ def result(folder: Path) -> tuple[bytes, dict]:
     return (folder / run.RECORD).read_bytes(), {k: v for k, v in summary.items() if k not in ("seconds", "run")}
 
 
-@pytest.mark.parametrize("case", ["batch norm", "dict", "mlp"])
+SLOW_CASES = [pytest.param(name, marks=pytest.mark.slow) for name in ("dict", "mlp")]
+
+
+@pytest.mark.parametrize("case", ["batch norm", *SLOW_CASES])
 def test_a_fit_stopped_after_each_epoch(tmp_path, case):
     """Running statistics, dropout and noise of the data set go on as they would have."""
     fit(tmp_path / "whole", FIT, case=case)
@@ -232,13 +235,6 @@ def killed_and_finished(folder: Path, moments: list[float]) -> int:
     return hits
 
 
-def test_killed_at_a_random_moment(tmp_path):
-    start(tmp_path / "whole").wait()
-    moments = [random.Random(os.getpid()).uniform(0.2, 3.0)]
-    killed_and_finished(tmp_path / "killed", moments)
-    assert result(tmp_path / "killed") == result(tmp_path / "whole")
-
-
 @pytest.mark.slow
 def test_killed_at_20_random_moments(tmp_path):
     start(tmp_path / "whole").wait()
@@ -249,7 +245,9 @@ def test_killed_at_20_random_moments(tmp_path):
     assert hits >= 10
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_an_interruption_is_one_line(tmp_path, number, status):
     here = Path(__file__).parent
     command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "
