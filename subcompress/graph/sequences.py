@@ -30,7 +30,7 @@ def padded(module: nn.Module) -> Iterator[None]:
     try:
         names["_VF"] = _Packing()
         for layer in layers:
-            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_forward, layer)
         yield
     finally:
         names["_VF"] = before
