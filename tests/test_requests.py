@@ -179,7 +179,9 @@ def test_depth(value: Any) -> None:
 def test_many_lists_that_are_not_deep_and_brackets_in_texts() -> None:
     assert documents.parsed(b"[" + b",".join([b"[1]"] * 200) + b"]") == [[1]] * 200
     assert documents.parsed(json.dumps({"id": '["' * 200}).encode()) == {"id": '["' * 200}
-    assert documents.has_word(b"t" * 200 + b"true", b"true") and not documents.has_word(b"t" * 200, b"true")
+    assert documents.parsed(b"[" + b",".join([b"[1.00000000]"] * 500) + b"]") == [[1.0]] * 500
+    for text in (b"t" * 200, b"t" * 5000, b"0" * 5000):
+        assert documents.has_word(text + b"true", b"true") and not documents.has_word(text + b"tru", b"true")
 
 
 def test_who_sends_no_more_is_answered(client: Client, caplog: Any) -> None:
