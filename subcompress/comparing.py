@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from subcompress import format, run, schemas
+from subcompress import format, run
 from subcompress.charts import comparison_chart
 from subcompress.copying import copied
 from subcompress.data import Data
@@ -26,7 +26,8 @@ from subcompress.errors import SubcompressError
 from subcompress.files import write_bytes
 from subcompress.layout import Layout
 from subcompress.machine import machine
-from subcompress.peers import PEERS, Bench, Row, SkippedError
+from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
+from subcompress.schemas import check, many, read, struct_of
 from subcompress.suggesting import meant
 from subcompress.tasks import Loss, Metric, Task
 from subcompress.training import Listener, Recipe
@@ -184,6 +185,15 @@ class _Table:
         write_bytes(self.path / MARKDOWN, result.markdown().encode())
         write_bytes(self.path / PLOT, comparison_chart(result.ordered, result.metric, legend=True).png())
         return result
+
+
+def read_comparison(path: Path, then: str) -> dict[str, Any] | None:
+    """compare.json, None where there is none. Raises SubcompressError."""
+    held = read(path, then)
+    if held is not None:
+        rows = ("rows", many(struct_of(Row, False)))
+        check(held, struct_of(Comparison, True, rows), str(path), then)
+    return held
 
 
 __all__ = ["Comparison", "compare"]

@@ -20,7 +20,7 @@ from subcompress.base import OnBase
 from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.data.splits import batches, call, size
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, shown
 from subcompress.expand import expand
 from subcompress.fit_warnings import nothing_learned, warnings_of
 from subcompress.hidden import check_state
@@ -38,7 +38,6 @@ from subcompress.probe import Fit, Probe
 from subcompress.record import Coded, Record
 from subcompress.roles import DEFAULT, looks_trained
 from subcompress.run import DISCARD, JOURNAL, Run
-from subcompress.schemas import shown
 from subcompress.seeds import seed_everything
 from subcompress.starts import buffer_note, frozen_note, moving_weights, recognize
 from subcompress.subspace import Subspace

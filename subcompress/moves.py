@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from subcompress import walsh
 from subcompress.describing import runs_cost, runs_of
-from subcompress.errors import SubcompressError
-from subcompress.schemas import shown
+from subcompress.errors import SubcompressError, shown
 from subcompress.seeds import seed_everything
 from subcompress.starts import Starts, moving_weights
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from subcompress import format, run, schemas
+from subcompress import format, run
 from subcompress.charts import comparison_chart, curves_chart, frontier_chart
-from subcompress.comparing import JSON, Comparison
+from subcompress.comparing import JSON, Comparison, read_comparison
 from subcompress.files import write_bytes
 from subcompress.probe import Fit
 
@@ -62,7 +62,7 @@ def _ledger(path: Path) -> tuple[dict[str, int], int]:
 
 def _compared(path: Path, fit: Fit) -> Comparison | None:
     """What `compare` left, where it is of this file."""
-    held = schemas.comparison(path / JSON, "compare again")
+    held = read_comparison(path / JSON, "compare again")
     if held is None:
         return None
     found = Comparison.from_json(held)

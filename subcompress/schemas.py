@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, shown
 from subcompress.files import read_bytes
 from subcompress.format.wire import unique_keys
 
@@ -84,7 +84,7 @@ def _ranged(name: str, hint: Any) -> Any:
     return found | None if type(None) in getattr(hint, "__args__", ()) and name in RANGES else found
 
 
-def _many(kind: Any) -> Any:
+def many(kind: Any) -> Any:
     """Any number of a kind that is made here."""
     return GenericAlias(tuple, (kind, ...))
 
@@ -219,20 +219,6 @@ class Measurement(Struct):
     dim: dict[str, Any]
 
 
-class Compared(Struct):
-    """What `compare` keeps of one peer: rows, or why there are none."""
-
-    rows: tuple[dict[str, Any], ...] | None = None
-    skipped: str | None = None
-
-
-class Table(Struct):
-    """compare/compare.json: what the rows belong to, and what there is of each peer."""
-
-    key: dict[str, str | int]
-    found: dict[str, Compared]
-
-
 def read(path: Path, then: str) -> Any:
     """The plain JSON of a file of ours, None where there is none. then: what to do about a file that is not.
 
@@ -251,11 +237,6 @@ def read(path: Path, then: str) -> Any:
     if found is None:
         raise SubcompressError(f"{path}: expected object, got null: {then}")
     return found
-
-
-def shown(text: str) -> str:
-    """A name out of a file, for an error: on one line, not too long, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:160])
 
 
 def check(value: Any, kind: Any, where: str, then: str) -> None:
@@ -386,7 +367,7 @@ def _fit() -> Any:
         Fit,
         False,
         ("run", str),
-        ("trainings", _many(struct_of(Probe, False))),
+        ("trainings", many(struct_of(Probe, False))),
         ("probes", tuple[dict[str, Any], ...]),
         ("frontier", tuple[Place, ...]),
         *((name, float | None, None) for name in names),
@@ -401,34 +382,6 @@ def checkpoint(text: str, where: str, then: str) -> dict[str, Any]:
         raise SubcompressError(f"{where}: its state is no JSON of ours: {then}") from e
     check(held, Checkpoint, where, then)
     return dict(held)
-
-
-def table(path: Path, then: str) -> dict[str, Any] | None:
-    """compare/compare.json, None where there is none. Raises SubcompressError."""
-    from subcompress.peers import Row
-
-    held = read(path, then)
-    if held is None:
-        return None
-    check(held, Table, str(path), then)
-    for name, found in held["found"].items():
-        for row in found.get("rows") or ():
-            check(row, struct_of(Row, False), f"{path}: {shown(name)}", then)
-        if not ("rows" in found) ^ ("skipped" in found):
-            raise SubcompressError(f"{path}: {shown(name)}: expected either rows or skipped: {then}")
-    return dict(held)
-
-
-def comparison(path: Path, then: str) -> dict[str, Any] | None:
-    """compare.json, None where there is none. Raises SubcompressError."""
-    from subcompress.comparing import Comparison
-    from subcompress.peers import Row
-
-    held = read(path, then)
-    if held is not None:
-        rows = ("rows", _many(struct_of(Row, False)))
-        check(held, struct_of(Comparison, True, rows), str(path), then)
-    return held
 
 
 def check_origin(origin: Any) -> None:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from subcompress.data import Data
 from subcompress.data.held import Held, Tree, leaves
 from subcompress.data.splits import batches, finite, moved, size
-from subcompress.errors import SubcompressError, one_line
+from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.layout import holdable
 from subcompress.moving import extra_states, restore
 from subcompress.optimisers import OPTIMISERS, scheduled, state_like
 from subcompress.pressure import Pressure
-from subcompress.schemas import MAX_LR, shown
+from subcompress.schemas import MAX_LR
 from subcompress.seeds import seed_everything
 from subcompress.suggesting import meant
 from subcompress.tasks import Task, evaluate
