@@ -36,16 +36,17 @@ from torch import Tensor, nn
 
 import subcompress
 from subcompress import format
-from subcompress.backends import BACKENDS, available
-from subcompress.expand import expand, expand_into
-from subcompress.forms import Seeded
-from subcompress.kernels import Segment, compiled
-from subcompress.layout import Layout, TensorSpec
+from subcompress.format.record import Coded, Group, Record
+from subcompress.native import compiled
 from subcompress.operators import HadamardBlocks
 from subcompress.operators.fastfood import Fastfood
+from subcompress.operators.forms import Seeded
+from subcompress.operators.kernels import Segment
 from subcompress.operators.onehot import OneHot
-from subcompress.record import Coded, Group, Record
-from subcompress.streaming import stream
+from subcompress.rebuild.backends import BACKENDS, available
+from subcompress.rebuild.expand import expand, expand_into
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.layout import Layout, TensorSpec
 
 Rows = list[dict[str, Any]]
 D, d = 25_000_000, 4_000

@@ -25,10 +25,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from subcompress import kernels
-from subcompress.kernels import Segment
-from subcompress.operators import HadamardBlocks
-from subcompress.subspace import Subspace
+from subcompress.operators import HadamardBlocks, kernels
+from subcompress.operators.kernels import Segment
+from subcompress.subspace.module import Subspace
 from subcompress_models import MODELS
 
 CASES = [("lenet", 600), ("lenet", 2_000), ("mlp", 750), ("mlp", 2_000), ("lenet5", 2_000)]

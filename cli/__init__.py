@@ -6,7 +6,7 @@ import click
 
 from subcompress import __version__
 from subcompress.remote.transport import LISTENERS
-from subcompress.suggesting import meant
+from subcompress.support.suggesting import meant
 from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 

@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 import subcompress
-from subcompress import SubcompressError, run
+from subcompress import SubcompressError
 from subcompress.peers import PEERS
+from subcompress.training import run
 from subcompress_cli.networks import data_options, data_with, loss_and_metric, model_option, network, short
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option
 from subcompress_cli.progress import listening

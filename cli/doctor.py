@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 import subcompress
-from subcompress.kernels.compiled import KINDS, VECTORS, forced, taken
+from subcompress.native.compiled import KINDS, VECTORS, forced, taken
 from subcompress_cli.options import json_option, print_json
 from subcompress_cli.streams import Command, answer
 

@@ -15,7 +15,7 @@ from subcompress_cli.options import say
 if TYPE_CHECKING:
     from torch import nn
 
-    from subcompress.layout import Layout
+    from subcompress.tensors.layout import Layout
 
 Built = dict[tuple[str, "Layout"], "nn.Module"]
 """Networks that were made for other files, and do for all of the same layout."""
@@ -93,7 +93,7 @@ class _UnlikeError(SubcompressError):
 
 def _fitting(name: str, layout: Layout, what: str) -> nn.Module:
     """The network of that name. Raises SubcompressError where it cannot be built or has other tensors than `layout`."""
-    from subcompress.layout import Layout as Found
+    from subcompress.tensors.layout import Layout as Found
     from subcompress_cli.loading import model_of
 
     module = model_of(name, layout=layout)

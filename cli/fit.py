@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 import subcompress
-from subcompress.probe import kept_words
-from subcompress.roles import DEFAULT, ROLES
+from subcompress.subspace.roles import DEFAULT, ROLES
+from subcompress.training.probe import kept_words
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.networks import (
     augment_option,

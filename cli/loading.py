@@ -20,11 +20,11 @@ from torch import nn
 
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
-from subcompress.facts import Facts
-from subcompress.layout import Layout
-from subcompress.metrics import TORCHMETRICS, accumulates
-from subcompress.seeds import seed_everything
-from subcompress.suggesting import meant
+from subcompress.format.facts import Facts
+from subcompress.subspace.seeds import seed_everything
+from subcompress.support.suggesting import meant
+from subcompress.tensors.layout import Layout
+from subcompress.training.metrics import TORCHMETRICS, accumulates
 from subcompress_cli import texts
 from subcompress_models import MODELS
 

@@ -12,9 +12,9 @@ from subcompress import Data
 from subcompress.data import AUGMENTS, DATA, augment_of
 from subcompress.hub.card import data_name
 from subcompress.operators import EXACT, OPERATORS
-from subcompress.optimisers import OPTIMISERS
-from subcompress.plan import AUTO
-from subcompress.tasks import LOSSES, METRICS
+from subcompress.subspace.plan import AUTO
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.tasks import LOSSES, METRICS
 from subcompress_cli import texts
 from subcompress_cli.loading import data_of, factory_of, function_of, model_of
 from subcompress_cli.options import FOLDER, Decorator

@@ -22,8 +22,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import subcompress
-from subcompress.probe import Probe
-from subcompress.training import Listener, Progress, StepProgress
+from subcompress.training.loop import Listener, Progress, StepProgress
+from subcompress.training.probe import Probe
 
 EVERY = 30.0
 """Seconds after which a log without a terminal has one more line, within an epoch."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from subcompress.errors import SubcompressError
-from subcompress.files import read_bytes
+from subcompress.support.files import read_bytes
 from subcompress_cli.options import say
 from subcompress_cli.tracing import traced_beside
 

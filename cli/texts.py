@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from subcompress import Data, SubcompressError, pretrained
-from subcompress.data import texts
-from subcompress.facts import Facts
-from subcompress.layout import Layout
-from subcompress.suggesting import meant
+from subcompress import Data, SubcompressError
+from subcompress.data import pretrained, texts
+from subcompress.format.facts import Facts
+from subcompress.support.suggesting import meant
+from subcompress.tensors.layout import Layout
 
 HF = "hf:"
 MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"

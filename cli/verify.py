@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress.backends import available
+from subcompress.rebuild.backends import available
 from subcompress_cli.finding import network_for
 from subcompress_cli.networks import data_options, data_set, loss_and_metric, model_option
 from subcompress_cli.options import INPUT, base_option, json_option, print_json, say

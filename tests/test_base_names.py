@@ -16,9 +16,9 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
+from subcompress.api.variants import Variants
 from subcompress.base import Base, open_base, stand_on, weights_files
 from subcompress.base.changes import Changes, split
-from subcompress.variants import Variants
 
 
 class Net(nn.Module):

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import subcompress
-from subcompress import SubcompressError, Subspace, codec
-from subcompress.cutting import cut
+from subcompress import SubcompressError, Subspace
 from subcompress.data import AUGMENTS, augment_of
 from subcompress.data.augment import flip_shift, shift
+from subcompress.format import codec
 from subcompress.operators import HadamardBlocks
-from subcompress.optimisers import OPTIMISERS
-from subcompress.pressure import Pressure
+from subcompress.training.cutting import cut
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.pressure import Pressure
 
 OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
 
@@ -124,7 +125,7 @@ def test_a_coordinate_a_weight(digits, tmp_path):
     D = sum(p.numel() for p in net.parameters())
     found = subcompress.fit(small, digits, tmp_path / "run", d=D, bits=3, **OPTIONS)
     assert found.validation > 0.6
-    (group,) = subcompress.run.load(tmp_path / "run").groups
+    (group,) = subcompress.training.run.load(tmp_path / "run").groups
     operator = group.operator
     assert isinstance(operator, HadamardBlocks)
     assert (operator.m, operator.K, operator.d) == (1, 0, D)
@@ -144,7 +145,7 @@ def test_scattered_columns_train_and_pack(digits, tmp_path, d):
     found = subcompress.fit(small, digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
     assert found.validation > 0.4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
-    assert {g.operator.name for g in subcompress.run.load(tmp_path / "run").groups} == {"scattered"}
+    assert {g.operator.name for g in subcompress.training.run.load(tmp_path / "run").groups} == {"scattered"}
     assert subcompress.info(tmp_path / "net.safetensors")["operator"] == "scattered"
     assert subcompress.verify(tmp_path / "net.safetensors").ok
     subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", small(), self_unfolding=True)

@@ -19,8 +19,9 @@ import torch
 from commands import cli
 
 import subcompress
-from subcompress import SubcompressError, files
-from subcompress.expand import expand
+from subcompress import SubcompressError
+from subcompress.rebuild.expand import expand
+from subcompress.support import files
 from subcompress_cli import main
 from subcompress_models import MODELS
 

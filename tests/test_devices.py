@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import subcompress
-from subcompress import Listener, SubcompressError, devices, session
+from subcompress import Listener, SubcompressError
+from subcompress.onnx import session
+from subcompress.support import devices
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from subcompress import doctor
 from subcompress_cli import main
 
-MODULE = importlib.import_module("subcompress.diagnosing")
+MODULE = importlib.import_module("subcompress.api.doctor")
 
 
 def test_doctor_finds_this_environment_well():

@@ -8,7 +8,8 @@ from commands import cli
 from records import lenet_record, mixed_record
 from torch import nn
 
-from subcompress import SubcompressError, format, unpacking
+from subcompress import SubcompressError, format
+from subcompress.api import unpack as unpacking
 from subcompress_cli.finding import network_for, network_if_known, network_of
 from subcompress_models import MODELS, LeNet
 

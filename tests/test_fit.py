@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import subcompress
-from subcompress import SubcompressError, format, run
-from subcompress.expand import digest_of, expand
-from subcompress.subspace import Subspace
-from subcompress.tasks import accuracy_of, guessing_loss
+from subcompress import SubcompressError, format
+from subcompress.rebuild.expand import digest_of, expand
+from subcompress.subspace.module import Subspace
+from subcompress.training import run
+from subcompress.training.tasks import accuracy_of, guessing_loss
 from subcompress_models import MODELS
 
 
@@ -131,7 +132,7 @@ def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
 
 def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
     """The first step size diverges, four tenths of one thousandth of it does not."""
-    monkeypatch.setattr("subcompress.fitter.RETRY", 1e-4)
+    monkeypatch.setattr("subcompress.training.fitter.RETRY", 1e-4)
     notes = Notes()
     found = subcompress.fit(
         network,

@@ -26,14 +26,14 @@ from records import (
 )
 
 from subcompress import SubcompressError, format
-from subcompress.backends import available
-from subcompress.expand import expand, expand_checked
-from subcompress.facts import Facts
 from subcompress.format import container, payload
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Group, Record, Same, bfloat16
 from subcompress.format.wire import Reader, Writer
-from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import EXACT, HadamardBlocks
-from subcompress.record import Coded, Group, Record, Same, bfloat16
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.expand import expand, expand_checked
+from subcompress.tensors.layout import Layout, TensorSpec
 
 BASES = golden_bases()
 FILES = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))}
@@ -480,7 +480,7 @@ def test_a_wrong_weights_digest_is_seen():
 
 
 def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
-    monkeypatch.setattr("subcompress.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
         expand(lenet_record())
 

@@ -16,9 +16,10 @@ from commands import cli
 from torch import nn
 
 import subcompress
-from subcompress import Listener, SubcompressError, TargetMissedError, run
+from subcompress import Listener, SubcompressError, TargetMissedError
 from subcompress.data import Split
-from subcompress.tasks import Task, evaluate
+from subcompress.training import run
+from subcompress.training.tasks import Task, evaluate
 from subcompress_models import MODELS
 
 OPTIONS = {"epochs": 4, "batch_size": 32, "threads": 1}
@@ -172,7 +173,7 @@ def test_steps_that_are_tried_count_and_leave_the_search_its_trainings(tmp_path)
 
 
 def test_a_step_that_diverges_is_no_candidate(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.fitter.BASELINE_RATES", (2e-3, 1e30))
+    monkeypatch.setattr("subcompress.training.fitter.BASELINE_RATES", (2e-3, 1e30))
     found, heard = directly(tmp_path / "run")
     assert found.baseline_lr == 2e-3
     assert any("lr 1e+30" in n and "died" in n for n in heard.notes)
@@ -216,8 +217,8 @@ def test_a_file_within_a_budget_is_as_good_as_one_of_the_d_that_takes_as_much(di
 
 def test_a_file_that_misses_its_budget_is_made_again_in_fewer_coordinates(digits, tmp_path, monkeypatch):
     """The bits of a coordinate are guessed far too low here, and measured by the first training."""
-    monkeypatch.setattr("subcompress.budget.GROWN", 0.5)
-    monkeypatch.setattr("subcompress.pressure.STRENGTH", 0.0)
+    monkeypatch.setattr("subcompress.training.budget.GROWN", 0.5)
+    monkeypatch.setattr("subcompress.training.pressure.STRENGTH", 0.0)
     net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), Heard()
     options = {"within": 260, "seeds": 1, **OPTIONS, "epochs": 2}
     found = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
@@ -252,7 +253,7 @@ def test_steps_in_place_of_epochs(tmp_path):
 
 
 def test_steps_stopped_and_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
 
     class Stops(Listener):
         def epoch(self, progress):
@@ -268,7 +269,7 @@ def test_steps_stopped_and_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_progress_within_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.TELL_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.TELL_EVERY", -1.0)
     heard = Heard()
     options = {**OPTIONS, "epochs": 2}
     subcompress.fit(networks.mlp, networks.blobs(), tmp_path / "run", d=50, **options, listener=heard)
@@ -276,7 +277,7 @@ def test_progress_within_an_epoch(tmp_path, monkeypatch):
 
 
 def test_a_log_without_a_terminal_has_lines_within_an_epoch(own, tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.TELL_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.TELL_EVERY", -1.0)
     command = ["fit", "--model", f"{own}:net", "--data", f"{own}:load", "--d", 50, "--steps", 12, "--batch-size", 32]
     quiet = cli(*command, "--threads", 1, "-o", tmp_path / "quiet")
     assert "step 3/12" not in quiet.stderr
@@ -329,7 +330,7 @@ def test_a_fit_at_chance_level_fails(own, tmp_path):
 
 
 def test_chance_is_told_apart_by_the_size_of_the_split():
-    from subcompress.fit_warnings import nothing_learned
+    from subcompress.training.fit_warnings import nothing_learned
 
     task = Task.of()
     assert nothing_learned(task, 0.50, 0.5, 10_000) is not None

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress.hidden import check_sharing
+from subcompress.subspace.hidden import check_sharing
 
 
 def splits():

@@ -204,7 +204,7 @@ def test_the_card_of_a_run(hub, client, name, small_file, small_run, tmp_path, m
     options = ["--run", small_run, "--dataset", "me/digits", "--model", "lenet"]
     assert client("push", small_file, name, *options).exit_code == 0
     held = hub.held(name)
-    text, fit = held["README.md"].decode(), subcompress.run.fit_of(small_run)
+    text, fit = held["README.md"].decode(), subcompress.training.run.fit_of(small_run)
     from huggingface_hub import ModelCard, parse_eval_result_entries
 
     data = ModelCard(text).data
@@ -542,7 +542,7 @@ def test_the_code_on_the_card_of_a_network_of_texts_runs(tmp_path, monkeypatch):
             weights = attention_mask.unsqueeze(-1).float()
             return self.head((self.table(input_ids) * weights).sum(1) / weights.sum(1))
 
-    varying = [subcompress.facts.Input(n, "I64", (0,)) for n in ("input_ids", "attention_mask")]
+    varying = [subcompress.format.facts.Input(n, "I64", (0,)) for n in ("input_ids", "attention_mask")]
     module = Pool()
     sub = subcompress.Subspace.of(module, 20)
     sub.round(4)

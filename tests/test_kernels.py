@@ -17,15 +17,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import subcompress
-from subcompress import SubcompressError, codec, format, kernels, threads, traced
-from subcompress.backends import BACKENDS, available, backend_of
-from subcompress.expand import expand
-from subcompress.forms import NO_COORDINATES, seeded_integers
-from subcompress.kernels import SeededRows, Segment, compiled
-from subcompress.layout import DTYPES as DTYPES_OF
-from subcompress.operators import EXACT, HadamardBlocks, OneHot
-from subcompress.rounding import rounded
-from subcompress.threads import each
+from subcompress import SubcompressError, format
+from subcompress.format import codec
+from subcompress.native import compiled
+from subcompress.operators import EXACT, HadamardBlocks, OneHot, kernels
+from subcompress.operators.forms import NO_COORDINATES, seeded_integers
+from subcompress.operators.kernels import SeededRows, Segment
+from subcompress.rebuild.backends import BACKENDS, available, backend_of
+from subcompress.rebuild.expand import expand
+from subcompress.subspace import traced
+from subcompress.support import threads
+from subcompress.support.threads import each
+from subcompress.tensors.layout import DTYPES as DTYPES_OF
+from subcompress.tensors.rounding import rounded
 
 VECTORS = compiled.paths()
 OTHERS = [name for name in available() if name not in ("numpy", "native")] + [f"native/{kind}" for kind in VECTORS]
@@ -147,7 +151,7 @@ def test_threads_and_pieces_change_nothing(name, number):
 def test_what_is_written_past_the_caches_is_the_same(monkeypatch, kind):
     op, c = HadamardBlocks.sized(100_003, 300, 1), coordinates(300)
     truth = filled("numpy", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0)
-    monkeypatch.setattr("subcompress.kernels.native.CACHED", 0)
+    monkeypatch.setattr("subcompress.operators.kernels.native.CACHED", 0)
     assert same(filled(f"native/{kind}", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0), truth)
 
 

@@ -10,10 +10,11 @@ from test_resume import Stopping
 from torch import nn
 
 import subcompress
-from subcompress import Data, Listener, Split, SubcompressError, likeness
-from subcompress.fitter import Fitter, Settings
-from subcompress.observing import built
-from subcompress.tasks import Task
+from subcompress import Data, Listener, Split, SubcompressError
+from subcompress.subspace.observing import built
+from subcompress.training import likeness
+from subcompress.training.fitter import Fitter, Settings
+from subcompress.training.tasks import Task
 
 FIT = {"d": 10, "epochs": 2, "batch_size": 16, "threads": 1}
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))

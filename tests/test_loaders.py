@@ -30,8 +30,8 @@ from subcompress import Data, Split, SubcompressError
 from subcompress.data.reading import OnDemand, of_loader
 from subcompress.data.splits import batches, size
 from subcompress.data.texts import Ragged
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import Task, evaluate
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import Task, evaluate
 from subcompress_cli.loading import data_of
 
 OPTIONS = {"d": 8, "epochs": 3, "batch_size": 8, "threads": 1}
@@ -266,7 +266,7 @@ class Stopping(subcompress.Listener):
 
 @pytest.mark.slow
 def test_a_fit_that_was_stopped_goes_on_to_the_same_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", 0.0)
     whole = packed(three(Noisy), tmp_path, workers=2)
     (tmp_path / "again").mkdir()
     with pytest.raises(StopError):

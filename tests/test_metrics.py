@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 import subcompress
-from subcompress import Data, Split, SubcompressError, constant, metrics
+from subcompress import Data, Split, SubcompressError
 from subcompress.data.ragged import Ragged
 from subcompress.data.reading import OnDemand
-from subcompress.goal import Goal
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import LOSSES, Task, evaluate
+from subcompress.training import constant, metrics
+from subcompress.training.goal import Goal
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import LOSSES, Task, evaluate
 from subcompress_cli.loading import function_of
 
 N = 2_500  # more than one batch of an evaluation

@@ -16,10 +16,10 @@ import subcompress
 from subcompress import format
 from subcompress.data.held import leaves
 from subcompress.data.splits import batches, call
-from subcompress.expand import expand
-from subcompress.layout import raw_bytes
-from subcompress.record import Coded
-from subcompress.tasks import Task, evaluate
+from subcompress.format.record import Coded
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import raw_bytes
+from subcompress.training.tasks import Task, evaluate
 
 
 @pytest.fixture(params=networks.CASES)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from subcompress import SubcompressError, philox, walsh
-from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks, ScatteredBlocks
+from subcompress import SubcompressError
+from subcompress.operators import OPERATORS, ExactOperator, HadamardBlocks, ScatteredBlocks, philox, walsh
 from subcompress.operators.dense import KEPT, DenseGaussian, normals
 from subcompress.operators.fastfood import Fastfood
 from subcompress.operators.kronecker import KroneckerProduct

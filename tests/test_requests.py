@@ -24,8 +24,8 @@ from records import lenet_record, record_of
 from serving import Client, asking, packed, serving, traced_here
 
 from subcompress import SubcompressError
-from subcompress.facts import Facts
-from subcompress.graph import lifting
+from subcompress.format.facts import Facts
+from subcompress.onnx import lifting
 from subcompress.serving import documents, trial
 from subcompress.serving.addresses import allowed, host_of, origin_of
 from subcompress.serving.engines import DATATYPES, Engine, Port

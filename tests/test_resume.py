@@ -16,7 +16,8 @@ import networks
 import pytest
 
 import subcompress
-from subcompress import Listener, SubcompressError, run
+from subcompress import Listener, SubcompressError
+from subcompress.training import run
 
 FIT = {"d": 60, "epochs": 6, "batch_size": 32, "threads": 1}
 SEARCH = {"min_accuracy": 0.4, "epochs": 4, "batch_size": 32, "threads": 1, "seeds": 2, "max_fits": 8}
@@ -37,7 +38,7 @@ class Stopping(Listener):
 
 @pytest.fixture(autouse=True)
 def always_save(monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
 
 
 def fit(folder: Path, options: dict, listener: Listener | None = None, case: str = "batch norm"):
@@ -208,7 +209,7 @@ COMMAND = """fit --model {here}/networks.py:batch_norm --data {here}/networks.py
 
 def start(folder: Path) -> subprocess.Popen:
     command = COMMAND.format(here=Path(__file__).parent, folder=folder).split()
-    code = "import subcompress.training as t; t.SAVE_EVERY = -1.0; import subcompress_cli; subcompress_cli.main()"
+    code = "import subcompress.training.loop as t; t.SAVE_EVERY = -1.0; import subcompress_cli; subcompress_cli.main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

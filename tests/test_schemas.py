@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import subcompress
-from subcompress import Listener, SubcompressError, format, run, schemas
-from subcompress.moves import Moves
-from subcompress.probe import Fit, Probe
+from subcompress import Listener, SubcompressError, format
+from subcompress.subspace.moves import Moves
+from subcompress.training import run, schemas
+from subcompress.training.probe import Fit, Probe
 
 OPTIONS = {"d": 40, "epochs": 3, "batch_size": 32, "threads": 1}
 DEEP = "[" * 100_000
@@ -45,7 +46,7 @@ def stopped(tmp_path_factory) -> Path:
     """A run with a journal and a checkpoint."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+        patch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
         fit(folder, listener=Stopping())
     return folder
 

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 import subcompress
-from subcompress import Listener, SubcompressError, run
-from subcompress.curve import frontier
-from subcompress.fitter import DiedTwiceError
-from subcompress.goal import Goal
-from subcompress.preflight import resolution_note
-from subcompress.probe import Probe
-from subcompress.searching import search
-from subcompress.tasks import Task
+from subcompress import Listener, SubcompressError
+from subcompress.training import run
+from subcompress.training.curve import frontier
+from subcompress.training.fitter import DiedTwiceError
+from subcompress.training.goal import Goal
+from subcompress.training.preflight import resolution_note
+from subcompress.training.probe import Probe
+from subcompress.training.searching import search
+from subcompress.training.tasks import Task
 
 
 class Known:

@@ -38,9 +38,9 @@ import subcompress
 from subcompress import SubcompressError
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.splits import batches
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Group, Kept, Record
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Kept, Record
 from subcompress.serving import app, catalogue, connections, protocol, running
 from subcompress.serving import networks as serving_networks
 from subcompress.serving.app import Limits

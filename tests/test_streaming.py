@@ -19,15 +19,17 @@ from records import mixed_record, single_record, tied_record
 from torch import Tensor, nn
 
 import subcompress
-from subcompress import SubcompressError, format, streaming, unpacking
-from subcompress.backends import available
-from subcompress.dense import write_dense
-from subcompress.digest import CHUNK, leaves_of
-from subcompress.expand import digest_of, expand, expand_into
-from subcompress.layout import DTYPES, Layout, TensorSpec
+from subcompress import SubcompressError, format
+from subcompress.api import unpack as unpacking
+from subcompress.format.record import Coded, Group, Record, Same, Stored
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, Same, Stored
-from subcompress.streaming import stream
+from subcompress.rebuild import streaming
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.dense import write_dense
+from subcompress.rebuild.expand import digest_of, expand, expand_into
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.digest import CHUNK, leaves_of
+from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress_cli import main
 
 
@@ -200,7 +202,7 @@ def test_an_interruption_is_one_line(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("subcompress.unpacking.write_dense", interrupted)
+    monkeypatch.setattr("subcompress.api.unpack.write_dense", interrupted)
     out = tmp_path / "d.safetensors"
     done = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(out)])
     assert (done.exit_code, done.stderr) == (130, "interrupted: nothing was written\n")

@@ -8,9 +8,9 @@ from commands import cli
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress.backends import backend_of
-from subcompress.suggesting import meant, near
-from subcompress.tasks import Task
+from subcompress.rebuild.backends import backend_of
+from subcompress.support.suggesting import meant, near
+from subcompress.training.tasks import Task
 
 
 def test_near_names():

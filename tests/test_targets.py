@@ -10,8 +10,8 @@ from torch import nn
 
 from subcompress import Data, Split, SubcompressError
 from subcompress.data.splits import batches
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import Task, evaluate
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import Task, evaluate
 
 X = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)

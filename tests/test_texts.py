@@ -19,18 +19,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import subcompress
-from subcompress import SubcompressError, format, training
+from subcompress import SubcompressError, format
 from subcompress.data import texts
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches
-from subcompress.layout import Layout
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import Task, evaluate
+from subcompress.tensors.layout import Layout
+from subcompress.training import loop as training
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import Task, evaluate
 from subcompress_cli import texts as cli_texts
 
 transformers = pytest.importorskip("transformers")
 
-from subcompress import pretrained  # noqa: E402 - after the skip
+from subcompress.data import pretrained  # noqa: E402 - after the skip
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

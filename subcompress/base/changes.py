@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subcompress.forms import NO_COORDINATES, seeded_integers, seeded_scale
-from subcompress.layout import DTYPES
-from subcompress.rounding import rounded
+from subcompress.operators.forms import NO_COORDINATES, seeded_integers, seeded_scale
+from subcompress.tensors.layout import DTYPES
+from subcompress.tensors.rounding import rounded
 
 MARK = "#"
 """What stands between the name of a base and its changes."""

@@ -16,12 +16,12 @@ import numpy as np
 
 from subcompress.base.changes import MARK, Changes, split
 from subcompress.base.names import FLOATS
-from subcompress.digest import leaf_digests, leaves_of, root_digest
 from subcompress.errors import SubcompressError
-from subcompress.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
-from subcompress.lazy import torch
 from subcompress.remote.references import PREFIX
-from subcompress.rounding import rounded
+from subcompress.support.lazy import torch
+from subcompress.tensors.digest import leaf_digests, leaves_of, root_digest
+from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
+from subcompress.tensors.rounding import rounded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

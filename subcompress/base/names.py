@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from subcompress.base.changes import Changes, window
-from subcompress.layout import Layout, TensorSpec
+from subcompress.tensors.layout import Layout, TensorSpec
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 """What the floating-point tensors of a base can be converted to, in the order of the format's numbers less one."""

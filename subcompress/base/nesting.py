@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.layout import holdable
-from subcompress.lazy import torch
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import holdable
 
 USUAL = ("state_dict", "model_state_dict", "model")
 """Keys that a state dict lies under most often: the first of them that holds tensors is taken, whatever else does."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subcompress.base.held import HUB, Base, BaseReference
-from subcompress.base.mapping import mapped
 from subcompress.base.nesting import left_out_of, reason, state_in
 from subcompress.errors import SubcompressError
-from subcompress.layout import DTYPES, holdable
-from subcompress.lazy import torch
 from subcompress.remote import COMMIT, Reference, weights_of
-from subcompress.shards import INDEX, joined, joined_numbered, numbered, shards_of
+from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import DTYPES, holdable
+from subcompress.tensors.mapping import mapped
 
 if TYPE_CHECKING:
     from torch import Tensor

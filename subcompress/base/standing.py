@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from subcompress.base.held import Base, BaseReference, OnBase
 from subcompress.base.names import FLOATS, Pairing, alike, canonical, prefix_of
 from subcompress.errors import SubcompressError
-from subcompress.layout import DTYPES, Layout, raw_bytes
-from subcompress.lazy import torch
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import DTYPES, Layout, raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

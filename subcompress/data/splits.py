@@ -28,8 +28,8 @@ from subcompress.data.reading import (
     read,
 )
 from subcompress.errors import SubcompressError, one_line
-from subcompress.facts import Facts, Input
-from subcompress.layout import Layout
+from subcompress.format.facts import Facts, Input
+from subcompress.tensors.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)

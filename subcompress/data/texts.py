@@ -15,7 +15,7 @@ from subcompress.data.ragged import IDS, MASK, Ragged
 from subcompress.data.rows import KINDS, rows_of
 from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError, one_line
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
 
 LENGTH = 128
 """Tokens of a text at most, unless told."""

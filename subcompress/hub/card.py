@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from subcompress import format, run
+from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.remote import PREFIX, Reference
 from subcompress.remote.transport import endpoint
+from subcompress.training import run
 
 TEMPLATE = "card.md.j2"
 

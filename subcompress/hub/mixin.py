@@ -13,15 +13,15 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from subcompress import format
+from subcompress.api.info import info
+from subcompress.api.unpack import load
 from subcompress.errors import SubcompressError
-from subcompress.expand import digest_of
-from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.hub.card import About
 from subcompress.hub.fetching import place
 from subcompress.hub.publishing import Parcel, described, push
-from subcompress.inspecting import info
+from subcompress.rebuild.expand import digest_of
 from subcompress.remote import CARD, CONFIG, FILE, LARGE
-from subcompress.unpacking import load
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):

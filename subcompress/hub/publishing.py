@@ -14,10 +14,11 @@ from typing import Any
 from torch import nn
 
 from subcompress import format
+from subcompress.api.info import info
+from subcompress.api.unpack import unpack
 from subcompress.errors import SubcompressError
 from subcompress.hub import card
 from subcompress.hub.card import About, Page
-from subcompress.inspecting import info
 from subcompress.remote import CARD, COMMIT, CONFIG, FILE, GRAPH, Reference, settings, small_file, transport
 from subcompress.remote.transport import (
     Hub,
@@ -30,7 +31,6 @@ from subcompress.remote.transport import (
     asked_wait,
     quiet,
 )
-from subcompress.unpacking import unpack
 
 EVALUATION = ".eval_results/subcompress.yaml"
 

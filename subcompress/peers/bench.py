@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from subcompress.copying import copied
 from subcompress.data import Data
 from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
-from subcompress.files import write_bytes
-from subcompress.fitter import BASED_BASELINE_RATES, BASELINE_RATES
-from subcompress.plan import make_plan
-from subcompress.record import Record
-from subcompress.seeds import seed_everything
-from subcompress.subspace import Subspace
-from subcompress.tasks import Task, evaluate
-from subcompress.training import DeadRunError, Direct, Listener, Recipe, Trainee, train
+from subcompress.format.record import Record
+from subcompress.subspace.copying import copied
+from subcompress.subspace.module import Subspace
+from subcompress.subspace.plan import make_plan
+from subcompress.subspace.seeds import seed_everything
+from subcompress.support.files import write_bytes
+from subcompress.training.fitter import BASED_BASELINE_RATES, BASELINE_RATES
+from subcompress.training.loop import DeadRunError, Direct, Listener, Recipe, Trainee, train
+from subcompress.training.tasks import Task, evaluate
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Bench:
 
     def graph(self, module: nn.Module) -> bytes:
         """The network as ONNX with its weights inside. Raises SkippedError where there is none."""
-        from subcompress.graph import graph_of
+        from subcompress.onnx import graph_of
 
         try:
             data = graph_of(module, self.data.facts).SerializeToString()
@@ -141,7 +141,7 @@ class Bench:
 
     def value_of_graph(self, data: bytes) -> float:
         """The metric of a graph on the test split. Raises SkippedError where it is not an accuracy."""
-        from subcompress.graph import accuracy_of_graph
+        from subcompress.onnx import accuracy_of_graph
 
         test = self.data.test
         if not self.task.is_accuracy or not isinstance(test, Held):

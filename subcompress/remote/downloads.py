@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError
-from subcompress.files import MAX_FILE_BYTES, read_bytes
 from subcompress.remote.references import COMMIT, PREFIX, Reference
+from subcompress.remote.shards import INDEX, weight_map
 from subcompress.remote.transport import Hub, Remote, Say, UnreachableError, quiet
-from subcompress.shards import INDEX, weight_map
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes
 
 FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "model.onnx"
 """What a repository holds."""

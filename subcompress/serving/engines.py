@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.runtime import How, open_graph, ort_values
+from subcompress.onnx.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
-from subcompress.threads import number
+from subcompress.support.threads import number
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),

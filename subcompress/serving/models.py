@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.runtime import give_back
+from subcompress.onnx.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import GRAPH, Content, Found
@@ -24,7 +24,7 @@ from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.trial import DIED, Trials, of_file, try_once
-from subcompress.threads import number
+from subcompress.support.threads import number
 
 RECENT = 256
 """Latencies of a model that its median and its 99th percentile are taken of."""

@@ -17,11 +17,12 @@ from weakref import WeakSet
 
 import numpy as np
 
-from subcompress import arrays, format
+from subcompress import format
 from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
-from subcompress.record import Record
+from subcompress.format.record import Record
+from subcompress.rebuild import arrays
 from subcompress.serving.engines import Engine, open_session, placed, session_bytes
 
 UNUSED = 16
@@ -44,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Traced:
-    """See `subcompress.graph.lifting.Lifted`. network: what it was traced from, for people."""
+    """See `subcompress.onnx.lifting.Lifted`. network: what it was traced from, for people."""
 
     graph: bytes
     names: tuple[str, ...]

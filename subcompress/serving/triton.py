@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError, one_line
-from subcompress.files import read_bytes, replacing_folder, write_bytes
-from subcompress.suggesting import meant
+from subcompress.support.files import read_bytes, replacing_folder, write_bytes
+from subcompress.support.suggesting import meant
 
 if TYPE_CHECKING:  # loaded where they are needed
     import onnx
@@ -206,7 +206,7 @@ def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
     """Write the graph of a source, which is returned."""
     import onnx
 
-    from subcompress.unpacking import unpack
+    from subcompress.api.unpack import unpack
 
     if source.is_graph:
         write_bytes(path, _checked(source.path))
@@ -219,7 +219,7 @@ def _checked(path: Path) -> bytes:
     """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
     import onnx
 
-    from subcompress.runtime import open_graph
+    from subcompress.onnx.runtime import open_graph
 
     data = read_bytes(path, MAX_GRAPH_BYTES)
     try:
