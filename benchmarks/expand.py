@@ -425,8 +425,8 @@ def main() -> None:
         print(json.dumps({"machine": machine(), "tables": found}))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        name = "expand-cuda.md" if options.only == ["cuda"] else "expand.md"
-        (options.output / name).write_text("\n".join([*lines, ""]))
+        kind = "cuda" if options.only == ["cuda"] else options.vectors
+        (options.output / f"expand{f'-{kind}' if kind else ''}.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
    LANES: floats a vector, LOG2_LANES; PATH(name): the names of what is defined here; STREAM(place, floats): a store
    past the caches; JOIN(place, step): as many 128-bit lanes as a vector has, each `step` bytes after the one before;
-   OF_SHORTS, OF_BYTES(place): as many 16-bit or 8-bit integers, as floats; WIDE_BYTES: whether AVX2 is there. */
+   OF_SHORTS, OF_BYTES(place): as many 16-bit or 8-bit integers, as floats; SHUFFLES: whether AVX2 is
+   there. */
 
 typedef float PATH(floats) __attribute__((vector_size(4 * LANES), may_alias));
 typedef float PATH(free_floats) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t PATH(ints) __attribute__((vector_size(4 * LANES)));
 typedef int16_t PATH(free_shorts) __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int8_t PATH(free_bytes) __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef int8_t PATH(bytes) __attribute__((vector_size(16)));
+typedef int8_t PATH(bytes) __attribute__((vector_size(16), may_alias));
 #define floats PATH(floats)
 #define free_floats PATH(free_floats)
 #define ints PATH(ints)
@@ -20,14 +21,14 @@ typedef int8_t PATH(bytes) __attribute__((vector_size(16)));
 /* ---- seeded starts ---- */
 
 /* Rows of blocks [first, last) of the operator without coordinates: sums of 63 signs, in blocks of 64 rows. They fit
-   bytes, and so do all sums on the way. */
+   bytes, and so do all sums on the way. With AVX2 signs go to their columns by shuffles, and the transform follows;
+   elsewhere a table has the rows that each four signs make. */
 APART void PATH(seeded)(const blocks_t *op, int64_t first, int64_t last, int8_t *rows) {
     uint32_t words[SEEDED_ROWS / 32 + 8];
-    int64_t bit = first * 64 % 128;
     philox(op, first / 2, (last + 1) / 2, words);
-    const uint32_t *w = words + bit / 32;
+    const uint32_t *w = words + first % 2 * 2;
     for (int64_t b = first; b < last; b++, w += 2, rows += 64) {
-#if WIDE_BYTES
+#if SHUFFLES
         __m256i bits = _mm256_set1_epi64x((int64_t)((uint64_t)w[1] << 32 | w[0]));
         __m256i x[2];
         for (int h = 0; h < 2; h++) {
@@ -47,22 +48,13 @@ APART void PATH(seeded)(const blocks_t *op, int64_t first, int64_t last, int8_t 
         _mm256_storeu_si256((__m256i *)rows, _mm256_permute2x128_si256(a, c, 0x20));
         _mm256_storeu_si256((__m256i *)(rows + 32), _mm256_permute2x128_si256(a, c, 0x31));
 #else
-        int8_t given[64], x[64] __attribute__((aligned(16)));
-        for (int h = 0; h < 2; h++)
-            for (int t = 0; t < 32; t++) given[32 * h + t] = (int8_t)(1 - 2 * (int)(w[h] >> t & 1));
-        memset(x, 0, 64);
-        for (int j = 0; j < 63; j++) x[op->near[j]] = given[j];
-        bytes v[4], t;
-        memcpy(v, x, 64);
-        t = v[0] + v[2], v[2] = v[0] - v[2], v[0] = t;
-        t = v[1] + v[3], v[3] = v[1] - v[3], v[1] = t;
-        for (int round = 0; round < 5; round++)
-            for (int h = 0; h < 4; h += 2) {
-                bytes s = v[h] + v[h + 1], d = v[h] - v[h + 1];
-                v[h] = SHUFFLE2(bytes, s, d, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                v[h + 1] = SHUFFLE2(bytes, s, d, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-            }
-        memcpy(rows, v, 64);
+        bytes sum[4] = {{0}, {0}, {0}, {0}};
+#pragma GCC unroll 16
+        for (int k = 0; k < 16; k++) {
+            const bytes *of = (const bytes *)(op->sums + 64 * (16 * k + (w[k / 8] >> (4 * (k % 8)) & 15)));
+            for (int i = 0; i < 4; i++) sum[i] += of[i];
+        }
+        for (int i = 0; i < 4; i++) ((bytes *)rows)[i] = sum[i];
 #endif
     }
 }
@@ -105,7 +97,7 @@ INLINE void PATH(fill_seeded)(const blocks_t *op, const segment_t *segments, int
 
 static void PATH(fill)(const blocks_t *op, const void *c, int short_numbers, float frozen, const segment_t *segments,
                        int64_t n, int64_t first, int64_t last, int far, float *scratch) {
-    if (op->signs) PATH(fill_seeded)(op, segments, n, first, last, far);
+    if (op->sums) PATH(fill_seeded)(op, segments, n, first, last, far);
     else if (short_numbers) PATH(fill_short)(op, c, (int16_t)frozen, segments, n, first, last, far, scratch);
     else PATH(fill_float)(op, c, frozen, segments, n, first, last, far, scratch);
 }
@@ -164,8 +156,8 @@ static void PATH(adjoint)(const blocks_t *op, const segment_t *segments, int64_t
 #undef PATH
 #undef LANES
 #undef LOG2_LANES
-#undef WIDE_BYTES
 #undef STREAM
+#undef SHUFFLES
 #undef JOIN
 #undef OF_SHORTS
 #undef OF_BYTES

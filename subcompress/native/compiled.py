@@ -42,6 +42,7 @@ class Blocks(Structure):
         ("columns", c_void_p),
         ("slots", c_void_p),
         ("signs", c_void_p),
+        ("sums", c_void_p),
     ]
 
 

@@ -12,6 +12,8 @@
 #include <string.h>
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #ifndef __GNUC__
@@ -65,9 +67,12 @@ typedef struct {
     const uint16_t *near;   /* the column of each slot, frozen ones first: K + used; null in blocks beyond LOG2_NEAR */
     const int32_t *columns; /* there: the columns, ascending, */
     const int32_t *slots;   /* and their slots */
-    /* Of the operator of seeded starts, which has 63 frozen slots and blocks of 64 rows: for each column the byte of
+    /* Of the operator of seeded starts, which has 63 frozen slots and blocks of 64 rows. For each column: the byte of
        the block's signs that its own is in, the bit in that byte, and 1, or 0 in the column without a slot. */
     const uint8_t *signs;
+    /* For each four of its slots, and each 16 signs that these may have, the rows that they alone make; 16-byte
+       aligned. */
+    const int8_t *sums;
 } blocks_t;
 
 /* Rows [lo, hi) of the group: data = start + scale * row, start one for all or one a row, or data as an input. With
@@ -144,21 +149,33 @@ INLINE int64_t signs(const blocks_t *op, int64_t b, int64_t count, uint32_t *wor
 /* ---- a version for each kind of processor ---- */
 
 typedef int32_t words128 __attribute__((vector_size(16), may_alias));
+typedef int32_t word __attribute__((aligned(1), may_alias));
 
 enum { PLAIN, AVX2, AVX512 };
 
 #define PATH(name) name##_plain
 #define LANES 4
+#define SHUFFLES 0
 #define LOG2_LANES 2
-#define WIDE_BYTES 0
+#define JOIN(place, step) (*(const words128 *)(place))
 #ifdef __SSE2__
 #define STREAM(place, x) _mm_stream_ps(place, (__m128)(x))
+#define TWICE(x, width) _mm_unpacklo_epi##width(x, x)
+#define OF_SHORTS(place) \
+    (floats)_mm_cvtepi32_ps(_mm_srai_epi32(TWICE(_mm_loadl_epi64((const __m128i *)(place)), 16), 16))
+#define OF_BYTES(place) \
+    (floats)_mm_cvtepi32_ps(_mm_srai_epi32(TWICE(TWICE(_mm_cvtsi32_si128(*(const word *)(place)), 8), 16), 24))
 #else
 #define STREAM(place, x) (*(floats *)(place) = (x))
-#endif
-#define JOIN(place, step) (*(const words128 *)(place))
+#ifdef __ARM_NEON
+#define OF_SHORTS(place) (floats)vcvtq_f32_s32(vmovl_s16(vld1_s16((const int16_t *)(place))))
+#define OF_BYTES(place) \
+    (floats)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(*(const word *)(place)))))))
+#else
 #define OF_SHORTS(place) CONVERT(CONVERT(*(const free_shorts *)(place), ints), floats)
 #define OF_BYTES(place) CONVERT(CONVERT(*(const free_bytes *)(place), ints), floats)
+#endif
+#endif
 #include "blocks.h"
 
 #if defined(__x86_64__)
@@ -170,8 +187,8 @@ enum { PLAIN, AVX2, AVX512 };
 #endif
 #define PATH(name) name##_avx2
 #define LANES 8
+#define SHUFFLES 1
 #define LOG2_LANES 3
-#define WIDE_BYTES 1
 #define STREAM(place, x) _mm256_stream_ps(place, (__m256)(x))
 #define TWO(place, step) \
     _mm256_inserti128_si256(_mm256_castsi128_si256(*(const __m128i *)(place)), *(const __m128i *)((place) + (step)), 1)
@@ -189,8 +206,8 @@ enum { PLAIN, AVX2, AVX512 };
 #endif
 #define PATH(name) name##_avx512
 #define LANES 16
+#define SHUFFLES 1
 #define LOG2_LANES 4
-#define WIDE_BYTES 1
 #define STREAM(place, x) _mm512_stream_ps(place, (__m512)(x))
 #define JOIN(place, step) \
     _mm512_inserti64x4(_mm512_castsi256_si512(TWO(place, step)), TWO((place) + 2 * (step), step), 1)

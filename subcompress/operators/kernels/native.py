@@ -14,6 +14,7 @@ import numpy as np
 
 from subcompress.native.compiled import PATHS, Blocks, Rows, library, path
 from subcompress.operators.kernels import Piece, SeededRows, Segment, SignedBlocks
+from subcompress.operators.walsh import hadamard
 from subcompress.support import threads
 from subcompress.support.lazy import torch
 from subcompress.support.threads import each
@@ -138,13 +139,13 @@ class _Tables:
 
     def __init__(self, op: SignedBlocks) -> None:
         near: np.ndarray | None = op.columns.astype(np.uint16)
-        columns = slots = signs = None
+        columns = slots = signs = sums = None
         if op.log2_m > _library().subcompress_log2_near():
             slots = np.argsort(op.columns).astype(np.int32)
             columns, near = op.columns[slots].astype(np.int32), None
         elif (op.d, op.log2_m, op.K, op.A) == SEEDED:
-            signs = _signs_by_column(op.columns)
-        self.held = [near, columns, slots, signs]
+            signs, sums = _signs_by_column(op.columns), _sums_of_four(op.columns)
+        self.held = [near, columns, slots, signs, sums]
         self.c = Blocks(
             (c_uint32 * 2)(op.seed & 0xFFFFFFFF, op.seed >> 32),
             2 * op.group,
@@ -174,6 +175,14 @@ def _signs_by_column(columns: np.ndarray) -> np.ndarray:
     slots = np.arange(len(columns))
     signs[:, columns] = slots // 8, 1 << slots % 8, np.ones_like(slots)
     return signs
+
+
+def _sums_of_four(columns: np.ndarray) -> np.ndarray:
+    """native.c, blocks_t.sums: (16 fours of slots, 16 signs, 64 rows) int8."""
+    signs = 1 - 2 * (np.arange(16)[:, None] >> np.arange(4) & 1)
+    parts = np.zeros((64, 64), np.int8)  # of each slot, the rows that it alone makes
+    parts[: len(columns)] = hadamard(6)[:, columns].T
+    return np.einsum("st,ktr->ksr", signs, parts.reshape(16, 4, 64)).astype(np.int8)
 
 
 _KEPT: WeakKeyDictionary[SignedBlocks, _Tables] = WeakKeyDictionary()
