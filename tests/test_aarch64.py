@@ -23,10 +23,11 @@ from pathlib import Path
 import subcompress
 golden, bases, built = map(Path, sys.argv[1:4])
 subcompress.__path__.append(str(built))
-from subcompress import arrays, format
-from subcompress.kernels.compiled import library, taken
-from subcompress.layout import raw_bytes
-from subcompress.streaming import stream
+from subcompress import format
+from subcompress.native.compiled import library, taken
+from subcompress.rebuild import arrays
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.layout import raw_bytes
 print(platform.machine(), taken(), library() is not None)
 for name, truth in json.loads((golden / "golden.json").read_text("utf-8")).items():
     base = bases / f"{name}.safetensors"

@@ -429,8 +429,8 @@ def test_each_does_not_wait_for_another_callers_work():
 def test_work_while_the_interpreter_ends(tmp_path):
     code = """
 import atexit, torch
-from subcompress.rounding import rounded
-from subcompress.threads import each
+from subcompress.support.threads import each
+from subcompress.tensors.rounding import rounded
 torch.set_num_threads(2)
 seen = []
 each(seen.append, range(2))

@@ -221,7 +221,7 @@ def test_memory_does_not_grow_with_the_weights(tmp_path):
     code = f"""
 import re, subcompress
 from subcompress import format
-from subcompress.streaming import stream
+from subcompress.rebuild.streaming import stream
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
