@@ -2,11 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint docs format clean
+.PHONY: setup demo test slow aarch64 lint docs format clean
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt $(wildcard subcompress/kernels/*.c)
+.venv/.ready: pyproject.toml constraints.txt $(wildcard subcompress/native/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	mkdir -p .venv/names
@@ -22,6 +22,11 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Golden files on 64-bit ARM, in an emulator: tests/aarch64.sh says what it downloads.
+aarch64: setup
+	sh tests/aarch64.sh .aarch64 $(abspath $(BIN)/python)
+	$(BIN)/python -m pytest -m slow tests/test_aarch64.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from pathlib import Path
 import constriction
 import numpy as np
 
-from subcompress.codec import decode, encode
+from subcompress.format.codec import decode, encode
 
 
 def row(n: int, bits: int, spread: float) -> str:

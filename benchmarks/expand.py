@@ -1,6 +1,6 @@
 """How fast weights are rebuilt: our backends, the limit that memory sets, and the peers, side by side.
 
-    python benchmarks/expand.py [--rounds 9] [--only PART ...] [--largest 1e9] [--json] [-o benchmarks/results]
+    python benchmarks/expand.py [--rounds 9] [--only PART ...] [--largest 1e9] [--vectors KIND] [--json] [-o FOLDER]
 
 Parts: `load` (a file into a module, against reading the dense file), `rows` (into a buffer that is there, against
 filling it), `basis` (against a dense random basis), `scaling` (time and memory against D and d), `disk` (a file of 10^9
@@ -36,15 +36,17 @@ from torch import Tensor, nn
 
 import subcompress
 from subcompress import format
-from subcompress.backends import BACKENDS, available
-from subcompress.expand import expand
-from subcompress.kernels import Segment
-from subcompress.layout import Layout, TensorSpec
+from subcompress.format.record import Coded, Group, Record
+from subcompress.native import compiled
 from subcompress.operators import HadamardBlocks
 from subcompress.operators.fastfood import Fastfood
+from subcompress.operators.forms import Seeded
+from subcompress.operators.kernels import Segment
 from subcompress.operators.onehot import OneHot
-from subcompress.record import Coded, Group, Record
-from subcompress.streaming import stream
+from subcompress.rebuild.backends import BACKENDS, available
+from subcompress.rebuild.expand import expand, expand_into
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.layout import Layout, TensorSpec
 
 Rows = list[dict[str, Any]]
 D, d = 25_000_000, 4_000
@@ -96,10 +98,12 @@ def in_turn(
 def load(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     """A file into a module, against the dense file into tensors of one's own."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        packed, dense = Path(folder) / "net.safetensors", Path(folder) / "dense.safetensors"
+        packed, dense, seeded = (Path(folder) / f"{name}.safetensors" for name in ("net", "dense", "seeded"))
         record = record_of(D, d)
         format.save(record, packed)
         subcompress.unpack(packed, dense)
+        entries = tuple(Coded(2.0**-7, start=Seeded(2.0**-9)) for _ in record.layout)
+        format.save(replace(record, entries=entries), seeded)
         module = Matrices(record)
 
         def cold() -> None:
@@ -117,6 +121,7 @@ def load(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
             ),
             "**ours: `load(check=False)`**": lambda: subcompress.load(packed, module, check=False),
             "ours: `load`, digest checked": lambda: subcompress.load(packed, module),
+            "ours: `load(check=False)` of seeded starts": lambda: subcompress.load(seeded, module, check=False),
             "ours: `expand`, new tensors": lambda: expand(record),
         }
         if hasattr(os, "posix_fadvise"):
@@ -133,6 +138,24 @@ def filler(name: str, D: int, d: int, out: Tensor) -> Callable[[], None]:
     return lambda: backend.fill(operator, c, segments)
 
 
+def seeded_filler(D: int, d: int, out: Tensor) -> Callable[[], None]:
+    """Weights that start from the seed, as those of new fits, into `out` where it lies: all of a record's."""
+    record = record_of(D, d, digest=False)
+    seeded = replace(record, entries=tuple(Coded(2.0**-7, start=Seeded(2.0**-9)) for _ in record.layout))
+    state = dict(zip((s.name for s in record.layout), out.view(len(record.layout), -1, 1_000), strict=True))
+    return lambda: expand_into(seeded, state)
+
+
+def with_vectors(kind: str, run: Callable[[], None]) -> Callable[[], None]:
+    """The same with one kind of vectors."""
+
+    def forced() -> None:
+        with compiled.forced(kind):
+            run()
+
+    return forced
+
+
 def rows(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     """Into a buffer that is there, with the peers' own ways to make D numbers of d."""
     out = torch.zeros(D)
@@ -140,10 +163,14 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     fastfood, onehot = Fastfood(D, d, 7), OneHot(D, d, 7)
     fastfood.matvec(z), onehot.matvec(z)  # their tables are ready, ours are made anew every time
     variants: dict[str, Callable[[], object]] = {"a plain fill (the limit)": lambda: out.fill_(1.0)}
-    for name in reversed([n for n in available() if BACKENDS[n].device == "cpu"]):
-        variants[f"{'**' * (name == 'native')}ours: {name}{'**' * (name == 'native')}"] = filler(name, D, d, out)
     if "native" in available():
+        for kind in (taken := compiled.path(), *(k for k in reversed(compiled.paths()) if k != taken)):
+            bold = "**" * (kind == taken)
+            variants[f"{bold}ours: native, {kind}{bold}"] = with_vectors(kind, filler("native", D, d, out))
+            variants[f"{bold}the same from seeded starts, {kind}{bold}"] = with_vectors(kind, seeded_filler(D, d, out))
         variants["ours: native, bfloat16"] = filler("native", D, d, half)
+    for name in ("torch", "numpy"):
+        variants[f"ours: {name}"] = filler(name, D, d, out)
     variants |= {
         "`torch.randn`": lambda: torch.randn(D),
         "`torch.randn` into the buffer": lambda: out.normal_(),
@@ -359,11 +386,12 @@ def _cell(column: str, value: Any) -> str:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """What the figures were measured on, and with which vectors."""
     cpu = re.search(r"model name\s*: (.*)", text) if (text := _read("/proc/cpuinfo")) else None
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{cpu[1] if cpu else platform.processor()}, {torch.get_num_threads()} threads{device}, "
+        f"vectors: {compiled.taken()} (of {', '.join(compiled.paths()) or 'none compiled'}), "
         f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     )
 
@@ -378,9 +406,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--largest", type=float, default=1e9, help="the largest D")
     parser.add_argument("--folder", type=Path, help="where large files are written; the system's if left out")
+    parser.add_argument("--vectors", choices=compiled.KINDS, help="what rows are computed with on the CPU")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    os.environ[compiled.VECTORS] = options.vectors or os.environ.get(compiled.VECTORS, "")
     lines, found = [machine()], {}
     if not options.json:
         print(lines[0], flush=True)
@@ -395,8 +425,8 @@ def main() -> None:
         print(json.dumps({"machine": machine(), "tables": found}))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        name = "expand-cuda.md" if options.only == ["cuda"] else "expand.md"
-        (options.output / name).write_text("\n".join([*lines, ""]))
+        kind = "cuda" if options.only == ["cuda"] else options.vectors
+        (options.output / f"expand{f'-{kind}' if kind else ''}.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

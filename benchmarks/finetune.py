@@ -40,18 +40,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import subcompress
-from subcompress import run
 from subcompress.base import open_base, stand_on
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Split, batches, call
 from subcompress.data.texts import pad_of
-from subcompress.facts import Facts
-from subcompress.fitter import machine
+from subcompress.format.facts import Facts
 from subcompress.peers import PEERS
 from subcompress.peers.bench import Bench, Row
-from subcompress.seeds import seed_everything
-from subcompress.tasks import Task
-from subcompress.training import Recipe
+from subcompress.subspace.seeds import seed_everything
+from subcompress.training import run
+from subcompress.training.fitter import machine
+from subcompress.training.loop import Recipe
+from subcompress.training.tasks import Task
 from subcompress_cli.progress import listening
 from subcompress_models import MobileNetV2
 

@@ -26,13 +26,14 @@ from operators import Variant as Design
 from torch import Tensor, nn
 from torch.nn import functional
 
-from subcompress import Data, Split, codec, load_data
+from subcompress import Data, Split, load_data
 from subcompress.data.augment import shift
+from subcompress.format import codec
 from subcompress.operators import HadamardBlocks
-from subcompress.optimisers import OPTIMISERS
-from subcompress.plan import Part, Plan
-from subcompress.subspace import Subspace
-from subcompress.tasks import accuracy_of
+from subcompress.subspace.module import Subspace
+from subcompress.subspace.plan import Part, Plan
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.tasks import accuracy_of
 from subcompress_models import MODELS
 
 BYTES = 250
@@ -206,7 +207,7 @@ def train(
     row: Lever, model: str, data: Data, seed: int, teacher: Callable[[], nn.Module]
 ) -> tuple[int, tuple[float, float]]:
     """Coded bytes of one run and its accuracy on the two halves of the validation split: the loop of
-    `subcompress.training`, with the levers in it."""
+    `subcompress.training.loop`, with the levers in it."""
     d = round(8 * BYTES / ENTROPY[row.bits] * row.d)
     module, plan = planned(row, model, d, seed)
     space, g = Levered(module, plan, row), torch.Generator().manual_seed(seed)

@@ -40,8 +40,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from subcompress import Subspace, load_data
-from subcompress.moves import POWER, USUAL
-from subcompress.plan import Plan
+from subcompress.subspace.moves import POWER, USUAL
+from subcompress.subspace.plan import Plan
 from subcompress_models import MODELS
 
 RULES = (

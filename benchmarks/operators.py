@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from subcompress import Data, load_data, walsh
-from subcompress.operators import HadamardBlocks, Operator
-from subcompress.subspace import Subspace
-from subcompress.tasks import Task
-from subcompress.training import DeadRunError, Recipe, train
+from subcompress import Data, load_data
+from subcompress.operators import HadamardBlocks, Operator, walsh
+from subcompress.subspace.module import Subspace
+from subcompress.training.loop import DeadRunError, Recipe, train
+from subcompress.training.tasks import Task
 from subcompress_models import MODELS
 
 Shapes = list[tuple[int, ...]]

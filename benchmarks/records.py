@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 import subcompress
-from subcompress import format, run
+from subcompress import format
 from subcompress.data import augment_of
+from subcompress.training import run
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
 

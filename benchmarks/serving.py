@@ -38,13 +38,14 @@ import torch
 from servers import MLServer, Ours, Server, Triton, all_seconds, memory, plain_repository, processor_seconds
 
 import subcompress
-from subcompress import format, pretrained
+from subcompress import format
+from subcompress.data import pretrained
 from subcompress.data.mnist import FACTS
-from subcompress.expand import digest_of, expand
-from subcompress.facts import Facts, Input
-from subcompress.layout import Layout
+from subcompress.format.facts import Facts, Input
+from subcompress.format.record import Coded, Group, Record
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record
+from subcompress.rebuild.expand import digest_of, expand
+from subcompress.tensors.layout import Layout
 from subcompress_models import MODELS
 
 MB = 10**6

@@ -23,10 +23,10 @@ from unfolding import wide, write
 
 import subcompress
 from subcompress import format
-from subcompress.expand import expand
-from subcompress.graph.checking import weights_only
-from subcompress.layout import raw_bytes
-from subcompress.session import Session
+from subcompress.onnx.checking import weights_only
+from subcompress.onnx.session import Session
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import raw_bytes
 
 
 def synchronised(device: str) -> float:

@@ -1,6 +1,6 @@
 """One training step in z against the plain network's, in turn: what training in a subspace costs.
 
-    python benchmarks/step.py [--threads 1 2] [--steps 200] [--largest 1e8] [--device cpu] [--json] [-o FOLDER]
+    python benchmarks/step.py [--threads 1 2] [--steps 200] [--largest 1e8] [--device cpu] [--vectors KIND] [-o FOLDER]
 
 Batch 128, Adam, cross-entropy, 4 bits, random inputs: no data. Medians, and the median ratio of each step to the plain
 step beside it, with torch's default Adam; ours and the peers have its fused one, which d numbers cost nothing with, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from subcompress import kernels
-from subcompress.kernels import Segment
-from subcompress.operators import HadamardBlocks
-from subcompress.subspace import Subspace
+from subcompress.native import compiled
+from subcompress.operators import HadamardBlocks, kernels
+from subcompress.operators.kernels import Segment
+from subcompress.subspace.module import Subspace
 from subcompress_models import MODELS
 
 CASES = [("lenet", 600), ("lenet", 2_000), ("mlp", 750), ("mlp", 2_000), ("lenet5", 2_000)]
@@ -137,9 +138,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--largest", type=float, default=1e8, help="the largest D")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vectors", choices=compiled.KINDS[:-1], help="what the CPU's kernel computes with")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    os.environ[compiled.VECTORS] = options.vectors or os.environ.get(compiled.VECTORS, "")
     lines: list[str] = []
     found: dict[str, object] = {}
 
@@ -150,7 +153,8 @@ def main() -> None:
 
     for threads in options.threads:
         torch.set_num_threads(threads)
-        where = torch.cuda.get_device_name() if options.device == "cuda" else f"threads: {threads}"
+        cpu = f"threads: {threads}, vectors: {compiled.taken()}"
+        where = torch.cuda.get_device_name() if options.device == "cuda" else cpu
         say(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: ms a step, and times the plain step\n")
         for i, (model, d) in enumerate(CASES):
             cells = compare(model, d, options.steps, options.device)

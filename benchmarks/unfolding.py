@@ -26,10 +26,10 @@ from torch import nn
 import subcompress
 from subcompress import format
 from subcompress.data.mnist import FACTS
-from subcompress.expand import digest_of, expand
-from subcompress.layout import Layout
+from subcompress.format.record import Coded, Group, Record
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record
+from subcompress.rebuild.expand import digest_of, expand
+from subcompress.tensors.layout import Layout
 from subcompress_models import MODELS
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import subcompress
-from subcompress import pretrained
+from subcompress.data import pretrained
 
 SWITCHES = 200
 

@@ -7,6 +7,7 @@ import importlib
 import click
 
 from subcompress import __version__
+from subcompress.support.suggesting import meant
 from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 
@@ -34,6 +35,14 @@ class Commands(Group):
             return None
         found: click.Command = getattr(importlib.import_module(f"subcompress_cli.{cmd_name}"), cmd_name)
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises UsageError for a command that does not exist, with those that may have been meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{meant(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands of each section with the first sentence of their help."""

@@ -29,3 +29,4 @@ PEERS = ("ours", "float-subspace", "tiny", "dense", "int8", "int4", "lora", "uni
 GRAPHS = ("auto", "dense", "none")
 TRITON_BACKENDS = ("onnxruntime", "python")
 MAX_BATCH = 64
+VECTORS = ("plain", "avx2", "avx512", "numpy")

@@ -21,6 +21,7 @@ from subcompress_cli.options import (
     task_options,
     threads_option,
 )
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -57,7 +58,7 @@ def compare(
     If the command is interrupted, give it again: it continues where it stopped.
     """
     import subcompress
-    from subcompress import run
+    from subcompress.training import run
     from subcompress_cli.networks import data_with, loss_and_metric, network, short
     from subcompress_cli.progress import listening
 
@@ -87,5 +88,5 @@ def compare(
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(found.markdown())
-    click.echo(f"written: {run_folder / 'compare.md'}, compare.json, compare.png")
+    answer(found.markdown())
+    answer(f"written: {run_folder / 'compare.md'}, compare.json, compare.png")

@@ -22,6 +22,7 @@ from subcompress_cli.options import (
     training_task_options,
     verbose_option,
 )
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -108,5 +109,5 @@ def dim(
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(found.markdown())
-    click.echo(f"written: {output / 'dim.md'}, dim.json, dim.png")
+    answer(found.markdown())
+    answer(f"written: {output / 'dim.md'}, dim.json, dim.png")

@@ -6,26 +6,40 @@ from dataclasses import asdict
 
 import click
 
-from subcompress_cli.help import Command
+from subcompress_cli import choices
+from subcompress_cli.help import TRAINING, Command, Known, option
 from subcompress_cli.options import json_option, print_json
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
+@option(
+    "--vectors",
+    type=Known(*choices.VECTORS),
+    default="",
+    metavar="KIND",
+    help=f"Use these vector instructions of the CPU: {', '.join(choices.VECTORS)}. The environment variable "
+    "SUBCOMPRESS_VECTORS does the same for all commands.",
+    group=TRAINING,
+)
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
     """Check what this machine can compute with, and say how to repair what does not work.
 
     It tries torch, CUDA, Triton, each provider of ONNX Runtime and each backend. The exit status is 1 if one is broken.
     """
     import subcompress
+    from subcompress.native.compiled import forced, taken
 
-    findings = subcompress.doctor()
+    with forced(vectors):
+        taken()  # refuses what this processor does not run
+        findings = subcompress.doctor()
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            click.echo(f"{finding.name:18} {finding.found}")
+            answer(f"{finding.name:18} {finding.found}")
         for finding in findings:
             if finding.mend:
                 click.echo(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}", err=True)

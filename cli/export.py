@@ -12,6 +12,7 @@ from subcompress.errors import SubcompressError
 from subcompress_cli import choices
 from subcompress_cli.help import OUTPUT, Command, option
 from subcompress_cli.options import FOLDER, base_option, json_option, model_option, print_json, say
+from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
     from subcompress.serving.triton import Source
@@ -97,7 +98,7 @@ def export(
         return
     for each in found:
         joined = f"requests joined up to {each.max_batch}" if each.max_batch else "requests one by one"
-        click.echo(f"{each.folder}: {sum(each.files.values())} bytes, {joined}")
+        answer(f"{each.folder}: {sum(each.files.values())} bytes, {joined}")
 
 
 def _name(file: str) -> str:

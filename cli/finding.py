@@ -3,7 +3,7 @@ that trace a graph; torch is imported when it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from subcompress_cli.options import say
 if TYPE_CHECKING:
     from torch import nn
 
-    from subcompress.layout import Layout
+    from subcompress.tensors.layout import Layout
 
 Built = dict[tuple[str, "Layout"], "nn.Module"]
 """Networks that were made for other files, and do for all of the same layout."""
@@ -42,26 +42,34 @@ def network_if_known(file: Path, model: str | None, base: str | None = None) -> 
     return network_for(file, model, base)
 
 
-def network_of(layout: Layout, models: Sequence[str], file: str) -> tuple[str, nn.Module]:
-    """Name and network, the first of `models` that has the tensors of `layout`, else the one of ours that has them.
+def networks_of(layout: Layout, models: Sequence[str], file: str) -> Iterator[tuple[str, nn.Module]]:
+    """Name and network of each that has the tensors of `layout`, made when it is asked for: those of `models` in their
+    order, then the one of ours.
 
     file: what they are of, for people. Raises SubcompressError where there is none. A name that cannot be used is said
     where it is not needed.
     """
-    why, broken = "", []
-    for given in models:
+    why, broken, found = "", [], []
+    for given in dict.fromkeys(models):
         try:
-            return given, _fitting(given, layout, f"the network {given}")
+            module = _fitting(given, layout, f"the network {given}")
         except _UnlikeError as e:
             why = str(e)
+            continue
         except SubcompressError as e:
             broken.append(str(e))
-    if known_name(layout) is None and broken:
+            continue
+        found.append(given)
+        yield given, module
+    known = known_name(layout)
+    if known in found or (found and known is None):
+        return
+    if known is None and broken:
         raise SubcompressError(broken[-1])
     name = _known(layout, file, why)
-    for text in broken:
+    for text in broken if not found else ():
         say(f"--model is not needed for {file}, and cannot be used: {text}")
-    return name, _fitting(name, layout, "the model")
+    yield name, _fitting(name, layout, "the model")
 
 
 def known_name(layout: Layout) -> str | None:
@@ -85,7 +93,7 @@ class _UnlikeError(SubcompressError):
 
 def _fitting(name: str, layout: Layout, what: str) -> nn.Module:
     """The network of that name. Raises SubcompressError where it cannot be built or has other tensors than `layout`."""
-    from subcompress.layout import Layout as Found
+    from subcompress.tensors.layout import Layout as Found
     from subcompress_cli.loading import model_of
 
     module = model_of(name, layout=layout)

@@ -25,6 +25,7 @@ from subcompress_cli.options import (
     training_task_options,
     verbose_option,
 )
+from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
     import subcompress
@@ -66,6 +67,13 @@ if TYPE_CHECKING:
     group=GOAL,
 )
 @option(
+    "--baseline-lr",
+    type=float,
+    metavar="LR",
+    help="The step of that direct training.  [default: the best of a few on the validation split]",
+    group=GOAL,
+)
+@option(
     "--seeds",
     type=int,
     default=3,
@@ -76,9 +84,8 @@ if TYPE_CHECKING:
 @option(
     "--max-fits",
     type=float,
-    default=8.0,
-    show_default=True,
-    help="Most trainings that a search may take.",
+    help="Most trainings that a search may take.  [default: 8, and 2 more if --max-drop has to find the step of its "
+    "baseline]",
     group=SEARCH,
 )
 @option(
@@ -156,6 +163,7 @@ def fit(
     command is interrupted at any moment, give it again: it continues where it stopped and ends with the same file.
     """
     import subcompress
+    from subcompress.training.probe import kept_words
     from subcompress_cli.networks import data_with, factory, loss_and_metric, short
     from subcompress_cli.progress import listening
 
@@ -173,37 +181,51 @@ def fit(
         "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
-        found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
+        try:
+            found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
+        except subcompress.TargetMissedError as e:
+            found = e.fit
     if as_json:
         print_json(found.to_json())
-        return
+    else:
+        _say(found, output)
+    if found.failure:
+        raise subcompress.SubcompressError(f"{found.failure}; {kept_words(found)}")
+
+
+def _say(found: subcompress.Fit, output: Path) -> None:
+    """What was found and what comes next, for a person."""
     for line in _search_lines(found):
-        click.echo(line)
+        answer(line)
     size = f" {found.bytes} bytes," if found.bytes else ""
-    click.echo(
+    answer(
         f"{found.D} weights in {found.d} coordinates of {found.bits} bits:{size} {found.metric} {found.validation:.4f} "
         f"on validation, {found.test:.4f} on test, {found.seconds:.1f} s"
     )
+    if found.failure:
+        return
     if found.bytes:
-        click.echo(f"next: subcompress pack {output} -o net.safetensors")
+        answer(f"next: subcompress pack {output} -o net.safetensors")
     else:
-        click.echo(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
+        answer(f"{found.operator} is a reference: it is not exact on every device, and the run cannot be packed")
 
 
 def _search_lines(found: subcompress.Fit) -> Iterator[str]:
     """What was searched and what it cost, and the frontier."""
     if not found.bytes:
         if found.target is not None:
-            yield f"d = {found.d} meets {found.target:.4g}, in {found.full_fits:.1f} full trainings"
+            how = "meets" if found.reached else "misses"
+            yield f"d = {found.d} {how} {found.target:.4g}, in {found.full_fits:.1f} full trainings"
         return
     if found.target is None and found.within is None:
         return
     values = [p.value for p in found.probes if p.at(found.d)]
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
     if found.target is not None:
+        how, mean = "meet" if found.reached else "miss", sum(values) / len(values)
         yield (
-            f"{found.bytes} bytes meet {found.target:.4g}: mean {found.metric} {sum(values) / len(values):.4f}{spread} "
-            f"over {len(values)} seeds at d = {found.d}"
+            f"{found.bytes} bytes {how} {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} "
+            f"seeds at d = {found.d}"
         )
     else:
         yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"

@@ -8,6 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from subcompress_cli import streams
+
 FIT = "Network and data"
 BASE = "Fine-tuning a base"
 GOAL = "Goal (give one)"
@@ -53,8 +55,8 @@ def option(*names: str, group: str = OTHER, **attributes: Any) -> Decorator:
     return click.option(*names, cls=Option, group=group, **attributes)
 
 
-class Command(click.Command):
-    """A command whose help shows its options by group."""
+class Command(streams.Command):
+    """A command whose help shows its options by group, and which answers by `streams.answer`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group that has options."""

@@ -9,6 +9,7 @@ import click
 
 from subcompress_cli.help import Command
 from subcompress_cli.options import INPUT, json_option, print_json
+from subcompress_cli.streams import answer, answers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +28,7 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.echo(
+    answer(
         f"{file}: {found['file_bytes']} bytes for {found['dense_bytes']} of dense weights, "
         f"{found['dense_bytes'] / found['file_bytes']:.0f} times smaller\n"
         f"seed {found['seed']}, d = {found['d']} of {found['bits']} bits, D = {found['D']}, "
@@ -35,8 +36,8 @@ def info(file: Path, as_json: bool) -> None:
     )
     if (base := found["base"]) is not None:
         at = f"@{base['revision']}" if base["revision"] else ""
-        click.echo(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
-    Console().print(ledger_table(found["ledger"], sum(group["d"] for group in found["groups"])))
+        answer(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
+    Console(file=answers()).print(ledger_table(found["ledger"], sum(group["d"] for group in found["groups"])))
 
 
 def ledger_table(ledger: dict[str, int], values: int) -> Table:

@@ -12,7 +12,7 @@ from torch import nn
 from subcompress import Data
 from subcompress.data import AUGMENTS, augment_of
 from subcompress.hub.card import data_name
-from subcompress.tasks import LOSSES, METRICS
+from subcompress.training.tasks import LOSSES, METRICS
 from subcompress_cli.loading import data_of, factory_of, function_of, model_of
 
 

@@ -15,11 +15,12 @@ from click.shell_completion import CompletionItem
 
 from subcompress_cli import choices
 from subcompress_cli.help import FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
+from subcompress_cli.streams import answer
 
 PATH = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
 MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
-TEXTS = "FILE.csv[,length=N][,tokenizer=DIR_OR_ID]"
+TEXTS = "FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID]"
 
 
 def say(line: str) -> None:
@@ -79,7 +80,7 @@ def data_options(of_file: str = "", **attributes: Any) -> Decorator:
         else (
             f"The data to train on: {', '.join(choices.DATA)}; file.py:factory, a function without arguments that "
             f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; or {TEXTS}, texts with "
-            "the columns text and label."
+            "the columns text, label and perhaps text_pair and split."
         )
     )
     name = Known(*choices.DATA)
@@ -153,11 +154,11 @@ def device_option(text: str) -> Decorator:
     """--device cpu, cuda or cuda:N."""
     return option(
         "--device",
-        type=Known("cpu", "cuda"),
-        metavar="[cpu|cuda|cuda:N]",
-        default="cpu",
+        type=Known("auto", "cpu", "cuda"),
+        metavar="[auto|cpu|cuda|cuda:N]",
+        default="auto",
         show_default=True,
-        help=text,
+        help=f"{text} auto takes CUDA if it works.",
         group=TRAINING,
     )
 
@@ -181,9 +182,8 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
             "references.",
             group=FILE,
         ),
-        option(
-            "--epochs", type=int, default=10, help="Passes over the training split.", group=TRAINING, show_default=True
-        ),
+        option("--epochs", type=int, help="Passes over the training split.  [default: 10]", group=TRAINING),
+        option("--steps", type=int, metavar="N", help="Steps of one batch each, in place of --epochs.", group=TRAINING),
         option(
             "--batch-size",
             type=int,
@@ -255,4 +255,4 @@ def output_option(text: str, metavar: str, required: bool = True) -> Decorator:
 
 def print_json(value: Any) -> None:
     """Print one object on stdout."""
-    click.echo(json.dumps(value, default=str))
+    answer(json.dumps(value, default=str))

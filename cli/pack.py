@@ -8,6 +8,7 @@ import click
 
 from subcompress_cli.help import Command
 from subcompress_cli.options import FOLDER, json_option, output_option, print_json
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -22,4 +23,4 @@ def pack(run: Path, output: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": output, "file_bytes": size})
     else:
-        click.echo(f"{output}: {size} bytes")
+        answer(f"{output}: {size} bytes")

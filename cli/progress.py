@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import subcompress
-from subcompress.probe import Probe
-from subcompress.training import Listener, Progress
+from subcompress.training.loop import Listener, Progress, StepProgress
+from subcompress.training.probe import Probe
+
+EVERY = 30.0
+"""Seconds after which a log without a terminal has one more line, within an epoch."""
 
 
 class Lines(Listener):
@@ -30,7 +34,7 @@ class Lines(Listener):
 
     def __init__(self, console: Console, title: str, verbose: bool) -> None:
         self.console, self.title, self.verbose = console, title, verbose
-        self.name = ""
+        self.name, self.last = "", time.monotonic()
 
     def note(self, text: str) -> None:
         if self.verbose or not text.startswith("start: "):
@@ -38,6 +42,10 @@ class Lines(Listener):
 
     def run(self, title: str, epochs: int) -> None:
         self.name = title
+
+    def step(self, progress: StepProgress) -> None:
+        if time.monotonic() - self.last >= EVERY:
+            self.print(f"{self.title}, {self.name}: {_step(progress)}")
 
     def epoch(self, progress: Progress) -> None:
         self.print(f"{self.title}, {self.name}: epoch {progress.epoch}/{progress.epochs}  {_state(progress)}")
@@ -48,6 +56,7 @@ class Lines(Listener):
         self.print(f"probe {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{size}{_remark(p)}, {p.seconds:.0f} s")
 
     def print(self, text: str) -> None:
+        self.last = time.monotonic()
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -71,6 +80,9 @@ class Screen(Lines):
     def run(self, title: str, epochs: int) -> None:
         super().run(title, epochs)
         self.bar.reset(self.task, total=epochs, description=title, state="")
+
+    def step(self, progress: StepProgress) -> None:
+        self.bar.update(self.task, completed=progress.step / progress.steps * progress.epochs, state=_step(progress))
 
     def epoch(self, progress: Progress) -> None:
         self.bar.update(self.task, completed=progress.epoch, state=_state(progress))
@@ -138,6 +150,12 @@ def probe_table(probes: Sequence[Probe]) -> Table:
 def _remark(p: Probe) -> str:
     note = "stopped" if p.stopped and not p.note else f"from {p.warm}" if p.warm else p.note
     return f" ({note})" if note else ""
+
+
+def _step(p: StepProgress) -> str:
+    left = p.seconds / p.step * (p.steps - p.step)
+    at = f"step {p.step}/{p.steps}, epoch {p.epoch}/{p.epochs}"
+    return f"{at}  loss {p.loss:.3f}  {p.seconds:.0f} s, {left:.0f} s left"
 
 
 def _state(p: Progress) -> str:

@@ -8,6 +8,7 @@ import click
 
 from subcompress_cli.help import HUB, Command, option
 from subcompress_cli.options import json_option, output_option, print_json, say
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -32,4 +33,4 @@ def pull(repository: str, output: Path, digest: str | None, as_json: bool) -> No
     if as_json:
         print_json({"file": output, "file_bytes": size, "id": found.id, "commit": found.commit, "cached": found.cached})
     else:
-        click.echo(f"{output}: {size} bytes, of {found.id} at commit {found.commit}")
+        answer(f"{output}: {size} bytes, of {found.id} at commit {found.commit}")

@@ -10,6 +10,7 @@ import click
 from subcompress_cli import choices
 from subcompress_cli.help import FIT, HUB, Command, option
 from subcompress_cli.options import FOLDER, INPUT, base_option, json_option, model_option, print_json, say
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -96,6 +97,6 @@ def push(
         print_json(asdict(pushed))
         return
     what = "published" if pushed.changed else "nothing to publish, it is all there"
-    click.echo(f"{what}: {pushed.url}")
+    answer(f"{what}: {pushed.url}")
     for name, size in pushed.files.items():
-        click.echo(f"  {name:30} {size:>10,} bytes")
+        answer(f"  {name:30} {size:>10,} bytes")

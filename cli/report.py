@@ -8,6 +8,7 @@ import click
 
 from subcompress_cli.help import Command
 from subcompress_cli.options import FOLDER, output_option
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -21,4 +22,4 @@ def report(run_folder: Path, output: Path | None) -> None:
     """
     import subcompress
 
-    click.echo(f"written: {subcompress.report(run_folder, output)}")
+    answer(f"written: {subcompress.report(run_folder, output)}")

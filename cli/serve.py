@@ -77,6 +77,14 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let web pages of this origin, such as https://app.example, use the server. Can be repeated.",
+    group=SERVER,
+)
+@option(
     "--memory",
     type=Size(),
     default="1GB",
@@ -112,6 +120,7 @@ def serve(
     queue: int,
     max_body: int,
     token_file: Path | None,
+    origins: tuple[str, ...],
 ) -> None:
     """Answer inference requests to many models over HTTP.
 
@@ -121,8 +130,8 @@ def serve(
     Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
     """
     from subcompress.serving import running
+    from subcompress.serving.addresses import is_loopback
     from subcompress.serving.app import Limits
-    from subcompress.serving.refusals import is_loopback
     from subcompress_cli.tracing import traced_beside
 
     _hold_the_first()
@@ -148,6 +157,7 @@ def serve(
         most=max_batch,
         limits=Limits(queue, max_body),
         token=token,
+        origins=origins,
         say=_tell,
         ready=ready,
     )
@@ -180,7 +190,7 @@ def _hold_the_first() -> None:
 
 def _token(file: Path | None) -> str | None:
     """The token, None where none is asked for. Raises SubcompressError."""
-    from subcompress.files import read_bytes
+    from subcompress.support.files import read_bytes
 
     text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):

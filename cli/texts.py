@@ -1,7 +1,7 @@
 """Networks of transformers and files of texts, as the command line names them.
 
 --model hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]
---data FILE.csv[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
+--data FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from subcompress import Data, SubcompressError, pretrained
-from subcompress.data import texts
-from subcompress.facts import Facts
-from subcompress.layout import Layout
+from subcompress import Data, SubcompressError
+from subcompress.data import pretrained, texts
+from subcompress.format.facts import Facts
+from subcompress.support.suggesting import meant
+from subcompress.tensors.layout import Layout
 from subcompress_cli.options import MODEL
 from subcompress_cli.options import TEXTS as DATA
 
@@ -24,7 +25,7 @@ HF = "hf:"
 
 def is_texts(name: str) -> bool:
     """Whether --data names a file of texts."""
-    return name.partition(",")[0].lower().endswith(".csv")
+    return name.partition(",")[0].lower().endswith(texts.SUFFIXES)
 
 
 def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -> nn.Module:
@@ -48,7 +49,7 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
 
 
 def data(name: str, model_name: str | None) -> Data:
-    """The texts of `FILE.csv`, as tokens of the tokenizer named with it, or of the model's. Raises SubcompressError."""
+    """The texts of a file, as tokens of the tokenizer named with it, or of the model's. Raises SubcompressError."""
     file, options = _parts(name, ("length", "tokenizer"), DATA)
     place = options.get("tokenizer")
     if place is None:
@@ -69,7 +70,9 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     head, *rest = re.split(r",(?=\w+=)", name)
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
-        raise SubcompressError(f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them")
+        raise SubcompressError(
+            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{meant(unknown[0], known)}"
+        )
     if not head:
         raise SubcompressError(f"{usage} names a place; {name!r} does not")
     return head, options

@@ -111,6 +111,8 @@ class Beside:
         if "error" in answer:
             return str(answer["error"])
         self._say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
+        if note := answer.get("note"):
+            self._say(note)
         graph = base64.b64decode(answer["graph"])
         return Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
 
@@ -133,19 +135,38 @@ def main() -> None:
 
 
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
+    """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
     from subcompress import format
-    from subcompress.graph.lifting import lifted_of
-    from subcompress_cli.finding import network_of
+    from subcompress.onnx.lifting import lifted_of
+    from subcompress_cli.finding import networks_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
-    network, module = network_of(record.layout, models, job["name"])
-    found = lifted_of(record, module, job["inputs"])
-    return {
-        "graph": base64.b64encode(found.data).decode(),
-        "names": found.names,
-        "general": found.general,
-        "network": network,
-    }
+    failed: list[SubcompressError] = []
+    fitting = networks_of(record.layout, models, job["name"])
+    for network, module in fitting:
+        try:
+            found = lifted_of(record, module, job["inputs"])
+        except SubcompressError as e:
+            failed.append(e)
+            continue
+        others = [name for name, _ in fitting if name in models]
+        return {
+            "graph": base64.b64encode(found.data).decode(),
+            "names": found.names,
+            "general": found.general,
+            "network": network,
+            "note": _note(job["name"], network, failed, others),
+        }
+    raise failed[0]
+
+
+def _note(name: str, network: str, failed: Sequence[SubcompressError], others: Sequence[str]) -> str:
+    """What to say of the other networks that have the tensors of a file: nothing where there are none."""
+    if others:
+        return (
+            f"{name} is served as {network}; {', '.join(others)} has the same tensors: serve it by itself, as that one"
+        )
+    return f"{name} is served as {network}, because one before it could not be traced: {failed[0]}" if failed else ""
 
 
 if __name__ == "__main__":

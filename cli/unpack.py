@@ -9,6 +9,7 @@ import click
 from subcompress_cli import choices
 from subcompress_cli.help import OUTPUT, Command, option
 from subcompress_cli.options import INPUT, base_option, json_option, model_option, output_option, print_json
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -51,6 +52,6 @@ def unpack(
     if as_json:
         print_json({"output": output, **sizes})
     else:
-        click.echo(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
+        answer(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
         if self_unfolding and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"]):
-            click.echo(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")
+            answer(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")

@@ -19,6 +19,7 @@ from subcompress_cli.options import (
     say,
     task_options,
 )
+from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
@@ -47,7 +48,7 @@ def verify(
     With --data, the network is also measured on the test split: in ONNX Runtime, or in torch if it has no ONNX graph.
     """
     import subcompress
-    from subcompress.backends import available
+    from subcompress.rebuild.backends import available
     from subcompress_cli.finding import network_for
     from subcompress_cli.networks import data_set, loss_and_metric
     from subcompress_cli.progress import rebuilding
@@ -55,14 +56,14 @@ def verify(
     data, task = data_set(data_name, data_dir, model_name), loss_and_metric(loss, metric)
     module = None if data is None else network_for(file, model_name, base)
     with rebuilding(file, len(available())) as done:
-        found = subcompress.verify(file, data, module, base=base, device=device, **task, done=done)
+        found = subcompress.verify(file, data, module, base=base, device=device, **task, done=done, say=say)
     if as_json:
         print_json({k: v for k, v in asdict(found).items() if v is not None} | {"ok": found.ok})
     else:
         for backend, equal in found.backends.items():
-            click.echo(f"{backend:12} {'the same bits' if equal else 'OTHER BITS than were packed'}")
+            answer(f"{backend:12} {'the same bits' if equal else 'OTHER BITS than were packed'}")
         if found.value is not None:
-            click.echo(f"test {found.metric} {found.value:.4f}, in {found.engine}")
+            answer(f"test {found.metric} {found.value:.4f}, in {found.engine}")
         if found.note is not None:
             say(f"no graph was measured: {found.note}")
     if not found.ok:

@@ -17,8 +17,8 @@ import onnxruntime
 import torch
 
 import subcompress
-from subcompress.tasks import Task, accuracy_of
-from subcompress.training import Direct, Recipe, train
+from subcompress.training.loop import Direct, Recipe, train
+from subcompress.training.tasks import Task, accuracy_of
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
 

@@ -38,10 +38,10 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import SubcompressError, format
-from subcompress.expand import digest_of, expand, expand_checked
-from subcompress.layout import Layout
+from subcompress.format.record import Coded, Group, Record, bfloat16
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record, bfloat16
+from subcompress.rebuild.expand import digest_of, expand, expand_checked
+from subcompress.tensors.layout import Layout
 
 ENVIRONMENT = "InvertedPendulum-v5"
 SOLVED, LONGEST = 950, 1000

@@ -11,8 +11,8 @@ from tiny_bert import arguments
 
 import subcompress
 from subcompress.data import texts
-from subcompress.pretrained import load_model, load_tokenizer
-from subcompress.tasks import accuracy_of
+from subcompress.data.pretrained import load_model, load_tokenizer
+from subcompress.training.tasks import accuracy_of
 
 
 def main() -> None:

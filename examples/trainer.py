@@ -19,8 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import subcompress
 from subcompress.data import texts
-from subcompress.pretrained import load_model, load_tokenizer
-from subcompress.tasks import accuracy_of
+from subcompress.data.pretrained import load_model, load_tokenizer
+from subcompress.training.tasks import accuracy_of
 
 
 class Rounding(TrainerCallback):

@@ -11,51 +11,51 @@ from typing import TYPE_CHECKING
 from subcompress.errors import SubcompressError
 
 if TYPE_CHECKING:
-    from subcompress.comparing import Comparison, compare
+    from subcompress.api.compare import Comparison, compare
+    from subcompress.api.dim import measure_dimension
+    from subcompress.api.doctor import Finding, doctor
+    from subcompress.api.fit import fit
+    from subcompress.api.info import info
+    from subcompress.api.pack import pack
+    from subcompress.api.report import report
+    from subcompress.api.unpack import load, unpack
+    from subcompress.api.variants import Variants
+    from subcompress.api.verify import Verification, verify
     from subcompress.data import Data, Split, load_data
-    from subcompress.diagnosing import Finding, doctor
-    from subcompress.facts import Facts
-    from subcompress.fitting import fit
+    from subcompress.format.facts import Facts
     from subcompress.hub import from_pretrained, pull, push
     from subcompress.hub.mixin import HubMixin
-    from subcompress.inspecting import info
-    from subcompress.measuring import measure_dimension
-    from subcompress.packing import pack
-    from subcompress.preparing import measure_moves
-    from subcompress.probe import Fit
-    from subcompress.reporting import report
-    from subcompress.session import Session
-    from subcompress.subspace import Subspace
-    from subcompress.training import Listener, Progress
-    from subcompress.unpacking import load, unpack
-    from subcompress.variants import Variants
-    from subcompress.verifying import Verification, verify
+    from subcompress.onnx.session import Session
+    from subcompress.subspace.module import Subspace
+    from subcompress.subspace.preparing import measure_moves
+    from subcompress.training.loop import Listener, Progress
+    from subcompress.training.probe import Fit, TargetMissedError
 else:
-    from subcompress import lazy
+    from subcompress.support import lazy
 
     # What is used is imported: most of these need torch, and serving a file needs none of them.
     __getattr__, __dir__ = lazy.exports(
         __name__,
         {
-            "comparing": ("Comparison", "compare"),
+            "api.compare": ("Comparison", "compare"),
             "data": ("Data", "Split", "load_data"),
-            "diagnosing": ("Finding", "doctor"),
-            "facts": ("Facts",),
-            "fitting": ("fit",),
+            "api.doctor": ("Finding", "doctor"),
+            "format.facts": ("Facts",),
+            "api.fit": ("fit",),
             "hub": ("from_pretrained", "pull", "push"),
             "hub.mixin": ("HubMixin",),
-            "inspecting": ("info",),
-            "measuring": ("measure_dimension",),
-            "packing": ("pack",),
-            "preparing": ("measure_moves",),
-            "probe": ("Fit",),
-            "reporting": ("report",),
-            "session": ("Session",),
-            "subspace": ("Subspace",),
-            "training": ("Listener", "Progress"),
-            "unpacking": ("load", "unpack"),
-            "variants": ("Variants",),
-            "verifying": ("Verification", "verify"),
+            "api.info": ("info",),
+            "api.dim": ("measure_dimension",),
+            "api.pack": ("pack",),
+            "subspace.preparing": ("measure_moves",),
+            "training.probe": ("Fit", "TargetMissedError"),
+            "api.report": ("report",),
+            "onnx.session": ("Session",),
+            "subspace.module": ("Subspace",),
+            "training.loop": ("Listener", "Progress"),
+            "api.unpack": ("load", "unpack"),
+            "api.variants": ("Variants",),
+            "api.verify": ("Verification", "verify"),
         },
     )
 
@@ -74,6 +74,7 @@ __all__ = [
     "Split",
     "SubcompressError",
     "Subspace",
+    "TargetMissedError",
     "Variants",
     "Verification",
     "compare",

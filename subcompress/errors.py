@@ -12,6 +12,11 @@ def one_line(e: BaseException, most: int = 300) -> str:
     return textwrap.shorten(str(e), most, placeholder=" ...") or type(e).__name__
 
 
+def shown(text: str) -> str:
+    """A name out of a file, for an error: on one line, not too long, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:160])
+
+
 def memory_ran_out(e: BaseException) -> bool:
     """Whether this is what allocators raise."""
     words = ("out of memory", "can't allocate memory", "not enough memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import nn
 
 import subcompress
 from subcompress_models import MODELS
+
+os.environ.setdefault("SUBCOMPRESS_DEVICE", "cpu")  # on a GPU too, sums have one order and files the same bytes
 
 
 @pytest.fixture(scope="session")

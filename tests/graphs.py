@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from subcompress.graph.checking import weights_only
-from subcompress.graph.nodes import DOMAIN, Nodes, short_names
-from subcompress.graph.pieces import is_wide
-from subcompress.graph.tracing import IR_VERSION, OPSET
-from subcompress.graph.unfolding import unfold
-from subcompress.record import Record
+from subcompress.format.record import Record
+from subcompress.onnx.checking import weights_only
+from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
+from subcompress.onnx.pieces import is_wide
+from subcompress.onnx.tracing import IR_VERSION, OPSET
+from subcompress.onnx.unfolding import unfold
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
 

@@ -26,8 +26,8 @@ from records import (
 )
 
 from subcompress import format
-from subcompress.expand import expand
-from subcompress.record import Record
+from subcompress.format.record import Record
+from subcompress.rebuild.expand import expand
 
 
 def records() -> dict[str, Record]:

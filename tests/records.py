@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
-from subcompress.expand import digest_of, expand
-from subcompress.facts import Facts, Input
-from subcompress.forms import FANS, Ramp, Seeded, Table, seeded_scale
-from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes, torch_dtype
+from subcompress.format.facts import Facts, Input
+from subcompress.format.record import Coded, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
-from subcompress.record import Coded, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
-from subcompress.rounding import rounded
+from subcompress.operators.forms import FANS, Ramp, Seeded, Table, seeded_scale
+from subcompress.rebuild.expand import digest_of, expand
+from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, raw_bytes, torch_dtype
+from subcompress.tensors.rounding import rounded
 from subcompress_models import MODELS
 
 GOLDEN = Path(__file__).parent / "golden"

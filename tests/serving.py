@@ -15,11 +15,11 @@ import numpy as np
 from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.graph.lifting import lifted_of
-from subcompress.layout import Layout
+from subcompress.onnx.lifting import lifted_of
 from subcompress.serving import app
 from subcompress.serving.networks import Job, Trace, Traced
 from subcompress.serving.running import Running, serve
+from subcompress.tensors.layout import Layout
 
 app.LOOK = 60.0  # a test that asks for the index goes on when the files have been looked at, however slow the machine
 

@@ -27,17 +27,20 @@ from test_base import based_records
 
 import subcompress
 import subcompress_cli
-from subcompress import SubcompressError, codec, format, hub, kernels, threads
-from subcompress.arrays import acting, rebuild
+from subcompress import SubcompressError, format, hub
 from subcompress.base import OnBase, open_base
-from subcompress.expand import expand, expand_into
-from subcompress.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
-from subcompress.record import Kept, Stored
+from subcompress.format import codec
+from subcompress.format.record import Kept, Stored
+from subcompress.operators import kernels
+from subcompress.rebuild.arrays import acting, rebuild
+from subcompress.rebuild.expand import expand, expand_into
+from subcompress.support import threads
+from subcompress.tensors.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
 
 TRUTH = json.loads((GOLDEN / "golden.json").read_text("utf-8"))
 BASES = golden_bases()
 
-HEAVY = ("torch", "onnx", "onnxruntime", "huggingface_hub", "transformers", "matplotlib", "subcompress.training")
+HEAVY = ("torch", "onnx", "onnxruntime", "huggingface_hub", "transformers", "matplotlib", "subcompress.training.loop")
 """What reading and rebuilding do without."""
 
 
@@ -71,7 +74,10 @@ import hashlib, json, sys
 from pathlib import Path
 import subcompress
 import subcompress_cli
-from subcompress import SubcompressError, arrays, codec, format, info, kernels
+from subcompress import SubcompressError, format, info
+from subcompress.format import codec
+from subcompress.operators import kernels
+from subcompress.rebuild import arrays
 folder, bases, native = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
 if not native:
     kernels.library = codec.library = lambda: None
@@ -103,7 +109,9 @@ def test_every_golden_file_is_read_and_rebuilt_without_torch(bases, native):
 
 def test_what_is_imported_is_what_is_used():
     assert without("import subcompress; print(subcompress.__version__)") == f"{subcompress.__version__}\n"
-    without("import subcompress.hub, subcompress.hub.fetching, subcompress.streaming, subcompress.backends")
+    without(
+        "import subcompress.hub, subcompress.hub.fetching, subcompress.rebuild.streaming, subcompress.rebuild.backends"
+    )
     assert without("import subcompress\ntry: subcompress.nothing\nexcept AttributeError as e: print(e)") == (
         "module 'subcompress' has no attribute 'nothing'\n"
     )
@@ -112,7 +120,9 @@ def test_what_is_imported_is_what_is_used():
 @pytest.mark.parametrize("package", [subcompress, hub], ids=lambda package: package.__name__)
 def test_lazy_names_are_those_that_are_listed(package):
     tree = ast.parse(inspect.getsource(package))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "subcompress"]
+    imports = [
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "subcompress.support"
+    ]
     typed = {alias.name: node.module for node in imports for alias in node.names if alias.name != "TYPE_CHECKING"}
     assert sorted(typed) == sorted(package.__all__)
     for name, module in typed.items():
@@ -177,9 +187,9 @@ def test_what_a_base_keeps_is_neither_copied_nor_hashed_again(monkeypatch):
     assert kept
     assert not set(kept) & set(acting(record))
     hashed: list[int] = []
-    leaf = subcompress.digest.leaf_digest
+    leaf = subcompress.tensors.digest.leaf_digest
     _ = record.base.base.leaves
-    monkeypatch.setattr("subcompress.digest.leaf_digest", lambda data: hashed.append(len(data)) or leaf(data))
+    monkeypatch.setattr("subcompress.tensors.digest.leaf_digest", lambda data: hashed.append(len(data)) or leaf(data))
     state = rebuild(record)
     assert len(hashed) == sum(s.size > 0 for s in record.layout) - len(kept) - 1  # and one is tied
     for name in kept:
@@ -214,7 +224,7 @@ def test_names_and_sizes_are_checked(monkeypatch):
     record = lenet_record()
     with pytest.raises(SubcompressError, match=r"^tensors are named as in .* 'nothing' is none of its 10"):
         rebuild(record, ["conv1.bias", "nothing"])
-    monkeypatch.setattr("subcompress.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match=r"take 177704 bytes, this machine has 1000"):
         rebuild(record)
 

@@ -22,18 +22,18 @@ from records import TABLES, based_record, golden_bases, of_bytes, plain_base, ro
 from torch import Tensor, nn
 
 from subcompress import SubcompressError, format
-from subcompress.backends import available
+from subcompress.api.unpack import load_record
 from subcompress.base import FLOATS, Base, BaseReference, OnBase, open_base
-from subcompress.dense import write_dense
-from subcompress.expand import expand_checked
 from subcompress.format import container
+from subcompress.format.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.format.wire import Writer
-from subcompress.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, array_of, raw_bytes, torch_dtype
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
-from subcompress.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16, group_sizes
-from subcompress.rounding import finite, rounded
-from subcompress.streaming import stream
-from subcompress.unpacking import load_record
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.dense import write_dense
+from subcompress.rebuild.expand import expand_checked
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, array_of, raw_bytes, torch_dtype
+from subcompress.tensors.rounding import finite, rounded
 
 BASES = golden_bases()
 SPECIAL = [-0.0, 1e-40, -1e-44, 2.0**-126, -(2.0**-126), 5e-324, 6e-8, 1e-7, -0.25, 65504.0]

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import subcompress
-from subcompress import SubcompressError, Subspace, codec
+from subcompress import SubcompressError, Subspace
 from subcompress.data import AUGMENTS, augment_of
 from subcompress.data.augment import flip_shift, shift
+from subcompress.format import codec
 from subcompress.operators import HadamardBlocks
-from subcompress.optimisers import OPTIMISERS
+from subcompress.training.cutting import cut
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.pressure import Pressure
 
 OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
 
@@ -75,6 +78,35 @@ def test_shortened_coordinates_fit_and_no_more_become_zero_than_must(d, bits, se
         assert x[kept].min() >= x[dropped].max()
 
 
+@pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.parametrize("bytes_too_many", [0, 1, 4, 60])
+def test_the_last_bytes_are_cut_with_less_change_than_zeros_make(bits, bytes_too_many):
+    changes = {}
+    for how in (cut, lambda space, limit: space.shorten(limit)):
+        space = spaced(300, bits, 0)
+        exact, whole = space.z.detach() / space.steps[0], coded(space)
+        before = torch.cat(space.coordinates())
+        told = how(space, whole - bytes_too_many)
+        after = torch.cat(space.coordinates())
+        assert coded(space) <= whole - bytes_too_many
+        assert told in (None, int((before != after).sum()))
+        assert (after.abs() <= before.abs()).all()
+        changes[how] = float((exact - after).square().sum() - (exact - before).square().sum())
+    ours, zeros = changes.values()
+    assert ours == zeros == 0 if bytes_too_many == 0 else ours <= zeros
+
+
+def test_what_a_file_has_no_room_for_is_priced():
+    space = spaced(300, 4, 0)
+    loss, whole = torch.tensor(2.0), coded(space)
+    for room, priced in ((whole + 20, False), (whole - 20, True)):
+        pressure = Pressure(space, room)
+        pressure.look()
+        (gradient,) = torch.autograd.grad(pressure.of(loss), space.z)
+        assert bool(gradient.any()) == priced
+    assert Pressure(Subspace.of(nn.Linear(9, 9), 5), 10).of(loss) is None
+
+
 def test_a_price_makes_files_smaller(digits, tmp_path):
     sizes = []
     for rate in (0.0, 3e-4, 1e-3):
@@ -93,7 +125,7 @@ def test_a_coordinate_a_weight(digits, tmp_path):
     D = sum(p.numel() for p in net.parameters())
     found = subcompress.fit(small, digits, tmp_path / "run", d=D, bits=3, **OPTIONS)
     assert found.validation > 0.6
-    (group,) = subcompress.run.load(tmp_path / "run").groups
+    (group,) = subcompress.training.run.load(tmp_path / "run").groups
     operator = group.operator
     assert isinstance(operator, HadamardBlocks)
     assert (operator.m, operator.K, operator.d) == (1, 0, D)
@@ -113,7 +145,7 @@ def test_scattered_columns_train_and_pack(digits, tmp_path, d):
     found = subcompress.fit(small, digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
     assert found.validation > 0.4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
-    assert {g.operator.name for g in subcompress.run.load(tmp_path / "run").groups} == {"scattered"}
+    assert {g.operator.name for g in subcompress.training.run.load(tmp_path / "run").groups} == {"scattered"}
     assert subcompress.info(tmp_path / "net.safetensors")["operator"] == "scattered"
     assert subcompress.verify(tmp_path / "net.safetensors").ok
     subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", small(), self_unfolding=True)
@@ -195,11 +227,11 @@ def test_the_eigenbasis_goes_on_as_it_would_have():
     g = torch.Generator().manual_seed(0)
     gradients = torch.randn(120, 300, generator=g) * torch.logspace(-2, 0, 300)
     ends = []
-    for cut in (None, 41, 90):
+    for stop in (None, 41, 90):
         z = nn.Parameter(torch.zeros(300))
         optimiser = OPTIMISERS["eigen"]([z], 0.01)
         for i, gradient in enumerate(gradients):
-            if i == cut:
+            if i == stop:
                 state = {k: v.clone().contiguous() for k, v in optimiser.state[z].items()}
                 held = safetensors.torch.load(safetensors.torch.save(state))
                 optimiser = OPTIMISERS["eigen"]([z], 0.01)

@@ -18,8 +18,9 @@ import torch
 from commands import cli
 
 import subcompress
-from subcompress import SubcompressError, files
-from subcompress.expand import expand
+from subcompress import SubcompressError
+from subcompress.rebuild.expand import expand
+from subcompress.support import files
 from subcompress_models import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +164,7 @@ def _limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_nothing(small_file, tmp_path, suffix):
     """A real write that fails half-way: the kernel refuses every byte after the first thousand."""
     output = tmp_path / f"dense.{suffix}"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from subcompress import SubcompressError
-from subcompress.codec import MAX_BITS, MIN_BITS, decode, encode
+from subcompress.format.codec import MAX_BITS, MIN_BITS, decode, encode
 
 
 @st.composite

@@ -14,13 +14,14 @@ from commands import cli
 from torch import nn
 
 import subcompress
-from subcompress import Listener, SubcompressError, run
-from subcompress.comparing import Comparison
+from subcompress import Listener, SubcompressError
+from subcompress.api.compare import Comparison
 from subcompress.data import augment_of
 from subcompress.peers import PEERS, Bench, SkippedError
 from subcompress.peers.tiny import Convolutions, Hidden, Pooled, _width, rounded
-from subcompress.tasks import Task
-from subcompress.training import Recipe
+from subcompress.training import run
+from subcompress.training.loop import Recipe
+from subcompress.training.tasks import Task
 from subcompress_models import MODELS
 
 

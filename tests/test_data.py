@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from subcompress import Data, Split, SubcompressError, load_data
 from subcompress.data import cifar10, shuffle_labels, shuffle_pixels
 from subcompress.data.mnist import VALIDATION
-from subcompress.facts import Facts
 from subcompress.format import tables
+from subcompress.format.facts import Facts
 from subcompress_models import MODELS
 
 RECORDS = 8  # images a batch of the small CIFAR-10

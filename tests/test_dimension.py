@@ -20,8 +20,18 @@ from torch import nn
 
 import subcompress
 from subcompress import Data, Split
-from subcompress.dimension import HEIGHT, WIDTH, Dimension, Estimate, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.errors import SubcompressError
+from subcompress.training.dimension import (
+    HEIGHT,
+    WIDTH,
+    Dimension,
+    Estimate,
+    Point,
+    Threshold,
+    absolute,
+    estimate,
+    of_baseline,
+)
 
 DS = (50, 100, 200, 400, 800)
 

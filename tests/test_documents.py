@@ -36,11 +36,12 @@ from documents import (
 from serving import serving, traced_here
 from torch import nn
 
-from subcompress import Data, moves
+from subcompress import Data
 from subcompress.data import DATA, Split, digits, mnist
-from subcompress.facts import Facts
-from subcompress.graph import tracing
-from subcompress.layout import raw_bytes
+from subcompress.format.facts import Facts
+from subcompress.onnx import tracing
+from subcompress.subspace import moves
+from subcompress.tensors.layout import raw_bytes
 from subcompress_cli import main
 from subcompress_models import MODELS
 
@@ -192,7 +193,7 @@ def test_python_of_the_readme_and_its_tour(place, cheap):
 
 def test_transformers(tmp_path, monkeypatch, cheap):
     pytest.importorskip("transformers")
-    from subcompress.pretrained import load_model
+    from subcompress.data.pretrained import load_model
 
     monkeypatch.chdir(tmp_path)
     folder, _ = runpy.run_path(str(ROOT / "examples" / "tiny_bert.py"))["make"](tmp_path)

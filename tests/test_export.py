@@ -26,13 +26,14 @@ from onnx import TensorProto, helper
 from records import lenet_record, mixed_record, with_digest
 
 import subcompress
-from subcompress import SubcompressError, files, format
+from subcompress import SubcompressError, format
 from subcompress.base import Base, BaseReference, OnBase
-from subcompress.files import replacing_folder
+from subcompress.format.record import Coded, Group, Record
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Record
 from subcompress.serving import triton
 from subcompress.serving.triton import Source, configuration, export, ours
+from subcompress.support import files
+from subcompress.support.files import replacing_folder
 from subcompress_models import MODELS
 
 NAN = float("nan")

@@ -8,8 +8,9 @@ from commands import cli
 from records import lenet_record, mixed_record
 from torch import nn
 
-from subcompress import SubcompressError, format, unpacking
-from subcompress_cli.finding import network_for, network_if_known, network_of
+from subcompress import SubcompressError, format
+from subcompress.api import unpack as unpacking
+from subcompress_cli.finding import network_for, network_if_known, networks_of
 from subcompress_models import MODELS, LeNet
 
 
@@ -41,15 +42,19 @@ def test_a_network_is_built_once_for_files_of_one_layout(folder):
     assert network_for(folder / "known.safetensors", None, None, built) is first
 
 
+def first_of(layout, models):
+    return next(networks_of(layout, models, "a.safetensors"))
+
+
 def test_of_several_names_the_first_that_fits(capsys):
     layout = lenet_record().layout
-    name, module = network_of(layout, ["mlp", "lenet"], "a.safetensors")
+    name, module = first_of(layout, ["mlp", "lenet"])
     assert name == "lenet" and isinstance(module, LeNet)
-    assert network_of(layout, ["mlp"], "a.safetensors")[0] == "lenet"
-    assert network_of(layout, ["misspelt"], "a.safetensors")[0] == "lenet"
+    assert first_of(layout, ["mlp"])[0] == "lenet"
+    assert first_of(layout, ["misspelt"])[0] == "lenet"
     assert "--model is not needed for a.safetensors, and cannot be used" in capsys.readouterr().err
     with pytest.raises(SubcompressError, match="'misspelt' is none of them"):
-        network_of(mixed_record().layout, ["misspelt"], "a.safetensors")
+        first_of(mixed_record().layout, ["misspelt"])
 
 
 def test_unpack_finds_it_too(folder, tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import subcompress
-from subcompress import SubcompressError, format, run
-from subcompress.expand import digest_of, expand
-from subcompress.subspace import Subspace
-from subcompress.tasks import accuracy_of, guessing_loss
+from subcompress import SubcompressError, format
+from subcompress.rebuild.expand import digest_of, expand
+from subcompress.subspace.module import Subspace
+from subcompress.training import run
+from subcompress.training.tasks import accuracy_of, guessing_loss
 from subcompress_models import MODELS
 
 
@@ -131,7 +132,7 @@ def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
 
 def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
     """The first step size diverges, four tenths of one thousandth of it does not."""
-    monkeypatch.setattr("subcompress.fitter.RETRY", 1e-4)
+    monkeypatch.setattr("subcompress.training.fitter.RETRY", 1e-4)
     notes = Notes()
     found = subcompress.fit(
         network,
@@ -167,9 +168,9 @@ def test_labels_set_what_guessing_costs():
         ({"threads": 0}, "--threads is between 1 and 1024"),
         ({"threads": 10**11}, "--threads is between 1 and 1024"),
         ({"lr": 0.0}, "--lr is positive"),
-        ({"device": "cpu:x"}, "--device is cpu, cuda or cuda:N"),
+        ({"device": "cpu:x"}, "--device is auto, cpu, cuda or cuda:N"),
         ({"device": "cuda"}, "--device cuda needs a GPU"),
-        ({"device": "fridge"}, "--device is cpu, cuda or cuda:N"),
+        ({"device": "fridge"}, "--device is auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_options_that_cannot_be_met(network, digits, tmp_path, options, words):

@@ -26,14 +26,14 @@ from records import (
 )
 
 from subcompress import SubcompressError, format
-from subcompress.backends import available
-from subcompress.expand import expand, expand_checked
-from subcompress.facts import Facts
 from subcompress.format import container, payload
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Group, Record, Same, bfloat16
 from subcompress.format.wire import Reader, Writer
-from subcompress.layout import Layout, TensorSpec
 from subcompress.operators import EXACT, HadamardBlocks
-from subcompress.record import Coded, Group, Record, Same, bfloat16
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.expand import expand, expand_checked
+from subcompress.tensors.layout import Layout, TensorSpec
 
 BASES = golden_bases()
 FILES = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))}
@@ -201,9 +201,7 @@ def test_any_flipped_bit(name):
         refused(bytes(broken))
 
 
-@settings(max_examples=1500, deadline=None)
-@given(st.sampled_from(sorted(FILES)), st.data())
-def test_mutated_files_are_refused(name, draw):
+def check_mutated(name, draw):
     """Damage: bytes replaced, inserted, removed or doubled, anywhere."""
     data = bytearray(FILES[name])
     for _ in range(draw.draw(st.integers(1, 4))):
@@ -214,9 +212,7 @@ def test_mutated_files_are_refused(name, draw):
         refused(bytes(data))
 
 
-@settings(max_examples=2500, deadline=None)
-@given(st.sampled_from(sorted(FILES)), st.data())
-def test_forged_payloads_are_refused_by_both_decoders_or_by_neither(name, draw):
+def check_forged(name, draw):
     """Forgery: the checksum is right. Nothing but SubcompressError may come out, whatever the bytes ask for."""
     body = bytearray(body_of(FILES[name]))
     for _ in range(draw.draw(st.integers(1, 3))):
@@ -242,6 +238,17 @@ def test_forged_payloads_are_refused_by_both_decoders_or_by_neither(name, draw):
         assert accepted
     except oracle.Refused:
         assert not accepted
+
+
+def fuzzed(check, examples):
+    """A check as a test of so many examples."""
+    return settings(max_examples=examples, deadline=None)(given(st.sampled_from(sorted(FILES)), st.data())(check))
+
+
+test_mutated_files_are_refused = fuzzed(check_mutated, 400)
+test_forged_payloads_are_refused_by_both_decoders_or_by_neither = fuzzed(check_forged, 500)
+test_many_mutated_files_are_refused = pytest.mark.slow(fuzzed(check_mutated, 10_000))
+test_many_forged_payloads_are_refused = pytest.mark.slow(fuzzed(check_forged, 10_000))
 
 
 @settings(max_examples=300, deadline=None)
@@ -473,7 +480,7 @@ def test_a_wrong_weights_digest_is_seen():
 
 
 def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
-    monkeypatch.setattr("subcompress.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
         expand(lenet_record())
 

@@ -10,8 +10,8 @@ from make_golden import tensor_digests
 from records import GOLDEN, TABLES, golden_bases, of_bytes
 
 from subcompress import format
-from subcompress.backends import available
 from subcompress.operators import EXACT
+from subcompress.rebuild.backends import available
 
 TRUTH = json.loads((GOLDEN / "golden.json").read_text("utf-8"))
 BASES = golden_bases()

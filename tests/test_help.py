@@ -16,19 +16,20 @@ from commands import cli
 from documents import ROOT, TOUR
 
 import subcompress
+from subcompress.api.dim import SHUFFLES
 from subcompress.data import AUGMENTS, DATA
-from subcompress.dense import FLOATS
 from subcompress.hub import GRAPHS
-from subcompress.measuring import SHUFFLES
+from subcompress.native.compiled import KINDS
 from subcompress.operators import EXACT, OPERATORS
-from subcompress.optimisers import OPTIMISERS
 from subcompress.peers import PEERS
-from subcompress.plan import AUTO
-from subcompress.roles import DEFAULT, ROLES
+from subcompress.rebuild.dense import FLOATS
 from subcompress.serving.triton import BACKENDS, MAX_BATCH
-from subcompress.starts import STRUCTURED
-from subcompress.tasks import LOSSES, METRICS
-from subcompress.training import PRECISIONS
+from subcompress.subspace.plan import AUTO
+from subcompress.subspace.roles import DEFAULT, ROLES
+from subcompress.subspace.starts import STRUCTURED
+from subcompress.training.loop import PRECISIONS
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.tasks import LOSSES, METRICS
 from subcompress_cli import COMMANDS, SECTIONS, choices, main
 from subcompress_cli.help import GROUPS, OTHER, Command
 from subcompress_models import MODELS
@@ -50,6 +51,7 @@ REGISTRIES = {
     "PEERS": PEERS,
     "GRAPHS": GRAPHS,
     "TRITON_BACKENDS": BACKENDS,
+    "VECTORS": KINDS,
 }
 
 

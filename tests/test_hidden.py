@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress.hidden import check_sharing
+from subcompress.subspace.hidden import check_sharing
 
 
 def splits():
@@ -140,7 +140,91 @@ def test_memory_that_is_shared_is_refused(factory, names, tmp_path):
     assert "overlap" in said
 
 
+class Slices(nn.Module):
+    """Two buffers, the one a part of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = nn.Linear(16, 4)
+        self.register_buffer("whole", torch.zeros(16))
+        self.register_buffer("part", self.whole[:4])
+
+    def forward(self, x):
+        if self.training:
+            self.whole.add_(x.detach().mean(0))
+        return self.n(x - self.whole) + self.part
+
+
+class Aliased(nn.Module):
+    """A buffer that is a trained weight: training gives the weight another place."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = nn.Linear(16, 4)
+        self.register_buffer("copy", self.n.weight.data)
+
+    def forward(self, x):
+        return self.n(x) + x @ self.copy.T
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (Slices, "(whole and part|part and whole)"),
+        (Aliased, "n.weight and copy"),
+        (lambda: Transposed().requires_grad_(False), "a.weight and b.weight"),
+    ],
+)
+def test_shared_memory_of_what_is_not_trained_is_refused_too(make, names):
+    torch.manual_seed(0)
+    with pytest.raises(SubcompressError, match=names):
+        check_sharing(make())
+
+
+@pytest.mark.parametrize("options", [{}, {"base": Transposed().state_dict()}])
+def test_every_way_to_a_subspace_looks_at_the_memory(options):
+    """Also on a base, whose values go into a copy that shares nothing any more."""
+    with pytest.raises(SubcompressError, match=r"a\.weight and b\.weight overlap"):
+        subcompress.Subspace.of(Transposed, 8, **options)
+
+
+def test_a_module_that_does_not_hold_what_was_loaded_is_refused(tmp_path):
+    class Apart(Transposed):
+        def __init__(self):
+            super().__init__()
+            self.b.weight = nn.Parameter(self.b.weight.detach().clone())
+
+    class Changing(Apart):
+        def __init__(self):
+            super().__init__()
+            self.register_load_state_dict_post_hook(self.after)
+
+        def after(self, *_):
+            self.c.bias.data.add_(1)
+
+    space = subcompress.Subspace.of(Apart, 8)
+    with torch.no_grad():
+        space.z.fill_(1)
+    space.round(4)
+    subcompress.pack(space, tmp_path / "net.safetensors")
+    for make, words in ((Transposed, "a.weight and b.weight overlap"), (Changing, "in c.bias .it ties")):
+        module = make()
+        before = {n: t.clone() for n, t in module.state_dict().items()}
+        with pytest.raises(SubcompressError, match=words):
+            subcompress.load(tmp_path / "net.safetensors", module)
+        if make is Transposed:
+            assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
+
+
 def test_ties_and_neighbors_in_memory_are_fine():
+    columns, matrix = nn.Module(), torch.randn(10, 6)
+    columns.p, columns.q = nn.Parameter(matrix[:, :2]), nn.Parameter(matrix[:, 2:])
+    check_sharing(columns)
+    once = nn.Module()
+    once.register_buffer("table", torch.randn(8))
+    once.register_buffer("same", once.table)
+    once.register_buffer("part", once.table[:4], persistent=False)
+    check_sharing(once)
     tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     tied[1].weight = tied[0].weight
     flat = torch.randn(100)

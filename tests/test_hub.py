@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ import yaml
 from commands import cli
 from documents import TOUR, UNTRACED, blocks, changed, python
 from hub_client import Client
-from stand_in_hub import StandInHub
+from stand_in_hub import Blob, StandInHub
 
 import subcompress
 from subcompress import SubcompressError
@@ -203,7 +204,7 @@ def test_the_card_of_a_run(hub, client, name, small_file, small_run, tmp_path, m
     options = ["--run", small_run, "--dataset", "me/digits", "--model", "lenet"]
     assert client("push", small_file, name, *options).exit_code == 0
     held = hub.held(name)
-    text, fit = held["README.md"].decode(), subcompress.run.fit_of(small_run)
+    text, fit = held["README.md"].decode(), subcompress.training.run.fit_of(small_run)
     from huggingface_hub import ModelCard, parse_eval_result_entries
 
     data = ModelCard(text).data
@@ -426,6 +427,82 @@ def test_cards_that_others_wrote(hub, client, name):
     assert "pipeline_tag: image-to-text" in hub.held(name)["README.md"].decode()
 
 
+def test_what_others_say_in_the_front_matter_stays(hub, client, name):
+    """Beside ours, push after push; ours of the file before goes."""
+    pushed = ("--dataset", "me/digits")
+    push(client, FIRST, name, *pushed)
+    text = hub.held(name)["README.md"].decode()
+    matter = yaml.safe_load(text.split("---\n")[1])
+    theirs = {
+        "task": {"type": "other"},
+        "dataset": {"name": "d", "type": "d"},
+        "metrics": [{"type": "f1", "value": 0.5}],
+    }
+    matter["datasets"] = [*matter.get("datasets", []), "them/data"]
+    matter["base_model"], matter["metrics"] = "them/net", ["f1"]
+    matter["model-index"] = [*matter.get("model-index", []), {"name": "theirs", "results": [theirs]}]
+    hub.put(name, "edit", README__md=f"---\n{yaml.safe_dump(matter)}---\n{text.split('---', 2)[2]}".encode())
+    for path in (SECOND, SECOND, FIRST):
+        push(client, path, name)
+        now = yaml.safe_load(hub.held(name)["README.md"].decode().split("---\n")[1])
+        assert now["base_model"] == "them/net" and "them/data" in now["datasets"] and "f1" in now["metrics"]
+        assert {"name": "theirs", "results": [theirs]} in now["model-index"] and len(now["model-index"]) <= 2
+        assert now["library_name"] == "subcompress"
+    assert push(client, FIRST, name)["changed"] is False
+    config = json.loads(hub.held(name)["config.json"])
+    del config["subcompress"]["front_matter"]  # as pushes left it before they noted what they wrote
+    hub.put(name, "edit", config__json=json.dumps(config).encode())
+    done = client("push", FIRST, name, "--onnx", "none")
+    assert f"base_model in the card of {name} was them/net: it is written anew" in done.stderr
+
+
+def test_weights_of_others_are_not_shadowed(hub, client, name):
+    for i, other in enumerate(
+        ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    ):
+        hub.make(f"{name}{i}")
+        hub.repos[f"{name}{i}"].commit("main", "theirs", {other: Blob("0" * 40, 2, b"{}", False)})
+        line = client("push", FIRST, f"{name}{i}", "--onnx", "none").error
+        assert f"holds weights in {other}" in line and "--force" in line
+    push(client, FIRST, f"{name}0", "--force")
+    assert push(client, SECOND, f"{name}0")["changed"]  # it is ours by now
+
+
+@pytest.mark.parametrize("held", ["---\n---\nTheirs\n", "---\r\n---\r\nTheirs\n", "\ufeff---\na: 1\n---\nTheirs\n"])
+def test_a_front_matter_without_keys_or_behind_a_mark(held):
+    page = card.Page("me/net", subcompress.info(FIRST), {"model.safetensors": ("00", 474)}, card.About(), None)
+    text = card.write(page, held)
+    assert text.count("---\n") == 2 and text.endswith("\n\nTheirs\n")
+
+
+def test_arguments_that_settings_cannot_hold():
+    class Net(
+        torch.nn.Module, subcompress.HubMixin, coders={torch.dtype: (str, lambda text: getattr(torch, text[6:]))}
+    ):
+        def __init__(self, width: int = 3, act: object = torch.nn.ReLU, *rest: object, kind: object = None) -> None:
+            super().__init__()
+
+    @dataclasses.dataclass
+    class Settings:
+        width: int = 3
+
+    class Configured(torch.nn.Module, subcompress.HubMixin):
+        def __init__(self, config: Settings, width: int = 4) -> None:
+            super().__init__()
+
+    for net in (Net(), Net(4), Net(4, torch.nn.ReLU), Net(act=None), Net(kind=torch.float16), Configured(Settings())):
+        assert net._config() is not None
+    assert Net(kind=torch.float16)._config()["kind"] == "torch.float16"
+    given = {"act": torch.nn.ReLU(), "width": torch.ones(2), "kind": [torch.nn.Identity()]}
+    for name, value in given.items():
+        with pytest.raises(SubcompressError, match=f"config.json holds what Net was given, and cannot hold {name}: "):
+            Net(**{name: value})._config()
+    with pytest.raises(SubcompressError, match="cannot hold rest"):
+        Net(3, None, 5)._config()
+    with pytest.raises(SubcompressError, match="cannot hold width"):
+        Configured(Settings(), 7)._config()
+
+
 def test_results_stay_with_the_weights(hub, client, name, small_file, small_run):
     push(client, small_file, name, "--run", small_run, "--dataset", "me/digits")
     before = hub.held(name)
@@ -465,7 +542,7 @@ def test_the_code_on_the_card_of_a_network_of_texts_runs(tmp_path, monkeypatch):
             weights = attention_mask.unsqueeze(-1).float()
             return self.head((self.table(input_ids) * weights).sum(1) / weights.sum(1))
 
-    varying = [subcompress.facts.Input(n, "I64", (0,)) for n in ("input_ids", "attention_mask")]
+    varying = [subcompress.format.facts.Input(n, "I64", (0,)) for n in ("input_ids", "attention_mask")]
     module = Pool()
     sub = subcompress.Subspace.of(module, 20)
     sub.round(4)
@@ -806,6 +883,7 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
     assert hub.messages(name) == ["Push 474 bytes with subcompress", "initial commit"]
 
 
+@pytest.mark.slow
 def test_repositories_are_served(hub, client, name, bases, tmp_path):
     """One that stands by itself, and one on a base of the Hub, which is fetched too."""
     alone, based, base = f"{name}-alone", f"{name}-based", f"{name}-base"

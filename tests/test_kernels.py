@@ -17,14 +17,22 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import subcompress
-from subcompress import SubcompressError, codec, format, kernels, threads, traced
-from subcompress.backends import BACKENDS, available
-from subcompress.expand import expand
-from subcompress.kernels import Segment, compiled
-from subcompress.operators import EXACT, HadamardBlocks, OneHot
-from subcompress.threads import each
+from subcompress import SubcompressError, format
+from subcompress.format import codec
+from subcompress.native import compiled
+from subcompress.operators import EXACT, HadamardBlocks, OneHot, kernels
+from subcompress.operators.forms import NO_COORDINATES, seeded_integers
+from subcompress.operators.kernels import SeededRows, Segment
+from subcompress.rebuild.backends import BACKENDS, available, backend_of
+from subcompress.rebuild.expand import expand
+from subcompress.subspace import traced
+from subcompress.support import threads
+from subcompress.support.threads import each
+from subcompress.tensors.layout import DTYPES as DTYPES_OF
+from subcompress.tensors.rounding import rounded
 
-OTHERS = [name for name in available() if name != "numpy"]
+VECTORS = compiled.paths()
+OTHERS = [name for name in available() if name not in ("numpy", "native")] + [f"native/{kind}" for kind in VECTORS]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 # D, d, log2 m, K, A: windows, cut and single blocks, blocks of 1 to 2^16 rows, more rows than weights, whole tiles.
@@ -63,10 +71,13 @@ def coordinates(d: int, top: int = 7) -> torch.Tensor:
 
 def filled(name: str, op: HadamardBlocks, c: torch.Tensor, cuts: list[tuple[int, int]], dtype, scale, start):
     """The weights of rows lo .. hi for each of the cuts, in one call; what lies around them stays as it was."""
+    name, _, kind = name.partition("/")
     backend = BACKENDS[name]
     wide = [torch.full((hi - lo + 6,), 7.0, dtype=dtype, device=backend.device) for lo, hi in cuts]
     segments = [Segment(lo, out[3:-3], scale, start) for (lo, _), out in zip(cuts, wide, strict=True)]
-    backend.fill(op, c.to(backend.device), segments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(compiled.VECTORS, kind)
+        backend.fill(op, c.to(backend.device), segments)
     assert all((out[:3] == 7).all() and (out[-3:] == 7).all() for out in wide)
     return [out[3:-3].cpu().view(torch.uint8) for out in wide]
 
@@ -136,21 +147,87 @@ def test_threads_and_pieces_change_nothing(name, number):
         torch.set_num_threads(before)
 
 
-@needs_native
-def test_what_is_written_past_the_caches_is_the_same(monkeypatch):
+@pytest.mark.parametrize("kind", VECTORS)
+def test_what_is_written_past_the_caches_is_the_same(monkeypatch, kind):
     op, c = HadamardBlocks.sized(100_003, 300, 1), coordinates(300)
     truth = filled("numpy", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0)
-    monkeypatch.setattr("subcompress.kernels.native.CACHED", 0)
-    assert same(filled("native", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0), truth)
+    monkeypatch.setattr("subcompress.operators.kernels.native.CACHED", 0)
+    assert same(filled(f"native/{kind}", op, c, [(0, 5), (5, 100_003)], torch.float32, 0.5, 2.0), truth)
+
+
+def seeded_sums(op, c, cuts, dtype):
+    """(center + scale * seeded integer) + scale * row for rows of each of the cuts, summed in float32 by NumPy."""
+    integers = seeded_integers(3, op.D + 50)
+    found = []
+    for at, (lo, hi) in enumerate(cuts):
+        start = np.float32(0.25) + np.float32(2**-9) * integers.rows(NO_COORDINATES, lo + at, hi + at).astype(
+            np.float32
+        )
+        found.append(rounded(start + np.float32(2**-7) * op.rows(c, lo, hi).astype(np.float32), DTYPES_OF[dtype]))
+    return found
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+@pytest.mark.parametrize(
+    "sizes", [(37, 30, 4, 0, 0), (9_999, 100, 8, 16, 1), (5_003, 700, 7, 16, 1), (50_000, 900, 14, 2, 1)]
+)
+def test_seeded_starts_are_added_where_rows_are_written(monkeypatch, sizes, kind):
+    monkeypatch.setenv(compiled.VECTORS, kind)
+    op, integers = HadamardBlocks(sizes[0], sizes[1], 5, *sizes[2:]), seeded_integers(3, sizes[0] + 50)
+    c, cuts = coordinates(op.d).numpy(), [(0, 1), (1, op.D // 2), (op.D // 2 + 3, op.D)]
+    for dtype in ("F32", "F16", "BF16"):
+        outs = [np.zeros(hi - lo, DTYPES_OF[dtype]) for lo, hi in cuts]
+        starts = [SeededRows(integers, lo + at, 2.0**-9, 0.25) for at, (lo, _) in enumerate(cuts)]
+        segments = [Segment(lo, out, 2.0**-7, s) for (lo, _), out, s in zip(cuts, outs, starts, strict=True)]
+        BACKENDS["native"].fill(op, c, segments)
+        truth = seeded_sums(op, c, cuts, dtype)
+        assert all(np.array_equal(a, b) for a, b in zip(outs, truth, strict=True)), dtype
+
+
+@pytest.mark.parametrize("name", [f"native/{kind}" for kind in VECTORS])
+def test_seeded_starts_alone(name):
+    op = seeded_integers(2**63 + 11, 5_003)
+    cuts = [(0, 1), (1, 65), (100, 3_000), (3_001, 5_003)]
+    for dtype in DTYPES:
+        truth = filled("numpy", op, torch.zeros(0, dtype=torch.int32), cuts, dtype, 0.0078125, 0.5)
+        assert same(filled(name, op, torch.zeros(0, dtype=torch.int32), cuts, dtype, 0.0078125, 0.5), truth)
+
+
+@pytest.mark.parametrize("name", [f"native/{kind}" for kind in VECTORS])
+def test_sums_at_the_edge_of_16_bits(name):
+    """All coordinates meet in the first row of a block: just below 2^15 in integers, and beyond in floats."""
+    for top in (2**15 - 1, 2**15, 2**16 - 1):
+        op = HadamardBlocks(4_096, 8, 1, 9, 1, 7)
+        c = torch.tensor([top - 7 - 7 * 100, *[100] * 7], dtype=torch.int32)
+        truth = filled("numpy", op, c, [(0, op.D)], torch.float32, 1.0, 0.0)
+        assert same(filled(name, op, c, [(0, op.D)], torch.float32, 1.0, 0.0), truth)
+
+
+def test_vectors_are_chosen_by_the_environment(monkeypatch):
+    monkeypatch.setenv(compiled.VECTORS, "sse9")
+    with pytest.raises(
+        SubcompressError, match=r"^SUBCOMPRESS_VECTORS is one of plain, avx2, avx512, numpy, or unset; .*'sse9'"
+    ):
+        available()
+    monkeypatch.setenv(compiled.VECTORS, "numpy")
+    assert "native" not in available()
+    assert backend_of("cpu") is BACKENDS["numpy"]
+    monkeypatch.setattr(compiled, "paths", lambda: ("plain",))
+    monkeypatch.setenv(compiled.VECTORS, "avx512")
+    with pytest.raises(SubcompressError, match=r"^SUBCOMPRESS_VECTORS=avx512: vectors here are plain; ask for one"):
+        compiled.path()
+    monkeypatch.delenv(compiled.VECTORS)
+    assert compiled.path() == "plain"
 
 
 # --- training ---
 
 
-@needs_native
+@pytest.mark.parametrize("vectors", VECTORS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", OPERATORS, ids=str)
-def test_products_of_training(sizes, kind):
+def test_products_of_training(sizes, kind, vectors, monkeypatch):
+    monkeypatch.setenv(compiled.VECTORS, vectors)
     D, d, log2_m, K, A = sizes
     op = kind(D, d, 3, log2_m, K, A)
     g = torch.Generator().manual_seed(1)
@@ -321,12 +398,12 @@ def test_a_file_is_read_and_rebuilt_without_the_compiled_part(small_file):
 def test_a_library_that_does_not_load_is_left_alone(monkeypatch, tmp_path):
     broken = tmp_path / "_native.so"
     broken.write_bytes(b"not a library")
-    compiled.library.cache_clear()
+    compiled._loaded.cache_clear()
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(broken)}))
     try:
         assert compiled.library() is None
     finally:
-        compiled.library.cache_clear()
+        compiled._loaded.cache_clear()
 
 
 # --- threads ---
@@ -352,7 +429,8 @@ def test_each_does_not_wait_for_another_callers_work():
 def test_work_while_the_interpreter_ends(tmp_path):
     code = """
 import atexit, torch
-from subcompress.threads import each
+from subcompress.support.threads import each
+from subcompress.tensors.rounding import rounded
 torch.set_num_threads(2)
 seen = []
 each(seen.append, range(2))

@@ -30,8 +30,8 @@ from subcompress import Data, Split, SubcompressError
 from subcompress.data.reading import OnDemand, of_loader
 from subcompress.data.splits import batches, size
 from subcompress.data.texts import Ragged
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import Task, evaluate
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import Task, evaluate
 from subcompress_cli.loading import data_of
 
 OPTIONS = {"d": 8, "epochs": 3, "batch_size": 8, "threads": 1}
@@ -176,6 +176,7 @@ def test_a_process_that_cannot_be_prepared_is_one_line():
     assert no_children() is True
 
 
+@pytest.mark.slow
 def test_random_changes_do_not_depend_on_what_a_process_does_first(tmp_path):
     alone = packed(three(Noisy), tmp_path)
     seeded = [DataLoader(Noisy(), worker_init_fn=lambda number: np.random.seed(number)) for _ in range(3)]
@@ -265,7 +266,7 @@ class Stopping(subcompress.Listener):
 
 @pytest.mark.slow
 def test_a_fit_that_was_stopped_goes_on_to_the_same_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", 0.0)
     whole = packed(three(Noisy), tmp_path, workers=2)
     (tmp_path / "again").mkdir()
     with pytest.raises(StopError):
@@ -405,7 +406,7 @@ class NodeNet(GraphNet):
         return self.layer(batch.features)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_graphs_are_fitted_as_one_object(tmp_path, workers):
     data = three(GraphData, workers=workers)
     assert not data.facts.input_shape
@@ -586,3 +587,70 @@ def test_one_column_and_none_mean_the_same(loss):
         assert evaluate(flat, Split(x, y[:, None]), task) == wanted
         with pytest.raises(SubcompressError, match=r"one shape; given \(48, 3\) and \(48,\)"):
             evaluate(net(), Split(x, y), task)
+
+
+# --- data sets that only go through their examples ---
+
+
+class Passing(IterableDataset):
+    """Examples of a list, and a length of its own."""
+
+    def __init__(self, items, length=None):
+        self.items, self.length, self.passes = items, len(items) if length is None else length, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.items)
+
+
+def test_an_iterable_data_set_with_a_length_is_read_once():
+    items = [(torch.full((4,), float(i)), i % 3) for i in range(40)]
+    streams = [Passing(items) for _ in range(3)]
+    data = Data(*streams)
+    assert [s.passes for s in streams] == [1, 1, 1]
+    assert torch.equal(data.train.x, torch.stack([x for x, _ in items]))
+    assert data.train.y.tolist() == [y for _, y in items]
+    assert Data(*[DataLoader(Passing(items), 4)] * 3).digest() == data.digest()
+    own = Data(*[DataLoader(Passing(items), 4, collate_fn=halves)] * 3)
+    assert next(batches(own.train, 2))[0].tolist() == [[0.0] * 4, [0.5] * 4]
+    words = Data(*[Passing([({"input_ids": [1] * (i + 1)}, i % 2) for i in range(5)])] * 3)
+    assert words.train.lengths.tolist() == [1, 2, 3, 4, 5]
+
+
+def halves(items):
+    return torch.stack([x for x, _ in items]) / 2, torch.tensor([y for _, y in items])
+
+
+def test_an_iterable_data_set_that_is_none_is_named(monkeypatch):
+    items = [(torch.zeros(4), 0)] * 5
+
+    def broken():
+        yield items[0]
+        raise OSError("disk is gone")
+
+    for make, words in (
+        (lambda: Passing(items, 7), "the train split says 7 and yields 5"),
+        (lambda: Passing(items, 3), "the train split says 3 and yields more"),
+        (lambda: Passing(broken(), 3), "the train split cannot be read: OSError: disk is gone"),
+        (lambda: Passing([], 0), "the train split is empty"),
+        (Endless, "an IterableDataset with a length; the train split is Endless, perhaps without an end"),
+    ):
+        with pytest.raises(SubcompressError, match=words):
+            three(make)
+    monkeypatch.setattr("subcompress.data.reading.MOST_BYTES", 40)
+    with pytest.raises(SubcompressError, match=r"read into memory, up to .*the train split is more"):
+        three(lambda: Passing(items))
+
+
+def test_python_numbers_are_targets():
+    """Collated, they are float64, which no loss of float32 outputs takes."""
+    items = [(torch.full((4,), float(i)), i / 2) for i in range(8)]
+    split = Data(*[Passing(items)] * 3).train
+    assert split.y.dtype == torch.float64
+    batch = next(batches(split, 8))
+    Task.of("mse").loss_of(nn.Linear(4, 1), batch).backward()
+    rows = torch.eye(3, dtype=torch.float64)[torch.arange(8) % 3]
+    Task.of().loss_of(net(), (batch[0], rows)).backward()

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 import subcompress
-from subcompress import Data, Split, SubcompressError, constant, metrics
+from subcompress import Data, Split, SubcompressError
 from subcompress.data.ragged import Ragged
 from subcompress.data.reading import OnDemand
-from subcompress.goal import Goal
-from subcompress.preflight import check_first_batch
-from subcompress.tasks import LOSSES, Task, evaluate
+from subcompress.training import constant, metrics
+from subcompress.training.goal import Goal
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import LOSSES, Task, evaluate
 from subcompress_cli.loading import function_of
 
 N = 2_500  # more than one batch of an evaluation
@@ -568,7 +569,7 @@ def test_a_constant_that_cannot_be_known(regression, classes):
 
     cases = [
         (Task.of("mse"), regression, torch.zeros(5, 2)),  # other shapes
-        (Task.of("mse"), regression, {"a": torch.zeros(5, 1)}),
+        (Task.of("mse"), regression, {"a": torch.zeros(5, 1), "b": torch.zeros(5, 1)}),
         (Task.of(), classes, torch.zeros(5, 2)),  # fewer outputs than classes
         (Task.of(), Large(), None),
         (Task.of(lambda module, batch: module.encoder(batch[0])), regression, torch.zeros(5, 1)),

@@ -13,11 +13,11 @@ from torch.utils.data import TensorDataset
 
 import subcompress
 from subcompress import SubcompressError, Subspace, measure_moves
-from subcompress.expand import expand
-from subcompress.moves import Moves
-from subcompress.preparing import prepared
-from subcompress.run import load
-from subcompress.training import Listener
+from subcompress.rebuild.expand import expand
+from subcompress.subspace.moves import Moves
+from subcompress.subspace.preparing import prepared
+from subcompress.training.loop import Listener
+from subcompress.training.run import load
 
 
 def cross_entropy(module, batch):

@@ -16,10 +16,10 @@ import subcompress
 from subcompress import format
 from subcompress.data.held import leaves
 from subcompress.data.splits import batches, call
-from subcompress.expand import expand
-from subcompress.layout import raw_bytes
-from subcompress.record import Coded
-from subcompress.tasks import Task, evaluate
+from subcompress.format.record import Coded
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import raw_bytes
+from subcompress.training.tasks import Task, evaluate
 
 
 @pytest.fixture(params=networks.CASES)
@@ -54,6 +54,13 @@ def test_it_learns(fitted, name):
     assert task.better(found.validation, untrained), (found.validation, untrained)
 
 
+HEAVY = ("gru", "transformer", "complex")
+"""Whose graphs take seconds: the graph that computes their weights itself is checked for all of them."""
+
+MARKED = [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in networks.CASES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_onnx_computes_the_same(fitted, name, tmp_path):
     _, file, _ = fitted(name)
     case = networks.CASES[name]

@@ -14,13 +14,14 @@ from test_resume import Stopping, result
 from torch import Tensor, nn
 
 import subcompress
-from subcompress import Listener, SubcompressError, format, run
+from subcompress import Listener, SubcompressError, format
+from subcompress.api.variants import Variants
 from subcompress.base import Base, open_base, stand_on
-from subcompress.layout import raw_bytes
-from subcompress.roles import acted_on, looks_trained, roles_of
-from subcompress.tasks import Task
-from subcompress.training import Direct, Recipe, train
-from subcompress.variants import Variants
+from subcompress.subspace.roles import acted_on, looks_trained, roles_of
+from subcompress.tensors.layout import raw_bytes
+from subcompress.training import run
+from subcompress.training.loop import Direct, Recipe, train
+from subcompress.training.tasks import Task
 
 FIT = {"d": 40, "epochs": 2, "batch_size": 64, "threads": 1}
 
@@ -172,7 +173,7 @@ def test_a_subspace_on_a_base_starts_there_and_packs(trained, tmp_path):
 
 
 def test_an_interrupted_fit_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
     args = (net(seed=9), networks.blobs())
     subcompress.fit(*args, tmp_path / "whole", base=trained, **FIT)
     with pytest.raises(KeyboardInterrupt):
@@ -449,10 +450,10 @@ def test_a_switch_that_fails_half_way_is_made_good(trained, files, monkeypatch):
         expand_acting(record, state)
         raise KeyboardInterrupt
 
-    from subcompress.expand import expand_acting
+    from subcompress.rebuild.expand import expand_acting
 
     with monkeypatch.context() as m:
-        m.setattr("subcompress.variants.expand_acting", dies)
+        m.setattr("subcompress.api.variants.expand_acting", dies)
         with pytest.raises(KeyboardInterrupt):
             variants.use("all")
     assert variants.name is None
@@ -551,7 +552,7 @@ def test_a_base_in_a_folder_is_never_written_over(small, trained, tmp_path):
     linked.symlink_to(folder / "model.safetensors")
     before = (folder / "model.safetensors").read_bytes()
     for output in (folder / "model.safetensors", linked):
-        assert "is its base" in refusal(subcompress.unpack, small, output, base=folder)
+        assert "is its base (model.safetensors)" in refusal(subcompress.unpack, small, output, base=folder)
     assert (folder / "model.safetensors").read_bytes() == before
 
 

@@ -16,12 +16,12 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.expand import expand
-from subcompress.facts import Facts, Input
-from subcompress.graph.checking import compare
-from subcompress.graph.sequences import padded
-from subcompress.graph.tracing import example_inputs, graph_of, lengths_of
-from subcompress.tasks import accuracy_of
+from subcompress.format.facts import Facts, Input
+from subcompress.onnx.checking import compare
+from subcompress.onnx.sequences import padded
+from subcompress.onnx.tracing import example_inputs, graph_of, lengths_of
+from subcompress.rebuild.expand import expand
+from subcompress.training.tasks import accuracy_of
 from subcompress_models import MODELS
 
 

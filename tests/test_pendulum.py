@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from subcompress import format
-from subcompress.expand import expand, expand_checked
+from subcompress.rebuild.expand import expand, expand_checked
 
 PATH = Path(__file__).parent.parent / "examples" / "inverted_pendulum.py"
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subcompress import philox
+from subcompress.operators import philox
 
 # github.com/DEShawResearch/random123, tests/kat_vectors, lines "philox4x32 10": counter, key, result.
 VECTORS = [

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import networks
 import pytest
 
 import subcompress
-from subcompress import Listener, SubcompressError, run
+from subcompress import Listener, SubcompressError
+from subcompress.training import run
 
 FIT = {"d": 60, "epochs": 6, "batch_size": 32, "threads": 1}
 SEARCH = {"min_accuracy": 0.4, "epochs": 4, "batch_size": 32, "threads": 1, "seeds": 2, "max_fits": 8}
@@ -36,7 +38,7 @@ class Stopping(Listener):
 
 @pytest.fixture(autouse=True)
 def always_save(monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
 
 
 def fit(folder: Path, options: dict, listener: Listener | None = None, case: str = "batch norm"):
@@ -55,7 +57,10 @@ def result(folder: Path) -> tuple[bytes, dict]:
     return (folder / run.RECORD).read_bytes(), {k: v for k, v in summary.items() if k not in ("seconds", "run")}
 
 
-@pytest.mark.parametrize("case", ["batch norm", "dict", "mlp"])
+SLOW_CASES = [pytest.param(name, marks=pytest.mark.slow) for name in ("dict", "mlp")]
+
+
+@pytest.mark.parametrize("case", ["batch norm", *SLOW_CASES])
 def test_a_fit_stopped_after_each_epoch(tmp_path, case):
     """Running statistics, dropout and noise of the data set go on as they would have."""
     fit(tmp_path / "whole", FIT, case=case)
@@ -121,8 +126,63 @@ def test_another_command_is_told_and_may_discard(tmp_path):
         fit(tmp_path / "run", FIT, Stopping(2))
     with pytest.raises(SubcompressError, match=r"an unfinished run of another command \(its bits was 8, now 5\)"):
         fit(tmp_path / "run", {**FIT, "bits": 5})
+    words = r"\(its bits was 8, now 5; its epochs was 6, now 7; its d was 60, now 61\).*limits may change"
+    with pytest.raises(SubcompressError, match=words):
+        fit(tmp_path / "run", {**FIT, "bits": 5, "epochs": 7, "d": 61})
     assert fit(tmp_path / "run", {**FIT, "bits": 5, "restart": True}).bits == 5
     assert fit(tmp_path / "run", {**FIT, "bits": 3}).bits == 3  # a finished one is replaced
+
+
+def journal_of(folder: Path) -> dict:
+    """Each training in the folder, with the seconds it took, which tell whether it was trained again."""
+    return json.loads((folder / run.JOURNAL).read_text())
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_limits_change_and_the_search_goes_on(tmp_path, within):
+    """Of a search that missed its target, and of one that ended well: what was trained stays, and counts."""
+    goal = {"within": 800} if within else {"min_accuracy": 0.999}
+    options = {"epochs": 1, "batch_size": 32, "threads": 1, "bits": 4} | goal
+
+    def searched(seeds: int, max_fits: float) -> subcompress.Fit | str:
+        try:
+            return fit(tmp_path / "run", options | {"seeds": seeds, "max_fits": max_fits})
+        except SubcompressError as e:
+            assert "not reached" in str(e)
+            return str(e)
+
+    searched(1, 2)
+    first = journal_of(tmp_path / "run")
+    found = searched(2, 5)
+    second = journal_of(tmp_path / "run")
+    assert second.items() >= first.items()
+    assert len(second) > len(first)
+    trained = sum("value" in entry for entry in second.values())
+    if isinstance(found, subcompress.Fit):
+        assert len(found.probes) == trained
+    searched(1, 4)  # lower again: nothing is trained, nothing is lost
+    assert journal_of(tmp_path / "run") == second
+    held = json.loads((tmp_path / "run" / run.COMMAND).read_text())
+    assert held["limits"]["seeds"] == 1
+    assert [e["seeds"] for e in held["earlier"]] == [1, 2]
+    with pytest.raises(SubcompressError, match="its epochs was 1, now 2") if not within else nullcontext():
+        fit(tmp_path / "run", options | {"epochs": 2, "seeds": 1, "max_fits": 4})
+
+
+@pytest.mark.slow
+def test_a_search_that_went_on_under_other_limits_goes_on_again(tmp_path):
+    """Stopped after its limits changed, it comes to what it would have come to."""
+    more = SEARCH | {"max_fits": 12, "seeds": 3}
+    ends = []
+    for name, after in (("whole", None), ("stopped", 3)):
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / name, SEARCH, Stopping(10))
+        if after is not None:
+            with pytest.raises(KeyboardInterrupt):
+                fit(tmp_path / name, more, Stopping(after))
+        fit(tmp_path / name, more)
+        ends.append(result(tmp_path / name))
+    assert ends[0] == ends[1]
 
 
 def test_the_second_process_is_told(tmp_path):
@@ -149,7 +209,7 @@ COMMAND = """fit --model {here}/networks.py:batch_norm --data {here}/networks.py
 
 def start(folder: Path) -> subprocess.Popen:
     command = COMMAND.format(here=Path(__file__).parent, folder=folder).split()
-    code = "import subcompress.training as t; t.SAVE_EVERY = -1.0; import subcompress_cli; subcompress_cli.main()"
+    code = "import subcompress.training.loop as t; t.SAVE_EVERY = -1.0; import subcompress_cli; subcompress_cli.main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -176,13 +236,6 @@ def killed_and_finished(folder: Path, moments: list[float]) -> int:
     return hits
 
 
-def test_killed_at_a_random_moment(tmp_path):
-    start(tmp_path / "whole").wait()
-    moments = [random.Random(os.getpid()).uniform(0.2, 3.0)]
-    killed_and_finished(tmp_path / "killed", moments)
-    assert result(tmp_path / "killed") == result(tmp_path / "whole")
-
-
 @pytest.mark.slow
 def test_killed_at_20_random_moments(tmp_path):
     start(tmp_path / "whole").wait()
@@ -193,7 +246,9 @@ def test_killed_at_20_random_moments(tmp_path):
     assert hits >= 10
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_an_interruption_is_one_line(tmp_path, number, status):
     here = Path(__file__).parent
     command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "

@@ -17,20 +17,32 @@ from hypothesis import strategies as st
 from records import TABLES, of_bytes, plain_base, with_digest
 
 from subcompress import SubcompressError, format
-from subcompress.arrays import rebuild
-from subcompress.backends import available
 from subcompress.base import Base, BaseReference, OnBase
-from subcompress.digest import CHUNK
-from subcompress.expand import expand, expand_checked
-from subcompress.filling import Filling
 from subcompress.format import container, rules
+from subcompress.format.record import (
+    Coded,
+    Entry,
+    Fixed,
+    Group,
+    Kept,
+    Mixed,
+    Record,
+    Same,
+    Stored,
+    bfloat16,
+    group_sizes,
+)
 from subcompress.format.wire import Writer
-from subcompress.forms import FANS, Chosen, Form, Ramp, Seeded, Table
-from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
-from subcompress.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
-from subcompress.rounding import finite, rounded
-from subcompress.streaming import stream
+from subcompress.operators.forms import FANS, Chosen, Form, Ramp, Seeded, Table
+from subcompress.rebuild.arrays import rebuild
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.expand import expand, expand_checked
+from subcompress.rebuild.filling import Filling
+from subcompress.rebuild.streaming import stream
+from subcompress.tensors.digest import CHUNK
+from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
+from subcompress.tensors.rounding import finite, rounded
 
 ODD = [0.0, -0.0, 1e-40, -1e-44, 2.0**-126, -(2.0**-126), 6e-8, -0.25, 65504.0, 1e30, -1e38]
 """Values of tables: zeros, subnormal ones, what cancels, and large ones."""
@@ -249,7 +261,7 @@ def test_parts_of_a_tensor_are_those_of_the_whole():
     rng = np.random.default_rng(4)
     layout = Layout((TensorSpec("a", "F16", (40, 3)), TensorSpec("b", "F64", (333,)), TensorSpec("c", "C64", (90,))))
     backend = available()[0]
-    from subcompress.backends import backend_of
+    from subcompress.rebuild.backends import backend_of
 
     chosen = backend_of(backend)
     for _ in range(20):

@@ -19,8 +19,8 @@ from test_unfolding import staged_record
 
 import subcompress
 from subcompress import format
-from subcompress.expand import expand
-from subcompress.graph.tracing import OLDEST_RUNTIME
+from subcompress.onnx.tracing import OLDEST_RUNTIME
+from subcompress.rebuild.expand import expand
 from subcompress_models import MODELS
 
 RELEASES = {"1.15.1": "numpy<2", "1.16.3": "numpy<2", "1.20.1": "numpy>=2"}

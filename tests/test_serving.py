@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -37,9 +38,9 @@ import subcompress
 from subcompress import SubcompressError
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.splits import batches
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Group, Kept, Record
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Group, Kept, Record
 from subcompress.serving import app, catalogue, connections, protocol, running
 from subcompress.serving import networks as serving_networks
 from subcompress.serving.app import Limits
@@ -151,9 +152,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a negative shape": (
         {"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]},
-        "send that, -1 being any size",
+        "how many there are in place of each -1",
     ),
-    "no batch": (asking(X[0]), "input input is FP32 [-1, 1, 28, 28]; given 'FP32' [1, 28, 28]: put a 1 in front"),
+    "no batch": (asking(X[0]), "input is FP32 [-1, 1, 28, 28]; given 'FP32' [1, 28, 28]: put a 1 in front"),
     "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
     "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
     "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
@@ -201,9 +202,10 @@ BINARY: dict[str, tuple[tuple[bytes, Any], str]] = {
     "another size": (binary(X, size=4), "takes 9408 bytes; binary_data_size says 4"),
     "a huge size": (binary(X, size=1 << 62), f"binary_data_size says {1 << 62}"),
     "a negative size": (binary(X, size=-1), "is a number of bytes; given -1"),
-    "NaN": (binary(np.full_like(X, np.nan)), "NaN is among them"),
     "a header beyond the body": (binary(X, header="999999"), "between 1 and the body's"),
-    "a header of nothing": (binary(X, header="0"), "between 1 and the body's"),
+    "raw, with JSON": (binary(X, header="0"), "holds one example of input FP32 [-1, 1, 28, 28]; given"),
+    "raw, two examples": ((X[:2].tobytes(), {"inference_header_content_length": "0"}), "one example"),
+    "raw, of nothing": ((b"", {"inference_header_content_length": "0"}), "given 0 bytes"),
     "a header of text": (binary(X, header="x"), "is a number of bytes; given 'x'"),
     "a header that is negative": (binary(X, header="-4"), "is a number of bytes; given '-4'"),
 }
@@ -278,8 +280,11 @@ def test_limits(folder: Path) -> None:
         chunks = b"".join(b"1000\r\n" + b" " * 4096 + b"\r\n" for _ in range(6)) + b"0\r\n\r\n"
         found = client("POST", "/v2/models/one/infer", chunks, transfer_encoding="chunked")
         assert found.status == 413
-        found = client("POST", "/v2/models/one/infer", b"x" * 40, content_encoding="gzip")
-        assert found.status == 415
+        found = client("POST", "/v2/models/one/infer", b"x" * 40, content_encoding="br")
+        assert found.status == 415 and found.headers["accept-encoding"] == "gzip, deflate"
+        bomb = gzip.compress(bytes(1 << 24))
+        found = client("POST", "/v2/models/one/infer", bomb, content_encoding="gzip")
+        assert len(bomb) < 20_000 and found.status == 413
         found = client("POST", "/v2/models/one/infer", content_length="30000")  # and nothing of it comes
         assert found.status == 413
         body, headers = binary(X)
@@ -371,7 +376,7 @@ def test_who_is_slow_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyP
             "",
             "GET /v2 HT",
             posting(b"x", length=100_000).decode(),
-            "GET /v2 HTTP/1.1\r\ncontent-length: 9\r\n\r\n",
+            "GET /v2 HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
         ]
         with ExitStack() as stack:
             slow = [stack.enter_context(socket.create_connection((client.host, client.port), 30)) for _ in begun]
@@ -1190,10 +1195,10 @@ def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Pat
 
 def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def make():\n    raise ValueError('no luck')\n")
-    network, module = tracing._network([f"{tmp_path}/own.py:make"], lenet_record(), "net")
+    network, module = next(tracing._networks([f"{tmp_path}/own.py:make"], lenet_record(), "net"))
     assert network == "lenet" and type(module) is type(MODELS["lenet"]())
     with pytest.raises(SubcompressError, match="no luck"):
-        tracing._network([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net")
+        next(tracing._networks([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net"))
 
 
 def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

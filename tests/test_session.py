@@ -18,9 +18,9 @@ import subcompress
 from subcompress import SubcompressError, format
 from subcompress.data.held import leaves
 from subcompress.data.splits import batches, call
-from subcompress.expand import expand
-from subcompress.facts import Facts
-from subcompress.layout import raw_bytes
+from subcompress.format.facts import Facts
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import raw_bytes
 from subcompress_cli import main
 from subcompress_models import MODELS
 

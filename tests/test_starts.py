@@ -13,13 +13,13 @@ from networks import Transformer, Vae, batch_norm
 from torch import nn
 
 from subcompress import SubcompressError, Subspace, format
-from subcompress.describing import describe
-from subcompress.expand import expand
-from subcompress.forms import Pattern, Ramp, Seeded, Table, chosen_values
-from subcompress.observing import CENTER_BUILDS, built
-from subcompress.plan import make_plan
-from subcompress.spread import Moments, grouped, one_group
-from subcompress.starts import MAX_STORED, buffer_note, frozen_note, recognize
+from subcompress.format.describing import describe
+from subcompress.operators.forms import Pattern, Ramp, Seeded, Table, chosen_values
+from subcompress.rebuild.expand import expand
+from subcompress.subspace.observing import CENTER_BUILDS, built
+from subcompress.subspace.plan import make_plan
+from subcompress.subspace.spread import Moments, grouped, one_group
+from subcompress.subspace.starts import MAX_STORED, buffer_note, frozen_note, recognize
 
 
 def holding(make):

@@ -15,11 +15,12 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import subcompress
-from subcompress import SubcompressError, Subspace, kernels
-from subcompress.expand import expand
-from subcompress.preflight import check_trains, estimate_cost
-from subcompress.tasks import Task
-from subcompress.training import Recipe, train
+from subcompress import SubcompressError, Subspace
+from subcompress.operators import kernels
+from subcompress.rebuild.expand import expand
+from subcompress.training.loop import Recipe, train
+from subcompress.training.preflight import check_trains, estimate_cost
+from subcompress.training.tasks import Task
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
 
@@ -264,7 +265,7 @@ def test_checkpointed_fits_have_the_same_file(reentrant, tmp_path):
         torch.manual_seed(0)
         folder = tmp_path / f"run-{how}"
         subcompress.fit(Checkpointed(how), data(), folder, d=20, epochs=3, batch_size=32, threads=1)
-        files.append(subcompress.run.load(folder).digest)
+        files.append(subcompress.training.run.load(folder).digest)
     if not reentrant:  # reentrant ones add the gradients of a layer up in another order
         assert files[0] == files[1]
 
@@ -493,7 +494,7 @@ class Stopped(subcompress.Listener):
 
 
 def test_extra_state_outlives_an_interruption(tmp_path, monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
     digests, options = [], {"d": 9, "epochs": 4, "batch_size": 32, "threads": 1}
     for stops in (False, True):
         torch.manual_seed(0)
@@ -502,7 +503,7 @@ def test_extra_state_outlives_an_interruption(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 subcompress.fit(module, data(), folder, **options, listener=Stopped(3))
         subcompress.fit(module, data(), folder, **options)
-        digests.append(subcompress.run.load(folder).digest)
+        digests.append(subcompress.training.run.load(folder).digest)
     assert digests[0] == digests[1]
 
 
@@ -638,7 +639,7 @@ class Memory:
 
     held = None
 
-    def load(self):
+    def load(self, expected):
         return self.held
 
     def save(self, tensors, meta):
@@ -646,7 +647,7 @@ class Memory:
 
 
 def test_the_count_outlives_an_interruption(monkeypatch):
-    monkeypatch.setattr("subcompress.training.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
     torch.manual_seed(0)
     module, kept = Half(), Memory()
     whole = train(Subspace.of(module, 42), data(), Task.of(), Recipe(3, 0.01, 32))

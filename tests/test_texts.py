@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import runpy
 import sys
@@ -18,16 +19,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import subcompress
-from subcompress import SubcompressError, format, training
+from subcompress import SubcompressError, format
 from subcompress.data import texts
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches
-from subcompress.layout import Layout
-from subcompress.tasks import Task, evaluate
+from subcompress.tensors.layout import Layout
+from subcompress.training import loop as training
+from subcompress.training.preflight import check_first_batch
+from subcompress.training.tasks import Task, evaluate
+from subcompress_cli import texts as cli_texts
 
 transformers = pytest.importorskip("transformers")
 
-from subcompress import pretrained  # noqa: E402 - after the skip
+from subcompress.data import pretrained  # noqa: E402 - after the skip
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -415,3 +419,82 @@ def test_labels_that_are_equal_as_numbers_are_numbered_the_same_way(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("text,label,split\n" + "".join(f"word,{label},{split}\n" for label, split in rows))
     assert texts.read(path).classes == ("0", "01", "1", "2")
+
+
+# TSV, JSON lines, pairs and values
+
+ROWS = [("good film", "so they say", "1"), ('a "bad" one', "it, is", "0"), ("so so", "", "1"), ("fine", "yes", "0")]
+
+
+def test_tsv_and_json_lines_say_what_csv_says(tmp_path):
+    splits = ["train", "train", "dev", "test"]
+    rows = [(*row, split) for row, split in zip(ROWS, splits, strict=True)]
+    names = ("text", "text_pair", "label", "split")
+    with (tmp_path / "a.csv").open("w", newline="") as f:
+        csv.writer(f).writerows([names, *rows])
+    (tmp_path / "a.tsv").write_text("\n".join("\t".join(row) for row in (names, *rows)) + "\n")
+    objects = [dict(zip(names, row, strict=True)) | {"more": [1]} for row in rows]
+    objects[0]["label"], objects[1]["label"], objects[2]["text_pair"] = 1, False, None
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(o) for o in objects))
+    for suffix in ("csv", "tsv", "jsonl"):
+        found = texts.read(tmp_path / f"a.{suffix}")
+        assert found.texts == [text for text, *_ in ROWS]
+        assert found.pairs == [pair for _, pair, _ in ROWS]
+        assert (found.classes, found.labels.tolist()) == (("0", "1"), [1, 0, 1, 0])
+        assert [rows.tolist() for rows in found.splits] == [[0, 1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.tsv", "text\tlabel\na\t1\t2\n", "line 2: 3 fields, where the header has 2: a text holds no tab"),
+        ("a.tsv", "text,label\na,1\n", "it names text,label"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2: .*a line is one JSON object"),
+        ("a.jsonl", "[1]\n", "line 1: a line has text and label; this one has a list"),
+        ("a.jsonl", '{"text": "a", "class": 1}\n', "line 1: .* this one has text, class"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', "line 1: the label is empty"),
+        ("a.jsonl", '{"text": ["a"], "label": 1}\n', "line 1: text is a text; given a list"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', "line 1: label is a text; given a list"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 2}\n',
+            "line 2: split is in some lines only",
+        ),
+    ],
+)
+def test_one_line_for_other_files_that_are_none(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SubcompressError, match=words) as e:
+        texts.read(tmp_path / name)
+    assert "\n" not in str(e.value)
+
+
+def test_numbers_that_are_not_whole_are_values(tmp_path):
+    rows = [f"t{i},{label}" for i, label in enumerate(["0.5", "2", "1e-2", "-3.25"] * 5)]
+    path = written(tmp_path, "text,label\n" + "\n".join(rows))
+    found = texts.read(path)
+    assert found.classes == ()
+    assert found.labels[:4].tolist() == pytest.approx([0.5, 2, 0.01, -3.25])
+    for labels in (["1.0", "2.0"], ["0.5", "nan"], ["0.5", "inf"], ["0.5", "x"]):
+        rows = [f"t{i},{label}" for i, label in enumerate(labels * 10)]
+        assert texts.read(written(tmp_path, "text,label\n" + "\n".join(rows))).classes == tuple(labels)
+
+
+def test_pairs_and_values_reach_the_model(tiny, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    rows = [f"good film\tbad film {'long ' * (i % 20)}\t{i / 7}" for i in range(40)]
+    path.write_text("\n".join(["text\ttext_pair\tlabel", *rows]))
+    name = f"hf:{tiny[0]}"
+    data = cli_texts.data(f"{path},length=12", name)
+    assert data.facts.labels == ("value",)
+    assert "pairs of texts with values (--loss mse)" in data.notes[0]
+    x, y = data.train[torch.arange(2)]
+    assert y.dtype == torch.float32
+    assert int(x["token_type_ids"].max()) == 1
+    assert x["input_ids"].shape[1] <= 12
+    net = cli_texts.model(name, data.facts)
+    task = Task.of("mse")
+    check_first_batch(net, data, task, 4, "cpu")
+    assert task.loss_of(net, (x, y)).isfinite()
+    with pytest.raises(SubcompressError, match=r"--loss mse for values"):
+        Task.of().loss_of(net, (x, y))

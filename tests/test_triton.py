@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from subcompress import SubcompressError
-from subcompress.backends import numpy_backend
-from subcompress.kernels import Segment
 from subcompress.operators import EXACT, HadamardBlocks, ScatteredBlocks
+from subcompress.operators.kernels import Segment
+from subcompress.rebuild.backends import numpy_backend
 
 triton = pytest.importorskip("triton")
 
-NAME = "subcompress.kernels.triton_hadamard"
+NAME = "subcompress.operators.kernels.triton_hadamard"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 HOPPER = 227 << 10
@@ -259,7 +259,7 @@ def test_far_rows(kernels, log2_m, d):
 
 
 def test_importing_subcompress_leaves_triton_alone():
-    code = "import sys, subcompress, subcompress.kernels; sys.exit('triton' in sys.modules)"
+    code = "import sys, subcompress, subcompress.operators.kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -19,7 +19,7 @@ from triton_server import TritonServer, UnavailableError, environment
 
 import subcompress
 from subcompress import format
-from subcompress.facts import Facts, Input
+from subcompress.format.facts import Facts, Input
 from subcompress_models import MODELS
 
 CLIENT = """

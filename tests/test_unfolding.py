@@ -22,13 +22,13 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.expand import expand
-from subcompress.facts import Facts
-from subcompress.graph import exporting, tracing, unfolding
-from subcompress.graph.checking import weights_only
-from subcompress.layout import Layout, TensorSpec, raw_bytes
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Group, Record
+from subcompress.onnx import exporting, tracing, unfolding
+from subcompress.onnx.checking import weights_only
 from subcompress.operators import EXACT, HadamardBlocks, ScatteredBlocks
-from subcompress.record import Coded, Group, Record
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import Layout, TensorSpec, raw_bytes
 from subcompress_cli import main
 from subcompress_models import MODELS
 

@@ -15,14 +15,14 @@ from torch import nn
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.expand import expand
-from subcompress.facts import Facts
-from subcompress.forms import Ramp, Seeded, Table
-from subcompress.graph import unfolding
-from subcompress.graph.checking import weights_only
-from subcompress.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
+from subcompress.format.facts import Facts
+from subcompress.format.record import Coded, Fixed, Group, Mixed, Record, group_sizes
+from subcompress.onnx import unfolding
+from subcompress.onnx.checking import weights_only
 from subcompress.operators import HadamardBlocks
-from subcompress.record import Coded, Fixed, Group, Mixed, Record, group_sizes
+from subcompress.operators.forms import Ramp, Seeded, Table
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec, raw_bytes
 
 
 def as_held(values: np.ndarray, tensor: torch.Tensor) -> bytes:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import subcompress
 from subcompress import Data, SubcompressError
 from subcompress.data.ragged import Ragged
-from subcompress.facts import Facts
-from subcompress.graph import export, running
-from subcompress.graph.running import InRuntime
-from subcompress.tasks import Task, evaluate
+from subcompress.format.facts import Facts
+from subcompress.onnx import export, running
+from subcompress.onnx.running import InRuntime
+from subcompress.training.tasks import Task, evaluate
 
 
 def packed(module: nn.Module, data: Data, folder: Path) -> Path:
@@ -58,7 +58,7 @@ def test_a_graph_is_measured_by_every_metric(field, metric):
 def test_verify_takes_the_metric_of_the_fit(field, monkeypatch):
     file, module, _ = field
     monkeypatch.setattr(
-        "subcompress.graph.export", lambda record, net, path: shutil.copy(file.with_name("net.onnx"), path)
+        "subcompress.onnx.export", lambda record, net, path: shutil.copy(file.with_name("net.onnx"), path)
     )
     found = subcompress.verify(file, points(), module, loss="mse", metric=correlation)
     assert found.value == pytest.approx(evaluate(module, points().test, Task.of("mse", correlation)), rel=1e-4)

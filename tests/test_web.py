@@ -14,8 +14,8 @@ from graphs import bare, computed, weights_only
 from test_unfolding import staged_record
 
 from subcompress import format
-from subcompress.expand import expand
-from subcompress.layout import raw_bytes
+from subcompress.rebuild.expand import expand
+from subcompress.tensors.layout import raw_bytes
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "examples" / "web"

@@ -1,9 +1,10 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
-from subcompress.base.held import FLOATS, HUB, Base, BaseReference, OnBase
-from subcompress.base.mapping import let_go, place_of
-from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file
+from subcompress.base.held import HUB, Base, BaseReference, OnBase
+from subcompress.base.names import FLOATS
+from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file, weights_files
 from subcompress.base.standing import stand_on, ties_of
+from subcompress.tensors.mapping import let_go, place_of
 
 __all__ = [
     "FLOATS",
@@ -19,4 +20,5 @@ __all__ = [
     "stand_on",
     "ties_of",
     "weights_file",
+    "weights_files",
 ]

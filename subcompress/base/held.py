@@ -14,25 +14,26 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from subcompress.digest import leaf_digests, leaves_of, root_digest
+from subcompress.base.changes import MARK, Changes, split
+from subcompress.base.names import FLOATS
 from subcompress.errors import SubcompressError
-from subcompress.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
-from subcompress.lazy import torch
 from subcompress.remote.references import PREFIX
-from subcompress.rounding import rounded
+from subcompress.support.lazy import torch
+from subcompress.tensors.digest import leaf_digests, leaves_of, root_digest
+from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
+from subcompress.tensors.rounding import rounded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HUB = PREFIX
-FLOATS = ("F32", "F16", "BF16", "F64")
-"""What the floating-point tensors of a base can be converted to, in the order of the format's numbers less one."""
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """name: `hub:ORG/NAME`, or the name of a file for people to read; revision: the commit, 40 hex digits, where it has
-    one; digest: 16 bytes, of its tensors sorted by name; count: how many those are.
+    """name: `hub:ORG/NAME`, or the name of a file for people to read, and behind a mark what is changed of it;
+    revision: the commit, 40 hex digits, where it has one; digest: 16 bytes, of its tensors sorted by name; count: how
+    many those are.
 
     Tensor `strip` + n of the base is tensor `add` + n of the model, its floats converted to `dtype` where that is not
     empty; unused: the numbers of those that the model lacks, in the sorted order.
@@ -48,9 +49,19 @@ class BaseReference:
     unused: tuple[int, ...] = ()
 
     @property
+    def source(self) -> str:
+        """The name of the base itself."""
+        return split(self.name)[0]
+
+    @property
+    def changes(self) -> Changes:
+        """What is changed of the base."""
+        return split(self.name)[1]
+
+    @property
     def where(self) -> str:
         """What to give a command to get it."""
-        return f"{self.name}@{self.revision}" if self.revision else self.name
+        return f"{self.source}@{self.revision}" if self.revision else self.source
 
     def renamed(self, name: str) -> str | None:
         """What the model calls the base's tensor, None for one that the prefix leaves out."""
@@ -75,10 +86,17 @@ class BaseReference:
 class Base:
     """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read).
 
-    arrays: by name, BF16 as uint16, in memory that other tensors may share: nobody writes to it.
+    arrays: by name, BF16 as uint16, in memory that other tensors may share: nobody writes to it. left_out: by name what
+    its file holds beside them, and why that cannot be used. notes: what a person should know of it, a line each.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor | np.ndarray], name: str, revision: str = "") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor | np.ndarray],
+        name: str,
+        revision: str = "",
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         if not name or not sound_text(name):
             raise SubcompressError(
                 f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
@@ -93,7 +111,8 @@ class Base:
         order = sorted(tensors, key=str.encode)
         self.layout = Layout.of({n: tensors[n] for n in order})
         self.arrays = {n: array_of(tensors[n]) for n in order}
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.left_out = name, revision, dict(left_out or {})
+        self.notes: tuple[str, ...] = ()
         self._rounded: WeakValueDictionary[tuple[str, np.dtype], np.ndarray] = WeakValueDictionary()
 
     @cached_property
@@ -133,6 +152,23 @@ class Base:
                 f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
                 "and begin anew"
             )
+
+    def changed(self, changes: Changes) -> Base:
+        """The base with those changes, which its name says; itself without any."""
+        if not changes:
+            return self
+        found = Base(changes.applied(self.arrays), f"{self.name}{MARK}{changes}", self.revision, self.left_out)
+        found.notes = tuple(changes.notes(self.arrays))
+        return found
+
+    def matching(self, reference: BaseReference) -> Base | None:
+        """The base that a file was made on: this one, or this one changed as the file says; None for another."""
+        known = self.__dict__.get("digest") == reference.digest
+        if reference.changes and not known and all(i < len(self.arrays) for i, _ in reference.changes.rows):
+            found = self.changed(reference.changes)
+            if (found.digest, len(found.layout)) == (reference.digest, reference.count):
+                return found
+        return self if (self.digest, len(self.layout)) == (reference.digest, reference.count) else None
 
     def require(self, reference: BaseReference) -> None:
         """Raise SubcompressError, with both digests, unless this is the base that a file was made on."""

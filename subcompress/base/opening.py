@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subcompress.base.held import HUB, Base, BaseReference
-from subcompress.base.mapping import mapped
-from subcompress.errors import SubcompressError, one_line
-from subcompress.layout import holdable
-from subcompress.lazy import torch
+from subcompress.base.nesting import left_out_of, reason, state_in
+from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
+from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import DTYPES, holdable
+from subcompress.tensors.mapping import mapped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 """What is looked for in a folder or a repository, the first that is there."""
 
 MANY_TIMES, AND_MORE = 4, 1 << 26
@@ -29,22 +31,22 @@ weights take, and so many bytes more."""
 
 
 def open_base(source: Any, name: str | None = None) -> Base:
-    """A base from a safetensors file, a torch state dict (read with weights_only=True), a folder with either,
-    `hub:ORG/NAME[@REV]`, a module, or tensors by name. name: what files call it, `hub:ORG/NAME[@COMMIT]` for instance,
-    where another can be had under that name.
+    """A base from a safetensors file, a torch state dict (read with weights_only=True), the index of several such
+    files, a folder with any of these, `hub:ORG/NAME[@REV]`, a module, or tensors by name. name: what files call it,
+    `hub:ORG/NAME[@COMMIT]` for instance, where another can be had under that name.
 
     Raises SubcompressError for what is none of these, and for tensors that no state dict of a network holds.
     """
     if isinstance(source, Base):
         found = source
     elif isinstance(source, Mapping):
-        found = Base(_copies(_tensors(source, "the mapping")), "a state dict")
+        found = _of_mapping(source, "the mapping", "a state dict")
     elif not isinstance(source, (str, os.PathLike)) and isinstance(source, torch.nn.Module):
-        found = Base(_copies(_tensors(source.state_dict(), "the module")), type(source).__name__)
+        found = _of_mapping(source.state_dict(), "the module", type(source).__name__)
     elif str(source).startswith(HUB):
         found = _of_hub(str(source))
     else:
-        found = Base(_read(weights_file(Path(source))), Path(os.path.abspath(source)).name)
+        found = _of_file(weights_file(Path(source)), Path(os.path.abspath(source)).name)
     if name is None:
         return found
     plain, _, revision = name.partition("@")
@@ -52,7 +54,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
         raise SubcompressError(f"a base is named with its commit, 40 hex digits, or with none; given {name}")
-    return Base(found.arrays, plain, revision)
+    return Base(found.arrays, plain, revision, found.left_out)
 
 
 def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base:
@@ -60,9 +62,9 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
 
     Raises SubcompressError where it is another one, naming both digests, or cannot be had.
     """
-    if source is None and not reference.name.startswith(HUB):
+    if source is None and not reference.source.startswith(HUB):
         raise SubcompressError(
-            f"the file holds what was added to a base, {reference.name} (digest {reference.digest.hex()}): "
+            f"the file holds what was added to a base, {reference.source} (digest {reference.digest.hex()}): "
             "give that one with --base"
         )
     if source is not None:
@@ -70,15 +72,16 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
     else:
         most = MANY_TIMES * nbytes + AND_MORE
         found = _of_hub(reference.where, most, cached=True)
-        if found.digest != reference.digest:  # the cache may hold another file of that commit, or a damaged one
+        if found.matching(reference) is None:  # the cache may hold another file of that commit, or a damaged one
             found = _of_hub(reference.where, most)
-    found.require(reference)
-    return found
+    if (matching := found.matching(reference)) is None:
+        found.require(reference)
+    return matching or found
 
 
 def _of_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
     fetched = weights_of(name, WEIGHTS, most, cached=cached)
-    return Base(_read(fetched.path), f"{HUB}{fetched.id}", fetched.commit)
+    return _of_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,14 +90,19 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a folder, or the file itself. Raises SubcompressError where there is none."""
+    """The weights in a folder, or the file itself; an index stands for the files that it names. Raises SubcompressError
+    where there is none."""
     if os.path.isdir(path):
         for name in WEIGHTS:
             if (path / name).is_file():
                 return path / name
-        parts = list(path.glob("*.index.json"))
-        has = f"has its weights in several files ({parts[0].name}): make one of them" if parts else "holds neither"
-        raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS)}; {path} {has}, and name that file")
+        parts = sorted(path.glob(f"*{INDEX}"))
+        if len(parts) == 1:
+            return parts[0]
+        if not parts and (files := numbered(path)):
+            return files[0].parent
+        has = f"has several ({', '.join(p.name for p in parts[:3])})" if parts else "holds neither"
+        raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS[:2])}; {path} {has}: name the file")
     if not os.path.isfile(path):
         hint = (
             f"; {HUB}{path} would be a repository of the Hub"
@@ -105,9 +113,28 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> Mapping[str, Tensor | np.ndarray]:
-    """The tensors of a torch state dict, or of a safetensors file as arrays. Raises SubcompressError for anything
-    else."""
+def weights_files(path: Path) -> list[Path]:
+    """All files of a base at a path: one, or an index and its shards. Raises SubcompressError."""
+    path = weights_file(path)
+    if path.is_dir():
+        return numbered(path)
+    return [path, *shards_of(path)] if path.name.endswith(INDEX) else [path]
+
+
+def _of_file(path: Path, name: str, revision: str = "") -> Base:
+    """The base of a file, of an index or of a folder with numbered files."""
+    if path.is_dir():
+        tensors, left_out = joined_numbered(numbered(path), _read)
+    else:
+        tensors, left_out = joined(path, _read) if path.name.endswith(INDEX) else _read(path)
+    if not tensors:
+        raise _nothing(str(path), left_out)
+    return Base(tensors, name, revision, left_out)
+
+
+def _read(path: Path) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]]:
+    """The tensors of a torch state dict, or of a safetensors file as arrays, and what is left out of them, see
+    `left_out_of`. Raises SubcompressError for anything else."""
     try:
         with path.open("rb") as f:
             begin, size = f.read(9), f.seek(0, os.SEEK_END)
@@ -120,29 +147,29 @@ def _read(path: Path) -> Mapping[str, Tensor | np.ndarray]:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin[:2] == b"PK")
         except Exception as e:  # what a damaged pickle raises has no common base
             raise SubcompressError(
-                f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: "
-                f"{one_line(e, 160)}"
+                f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: {reason(e)}"
             ) from e
         return _tensors(found, str(path))
-    held = mapped(path)
+    held, left_out = mapped(path)
     if list(held) == ["z"]:
         raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
-    if not held:
-        raise SubcompressError(f"a base holds dense tensors; {path} holds none")
-    return held
+    return held, left_out
 
 
-def _tensors(found: Any, what: str) -> dict[str, Tensor]:
-    """The dense tensors of a state dict, also where it lies under the one usual key."""
-    if isinstance(found, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
-            inner = found.get(key)
-            if isinstance(inner, Mapping) and any(isinstance(v, torch.Tensor) for v in inner.values()):
-                found = inner
-                break
-    if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
-        raise SubcompressError(f"a base is a state dict, tensors by name; {what} holds a {type(found).__name__}")
+def _tensors(found: Any, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The dense tensors of a state dict, also where it lies in other mappings, and what is left out."""
+    found = state_in(found, what)
     held = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and holdable(v)}
-    if not held:
-        raise SubcompressError(f"a base holds dense tensors; {what} holds none")
-    return held
+    return held, left_out_of(found)
+
+
+def _of_mapping(found: Any, what: str, name: str) -> Base:
+    tensors, left_out = _tensors(found, what)
+    if not tensors:
+        raise _nothing(what, left_out)
+    return Base(_copies(tensors), name, left_out=left_out)
+
+
+def _nothing(what: str, left_out: Mapping[str, str]) -> SubcompressError:
+    odd = next((f": its {name} is {kind}, convert it" for name, kind in left_out.items()), "")
+    return SubcompressError(f"a base holds dense tensors of {', '.join(DTYPES)}; {what} holds none{odd}")

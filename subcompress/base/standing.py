@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from subcompress.base.held import FLOATS, Base, BaseReference, OnBase
+from subcompress.base.held import Base, BaseReference, OnBase
+from subcompress.base.names import FLOATS, Pairing, alike, canonical, prefix_of
 from subcompress.errors import SubcompressError
-from subcompress.layout import Layout, raw_bytes
-from subcompress.lazy import torch
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import DTYPES, Layout, raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,17 +21,19 @@ NEW_LAYERS = 3
 
 
 def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
-    """How a module stands on a base: equal names and shapes, up to a prefix that all share.
+    """How a module stands on a base: equal names and shapes, up to a prefix that all share, parts that wrappers add and
+    old names (`subcompress.base.names`). Of an embedding with another number of rows those are taken that are there.
 
     Parameters of the module that the base lacks, or has in another shape, start from the seed. They are the last ones
     of the module, its head, or are named in `new` (patterns, or names), and so do others that are named there. Raises
     SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
-    tensors that the module ties.
+    tensors that the module ties, and a tensor of the same name and shape on both sides that does not come together.
     """
     anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
     state = {n: t for n, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
-    strip, add = _prefixes(base.layout, Layout.of(state))
-    reference = BaseReference(base.name, base.revision, base.digest, len(base.layout), strip, add)
+    base, pairing = _suited(base, module, state, anew)
+    prefix = prefix_of(base.layout, Layout.of(state))
+    reference = BaseReference(base.name, base.revision, base.digest, len(base.layout), prefix.strip, prefix.add)
     unused, dtypes = [], set()
     for i, spec in enumerate(base.layout):
         name = reference.renamed(spec.name)
@@ -49,9 +52,41 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
                 f"the floats of a base are converted to one dtype; the model has {spec.name} as {given.dtype}, others "
                 f"as {reference.dtype}: convert the model"
             )
+    _check_dropped(found, pairing)
     _check_missing(found, module, state, new)
     _check_ties(found, module)
     return found
+
+
+def _suited(base: Base, module: nn.Module, state: Mapping[str, Tensor], anew: Set[str]) -> tuple[Base, Pairing]:
+    """The base, changed where its names or its rows need it, and what the names say of both."""
+    tables = [child for child in module.modules() if isinstance(child, (torch.nn.Embedding, torch.nn.EmbeddingBag))]
+    rows = {id(child.weight) for child in tables}
+    names = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in rows}
+    pairing = Pairing(base.layout, Layout.of(state), names, anew)
+    if not (changes := pairing.changes()):
+        return base, pairing
+    changed = base.changed(changes)
+    return changed, Pairing(changed.layout, pairing.model, names, anew)
+
+
+def _check_dropped(found: OnBase, pairing: Pairing) -> None:
+    """Raise SubcompressError where a tensor would start from the seed although the base has one of its name."""
+    lacking = {canonical(s.name): s for s in pairing.lacking}
+    for name, why in found.base.left_out.items():
+        plain = canonical(name)
+        if (wanted := lacking.get(pairing.prefix.of(plain) or plain)) is not None:
+            raise SubcompressError(
+                f"a base holds tensors of {', '.join(DTYPES)}; {found.base.name} has {name} as {why}: convert it, or "
+                f"give --new '{wanted.name}' to start it from the seed"
+            )
+    for held, wanted in pairing.named_alike():
+        if held.shape == wanted.shape:
+            why = "" if alike(held, wanted) else f" ({held.dtype} there, {wanted.dtype} here)"
+            raise SubcompressError(
+                f"a tensor is the base's or new; the base's {held.name} and the model's {wanted.name} look the same "
+                f"and do not come together{why}: rename one, or give --new '{wanted.name}' to start it from the seed"
+            )
 
 
 def ties_of(module: nn.Module) -> list[list[str]]:
@@ -110,30 +145,3 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
 def _some(names: Mapping[str, Any]) -> str:
     held = list(names)
     return ", ".join(held[:2]) + (f" and {len(held) - 2} more" if len(held) > 2 else "")
-
-
-def _prefixes(base: Layout, model: Layout) -> tuple[str, str]:
-    """What to strip from the names in the base and to add, so that most values find their place."""
-    shapes = {s.name: s.shape for s in model}
-    best, most = ("", ""), -1
-    for strip in _leading(base):
-        for add in _leading(model):
-            size = sum(
-                s.size for s in base if s.name.startswith(strip) and shapes.get(add + s.name[len(strip) :]) == s.shape
-            )
-            if size > most:
-                best, most = (strip, add), size
-    return best
-
-
-def _leading(layout: Layout) -> Iterator[str]:
-    """Nothing, and what up to two parts of a name may be that many of them begin with; the shortest first."""
-    counts: dict[str, int] = {}
-    for spec in layout:
-        parts = spec.name.split(".")[:-1]
-        for k in (1, 2):
-            if len(parts) >= k:
-                prefix = ".".join(parts[:k]) + "."
-                counts[prefix] = counts.get(prefix, 0) + 1
-    yield ""
-    yield from sorted((p for p, n in counts.items() if 2 * n > len(layout)), key=len)

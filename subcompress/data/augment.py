@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from subcompress.errors import SubcompressError
+from subcompress.support.suggesting import meant
 
 Augment = Callable[[Any, torch.Generator], Any]
 
@@ -46,7 +47,10 @@ def augment_of(name: str | Augment | None) -> Augment | None:
     """The augmentation of that name, or the caller's own. Raises SubcompressError for an unknown name."""
     if isinstance(name, str):
         if name not in AUGMENTS:
-            raise SubcompressError(f"--augment is one of {', '.join(AUGMENTS)} or file.py:f; {name!r} is none of them")
+            raise SubcompressError(
+                f"--augment is one of {', '.join(AUGMENTS)} or file.py:f; {name!r} is none of them"
+                + meant(name, AUGMENTS)
+            )
         return AUGMENTS[name]
     return name
 

@@ -11,7 +11,7 @@ import torch
 
 from subcompress.data.splits import Data, normalised
 from subcompress.errors import SubcompressError
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FACTS = Facts(  # mean and std of the 50,000 training images

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from subcompress.data.splits import Data, normalised
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
 
 FACTS = Facts(input_shape=(1, 28, 28), mean=(0.2244,), std=(0.3494,), labels=tuple("0123456789"))
 

@@ -11,7 +11,7 @@ import torch
 
 from subcompress.data.splits import Data, normalised
 from subcompress.errors import SubcompressError
-from subcompress.facts import Facts
+from subcompress.format.facts import Facts
 
 FACTS = Facts(input_shape=(1, 28, 28), mean=(0.1307,), std=(0.3081,), labels=tuple("0123456789"))
 VALIDATION = 5_000

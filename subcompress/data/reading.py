@@ -34,6 +34,9 @@ Collate = Callable[[list[Any]], Any]
 
 MOST_WORKERS = 256
 
+MOST_BYTES = 4 << 30
+"""Of an iterable data set, which is read into memory."""
+
 UNSENT = (pickle.PicklingError, AttributeError, TypeError)
 """What pickle raises for a data set that cannot be sent to a process."""
 
@@ -123,6 +126,61 @@ def on_demand(split: Dataset[Any], collate: Collate | None = None, workers: int 
     return OnDemand(split, collate or own_collate(split), workers or 0)
 
 
+class Listed(Dataset[Any]):
+    """Examples that were read once, of a data set that only goes through them."""
+
+    def __init__(self, examples: list[Any], collate: Collate | None) -> None:
+        self.examples = examples
+        if collate is not None:
+            self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.examples[i]
+
+
+def listed(name: str, stream: Any) -> Listed:
+    """The examples of an IterableDataset with a length, read once. Raises SubcompressError for one without a length or
+    of another, one that raises, and before its tensors take more than `MOST_BYTES`."""
+    if not _measurable(stream):
+        raise SubcompressError(
+            f"a split is a map-style torch Dataset, or an IterableDataset with a length; the {name} split is "
+            f"{type(stream).__name__}, perhaps without an end: give it __len__, or wrap it in one"
+        )
+    wanted = len(stream)
+    examples = _read_once(name, stream, wanted)
+    if len(examples) != wanted:
+        yields = "more" if len(examples) > wanted else len(examples)
+        raise SubcompressError(
+            f"a length is of the examples; the {name} split says {wanted} and yields {yields}: mend its __len__"
+        )
+    return Listed(examples, own_collate(stream))
+
+
+def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
+    """The examples of a stream, at most one more than it should have."""
+    examples: list[Any] = []
+    held = 0
+    try:
+        for example in stream:
+            examples.append(example)
+            held += sum(t.nbytes for t in leaves(example))
+            if held > MOST_BYTES:
+                raise SubcompressError(
+                    f"an iterable data set is read into memory, up to {MOST_BYTES / 2**30:g} GiB; the {name} split is "
+                    "more: give a map-style data set"
+                )
+            if len(examples) > wanted:
+                break
+    except SubcompressError:
+        raise
+    except Exception as e:
+        raise DataError(f"the {name} split cannot be read: {type(e).__name__}: {one_line(e)}") from e
+    return examples
+
+
 def own_collate(split: Any) -> Collate | None:
     """The attribute `collate` of a data set, or of the one that it is a part of."""
     while split is not None:
@@ -140,6 +198,10 @@ def of_loader(name: str, loader: DataLoader[Any]) -> Dataset[Any]:
     again.
     """
     examples: Any = loader.dataset
+    if isinstance(examples, IterableDataset) and _measurable(examples) and loader.batch_size is not None:
+        plain = loader.collate_fn in (default_collate, default_convert)
+        found = listed(name, examples)
+        return cast("Dataset[Any]", found) if plain else OnDemand(found, loader.collate_fn)
     if isinstance(examples, IterableDataset) or not _measurable(examples):
         raise SubcompressError(
             f"a DataLoader stands for its data set, which has a length and items; the {name} split's streams "

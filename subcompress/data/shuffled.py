@@ -8,7 +8,7 @@ import torch
 
 from subcompress.data.splits import Data, Split
 from subcompress.errors import SubcompressError
-from subcompress.philox import words
+from subcompress.operators.philox import words
 
 _PIXELS = (1 << 32) - 1  # streams far above those of any operator with the same seed
 _LABELS = ((1 << 32) - 2, (1 << 32) - 3, (1 << 32) - 4)  # of train, validation and test

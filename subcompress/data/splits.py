@@ -11,14 +11,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from subcompress.data.held import Held, Tree, finite, leaves, placed, tree_map
 from subcompress.data.ragged import gathered
-from subcompress.data.reading import MOST_WORKERS, Collate, DataError, OnDemand, of_loader, on_demand, own_collate, read
+from subcompress.data.reading import (
+    MOST_WORKERS,
+    Collate,
+    DataError,
+    Listed,
+    OnDemand,
+    listed,
+    of_loader,
+    on_demand,
+    own_collate,
+    read,
+)
 from subcompress.errors import SubcompressError, one_line
-from subcompress.facts import Facts, Input
-from subcompress.layout import Layout
+from subcompress.format.facts import Facts, Input
+from subcompress.tensors.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +61,7 @@ class Data:
 
     Of a DataLoader, its data set, `collate_fn`, number of workers and `worker_init_fn` are used, not its batch size and
     order. A data set that is not in memory is asked for its examples one by one in every epoch. Texts, dicts with 1-D
-    `input_ids`, are read once and padded batch by batch.
+    `input_ids`, are read once and padded batch by batch. An IterableDataset with a length is read once, into memory.
 
     Attributes:
         train: A map-style data set of (x, y), or a DataLoader.
@@ -173,6 +184,8 @@ def _prepared(name: str, split: Any, collate: Collate | None, workers: int | Non
     """The split, in memory where it can be. Raises SubcompressError for what cannot be learned from."""
     if isinstance(split, DataLoader):
         split = of_loader(name, split)
+    elif isinstance(split, IterableDataset):
+        split = listed(name, split)
     collate = collate or (split.collate if isinstance(split, OnDemand) else own_collate(split))
     if collate is None:
         split = _in_memory(name, split)
@@ -191,11 +204,15 @@ def _in_memory(name: str, split: Any) -> Dataset[Any]:
     inner = split.examples if isinstance(split, OnDemand) else split
     if isinstance(inner, TensorDataset) and len(inner.tensors) == 2:
         split = Split(*inner.tensors)
+    if isinstance(split, Split):
+        split = _of_tensors(name, split)
     _check_length(name, split)
     if isinstance(split, Split):
         _check_tensors(name, split)
         return split
     item = _first(name, split)
+    if isinstance(inner, Listed):
+        split = _stacked(inner) or split
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise SubcompressError(
             f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
@@ -205,8 +222,36 @@ def _in_memory(name: str, split: Any) -> Dataset[Any]:
     return cast("Dataset[Any]", split)
 
 
+def _stacked(split: Listed) -> Split | None:
+    """Examples as a Split, where they are pairs of tensors and numbers that stack."""
+    try:
+        x, y = default_collate(split.examples)
+    except Exception:  # told where they are learned from
+        return None
+    whole = all(isinstance(part, Tensor) for part in (x, y))
+    return Split(x, y) if whole else None
+
+
+def _of_tensors(name: str, split: Split) -> Split:
+    """The split with arrays and lists of numbers as tensors. Raises SubcompressError where they are none."""
+    found = {}
+    for part in ("x", "y"):
+        value = getattr(split, part)
+        if not isinstance(value, np.ndarray) and (not isinstance(value, list) or any(map(torch.is_tensor, value))):
+            continue  # tensors, or a tree of them
+        try:
+            found[part] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as e:
+            kind = "text" if any(isinstance(v, str) for v in value) else "what is no array of numbers"
+            raise SubcompressError(
+                f"a Split holds tensors; {part} of the {name} split is a {type(value).__name__} of {kind}: number the "
+                f"classes, or make tensors"
+            ) from e
+    return replace(split, **found) if found else split
+
+
 def _check_length(name: str, split: Any) -> None:
-    if isinstance(split, IterableDataset) or not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
+    if not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
         raise SubcompressError(
             f"a split is a map-style torch Dataset, with a length and (x, y) items; the {name} split is "
             f"{type(split).__name__}: wrap it in one"

@@ -8,11 +8,11 @@ from typing import Any
 
 from subcompress.base import HUB, find_base
 from subcompress.errors import SubcompressError
-from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.format import container, payload
 from subcompress.format.payload import Parsed
-from subcompress.record import Record
+from subcompress.format.record import Record
 from subcompress.remote import Reference, download
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 FORMAT_VERSION = payload.VERSION
 

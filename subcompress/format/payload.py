@@ -9,26 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subcompress import codec
 from subcompress.base import Base, BaseReference, OnBase
-from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
-from subcompress.facts import Facts
-from subcompress.format import rules
-from subcompress.format.rules import Rules
-from subcompress.format.sections import (
-    MAX_DENSE_BYTES,
-    Standing,
-    read_facts,
-    read_layout,
-    write_facts,
-    write_layout,
-    write_standing,
-)
-from subcompress.format.wire import Reader, Writer
-from subcompress.layout import CODED_DTYPES, Layout
-from subcompress.operators import EXACT, ExactOperator
-from subcompress.record import (
+from subcompress.format import codec, rules
+from subcompress.format.facts import Facts
+from subcompress.format.record import (
     HIGHEST_SCALE,
     LOWEST_SCALE,
     MAX_SCALE_EXPONENT,
@@ -45,6 +30,20 @@ from subcompress.record import (
     group_sizes,
     trained,
 )
+from subcompress.format.rules import Rules
+from subcompress.format.sections import (
+    MAX_DENSE_BYTES,
+    Standing,
+    read_facts,
+    read_layout,
+    write_facts,
+    write_layout,
+    write_standing,
+)
+from subcompress.format.wire import Reader, Writer
+from subcompress.operators import EXACT, ExactOperator
+from subcompress.tensors.digest import SIZE as DIGEST_SIZE
+from subcompress.tensors.layout import CODED_DTYPES, Layout
 
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1

@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from subcompress.errors import SubcompressError
-from subcompress.format.wire import Reader, Writer
-from subcompress.forms import FANS, Chosen, Form, Ramp, Seeded, Table, fans, seeded_scale
-from subcompress.layout import DTYPES, Layout
-from subcompress.record import (
+from subcompress.format.record import (
     HIGHEST_SCALE,
     LOWEST_SCALE,
     MAX_SCALE_EXPONENT,
@@ -30,6 +27,9 @@ from subcompress.record import (
     Stored,
     bfloat16,
 )
+from subcompress.format.wire import Reader, Writer
+from subcompress.operators.forms import FANS, Chosen, Form, Ramp, Seeded, Table, fans, seeded_scale
+from subcompress.tensors.layout import DTYPES, Layout
 
 PLAIN, DEFLATED = 4, 5
 """The numbers of a tensor list of rules, as it is and deflated."""

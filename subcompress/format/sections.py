@@ -9,12 +9,12 @@ from itertools import takewhile
 from typing import Any
 
 from subcompress.base import FLOATS, BaseReference
-from subcompress.digest import SIZE as DIGEST_SIZE
 from subcompress.errors import SubcompressError
-from subcompress.facts import Facts, Input
 from subcompress.format import tables
+from subcompress.format.facts import Facts, Input
 from subcompress.format.wire import Reader, Writer, unique_keys
-from subcompress.layout import DTYPES, MAX_NAME, Layout, TensorSpec, sound_name, sound_text
+from subcompress.tensors.digest import SIZE as DIGEST_SIZE
+from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, sound_name, sound_text
 
 ON_BASE = 7
 """The number, among those of layouts, of one that stands on a base; no table holds it."""

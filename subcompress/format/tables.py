@@ -7,8 +7,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
-from subcompress.facts import Facts
-from subcompress.layout import Layout, TensorSpec
+from subcompress.format.facts import Facts
+from subcompress.tensors.layout import Layout, TensorSpec
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from subcompress.hub.fetching import fetch, from_pretrained, local, pull
     from subcompress.hub.publishing import GRAPHS, Pushed, push
 else:
-    from subcompress import lazy
+    from subcompress.support import lazy
 
     __getattr__, __dir__ = lazy.exports(
         __name__,

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from subcompress import format, run
+from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.remote import PREFIX, Reference
 from subcompress.remote.transport import endpoint
+from subcompress.training import run
 
 TEMPLATE = "card.md.j2"
 
@@ -23,7 +24,11 @@ BEGIN = "<!-- subcompress: `subcompress push` writes what stands from here to th
 END = "<!-- /subcompress -->"
 
 OURS = ("library_name", "base_model", "base_model_relation", "datasets", "metrics", "model-index")
-"""Keys of the front matter that say what was measured of one file: never kept from an earlier one."""
+"""Keys of the front matter that say what was measured of one file: what a push wrote there, the next one replaces, and
+what others wrote there stays."""
+
+EMPTY = re.compile(r"\s*---[ \t]*(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\r|\n|$)")
+"""A front matter without a key, which the client's own pattern takes for one that never ends."""
 
 DATASETS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """What the Hub calls the data that are known by name here."""
@@ -127,13 +132,19 @@ def data_name(text: str) -> str:
     return text.partition(",")[0].rpartition("/")[2]
 
 
-def write(page: Page, held: str | None, *, anew: bool = False) -> str:
-    """The card, with what its owner wrote of the one that is there kept. anew: nothing is.
+def own(page: Page) -> dict[str, Any]:
+    """What a push writes under the keys of OURS, for the next one to know."""
+    return {k: v for k, v in _matter(page).items() if k in OURS}
+
+
+def write(page: Page, held: str | None, *, anew: bool = False, wrote: dict[str, Any] | None = None) -> str:
+    """The card, with what its owner wrote of the one that is there kept. anew: nothing is; wrote: what the push that
+    wrote the one that is there noted of `own`.
 
     Raises SubcompressError where the front matter that is there cannot be read.
     """
     before, text = ({}, "") if held is None or anew else _parts(page.id, held)
-    matter = _matter(page)
+    matter = _with_theirs(_matter(page), before, wrote or {})
     theirs = {k: v for k, v in before.items() if k not in (*OURS, *matter)}
     held_tags = before.get("tags")
     held_tags = [held_tags] if isinstance(held_tags, str) else held_tags
@@ -146,6 +157,83 @@ def write(page: Page, held: str | None, *, anew: bool = False) -> str:
     marked = END in rest
     text = head + ours + rest.partition(END)[2] if marked else f"{ours}\n\n{text.strip()}".rstrip() + "\n"
     return f"---\n{_yaml(matter).strip()}\n---\n{text}"
+
+
+def there(page: Page, held: str | None) -> dict[str, Any]:
+    """What stands under the keys of OURS in a card. Raises SubcompressError as `write` does."""
+    return {} if held is None else {k: v for k, v in _parts(page.id, held)[0].items() if k in OURS}
+
+
+def replaced(page: Page, held: str | None, wrote: dict[str, Any] | None) -> list[str]:
+    """Lines on what others wrote in the front matter and a card of this page has no place for. See `write`; wrote: None
+    where nobody knows what the last push wrote."""
+    before, now = there(page, held), _matter(page)
+    lines = []
+    for key in OURS:
+        if wrote is None:
+            lost = key in before and before[key] != now.get(key)
+        else:
+            lost = key in SINGLE and _theirs(before.get(key), wrote.get(key)) not in (None, now.get(key)) and key in now
+        if lost:
+            shown = one_line(Exception(str(before[key])), 80)
+            lines.append(f"{key} in the card of {page.id} was {shown}: it is written anew")
+    return lines
+
+
+SINGLE = ("library_name", "base_model_relation")
+"""Those of OURS that have one value; the others list theirs beside ours."""
+
+
+def _with_theirs(matter: dict[str, Any], before: dict[str, Any], wrote: dict[str, Any]) -> dict[str, Any]:
+    """Our front matter, and under keys of OURS also what others wrote there."""
+    found = dict(matter)
+    for key in OURS:
+        theirs = _theirs(before.get(key), wrote.get(key))
+        if theirs is None:
+            continue
+        if key not in matter:
+            found[key] = theirs
+        elif key == "model-index":
+            found[key] = _models([*matter[key], *_listed(theirs)])
+        elif key not in SINGLE:
+            found[key] = _listed(matter[key]) + [x for x in _listed(theirs) if x not in _listed(matter[key])]
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _theirs(held: Any, wrote: Any) -> Any:
+    """What of a value others wrote; None for nothing."""
+    if held == wrote or held is None:
+        return None
+    if not isinstance(held, list):
+        return held
+    ours = [*_listed(wrote), *(r for m in _listed(wrote) for r in _results(m))]
+    left = [x for x in held if x not in ours]
+    # Of a model's results, those that are not ours.
+    left = [{**m, "results": [r for r in _results(m) if r not in ours]} if _results(m) else m for m in left]
+    return [m for m in left if not (isinstance(m, dict) and m.get("results") == [])] or None
+
+
+def _results(model: Any) -> list[Any]:
+    """Of a model in a model-index."""
+    results = model.get("results") if isinstance(model, dict) else None
+    return results if isinstance(results, list) else []
+
+
+def _models(models: list[Any]) -> list[Any]:
+    """A model-index in which each name stands once."""
+    found: list[Any] = []
+    for model in models:
+        name = model.get("name") if isinstance(model, dict) else None
+        same = next((m for m in found if name is not None and isinstance(m, dict) and m.get("name") == name), None)
+        if same is None:
+            found.append(dict(model) if isinstance(model, dict) else model)
+        else:
+            same["results"] = _results(same) + [r for r in _results(model) if r not in _results(same)]
+    return found
 
 
 def evaluation(page: Page) -> str | None:
@@ -165,7 +253,10 @@ def _parts(id: str, held: str) -> tuple[dict[str, Any], str]:
     """Front matter and text of a card."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    match = REGEX_YAML_BLOCK.search(held.removeprefix("\ufeff"))
+    held = held.removeprefix("\ufeff")
+    if (empty := EMPTY.match(held)) is not None:
+        return {}, held[empty.end() :]
+    match = REGEX_YAML_BLOCK.search(held)
     if match is None and held.lstrip().startswith("---\n"):
         raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: mend it, or --replace-card")
     try:

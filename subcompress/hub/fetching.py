@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.remote import CONFIG, FILE, Fetched, Hub, Reference, Say, download, is_reference, quiet
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +97,7 @@ def from_pretrained(
     Raises:
         SubcompressError: The repository cannot be read, or the module has other tensors.
     """
-    from subcompress.unpacking import load  # which imports torch, and a pull does not
+    from subcompress.api.unpack import load  # which imports torch, and a pull does not
 
     file = Path(repository) if Path(repository).is_file() else place(repository, revision, token) / FILE
     return load(file, module, base=base, check=check)

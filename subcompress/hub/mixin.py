@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from dataclasses import asdict, is_dataclass
@@ -12,15 +13,15 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from subcompress import format
+from subcompress.api.info import info
+from subcompress.api.unpack import load
 from subcompress.errors import SubcompressError
-from subcompress.expand import digest_of
-from subcompress.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.hub.card import About
 from subcompress.hub.fetching import place
 from subcompress.hub.publishing import Parcel, described, push
-from subcompress.inspecting import info
+from subcompress.rebuild.expand import digest_of
 from subcompress.remote import CARD, CONFIG, FILE, LARGE
-from subcompress.unpacking import load
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):
@@ -30,11 +31,34 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
         net.push_to_hub("ORG/NAME")
 
-    The arguments of `__init__` that JSON can hold go to config.json and come back with from_pretrained.
+    The arguments of `__init__` go to config.json and come back with from_pretrained: numbers, texts, lists of them, a
+    dataclass `config`, and what `coders` of the class make of others, as in huggingface_hub. A network that was given
+    anything else, such as a module or a tensor, is not published.
     """
 
     _packed: bytes | None = None
     _base: Any = None
+    _left_out: tuple[str, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> HubMixin:
+        """The base class notes what config.json will hold; this one, what it will not."""
+        net = super().__new__(cls, *args, **kwargs)
+        net._left_out = cls._beyond_config(args, kwargs)
+        return net
+
+    @classmethod
+    def _beyond_config(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Names of arguments of `__init__` that config.json cannot bring back."""
+        parameters = list(cls._hub_mixin_init_parameters.values())[1:]
+        by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        given = {p.name: value for p, value in zip(by_place, args, strict=False)} | kwargs
+        defaults = {p.name: p.default for p in parameters}
+        rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL and len(args) > len(by_place)]
+        config = given.get("config")
+        if is_dataclass(config) and not isinstance(config, type):  # config.json is that, and nothing else
+            return *(name for name in given if name != "config"), *rest
+        changed = {n: v for n, v in given.items() if v is not defaults.get(n, inspect.Parameter.empty)}
+        return *(name for name, value in changed.items() if not cls._is_jsonable(value)), *rest
 
     @classmethod
     def from_pretrained(
@@ -150,7 +174,12 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
             ).url
 
     def _config(self) -> dict[str, Any]:
-        """What `__init__` was given."""
+        """What `__init__` was given. Raises SubcompressError where JSON cannot hold all of it."""
+        if self._left_out:
+            raise SubcompressError(
+                f"config.json holds what {type(self).__name__} was given, and cannot hold {', '.join(self._left_out)}: "
+                "give numbers and texts instead, or the class coders={TYPE: (to_json, from_json)}"
+            )
         return _plain(self._hub_mixin_config)
 
 

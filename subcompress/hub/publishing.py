@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 from torch import nn
 
 from subcompress import format
+from subcompress.api.info import info
+from subcompress.api.unpack import unpack
 from subcompress.errors import SubcompressError
 from subcompress.hub import card
 from subcompress.hub.card import About, Page
-from subcompress.inspecting import info
 from subcompress.remote import CARD, COMMIT, CONFIG, FILE, GRAPH, Reference, settings, small_file, transport
 from subcompress.remote.transport import (
     Hub,
@@ -29,12 +31,17 @@ from subcompress.remote.transport import (
     asked_wait,
     quiet,
 )
-from subcompress.unpacking import unpack
 
 EVALUATION = ".eval_results/subcompress.yaml"
 
 RACES = 20
 """Times that others may commit first."""
+
+OTHERS = re.compile(
+    r"(model|pytorch_model|consolidated)([-.]\d+([-.]of[-.]\d+)?)?\.(safetensors|bin|pt|pth)|.*\.(safetensors|bin)\.index\.json"
+    r"|tf_model\.h5|flax_model\.msgpack"
+)
+"""Names of weights that loaders would no longer look at beside a model.safetensors."""
 
 GRAPHS = ("auto", "dense", "none")
 """What model.onnx is: self-unfolding where the file can be, with its weights inside, or not there."""
@@ -217,7 +224,8 @@ def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[
                 f"README.md of {ref.id} is not UTF-8, and what its owner wrote would be lost: mend it, or give "
                 "--replace-card"
             ) from e
-    files = described(remote.id, parcel, {name: (f.oid, f.size) for name, f in stays.items()}, config, held)
+    there = {name: (f.oid, f.size) for name, f in stays.items()}
+    files = described(remote.id, parcel, there, config, held, hub.say)
     return files, {name: f.size for name, f in stays.items()}
 
 
@@ -227,9 +235,10 @@ def described(
     stays: dict[str, tuple[str, int]] | None = None,
     config: dict[str, Any] | None = None,
     held: str | None = None,
+    say: Say = lambda line: None,
 ) -> dict[str, bytes]:
     """The file and the graph, with settings and card. stays: SHA-256 and bytes of what is there and stays beside them;
-    config, held: the settings and the card that are there."""
+    config, held: the settings and the card that are there; say: told what others wrote in the card and is replaced."""
     files = {FILE: parcel.data} | ({} if parcel.graph is None else {GRAPH: parcel.graph})
     sums = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()} | (stays or {})
     found = card.measured(parcel.info, parcel.about)
@@ -240,10 +249,19 @@ def described(
     keys = ("format_version", "seed", "d", "D", "bits", "operator", "layout", "digest", "facts")
     ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base")}
     ours["measured"] = asdict(found) if found is not None and found.recipe else None
+    ours["front_matter"] = card.own(page)
     ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
     whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
     files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
-    files[CARD] = card.write(page, held, anew=parcel.replace_card).encode()
+    wrote = None
+    if not parcel.replace_card:
+        wrote = before.get("front_matter") if before else {}
+        wrote = wrote if isinstance(wrote, dict) else None
+        for line in card.replaced(page, held, wrote):
+            say(line)
+        if wrote is None:  # of a push before they were noted: all that is there is taken for ours
+            wrote = card.there(page, held)
+    files[CARD] = card.write(page, held, anew=parcel.replace_card, wrote=wrote).encode()
     if (results := card.evaluation(page)) is not None:
         files[EVALUATION] = results.encode()
     return files
@@ -252,6 +270,12 @@ def described(
 def _require_replaceable(ref: Reference, remote: Remote, config: dict[str, Any]) -> None:
     """Raise SubcompressError where a push would replace what no push of ours wrote."""
     sums = config.get("subcompress", {}).get("sha256", {})
+    others = sorted(n for n in remote.files if n != FILE and OTHERS.fullmatch(n))
+    if others and FILE not in sums:
+        raise SubcompressError(
+            f"{ref.id} holds weights in {', '.join(others[:2])}, and beside a {FILE} nobody would load them: name "
+            "another repository, or --force to put one there"
+        )
     for name in (FILE, GRAPH, CONFIG):
         if name not in remote.files:
             continue

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from subcompress.kernels import Piece, Segment
-from subcompress.lazy import torch
+from subcompress.operators.kernels import Piece, Segment
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from subcompress import philox
 from subcompress.errors import SubcompressError
-from subcompress.lazy import torch
+from subcompress.operators import philox
 from subcompress.operators.base import Operator
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

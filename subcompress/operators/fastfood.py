@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from subcompress import philox, walsh
-from subcompress.lazy import torch
+from subcompress.operators import philox, walsh
 from subcompress.operators.dense import Reference, normals, words
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

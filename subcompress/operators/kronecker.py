@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, normals, permutation
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from subcompress.lazy import torch
 from subcompress.operators.dense import Reference, permutation
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

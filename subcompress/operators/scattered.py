@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from subcompress import philox
+from subcompress.operators import philox
 from subcompress.operators.hadamard import HadamardBlocks
 
 

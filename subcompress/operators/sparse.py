@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from subcompress import philox
-from subcompress.lazy import torch
+from subcompress.operators import philox
 from subcompress.operators.dense import Reference, words
+from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

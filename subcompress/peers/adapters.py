@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from subcompress.peers.bench import Bench, Row, SkippedError, fails, joined
-from subcompress.seeds import seed_everything
+from subcompress.subspace.seeds import seed_everything
 
 LORA_LR, UNILORA_LR, VERA_LR = 1e-3, 5e-3, 5e-3
 """Adam's largest steps on a base."""

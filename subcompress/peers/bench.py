@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from subcompress.data import Data
 from subcompress.data.held import Held
 from subcompress.errors import SubcompressError
-from subcompress.files import write_bytes
-from subcompress.fitter import BASED_LR, BASELINE_LR, copied
-from subcompress.plan import make_plan
-from subcompress.record import Record
-from subcompress.seeds import seed_everything
-from subcompress.subspace import Subspace
-from subcompress.tasks import Task, evaluate
-from subcompress.training import DeadRunError, Direct, Listener, Recipe, Trainee, train
+from subcompress.format.record import Record
+from subcompress.subspace.copying import copied
+from subcompress.subspace.module import Subspace
+from subcompress.subspace.plan import make_plan
+from subcompress.subspace.seeds import seed_everything
+from subcompress.support.files import write_bytes
+from subcompress.training.fitter import BASED_BASELINE_RATES, BASELINE_RATES
+from subcompress.training.loop import DeadRunError, Direct, Listener, Recipe, Trainee, train
+from subcompress.training.tasks import Task, evaluate
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Bench:
 
     def trained(self, module: nn.Module, title: str, lr: float | None = None) -> float:
         """Train what of a module wants a gradient, with the budget of our fit. Returns the seconds it took."""
-        usual = BASELINE_LR if self.record.base is None else BASED_LR
-        return self._train(Direct(module), title, lr or usual)
+        usual = BASELINE_RATES if self.record.base is None else BASED_BASELINE_RATES
+        return self._train(Direct(module), title, lr or usual[0])
 
     @property
     def new(self) -> list[str]:
@@ -87,7 +88,7 @@ class Bench:
         kept in the folder."""
         module, path = copied(self.model, "cpu"), self.folder / DIRECT
         try:
-            held = torch.load(path, weights_only=True)
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # nothing is read before it fits
             module.load_state_dict(held["state"])
             return module.eval(), float(held["seconds"])
         except Exception:  # none yet, or one that was cut off: torch raises many kinds
@@ -129,7 +130,7 @@ class Bench:
 
     def graph(self, module: nn.Module) -> bytes:
         """The network as ONNX with its weights inside. Raises SkippedError where there is none."""
-        from subcompress.graph import graph_of
+        from subcompress.onnx import graph_of
 
         try:
             data = graph_of(module, self.data.facts).SerializeToString()
@@ -140,7 +141,7 @@ class Bench:
 
     def value_of_graph(self, data: bytes) -> float:
         """The metric of a graph on the test split. Raises SkippedError where it is not an accuracy."""
-        from subcompress.graph import accuracy_of_graph
+        from subcompress.onnx import accuracy_of_graph
 
         test = self.data.test
         if not self.task.is_accuracy or not isinstance(test, Held):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from subcompress.errors import SubcompressError
 from subcompress.peers.bench import Bench, Row, SkippedError, joined
-from subcompress.plan import make_plan
-from subcompress.starts import recognize
+from subcompress.subspace.plan import make_plan
+from subcompress.subspace.starts import recognize
 
 
 def float_subspace(bench: Bench) -> list[Row]:

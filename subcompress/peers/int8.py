@@ -35,7 +35,7 @@ def _quantised(graph: bytes, train: Held) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from subcompress.graph.tracing import named
+    from subcompress.onnx.tracing import named
 
     order = torch.arange(min(CALIBRATION, size(train)))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from subcompress import format
-from subcompress.expand import expand_checked
 from subcompress.peers.bench import Bench, Row, joined
+from subcompress.rebuild.expand import expand_checked
 
 
 def ours(bench: Bench) -> list[Row]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from subcompress.data.splits import Split, call
 from subcompress.peers.bench import Bench, Row, SkippedError, best, joined
-from subcompress.seeds import seed_everything
+from subcompress.subspace.seeds import seed_everything
 
 WIDEST = 1 << 12
 

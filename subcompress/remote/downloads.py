@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError
-from subcompress.files import MAX_FILE_BYTES, read_bytes
 from subcompress.remote.references import COMMIT, PREFIX, Reference
+from subcompress.remote.shards import INDEX, weight_map
 from subcompress.remote.transport import Hub, Remote, Say, UnreachableError, quiet
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes
 
 FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "model.onnx"
 """What a repository holds."""
@@ -115,10 +116,13 @@ def small_file(hub: Hub, ref: Reference, remote: Remote, name: str) -> bytes | N
 
 
 def _cached(hub: Hub, ref: Reference, files: Sequence[str]) -> Fetched | None:
-    """The first of the files that is in the cache."""
+    """The first of the files that is in the cache, and with it those that it names."""
     for file in files:
         with contextlib.suppress(SubcompressError):
             path = hub.download(ref, file, cached=True)
+            if file.endswith(INDEX):
+                for shard in dict.fromkeys(weight_map(read_bytes(path, LARGE), file).values()):
+                    hub.download(ref, shard, cached=True)
             return Fetched(ref.id, path.parent.name, path, True)
     return None
 
@@ -160,8 +164,31 @@ def weights_of(
             "if you trust it, fetch it and give it with --base"
         )
     hub.say(f"{held[0]} of {remote.id} at commit {remote.commit}, {size:,} bytes, is the base")
+    path = _pinned(hub, ref, held[0], remote)
+    if held[0].endswith(INDEX):
+        _fetch_shards(hub, ref, path, remote, most)
+    return Fetched(remote.id, remote.commit, path, False)
+
+
+def _pinned(hub: Hub, ref: Reference, file: str, remote: Remote) -> Path:
+    """A file of a repository in the cache, at the commit that was seen, as the Hub promises it."""
     pinned = replace(ref, revision=remote.commit)
-    path = hub.download(ref, held[0])  # by its name first, as in _from_hub
+    path = hub.download(ref, file)  # by its name first, as in _from_hub
     if path.parent.name != remote.commit:
-        path = hub.download(pinned, held[0])
-    return Fetched(remote.id, remote.commit, _promised(hub, pinned, held[0], remote, path), False)
+        path = hub.download(pinned, file)
+    return _promised(hub, pinned, file, remote, path)
+
+
+def _fetch_shards(hub: Hub, ref: Reference, index: Path, remote: Remote, most: float) -> None:
+    """Fetch the files that an index names, beside it. Raises SubcompressError where one is not there, or all are more
+    than `most` bytes."""
+    files = dict.fromkeys(weight_map(read_bytes(index, LARGE), f"{index.name} of {ref}").values())
+    if missing := next((file for file in files if file not in remote.files), None):
+        raise SubcompressError(f"a base is whole; {index.name} of {ref} names {missing}, which is not there")
+    if (size := sum(remote.files[file].size for file in files)) > most:
+        raise SubcompressError(
+            f"a base has about as many bytes as the weights of the file that names it; those of {ref} have {size}: "
+            "if you trust it, fetch it and give it with --base"
+        )
+    for file in files:
+        _pinned(hub, ref, file, remote)

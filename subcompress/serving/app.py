@@ -7,12 +7,11 @@ import base64
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from starlette.applications import Starlette
@@ -20,15 +19,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
-from subcompress.serving import protocol
+from subcompress.serving import encodings, protocol
+from subcompress.serving.addresses import host_of, is_loopback, origin_of
+from subcompress.serving.documents import parsed
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Model, Models, now
-from subcompress.serving.refusals import RefusedError, is_loopback, shown
+from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.status import SORTS, status
 
 EXTENSIONS = [
@@ -61,6 +62,14 @@ HELD = 4
 """Bodies in memory take together at most as many bytes as so many of the largest size."""
 
 HEADER_LENGTH = protocol.HEADER_LENGTH.encode()
+
+PREFLIGHT = {
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": f"authorization, content-encoding, content-type, {protocol.HEADER_LENGTH}",
+    "access-control-allow-private-network": "true",
+    "access-control-max-age": "600",
+}
+"""What a browser is told before a page whose origin was allowed asks anything."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -122,10 +131,16 @@ class _Incoming:
 
 
 class Server:
-    """An ASGI application that serves `models`. token: what requests must bear, None for nothing."""
+    """An ASGI application that serves `models`. token: what requests must bear, None for nothing; origins: whose pages
+    may use it, as `origin_of` spells them."""
 
     def __init__(
-        self, models: Models, metrics: Metrics, limits: Limits | None = None, token: str | None = None
+        self,
+        models: Models,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        token: str | None = None,
+        origins: Collection[str] = (),
     ) -> None:
         self.models, self.metrics, self.limits = models, metrics, limits or Limits()
         self.draining = False
@@ -134,6 +149,7 @@ class Server:
         self.cut = 0  # requests that were given up at the end
         self._awaited: set[_Incoming] = set()
         self._token = None if token is None else token.encode()
+        self._origins = frozenset(origins)
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
         get, post = ["GET"], ["POST"]
         by_model: dict[str, Handler] = {
@@ -175,6 +191,11 @@ class Server:
             return
         path: str = scope["path"]
         headers = dict(scope["headers"])
+        if self._allowed(headers):
+            send = _told(send, headers[b"origin"])
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
+                return
         try:
             if (wrong := self._forbidden(path, headers, scope["method"])) is not None:
                 await wrong(scope, receive, send)
@@ -186,6 +207,11 @@ class Server:
             self.cut += 1
             with suppress(Exception):  # an answer that had begun
                 await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
+
+    def _allowed(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether a page whose origin is among those allowed sends the request."""
+        origin = headers.get(b"origin") if self._origins else None
+        return origin is not None and origin_of(origin.decode("latin-1")) in self._origins
 
     def check(self) -> None:
         """Give up bodies that come too slowly. Called every second."""
@@ -202,13 +228,17 @@ class Server:
                     "this server wants its token: send the header Authorization: Bearer TOKEN",
                     {"www-authenticate": "Bearer"},
                 )
-        origin = headers.get(b"origin")
-        if self.local and self._token is None and (origin is not None or b"sec-fetch-site" in headers):
-            host = headers.get(b"host", b"").decode("latin-1")
-            if not is_loopback(urlsplit(f"//{host}").hostname or ""):  # a name that was made to lead here
-                return _error(403, f"pages at {shown(host)} may not use a server of this machine without its token")
-        if method != "GET" and origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
-            return _error(403, "pages of other sites may not use this server")
+        if self._allowed(headers):
+            return None
+        origin, host = headers.get(b"origin"), headers.get(b"host", b"").decode("latin-1")
+        by_page = origin is not None or b"sec-fetch-site" in headers
+        if by_page and self.local and self._token is None and not is_loopback(host_of(host) or ""):
+            # A name that was made to lead here.
+            return _error(403, f"pages at {shown(host)} may not use a server of this machine without its token")
+        if method != "GET" and origin is not None:
+            page = origin_of(origin.decode("latin-1"))
+            if page is None or page != origin_of(f"{page.partition('://')[0]}://{host}"):
+                return _error(403, "pages of other sites may not use this server, but for those of --allow-origin")
         return None
 
     # Inference
@@ -228,6 +258,8 @@ class Server:
                         text = None if length is None else length.decode("latin-1")
                         asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
+                        if model.engine is engine:
+                            model.proof = ""  # it has run
                     answer, kind, json_bytes = protocol.answer(model.name, asked, engine.outputs, values)
                 finally:
                     self.held -= len(body)
@@ -239,6 +271,8 @@ class Server:
             code, answer, kind = e.status, orjson.dumps({"error": str(e)}), protocol.JSON
             if code == 503:
                 extra.append((b"retry-after", b"1"))
+            if code == 415:
+                extra.append((b"accept-encoding", encodings.TAKEN.encode()))
             await incoming.discard()
         except Exception as e:
             code, text = _failed(e)
@@ -269,10 +303,42 @@ class Server:
 
     async def _body(self, incoming: _Incoming) -> bytes:
         """The body, and its bytes counted as held. Raises RefusedError: 413 for one that is too large, 503 where
-        others take the memory, 408 for one that does not come, 415 for one that is compressed."""
+        others take the memory, 408 for one that does not come, 415 for one that is compressed in a form not taken."""
+        encoding = incoming.headers.get(b"content-encoding")
+        if encoding is None or encodings.is_plain(encoding):
+            return await self._sent(incoming)
+        data = await self._sent(incoming)
+        try:
+            return await self._inflated(data, encoding)
+        finally:
+            self.held -= len(data)
+
+    async def _inflated(self, data: bytes, encoding: bytes) -> bytes:
+        """What was compressed, its bytes counted as held. Raises RefusedError as `_body` does."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            for part in encodings.pieces(data, encoding):
+                size += len(part)
+                self._hold(size, len(part))
+                parts.append(part)
+                await asyncio.sleep(0)  # others' requests go on
+        except BaseException:
+            self.held -= size
+            raise
+        return b"".join(parts)
+
+    def _hold(self, size: int, more: int) -> None:
+        """Count a part of a body of `size` bytes by now. Raises RefusedError: 413 and 503, as `_body` does."""
+        self.held += more
+        if size > self.limits.body:
+            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
+        if self.held > HELD * self.limits.body:
+            raise RefusedError(503, "others' requests take the memory: ask again in a moment")
+
+    async def _sent(self, incoming: _Incoming) -> bytes:
+        """The body as it was sent. See `_body`."""
         most, headers = self.limits.body, incoming.headers
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise RefusedError(415, "requests come as they are, without a content-encoding")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > most:
             raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(int(length[:20]))}")
@@ -282,11 +348,7 @@ class Server:
             while not incoming.whole:
                 part = await incoming.part()
                 size += len(part)
-                self.held += len(part)
-                if size > most:
-                    raise RefusedError(413, f"a request has at most {most} bytes; this one has more")
-                if self.held > HELD * most:
-                    raise RefusedError(503, "others' requests take the memory: ask again in a moment")
+                self._hold(size, len(part))
                 parts.append(part)
         except BaseException:
             self.held -= size
@@ -305,7 +367,7 @@ class Server:
         return Response(status_code=503 if self.draining else 200)
 
     async def _model_ready(self, request: Request) -> Response:
-        self._of(request)
+        await self.models.prove(self._of(request))
         return Response()
 
     def _of(self, request: Request) -> Model:
@@ -348,13 +410,14 @@ class Server:
         with suppress(TimeoutError):  # where somebody loads, what is known has to do
             async with asyncio.timeout(LOOK):
                 await self.models.look()
+                await asyncio.shield(self.models.proving())
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
             [
                 {
                     "name": m.name,
                     "version": protocol.VERSION,
-                    "state": "LOADING" if m.loading else "READY" if m.ready else "UNAVAILABLE",
+                    "state": "READY" if m.ready else "LOADING" if m.loading or m.untried else "UNAVAILABLE",
                     "reason": "unloaded" if m.unloaded else m.reason,
                 }
                 for m in models
@@ -379,10 +442,7 @@ class Server:
         self.held -= len(data)
         if not data.strip():
             return {}
-        try:
-            said = orjson.loads(data)
-        except orjson.JSONDecodeError as e:
-            raise RefusedError(400, f"a request is JSON; this is not ({e})") from e
+        said = parsed(data)
         if not isinstance(said, dict):
             raise RefusedError(400, "a request is a JSON object")
         return said
@@ -435,6 +495,22 @@ def _name(path: str) -> str:
             raise RefusedError(404, f"{shown(parts[0])} has version {protocol.VERSION}; given {shown(parts[2])}")
         return parts[0]
     return "/".join(parts)
+
+
+def _told(send: Send, origin: bytes) -> Send:
+    """A `send` that tells a browser that pages of this origin may read the answer."""
+    headers = [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-expose-headers", HEADER_LENGTH),
+        (b"vary", b"origin"),
+    ]
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return sent
 
 
 def _json(value: Any) -> Response:

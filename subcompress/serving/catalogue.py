@@ -11,10 +11,10 @@ from pathlib import Path
 
 from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.files import MAX_FILE_BYTES, read_bytes
-from subcompress.layout import sound_text
 from subcompress.remote.references import PREFIX, Reference
 from subcompress.serving.networks import Packed
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes
+from subcompress.tensors.layout import sound_text
 
 PACKED, GRAPH = SUFFIXES = (".safetensors", ".onnx")
 

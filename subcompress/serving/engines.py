@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.runtime import How, open_graph, ort_values
+from subcompress.onnx.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
-from subcompress.threads import number
+from subcompress.support.threads import number
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),
@@ -45,29 +45,37 @@ FIXED = 300_000
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output. shape: -1 where sizes vary; axis: the name of the first axis where that varies."""
+    """An input or an output. shape: -1 where sizes vary; axis: the name of the first axis where that varies; ranked:
+    whether the graph says how many axes there are, shape is [-1] where it does not."""
 
     name: str
     datatype: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     axis: str = ""
+    ranked: bool = True
 
     def __str__(self) -> str:
+        if not self.ranked:
+            return f"{self.name} {self.datatype} of any shape"
         return f"{self.name} {self.datatype} [{', '.join(map(str, self.shape))}]"
 
 
 class Engine:
-    """A session, and the values of those inputs that are weights."""
+    """A session, and the values of those inputs that are weights. path: the .onnx file of the session, where it is one.
 
-    def __init__(self, session: Any, weights: Mapping[str, np.ndarray] | None = None) -> None:
+    Raises SubcompressError for inputs and outputs that the protocol has no numbers for."""
+
+    def __init__(self, session: Any, weights: Mapping[str, np.ndarray] | None = None, path: Path | None = None) -> None:
         self._session, self._weights = session, ort_values(weights or {})
-        self.inputs = tuple(_port(i) for i in session.get_inputs() if i.name not in self._weights)
-        self.outputs = tuple(_port(o) for o in session.get_outputs())
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        unranked = _unranked(path) if path is not None and any(not v.shape for v in (*inputs, *outputs)) else set()
+        self.inputs = tuple(_port(i, unranked) for i in inputs if i.name not in self._weights)
+        self.outputs = tuple(_port(o, unranked) for o in outputs)
         self._names = [o.name for o in self.outputs]
         ports = (*self.inputs, *self.outputs)
         # Examples can share a run where the first axis is theirs everywhere.
-        self.batched = bool(self.inputs) and all(p.shape and p.shape[0] == -1 for p in ports)
+        self.batched = bool(self.inputs) and all(p.ranked and p.shape and p.shape[0] == -1 for p in ports)
         self.batched = self.batched and len({p.axis for p in ports}) == 1
         self.separate = False  # whether it was seen that they do not change each other's outputs, see `batching`
 
@@ -157,13 +165,27 @@ def session_bytes(weights: int, graph: int) -> int:
     return weights + weights // 2 + 10 * graph + FIXED
 
 
-def _port(value: Any) -> Port:
+def _unranked(path: Path) -> set[str]:
+    """Inputs and outputs of which an .onnx file does not say how many axes they have: ONNX Runtime calls them scalars.
+    Raises SubcompressError."""
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as e:  # of protobuf, of onnx, of files
+        raise SubcompressError(f"{path} cannot be read: {one_line(e, 160)}") from e
+    return {v.name for v in (*graph.input, *graph.output) if not v.type.tensor_type.HasField("shape")}
+
+
+def _port(value: Any, unranked: Collection[str] = ()) -> Port:
     if value.type not in DATATYPES:
         raise SubcompressError(
             f"inputs and outputs are numbers in {', '.join(d for d, _ in DATATYPES.values())}; "
             f"{value.name} is {value.type}: serve a graph without it"
         )
     datatype, dtype = DATATYPES[value.type]
+    if value.name in unranked:
+        return Port(value.name, datatype, dtype, (-1,), ranked=False)
     shape = tuple(k if isinstance(k, int) else -1 for k in value.shape)
     axis = value.shape[0] if value.shape and isinstance(value.shape[0], str) else ""
     return Port(value.name, datatype, dtype, shape, axis)
@@ -171,4 +193,8 @@ def _port(value: Any) -> Port:
 
 def ports(values: Sequence[Port]) -> list[dict[str, Any]]:
     """As the protocol describes them."""
-    return [{"name": p.name, "datatype": p.datatype, "shape": list(p.shape)} for p in values]
+    told: list[dict[str, Any]] = [{"name": p.name, "datatype": p.datatype, "shape": list(p.shape)} for p in values]
+    for port, said in zip(values, told, strict=True):
+        if not port.ranked:
+            said["parameters"] = {"any_rank": True}
+    return told

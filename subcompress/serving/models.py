@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.runtime import give_back
+from subcompress.onnx.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
 from subcompress.serving.catalogue import GRAPH, Content, Found
-from subcompress.serving.engines import FIXED, Engine, beside, open_session
+from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.threads import number
+from subcompress.serving.trial import DIED, Trials, of_file, try_once
+from subcompress.support.threads import number
 
 RECENT = 256
 """Latencies of a model that its median and its 99th percentile are taken of."""
@@ -47,6 +48,7 @@ class Model:
         self.unloaded = False
         self.wrong = ""  # with the file, though an earlier one may be served
         self.trouble = ""  # of the last attempt to rebuild it
+        self.proof: str | None = None  # empty once it has run, why it has not, None before it is tried
         self.requests = self.failed = self.runs = self.examples = 0
         self.seconds = 0.0  # of runs
         self.recent: deque[float] = deque(maxlen=RECENT)
@@ -67,26 +69,36 @@ class Model:
     @property
     def reason(self) -> str:
         """Why it is not served, or not as its file is."""
-        return self.wrong or self.trouble
+        return self.wrong or self.trouble or self.proof or ""
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is an .onnx file."""
+        path = self.content.found.path
+        return path is not None and path.suffix == GRAPH
 
     @property
     def readable(self) -> bool:
         """Whether something can be served: the file as it is, or as it was."""
-        found = self.content.found
-        graph = found.path is not None and found.path.suffix == GRAPH and not found.wrong
+        graph = self.is_graph and not self.content.found.wrong
         return self.content.packed is not None or (graph and self.content.nbytes > 0)
 
     @property
     def ready(self) -> bool:
-        """Whether a request may be answered."""
-        return self.readable and not self.unloaded
+        """Whether requests are answered: it has run."""
+        return self.readable and not self.unloaded and self.proof == ""
+
+    @property
+    def untried(self) -> bool:
+        """Whether it is still to be found out if it runs."""
+        return self.readable and not self.unloaded and self.proof is None
 
     @property
     def state(self) -> str:
         """As the page and the index say it."""
         if self.unloaded:
             return "unloaded"
-        if not self.readable:
+        if not self.readable or self.proof:
             return "unavailable"
         return "loading" if self.loading else "idle" if self.engine is None else "expanded"
 
@@ -114,6 +126,9 @@ class Models:
         self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._pool = ThreadPoolExecutor(number(), thread_name_prefix="run")
+        self._trier = ThreadPoolExecutor(1, thread_name_prefix="try")
+        self._trials = Trials()
+        self._proving: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # of who loads, or looks at files
         self._free = asyncio.Event()
         self._given_up: list[Engine] = []  # the loader's thread lets go of them
@@ -223,6 +238,7 @@ class Models:
         if not (same or (before is now_ is None and model.content.found == found)):
             self._news.append((found.name, "its file has changed, and is served from now on"))
             self._drop(model)
+            model.proof = None
         elif model.wrong:
             self._news.append((found.name, "its file is what it was before"))
         model.content, model.wrong, model.trouble = content, "", ""
@@ -236,7 +252,70 @@ class Models:
             raise RefusedError(503, f"{name} was unloaded: load it first, POST /v2/repository/models/{name}/load")
         if not model.readable:
             raise RefusedError(503, f"{name} cannot be served: {model.reason}")
+        if model.proof == DIED:
+            raise RefusedError(503, f"{name} cannot be served: {DIED}")
         return model
+
+    def proving(self) -> asyncio.Task[None]:
+        """A task that finds out of every model that was not tried yet whether it runs: the one under way, or another.
+        Who waits for it and gives up shields it."""
+        if self._proving is None or self._proving.done():
+            self._proving = asyncio.create_task(self._prove_all())
+        return self._proving
+
+    async def _prove_all(self) -> None:
+        graphs = [m for m in self if m.untried and m.is_graph]
+        await self._prove_graphs(graphs)
+        for model in list(self):
+            if model.untried and not model.is_graph:
+                await self._prove_packed(model)
+
+    async def prove(self, model: Model) -> None:
+        """Find out whether it runs, unless it has. A packed file that did not is tried again: a base, or memory, may be
+        there now. Raises RefusedError, 503, where it does not."""
+        if model.is_graph and model.proof is None:
+            await self._prove_graphs([model])
+        elif not model.is_graph and model.proof != "":
+            await self._prove_packed(model)
+        if model.proof:
+            raise RefusedError(503, f"{model.name} is not ready: {model.proof}")
+
+    async def _prove_graphs(self, models: Sequence[Model]) -> None:
+        contents = [m.content for m in models]
+        paths = [c.found.path for c in contents if c.found.path is not None]
+        if not paths:
+            return
+        try:
+            reasons = await asyncio.get_running_loop().run_in_executor(self._trier, self._trials, paths)
+        except Exception as e:  # whatever it is, the server goes on
+            reasons = [f"it could not be tried ({type(e).__name__}: {one_line(e)})"] * len(paths)
+        for model, content, reason in zip(models, contents, reasons, strict=True):
+            if model.content is content:
+                self._proved(model, reason)
+
+    async def _prove_packed(self, model: Model) -> None:
+        """Run it once. It is rebuilt for that, and given up again where no request came for it."""
+        content, was = model.content, model.engine is not None
+        try:
+            async with self.using(model) as engine:
+                reason = await asyncio.get_running_loop().run_in_executor(self._pool, try_once, engine)
+        except SubcompressError as e:
+            reason = model.trouble or str(e)
+        except Exception as e:  # one model takes none of the others along
+            reason = f"it cannot be run ({type(e).__name__}: {one_line(e)})"
+        if self._by_name.get(model.name) is not model or model.content is not content or model.unloaded:
+            return
+        if model.proof != "" and not (was or model.users):
+            self._drop(model)
+        self._proved(model, reason)
+
+    def _proved(self, model: Model, reason: str) -> None:
+        """Note how a trial ended, unless a request was answered meanwhile."""
+        if model.proof == "":
+            return
+        if reason and reason != model.proof:
+            self._say(f"{model.name}: not ready: {reason}")
+        model.proof = reason
 
     @asynccontextmanager
     async def using(self, model: Model) -> AsyncIterator[Engine]:
@@ -295,14 +374,14 @@ class Models:
         try:
             if content.packed is None and not self._opened:  # what the first graph takes once is not its own
                 assert path is not None
-                open_session(path, beside(path))
+                of_file(path)
             self._opened = True
             before = resident()
             if content.packed is not None:
                 engine = self.networks.engine(content.packed)
             else:
                 assert path is not None
-                engine = Engine(open_session(path, beside(path)))
+                engine = of_file(path)
         except SubcompressError:
             raise
         except Exception as e:
@@ -350,9 +429,10 @@ class Models:
         if (model := self._by_name.get(name)) is not None:
             if model.unloaded:
                 self._say(f"{name}: loaded again")
-            model.unloaded = False
+            model.unloaded, model.proof = False, None
         async with self.using(model := self.find(name)):
-            pass
+            with suppress(RefusedError):  # the index says why; some inputs cannot be made up
+                await self.prove(model)
         if model.wrong:  # what is served is not what lies there
             raise RefusedError(503, f"{name} was not loaded: {model.wrong}")
 
@@ -369,6 +449,10 @@ class Models:
 
     def close(self) -> None:
         """End the threads, once what they do is done."""
+        if self._proving is not None:
+            self._proving.cancel()
+        self._trials.close()
+        self._trier.shutdown()
         self.networks.close()
         self._loader.shutdown()
         self._pool.shutdown()

@@ -17,11 +17,12 @@ from weakref import WeakSet
 
 import numpy as np
 
-from subcompress import arrays, format
-from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_file
+from subcompress import format
+from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
-from subcompress.record import Record
+from subcompress.format.record import Record
+from subcompress.rebuild import arrays
 from subcompress.serving.engines import Engine, open_session, placed, session_bytes
 
 UNUSED = 16
@@ -44,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Traced:
-    """See `subcompress.graph.lifting.Lifted`. network: what it was traced from, for people."""
+    """See `subcompress.onnx.lifting.Lifted`. network: what it was traced from, for people."""
 
     graph: bytes
     names: tuple[str, ...]
@@ -86,11 +87,15 @@ class Bases:
         while reference.digest not in self._open and self._unread:
             source = self._unread.pop(0)
             try:
-                base = open_base(source) if source.startswith(HUB) else self._copy(weights_file(Path(source)))
+                base = open_base(source) if source.startswith(HUB) else self._copy(weights_files(Path(source)))
             except SubcompressError as e:  # others may do
                 self._wrong += f"; {e}"
             else:
                 self._open[base.digest] = (base, source)
+        if reference.digest not in self._open and reference.changes:
+            for base, given in list(self._open.values()):
+                if (changed := base.matching(reference)) is not None:
+                    self._open[reference.digest] = (changed, given)
         if reference.digest not in self._open:
             try:
                 self._open[reference.digest] = (find_base(reference, nbytes), None)
@@ -98,17 +103,20 @@ class Bases:
                 raise SubcompressError(f"{e}{self._wrong}") from e
         return self._open[reference.digest]
 
-    def _copy(self, path: Path) -> Base:
+    def _copy(self, paths: list[Path]) -> Base:
         if self._copies is None:
             self._copies = tempfile.TemporaryDirectory(prefix="subcompress-")
-        copy = Path(self._copies.name) / f"{len(self._open)}-{path.name}"
+        folder = Path(self._copies.name) / f"{len(list(Path(self._copies.name).iterdir()))}"
         try:
-            shutil.copyfile(path, copy)
+            folder.mkdir()
+            for path in paths:
+                shutil.copyfile(path, folder / path.name)
         except OSError as e:
             raise SubcompressError(
-                f"a base is copied to {copy.parent} ({e.strerror or e}): give it room, TMPDIR"
+                f"a base is copied to {folder.parent} ({e.strerror or e}): give it room, TMPDIR"
             ) from e
-        return open_base(copy, path.name)
+        whole = len(paths) == 1 or paths[0].name.endswith(".json")
+        return open_base(folder / paths[0].name if whole else folder, paths[0].name)
 
     def close(self) -> None:
         """Remove the copies."""

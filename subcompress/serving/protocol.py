@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from subcompress.serving.documents import has_word, parsed
 from subcompress.serving.engines import Port
 from subcompress.serving.refusals import RefusedError, shown
 
@@ -57,28 +58,53 @@ class Asked:
 def read(
     body: bytes, header_length: str | None, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool
 ) -> Asked:
-    """Raises RefusedError, 400, for whatever is not a request to this model, saying what would be."""
+    """What a request to a model asks. header_length: the header of that name, None where there is none.
+
+    Raises RefusedError, 400, for whatever is not a request to this model, saying what would be."""
+    if header_length == "0":
+        return _raw(body, inputs, outputs, batched)
     head, tail = _parts(body, header_length)
-    try:
-        said = orjson.loads(head)
-    except orjson.JSONDecodeError as e:
-        raise RefusedError(400, f"a request is JSON; this is not ({e})") from e
+    said = parsed(head)
     if not isinstance(said, dict):
         raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(said)}")
-    id_ = said.get("id", "")
+    id_ = "" if said.get("id") is None else said["id"]
     if not isinstance(id_, str):
         raise RefusedError(400, f"id is text; given {_kind(id_)}")
-    feeds = _feeds(said.get("inputs"), tail, inputs)
+    # A truth value among numbers is none of them, and to ask each value would cost as much as to read it.
+    plain = not (has_word(head, b"true") or has_word(head, b"false"))
+    feeds = _feeds(said.get("inputs"), tail, inputs, plain)
     if batched and len(sizes := {len(a) for a in feeds.values()}) > 1:
         raise RefusedError(400, f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
     return Asked(id_, feeds, _wanted(said, outputs))
 
 
-def _parts(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview]:
+def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool) -> Asked:
+    """A raw binary request: the body is the values of the only input, one example where it has a batch axis, and all
+    outputs are wanted in binary. Raises RefusedError, 400, where the shape cannot be told from the size."""
+    if len(inputs) != 1:
+        raise RefusedError(400, f"a raw binary request is for models of one input; this one has {_expected(inputs)}")
+    port = inputs[0]
+    shape = [1, *port.shape[1:]] if batched else list(port.shape)
+    if not port.ranked or shape.count(-1) > 1:
+        raise RefusedError(
+            400,
+            f"a raw binary request is for inputs with one size that varies; {port} has more: send its shape in JSON",
+        )
+    if -1 in shape:
+        each = port.dtype.itemsize * -math.prod(shape)
+        shape[shape.index(-1)] = len(body) // each if each else 0
+    if not body or len(body) != math.prod(shape) * port.dtype.itemsize:
+        one = "one example of " if batched else ""
+        raise RefusedError(400, f"a raw binary request holds {one}{port}; given {len(body)} bytes")
+    feeds = {port.name: _from_bytes(memoryview(body), len(body), tuple(shape), port)}
+    return Asked("", feeds, tuple((i, True) for i in range(len(outputs))))
+
+
+def _parts(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     """The JSON and the bytes after it."""
     view = memoryview(body)
     if header_length is None:
-        return view, view[:0]
+        return body, view[:0]
     if not (header_length.isascii() and header_length.isdigit() and 0 < len(header_length) < 16):
         raise RefusedError(400, f"Inference-Header-Content-Length is a number of bytes; given {shown(header_length)}")
     n = int(header_length)
@@ -86,11 +112,21 @@ def _parts(body: bytes, header_length: str | None) -> tuple[memoryview, memoryvi
         raise RefusedError(
             400, f"Inference-Header-Content-Length is between 1 and the body's {len(body)} bytes; given {n}"
         )
-    return view[:n], view[n:]
+    return body[:n], view[n:]
 
 
-def _feeds(given: Any, tail: memoryview, ports: Sequence[Port]) -> dict[str, np.ndarray]:
-    expected = ", ".join(map(str, ports))
+def _expected(ports: Sequence[Port]) -> str:
+    return ", ".join(map(str, ports))
+
+
+def _called(port: Port) -> str:
+    """An input in a sentence: what is called input is not called so twice."""
+    return port.name if port.name.lower().startswith("input") else f"input {port.name}"
+
+
+def _feeds(given: Any, tail: memoryview, ports: Sequence[Port], plain: bool) -> dict[str, np.ndarray]:
+    """Values by input. plain: whether the request's JSON has no truth values."""
+    expected = _expected(ports)
     if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):
         raise RefusedError(400, f"inputs is a list of tensors ({expected}); given {_kind(given)}")
     known = {p.name: p for p in ports}
@@ -106,9 +142,9 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port]) -> dict[str, np.
         shape = _shape(tensor.get("shape"), tensor.get("datatype"), port)
         size = _binary_size(tensor, name)
         if size is None:
-            feeds[name] = _from_json(tensor.get("data"), shape, port)
+            feeds[name] = _from_json(tensor.get("data"), shape, port, plain)
         else:
-            if "data" in tensor:
+            if tensor.get("data") is not None:
                 raise RefusedError(400, f"values of {name} come as data or as binary_data_size; given both")
             feeds[name] = _from_bytes(tail[at : at + size], size, shape, port)
             at += size
@@ -122,27 +158,46 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port]) -> dict[str, np.
 def _shape(given: Any, datatype: Any, port: Port) -> tuple[int, ...]:
     """The shape that the request declares, one that the model takes."""
     sound = isinstance(given, list) and len(given) <= MOST_AXES and all(type(k) is int and k >= 0 for k in given)
-    if not (sound and _fits(given, port.shape)) or datatype != port.datatype:
+    if not (sound and _fits(given, port)) or datatype != port.datatype:
         what = f"[{', '.join(map(str, given))}]" if sound else shown(given)
-        lacks = sound and len(given) + 1 == len(port.shape) and _fits([1, *given], port.shape)
-        then = "put a 1 in front, for one example" if lacks else "send that, -1 being any size"
+        takes = f"{list(port.shape)}" if port.ranked else "of any shape"
         raise RefusedError(
             400,
-            f"input {port.name} is {port.datatype} {list(port.shape)}; given {shown(datatype)} {what[:200]}: {then}",
+            f"{_called(port)} is {port.datatype} {takes}; given {shown(datatype)} {what[:200]}: "
+            f"{_instead(given, sound, port)}",
         )
     if not all(given):
-        raise RefusedError(400, f"input {port.name} has no values in shape {given}: send one example or more")
+        raise RefusedError(400, f"{_called(port)} has no values in shape {given}: send one example or more")
     return tuple(given)
 
 
-def _fits(given: Sequence[int], shape: Sequence[int]) -> bool:
-    return len(given) == len(shape) and all(want in (-1, k) for want, k in zip(shape, given, strict=True))
+def _instead(given: Any, sound: bool, port: Port) -> str:
+    """What to send instead of a shape or a datatype that does not fit."""
+    if isinstance(given, list) and any(type(k) is int and k < 0 for k in given):
+        return "a request says how many there are in place of each -1"
+    if sound and len(given) + 1 == len(port.shape) and _fits([1, *given], port):
+        return "put a 1 in front, for one example"
+    return "send that, -1 being any size" if -1 in port.shape and port.ranked else "send that"
+
+
+def _fits(given: Sequence[int], port: Port) -> bool:
+    if not port.ranked:
+        return True
+    return len(given) == len(port.shape) and all(want in (-1, k) for want, k in zip(port.shape, given, strict=True))
+
+
+def _parameters(said: dict[str, Any], what: str) -> dict[str, Any]:
+    """What stands under `parameters`, nothing where that is null. what: how a refusal calls them."""
+    parameters = said.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise RefusedError(400, f"{what} are a JSON object; given {_kind(parameters)}")
+    return parameters
 
 
 def _binary_size(tensor: dict[str, Any], name: str) -> int | None:
-    parameters = tensor.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise RefusedError(400, f"parameters of {name} are a JSON object; given {_kind(parameters)}")
+    parameters = _parameters(tensor, f"parameters of {name}")
     for key in parameters:
         if key.startswith("shared_memory"):
             raise RefusedError(400, "tensors come in the request; shared memory is not offered")
@@ -157,25 +212,27 @@ def _from_bytes(held: memoryview, size: int, shape: tuple[int, ...], port: Port)
     if size != wants or len(held) != size:
         raise RefusedError(
             400,
-            f"input {port.name} of shape {list(shape)} takes {wants} bytes; binary_data_size says {size}, and "
+            f"{_called(port)} of shape {list(shape)} takes {wants} bytes; binary_data_size says {size}, and "
             f"{len(held)} are there",
         )
     if port.datatype == "BOOL" and max(held, default=0) > 1:
         raise RefusedError(400, f"values of {port.name} are 0 or 1, a byte each")
-    return _without_nan(np.frombuffer(held, port.dtype).reshape(shape), port)
+    return np.frombuffer(held, port.dtype).reshape(shape)
 
 
-def _from_json(data: Any, shape: tuple[int, ...], port: Port) -> np.ndarray:
+def _from_json(data: Any, shape: tuple[int, ...], port: Port, plain: bool) -> np.ndarray:
+    """The values in `data`. plain: whether none is true or false."""
     if not isinstance(data, list):
         raise RefusedError(400, f"values of {port.name} are a list, data, or follow in binary; given {_kind(data)}")
     values = _flat(data, port)
     if len(values) != math.prod(shape):
         raise RefusedError(
-            400, f"input {port.name} of shape {list(shape)} has {math.prod(shape)} values; given {len(values)}"
+            400, f"{_called(port)} of shape {list(shape)} has {math.prod(shape)} values; given {len(values)}"
         )
     kind = port.dtype.kind
     # NumPy looks last: where one value is text it would make text of all, each as long as the longest.
-    if not (type(values[0]) in KINDS[kind] and (kind == "f" or {*map(type, values)} == KINDS[kind])):
+    quick = kind == "f" and plain
+    if not (type(values[0]) in KINDS[kind] and (quick or {*map(type, values)} <= KINDS[kind])):
         raise _of_another_kind(port)
     try:
         if kind != "f":
@@ -206,17 +263,9 @@ def _flat(values: list[Any], port: Port) -> list[Any]:
     return values
 
 
-def _without_nan(values: np.ndarray, port: Port) -> np.ndarray:
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise RefusedError(400, f"values of {port.name} are numbers; NaN is among them")
-    return values
-
-
 def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:
     """Outputs by number, and whether each comes in binary; all in order where none is named."""
-    parameters = said.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise RefusedError(400, f"parameters are a JSON object; given {_kind(parameters)}")
+    parameters = _parameters(said, "parameters")
     if any(key.startswith("sequence_") for key in parameters):
         raise RefusedError(400, "every request stands by itself; sequences are not offered")
     binary = parameters.get("binary_data_output", False)
@@ -228,9 +277,9 @@ def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, boo
     for output in given if isinstance(given, list) else [given]:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in numbers:
-            raise RefusedError(400, f"outputs are {', '.join(map(str, ports))}; given {shown(name)}")
-        own = output.get("parameters", {})
-        if not isinstance(own, dict) or own.get("classification"):
+            raise RefusedError(400, f"outputs are {_expected(ports)}; given {shown(name)}")
+        own = _parameters(output, f"parameters of {name}")
+        if own.get("classification"):
             raise RefusedError(400, f"outputs come as they are; classification of {name} is not offered")
         if numbers[name] in [i for i, _ in found]:
             raise RefusedError(400, f"each output is asked for once; {name} came twice")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-from contextlib import suppress
-
 from subcompress.errors import SubcompressError
 
 MOST_ECHOED = 100
@@ -23,10 +20,3 @@ def shown(value: object) -> str:
     """What a request said, as a message may repeat it: on one line, quoted, and not long."""
     text = repr(value)
     return text if len(text) <= MOST_ECHOED else f"{text[:MOST_ECHOED]}..."
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

@@ -17,15 +17,16 @@ from typing import Any
 
 import uvicorn
 
-from subcompress.base import HUB, weights_file
+from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
+from subcompress.serving.addresses import allowed, is_loopback
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Models, Say
 from subcompress.serving.networks import Bases, Networks, Trace
-from subcompress.serving.refusals import is_loopback, shown
+from subcompress.serving.refusals import shown
 
 EVERY = 1.0
 """Seconds between looks at the files."""
@@ -81,24 +82,29 @@ def serve(
     most: int = 64,
     limits: Limits | None = None,
     token: str | None = None,
+    origins: Sequence[str] = (),
     say: Say,
     ready: Callable[[Running], None],
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C, then answer what was asked; returns whether all of it was.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
-    bytes of rebuilt models together; most: examples of a run. ready: told once requests are answered.
+    bytes of rebuilt models together; most: examples of a run; origins: pages that may use it, SCHEME://HOST[:PORT].
+    ready: told once requests are answered.
     Raises SubcompressError where nothing can be served at all.
     """
     catalogue.require_all(sources)
+    pages = allowed(origins)
     for base in bases:
         if not base.startswith(HUB):
-            weights_file(Path(base))
+            weights_files(Path(base))
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
         with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
-            return runner.run(_serve(sock, sources, trace, bases, memory, most, limits or Limits(), token, say, ready))
+            networks = Networks(trace, Bases(bases))
+            of_server = (limits or Limits(), token, pages)
+            return runner.run(_serve(sock, sources, networks, memory, most, of_server, say, ready))
     finally:
         sys.setswitchinterval(before)
     return True
@@ -116,18 +122,16 @@ def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _serve(
     sock: socket.socket,
     sources: Sequence[str],
-    trace: Trace,
-    bases: Sequence[str],
+    networks: Networks,
     memory: int,
     most: int,
-    limits: Limits,
-    token: str | None,
+    of_server: tuple[Limits, str | None, frozenset[str]],
     say: Say,
     ready: Callable[[Running], None],
 ) -> bool:
     metrics = Metrics()
-    models = Models(sources, Networks(trace, Bases(bases)), memory=memory, most=most, say=say, ran=metrics.ran)
-    server = Server(models, metrics, limits, token)
+    models = Models(sources, networks, memory=memory, most=most, say=say, ran=metrics.ran)
+    server = Server(models, metrics, *of_server)
     try:
         with _ended_by_a_signal():
             await models.warm()
@@ -201,10 +205,12 @@ async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
 
     async def look() -> None:
         said = ""
+        models.proving()
         while True:
             await asyncio.sleep(EVERY)
             try:
                 await models.look()
+                models.proving()
             except Exception as e:  # whatever it is: what is served stays, and the next look may find it mended
                 if (text := one_line(e)) != said:
                     said = text

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError, one_line
-from subcompress.files import read_bytes, replacing_folder, write_bytes
+from subcompress.support.files import read_bytes, replacing_folder, write_bytes
+from subcompress.support.suggesting import meant
 
 if TYPE_CHECKING:  # loaded where they are needed
     import onnx
@@ -113,7 +114,8 @@ def export(
     which is not ours, where a packed file cannot be read or lacks its network, or cannot unfold and should.
     """
     if backend not in BACKENDS:
-        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {backend!r} is none of them")
+        known = ", ".join(BACKENDS)
+        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{meant(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
         raise SubcompressError(f"a batch has 1 example or more, 0 says not to join requests; given {max_batch}")
     sources, repository = list(sources), Path(repository)
@@ -204,7 +206,7 @@ def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
     """Write the graph of a source, which is returned."""
     import onnx
 
-    from subcompress.unpacking import unpack
+    from subcompress.api.unpack import unpack
 
     if source.is_graph:
         write_bytes(path, _checked(source.path))
@@ -217,7 +219,7 @@ def _checked(path: Path) -> bytes:
     """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
     import onnx
 
-    from subcompress.runtime import open_graph
+    from subcompress.onnx.runtime import open_graph
 
     data = read_bytes(path, MAX_GRAPH_BYTES)
     try:

@@ -1,0 +1,60 @@
+"""info: what a file holds, without rebuilding it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from subcompress import format
+from subcompress.base import BaseReference
+from subcompress.format import tables
+from subcompress.tensors.layout import Layout
+
+
+def info(path: str | Path) -> dict[str, Any]:
+    """Tell what a file holds, without rebuilding its weights and without its base.
+
+    Args:
+        path: A packed file.
+
+    Returns:
+        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `file_bytes`, `dense_bytes` and `ledger`,
+        which gives the bytes of each part of the file.
+
+    Raises:
+        SubcompressError: The file cannot be read or is damaged.
+    """
+    found = format.contents(path)
+    base, layout = found.base, found.layout
+    return {
+        "seed": found.seed,
+        "d": sum(g.operator.d for g in found.trained),
+        "D": sum(g.operator.D for g in found.trained),
+        "bits": max((g.bits for g in found.trained), default=0),
+        "operator": ", ".join(sorted({g.operator.name for g in found.trained})),
+        "layout": tables.name_of(layout) if isinstance(layout, Layout) else None,
+        "base": None if base is None else _named(base),
+        "groups": [
+            {
+                "operator": g.operator.name,
+                "kind": "values one by one" if g.one_by_one else "subspace",
+                "bits": g.bits,
+                **dict(zip(g.operator.limits, g.operator.parameters(), strict=True)),
+            }
+            for g in found.groups
+        ],
+        "format_version": format.FORMAT_VERSION,
+        "digest": found.digest.hex(),
+        "tensors": len(layout),
+        "dense_bytes": layout.nbytes,
+        "file_bytes": sum(found.ledger.values()),
+        "ledger": found.ledger,
+        "facts": found.facts.to_json(),
+        "test_accuracy": found.test_accuracy,
+    }
+
+
+def _named(base: BaseReference) -> dict[str, str]:
+    """What a file says of its base: where it is had, and what is changed of it."""
+    found = {"id": base.source, "revision": base.revision, "digest": base.digest.hex()}
+    return found | ({"changes": str(base.changes)} if base.changes else {})

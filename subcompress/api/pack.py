@@ -1,0 +1,33 @@
+"""pack: a finished run as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subcompress import format
+from subcompress.format.facts import Facts
+from subcompress.subspace.module import Subspace
+from subcompress.support.files import write_bytes
+from subcompress.training import run
+
+
+def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None) -> int:
+    """Write a finished run, or a trained `Subspace`, as one file. The file is written whole or not at all.
+
+    Args:
+        source: A folder that `fit` wrote, or a `Subspace` after `round`.
+        path: The file to write.
+        facts: What a receiver must know of the input; for a `Subspace` only, a run has its own.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        SubcompressError: The folder is no finished run, the subspace was not rounded, or the file cannot be written.
+    """
+    if isinstance(source, Subspace):
+        return format.save(source.record(facts), path)
+    data = run.packed(source)
+    format.parse(data)  # one that was damaged is not passed on
+    write_bytes(path, data)
+    return len(data)

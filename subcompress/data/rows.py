@@ -1,0 +1,135 @@
+"""Rows of a file of texts: CSV, TSV or JSON lines, by the end of its name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from subcompress.errors import SubcompressError, one_line
+
+NEEDED, OPTIONAL = ("text", "label"), ("text_pair", "split")
+"""Columns that are read; others are passed over."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, and the line that it begins at. pair, split: None where the file has no such column."""
+
+    line: int
+    text: str
+    label: str
+    pair: str | None = None
+    split: str | None = None
+
+
+def rows_of(path: Path, most: int) -> Iterator[Row]:
+    """The rows of a file of at most `most` bytes. Raises SubcompressError, with the number of the line."""
+    kind, read = KINDS.get(path.suffix.lower(), KINDS[".csv"])
+    try:
+        if (size := path.stat().st_size) > most:
+            raise SubcompressError(f"a {kind} file is of at most {most} bytes; {path} has {size}: take fewer rows")
+        with path.open(encoding="utf-8-sig", newline="") as f:
+            for line, row in read(path, f):
+                yield _row(path, line, row)
+    except OSError as e:
+        raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
+    except UnicodeDecodeError as e:
+        raise SubcompressError(f"a {kind} file is in UTF-8; {path} is not ({one_line(e)}): convert it") from e
+
+
+def _row(path: Path, line: int, row: dict[str, str]) -> Row:
+    """Raises SubcompressError for an empty field; that of the second text may be empty."""
+    for name in NEEDED:
+        if not row[name].strip():
+            raise SubcompressError(f"{path}, line {line}: the {name} is empty: fill it in")
+    split = row.get("split")
+    pair = row.get("text_pair")
+    return Row(line, row["text"], row["label"].strip(), pair, None if split is None else split.strip())
+
+
+def _csv(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    return _separated(path, csv.reader(f, strict=True), "put a text with commas in quotes")
+
+
+def _tsv(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    """Quotes are of the text: a field holds no tab and no end of a line."""
+    reader = csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    return _separated(path, reader, "a text holds no tab")
+
+
+def _separated(path: Path, reader: Any, remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
+    line = 1
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        columns = _columns(path, header)
+        line = reader.line_num + 1
+        for row in reader:
+            if row and len(row) != len(header):
+                raise SubcompressError(
+                    f"{path}, line {line}: {len(row)} fields, where the header has {len(header)}: {remedy}"
+                )
+            if row:  # else an empty line
+                yield line, {name: row[at] for name, at in columns.items()}
+            line = reader.line_num + 1
+    except csv.Error as e:
+        raise SubcompressError(f"{path}, line {line}: {one_line(e)}: mend the quotes, or cut the text") from e
+
+
+def _columns(path: Path, header: list[str]) -> dict[str, int]:
+    """Where the columns are. Raises SubcompressError where one is missing, or there twice."""
+    for name in (*NEEDED, *OPTIONAL):
+        if header.count(name) > 1 or (name in NEEDED and name not in header):
+            raise SubcompressError(
+                f"{path} begins with a line that names the columns text and label, and text_pair and split if they are "
+                f"there, once each; it names {', '.join(header)[:200] or 'nothing'}"
+            )
+    return {name: header.index(name) for name in (*NEEDED, *OPTIONAL) if name in header}
+
+
+def _json_lines(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    """An object a line. Raises SubcompressError for what is none, and where some lines have what others lack."""
+    first: set[str] | None = None
+    for line, text in enumerate(f, 1):
+        if not text.strip():
+            continue
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: a line is one JSON object") from e
+        row = _fields(path, line, found)
+        first = set(row) if first is None else first
+        if odd := sorted(first ^ set(row)):
+            raise SubcompressError(f"{path}, line {line}: {odd[0]} is in some lines only: give it in all, or in none")
+        yield line, row
+
+
+def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
+    """What is read of an object, as text: truth values as 1 and 0."""
+    if not isinstance(found, dict) or not all(name in found for name in NEEDED):
+        has = ", ".join(map(str, found))[:200] if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise SubcompressError(f"{path}, line {line}: a line has text and label; this one has {has or 'nothing'}")
+    row = {}
+    for name in (*NEEDED, *OPTIONAL):
+        if name in found:
+            value = found[name]
+            if isinstance(value, (int, float)) and name == "label":
+                value = str(int(value) if isinstance(value, bool) else value)
+            if value is not None and not isinstance(value, str):
+                raise SubcompressError(f"{path}, line {line}: {name} is a text; given a {type(value).__name__}")
+            row[name] = value or ""
+    return row
+
+
+Read = Callable[[Path, Any], Iterator[tuple[int, dict[str, str]]]]
+
+KINDS: dict[str, tuple[str, Read]] = {
+    ".csv": ("CSV", _csv),
+    ".tsv": ("TSV", _tsv),
+    ".jsonl": ("JSON lines", _json_lines),
+    ".ndjson": ("JSON lines", _json_lines),
+}
+"""By the end of a name: what it is called, and what reads it."""

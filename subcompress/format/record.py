@@ -1,0 +1,316 @@
+"""What a file holds, in memory: fit makes a Record, the format writes and reads it, the backends expand it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from subcompress.base import OnBase
+from subcompress.errors import SubcompressError
+from subcompress.format.facts import Facts
+from subcompress.operators import ExactOperator, HadamardBlocks
+from subcompress.operators.forms import Form, Pattern, Ramp, Seeded, seeded_integers
+from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec
+from subcompress.tensors.rounding import finite
+
+STATISTICS_BITS = 7
+"""Running statistics, integers one by one, have as many bits or more; weights one by one have fewer as a rule."""
+
+LIMIT = 1 << 16
+"""Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
+
+MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
+LOWEST_SCALE, HIGHEST_SCALE = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
+"""Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
+
+
+RAMP_LIMIT = 1e30
+"""Numbers of a ramp stay below this in absolute value."""
+
+SMALLEST_START = 2.0**-126
+"""Constant starts are zero or normal float32 values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Tensors that share coordinates: an operator over their D weights, and z as (d,) integers of so many bits."""
+
+    operator: ExactOperator
+    bits: int
+    coordinates: np.ndarray
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether every value has a coordinate of its own: quantised values, no subspace."""
+        return self.operator.block == 1 and self.operator.d == self.operator.D
+
+
+@dataclass(frozen=True)
+class Coded:
+    """theta = start + scale * integer; `group` indexes the record's groups; start is a form (a number is one constant
+    for all values), or, based, the values of the base."""
+
+    scale: float
+    group: int = 0
+    start: Form = 0.0
+    based: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values start at one constant."""
+        return isinstance(self.start, float) and not self.based
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """theta = start: no coordinate acts on the values."""
+
+    start: Form = 0.0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Values of one tensor that are made in different ways: value by value, the item that the runs name.
+
+    runs: (item, length), repeated until all values have an item; complex tensors count as pairs of values.
+    """
+
+    items: tuple[Coded | Fixed, ...]
+    runs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The values themselves travel in the file: buffers, integers. same: the number of an earlier stored tensor that
+    has the same values, which are then stored once."""
+
+    same: int | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The base's values, as they are."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """A tied tensor: all of it is what tensor number `index` of the layout, an earlier one, is."""
+
+    index: int
+
+
+Entry = Coded | Fixed | Mixed | Stored | Same | Kept
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values of a tensor that are made alike. row: the first of their rows in their group, where they are coded;
+    seeded: the first of their numbers among all seeded starts of the file."""
+
+    entry: Coded | Fixed
+    reals: int
+    row: int
+    seeded: int
+
+
+def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, int]]:
+    """The entries of a tensor's pieces, and how many values each has; nothing for a tensor that is not made."""
+    if isinstance(entry, Mixed):
+        yield from zip(entry.items, Pattern(entry.runs, spec.reals).counts, strict=True)
+    elif isinstance(entry, (Coded, Fixed)):
+        yield entry, spec.reals
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """entries: one a tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
+
+    base: what it stands on, None for most; its tensors come first in the layout, in their order.
+    digest: 16 bytes over the rebuilt tensors (subcompress.tensors.digest), empty before it is known.
+    test_accuracy: on the test split, when it was measured.
+    """
+
+    seed: int
+    layout: Layout
+    groups: tuple[Group, ...]
+    entries: tuple[Entry, ...]
+    stored: bytes = b""
+    facts: Facts = field(default_factory=Facts)
+    test_accuracy: float | None = None
+    digest: bytes = b""
+    base: OnBase | None = None
+
+    @property
+    def d(self) -> int:
+        """Coordinates that were trained."""
+        return sum(g.operator.d for g in self.trained)
+
+    @property
+    def D(self) -> int:
+        """Weights that they span: real numbers, two a complex weight."""
+        return sum(g.operator.D for g in self.trained)
+
+    @property
+    def trained(self) -> list[Group]:
+        """Groups of weights. Those of running statistics, values one by one too, come after the first."""
+        return trained(self.groups)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Coded real numbers of each group."""
+        return group_sizes(self.layout, self.entries, len(self.groups))
+
+    @cached_property
+    def pieces(self) -> list[tuple[Piece, ...]]:
+        """For each tensor, the pieces that it is made of: one, or several where it is mixed; none for others."""
+        rows, seeded = [0] * len(self.groups), 0
+        found: list[tuple[Piece, ...]] = []
+        for spec, entry in zip(self.layout, self.entries, strict=True):
+            own = []
+            for part, reals in pieces_of(spec, entry):
+                row = rows[part.group] if isinstance(part, Coded) else 0
+                own.append(Piece(part, reals, row, seeded))
+                if isinstance(part, Coded):
+                    rows[part.group] += reals
+                seeded += reals if isinstance(part.start, Seeded) else 0
+            found.append(tuple(own))
+        return found
+
+    @cached_property
+    def patterns(self) -> dict[int, Pattern]:
+        """Of mixed tensors, by number."""
+        pairs = enumerate(zip(self.layout, self.entries, strict=True))
+        return {i: Pattern(entry.runs, spec.reals) for i, (spec, entry) in pairs if isinstance(entry, Mixed)}
+
+    @cached_property
+    def seeded_operator(self) -> HadamardBlocks:
+        """Its rows are the integers of all seeded starts. Needs one at least."""
+        reals = sum(p.reals for own in self.pieces for p in own if isinstance(p.entry.start, Seeded))
+        return seeded_integers(self.seed, reals)
+
+    @cached_property
+    def stored_at(self) -> dict[int, int]:
+        """The first byte in `stored` of each stored tensor, by its number."""
+        at = 0
+        found: dict[int, int] = {}
+        for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
+            if isinstance(entry, Stored):
+                found[i] = at if entry.same is None else found[entry.same]
+                at += spec.nbytes if entry.same is None else 0
+        return found
+
+    def check(self) -> None:
+        """Raise SubcompressError where exact regeneration would not be assured."""
+        for g, size in zip(self.groups, self.sizes, strict=True):
+            if size != g.operator.D or len(g.coordinates) != g.operator.d:
+                raise SubcompressError(
+                    f"a group's tensors, operator and coordinates agree; given {size} weights, an operator of "
+                    f"{g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit again"
+                )
+            if (peak := g.operator.peak(g.coordinates)) >= LIMIT:
+                raise SubcompressError(
+                    f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
+                    "lower d, the bits or the number of rows a block"
+                )
+        tables: set[tuple[int, str]] = set()
+        for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
+            if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
+                self._check_based(spec, isinstance(entry, Coded))
+            if isinstance(entry, Same):
+                self._check_same(i, spec, entry.index)
+            elif isinstance(entry, Stored) and entry.same is not None:
+                self._check_same(i, spec, entry.same)
+            elif isinstance(entry, Mixed):
+                _check_mixed(spec, entry)
+            for part, _ in pieces_of(spec, entry):
+                _check_piece(spec, part, tables)
+
+    def _check_based(self, spec: TensorSpec, coded: bool) -> None:
+        if self.base is None or spec.name not in self.base:
+            raise SubcompressError(
+                f"a tensor that starts at the base's values is in the base; {spec} is not: fit again"
+            )
+        if coded and not finite(self.base.reals(spec.name)):
+            raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
+
+    def _check_same(self, at: int, spec: TensorSpec, index: int) -> None:
+        first = self.entries[index] if 0 <= index < at else None
+        kind = Stored if isinstance(self.entries[at], Stored) else Entry
+        again = isinstance(first, Stored) and first.same is not None and kind is Stored
+        if not isinstance(first, kind) or isinstance(first, Same) or again:
+            raise SubcompressError(f"a tied tensor is that of an earlier one; {spec} is not: fit again")
+        other = self.layout.tensors[index]
+        if (other.dtype, other.shape) != (spec.dtype, spec.shape):
+            raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
+
+
+def trained(groups: tuple[Group, ...]) -> list[Group]:
+    """See `Record.trained`."""
+    return [g for i, g in enumerate(groups) if i == 0 or not g.one_by_one or g.bits < STATISTICS_BITS]
+
+
+def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list[int]:
+    """Coded real numbers of each group."""
+    sizes = [0] * groups
+    for spec, entry in zip(layout, entries, strict=True):
+        for part, reals in pieces_of(spec, entry):
+            if isinstance(part, Coded):
+                sizes[part.group] += reals
+    return sizes
+
+
+def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
+    pattern = Pattern(entry.runs, spec.reals)
+    named = {item for item, _ in entry.runs}
+    lengths = [length for _, length in entry.runs]
+    if named != set(range(len(entry.items))) or min(lengths) < 1 or not 1 <= pattern.period <= spec.reals:
+        raise SubcompressError(f"runs name every item of a tensor, and fit into it; those of {spec} do not: fit again")
+    if any(isinstance(item, Coded) and item.based for item in entry.items):
+        raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
+
+
+def _check_piece(spec: TensorSpec, part: Coded | Fixed, tables: set[tuple[int, str]]) -> None:
+    """tables: what was checked before, which many tensors may share."""
+    if spec.dtype not in CODED_DTYPES:
+        raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
+    if isinstance(part, Coded):
+        _check_scale(spec, part.scale)
+    start = part.start
+    if isinstance(start, Seeded):
+        _check_scale(spec, start.scale)
+        start = start.center
+    if isinstance(start, float):
+        normal = SMALLEST_START <= abs(start) < math.inf
+        if not (normal or start == 0) or start != np.float32(start):
+            raise SubcompressError(f"a constant start is zero or a normal float32; {spec} starts at {start}")
+        if part.start == 0 and math.copysign(1, start) < 0 and isinstance(part, Fixed):
+            raise SubcompressError(f"zero has no sign as a start; {spec} is fixed at -0.0: make it a table")
+        return
+    if start.dtype != spec.real_dtype or start.period < 1:
+        raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
+    if isinstance(start, Ramp):
+        ends = (start.first, start.step, start.first + start.step * start.period)
+        if not all(math.isfinite(x) and abs(x) < RAMP_LIMIT for x in ends):
+            raise SubcompressError(f"a ramp is of numbers below {RAMP_LIMIT:g}; that of {spec} is not: fit again")
+    elif (id(start.data), start.dtype) not in tables:
+        if len(start.data) % DTYPES[start.dtype].itemsize or not finite(start.values(0, start.period)):
+            raise SubcompressError(f"a table holds finite values; that of {spec} holds others: fit again")
+        tables.add((id(start.data), start.dtype))
+
+
+def _check_scale(spec: TensorSpec, scale: float) -> None:
+    if not LOWEST_SCALE <= scale < HIGHEST_SCALE or scale != bfloat16(scale):
+        raise SubcompressError(
+            f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); {spec} has {scale}"
+        )
+
+
+def bfloat16(x: float) -> float:
+    """x rounded to the nearest bfloat16, ties to even."""
+    bits = int(np.float32(x).view(np.uint32))
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return float(np.uint32(bits).view(np.float32))

@@ -1,0 +1,160 @@
+"""What a graph computes in ONNX Runtime: its outputs against torch's, its weights against the file's, its accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from subcompress.data.held import Held
+from subcompress.data.splits import batches, size
+from subcompress.errors import SubcompressError, one_line
+from subcompress.format.facts import Facts
+from subcompress.onnx.runtime import open_graph, ort_values
+from subcompress.onnx.slimming import every_name
+from subcompress.onnx.tracing import BAKED, TRACED, example_inputs, graphs_within, lengths_of, named, outputs_of, varies
+from subcompress.tensors.layout import array_of, raw_bytes
+
+TOLERANCE = 1e-4
+"""Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
+
+
+_ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
+
+
+def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
+    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
+    session = open_graph(data, device)
+    taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+    right = 0
+    for x, y in batches(split, 1):
+        outputs = session.run(None, {name: t.numpy() for name, t in named(x).items() if name in taken})
+        right += int(np.argmax(outputs[0])) == int(y)
+    return right / size(split)
+
+
+def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
+    axes that vary. weights: of a graph that is given them from outside, as inputs or as initialisers."""
+    values = ort_values({name: array_of(t.detach()) for name, t in (weights or {}).items()})
+    options = _options()
+    try:
+        taken = {i.name for i in onnx.load_from_string(data).graph.input} if values else set()
+        if outside := {name: value for name, value in values.items() if name not in taken}:
+            options.add_external_initializers(list(outside), list(outside.values()))
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # its exceptions have no common base of their own
+        raise SubcompressError(
+            f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
+        ) from e
+    for n, length in ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5)):
+        at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
+        if why := _unlike(session, module, facts, values, n, length):
+            baked = not _unlike(session, module, facts, values, *TRACED)
+            raise SubcompressError(
+                f"{why} at {at}, and does not at the one that was traced, {TRACED[0]}: it was not kept; {BAKED}"
+                if baked
+                else f"{why} at {at}: it was not kept; does forward depend on values or on random numbers? Unpack to "
+                ".safetensors instead"
+            )
+
+
+def _unlike(session: Any, module: nn.Module, facts: Facts, values: Mapping[str, Any], n: int, length: int) -> str:
+    """How a graph's outputs for n examples are not torch's; empty where they are."""
+    fed = {name: x.numpy() for name, x in example_inputs(facts, n, length, lengths_of(module, facts)).items()}
+    taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+    try:
+        found = session.run(None, {name: x for name, x in (fed | dict(values)).items() if name in taken})
+    except Exception as e:
+        return f"ONNX Runtime fails on this graph ({one_line(e)})"
+    for expected, given in zip(outputs_of(module, facts, n, length), found, strict=True):
+        worst = _difference(expected.detach(), np.asarray(given))
+        if not worst <= _tolerance(expected.dtype):
+            return f"the ONNX graph's outputs differ from torch's by {worst:.2g}"
+    return ""
+
+
+def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
+    """Raise SubcompressError unless the values of these names in the graph are the expected ones bit for bit, with
+    graph optimisation off and on."""
+    if not expected:
+        return
+    model = weights_only(data, {name: tensor.dtype for name, tensor in expected.items()})
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        options = _options(level)
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            found = session.run(None, {})
+        except Exception as e:
+            raise SubcompressError(
+                f"ONNX Runtime does not compute this graph's weights ({one_line(e)}): leave unfolding out"
+            ) from e
+        for (name, tensor), values in zip(expected.items(), found, strict=True):
+            wanted = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            if values.tobytes() != raw_bytes(wanted):
+                raise SubcompressError(
+                    f"{name} computed in the graph is not the file's bit for bit ({level}): it was not kept; "
+                    "leave unfolding out, and report this machine"
+                )
+
+
+def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
+    """The part of a graph that computes those values, which become its outputs; bfloat16 ones as float32."""
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    needed, outputs = set(dtypes), []
+    for name, dtype in dtypes.items():
+        kind = _ONNX_DTYPES.get(dtype, TensorProto.FLOAT)
+        outputs.append(helper.make_tensor_value_info(name, kind, None))
+        if dtype == torch.bfloat16:  # NumPy has none
+            outputs[-1].name = f"{name} as float32"
+            graph.node.append(helper.make_node("Cast", [name], [outputs[-1].name], to=TensorProto.FLOAT))
+            needed.add(outputs[-1].name)
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            for branch in graphs_within(node):
+                needed |= every_name(branch)
+    kept.reverse()
+    part = helper.make_graph(kept, "weights", [], outputs, [i for i in graph.initializer if i.name in needed])
+    del graph.node[:], graph.input[:], graph.output[:], graph.initializer[:], graph.value_info[:]
+    graph.MergeFrom(part)
+    return model.SerializeToString()
+
+
+def _options(level: str = "ORT_ENABLE_ALL") -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.log_severity_level = 4  # what goes wrong is said by who asked
+    return options
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """That of float32, or some steps of a shorter type."""
+    return max(TOLERANCE, 16 * torch.finfo(dtype).eps) if dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+
+
+def _difference(expected: Tensor, found: np.ndarray) -> float:
+    """The largest difference, as a share of the largest finite value where that is above one."""
+    if expected.is_complex():  # a graph has pairs
+        expected = torch.view_as_real(expected)
+    if expected.dtype == torch.bfloat16:
+        expected = expected.float()
+    wanted = expected.numpy()
+    if found.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    wanted, given = wanted.astype(np.float64), found.astype(np.float64)
+    apart = np.where((wanted == given) | (np.isnan(wanted) & np.isnan(given)), 0.0, np.abs(wanted - given))
+    finite = wanted[np.isfinite(wanted)]
+    reach = max(1.0, float(np.abs(finite).max())) if finite.size else 1.0
+    return float(apart.max()) / reach

@@ -1,0 +1,181 @@
+"""Tensors of rules as nodes: what values start from, sums of starts and products, and mixed tensors.
+
+The order of rounding is that of docs/FORMAT.md, section 10: starts are rounded to float32 or the tensor's dtype, and
+sums once, in float32, or in float64 where the tensor has it and its starts are of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from subcompress.format.record import Coded, Fixed, Mixed, Piece, Record
+from subcompress.onnx.nodes import Nodes
+from subcompress.operators.forms import Chosen, Pattern, Ramp, Seeded, Table
+from subcompress.tensors.layout import DTYPES, TensorSpec
+from subcompress.tensors.rounding import TINY, rounded
+
+SHORT = 32
+"""Values of a ramp that are written as they are."""
+
+APART = 64
+"""Runs of a mixed tensor that are put side by side one by one; more are by their period."""
+
+NARROW = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+
+Key = tuple[int, int, bool]
+"""A product that a group gives: the numbers of its tensor and of the piece, and whether it belongs to the start."""
+
+
+def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
+    """Whether the values of a tensor are float64 in a graph: what float32 does not hold. All others are float32."""
+    return spec.dtype == "F64" and any(
+        isinstance(p.entry.start, (Table, Ramp)) or (isinstance(p.entry, Coded) and isinstance(p.entry.start, Seeded))
+        for p in own
+    )
+
+
+def repeats(entry: object, spec: TensorSpec) -> bool:
+    """Whether nodes say a tensor shorter than its values do: not a fixed one of few values, or of a table as long."""
+    if not isinstance(entry, Fixed):
+        return isinstance(entry, (Coded, Mixed))
+    length = entry.start.period if isinstance(entry.start, Table) else SHORT
+    return spec.reals > 2 * max(length, SHORT)
+
+
+class Pieces:
+    """Tensors of a record from its products, scale * integer, flat; products of plain tensors have their starts in."""
+
+    def __init__(self, record: Record, nodes: Nodes, products: Mapping[Key, str]) -> None:
+        self.record, self.nodes, self.products = record, nodes, products
+
+    def tensor(self, i: int) -> str:
+        """The values of tensor i, flat: float64 where it is wide, else float32."""
+        spec, own, n = self.record.layout.tensors[i], self.record.pieces[i], self.nodes
+        wide = is_wide(spec, own)
+        if not spec.reals:
+            return self._chosen(0.0, 0, spec.real_dtype, wide, normal=False)
+        made = [self._piece(i, j, piece, wide) for j, piece in enumerate(own)]
+        if i in self.record.patterns:
+            return self._mixed(self.record.patterns[i], made, wide)
+        is_constant = made[0] in {c.name for c in n.constants}
+        return str(n("Identity", made[0])) if is_constant else made[0]
+
+    def _piece(self, i: int, j: int, piece: Piece, wide: bool) -> str:
+        n, entry = self.nodes, piece.entry
+        if isinstance(entry, Coded) and entry.plain:
+            return self._as(wide, self.products[i, j, False])
+        dtype = self.record.layout.tensors[i].real_dtype
+        coded = isinstance(entry, Coded)
+        if isinstance(entry.start, Seeded):
+            start = self._as(wide, self._seeded(entry.start, self.products[i, j, True], piece.reals, dtype))
+        else:
+            start = self._chosen(entry.start, piece.reals, dtype, wide, normal=coded and not wide)
+        if not coded:
+            return start
+        return str(n("Add", start, self._as(wide, self.products[i, j, False])))
+
+    def _as(self, wide: bool, value: str) -> str:
+        return str(self.nodes("Cast", value, to=TensorProto.DOUBLE)) if wide else value
+
+    def _seeded(self, start: Seeded, product: str, reals: int, dtype: str) -> str:
+        if isinstance(start.center, float):
+            return product
+        return str(self.nodes("Add", self._chosen(start.center, reals, dtype, wide=False, normal=True), product))
+
+    def _chosen(self, form: Chosen, reals: int, dtype: str, wide: bool, normal: bool) -> str:
+        """So many values of a start. normal: with zero for those that are below 2^-126."""
+        n = self.nodes
+        if isinstance(form, float):
+            return str(n("Expand", (np.float64 if wide else np.float32)(form), [reals]))
+        length = min(form.period, reals)
+        values = form.values(0, length)
+        as_float = values if wide else rounded(values, DTYPES["F32"])
+        small = normal & (np.abs(as_float) < TINY)
+        if isinstance(form, Ramp) and length > SHORT:
+            value = self._ramp(form, length, wide)
+            if small.any():
+                value = n("Where", n("Less", n("Abs", value), np.float32(TINY)), np.float32(0), value)
+        elif dtype == "F16":
+            value = n("Cast", np.where(small, np.float16(0), values), to=TensorProto.FLOAT)
+        else:
+            value = n.constant(np.where(small, as_float.dtype.type(0), as_float))
+        return self._repeated(value, length, reals)
+
+    def _ramp(self, form: Ramp, length: int, wide: bool) -> str:
+        n = self.nodes
+        k = n("Cast", n("Range", 0, length, 1), to=TensorProto.DOUBLE)
+        # A constant zero would be optimised away, and -0.0 would stay where it becomes +0.0.
+        first = np.float64(form.first) if form.first or np.signbit(form.first) else n("Cast", 0, to=TensorProto.DOUBLE)
+        value = n("Add", n("Mul", k, np.float64(form.step)), first)
+        if not wide:
+            value = n("Cast", value, to=TensorProto.FLOAT)
+        if form.dtype in NARROW:
+            value = n("Cast", n("Cast", value, to=NARROW[form.dtype]), to=TensorProto.FLOAT)
+        return str(value)
+
+    def _repeated(self, value: str, length: int, reals: int) -> str:
+        n = self.nodes
+        if length < reals:
+            value = n("Tile", value, [-(-reals // length)])
+        return str(n("Slice", value, [0], [reals])) if reals % length else value
+
+    def _mixed(self, pattern: Pattern, made: list[str], wide: bool) -> str:
+        """The values of a mixed tensor: runs side by side, or, where they are many, one period after the other."""
+        n, size, period = self.nodes, pattern.size, pattern.period
+        if len(pattern.runs) * (size // period + 1) <= APART:
+            return self._beside(unrolled(pattern), made, 0)
+        count = -(-size // period)
+        per_period = pattern.before(period)
+        blocks = []
+        for value, each, held in zip(made, per_period, pattern.counts, strict=True):
+            if missing := each * count - held:
+                zero = (np.float64 if wide else np.float32)(0)
+                value = n("Concat", value, n("Expand", zero, [missing]), axis=0)
+            blocks.append(n("Reshape", value, [count, each]))
+        if 4 * len(pattern.runs) <= period:
+            values = self._beside(merged(pattern.runs), blocks, 1)
+        else:
+            values = n("Gather", n("Concat", *blocks, axis=1), columns(pattern), axis=1)
+        values = n("Reshape", values, [-1])
+        return str(n("Slice", values, [0], [size]) if count * period > size else values)
+
+    def _beside(self, runs: list[tuple[int, int]], made: list[str], axis: int) -> str:
+        """The values of items, in runs along an axis."""
+        n = self.nodes
+        left: list[list[str]] = []
+        for item, value in enumerate(made):
+            lengths = [length for k, length in runs if k == item]
+            apart = n("Split", value, lengths, outputs=len(lengths), axis=axis) if len(lengths) > 1 else [value]
+            left.append(apart[::-1])
+        return str(n("Concat", *[left[item].pop() for item, _ in runs], axis=axis))
+
+
+def merged(runs: Any) -> list[tuple[int, int]]:
+    """Runs of which no two of one item follow each other."""
+    return [(item, sum(length for _, length in same)) for item, same in groupby(runs, key=lambda run: run[0])]
+
+
+def unrolled(pattern: Pattern) -> list[tuple[int, int]]:
+    """The runs of all values, merged; few of them."""
+    found, left = [], pattern.size
+    while left:
+        for item, length in pattern.runs:
+            if taken := min(length, left):
+                found.append((item, taken))
+            left -= taken
+    return merged(found)
+
+
+def columns(pattern: Pattern) -> list[int]:
+    """Where the values of one period lie when they stand item by item."""
+    items = np.repeat([item for item, _ in pattern.runs], [length for _, length in pattern.runs])
+    order = np.argsort(items, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    found: list[int] = places.tolist()
+    return found

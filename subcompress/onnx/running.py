@@ -1,0 +1,39 @@
+"""A graph in ONNX Runtime as a module: what measures a module measures it too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from subcompress.format.facts import Facts
+from subcompress.onnx.session import Session
+
+
+class InRuntime(nn.Module):
+    """Called as the network that the graph at `path` was traced from, gives what that gives, on the CPU, without
+    gradients. It has no parameters.
+
+    facts: those that it was traced with; like: what the network gives for some input, by which the outputs are
+    arranged; device: where it runs, cpu or cuda. Raises SubcompressError as `Session` does.
+    """
+
+    def __init__(self, path: Path, facts: Facts, like: Any, device: str = "cpu") -> None:
+        super().__init__()
+        self._session, self._several, self._like = Session(path, device=device), bool(facts.inputs), like
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Of a batch."""
+        given = named or {f"input_{i}" if self._several else "input": x for i, x in enumerate(inputs)}
+        taken = self._session.inputs  # the exporter drops inputs that nothing depends on
+        found = self._session(**{name: x for name, x in given.items() if name in taken})
+        rest = iter(found if isinstance(found, tuple) else (found,))
+        return tree_map_only(Tensor, lambda like: _as(like, next(rest).cpu()), self._like)
+
+
+def _as(like: Tensor, found: Tensor) -> Tensor:
+    """A graph has pairs for complex numbers."""
+    return torch.view_as_complex(found.contiguous()) if like.is_complex() else found

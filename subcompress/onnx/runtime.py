@@ -1,0 +1,144 @@
+"""ONNX Runtime: a graph and the values it is given, opened on one device and on no other. Torch is not needed here."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subcompress.errors import SubcompressError, one_line
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Device -> what ONNX Runtime calls it."""
+
+BFLOAT16 = 16
+"""TensorProto.BFLOAT16: NumPy has none."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a session runs. threads: of one run, as many as cores for 0; spin: whether they wait for work at full speed;
+    arena: whether it keeps the memory of its largest run; folder: of files that initialisers lie in; stream: of CUDA,
+    the one that weights are written on; tf32: whether products on CUDA may round their inputs to 10 bits."""
+
+    threads: int = 0
+    spin: bool = True
+    arena: bool = True
+    folder: Path | None = None
+    stream: int | None = None
+    tf32: bool = False
+
+
+PLAIN = How()
+
+
+def open_graph(
+    model: Path | bytes, device: str = "cpu", weights: Mapping[str, np.ndarray] | None = None, how: How = PLAIN
+) -> Any:
+    """An InferenceSession on that device, and on no other. weights: values of external initialisers.
+
+    Raises SubcompressError where ONNX Runtime does not open the graph, or not there.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is said below
+    options.intra_op_num_threads = how.threads
+    options.enable_cpu_mem_arena = how.arena
+    if not how.spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if how.folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(how.folder))
+    if weights:
+        held = ort_values(weights)
+        options.add_external_initializers(list(held), list(held.values()))
+    own = {"use_tf32": int(how.tf32), "user_compute_stream": str(how.stream)} if device == "cuda" else {}
+    provider = PROVIDERS[device]
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[(provider, own)],
+            enable_fallback=False,
+        )
+    except Exception as e:  # its exceptions have no common base of their own
+        raise SubcompressError(_diagnosis(model, e)) from e
+    if session.get_providers()[0] != provider:
+        raise SubcompressError(
+            f"ONNX Runtime {onnxruntime.__version__} does not run on {device} here, though torch does: "
+            "`subcompress doctor` says what is missing; or give cpu"
+        )
+    return session
+
+
+def runs_on(onnxruntime: Any, provider: str) -> bool:
+    """Whether a graph of one node runs on a provider."""
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    onnxruntime.set_default_logger_severity(4)  # a provider that cannot load says so on stderr, at length
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[provider], enable_fallback=False
+        )
+        ours = session.get_providers()[0] == provider
+        return ours and float(session.run(None, {"x": np.ones(1, np.float32)})[0][0]) == 1.0
+    except Exception:
+        return False
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # what it is from the start
+
+
+def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arrays' memory as ONNX Runtime sees it: uint16 is BF16, and complex numbers are pairs."""
+    from onnxruntime import OrtValue
+
+    found = {}
+    for name, array in arrays.items():
+        if array.dtype == np.uint16:
+            found[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+        else:
+            pairs = array.view(np.float32).reshape(*array.shape, 2) if array.dtype == np.complex64 else array
+            found[name] = OrtValue.ortvalue_from_numpy(pairs)
+    return found
+
+
+def give_back() -> None:
+    """Return to the system what was freed, which glibc would keep for later: after folding as much as the weights."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _diagnosis(model: Path | bytes, e: Exception) -> str:
+    """Why ONNX Runtime does not open a graph: it is too old, by what the file says of itself, or its own words."""
+    import onnx
+    import onnxruntime
+
+    what = "this graph" if isinstance(model, bytes) else str(model)
+    try:
+        loaded = (
+            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        )
+    except OSError:
+        return f"{what} cannot be read: give an .onnx file that exists"
+    except Exception:
+        return f"{what} is no ONNX file: give one that `subcompress unpack` wrote"
+    needs = next((p.value for p in loaded.metadata_props if p.key == "onnxruntime"), "")
+    wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
+    if wanted and found < wanted:
+        return f"{what} needs onnxruntime {needs}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
+    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)})"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.lstrip(">=").split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()

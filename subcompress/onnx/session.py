@@ -1,0 +1,200 @@
+"""Inference from a packed file, or from an .onnx file of ours: ONNX Runtime on the CPU or on a CUDA device.
+
+Of a packed file the weights are rebuilt where they are used. On a CUDA device they are handed to ONNX Runtime as the
+tensors that torch rebuilt there, with no copy through the host's memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress import format
+from subcompress.errors import SubcompressError, one_line
+from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
+from subcompress.rebuild.expand import expand, expand_checked
+from subcompress.support.devices import AUTO, Device, chosen
+from subcompress.support.suggesting import meant
+from subcompress.tensors.layout import Layout, array_of
+
+
+class Session:
+    """A network ready to run in ONNX Runtime. `session(x)` returns what the module returns, as tensors on the device.
+
+    Use it from one thread at a time.
+
+    Args:
+        path: A packed .safetensors file, or an .onnx file that `unpack` wrote.
+        module: The network of a packed file. It stays as it is.
+        base: The base that a packed file was fine-tuned from, if it has one; see `load`.
+        device: auto, cpu or cuda. auto takes CUDA if it works. A device that was named and does not exist is an error.
+        check: Compare the weights with the digest in the file. They are copied to the host for this.
+        tf32: Let a CUDA device round the inputs of matrix products to 10 bits.
+
+    Raises:
+        SubcompressError: The file cannot be read, the module has other tensors or cannot be exported, the device does
+            not exist, or ONNX Runtime is too old for the file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        module: nn.Module | None = None,
+        *,
+        base: Any = None,
+        device: str = "cpu",
+        check: bool = False,
+        tf32: bool = False,
+    ) -> None:
+        if device == AUTO:
+            device = chosen_for_graphs(device).name
+        require_device(device)
+        self.device = torch.device(device)
+        self._weights: dict[str, Tensor] = {}
+        if Path(path).suffix == ".onnx":
+            self._session = open_graph(Path(path), device, how=_how(device, tf32))
+            give_back()
+        else:
+            self._session = self._of_packed(path, module, base, check, tf32)
+        self._takes = {i.name: i for i in self._session.get_inputs() if i.name not in self._weights}
+        self.inputs = list(self._takes)
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self._kinds = [o.type for o in self._session.get_outputs()]
+        self._binding = self._session.io_binding()
+        for name, tensor in self._weights.items():
+            _bind(self._binding, name, tensor)
+
+    def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
+        """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
+        from subcompress.onnx.lifting import holding, lifted
+
+        record, _ = format.read(path, base)
+        if module is None:
+            raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
+        record.layout.require(Layout.of(module.state_dict()), "the model")
+        rebuilt = expand_checked if check else expand
+        state = rebuilt(record)
+        with holding(module, state):
+            graph = lifted(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
+        if self.device.type == "cuda":
+            state = rebuilt(record, "cuda")
+        if self.device.type == "cuda":
+            self._weights = {name: _real(state[name]).contiguous() for name in graph.names}
+            return open_graph(graph.data, "cuda", how=_how("cuda", tf32))
+        session = open_graph(graph.data, "cpu", {name: array_of(state[name]) for name in graph.names})
+        give_back()
+        return session
+
+    def __call__(self, *inputs: Tensor | np.ndarray, **named: Tensor | np.ndarray) -> Any:
+        """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
+        come as pairs.
+
+        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError where one is missing or of a shape or
+        dtype that the network does not take.
+        """
+        given = {**dict(zip(self.inputs, inputs, strict=False)), **named}
+        twice = len(given) < len(inputs) + len(named)
+        if len(inputs) > len(self.inputs) or twice or set(given) != set(self.inputs):
+            raise SubcompressError(
+                f"a session takes {', '.join(self.inputs)}; given {len(inputs)} in order and "
+                f"{', '.join(named) or 'none'} by name: give each once"
+            )
+        tensors = {name: self._placed(name, x) for name, x in given.items()}
+        if len(sizes := {len(tensor) for tensor in tensors.values()}) > 1:
+            raise SubcompressError(f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
+        binding = self._binding
+        for name, tensor in tensors.items():
+            _bind(binding, name, tensor)
+        for name in self.outputs:
+            binding.bind_output(name, self.device.type)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as e:  # its exceptions have no common base of their own
+            raise SubcompressError(f"ONNX Runtime refuses this input ({one_line(e)})") from e
+        found = [torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs()]
+        # DLPack gives ONNX Runtime's truth values as bytes.
+        found = [t.to(torch.bool) if k == "tensor(bool)" else t for t, k in zip(found, self._kinds, strict=True)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _placed(self, name: str, x: Any) -> Tensor:
+        """An input as a dense tensor on the device. Raises SubcompressError where it is not what the network takes."""
+        try:
+            array = torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else x
+            tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
+        except Exception as e:
+            raise SubcompressError(
+                f"inputs are dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
+            ) from e
+        kind, sizes = self._takes[name].type, self._takes[name].shape  # a size that may vary is a name
+        fits = len(sizes) == tensor.ndim and all(
+            size == n or not isinstance(size, int) for size, n in zip(sizes, tensor.shape, strict=True)
+        )
+        if not fits or _ONNX_TYPES.get(tensor.dtype, ("",))[0] != kind:
+            wanted = f"{kind.removeprefix('tensor(').removesuffix(')')} [{', '.join(map(str, sizes))}]"
+            given = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise SubcompressError(f"input {name} is {wanted}; given {given}: convert it")
+        return tensor
+
+
+def _how(device: str, tf32: bool) -> How:
+    return How(stream=torch.cuda.current_stream().cuda_stream, tf32=tf32) if device == "cuda" else PLAIN
+
+
+def chosen_for_graphs(asked: str) -> Device:
+    """Where ONNX Runtime computes: by `auto` on CUDA where torch and ONNX Runtime both do, else on the CPU. Raises
+    SubcompressError for a device that is not there."""
+    import onnxruntime
+
+    if asked != AUTO:
+        require_device(asked)
+        return Device(asked, f"device: {asked}, as asked")
+    found = chosen(AUTO)
+    if found.name == "cpu" or runs_on(onnxruntime, PROVIDERS["cuda"]):
+        return Device(found.name.partition(":")[0], found.line)
+    return Device(
+        "cpu",
+        "device: cpu, because ONNX Runtime does not run on CUDA here, though torch does: `subcompress doctor` says "
+        "what is missing",
+    )
+
+
+def require_device(device: str) -> None:
+    """Raise SubcompressError unless torch can compute there."""
+    if device not in PROVIDERS:
+        raise SubcompressError(
+            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{meant(device, PROVIDERS)}"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SubcompressError(
+            f"device cuda needs a GPU that torch can use; torch {torch.__version__} finds none: "
+            "`subcompress doctor` says what is missing; or give cpu"
+        )
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """As ONNX has it: complex numbers are pairs."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _bind(binding: Any, name: str, tensor: Tensor) -> None:
+    at, kind = tensor.device, _ONNX_TYPES[tensor.dtype][1]
+    binding.bind_input(name, at.type, at.index or 0, kind, list(tensor.shape), tensor.data_ptr())
+
+
+_ONNX_TYPES: dict[torch.dtype, tuple[str, Any]] = {
+    torch.float32: ("tensor(float)", np.float32),
+    torch.float16: ("tensor(float16)", np.float16),
+    torch.float64: ("tensor(double)", np.float64),
+    torch.bfloat16: ("tensor(bfloat16)", 16),  # TensorProto.BFLOAT16: NumPy has none
+    torch.int64: ("tensor(int64)", np.int64),
+    torch.int32: ("tensor(int32)", np.int32),
+    torch.int16: ("tensor(int16)", np.int16),
+    torch.int8: ("tensor(int8)", np.int8),
+    torch.uint8: ("tensor(uint8)", np.uint8),
+    torch.bool: ("tensor(bool)", np.bool_),
+}
+"""What ONNX Runtime calls torch's types, and how it is told of them."""

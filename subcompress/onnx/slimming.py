@@ -1,0 +1,131 @@
+"""The same graph in fewer bytes: what can be computed beforehand is, names are short, defaults are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import onnx
+import onnxscript.optimizer
+from onnx import helper, numpy_helper
+
+from subcompress.onnx.nodes import Nodes, short_names
+from subcompress.onnx.tracing import OPSET, graphs_within, quiet
+
+SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
+"""Attributes that the specification lets a node leave out when all their numbers are these."""
+
+
+WORTH = 16
+"""Values of a result that is computed beforehand at most: longer ones, masks and tables, take less as nodes."""
+
+
+def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
+    """The model with what depends on neither inputs nor weights computed: shapes, casts, constants.
+
+    weights: initialisers, which become inputs, so that nothing that depends on them is.
+    """
+    kept = [i for i in model.graph.initializer if i.name in weights]
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    del opened.graph.initializer[:]
+    opened.graph.initializer.extend(i for i in model.graph.initializer if i.name not in weights)
+    opened.graph.input.extend(helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in kept)
+    try:
+        with quiet("onnx"):
+            found: onnx.ModelProto = onnxscript.optimizer.optimize(opened, output_size_limit=WORTH)
+    except Exception:  # it is a saving, and does without what it does not understand: names that occur twice, say
+        return model
+    inputs = [i for i in found.graph.input if i.name not in weights]
+    del found.graph.input[:]
+    found.graph.input.extend(inputs)
+    return found
+
+
+def slim(graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], computed: Collection[str]) -> None:
+    """Add the nodes of a graph to `nodes`, without what is the default, and its constants, each once.
+
+    replaced: names that others stand for; computed: weights that `nodes` give already.
+    """
+    names, outputs = dict(replaced), {v.name for v in graph.output}
+
+    def constant(name: str, tensor: onnx.TensorProto) -> None:
+        value = nodes.constant(numpy_helper.to_array(tensor))
+        if name in outputs:  # which needs a name of its own
+            nodes.rename(nodes("Identity", value), name)
+        else:
+            names[name] = value
+
+    for tensor in graph.initializer:
+        if tensor.name not in computed:
+            constant(tensor.name, tensor)
+    for node in graph.node:
+        if node.op_type == "Constant" and not node.domain and node.attribute[0].name == "value":
+            constant(node.output[0], node.attribute[0].t)
+            continue
+        copy = onnx.NodeProto(op_type=node.op_type, domain=node.domain, output=node.output)
+        copy.input.extend(names.get(name, name) for name in node.input)
+        copy.attribute.extend(a for a in node.attribute if not _default(node, a))
+        for inner in graphs_within(copy):
+            _replace(inner, names)
+        nodes.nodes.append(copy)
+
+
+def shorten(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Give all values names of a letter or two: constants first, of which the same few occur again and again."""
+    constants = short_names(kept)
+    new = {name: name for name in kept} | {i.name: next(constants) for i in graph.initializer}
+    values = (name for name in short_names(new.values()) if len(name) > 1)  # names of one length make nodes alike
+    _shorten(graph, new, values)
+
+
+def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str]) -> None:
+    for tensor in graph.initializer:
+        tensor.name = new[tensor.name]
+    for node in graph.node:
+        for inner in graphs_within(node):
+            new.update((name, next(values)) for i in [*inner.initializer, *inner.input] if (name := i.name))
+            for given in inner.input:
+                given.name = new[given.name]
+            _shorten(inner, new, values)
+        new.update((name, next(values)) for name in node.output if name and name not in new)
+        node.input[:] = [name and new[name] for name in node.input]
+        node.output[:] = [name and new[name] for name in node.output]
+    for output in graph.output:
+        output.name = new[output.name]
+
+
+def every_name(graph: onnx.GraphProto) -> set[str]:
+    """Names of values in a graph and in the graphs within it."""
+    found = {v.name for v in [*graph.input, *graph.output, *graph.initializer]}
+    for node in graph.node:
+        found |= {*node.input, *node.output}
+        for inner in graphs_within(node):
+            found |= every_name(inner)
+    return found
+
+
+def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    """Whether a node means the same without the attribute."""
+    value = helper.get_attribute_value(attribute)
+    if attribute.name in SPELT_OUT and not node.domain:
+        return set(value) == {SPELT_OUT[attribute.name]}
+    if attribute.name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose"):
+        return True  # it is that of the weights
+    if node.domain:
+        return False
+    declared = onnx.defs.get_schema(node.op_type, OPSET).attributes.get(attribute.name)
+    if declared is None or declared.default_value.type != attribute.type:
+        return False
+    return bool(helper.get_attribute_value(declared.default_value) == value)
+
+
+def _replace(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Read what others stand for from those, in a graph within the graph."""
+    own = {v.name for v in [*graph.input, *graph.initializer]} | {o for node in graph.node for o in node.output}
+    outside = {old: new for old, new in names.items() if old not in own}
+    for node in graph.node:
+        node.input[:] = [outside.get(name, name) for name in node.input]
+        for inner in graphs_within(node):
+            _replace(inner, outside)
+    for output in graph.output:  # a branch may give a value from outside
+        output.name = outside.get(output.name, output.name)

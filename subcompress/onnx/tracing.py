@@ -1,0 +1,296 @@
+"""torch to ONNX: the graph of a module, without what names the machine it was traced on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from subcompress.data.held import Tree, leaves
+from subcompress.data.splits import main_output
+from subcompress.errors import SubcompressError
+from subcompress.format.facts import Facts, Input
+from subcompress.format.record import Record
+from subcompress.onnx.sequences import padded
+from subcompress.tensors.layout import torch_dtype
+
+OPSET = 18
+
+IR_VERSION = 8
+"""The one that came with the opset: newer ones shut older runtimes out for nothing that these graphs use."""
+
+OLDEST_RUNTIME = "1.15"
+"""The oldest ONNX Runtime that these graphs are tested with (tests/test_runtimes.py)."""
+
+
+def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
+    """The graph of a module, its weights as initialisers, with a dynamic batch axis, and dynamic ones where the facts
+    have a size of 0: `input` and `output`, or, where there are several, the inputs by their names (`input_0`, ...
+    without) and `output_0`, ...; of a network of transformers its `logits` or its `last_hidden_state`.
+
+    Raises SubcompressError where torch cannot export the module, and for facts that do not say what goes in.
+    """
+    if not facts.input_shape and not facts.inputs and not facts.input_dtype:
+        raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
+    model = _trace(module, facts)
+    _require_axes(model, facts)
+    strip(model)
+    return model
+
+
+TRACED = (2, 5)
+"""Examples of the batch that is traced, and the size of its axes that vary."""
+
+
+def example_inputs(
+    facts: Facts, n: int = TRACED[0], size: int = TRACED[1], lengths: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Name in the graph -> (n, ...) values of the input's shape and dtype, the same every time: uniform in [0, 1), or
+    zeros for integers. size: of axes that vary. Texts get something to tell apart: `input_ids` are 0 and 1, and
+    `attention_mask` leaves out the last half of every second example. lengths: names of those that say how long each
+    example's sequence is, see `lengths_of`."""
+    generator = torch.Generator().manual_seed(n)
+    found = {}
+    for i, each in enumerate(_inputs(facts)):
+        x = torch.rand((n, *(k or size for k in each.shape)), generator=generator)
+        if (each.name or f"input_{i}") in lengths:
+            x = _lengths(n, next(s.shape[0] for s in _inputs(facts) if s.shape), size)
+        if each.name == "input_ids":
+            x = x.round()
+        elif each.name == "attention_mask":
+            x = torch.ones_like(x)
+            x[1::2, (x.shape[-1] + 1) // 2 :] = 0
+        found[each.name or f"input_{i}"] = x.to(torch_dtype(each.dtype))
+    return found
+
+
+def lengths_of(module: nn.Module, facts: Facts) -> frozenset[str]:
+    """The inputs, by their names in the graph, that are one whole number an example and the length of its sequence in
+    another input: what they, or the arguments of `forward`, are called says so."""
+    inputs = _inputs(facts)
+    if all(not each.shape for each in inputs):
+        return frozenset()
+    try:
+        arguments = [*inspect.signature(module.forward).parameters]
+    except (TypeError, ValueError):
+        arguments = []
+    arguments += [""] * len(inputs)
+    called = [each.name or name for each, name in zip(inputs, arguments, strict=False)]
+    return frozenset(
+        each.name or f"input_{i}"
+        for i, (each, name) in enumerate(zip(inputs, called, strict=True))
+        if not each.shape and not torch_dtype(each.dtype).is_floating_point and "len" in name.lower()
+    )
+
+
+def _lengths(n: int, whole: int, size: int) -> Tensor:
+    """Of n sequences in a batch, the longest first, as a real one has them: the longest is as long as the batch, but
+    for one alone where batches have a fixed length `whole`; 0 where they are padded to their longest, of `size`."""
+    longest = whole or size
+    if n == 1 and whole:
+        longest = (whole + 1) // 2
+    return (longest - torch.arange(n) * max(1, longest // 3)).clamp(min=1)
+
+
+def named(x: Tree) -> dict[str, Tensor]:
+    """A batch by its names in the graph."""
+    if isinstance(x, dict):
+        return x
+    return {f"input_{i}": t for i, t in enumerate(x)} if isinstance(x, tuple) else {"input": x}
+
+
+def _inputs(facts: Facts) -> tuple[Input, ...]:
+    return facts.inputs or (Input("input", facts.input_dtype or "F32", facts.input_shape),)
+
+
+def varies(facts: Facts) -> bool:
+    """Whether an input has axes whose sizes vary."""
+    return any(0 in each.shape for each in _inputs(facts))
+
+
+def _arguments(module: nn.Module, facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The example as `forward` takes it: in order, and by name."""
+    named = example_inputs(facts, n, size, lengths_of(module, facts))
+    if facts.inputs and all(each.name for each in facts.inputs):
+        return (), named
+    return tuple(named.values()), {}
+
+
+def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[Tensor]:
+    """What torch gives for the example. Raises SubcompressError where it is not one tensor or several."""
+    return list(_outputs(module, *_arguments(module, facts, n, size)).values())
+
+
+def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the name that each has in a graph."""
+    with torch.no_grad():
+        found = module(*args, **kwargs)
+    if main := main_output(found):
+        return dict([main])
+    if not (tensors := list(leaves(found))):
+        raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
+    return {"output": tensors[0]} if len(tensors) == 1 else {f"output_{i}": t for i, t in enumerate(tensors)}
+
+
+def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
+    args, kwargs = _arguments(module, facts, *TRACED)
+    shapes: Any = [_axes(each.shape) for each in _inputs(facts)]
+    shapes = dict(zip(kwargs, shapes, strict=True)) if kwargs else tuple(shapes)
+    try:
+        outputs = _outputs(module, args, kwargs)
+        _require_names(module, {*example_inputs(facts), *outputs})
+        held = list(outputs.values()), (*args, *kwargs.values())
+        with warnings.catch_warnings(), quiet("torch."), _traceable(module, *held):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                optimize=False,  # keeps the state dict's names on the initialisers
+                input_names=list(example_inputs(facts)),
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except SubcompressError:
+        raise
+    except Exception as e:
+        cause: BaseException = e
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong in pages of advice
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise SubcompressError(f"torch.onnx cannot export this model ({reason}): unpack to .safetensors instead") from e
+    assert program is not None
+    return program.model_proto
+
+
+def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
+    """Which axes of an input vary: the batch's, and those of size 0; in the same place in all inputs by one size."""
+    names = {0: "batch", 1: "length"}
+    varying = [0, *(i for i, k in enumerate(shape, 1) if not k)]
+    return {i: torch.export.Dim(names.get(i, f"length_{i}")) for i in varying}
+
+
+BAKED = (
+    "forward makes a plain number of it, as len(x) and int(x.shape[0]) do, so that the graph holds the one it was "
+    "traced with: take x.shape[0] as it is, or unpack to .safetensors instead"
+)
+
+
+def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
+    """Raise SubcompressError where an axis that varies has the size in the graph that it was traced with."""
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    for name, each in zip(example_inputs(facts), _inputs(facts), strict=True):
+        for axis in _axes(each.shape) if name in dims else ():
+            if dims[name][axis].HasField("dim_value"):
+                what = f"{name} of any size in its axis {axis}" if axis else "batches of any size"
+                raise SubcompressError(f"a graph takes {what}, and this one would not: {BAKED}")
+
+
+@contextmanager
+def _traceable(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, the module is such as torch can export."""
+    with _main_alone(module), _of_their_own(module, outputs, inputs), padded(module):
+        yield
+
+
+@contextmanager
+def _main_alone(module: nn.Module) -> Iterator[None]:
+    """Within, a network of transformers gives one tensor."""
+
+    def picked(_: nn.Module, __: Any, found: Any) -> Any:
+        return main[1] if (main := main_output(found)) else found
+
+    hook = module.register_forward_hook(picked)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _require_names(module: nn.Module, taken: set[str]) -> None:
+    for name in module.state_dict():
+        if name in taken:
+            raise SubcompressError(
+                f"a graph calls its inputs and outputs {', '.join(sorted(taken))}, so no tensor may be called so; "
+                f"the model has {name}: rename it, or unpack to .safetensors"
+            )
+
+
+@contextmanager
+def _of_their_own(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, the module gives copies where an output is an input, a weight or another output: a graph has one name for
+    a value."""
+    known = {t.data_ptr() for t in (*inputs, *module.parameters(), *module.buffers()) if t.numel()}
+    places = [t.data_ptr() for t in outputs if t.numel()]
+    if not known.intersection(places) and len(set(places)) == len(places):
+        yield
+        return
+
+    def copied(_: nn.Module, __: Any, found: Any) -> Any:
+        return torch.utils._pytree.tree_map_only(Tensor, torch.clone, found)
+
+    hook = module.register_forward_hook(copied)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Errors only, for that logger and all below it: torch reports there that torchvision is absent."""
+    loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def graphs_within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The branches and bodies of an If, a Loop or a Scan."""
+    found = []
+    for attribute in node.attribute:
+        found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    return found
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove node metadata and doc strings: the exporter writes the user's source paths there."""
+    graphs: list[Any] = [model.graph, *model.functions]
+    for graph in graphs:  # grows: If and Loop hold graphs of their own
+        graphs += [inner for node in graph.node for inner in graphs_within(node)]
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for part in [*graph.node, *getattr(graph, "initializer", []), *graph.value_info]:
+            part.doc_string = ""
+            del part.metadata_props[:]
+    for value in [*model.graph.input, *model.graph.output]:
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    model.producer_name, model.producer_version = "subcompress", ""
+
+
+def describe(model: onnx.ModelProto, record: Record) -> None:
+    """What a receiver needs, as the model's metadata: the facts and the weights' digest."""
+    for key, value in record.facts.to_json().items():
+        model.metadata_props.add(key=key, value=json.dumps(value, separators=(",", ":")))
+    model.metadata_props.add(key="weights_digest", value=record.digest.hex())
+    model.metadata_props.add(key="onnxruntime", value=f">={OLDEST_RUNTIME}")

@@ -1,0 +1,454 @@
+"""Weights as a graph: a record's tensors computed from its seed and coordinates by standard ONNX operators.
+
+The graph spells out docs/FORMAT.md, sections 8 to 10, in operators that ONNX Runtime folds to constants when a
+session starts. Folding runs node by node on one thread and keeps every intermediate value for a while, so few nodes
+touch values as large as the weights; small groups are spelt with the fewest nodes instead.
+
+Integers stay below 2^63, unsigned ones below 2^64, so nothing depends on how a runtime overflows. Matrix products of
+float32 values are of integers whose sums stay below 2^16: exact in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from subcompress.errors import SubcompressError
+from subcompress.format.codec import MIN_BITS
+from subcompress.format.record import Coded, Group, Record
+from subcompress.onnx.nodes import DOMAIN, Nodes
+from subcompress.onnx.pieces import Key, Pieces
+from subcompress.operators import HadamardBlocks, ScatteredBlocks, philox, walsh
+from subcompress.operators.forms import NO_COORDINATES, Seeded
+from subcompress.operators.walsh import sequency
+
+LARGE = 1 << 20
+"""Values of a group from which nodes are spent to save work and memory."""
+
+MOST = 1 << 28
+"""Values of a group at most: ONNX Runtime since 1.26 folds nothing above 1 GiB."""
+
+SPELT = HadamardBlocks.name, ScatteredBlocks.name
+"""Operators whose columns this module spells."""
+
+PACKING = 150
+"""Bytes that storing several coordinates together must save."""
+
+SIGNS = np.array([1, -1], np.float32)
+MASK32 = 0xFFFFFFFF
+
+
+def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, str]:
+    """Add nodes that compute the wanted coded, fixed and mixed tensors of the record; returns their names with those of
+    the outputs: flat values, float32, or float64 where `is_wide` says so; real and imaginary parts in turn for complex
+    ones.
+
+    Raises SubcompressError for an operator that this module does not spell, for groups too large to fold, and for
+    tensors that start at the values of a base.
+    """
+    walsh_matrices = Walsh(nodes)
+    parts = [part for part in _parts(record, nodes, walsh_matrices, wanted) if part.wanted]
+    made: dict[Key, str] = {}
+    if parts:
+        spell_words(nodes, record.seed, parts)
+        large = [part for part in parts if part.op.padded >= LARGE]
+        small = [part for part in parts if part.op.padded < LARGE]
+        values = [value for part in small for value in part.split(part.flatten(part.transform(part.begin())))]
+        keys = [key for part in small + large for key in part.wanted]
+        made = dict(zip(keys, values + _staged(nodes, large), strict=True))
+    pieces = Pieces(record, nodes, made)
+    return {
+        spec.name: pieces.tensor(i) for i, spec in enumerate(record.layout) if spec.name in wanted and record.pieces[i]
+    }
+
+
+def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collection[str]) -> list[Part]:
+    """The groups of the record, and after them the seeded numbers, if there are any."""
+    parts = [Part(nodes, walsh_matrices, group, _spellable(group)) for group in record.groups]
+    seeded: list[Rows] = []
+    for i, spec in enumerate(record.layout):
+        for j, piece in enumerate(record.pieces[i]):
+            entry, start, asked = piece.entry, piece.entry.start, spec.name in wanted
+            if isinstance(entry, Coded):
+                if entry.based and asked:
+                    raise SubcompressError(
+                        f"a graph computes what a file holds; {spec.name} starts at the values of a base: leave "
+                        "unfolding out"
+                    )
+                constant = start if isinstance(start, float) else 0.0
+                parts[entry.group].rows.append(Rows((i, j, False), piece.reals, entry.scale, constant, asked))
+            if isinstance(start, Seeded):
+                constant = start.center if isinstance(start.center, float) else 0.0
+                seeded.append(Rows((i, j, True), piece.reals, start.scale, constant, asked))
+    if any(rows.wanted and rows.reals for rows in seeded):
+        group = Group(record.seeded_operator, MIN_BITS, NO_COORDINATES)
+        parts.append(Part(nodes, walsh_matrices, group, _spellable(group), seeded))
+    return parts
+
+
+def _staged(nodes: Nodes, parts: list[Part]) -> list[str]:
+    """The tensors of large groups, in stages that a runtime need not hold at once."""
+    if not parts:
+        return []
+    of: dict[int, str] = {}
+
+    def stage(step: Callable[[Part], str], over: list[Part]) -> None:
+        if over:
+            values = nodes.later(lambda: [step(part) for part in over])
+            of.update(zip(map(id, over), values, strict=True))
+
+    whole = [part for part in parts if part.op.m > 1]
+    for part in whole:
+        part.prepare()
+    stage(Part.begin, parts)
+    stage(lambda part: part.transform(of[id(part)]), whole)
+    stage(lambda part: part.flatten(of[id(part)]), whole)
+    return nodes.later(lambda: [value for part in parts for value in part.split(of[id(part)])])
+
+
+def _spellable(group: Group) -> HadamardBlocks:
+    op = group.operator
+    if not isinstance(op, HadamardBlocks) or op.name not in SPELT:
+        raise SubcompressError(
+            f"graphs unfold the operators {' and '.join(SPELT)}; this file holds {op.name}: leave unfolding out"
+        )
+    if op.padded > MOST:
+        raise SubcompressError(
+            f"ONNX Runtime folds at most 1 GiB at once, {MOST} weights a group; this file's has {op.D}: unpack to "
+            ".safetensors instead"
+        )
+    return op
+
+
+def spell_words(nodes: Nodes, seed: int, parts: list[Part]) -> None:
+    """Give each part the random words of its signs, (calls, 4, 1) uint64, bits above 31 meaning nothing.
+
+    Philox, all parts at once: a counter is (call, 0, stream, 0). A word times its multiplier is below 2^64, and one
+    unsigned matrix product gives both of a round, already exchanged.
+    """
+    n = nodes
+    counters = [n("Mul", part.calls(), [1, 0]) for part in parts]
+    for i, part in enumerate(parts):
+        if part.op.group:
+            counters[i] = n("Add", counters[i], [0, 2 * part.op.group])
+    counter = counters[0] if len(counters) == 1 else n("Concat", *counters, axis=0)
+    constants = (
+        _u64([[0, philox.MULTIPLIERS[0]], [philox.MULTIPLIERS[1], 0]]),
+        _u64(32),
+        _u64(MASK32),
+        MASK32,
+        list(philox.WEYL),
+    )
+    n.function("Philox", 3 + len(constants), _philox_round)
+    even, odd = n("Cast", counter, to=TensorProto.UINT64), _u64(0)  # words 0 and 2, words 1 and 3: (calls, 2) each
+    key: Any = [seed & MASK32, seed >> 32]
+    for _ in range(10):
+        even, odd, key = n("Philox", even, odd, key, *constants, outputs=3, domain=DOMAIN)
+    words = n("Gather", n("Concat", even, odd, axis=1), [[0], [2], [1], [3]], axis=1)
+    sizes = [part.call_count for part in parts]
+    each = [words] if len(parts) == 1 else n("Split", words, sizes, outputs=len(sizes), axis=0)
+    for part, its in zip(parts, each, strict=True):
+        part.words = its
+
+
+def _philox_round(
+    n: Nodes, even: str, odd: str, key: str, by: str, half: str, low: str, mask: str, weyl: str
+) -> list[str]:
+    """Words 0 and 2, words 1 and 3, of which only the low 32 bits count, and the key, low word first. The constants
+    come as inputs: in a function they would take more bytes."""
+    products = n("MatMul", even, by)
+    mixed = n("BitwiseXor", n("BitShift", products, half, direction="RIGHT"), odd)
+    mixed = n("BitwiseXor", mixed, n("Cast", key, to=TensorProto.UINT64))
+    return [n("BitwiseAnd", mixed, low), products, n("BitwiseAnd", n("Add", key, weyl), mask)]
+
+
+@dataclass
+class Walsh:
+    """Hadamard matrices with columns in order of sequency, each spelt once."""
+
+    nodes: Nodes
+    _known: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+
+    def __call__(self, bits: int) -> tuple[str, str, str]:
+        """Sequencies of H_(2^bits), the columns that have them, both (2^bits, 1) int64, and H itself with its columns
+        in that order, float32: a symmetric matrix."""
+        n = self.nodes
+        if bits not in self._known:
+            along = n("Range", 0, 1 << bits, 1)
+            s = n("Reshape", along, [-1, 1])
+            # Bit i of the column of sequency s is bit bits - 1 - i of the Gray code of s.
+            halves = [1 << (bits - 1 - i) for i in range(bits)]
+            column_bits = n("BitwiseAnd", n("Div", n("Add", s, halves), [2 * x for x in halves]), 1)
+            powers = [[1 << i] for i in range(bits)]
+            row_bits = n("Div", along, powers)  # only their parity counts, so they need no mask
+            parity = n("BitwiseAnd", n("MatMul", column_bits, row_bits), 1)
+            self._known[bits] = (s, n("MatMul", column_bits, powers), n("Gather", SIGNS, parity))
+        return self._known[bits]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Integers of a group that make one piece of a tensor, start + scale * integer, and whether it is wanted."""
+
+    key: Key
+    reals: int
+    scale: float
+    start: float
+    wanted: bool
+
+
+@dataclass
+class Part:
+    """A group of the record as nodes, stage by stage: begin, transform, flatten, split.
+
+    rows: those of the group, piece by piece; words: see `spell_words`.
+    """
+
+    nodes: Nodes
+    walsh: Walsh
+    group: Group
+    op: HadamardBlocks
+    rows: list[Rows] = field(default_factory=list)
+    words: str = ""
+    _prepared: tuple[str, str, str] | None = None
+
+    @property
+    def wanted(self) -> list[Key]:
+        """Keys of the wanted rows."""
+        return [rows.key for rows in self.rows if rows.wanted]
+
+    @property
+    def large(self) -> bool:
+        """Whether work counts for more than nodes."""
+        return self.op.padded >= LARGE
+
+    @property
+    def high_low(self) -> tuple[int, int]:
+        """Bits of a row's number in its high and in its low half, the format's h and a."""
+        return self.op.log2_m // 2, self.op.log2_m - self.op.log2_m // 2
+
+    @property
+    def calls_per_block(self) -> int:
+        """Calls of Philox a block of 128 rows or more: of a large group, for a sign more than it has slots, if any."""
+        op = self.op
+        return min((op.K + op.used) // 128 + 1, op.m // 128) if self.large else op.m // 128
+
+    @property
+    def call_count(self) -> int:
+        """Calls of Philox in all."""
+        return -(-self.op.padded // 128) if self.op.m < 128 else self.op.blocks * self.calls_per_block
+
+    def calls(self) -> str:
+        """Their numbers, (calls, 1) int64."""
+        n, op = self.nodes, self.op
+        if op.m < 128 or self.calls_per_block == op.m // 128:
+            return str(n("Reshape", n("Range", 0, self.call_count, 1), [-1, 1]))
+        first = n("Reshape", n("Range", 0, op.padded // 128, op.m // 128), [-1, 1])
+        return str(n("Reshape", n("Add", first, n("Range", 0, self.calls_per_block, 1)), [-1, 1]))
+
+    def prepare(self) -> tuple[str, str, str]:
+        """What is small: `_slots` of the grid, H_low's first columns as rows, H_high's first columns."""
+        if self._prepared is None:
+            n, (h, a) = self.nodes, self.high_low
+            rows, columns = self._corner()
+            matrix = self.walsh(a)[2]
+            low = n("Slice", matrix, [0], [columns]) if columns < 1 << a else matrix
+            if a > h:  # H_(2^h) is every second row of the first half of H_(2^a)'s columns
+                high = n("Slice", matrix, [0, 0], [1 << a, rows], [0, 1], [2, 1])
+            else:
+                high = n("Slice", matrix, [0], [rows], [1]) if rows < 1 << h else matrix
+            self._prepared = self._slots(rows, columns), low, high
+        return self._prepared
+
+    def begin(self) -> str:
+        """Half of the transform, along the low bits: (blocks, rows, 2^a); of blocks of one row, their integers."""
+        n, op = self.nodes, self.op
+        if op.m == 1:
+            x = n("Mul", n("Reshape", self._signs(), [-1]), self._windows())
+            return str(n("Add", x, self._zero()))
+        slots, low, _ = self.prepare()
+        if op.d <= op.free:
+            rows, columns = self._corner()
+            if rows * columns > op.K + op.used:
+                slots = n("Min", slots, op.K + op.used)
+            values = n("Gather", self._values(), slots)
+        else:
+            values = n("Reshape", self._windows(), [op.blocks, op.free])
+            if op.K:
+                values = n("Concat", n("Expand", np.float32(op.A), [op.blocks, op.K]), values, axis=1)
+            values = n("Gather", values, slots, axis=1)
+        x = n("Mul", self._signs(slots), values)
+        if not self._some_in_first_row():
+            x = n("Add", x, self._zero())
+        return str(n("MatMul", x, low))
+
+    def transform(self, half: str) -> str:
+        """The other half, along the high bits: (blocks, 2^h, 2^a) integers below 2^16, never -0.0."""
+        return half if self.op.m == 1 else str(self.nodes("MatMul", self.prepare()[2], half))
+
+    def flatten(self, integers: str) -> str:
+        """The integers of the group, (blocks m,)."""
+        return integers if self.op.m == 1 else str(self.nodes("Reshape", integers, [-1]))
+
+    def split(self, integers: str) -> list[str]:
+        """The wanted pieces, start + scale w."""
+        n = self.nodes
+        sizes = [rows.reals for rows in self.rows]
+        if rest := self.op.padded - sum(sizes):
+            sizes.append(rest)
+        pieces = n("Split", integers, sizes, outputs=len(sizes), axis=0) if len(sizes) > 1 else [integers]
+        found = []
+        for rows, piece in zip(self.rows, pieces, strict=False):
+            if rows.wanted:
+                value = n("Mul", piece, np.float32(rows.scale))
+                found.append(n("Add", value, np.float32(rows.start)) if rows.start else value)
+        return found
+
+    def _signs(self, slots: str = "") -> str:
+        """+1 and -1 of the slots of every block, (blocks, ...) float32; without `slots` of all, in order."""
+        n, op = self.nodes, self.op
+        if self.large:  # eight at a time, from a table of bytes
+            shifted = n("BitShift", self.words, _u64([0, 8, 16, 24]), direction="RIGHT")
+            byte = n("Cast", n("BitwiseAnd", shifted, _u64(255)), to=TensorProto.INT32)
+            every = n("Reshape", n("Range", 0, 256, 1), [-1, 1])
+            bits = n("BitwiseAnd", n("Div", every, [1 << i for i in range(8)]), 1)
+            signs = n("Gather", n("Gather", SIGNS.astype(np.int8), bits), byte)
+        else:
+            shifts = n("Cast", n("Range", 0, 32, 1), to=TensorProto.UINT64)
+            shifted = n("BitShift", self.words, shifts, direction="RIGHT")
+            signs = n("Gather", SIGNS, n("Cast", n("BitwiseAnd", shifted, _u64(1)), to=TensorProto.INT32))
+        if op.m < 128:
+            signs = n("Slice", n("Reshape", signs, [-1]), [0], [op.padded])
+        signs = n("Reshape", signs, [op.blocks, -1])
+        if slots:
+            signs = n("Gather", signs, slots, axis=1)
+        return str(n("Cast", signs, to=TensorProto.FLOAT)) if self.large else signs
+
+    def _values(self) -> str:
+        """What the slots of a block hold, where all blocks hold the same, and a zero: float32."""
+        op, z = self.op, np.append(self.group.coordinates, 0)
+        if not self._packed:
+            return self._bytes(np.concatenate([[op.A] * op.K, z]))
+        values = self._unpacked(z)
+        return str(self.nodes("Concat", np.full(op.K, op.A, np.float32), values, axis=0)) if op.K else values
+
+    def _windows(self) -> str:
+        """What the free slots of all blocks read, end to end: the coordinates, over and over."""
+        n, op = self.nodes, self.op
+        length = op.blocks * op.free
+        if self._packed:  # zeros may follow
+            values = n("Slice", self._unpacked(self.group.coordinates), [0], [op.d])
+        else:
+            values = self._bytes(self.group.coordinates)
+        if length > op.d:
+            values = n("Tile", values, [-(-length // op.d)])
+        return str(n("Slice", values, [0], [length])) if length % op.d else str(values)
+
+    @property
+    def _packed(self) -> bool:
+        """Whether several coordinates are stored together: where it saves as many bytes as it takes nodes."""
+        return self.op.d * (8 - min(self.group.bits, 8)) > 8 * PACKING
+
+    def _bytes(self, integers: np.ndarray) -> str:
+        """Integers as float32, stored in a byte or two each."""
+        small = integers.astype(np.int8 if np.abs(integers).max() < 128 else np.int16)
+        return str(self.nodes("Cast", small, to=TensorProto.FLOAT))
+
+    def _unpacked(self, integers: np.ndarray) -> str:
+        """Integers of so many bits as the group has as float32, stored in those; zeros may follow."""
+        n, bits = self.nodes, self.group.bits
+        word: Any = np.uint8 if bits in (2, 4) else np.uint64
+        share = np.dtype(word).itemsize * 8 // bits
+        digits = (np.pad(integers, (0, -len(integers) % share)) + (1 << bits - 1)).astype(word).reshape(-1, share)
+        shifts = np.array([i * bits for i in range(share)], word)
+        words = np.bitwise_or.reduce(digits << shifts, axis=1, keepdims=True)
+        apart = n("BitwiseAnd", n("BitShift", words, shifts, direction="RIGHT"), word((1 << bits) - 1))
+        return str(n("Sub", n("Cast", n("Reshape", apart, [-1]), to=TensorProto.FLOAT), np.float32(1 << bits - 1)))
+
+    def _zero(self) -> str:
+        """+0.0 that is computed: added to -0.0 it gives +0.0, where a constant zero would be optimised away."""
+        return str(self.nodes("Cast", 0, to=TensorProto.FLOAT))
+
+    def _corner(self) -> tuple[int, int]:
+        """Rows and columns of the grid of sequencies that are transformed: all of a small group; of a large one, those
+        that hold the used columns and, of operator 1, all that come before them."""
+        h, a = self.high_low
+        if not self.large:
+            return 1 << h, 1 << a
+        first = self.op.columns
+        if not isinstance(self.op, ScatteredBlocks):
+            order = walsh.order(self.op.log2_m)
+            first = order[: np.flatnonzero(np.isin(order, first)).max() + 1]
+        return int(sequency(h)[first >> a].max()) + 1, int(sequency(a)[first & ((1 << a) - 1)].max()) + 1
+
+    def _slots(self, rows: int, columns: int) -> str:
+        """The slot that stands in each cell of the corner, (rows, columns) int64; above all slots where none does."""
+        if isinstance(self.op, ScatteredBlocks):
+            return self._scattered(self.op, rows, columns)
+        return self._sorted(rows, columns)
+
+    def _scattered(self, op: ScatteredBlocks, rows: int, columns: int) -> str:
+        """Slots by the inverse of the permutation that gives their columns v, a cell's row's part plus its column's:
+        what mixes bits is its own inverse, since it moves them by half of their number at least."""
+        n, (h, a) = self.nodes, self.high_low
+        factor, offset, *factors = op.numbers
+        u = self.walsh(a)[1]  # u 2^h is the column's high part even where a = h + 1: see `_sorted`
+        high, low = n("Mul", u, 1 << h), n("Reshape", u, [-1])
+        if rows < 1 << a:
+            high = n("Slice", high, [0], [rows])
+        if columns < 1 << a:
+            low = n("Slice", low, [0], [columns])
+        v = n("Mod", n("Add", high, low), op.m)
+        for f in reversed(factors):
+            v = n("Mod", n("Mul", v, pow(f, -1, op.m)), op.m)
+            v = n("BitwiseXor", v, n("Div", v, 1 << op.shift))
+        inverse = pow(factor, -1, op.m)
+        return str(n("Mod", n("Add", n("Mul", v, inverse), -offset * inverse % op.m), op.m))
+
+    def _sorted(self, rows: int, columns: int) -> str:
+        """Slots by the order of sequency, operator 1's.
+
+        Sorting by a key of distance and column gives the cells in the order of the slots, once the frozen ones' keys
+        are set to come first; sorting those numbers again gives the place of each.
+        """
+        n, op, (h, a) = self.nodes, self.op, self.high_low
+        s, u, _ = self.walsh(a)
+        weights = [[op.m * ((1 << a) - 1) ** 2, op.m * ((1 << h) - 1) ** 2], [1 << h, 1]]
+        keys = n("MatMul", n("Concat", n("Mul", s, s), u, axis=1), weights)
+        by_row, by_column = n("Split", keys, outputs=2, axis=1, num_outputs=2)
+        if rows < 1 << a:
+            by_row = n("Slice", by_row, [0], [rows])
+        if columns < 1 << a:
+            by_column = n("Slice", by_column, [0], [columns])
+        keys = n("Reshape", n("Add", by_row, n("Reshape", by_column, [-1])), [-1])
+        if op.K:
+            v = op.columns[: op.K]
+            frozen = sequency(h)[v >> a] * columns + sequency(a)[v & ((1 << a) - 1)]
+            keys = n("ScatterElements", keys, frozen.tolist(), n("Range", -op.K, 0, 1))
+        _, cells = n("TopK", keys, [rows * columns], outputs=2, largest=0)
+        _, slots = n("TopK", cells, [rows * columns], outputs=2, largest=0)
+        return str(n("Reshape", slots, [rows, columns]))
+
+    def _some_in_first_row(self) -> bool:
+        """Whether every block has a slot that is not zero in the grid's first row, which enters every sum with sign +1:
+        then no sum of the transform has only zeros to add, all of which might be -0.0."""
+        op, z, (h, a) = self.op, self.group.coordinates, self.high_low
+        slots = np.flatnonzero(sequency(h)[op.columns >> a] == 0)
+        if op.A and (slots < op.K).any():
+            return True
+        at = slots[slots >= op.K] - op.K
+        if op.d <= op.free:
+            return bool(z[at].any())
+        some = np.zeros(min(op.blocks, op.d), bool)  # windows repeat after d blocks at most
+        start = np.arange(len(some), dtype=np.int64) * op.free
+        for j in at:
+            some |= z[(start + j) % op.d] != 0
+        return bool(some.all())
+
+
+def _u64(values: Any) -> np.ndarray:
+    return np.array(values, np.uint64)

@@ -1,0 +1,104 @@
+"""From a record to weights as NumPy arrays, on the host and without torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from subcompress.errors import SubcompressError
+from subcompress.format.record import Entry, Kept, Record, Same
+from subcompress.rebuild.backends import on_host
+from subcompress.rebuild.backends.memory import HOST
+from subcompress.rebuild.filling import fill, on_base
+from subcompress.tensors.digest import Leaf, hashed, leaves_of, root_digest
+from subcompress.tensors.layout import TensorSpec, raw_bytes
+
+
+def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool = True) -> dict[str, np.ndarray]:
+    """Tensors of the state dict, name -> array, all of them or those of `names`: the bits of `expand`, BF16 as uint16.
+
+    Tied tensors are one array. What the base keeps is read-only, in the base's own memory where it has the dtype.
+    check: compare the digest, that of all tensors; what the base keeps is not hashed again. Raises SubcompressError for
+    another digest, for a name that the record lacks, and for weights that this machine's memory cannot hold.
+    """
+    layout = record.layout
+    order = [spec.name for spec in layout] if names is None else list(names)
+    wanted = set(order)
+    if unknown := wanted - {spec.name for spec in layout}:
+        raise SubcompressError(
+            f"tensors are named as in the file's layout; {min(unknown)!r} is none of its {len(layout)}: name another"
+        )
+    wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Same) and s.name in wanted}
+    check_room(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Kept, Same))))
+    state: dict[str, np.ndarray] = {}
+    for spec, entry in _pairs(record):
+        if isinstance(entry, Same):
+            if (first := layout.tensors[entry.index].name) in state:
+                state[spec.name] = state[first]
+        elif isinstance(entry, Kept):
+            if spec.name in wanted or (check and on_base(record).leaf(spec.name, 0) is None):
+                state[spec.name] = on_base(record).array(spec.name)
+        elif check or spec.name in wanted:
+            state[spec.name] = HOST.empty(spec.shape, spec.dtype)
+    fill(record, state, on_host(), kept=False)
+    if check:
+        check_digest(record, _digest(record, state))
+    return {name: state[name] for name in order}
+
+
+def acting(record: Record) -> tuple[str, ...]:
+    """The names of the tensors that are not among those of the base which are kept as they are."""
+    return tuple(spec.name for spec, entry in _pairs(record) if not isinstance(entry, Kept))
+
+
+def check_room(nbytes: int) -> None:
+    """Raise SubcompressError for weights that are larger than this machine's memory."""
+    if nbytes > (memory := _memory()):
+        raise SubcompressError(
+            f"weights are rebuilt in memory; this file's take {nbytes} bytes, this machine has {memory}: "
+            "use a larger one, if the file is to be trusted"
+        )
+
+
+def _memory() -> float:
+    """Bytes of physical memory, infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_digest(record: Record, found: bytes) -> None:
+    """Raise SubcompressError unless `found` is the digest in the file."""
+    if found != record.digest:
+        raise SubcompressError(
+            f"the rebuilt weights have digest {found.hex()}, the file promises {record.digest.hex()}: "
+            "the file is forged or this machine computes wrongly; fetch it again and run `subcompress verify`"
+        )
+
+
+def _digest(record: Record, state: Mapping[str, np.ndarray]) -> bytes:
+    """That of all tensors; `state` may lack what the base knows the leaves of."""
+    specs, leaves = record.layout.tensors, list(leaves_of(record.layout))
+    found = [b""] * len(leaves)
+    todo: list[Leaf] = []
+    for leaf in leaves:
+        spec, entry = specs[leaf.index], record.entries[leaf.index]
+        if isinstance(entry, Kept) and (known := on_base(record).leaf(spec.name, leaf.at)):
+            found[leaf.number] = known
+        elif not isinstance(entry, Same):
+            todo.append(leaf)
+    raw = {leaf.index: raw_bytes(state[specs[leaf.index].name]) for leaf in todo}
+    for leaf, digest in zip(todo, hashed([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
+        found[leaf.number] = digest
+    numbers = {(leaf.index, leaf.at): leaf.number for leaf in leaves}
+    for leaf in leaves:
+        if isinstance(entry := record.entries[leaf.index], Same):
+            found[leaf.number] = found[numbers[entry.index, leaf.at]]
+    return root_digest(record.layout, found)
+
+
+def _pairs(record: Record) -> Iterator[tuple[TensorSpec, Entry]]:
+    return zip(record.layout, record.entries, strict=True)

@@ -1,0 +1,140 @@
+"""Where a backend's values lie: in NumPy's arrays on the host, or in torch's tensors on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from subcompress.support.lazy import torch
+from subcompress.tensors.layout import DTYPES, array_of, tensor_of, torch_dtype
+from subcompress.tensors.rounding import TINY, rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Memory(Protocol):
+    """What rebuilding does with values, of dtypes in the format's names. Arrays are the host's."""
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """New ones, not set."""
+
+    def view(self, raw: Any, dtype: str) -> Any:
+        """(n,) U8 values, as bytes of others."""
+
+    def reals(self, values: Any) -> Any:
+        """The same memory as real numbers in a row, two a complex value."""
+
+    def of(self, values: Any) -> Any:
+        """An array, or a tensor on the device, as values here; what is there stays where it lies."""
+
+    def put(self, place: Any, values: np.ndarray) -> None:
+        """Copy an array of that shape, rounded to the dtype of the place."""
+
+    def address(self, values: Any) -> int:
+        """Of the first one."""
+
+    def scatter(self, place: Any, at: np.ndarray, values: Any) -> None:
+        """Copy (n,) values to these (n,) places of `place`."""
+
+    def add_base(self, place: Any, values: Any, base: Any) -> None:
+        """base + values into `place`, all (n,): one rounding of the sum, in float64 for a float64 place and in float32
+        else, and another to its dtype.
+
+        values: scale * integer, exact, in float32 or in the place itself, and lost. Float32 values below 2^-126 are
+        zero, before and after.
+        """
+
+    def array(self, values: Any) -> np.ndarray:
+        """The values on the host."""
+
+
+class Host:
+    """NumPy's arrays; bfloat16 as the uint16 of its bits."""
+
+    def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        return np.empty(shape, DTYPES[dtype])
+
+    def view(self, raw: np.ndarray, dtype: str) -> np.ndarray:
+        return raw.view(DTYPES[dtype])
+
+    def reals(self, values: np.ndarray) -> np.ndarray:
+        assert values.flags.c_contiguous, "a copy would be written to"
+        flat = values.reshape(-1)
+        return flat.view(np.float32) if flat.dtype == np.complex64 else flat
+
+    def of(self, values: np.ndarray | Tensor) -> np.ndarray:
+        if isinstance(values, np.ndarray):
+            return values
+        tensor = values.detach()
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    def put(self, place: np.ndarray, values: np.ndarray) -> None:
+        np.copyto(place, rounded(values, place.dtype))
+
+    def address(self, values: np.ndarray) -> int:
+        return int(values.__array_interface__["data"][0])
+
+    def scatter(self, place: np.ndarray, at: np.ndarray, values: np.ndarray) -> None:
+        place[at] = values
+
+    def add_base(self, place: np.ndarray, values: np.ndarray, base: np.ndarray) -> None:
+        with np.errstate(over="ignore"):
+            if values.dtype == np.float64:
+                values += base
+            else:
+                base = rounded(base, DTYPES["F32"])
+                values += np.where(np.abs(base) >= TINY, base, np.float32(0))
+                values[np.abs(values) < TINY] = 0
+        if values is not place:
+            self.put(place, values)
+
+    def array(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+class Device:
+    """torch's tensors on a device."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Tensor:
+        return torch.empty(tuple(shape), dtype=torch_dtype(dtype), device=self.name)
+
+    def view(self, raw: Tensor, dtype: str) -> Tensor:
+        return raw.view(torch_dtype(dtype))
+
+    def reals(self, values: Tensor) -> Tensor:
+        return (torch.view_as_real(values) if values.is_complex() else values).view(-1)
+
+    def of(self, values: np.ndarray | Tensor) -> Tensor:
+        return (tensor_of(values) if isinstance(values, np.ndarray) else values).to(self.name)
+
+    def put(self, place: Tensor, values: np.ndarray) -> None:
+        place.copy_(tensor_of(values))
+
+    def address(self, values: Tensor) -> int:
+        return values.data_ptr()
+
+    def scatter(self, place: Tensor, at: np.ndarray, values: Tensor) -> None:
+        place[tensor_of(at).to(place.device)] = values
+
+    def add_base(self, place: Tensor, values: Tensor, base: np.ndarray | Tensor) -> None:
+        there = self.of(base)
+        if values.dtype == torch.float64:
+            values.add_(there)
+        else:
+            there = there.float()
+            values.add_(there.where(there.abs() >= TINY, 0.0))
+            values.masked_fill_(values.abs() < TINY, 0.0)
+        if values is not place:
+            place.copy_(values)
+
+    def array(self, values: Tensor) -> np.ndarray:
+        return array_of(values)
+
+
+HOST = Host()

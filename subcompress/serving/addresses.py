@@ -1,0 +1,59 @@
+"""Hosts and origins as requests name them: what is no host or no origin is None, and raises nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+
+from subcompress.errors import SubcompressError
+
+_NAME = r"[A-Za-z0-9._~%!$&'()*+,;=-]+"
+_AUTHORITY = re.compile(rf"(?P<host>\[[0-9A-Fa-f:.]+\]|{_NAME})(?::(?P<port>[0-9]{{0,5}}))?")
+_ORIGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]+)")
+
+PORTS = {"http": "80", "https": "443"}
+"""What an address means that names no port."""
+
+
+def host_of(authority: str) -> str | None:
+    """The host in HOST or HOST:PORT, in lower case, without the brackets of an IPv6 address."""
+    found = _AUTHORITY.fullmatch(authority)
+    if found is None:
+        return None
+    host = found["host"].lower()
+    if not host.startswith("["):
+        return host
+    with suppress(ValueError):
+        return str(ipaddress.IPv6Address(host[1:-1]))
+    return None
+
+
+def origin_of(text: str) -> str | None:
+    """An origin, SCHEME://HOST or SCHEME://HOST:PORT, as browsers spell it: lower case, and without the usual port."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None or (host := host_of(found["authority"])) is None:
+        return None
+    scheme = found["scheme"].lower()
+    port = (_AUTHORITY.fullmatch(found["authority"]) or {"port": None})["port"] or ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}" + (f":{port}" if port and port != PORTS.get(scheme) else "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def allowed(origins: Iterable[str]) -> frozenset[str]:
+    """The origins of a list that was given. Raises SubcompressError for what is none."""
+    found = {text: origin_of(text) for text in origins}
+    for text, origin in found.items():
+        if origin is None:
+            raise SubcompressError(
+                f"an origin is SCHEME://HOST or SCHEME://HOST:PORT, one by one; given {text!r}: give https://example.org"
+            )
+    return frozenset(origin for origin in found.values() if origin)

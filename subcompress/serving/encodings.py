@@ -1,0 +1,50 @@
+"""Bodies that were compressed on their way: taken apart in pieces, so that nobody makes gigabytes of kilobytes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from subcompress.serving.refusals import RefusedError, shown
+
+PIECE = 1 << 20
+"""Bytes that come of one step: a few milliseconds of work."""
+
+TAKEN = "gzip, deflate"
+"""What clients of the protocol compress with."""
+
+_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+"""zlib's name of each form: its window, and 16 for a head of gzip."""
+
+
+def is_plain(encoding: bytes) -> bool:
+    """Whether a body of this Content-Encoding comes as it is. Raises RefusedError, 415, for a form not taken."""
+    encoding = encoding.strip().lower()
+    if encoding not in (b"", b"identity", *_BITS):
+        raise RefusedError(
+            415, f"a request comes as it is, or in {TAKEN}; given content-encoding {shown(encoding.decode('latin-1'))}"
+        )
+    return encoding not in _BITS
+
+
+def pieces(data: bytes, encoding: bytes) -> Iterator[bytes]:
+    """What was compressed, in pieces of at most PIECE. Raises RefusedError, 400, where it is damaged."""
+    name = encoding.strip().lower()
+    rest = data
+    try:
+        while True:
+            inflater = zlib.decompressobj(_BITS[name])
+            while not inflater.eof:
+                piece = inflater.decompress(rest, PIECE)
+                rest = inflater.unconsumed_tail
+                if not (piece or rest or inflater.eof):
+                    raise zlib.error("it ends too early")
+                if piece:
+                    yield piece
+            rest = inflater.unused_data
+            if not rest:
+                return
+            if name == b"deflate":
+                raise zlib.error("something follows it")
+    except zlib.error as e:
+        raise RefusedError(400, f"a body of content-encoding {name.decode()} cannot be read ({e})") from e

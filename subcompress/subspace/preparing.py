@@ -1,0 +1,93 @@
+"""A network made ready for training loops of one's own: what it starts from, and how far its tensors move."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress.base import OnBase, open_base, stand_on
+from subcompress.subspace.copying import copied
+from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
+from subcompress.subspace.observing import built
+from subcompress.subspace.roles import DEFAULT
+from subcompress.subspace.starts import Starts, recognize
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network with its starting values, what these are, and the base it stands on."""
+
+    module: nn.Module
+    starts: Starts
+    base: OnBase | None
+
+
+def prepared(
+    module: nn.Module | Callable[[], nn.Module],
+    *,
+    seed: int = 0,
+    structured: str = "random",
+    base: Any = None,
+    base_name: str | None = None,
+    act_on: str = DEFAULT,
+    new: Sequence[str] = (),
+    drop: Sequence[str] = (),
+) -> Prepared:
+    """Recognize how a network starts; the options are those of `fit`. module: the network, or a factory of it. Raises
+    SubcompressError."""
+    module, build = built(module, seed)
+    standing = None
+    if base is not None:
+        standing = stand_on(open_base(base, base_name), module, tuple(new))
+        module = standing.loaded(copied(module))
+    starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
+    return Prepared(module, starts, standing)
+
+
+def measure_moves(
+    module: nn.Module | Callable[[], nn.Module],
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    steps: int = STEPS,
+    **options: Any,
+) -> Moves:
+    """Train a copy of a network directly for a few steps and measure how far each tensor moves, for `Subspace.of`.
+
+    Args:
+        module: The network, or a function without arguments that builds it.
+        batches: Batches of the training split that can be iterated several times: a DataLoader or a list.
+        loss: f(module, batch) -> scalar tensor.
+        steps: Steps of training, at most.
+        **options: Options that `Subspace.of` is given too: seed, structured, base, act_on and so on.
+
+    Returns:
+        The moves, to give to `Subspace.of`.
+
+    Raises:
+        SubcompressError: The network cannot be trained so.
+    """
+    known = prepared(module, **options)
+
+    based, seed = known.base is not None, int(options.get("seed", 0))
+    rates = BASED_RATES if based else RATES
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            examples = examples_of(lambda whole: itertools.repeat(batches))
+            return measured(
+                known.module, known.starts, examples, loss, seed=seed, steps=steps, rates=rates, based=based
+            )
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+__all__ = ["measure_moves"]

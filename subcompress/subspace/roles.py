@@ -1,0 +1,89 @@
+"""Which tensors of a network on a base the coordinates act on, and how far each moves: by role, or by name."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from subcompress.base import ties_of
+from subcompress.errors import SubcompressError
+from subcompress.support.suggesting import meant
+
+MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
+"""By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""
+
+ROLES = ("all", *MOVES)
+DEFAULT = "norms,biases,heads"
+
+
+def roles_of(module: nn.Module) -> dict[str, str]:
+    """Parameter -> its role. norms: weights and biases of normalisation layers; biases: all others; embeddings: tables;
+    heads: what the last layer with weights holds; matrices: the rest. A tied parameter has the role of its first
+    name."""
+    found: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    last = ""
+    for prefix, child in module.named_modules():
+        for leaf, parameter in child.named_parameters(recurse=False):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if is_norm(child):
+                role = "norms"
+            elif isinstance(child, (nn.Embedding, nn.EmbeddingBag)) or "embedding" in leaf:
+                role = "embeddings"
+            else:
+                role = "biases" if parameter.ndim < 2 else "matrices"
+                last = prefix
+            found[name] = seen.setdefault(id(parameter), role)
+    return {n: "heads" if n.rpartition(".")[0] == last and r in ("biases", "matrices") else r for n, r in found.items()}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it normalises: torch's layers, and others that are called so."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__.lower().endswith("norm")
+
+
+def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
+    """The parameters that are meant: roles, names and patterns of names, with commas between, what is tied to them, and
+    all that are new.
+
+    Raises SubcompressError for a word that is none of them.
+    """
+    roles, found = roles_of(module), set(new)
+    for word in filter(None, (w.strip() for w in act_on.split(","))):
+        if word in ROLES:
+            # A network that may have no norms, say, is no reason to refuse the default.
+            found |= {n for n, role in roles.items() if word in ("all", role)}
+        elif named := {n for n in roles if fnmatchcase(n, word)}:
+            found |= named
+        else:
+            raise SubcompressError(
+                f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
+                f"none that {word!r} is: its first is {next(iter(roles), '')}{meant(word, (*ROLES, *roles))}"
+            )
+    return found.union(*(names for names in ties_of(module) if not found.isdisjoint(names)))
+
+
+def looks_trained(module: nn.Module) -> bool:
+    """Whether a network's weights are none that an initialiser gives: norms that moved, or large matrices, most of
+    which have rows of lengths that differ by far more than independent values would."""
+    telling = untelling = 0
+    for child in module.modules():
+        tracked = getattr(child, "num_batches_tracked", None)
+        if isinstance(tracked, torch.Tensor) and not tracked.is_meta and int(tracked) > 0:
+            return True
+        w = getattr(child, "weight", None)
+        if not isinstance(w, torch.Tensor) or w.is_meta or not w.is_floating_point():
+            continue
+        if is_norm(child):
+            if w.numel() >= 8:
+                moved = float(w.detach().double().std()) > 1e-6
+                telling, untelling = telling + moved, untelling + (not moved)
+        elif w.ndim >= 2 and w.shape[0] >= 16 and (n := w[0].numel()) >= 64:
+            size = w.detach()[:512].flatten(1).double().square().mean(1)
+            # Of n independent normal values the mean square differs by sqrt(2 / n) of itself from row to row.
+            spread = float(size.std() / size.mean().clamp_min(1e-300))
+            far = spread > 3 * (2 / n) ** 0.5
+            telling, untelling = telling + far, untelling + (not far)
+    return telling >= 2 and telling > untelling

@@ -1,0 +1,556 @@
+"""How each tensor of a network starts, and which of its values coordinates act on.
+
+Where the network can be built again, chosen values and random ones are told apart by building it under several seeds
+(`subcompress.subspace.observing`). Where only an instance is at hand, what is not clearly random counts as chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress.base import OnBase, ties_of
+from subcompress.errors import SubcompressError
+from subcompress.format.describing import EXACT, Runs, deflated, describe, form_cost, runs_cost, runs_of
+from subcompress.format.record import bfloat16
+from subcompress.operators.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
+from subcompress.subspace import roles
+from subcompress.subspace.observing import Build, Observed, Seen, observe, reals
+from subcompress.subspace.spread import Drawn, Moments, alike, close, grouped, grouped_parts, one_group
+from subcompress.subspace.start_notes import MIXED, ODD, buffer_note, frozen_note, same_note, start_notes
+from subcompress.subspace.structure import (
+    SMOOTH,
+    STORABLE,
+    atoms,
+    distinct_enough,
+    drawn_structure,
+    structure,
+    usual_shape,
+    without,
+)
+from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
+
+MAX_STORED = 1 << 16
+"""Bytes of chosen and structured values that may travel in a file without being asked for: a file of ours has
+hundreds."""
+
+MAX_ODD = 1 << 12
+"""Bytes of a tensor of an instance that is stored because its values are not spread as an initializer's."""
+
+STRUCTURED = ("random", "store", "guess")
+"""What becomes of orthogonal and sparse random starts: seeded random numbers of their deviation, or their values; and
+`guess`, which looks at the values only, as if the network could not be built again."""
+
+CLEARLY = 8
+"""Values of an instance below which none is clearly random."""
+
+MANY = 64
+"""Values of an instance from which they show by themselves that they are random."""
+
+
+@dataclass(frozen=True)
+class PieceStart:
+    """Values of a tensor that start alike. form: their start; reach: how far they are expected to move, before that
+    is measured; reals: how many they are; fixed: no coordinate acts on them."""
+
+    form: Form
+    reach: float
+    reals: int
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """kind: coded, base (it moves from there), kept, stored, buffer, dropped (zeros in the file) or tied; pieces: of a
+    coded tensor, and runs of them where they are several; reach: of a tensor that moves from the base; index: what it
+    is tied to; cost: bytes of values that travel as they are; why: for a person to read."""
+
+    kind: str
+    why: str
+    pieces: tuple[PieceStart, ...] = ()
+    runs: Runs = ()
+    reach: float = 0.0
+    index: int = 0
+    cost: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether coordinates act on any of its values."""
+        return self.kind == "base" or any(not piece.fixed for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The start of a trained tensor, value by value. first: (n,) real numbers of one build, empty where none is needed;
+    group: (n,) uint8, 0 for chosen values and 1 + i for random ones of group i; drawn: those groups, of usual
+    deviations where they may be; near: how far values that start at zero are expected to move; built: whether builds
+    were compared; structured: why its values could not come from a seed, or what they were."""
+
+    spec: TensorSpec
+    first: np.ndarray
+    group: np.ndarray
+    drawn: tuple[Drawn, ...] = ()
+    near: float = 1.0
+    built: bool = False
+    structured: str = ""
+
+    @property
+    def random(self) -> np.ndarray:
+        """Which values are random, (n,)."""
+        one = not any(self.group.strides)
+        return alike(len(self.group) > 0 and self.group[0] > 0, len(self.group)) if one else self.group > 0
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How a network starts: `of` gives a start a tensor. values: of the tensors that are trained, by name; other: the
+    starts of all others; notes: what a person should know, a line each."""
+
+    layout: Layout
+    values: Mapping[str, Values]
+    other: Mapping[str, Start]
+    notes: tuple[str, ...] = ()
+    _made: dict[tuple[str, bytes], Start] = field(default_factory=dict)
+
+    def of(self, still: Mapping[str, np.ndarray] | None = None) -> dict[str, Start]:
+        """Name -> how it starts, in the order of the layout. still: by name the (n,) values that no coordinate acts
+        on."""
+        still = still or {}
+        known = {spec.name: spec.reals for spec in self.layout}
+        for name, mask in still.items():
+            if known.get(name) != len(mask):
+                raise SubcompressError(f"moves are measured of the same network; those of {name} are of another one")
+        return {spec.name: self._of(spec.name, still.get(spec.name)) for spec in self.layout}
+
+    def items(self, name: str, still: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """The piece of each real number of a tensor of several, (n,)."""
+        return _items(self.of(still)[name].runs, self.values[name].spec.reals)
+
+    def _of(self, name: str, still: np.ndarray | None) -> Start:
+        if name not in self.values:
+            unread = self.other[name].kind == "base" and still is not None and still.all()
+            return Start("kept", "the base's: the forward pass does not read it") if unread else self.other[name]
+        key = name, b"" if still is None or not still.any() else np.packbits(still).tobytes()
+        if key not in self._made:
+            self._made[key] = _coded(self.values[name], still if key[1] else None)
+        return self._made[key]
+
+
+def moving_weights(layout: Layout, starts: Mapping[str, Start]) -> int:
+    """D: real numbers that coordinates act on."""
+    return sum(
+        spec.reals
+        if starts[spec.name].kind == "base"
+        else sum(p.reals for p in starts[spec.name].pieces if not p.fixed)
+        for spec in layout
+    )
+
+
+def recognize(
+    module: nn.Module,
+    structured: str = "random",
+    base: OnBase | None = None,
+    act_on: str = roles.DEFAULT,
+    *,
+    build: Build | None = None,
+    seed: int = 0,
+    drop: tuple[str, ...] = (),
+) -> Starts:
+    """How every entry of the state dict starts, in its order; on a base in that of a file on it.
+
+    build: the network under a seed, `module` that under `seed`; None where it cannot be built again. base: what the
+    module stands on; act_on: see `roles.acted_on`; structured: one of STRUCTURED; drop: patterns of tensors that the
+    file does not hold. Raises SubcompressError for what cannot be fitted, and where chosen values take more than
+    MAX_STORED bytes.
+    """
+    if structured not in STRUCTURED:
+        raise SubcompressError(f"--structured is {', '.join(STRUCTURED)}; given {structured}")
+    state = _tensors(module)
+    if base is not None:  # its tensors come first
+        state = {t.name: state[t.name] for t in base.layout} | {n: t for n, t in state.items() if n not in base}
+    layout = Layout.of(state)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    other = _based(module, base, act_on, state)
+    other |= {n: Start("dropped", "dropped: zeros in the file") for n in _dropped(drop, state, parameters)}
+    other |= _tied(layout, state)
+    other |= {
+        n: _untrained(t, n in parameters)
+        for n, t in state.items()
+        if n not in other and not (n in parameters and t.requires_grad)
+    }
+    trained = {spec.name: spec for spec in layout if spec.name not in other}
+    for name, spec in trained.items():
+        _check_codable(spec, parameters[name])
+    observed = Observed({})
+    if build is not None and structured != "guess" and trained:
+        observed = observe(module, build, seed, set(trained))
+    values = _Known(parameters, observed.tensors, structured).all_of(trained)
+    found = Starts(layout, values, other)
+    notes = start_notes(values) + _checked_cost(found, bool(observed.tensors))
+    return replace(found, notes=(*observed.notes, *notes))
+
+
+def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[str, Tensor]) -> dict[str, Start]:
+    """The starts of the base's tensors, by name; those that are tied to another are left out."""
+    if base is None:
+        return {}
+    new = frozenset(names[0] for names in ties_of(module) if not any(n in base for n in names))
+    acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
+    parameters = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    found, ties = {}, _tied(base.layout, state)
+    for spec in base.layout:
+        if spec.name in ties:
+            continue
+        moving = spec.name in acting and spec.name in parameters
+        found[spec.name] = _of_base(spec, state[spec.name], role[spec.name]) if moving else Start("kept", "the base's")
+    return found
+
+
+def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
+    """The starts of tensors that lie where another does, by name."""
+    found: dict[str, Start] = {}
+    places: dict[tuple[object, ...], int] = {}
+    for i, name in enumerate(spec.name for spec in layout):
+        tensor = state[name]
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in places:
+            index = places[place]
+            found[name] = Start("tied", f"tied to {layout.tensors[index].name}", index=index)
+        else:
+            places[place] = i
+    return found
+
+
+def _untrained(tensor: Tensor, parameter: bool) -> Start:
+    """The start of a tensor that travels as it is."""
+    if not parameter:
+        return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
+    kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
+    bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
+    return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
+
+
+def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
+    """The tensors of the patterns. Raises SubcompressError for a pattern of none, and for one that is trained."""
+    found: set[str] = set()
+    for pattern in drop:
+        named = {n for n in state if fnmatchcase(n, pattern)}
+        trained = sorted(n for n in named if n in parameters and parameters[n].requires_grad)
+        if not named or trained:
+            odd = f"{trained[0]}, which is trained" if trained else f"none: the first tensor is {next(iter(state), '')}"
+            raise SubcompressError(
+                f"--drop names buffers and frozen tensors that inference does not need; {pattern} names {odd}"
+            )
+        found |= named
+    return found
+
+
+def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
+    """The start of a tensor that moves from the base. Raises SubcompressError for one that cannot be coded."""
+    if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
+        raise SubcompressError(f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on")
+    return Start("base", f"the base's ({role})", reach=roles.MOVES[role])
+
+
+def cost(tensor: Tensor) -> int:
+    """Bytes that the values of a tensor take in a file, estimated where they are many."""
+    return deflated(raw_bytes(tensor))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with its parameters as they are. Raises SubcompressError for lazy and other odd ones."""
+    if lazy := [n for n, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise SubcompressError(
+            f"weights have shapes before they are fitted; {lazy[0]} has none: run the model once first"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SubcompressError("fit takes Python modules; this one is TorchScript: give the class it was made from")
+    state = module.state_dict(keep_vars=True)
+    if meta := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        raise SubcompressError(f"weights have values; {meta[0]} is on the meta device: materialize it first")
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is none: leave extra state out")
+    if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
+        raise SubcompressError(f"dense tensors are needed; {sparse[0]} is not: call .to_dense() first")
+    missing = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in state]
+    if missing:
+        raise SubcompressError(f"every weight is in the state dict; {missing[0]} is not: leave state_dict hooks out")
+    return state
+
+
+def _check_codable(spec: TensorSpec, p: Tensor) -> None:
+    """Raise SubcompressError for a trained tensor that cannot be coded."""
+    if spec.dtype not in CODED_DTYPES:
+        raise SubcompressError(
+            f"fit trains {', '.join(CODED_DTYPES)} weights; {spec.name} is {spec.dtype}: convert it, or freeze it "
+            f"(requires_grad=False)"
+        )
+    reals_ = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+    if not math.isfinite(float(reals_.sum())) and not bool(reals_.isfinite().all()):  # the sum takes a tenth
+        raise SubcompressError(f"weights start at finite values; {spec.name} holds nan or inf: initialize it")
+
+
+# Which values are random
+
+
+class _Known:
+    """What is known of trained tensors, one after the other. seen: what builds say of them, by name; structured: one of
+    STRUCTURED."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], seen: Mapping[str, Seen], structured: str) -> None:
+        self.parameters, self.seen, self.structured = parameters, seen, structured
+        self.siblings: dict[str, list[tuple[str, float]]] = {}
+        self.odd = self.runs = 0  # bytes that they take so far
+
+    def all_of(self, trained: Mapping[str, TensorSpec]) -> dict[str, Values]:
+        """By name."""
+        return {name: self._one(spec) for name, spec in trained.items()}
+
+    def _one(self, spec: TensorSpec) -> Values:
+        p = self.parameters[spec.name].detach()
+        siblings = self.siblings.setdefault(spec.name.rpartition(".")[0], [])
+        nothing = Values(spec, np.zeros(0, np.float32), alike(np.uint8(0), spec.reals), near=_near(spec, siblings))
+        found = self._seen(nothing, p) if spec.name in self.seen else self._guessed(nothing, p)
+        found = self._said_in_few_runs(found, p)
+        shown = [d if isinstance(d.center, np.ndarray) else self._usual(spec, d) for d in found.drawn]
+        siblings += [(spec.name, d.std) for d in shown]
+        first = _exact(p) if not found.random.all() else found.first
+        return replace(found, drawn=tuple(shown), first=first)
+
+    def _seen(self, values: Values, p: Tensor) -> Values:
+        """What builds say of a tensor."""
+        seen = self.seen[values.spec.name]
+        whole = bool(seen.drawn) and not any(seen.group.strides) and self.structured == "random"
+        why = drawn_structure(p) if whole else structure(p) if seen.drawn and self.structured == "store" else ""
+        why = why if why in STORABLE else ""
+        if why and self.structured == "store":
+            return replace(values, structured=why, built=True)
+        return replace(values, group=seen.group, drawn=seen.drawn, structured=why, built=True)
+
+    def _guessed(self, values: Values, p: Tensor) -> Values:
+        """What the values of a tensor say."""
+        spec, first = values.spec, reals(p)
+        n, few_bits = len(first), spec.dtype in ("F16", "BF16")
+        why = structure(p)
+        if why == SMOOTH and (often := atoms(first, few_bits)).any() and not structure(without(p, often)):
+            why = ""  # blocks of chosen values are smooth, what lies between them is not
+        if why in STORABLE and self.structured != "store":
+            whole = one_group(Moments.of_one(first))
+            return replace(values, group=alike(np.uint8(1), n), drawn=(whole,), structured=why)
+        if why or n < CLEARLY:
+            return replace(values, structured=why)
+        random = ~atoms(first, few_bits)
+        rest = first if random.all() else first[random]
+        if len(rest) < CLEARLY or not distinct_enough(rest, few_bits):
+            return values
+        group, drawn = _groups(spec, Moments.of_one(first), random)
+        found = replace(values, group=group, drawn=drawn)
+        if n < MANY:
+            usual = drawn[0].center == 0 and len(drawn) == 1 and bool(self._usual(spec, drawn[0]).words)
+            return found if usual else values
+        if all(usual_shape(first[group == i]) for i in range(1, len(drawn) + 1)):
+            return found
+        self.odd += first.nbytes if (small := first.nbytes <= min(MAX_ODD, MAX_STORED // 2 - self.odd)) else 0
+        return values if small else replace(found, structured=ODD)
+
+    def _said_in_few_runs(self, values: Values, p: Tensor) -> Values:
+        """The values, or all of them random where their groups take more of a file than MAX_STORED bytes."""
+        if not any(values.group.strides):
+            return values
+        runs = runs_of(values.group)
+        if runs is not None and (bytes_ := runs_cost(runs)) <= MAX_STORED - self.runs:
+            self.runs += bytes_
+            return values
+        whole = one_group(Moments.of_one(reals(p)))
+        mixed = values.structured if values.group.all() else MIXED
+        return replace(values, group=alike(np.uint8(1), len(values.group)), drawn=(whole,), structured=mixed)
+
+    def _usual(self, spec: TensorSpec, drawn: Drawn) -> Drawn:
+        """The group with the usual deviation that it may have: equal scales cost nothing in a file."""
+        for usual, words in _deviations(spec, self.siblings[spec.name.rpartition(".")[0]]):
+            if close(drawn.std, usual, drawn.shown):
+                return replace(drawn, std=usual, words=words)
+        return drawn
+
+
+def _groups(spec: TensorSpec, moments: Moments, random: np.ndarray) -> tuple[np.ndarray, tuple[Drawn, ...]]:
+    if spec.dtype == "C64":
+        return grouped_parts(moments, random, (*spec.shape, 2))
+    return grouped(moments, random, spec.shape)
+
+
+def _exact(p: Tensor) -> np.ndarray:
+    """The real numbers of a tensor in a row, in its dtype; those of bfloat16 as float32."""
+    flat = (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).cpu()
+    return array_of(flat.float() if flat.dtype == torch.bfloat16 else flat)
+
+
+def _near(spec: TensorSpec, siblings: list[tuple[str, float]]) -> float:
+    """How far a tensor of zeros is expected to move: as its random siblings."""
+    usual = 1 / math.sqrt(3 * spec.shape[-1] if spec.shape and spec.shape[-1] else 3)
+    return siblings[0][1] if siblings else usual
+
+
+def _deviations(spec: TensorSpec, siblings: list[tuple[str, float]]) -> Iterator[tuple[float, str]]:
+    """Standard deviations that initializers give (He et al. 2015, arXiv:1502.01852; Glorot, Bengio 2010), most likely
+    first."""
+    if len(spec.shape) < 2:
+        for name, std in siblings:
+            yield std, f"as {name}"
+    elif (found := fans(spec.shape)) is not None:
+        for number, words in enumerate(FAN_WORDS, 1):
+            yield math.sqrt(FANS[number](*found)), words
+    for usual in (1.0, 0.02, 0.01):
+        yield usual, "usual"
+    for name, std in siblings:
+        yield std, f"as {name}"
+
+
+FAN_WORDS = ("1/sqrt(3 fan_in)", "sqrt(2/fan_in)", "sqrt(2/(fan_in + fan_out))", "1/sqrt(fan_in)")
+
+
+# What they start from
+
+
+def _coded(values: Values, still: np.ndarray | None) -> Start:
+    """The start of a tensor whose values are known. still: those that no coordinate acts on, None for none."""
+    n = values.spec.reals
+    if not n:
+        return Start("coded", "empty", (PieceStart(0.0, 1.0, 0, True),))
+    if still is None and values.drawn and not any(values.group.strides):
+        forms, runs, reach, why = _random_forms(values, 0, None)
+        if not runs:
+            return Start("coded", why, (PieceStart(forms[0], reach, n),))
+    pieces: list[PieceStart] = []
+    words: list[str] = []
+    items = np.zeros(n, np.int64)
+    for number, which, fixed in _classes(values, still):
+        count = int(which.sum())
+        forms, runs, reach, why = _random_forms(values, number - 1, which) if number else _chosen_forms(values, which)
+        within = _items(runs, count) if runs else np.zeros(count, np.int64)
+        items[which] = len(pieces) + within
+        for form, size in zip(forms, np.bincount(within, minlength=len(forms)), strict=True):
+            pieces.append(
+                PieceStart(form, max(abs(form) / 4, reach) if isinstance(form, float) else reach, int(size), fixed)
+            )
+        words.append(f"{why}, fixed" if fixed else why)
+    if len(pieces) == 1:
+        return Start("coded", words[0], tuple(pieces))
+    if (found := runs_of(items)) is not None:
+        return Start("coded", "; ".join(words), tuple(pieces), found)
+    if still is not None:  # coordinates then act on all
+        return _coded(values, None)
+    raise SubcompressError(
+        f"a tensor's values lie in at most {1 << 20} runs of one start; those of {values.spec.name} are more: give "
+        "--structured guess, or split the tensor"
+    )
+
+
+def _items(runs: Runs, n: int) -> np.ndarray:
+    """The item of each of n values."""
+    period = np.repeat([i for i, _ in runs], [length for _, length in runs])
+    return np.resize(period, n)
+
+
+def _classes(values: Values, still: np.ndarray | None) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Values that start alike: the group (0: chosen), a mask, and whether no coordinate acts on them. Real and
+    imaginary parts of chosen values are apart."""
+    n = len(values.group)
+    for number in (*range(1, len(values.drawn) + 1), 0):
+        mine = values.group == number
+        if number == 0 and values.spec.dtype == "C64":
+            real = np.arange(n) % 2 == 0
+            parts = [mine & real, mine & ~real]
+        else:
+            parts = [mine]
+        for part in parts:
+            for which, fixed in [(part, False)] if still is None else [(part & ~still, False), (part & still, True)]:
+                if which.any():
+                    yield number, which, fixed
+
+
+def _random_forms(values: Values, number: int, which: np.ndarray | None) -> tuple[list[Form], Runs, float, str]:
+    """Seeded starts of random values of a group, the runs of them, how far they are expected to move, and words.
+    which: some of them, (n,); None for all values of the tensor."""
+    drawn = values.drawn[number]
+    scale = bfloat16(min(max(seeded_scale(drawn.std**2), 2.0**-60), 2.0**30))
+    why = f"random, std {drawn.std:.4g} ({drawn.words or 'measured'})"
+    if values.structured in STORABLE:
+        maker = "the factory makes it" if values.built else "it was"
+        why += f"; {maker} {values.structured}, the seeded start is not"
+    elif values.structured:
+        why += f", in place of {values.structured}"
+    if not isinstance(drawn.center, np.ndarray):
+        around = f" around {drawn.center:.4g}" if drawn.center else ""
+        return [Seeded(scale, drawn.center)], (), drawn.std, why + around
+    dtype = values.spec.real_dtype
+    center = drawn.center if which is None else drawn.center[which[values.group == number + 1]]
+    centers = array_of(torch.from_numpy(center).to(values.spec.torch_dtype if dtype != "F32" else torch.float32))
+    forms, runs = describe(centers, (), dtype)
+    return [Seeded(scale, form) for form in forms], runs, drawn.std, f"{why} around centers of their own"
+
+
+def _chosen_forms(values: Values, which: np.ndarray) -> tuple[list[Form], Runs, float, str]:
+    """The same of chosen values."""
+    dtype = values.spec.real_dtype
+    whole = bool(which.all())
+    chosen = values.first if whole else values.first[which]
+    spread = math.sqrt(float(np.square(chosen.astype(np.float64)).mean()))
+    if dtype == "BF16":
+        chosen = array_of(torch.from_numpy(chosen.copy()).bfloat16())
+    shape = values.spec.shape if whole else ()
+    if values.spec.dtype == "C64":  # rows of the part that is meant
+        shape = values.spec.shape if 2 * which.sum() == len(which) else ()
+    forms, runs = describe(chosen, shape, dtype)
+    reach = max(spread / 4, 2.0**-40)
+    if len(forms) == 1 and isinstance(form := forms[0], float):
+        return list(forms), (), values.near if form == 0 else reach, f"chosen: constant {form:.6g}"
+    bytes_ = sum(map(form_cost, forms)) + runs_cost(runs)
+    if isinstance(forms[0], float):
+        return list(forms), runs, reach, f"chosen: few values, {bytes_} bytes"
+    kind = "table" if isinstance(forms[0], Table) else "ramp"
+    return list(forms), runs, reach, f"chosen: a {kind}, about {bytes_} bytes"
+
+
+# What chosen values cost
+
+
+def chosen_cost(start: Start) -> int:
+    """About how many bytes the chosen values of a tensor take in a file."""
+    centers = [p.form.center if isinstance(p.form, Seeded) else p.form for p in start.pieces]
+    tables: list[Chosen] = [c for c in centers if not isinstance(c, float)]
+    return sum(map(form_cost, tables)) + runs_cost(start.runs)
+
+
+def _checked_cost(starts: Starts, built: bool) -> list[str]:
+    """A note where a factory draws nothing. Raises SubcompressError where chosen values cost more than MAX_STORED."""
+    found = starts.of()
+    costs = {name: chosen_cost(found[name]) for name in starts.values}
+    total = sum(costs.values())
+    if total > MAX_STORED:
+        raise _too_large(starts.values, costs)
+    drawn = any(v.drawn for v in starts.values.values())
+    if built and not drawn and sum(v.spec.reals for v in starts.values.values()) > 64:
+        return [same_note(total)]
+    return []
+
+
+def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> SubcompressError:
+    name = max(costs, key=lambda n: costs[n])
+    v = values[name]
+    hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
+    why = v.structured or ("equal in every build" if v.built else "not clearly random")
+    return SubcompressError(
+        f"chosen values travel in the file, up to {MAX_STORED} bytes in all; these take {sum(costs.values())}, most of "
+        f"it {name} ({why}): {hint}, give --structured guess to start what looks random from the seed, or --base for "
+        "weights that exist"
+    )
+
+
+__all__ = ["Start", "Starts", "buffer_note", "frozen_note", "moving_weights", "recognize"]

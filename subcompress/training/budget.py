@@ -1,0 +1,126 @@
+"""The best accuracy within a number of bytes of the whole file.
+
+As many coordinates are taken as fit. What one takes in a file is a guess before the first training, and measured after
+it: a file that misses the budget by more than a few bytes is trained once more, in the d that the measured bits give.
+From when rounding begins, coordinates are priced that the file has no room for; what it is still too long by is cut, by
+coordinates that become zero.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from subcompress.errors import SubcompressError
+from subcompress.subspace.plan import CODED_BITS
+from subcompress.training.curve import frontier
+from subcompress.training.fitter import DiedTwiceError, Fitter
+from subcompress.training.goal import Goal
+from subcompress.training.probe import Probe
+from subcompress.training.spending import Purse
+
+CUT = 0.01
+"""Of the budget: a file that was cut by more is trained again, in fewer coordinates."""
+
+SPARE = 0.03
+"""Of the budget: a file that leaves more of it unused is trained again, in more coordinates."""
+
+GROWN = 1.05
+"""What coordinates take at the end of a training, in units of what they take when rounding begins (CODED_BITS)."""
+
+LEAST = 2
+"""Bytes that are always allowed to be missed."""
+
+MARGIN = 0.01
+"""Of the budget, and LEAST bytes: what is left free, since trainings end a little beside what they are pressed into,
+and each byte that is cut afterwards costs accuracy."""
+
+
+def check_budget(fitter: Fitter, goal: Goal) -> None:
+    """Raise SubcompressError for a budget below the smallest file of the network."""
+    if goal.bytes is not None and goal.bytes <= (beside := fitter.beside()):
+        raise SubcompressError(
+            f"--bytes is at least {beside + 1}, the smallest file of this network, most of it header and digest; given "
+            f"{goal.bytes}"
+        )
+
+
+def best_within(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
+    """The training to keep, and the fields of a Fit that tell of the others.
+
+    Raises SubcompressError where no training makes a file that meets the budget.
+    """
+    return _Budget(fitter, goal).run()
+
+
+class _Budget:
+    def __init__(self, fitter: Fitter, goal: Goal) -> None:
+        assert goal.bytes is not None
+        self.fitter, self.task, self.bytes = fitter, fitter.task, goal.bytes
+        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
+        self.goal, self.purse = goal, Purse(fitter, goal)
+        self.probes: list[Probe] = []
+        self.beside = fitter.beside()
+
+    def run(self) -> tuple[Probe, dict[str, Any]]:
+        self.fitter.say_cost(self._d(), len(self.seeds), self.goal.max_minutes)
+        for seed in self.seeds:
+            if self.probes and self.purse.room() < 1:
+                break
+            self._probe(seed)
+            if self._misses(self.probes[-1]) and self.purse.room() >= 1 + self._missing():
+                self._probe(seed)
+        chosen = self._best()
+        values = [p.value for p in self._fitting()]
+        return chosen, {
+            "within": self.bytes,
+            "probes": tuple(self.probes),
+            "frontier": frontier(self.probes, self.task.minimise),
+            "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
+            "full_fits": round(self.purse.spent_fits, 3),
+        }
+
+    def _missing(self) -> int:
+        """Seeds that were not trained with yet."""
+        return len(self.seeds) - len({p.seed for p in self.probes})
+
+    def _room(self) -> int:
+        """Bytes to aim at for coordinates, without what running statistics have taken so far."""
+        taken = [p.statistics for p in self.probes if p.bytes]
+        room = self.bytes - self.beside - round(statistics.fmean(taken) if taken else 0)
+        return max(1, room - round(min(LEAST + MARGIN * self.bytes, room / 4)))
+
+    def _d(self) -> int:
+        """Coordinates that fit, at the bits that each took so far."""
+        seen = [8 * (p.coded - p.statistics + p.cut) / p.d for p in self.probes if p.bytes]
+        each = statistics.fmean(seen) if seen else GROWN * CODED_BITS[self.fitter.settings.bits]
+        return self.fitter.possible(int(8 * self._room() / each))
+
+    def _misses(self, probe: Probe) -> bool:
+        """Whether a training shows that another d makes more of the budget."""
+        allowed = max(CUT * self.bytes, LEAST), max(SPARE * self.bytes, LEAST)
+        missed = probe.cut > allowed[0] or self.bytes - probe.bytes > allowed[1]
+        return probe.bytes > 0 and missed and all(p.d != self._d() for p in self.probes if p.seed == probe.seed)
+
+    def _probe(self, seed: int) -> None:
+        d = self._d()
+        try:
+            probe = self.fitter.probe(d, seed, within=self.bytes, room=self._room())
+        except DiedTwiceError as e:
+            values = [p.value for p in self.probes]
+            worst = max(values, default=math.inf) if self.task.minimise else min(values, default=0.0)
+            probe = Probe(d, seed, worst, (), e.epochs, e.seconds, True, "died twice")
+        self.purse.pay(probe)
+        self.probes.append(probe)
+        self.fitter.listener.probes(tuple(self.probes))
+
+    def _fitting(self) -> list[Probe]:
+        return [p for p in self.probes if 0 < p.bytes <= self.bytes]
+
+    def _best(self) -> Probe:
+        if not self._fitting():
+            sizes = [p.bytes for p in self.probes if p.bytes]
+            why = f"the smallest file took {min(sizes)} bytes" if sizes else "every training died"
+            raise SubcompressError(f"no file of at most {self.bytes} bytes came of {len(self.probes)} trainings: {why}")
+        return (min if self.task.minimise else max)(self._fitting(), key=lambda p: p.value)

@@ -1,0 +1,120 @@
+"""Error against d, as the trainings of a search have sampled it.
+
+Near a target the error is close to a power of d, and the bytes of the coordinates are close to proportional to it:
+
+    log(error) = a + slope * log(d) + noise
+
+Each training is a sample. The line through them is drawn towards the usual slope while there are few.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+import numpy as np
+
+from subcompress.training.probe import Probe
+from subcompress.training.tasks import Task
+
+SLOPE, SLOPE_ERROR = -0.6, 0.2
+"""What log(error) gains with each unit of log(d), and how sure that is: benchmarks/dimension.py shows -0.4 to -1.1."""
+
+NOISE = 0.10
+"""Standard deviation of log(error) between seeds, until more is known: benchmarks/search.py shows 0.03 to 0.11."""
+
+
+ANCHOR_NOISE = 0.5
+"""Standard deviation of log(error) of the network trained directly, taken for a training with d = D: the line to there
+is bent, and lies above the trainings in between."""
+
+
+class Curve:
+    """The trainings so far, and the line through them. baseline: the metric of the network trained directly, where it
+    is known: it tells the slope when only one d was trained."""
+
+    def __init__(self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None) -> None:
+        self.task, self.target, self.seeds, self.D = task, target, seeds, D
+        self.baseline = baseline
+        self.probes: list[Probe] = []
+
+    def slope_is_measured(self) -> bool:
+        """Whether the trainings tell the slope, or only its usual value is known."""
+        return self.baseline is not None or len({p.d for p in self.probes}) > 1
+
+    def mean(self, d: int) -> float:
+        """The metric at d, over its seeds."""
+        return statistics.fmean(p.value for p in self.probes if p.at(d))
+
+    def gap(self, value: float) -> float:
+        """How far a metric lies above the target in log(error): negative where it is met."""
+        return self.log_error(value) - self.log_error(self.target)
+
+    def noise(self) -> float:
+        """Standard deviation of log(error) between seeds: as seen at d's with several, and the usual one where few
+        are."""
+        squares, n = 3 * NOISE**2, 3
+        for d in {p.d for p in self.probes}:
+            y = [self.log_error(p.value) for p in self.probes if p.at(d) and not p.stopped]
+            if len(y) > 1:
+                squares, n = squares + statistics.variance(y) * (len(y) - 1), n + len(y) - 1
+        return math.sqrt(squares / n)
+
+    def crossing(self) -> tuple[float, float]:
+        """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
+        the seeds."""
+        (a, b), covariance, centre = self._line()
+        at = (self.log_error(self.target) - a) / b
+        row = np.array([1.0, at])
+        variance = float(row @ covariance @ row) + self.noise() ** 2 / self.seeds
+        d = math.exp(min(max(at + centre, 0.0), math.log(self.D)))
+        return d, math.sqrt(variance) / -b
+
+    @property
+    def slope(self) -> float:
+        """What log(error) gains with each unit of log(d)."""
+        return float(self._line()[0][1])
+
+    def _line(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """(a, slope), their covariance, and where log(d) is counted from: least squares."""
+        x = np.log([p.d for p in self.probes])
+        y = np.array([self.log_error(p.value) for p in self.probes])
+        far = (y - self.log_error(self.target)) / 0.7  # near the target the power law holds best
+        doubt = np.array([2.0 if p.stopped or p.warm else 1.0 for p in self.probes])
+        noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
+        centre = float(np.average(x, weights=1 / noise**2))
+        if self.baseline is not None:
+            x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
+            noise = np.append(noise, ANCHOR_NOISE)
+        A = np.stack([1 / noise, (x - centre) / noise], 1)
+        A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
+        solution, *_ = np.linalg.lstsq(A, np.concatenate([y / noise, [SLOPE / SLOPE_ERROR]]), rcond=None)
+        solution[1] = min(solution[1], -0.15)
+        return solution, np.linalg.inv(A.T @ A), centre
+
+    def log_error(self, value: float) -> float:
+        """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""
+        if not math.isfinite(value):
+            return 10.0
+        if self.task.minimise:
+            # An error that may be negative (a log likelihood) is taken as it is, in units of the first.
+            values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
+            positive = value > 0 and self.target > 0
+            return math.log(max(value, 1e-12)) if positive else value / values[0]
+        if self.task.metric_name.endswith("accuracy") or (value <= 1 and self.target <= 1):
+            return math.log(max(1 - value, 1e-6))
+        return -value / max(abs(self.target), 1e-12)
+
+
+def frontier(probes: Iterable[Probe], minimise: bool) -> tuple[Probe, ...]:
+    """The trainings that no smaller file and no better one outdoes, by bytes."""
+    sign = -1 if minimise else 1
+    found: list[Probe] = []
+    for p in sorted((p for p in probes if p.bytes), key=lambda p: (p.bytes, -sign * p.value)):
+        if not found or sign * p.value > sign * found[-1].value:
+            found.append(p)
+    return tuple(found)
+
+
+__all__ = ["Curve", "frontier"]

@@ -1,0 +1,495 @@
+"""Intrinsic dimension from a metric measured at several subspace dimensions: crossing, spread, tables and plot.
+
+After Li, Farkhoor, Liu, Yosinski, "Measuring the Intrinsic Dimension of Objective Landscapes" (arXiv:1804.08838): the
+intrinsic dimension is the first d at which training in a random d-dimensional subspace meets a threshold, there 0.9 of
+what training all D weights reaches. Nothing here trains.
+
+The crossing is the first one of the curve of means, as the paper reads it off, and not the last: a larger subspace can
+hold whatever a smaller one does, so a mean that falls again is noise or the optimiser's, not the landscape's. The note
+names the d's where it does. Noise can only make a first crossing earlier, so a ragged curve wants more repeats, not a
+smoother.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subcompress.errors import SubcompressError
+from subcompress.support.files import write_bytes
+
+FRACTION = 0.9  # of the baseline, the paper's threshold
+RESAMPLES = 2_000
+SEED = 0  # of the resampling: the same points give the same interval
+TAIL = 0.05  # left out at each end of the interval
+WIDTH, HEIGHT = 1600, 1000  # of the plot, pixels; its letters are sized to be read at half of that
+
+# Leaving the repeat out instead would count only the ones that went well.
+_DIVERGED = "repeat that training with a lower learning rate"
+
+
+def _refuse_unless_finite(what: str, values: Sequence[float], remedy: str) -> None:
+    if not values:
+        raise SubcompressError(f"{what} has no value: measure it at least once")
+    for v in values:
+        if not math.isfinite(v):
+            raise SubcompressError(f"{what} is no finite number: {v}; {remedy}")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation, divisor n - 1; None for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metric of each repeat at subspace dimension d, and the wall-clock seconds of those repeats together.
+
+    Raises SubcompressError for d below 1, no values, or values or seconds that are no finite numbers.
+    """
+
+    d: int
+    values: tuple[float, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.d < 1:
+            raise SubcompressError(f"a subspace has at least one dimension: d = {self.d}")
+        _refuse_unless_finite(f"the metric at d = {self.d}", self.values, _DIVERGED)
+        _refuse_unless_finite(f"the time at d = {self.d}", [self.seconds], "give seconds")
+
+    @property
+    def mean(self) -> float:
+        """Of the repeats."""
+        return _mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of the repeats, divisor n - 1; None for one repeat."""
+        return _std(self.values)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A value the metric has to meet, and what to call it. Raises SubcompressError where it is no finite number."""
+
+    name: str
+    value: float
+
+    def __post_init__(self) -> None:
+        _refuse_unless_finite(f"the threshold '{self.name}'", [self.value], "give another")
+
+
+def of_baseline(baseline: Sequence[float], fraction: float = FRACTION, minimise: bool = False) -> Threshold:
+    """`fraction` of the baseline's mean, as in the paper; for a metric to be minimised, the mean over `fraction`.
+
+    The paper defines the share only for metrics to be maximised. Dividing is its counterpart for errors and losses: a
+    solution may be 1 / 0.9 times as bad. 0.9 of an accuracy and 1 / 0.9 of its error are different thresholds.
+    Raises SubcompressError for a baseline that is not positive, where neither means anything, and for a fraction
+    outside (0, 1].
+    """
+    _refuse_unless_finite("the baseline", baseline, _DIVERGED)
+    if not 0 < fraction <= 1:
+        raise SubcompressError(f"the threshold is a share of the baseline, above 0 and at most 1: {fraction}")
+    mean = _mean(baseline)
+    if mean <= 0:
+        raise SubcompressError(f"a share of the baseline needs a positive baseline, not {mean:g}: give the threshold")
+    if minimise:
+        return Threshold(f"baseline / {fraction:g}", mean / fraction)
+    return Threshold(f"{fraction:g} of the baseline", mean * fraction)
+
+
+def absolute(value: float) -> Threshold:
+    """The metric itself, whatever the baseline: where networks of different baselines are compared."""
+    return Threshold(f"{value:g} absolute", value)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Where the mean first meets a threshold.
+
+    d: interpolated, linear in log d, between the last d measured before d_grid and d_grid; None where the threshold is
+    never met or met at the smallest d already, as the note says. d_grid: the smallest d measured whose mean meets it.
+    low, high: 5 and 95 % of the bootstrap; None for an end beyond the d's measured, or without spread. never, at_once:
+    shares of the resamples that never meet the threshold, or at the smallest d already; None without spread.
+    """
+
+    threshold: Threshold
+    d: float | None
+    d_grid: int | None
+    low: float | None
+    high: float | None
+    never: float | None
+    at_once: float | None
+    note: str
+
+
+def _ordered(points: Sequence[Point]) -> list[Point]:
+    """By d. Raises SubcompressError where there are none or a d comes twice."""
+    if not points:
+        raise SubcompressError("no d was measured: give at least one")
+    ordered = sorted(points, key=lambda p: p.d)
+    for p, q in pairwise(ordered):
+        if p.d == q.d:
+            raise SubcompressError(f"d = {p.d} comes twice: put its repeats into one point")
+    return ordered
+
+
+def _crossings(ds: NDArray[np.float64], means: NDArray[np.float64], target: float, slack: float) -> NDArray[np.float64]:
+    """Where each row of means, one column a d, first meets the target: -inf at the first column, inf nowhere."""
+    met = means >= target - slack
+    first = met.argmax(axis=1)
+    crossings = np.where(met.any(axis=1), -np.inf, np.inf)
+    rows = np.flatnonzero(first > 0)
+    high = first[rows]
+    below, above = means[rows, high - 1], means[rows, high]
+    part = np.clip((target - below) / (above - below), 0.0, 1.0)
+    low_d, high_d = ds[high - 1], ds[high]
+    crossings[rows] = np.clip(low_d * (high_d / low_d) ** part, low_d, high_d)
+    return crossings
+
+
+def _list(ds: Sequence[int]) -> str:
+    return "d = " + ", ".join(f"{d:,}" for d in ds)
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def estimate(points: Sequence[Point], threshold: Threshold, minimise: bool = False) -> Estimate:
+    """The intrinsic dimension at a threshold, which is met by a mean at least as good as it.
+
+    The interval is a percentile bootstrap: the repeats of each d are drawn anew, 2,000 times from a fixed seed. It
+    holds the spread between the repeats only, neither that of the baseline nor the spacing of the d's, and n repeats
+    make it too narrow, by about the square root of (n - 1) / n.
+    The order of points and of repeats does not matter. Raises SubcompressError for no points or a d that comes twice.
+    """
+    ordered = _ordered(points)
+    sign = -1.0 if minimise else 1.0
+    target = sign * threshold.value
+    ds = np.array([p.d for p in ordered], dtype=np.float64)
+    # Sorted, so that the draws do not depend on the order in which the repeats were run.
+    values = [np.sort(sign * np.array(p.values, dtype=np.float64)) for p in ordered]
+    # The last bit of a mean must not decide whether a threshold is met.
+    slack = 1e-12 * max(abs(target), *(float(np.abs(v).max()) for v in values))
+    means = np.array([v.mean() for v in values])
+    met = [p.d for p, mean in zip(ordered, means, strict=True) if mean >= target - slack]
+    d_grid = met[0] if met else None
+
+    notes = []
+    if d_grid is None:
+        notes.append(f"not reached up to {_list([ordered[-1].d])}")
+    elif d_grid == ordered[0].d:
+        notes.append(f"met at the smallest d measured, {d_grid:,}: try smaller ones")
+    fallen = [p.d for p in ordered if d_grid is not None and p.d > d_grid and p.d not in met]
+    if fallen:
+        notes.append(f"missed again at {_list(fallen)}")
+
+    low = high = never = at_once = None
+    once = [p.d for p in ordered if len(p.values) == 1]
+    if len(once) == len(ordered):
+        notes.append("one repeat, so no spread")
+    else:
+        if once:
+            notes.append(f"no spread at {_list(once)}, measured once")
+        rng = np.random.default_rng(SEED)
+        drawn = [v[rng.integers(0, len(v), (RESAMPLES, len(v)))].mean(axis=1) for v in values]
+        crossings = np.sort(_crossings(ds, np.stack(drawn, axis=1), target, slack))
+        # Members of the sorted list and no interpolation: some of it may be infinite.
+        tail = round(TAIL * RESAMPLES)
+        low, high = _finite(crossings[tail]), _finite(crossings[-1 - tail])
+        never, at_once = float(np.mean(crossings == np.inf)), float(np.mean(crossings == -np.inf))
+        if never:
+            notes.append(f"{_percent(never)} of the resamples never meet it")
+        if at_once:
+            notes.append(f"{_percent(at_once)} of the resamples meet it at the smallest d")
+    d = _finite(_crossings(ds, means[None, :], target, slack)[0])
+    return Estimate(threshold, d, d_grid, low, high, never, at_once, "; ".join(notes))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{math.floor(1000 * share) / 10:g} %"
+
+
+def _number(x: float, digits: int = 4) -> str:
+    """A metric's value to so many digits, zeros at the end kept."""
+    return f"{x:,.0f}" if abs(x) >= 10 ** (digits - 1) else f"{x:#.{digits}g}".rstrip(".")
+
+
+def _spread(values: Sequence[float]) -> str:
+    std = _std(values)
+    return _number(_mean(values)) + (f" ± {_number(std, 2)}" if std is not None else "")
+
+
+def _dimensions(d: float) -> str:
+    return f"{d:,.0f}" if d >= 10 or d == int(d) else f"{d:.1f}"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A measurement of the intrinsic dimension of a network on a data set.
+
+    D: weights of the network. metric: its name, and minimise whether smaller is better. baseline: the metric of each
+    training of all D weights, or None. command: what measures it again. notes: sentences for the reader. warnings:
+    what looks wrong with the network or with a training, a line each.
+    Raises SubcompressError for no points, a d that comes twice or is above D, or a baseline that is no finite number.
+    """
+
+    model: str
+    data: str
+    D: int
+    metric: str
+    minimise: bool
+    baseline: tuple[float, ...] | None
+    points: tuple[Point, ...]
+    estimates: tuple[Estimate, ...]
+    epochs: int | None = None
+    command: str = ""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", tuple(_ordered(self.points)))
+        if self.points[-1].d > self.D:
+            raise SubcompressError(f"a subspace has at most D = {self.D} dimensions: d = {self.points[-1].d}")
+        if self.baseline is not None:
+            _refuse_unless_finite("the baseline", self.baseline, _DIVERGED)
+
+    def d_text(self, e: Estimate) -> str:
+        """The intrinsic dimension for a reader: a number, or the bound that is known."""
+        if e.d is not None:
+            return _dimensions(e.d)
+        return f"> {self.points[-1].d:,}" if e.d_grid is None else f"≤ {e.d_grid:,}"
+
+    def interval_text(self, e: Estimate) -> str:
+        """The 5 to 95 % interval for a reader, its open ends as bounds; empty without spread."""
+        if e.never is None or e.at_once is None:
+            return ""
+        below, above = f"≤ {self.points[0].d:,}", f"> {self.points[-1].d:,}"
+        # An end without a number is open to its own side, unless nearly all resamples lie beyond the other.
+        low = _dimensions(e.low) if e.low is not None else above if e.never >= 1 - TAIL else below
+        high = _dimensions(e.high) if e.high is not None else below if e.at_once >= 1 - TAIL else above
+        return low if low == high and e.low is None else f"{low} to {high}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON holds it: plain numbers, None for what is not known."""
+        baseline = None
+        if self.baseline is not None:
+            values = [float(v) for v in self.baseline]
+            baseline = {"values": values, "mean": _mean(values), "std": _std(values)}
+        return {
+            "model": self.model,
+            "data": self.data,
+            "D": int(self.D),
+            "metric": self.metric,
+            "minimise": self.minimise,
+            "epochs": self.epochs,
+            "baseline": baseline,
+            "points": [
+                {
+                    "d": int(p.d),
+                    "values": [float(v) for v in p.values],
+                    "mean": p.mean,
+                    "std": p.std,
+                    "seconds": float(p.seconds),
+                }
+                for p in self.points
+            ],
+            "estimates": [
+                {
+                    "threshold": {"name": e.threshold.name, "value": float(e.threshold.value)},
+                    "d": e.d,
+                    "d_grid": None if e.d_grid is None else int(e.d_grid),
+                    "low": e.low,
+                    "high": e.high,
+                    "never": e.never,
+                    "at_once": e.at_once,
+                    "note": e.note,
+                }
+                for e in self.estimates
+            ],
+            "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "percentiles": [100 * TAIL, 100 - 100 * TAIL]},
+            "command": self.command,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Dimension:
+        """What `to_json` gave, also before there were warnings."""
+        fields = {k: held[k] for k in ("model", "data", "D", "metric", "minimise", "epochs", "command")}
+        baseline = held["baseline"]
+        return cls(
+            **fields,
+            baseline=None if baseline is None else tuple(baseline["values"]),
+            points=tuple(Point(p["d"], tuple(p["values"]), p["seconds"]) for p in held["points"]),
+            estimates=tuple(Estimate(**e | {"threshold": Threshold(**e["threshold"])}) for e in held["estimates"]),
+            notes=tuple(held["notes"]),
+            warnings=tuple(held.get("warnings", ())),
+        )
+
+    def markdown(self, known: Mapping[str, str] | None = None) -> str:
+        """A line on what was measured, a table with a row a d, and a table with a row a threshold.
+
+        known: threshold's name -> what others found, for a column of its own.
+        """
+        about = [f"{self.model} on {self.data}, D = {self.D:,}"]
+        if self.epochs is not None:
+            about.append(f"{self.epochs:,} epochs")
+        if self.baseline is not None:
+            times = f"{len(self.baseline)} repeat{'s' if len(self.baseline) > 1 else ''}"
+            about.append(f"all D weights trained: {self.metric} {_spread(self.baseline)} ({times})")
+        lines = ["; ".join(about) + ".", ""]
+        lines += [_row("d", self.metric, "repeats", "seconds"), "|---|---|---|---|"]
+        for p in self.points:
+            lines.append(_row(f"{p.d:,}", _spread(p.values), str(len(p.values)), f"{p.seconds:,.3g}"))
+        head = ["threshold", self.metric, "d_int", "5 to 95 %", "first d measured that meets it"]
+        head += ([] if known is None else ["known"]) + ["note"]
+        lines += ["", _row(*head), "|" + "---|" * len(head)]
+        for e in self.estimates:
+            cells = [e.threshold.name, ("≤ " if self.minimise else "≥ ") + _number(e.threshold.value)]
+            cells += [self.d_text(e), self.interval_text(e), "" if e.d_grid is None else f"{e.d_grid:,}"]
+            cells += ([] if known is None else [known.get(e.threshold.name, "")]) + [e.note]
+            lines.append(_row(*cells))
+        for note in self.notes:
+            lines += ["", note]
+        if self.command:
+            lines += ["", "```", self.command, "```"]
+        if self.warnings:
+            lines += ["", *(f"- warning: {' '.join(w.split())}" for w in self.warnings)]
+        return "\n".join([*lines, ""])
+
+    def plot(self, path: str | Path) -> None:
+        """Write a PNG of 1600 x 1000 pixels: d on a log scale against the metric, with thresholds and crossings.
+
+        Raises SubcompressError where matplotlib is not installed or the file cannot be written.
+        """
+        write_bytes(path, _png(self))
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; the dashes tell the lines apart without any colour.
+_CURVE, _INK, _QUIET = "#0072B2", "#333333", "#8c8c8c"
+_LINES = (("#D55E00", (0, (6, 2))), ("#009E73", (0, (2, 2))), ("#CC79A7", (0, (6, 2, 1, 2))), ("#E69F00", (0, (1, 1))))
+
+
+def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Middles of labels of those heights, in [0, 1], as near to `wanted` (ascending) as not overlapping allows."""
+    at = list(wanted)
+    for _ in range(200):
+        for i in range(len(at) - 1):
+            push = ((heights[i] + heights[i + 1]) / 2 - (at[i + 1] - at[i])) / 2
+            if push > 0:
+                at[i], at[i + 1] = at[i] - push, at[i + 1] + push
+        at = [min(max(y, h / 2), 1 - h / 2) for y, h in zip(at, heights, strict=True)]
+    return at
+
+
+def _ticks(ds: Sequence[int], left: float, right: float, width: float) -> list[int]:
+    """The measured d's whose numbers fit side by side on a log axis of `width` characters, the ends first."""
+    kept: list[tuple[float, int]] = []
+    for d in [ds[0], ds[-1], *ds[1:-1]]:
+        at = width * math.log(d / left) / math.log(right / left)
+        if all(abs(at - x) > 1 + (len(f"{d:,}") + len(f"{other:,}")) / 2 for x, other in kept):
+            kept.append((at, d))
+    return sorted(d for _, d in kept)
+
+
+def _png(result: Dimension) -> bytes:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import NullFormatter, NullLocator
+    except ImportError as missing:
+        raise SubcompressError("a plot needs matplotlib, which is not installed: pip install matplotlib") from missing
+
+    dpi, size = 200, 9.5
+    figure = Figure(figsize=(WIDTH / dpi, HEIGHT / dpi), dpi=dpi, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.09, 0.13, 0.61, 0.77), facecolor="white")
+    ds = [p.d for p in result.points]
+    left, right = ds[0] / 1.25, ds[-1] * 1.25
+
+    values = [v for p in result.points for v in p.values] + [e.threshold.value for e in result.estimates]
+    values += [] if result.baseline is None else [_mean(result.baseline)]
+    span = max(values) - min(values) or abs(max(values)) or 1.0
+    bottom, top = min(values) - 0.06 * span, max(values) + 0.06 * span
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+    labels: list[tuple[float, str, str]] = []
+    if result.baseline is not None:
+        mean = _mean(result.baseline)
+        axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
+        labels.append((mean, f"all D weights: {_number(mean)}", _INK))
+    for i, e in enumerate(result.estimates):
+        colour, dashes = _LINES[i % len(_LINES)]
+        value, interval = e.threshold.value, result.interval_text(e)
+        axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.2, zorder=2)
+        if interval and (e.low is not None or e.high is not None):
+            low, high = e.low if e.low is not None else left, e.high if e.high is not None else right
+            axes.fill_between([low, high], bottom, value, color=colour, alpha=0.2, linewidth=0, zorder=1)
+        if e.d is not None:
+            axes.vlines(e.d, bottom, value, color=colour, linewidth=1.1, zorder=4)
+            axes.plot([e.d], [value], "o", color=colour, markersize=5, mew=0, zorder=6)
+        name = textwrap.fill(f"{e.threshold.name}: {_number(value)}", 32)
+        found = f"d_int = {result.d_text(e)}" if e.d is not None else f"d_int {result.d_text(e)}"
+        labels.append(
+            (value, f"{name}\n{found}" + (f" ({interval})" if interval not in ("", result.d_text(e)) else ""), colour)
+        )
+
+    each = [(p.d, v) for p in result.points for v in p.values]
+    axes.plot(
+        [d for d, _ in each], [v for _, v in each], "o", color=_CURVE, alpha=0.35, markersize=4.5, mew=0, zorder=3
+    )
+    means = [p.mean for p in result.points]
+    axes.plot(ds, means, "-", color=_CURVE, linewidth=1.8, zorder=5)
+    axes.plot(ds, means, "o", color=_CURVE, markersize=3, zorder=5)
+
+    # Names stand beside the lines, outside of the axes, where no curve passes; a short stroke leads to those moved.
+    labels.sort(key=lambda label: label[0])
+    line = 1.3 * size / 72 / (0.77 * HEIGHT / dpi)
+    wanted = [(value - bottom) / (top - bottom) for value, _, _ in labels]
+    heights = [line * (text.count("\n") + 1.6) for _, text, _ in labels]
+    for y, at, (_, text, colour) in zip(wanted, _apart(wanted, heights), labels, strict=True):
+        axes.add_line(
+            Line2D([1.0, 1.035], [y, at], color=colour, linewidth=1.0, transform=axes.transAxes, clip_on=False)
+        )
+        axes.text(1.045, at, text, transform=axes.transAxes, va="center", fontsize=size, color=_INK, parse_math=False)
+
+    shown = _ticks(ds, left, right, 0.61 * WIDTH / dpi * 72 / (0.62 * size))
+    axes.set_xticks(shown, [f"{d:,}" for d in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([d for d in ds if d not in shown], minor=True)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="both", labelsize=size, colors=_INK, color=_QUIET)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_QUIET)
+    axes.set_xlabel("d, dimensions of the subspace (log scale)", fontsize=size + 0.5, color=_INK)
+    axes.set_ylabel(result.metric, fontsize=size + 0.5, color=_INK, parse_math=False)
+    title = f"{result.model} on {result.data}, D = {result.D:,}"
+    axes.set_title(title, loc="left", fontsize=size + 1.5, color=_INK, parse_math=False)
+    data = io.BytesIO()
+    canvas.print_figure(data, format="png", dpi=dpi, metadata={"Software": None})
+    return data.getvalue()

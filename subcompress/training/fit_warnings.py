@@ -1,0 +1,54 @@
+"""What looks wrong with a training that went through: lines for the log, the run's JSON and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from subcompress.training.loop import Outcome
+from subcompress.training.tasks import Task
+
+APART = 0.01
+"""Of the metric: how far the packed weights may be from the last value of the training (of an error, of itself)."""
+
+
+def warnings_of(
+    task: Task, outcome: Outcome, d: int, value: float, constant: float | None, packed: bool, examples: int
+) -> Iterator[str]:
+    """Lines about one training. value: the metric on the validation split, of the packed weights where there are some;
+    constant: that of the best answer that does not depend on the input, where it is known; examples: of that split."""
+    if outcome.silent:
+        yield (
+            f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or look at what "
+            "the loss depends on"
+        )
+    if (why := nothing_learned(task, value, constant, examples)) is not None:
+        yield why
+    if packed and _apart(task, value, outcome.value):
+        yield (
+            f"the packed weights score {value:.4g} ({task.metric_name}, validation), the training ended at "
+            f"{outcome.value:.4g}: what --drop left out, or the rounding of running statistics, matters, or the model "
+            "evaluates other weights than it is given"
+        )
+
+
+def nothing_learned(task: Task, value: float, constant: float | None, examples: int) -> str | None:
+    """A line where a metric is no better than that of a constant answer: of an accuracy, by more than one standard
+    error of so many examples. None where it is, or the constant's is not known."""
+    if constant is None:
+        return None
+    chance = math.sqrt(max(constant * (1 - constant), 0.0) / max(examples, 1)) if task.has_accuracy_range else 0.0
+    if task.better(value, constant + chance):
+        return None
+    return (
+        f"the final {task.metric_name} of {value:.4g} on validation is no better than that of a constant answer, "
+        f"{constant:.4g}: nothing was learned; raise --d or --epochs, or look at the data and the loss"
+    )
+
+
+def _apart(task: Task, packed: float, trained: float) -> bool:
+    """Whether two values of the metric differ by more than evaluations of the same weights would."""
+    if not (math.isfinite(packed) and math.isfinite(trained)):
+        return packed != trained
+    size = max(abs(packed), abs(trained)) if task.minimise else 1.0
+    return abs(packed - trained) > APART * size

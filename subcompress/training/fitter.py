@@ -1,0 +1,679 @@
+"""One network on one data set under one set of options: its trainings, each remembered in the run folder, and what is
+kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress import format
+from subcompress.base import OnBase
+from subcompress.data import Data
+from subcompress.data.splits import batches, call, size
+from subcompress.errors import SubcompressError, shown
+from subcompress.format.record import Coded, Record
+from subcompress.format.versions import about
+from subcompress.operators import EXACT, HadamardBlocks
+from subcompress.rebuild.expand import expand
+from subcompress.subspace.copying import copied
+from subcompress.subspace.hidden import check_state
+from subcompress.subspace.module import Subspace
+from subcompress.subspace.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
+from subcompress.subspace.observing import Build
+from subcompress.subspace.plan import AUTO, Plan, check_options, make_plan
+from subcompress.subspace.roles import DEFAULT, looks_trained
+from subcompress.subspace.seeds import seed_everything
+from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
+from subcompress.tensors.layout import Layout, raw_bytes
+from subcompress.training import likeness
+from subcompress.training.fit_warnings import nothing_learned, warnings_of
+from subcompress.training.kept import Kept, kept_of, sizes_for
+from subcompress.training.loop import DeadRunError, Direct, Listener, Outcome, Recipe, check_recipe, train
+from subcompress.training.machine import machine
+from subcompress.training.metrics import identity
+from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
+from subcompress.training.pressure import Pressure
+from subcompress.training.probe import Fit, Probe
+from subcompress.training.run import DISCARD, JOURNAL, Run
+from subcompress.training.tasks import Task, evaluate
+
+RETRY = 0.4
+"""The factor on the step size when a dead run is tried again."""
+
+BASELINE_RATES = (2e-3, 1e-3, 4e-3)
+"""Adam's largest steps that are tried for the network trained directly; the first is taken where none is searched."""
+
+BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
+"""The same for a network trained on from a base."""
+
+MOVES = "moves"
+"""What the measurement of moves is called in the run folder."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a fit that every one of its trainings shares."""
+
+    bits: int = 4
+    epochs: int = 10
+    seed: int = 0
+    lr: float | None = None
+    batch_size: int = 128
+    device: str = "cpu"
+    operator: str = AUTO
+    structured: str = "random"
+    rounded: bool = True
+    rate: float = 0.0
+    optimiser: str = "adam"
+    act_on: str = DEFAULT
+    precision: str = "fp32"
+    drop: tuple[str, ...] = ()
+    steps: int | None = None
+
+    def recipe(self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]) -> Recipe:
+        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
+        epochs, steps = self.epochs, self.steps
+        if half:
+            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
+        if plan is None:
+            return Recipe(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
+        lr = self.lr if self.lr is not None else plan.lr
+        return Recipe(
+            epochs,
+            lr,
+            self.batch_size,
+            seed,
+            rate=self.rate,
+            optimiser=self.optimiser,
+            precision=self.precision,
+            steps=steps,
+        )
+
+
+class Fitter:
+    """Trains one network on one data set under one set of options, in a run folder that remembers each training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        task: Task,
+        settings: Settings,
+        listener: Listener,
+        base: OnBase | None = None,
+        build: Build | None = None,
+    ) -> None:
+        self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
+        self.base, self.build = base, build
+        s = settings
+        check_options(s.bits, s.seed, s.operator)
+        self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
+        self.layout, self.starts = self.known.layout, self.known.of()
+        self.moves: Moves | None = None
+        self.warnings: list[str] = []
+        self.least, self.exact = 1, s.operator in (AUTO, *EXACT)
+        self.lines = self.plan(1, s.seed).lines()
+        self.run: Run | None = None
+        self.sizes = sizes_for(data, task)
+
+    @property
+    def operator(self) -> str:
+        """The one that is asked for, or that suits how the weights move."""
+        if self.settings.operator != AUTO:
+            return self.settings.operator
+        return "hadamard" if self.moves is None else self.moves.operator
+
+    @property
+    def D(self) -> int:
+        """Weights that coordinates act on."""
+        return moving_weights(self.layout, self.known.of(self._still))
+
+    @property
+    def _still(self) -> Mapping[str, np.ndarray] | None:
+        return None if self.moves is None else self.moves.still
+
+    def plan(self, d: int, seed: int) -> Plan:
+        """The plan of d coordinates under that seed."""
+        s = self.settings
+        scales = None if self.moves is None else self.moves.scales(self.known, d)
+        return make_plan(
+            self.known,
+            d,
+            bits=s.bits,
+            seed=seed,
+            operator=self.operator,
+            base=self.base,
+            scales=scales,
+            still=self._still,
+        )
+
+    def warn(self, text: str) -> None:
+        """A line for the log, the run's JSON and the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.note(f"warning: {text}")
+
+    def possible(self, d: int) -> int:
+        """The nearest number of coordinates, at or below d where there is one, that a plan takes."""
+        for k in (*range(min(max(d, self.least), self.D), self.least, -1), self.least):
+            try:
+                self.plan(k, self.settings.seed)
+            except SubcompressError:
+                continue
+            return k
+        return self.least
+
+    def beside(self) -> int:
+        """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
+        plan = self.plan(self.least, self.settings.seed)
+        subspace = Subspace(copied(self.model, "cpu"), plan)
+        subspace.round(self.settings.bits)
+        return self.sizes(subspace.record())[0]
+
+    def check(self, d: int) -> None:
+        """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
+        plan = self.plan(d, self.settings.seed)
+        check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
+        module = copied(self.model, self.settings.device)
+        check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
+        if self.build is not None and self.base is None:
+            x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
+            check_state(self.model, self.build, self.settings.seed, x)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        warning = check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
+        if warning is not None:
+            self.warn(warning)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two commands the same, in groups (`schemas`): options, the network's start and code, the data."""
+        s = self.settings
+        root = hashlib.sha256("\n".join(self.lines).encode())
+        kept = {n for n, start in self.known.of().items() if start.kind in ("stored", "buffer")}
+        for name, start in self.known.of().items():  # what was chosen, to the bit
+            root.update(repr((name, start.kind, [(p.form, p.reals) for p in start.pieces], start.runs)).encode())
+        if self.base is not None:
+            root.update(self.base.reference.digest)
+        for name, p in self.model.state_dict().items():
+            if name not in kept and self.exact:
+                continue  # the seed starts it, or the base has it
+            root.update(raw_bytes(p))
+        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
+        code += identity(self.task.metric)
+        named = {} if self.base is None else {"base": self.base.reference.where}
+        task = {"loss": self.task.loss_name, "metric": self.task.metric_name, "minimise": self.task.minimise}
+        told = {name: value for name, value in asdict(s).items() if name != "device"}
+        if s.steps is None:
+            del told["steps"]  # as runs have it that were begun before there were any
+        return {
+            "recipe": told | task,
+            **named,
+            "network": {
+                "start": root.hexdigest()[:16],
+                "code": hashlib.sha256(code.encode()).hexdigest()[:16],
+                "data": self.data.digest(),
+            },
+            "machine": {"device": s.device, "threads": torch.get_num_threads()},
+        }
+
+    @cached_property
+    def outputs(self) -> likeness.Outputs | None:
+        """What the network gives for a few examples from a fixed start."""
+        return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
+
+    def begin(self, folder: Run, restart: bool) -> None:
+        """Take the folder; say how tensors start and what frozen ones cost."""
+        self.run = folder
+        if folder.begin(restart):
+            likeness.go_on(folder.path, self.outputs)
+            self.listener.note(f"going on with the run in {folder.path}")
+        else:
+            likeness.keep(folder.path, self.outputs)
+        for line in self.lines:
+            self.listener.note(f"start: {line}")
+        self._say(self.known.notes)
+        if self.base is not None:
+            self.listener.note(_standing_note(self.base, self.layout, self.D))
+            self._say(self.base.base.notes)
+        elif looks_trained(self.model) or self._knows():
+            self.warn(
+                "this network looks trained, and a fit starts it anew from a seed: "
+                "give --base FILE to start from its weights"
+            )
+        for warning in (
+            frozen_note(self.model, self.starts),
+            buffer_note(self.model.state_dict(), self.starts),
+        ):
+            if warning is not None:
+                self.warn(warning)
+
+    def _say(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            if note.startswith("warning: "):
+                self.warn(note.removeprefix("warning: "))
+            else:
+                self.listener.note(note)
+
+    def measure(self) -> None:
+        """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
+        if (held := self._run.journal.get(MOVES)) is None:
+            self.listener.note("measuring how far each tensor moves in direct training")
+            self._run.note(MOVES, self._measured().to_json())
+            held = self._run.journal[MOVES]
+        self.moves = found = self._checked_moves(held)
+        self.starts = self.known.of(found.still)
+        how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
+        self.listener.note(
+            f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how}), operator "
+            f"{self.operator}"
+        )
+        if not found.rate:
+            self.warn(
+                "direct training lowers the loss at none of the step sizes tried, so that how far tensors move was not "
+                "measured: look at the loss, the data and the start"
+            )
+        if found.unread:
+            reals = sum(len(found.still[n]) for n in found.unread)
+            self.warn(
+                f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
+                "start"
+            )
+
+    def _checked_moves(self, held: dict[str, Any]) -> Moves:
+        """The moves of a journal. Raises SubcompressError for those of another network."""
+        reals = {spec.name: spec.reals for spec in self.layout}
+        where = f"{self._run.path / JOURNAL}: {MOVES}"
+        for name, (n, _) in held["still"].items():
+            if reals.get(name) != n:  # before as many are unpacked
+                raise SubcompressError(
+                    f"{where}: still: {shown(name)}: expected {reals.get(name, 0)} values, got {n}: {DISCARD}"
+                )
+        if other := set(held["unread"]) - held["still"].keys():
+            raise SubcompressError(f"{where}: unread: {shown(min(other))} is not in still: {DISCARD}")
+        try:
+            found = Moves.from_json(held)
+            found.check(self.known)
+        except (ValueError, SubcompressError) as e:
+            raise SubcompressError(f"{where}: {e}: {DISCARD}") from e
+        return found
+
+    def _measured(self) -> Moves:
+        s, task = self.settings, self.task
+        device = torch.device(s.device)
+        n = size(self.data.train)
+        per_epoch = max(1, n // s.batch_size)
+        steps = steps_of(s.recipe(s.seed).total(n))
+        model = copied(self.model, s.device)
+
+        def passes(whole: bool) -> Iterator[Iterable[Any]]:
+            order = torch.Generator().manual_seed(s.seed & ((1 << 63) - 1))
+            while True:
+                shuffled = torch.randperm(n, generator=order)
+                used = shuffled if whole else shuffled[: max(per_epoch * s.batch_size, min(n, s.batch_size))]
+                yield batches(self.data.train, s.batch_size, device, used)
+
+        recipe = s.recipe(s.seed)
+
+        def loss_of(module: nn.Module, batch: Any) -> Tensor:
+            with recipe.autocast(device):
+                return task.loss_of(module, batch)
+
+        return measured(
+            model,
+            self.known,
+            examples_of(passes),
+            loss_of,
+            seed=s.seed,
+            steps=steps,
+            rates=RATES if self.base is None else BASED_RATES,
+            based=self.base is not None,
+        )
+
+    def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
+        """Time a step, and say what the whole will take."""
+        plan = self.plan(d, self.settings.seed)
+        subspace = Subspace(copied(self.model, self.settings.device), plan)
+        recipe = self.settings.recipe(self.settings.seed, plan)
+        self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
+
+    @property
+    def baseline_rates(self) -> tuple[float, ...]:
+        """Adam's largest steps for the network trained directly, the usual one first."""
+        return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
+
+    def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
+        """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
+        one by default. Raises SubcompressError where it dies."""
+        seed = self.settings.seed if seed is None else seed
+        usual = self.baseline_rates[0]
+        lr = usual if lr is None else lr
+        key = f"direct-s{seed}" + (f"-lr{lr:g}" if lr != usual else "")
+        if (held := self._held(key)) is not None:
+            return replace(held, lr=lr)
+        if (died := self._run.journal.get(f"{key}-died")) is not None:
+            raise SubcompressError(died["note"])
+        recipe = self.settings.recipe(seed, lr=lr)
+        self.listener.run(f"trained directly, lr {lr:g}", recipe.epochs)
+        seed_everything(seed, 0)
+        direct = Direct(copied(self.model, self.settings.device))
+        try:
+            outcome = train(
+                direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
+            )
+        except DeadRunError as e:
+            died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
+            self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
+            raise SubcompressError(died) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=lr))
+
+    def probe(
+        self,
+        d: int,
+        seed: int,
+        *,
+        within: int | None = None,
+        room: int | None = None,
+        warm: Probe | None = None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    ) -> Probe:
+        """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
+        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of
+        the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
+        file."""
+        key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
+        if (held := self._held(key)) is not None:
+            return held
+        spent, lost, plan = 0, 0.0, self.plan(d, seed)
+        before = None if warm is None else self._coordinates(warm, plan)
+        recipe = self.settings.recipe(seed, plan, half=warm is not None)
+        epochs = recipe.epochs
+        for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
+            name = key if attempt is recipe else f"{key}-again"
+            if attempt is recipe and f"{key}-died" in self._run.journal:
+                before_it = self._run.journal[f"{key}-died"]
+                spent, lost, died = int(before_it["epochs"]), float(before_it["seconds"]), str(before_it["note"])
+                continue
+            note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
+            note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
+            self.listener.run(note, epochs)
+            try:
+                subspace, outcome = self._train(
+                    plan, attempt, name, before, hopeless, note if name != key else "", room
+                )
+            except DeadRunError as e:
+                died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
+                spent += trained
+                lost += e.seconds
+                if attempt is recipe:
+                    self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
+                continue
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
+            kept = kept_of(subspace, self.sizes, within) if packs else Kept()
+            value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
+            remarks = ("" if attempt is recipe else "second try", kept.note)
+            probe = Probe(
+                d,
+                seed,
+                value,
+                outcome.curve,
+                spent + len(outcome.curve),
+                lost + outcome.seconds,
+                outcome.stopped,
+                "; ".join(r for r in remarks if r),
+                0 if warm is None else warm.d,
+                attempt.lr,
+                kept.other + kept.coded,
+                kept.coded,
+                () if outcome.stopped or warm is not None else tuple(self._warnings(outcome, d, value, kept)),
+                kept.statistics,
+                kept.cut,
+            )
+            for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
+                self.listener.note(f"warning: {note}: {remark}")
+            return self._note(key, probe, kept.record)
+        raise DiedTwiceError(
+            f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
+            "or give a smaller --lr or another --seed",
+            spent,
+            lost,
+        )
+
+    def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
+        whole = kept.record is not None and not kept.cut
+        examples = size(self.data.validation)
+        return warnings_of(self.task, outcome, d, value, self._constant, whole, examples)
+
+    def _knows(self) -> bool:
+        """Whether the network as it is given is far better than a constant answer."""
+        constant, best = self._constant, 0.0 if self.task.minimise else 1.0
+        if constant is None or not (self.task.minimise or self.task.metric_name.endswith("accuracy")):
+            return False
+        value = evaluate(copied(self.model, self.settings.device), self.data.validation, self.task)
+        return self.task.better(value, (constant + best) / 2)
+
+    @cached_property
+    def _constant(self) -> float | None:
+        """The metric of the best constant answer on the validation split, None where it is not known."""
+        device = torch.device(self.settings.device)
+        module = copied(self.model, self.settings.device).eval()
+        try:
+            with torch.no_grad():
+                x, _ = next(batches(self.data.validation, min(2, size(self.data.validation)), device))
+                outputs = call(module, x)
+        except Exception:  # a loss of the user's own may need no forward of one input
+            outputs = None
+        return self.task.constant_value(self.data.train, self.data.validation, outputs)
+
+    def nests(self, small: int, large: int) -> bool:
+        """Whether the coordinates of the one d are the first of the other's, block by block."""
+        plans = [self.plan(d, self.settings.seed) for d in (small, large)]
+        operators = [[part.operator for part in plan.parts] for plan in plans]
+        return all(
+            isinstance(a, HadamardBlocks) and isinstance(b, HadamardBlocks) and a.log2_m == b.log2_m
+            for a, b in zip(*operators, strict=True)
+        )
+
+    def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
+        """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
+        are those of all trainings, also of those before an interruption."""
+        seconds = sum(float(entry["seconds"]) for entry in self._run.journal.values())
+        s = self.settings
+        key = _key(chosen.d, chosen.seed)
+        plan = self.plan(chosen.d, chosen.seed)
+        recipe = s.recipe(chosen.seed, plan)
+        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
+        record: Record | None = None
+        if plan.exact:
+            record = self._read(key, plan)
+            test = evaluate(self._rebuilt(record), self.data.test, self.task)
+            accuracy = test if self.task.is_accuracy else None
+            record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
+        else:
+            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
+            subspace.eval()
+            with torch.no_grad(), subspace.materialised() as module:
+                test = evaluate(module, self.data.test, self.task)
+        result = Fit(
+            self._run.path,
+            chosen.d,
+            self.D,
+            s.bits,
+            chosen.seed,
+            self.task.metric_name,
+            chosen.value,
+            test,
+            seconds,
+            self.operator,
+            sum(self.sizes(record)) if record is not None else 0,
+            warnings=(*self.warnings, *chosen.warnings),
+            **self._judged(chosen, found),
+        )
+        self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
+        return result
+
+    def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
+        """The fields, and whether anything was learned."""
+        examples = size(self.data.validation)
+        if (why := nothing_learned(self.task, chosen.value, self._constant, examples)) is None:
+            return found
+        return found | {"learned": False, "failure": found.get("failure") or why}
+
+    def _read(self, key: str, plan: Plan) -> Record:
+        """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
+        path = self._run.probe(key)
+        if not path.is_file():
+            raise SubcompressError(f"{path}, which the journal speaks of, is not there or no file: {DISCARD}")
+        record = format.read(path, None if self.base is None else self.base.base)[0]
+        if record.layout != self.layout:
+            try:
+                record.layout.require(self.layout, "this one")
+                what = "its tensors come in another order"
+            except SubcompressError as e:
+                what = str(e).partition(": ")[0]
+            raise SubcompressError(f"{path} is of another network ({what}): {DISCARD}")
+        if (told := _other_plan(record, plan, self.settings.bits)) is not None:
+            raise SubcompressError(f"{path} is of another training ({told}): {DISCARD}")
+        return record
+
+    @property
+    def _run(self) -> Run:
+        assert self.run is not None, "begin() comes first"
+        return self.run
+
+    def _held(self, key: str) -> Probe | None:
+        entry = self._run.journal.get(key)
+        return None if entry is None else Probe.from_json(entry)
+
+    def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
+        self._run.note(key, asdict(probe), record)
+        return probe
+
+    def _train(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        key: str,
+        before: list[Tensor] | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+        note: str,
+        room: int | None = None,
+    ) -> tuple[Subspace, Outcome]:
+        s = self.settings
+        subspace = Subspace(copied(self.model, s.device), plan)
+        if before is not None:
+            with torch.no_grad():
+                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
+                    n = min(len(z), len(old))
+                    z[:n] = old[:n]
+        outcome = train(
+            subspace,
+            self.data,
+            self.task,
+            recipe,
+            quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
+            listener=self.listener,
+            note=note,
+            checkpoint=self._run.checkpoint(key),
+            hopeless=hopeless,
+            pressure=None if room is None else Pressure(subspace, room),
+        )
+        if s.rounded and subspace.bits not in (s.bits, 0):
+            raise SubcompressError(
+                f"{self._run.path} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}"
+            )
+        return subspace, outcome
+
+    def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
+        """z of an ended training, in units of the scales of this plan."""
+        record = self._read(_key(probe.d, probe.seed), self.plan(probe.d, probe.seed))
+        found = []
+        for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
+            found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
+        return found
+
+    def _value(self, subspace: Subspace, record: Record | None) -> float:
+        """The metric on the validation split: of the rebuilt weights where there is a file to be."""
+        if record is not None:
+            return evaluate(self._rebuilt(record), self.data.validation, self.task)
+        subspace.eval()
+        with torch.no_grad(), subspace.materialised() as module:
+            return evaluate(module, self.data.validation, self.task)
+
+    def _rebuilt(self, record: Record) -> nn.Module:
+        module = copied(self.model, "cpu")
+        module.load_state_dict(expand(record))
+        return module.to(self.settings.device)
+
+
+class DiedTwiceError(SubcompressError):
+    """A run died, and its second try too; `epochs` and `seconds` were spent."""
+
+    def __init__(self, text: str, epochs: int, seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.epochs, self.seconds = epochs, seconds
+
+
+def _other_plan(record: Record, plan: Plan, bits: int) -> str | None:
+    """How a record differs from what this plan makes, None where it does not: seed, operators, bits."""
+    if record.seed != plan.seed:
+        return f"seed {record.seed}, not {plan.seed}"
+    groups = record.groups[: len(plan.parts)]
+    if (d := sum(g.operator.d for g in groups)) != plan.d or len(groups) < len(plan.parts):
+        return f"d = {d}, not {plan.d}"
+    for group, part in zip(groups, plan.parts, strict=True):
+        of = [(type(o).__name__, o.D, o.d) for o in (group.operator, part.operator)]
+        if of[0] != of[1]:
+            return f"operator {' '.join(map(str, of[0]))}, not {' '.join(map(str, of[1]))}"
+        if group.bits != bits:
+            return f"{group.bits} bits, not {bits}"
+    return None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
+    """What is of the base, what is new, and what of the base is not used."""
+    new = [str(spec) for spec in layout if spec.name not in base]
+    unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
+    words = f"on {base.reference.where}: {D} weights move"
+    if base.reference.changes:
+        words += f"; changed of the base: {base.reference.changes}"
+    words += f"; new, from the seed: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""
+    return words + (
+        f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
+    )
+
+
+def _key(d: int, seed: int) -> str:
+    """What a training is called in the run folder."""
+    return f"d{d}-s{seed}"
+
+
+def _first_of_each(record: Record) -> list[float]:
+    """The scale of the first piece of each group."""
+    found: dict[int, float] = {}
+    for own in record.pieces:
+        for piece in own:
+            if isinstance(piece.entry, Coded):
+                found.setdefault(piece.entry.group, piece.entry.scale)
+    return [found[g] for g in sorted(found)]
+
+
+def _source(f: Any) -> str:
+    try:
+        return inspect.getsource(f)
+    except (OSError, TypeError):
+        return ""
+
+
+__all__ = ["DiedTwiceError", "Fitter", "Settings", "copied", "machine"]

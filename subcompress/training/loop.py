@@ -1,0 +1,570 @@
+"""The training loop: Adam, one cycle of the step size, rounding for the second half; stopped and gone on with at
+will."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from subcompress.data import Data
+from subcompress.data.held import Held, Tree, leaves
+from subcompress.data.splits import batches, finite, moved, size
+from subcompress.errors import SubcompressError, one_line, shown
+from subcompress.subspace.changing import extra_states, restore
+from subcompress.subspace.seeds import seed_everything
+from subcompress.support.suggesting import meant
+from subcompress.tensors.layout import holdable
+from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
+from subcompress.training.pressure import Pressure
+from subcompress.training.schemas import MAX_LR
+from subcompress.training.tasks import Task, evaluate
+
+WINDOW = 50
+"""Steps over which the training loss is averaged when a run is judged."""
+
+PATIENCE = 150
+"""Steps before a run may be called no better than guessing: the step size is still rising before."""
+
+FALLING = 0.99
+"""A loss that falls to this share of itself within a window may yet come below guessing."""
+
+EPOCHS = 10
+"""Of a training that is told neither epochs nor steps."""
+
+TELL_EVERY = 2.0
+"""Seconds within an epoch after which a listener hears how far it is."""
+
+SAVE_EVERY = 2.0
+"""Seconds between checkpoints, at the least: they are written at the ends of epochs."""
+
+
+PRECISIONS = ("fp32", "bf16")
+"""bf16: products of a training step in bfloat16, several times faster where the processor has them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
+    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
+    after so many, within its last epoch, see `epochs_of`."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    seed: int = 0
+    quantise_after: float = 0.5
+    rate: float = 0.0
+    optimiser: str = "adam"
+    precision: str = "fp32"
+    steps: int | None = None
+
+    def total(self, examples: int) -> int:
+        """Steps of the whole run."""
+        whole = self.epochs * (examples // self.batch_size)
+        return whole if self.steps is None else min(self.steps, whole)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the forward pass of a step runs in."""
+        # No cache: it would keep the first step's weights for as long as any other autocast lasts around this one.
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
+
+def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: int) -> int:
+    """Passes over the training split: as told, or as many as so many steps begin. Raises SubcompressError."""
+    if steps is None:
+        return EPOCHS if epochs is None else epochs
+    if epochs is not None:
+        raise SubcompressError(f"--epochs and --steps both say how long to train; given {epochs} and {steps}: give one")
+    if steps < 1:
+        raise SubcompressError(f"--steps is at least 1; given {steps}")
+    return -(-steps // max(1, examples // max(1, batch_size)))
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """How far a training is, within an epoch.
+
+    Attributes:
+        epoch: The epoch under way.
+        epochs: All epochs.
+        step: The step under way, of all epochs.
+        steps: All steps.
+        loss: Mean over the last steps.
+        seconds: Seconds since the training began.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is, once an epoch.
+
+    Attributes:
+        loss: Mean over the last steps.
+        value: The metric on the validation split.
+        seconds: Seconds since the training began.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    value: float
+    seconds: float
+    note: str = ""
+    metric: str = "accuracy"
+
+
+class Listener:
+    """Hears of the progress of `fit`, `compare` and `measure_dimension`. Override the methods that you need."""
+
+    def note(self, text: str) -> None:
+        """A line a person should read: costs, warnings, how tensors start."""
+
+    def run(self, title: str, epochs: int) -> None:
+        """A training begins, or goes on."""
+
+    def epoch(self, progress: Progress) -> None:
+        """An epoch has ended."""
+
+    def step(self, progress: StepProgress) -> None:
+        """A while has passed within an epoch."""
+
+    def probes(self, probes: Sequence[Any]) -> None:
+        """The search has one more probe; all of them so far."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent:
+    coordinates that never had a gradient other than zero, not counted for a network trained in all of its weights."""
+
+    value: float
+    curve: tuple[float, ...]
+    seconds: float
+    stopped: bool = False
+    silent: int = 0
+
+
+class Trainee(Protocol):
+    """What is trained: a Subspace, or a network in all of its weights (`Direct`)."""
+
+    def materialised(self) -> Any: ...
+    def coded_bits(self) -> Tensor | None: ...
+    def moving(self) -> dict[str, Tensor]: ...
+    def settings(self) -> dict[str, Any]: ...
+    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self) -> Any: ...
+    def eval(self) -> Any: ...
+
+
+class Direct:
+    """A network trained in all of its weights: the baseline."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @contextmanager
+    def materialised(self) -> Iterator[nn.Module]:
+        """The network itself."""
+        yield self.module
+
+    def coded_bits(self) -> Tensor | None:
+        """Nothing is coded."""
+        return None
+
+    def moving(self) -> dict[str, Tensor]:
+        """All weights, buffers and extra state."""
+        named = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        """Go on from what `moving` gave."""
+        restore(self.module, self.moving(), tensors)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that are not frozen."""
+        return (p for p in self.module.parameters() if p.requires_grad)
+
+    def train(self) -> Any:
+        """Training mode."""
+        return self.module.train()
+
+    def eval(self) -> Any:
+        """Evaluation mode."""
+        return self.module.eval()
+
+
+@dataclass(frozen=True)
+class Like:
+    """A tensor of a checkpoint. shape: None where it may be any; needed: whether it is in each checkpoint; group: those
+    with which it is, if it is."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...] | None
+    needed: bool = True
+    group: frozenset[str] = frozenset()
+
+
+class Checkpoint(Protocol):
+    """Where a training keeps what it needs to go on. `load` raises SubcompressError for tensors that are not those
+    expected."""
+
+    def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None: ...
+
+
+class DeadRunError(Exception):
+    """The loss is not finite, or no better than guessing; `share` of the run's steps were trained, in `seconds`."""
+
+    def __init__(self, text: str, share: float = 1.0) -> None:
+        super().__init__(text)
+        self.share, self.seconds = share, 0.0
+
+
+def check_recipe(recipe: Recipe, examples: int) -> None:
+    """Raise SubcompressError for numbers that cannot be trained with."""
+    rules = [
+        (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
+        (
+            1 <= recipe.batch_size <= examples,
+            f"--batch-size is between 1 and the {examples} examples",
+            recipe.batch_size,
+        ),
+        (0 < recipe.lr <= MAX_LR, f"--lr is positive, and at most {MAX_LR:g}", recipe.lr),
+        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
+        (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
+    ]
+    if recipe.optimiser not in OPTIMISERS:
+        raise SubcompressError(
+            f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
+            + meant(recipe.optimiser, OPTIMISERS)
+        )
+    if recipe.precision not in PRECISIONS:
+        raise SubcompressError(
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}{meant(recipe.precision, PRECISIONS)}"
+        )
+    for holds, rule, given in rules:
+        if not holds:
+            raise SubcompressError(f"{rule}; given {given}")
+
+
+def train(
+    trainee: Trainee,
+    data: Data,
+    task: Task,
+    recipe: Recipe,
+    *,
+    quantise: Callable[[], None] | None = None,
+    listener: Listener | None = None,
+    note: str = "",
+    checkpoint: Checkpoint | None = None,
+    hopeless: Callable[[tuple[float, ...]], bool] | None = None,
+    pressure: Pressure | None = None,
+) -> Outcome:
+    """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
+
+    The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
+    called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
+    run. `pressure` prices the coordinates that a file has no room for. Raises DeadRunError early for a run whose loss
+    is not finite or not below guessing, SubcompressError for data and losses that cannot be trained with.
+    """
+    began = time.perf_counter()
+    try:
+        run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure)
+        return run.run(quantise, checkpoint, hopeless)
+    except DeadRunError as e:
+        e.seconds = time.perf_counter() - began
+        raise
+
+
+class _Run:
+    def __init__(
+        self,
+        trainee: Trainee,
+        data: Data,
+        task: Task,
+        recipe: Recipe,
+        listener: Listener,
+        note: str,
+        pressure: Pressure | None = None,
+    ) -> None:
+        self.trainee, self.data, self.task, self.recipe = trainee, data, task, recipe
+        self.listener, self.note, self.pressure = listener, note, pressure
+        self.parameters = list(trainee.parameters())
+        self.device = self.parameters[0].device
+        self.examples = moved(data.train, self.device)
+        self.steps_per_epoch = size(data.train) // recipe.batch_size
+        self.total = recipe.total(size(data.train))
+        self.begin_rounding = int(self.total * recipe.quantise_after)
+        self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
+        self.judge = _Judge(task.guess(data.train), self.total)
+        self.curve: list[float] = []
+        self.step, self.before = 0, 0.0
+        z = getattr(trainee, "z", None)
+        self.heard = None if z is None else torch.zeros_like(z, dtype=torch.bool)
+
+    def run(
+        self,
+        quantise: Callable[[], None] | None,
+        checkpoint: Checkpoint | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+    ) -> Outcome:
+        recipe, began = self.recipe, time.perf_counter()
+        self.began = self.told = began
+        if checkpoint is not None and (held := checkpoint.load(self._expected())) is not None:
+            try:
+                self._restore(*held, rounds=quantise is not None)
+            except SubcompressError as e:
+                where = getattr(checkpoint, "path", "the checkpoint")
+                raise SubcompressError(f"{where}: {e}: remove it to begin this training anew") from e
+        order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
+        saved = began
+        for epoch in range(1, recipe.epochs + 1):
+            shuffled = torch.randperm(size(self.data.train), generator=order)
+            if epoch <= len(self.curve):
+                continue
+            self._epoch(epoch, shuffled, quantise)
+            seconds, self.told = self._seconds(), time.perf_counter()
+            loss = self.judge.mean()
+            self.listener.epoch(
+                Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
+            )
+            if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
+                return self._outcome(seconds, True)
+            if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
+                checkpoint.save(*self._state(seconds))
+                saved = time.perf_counter()
+        self.judge.verdict(self.step)
+        return self._outcome(self._seconds())
+
+    def _seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def _outcome(self, seconds: float, stopped: bool = False) -> Outcome:
+        silent = 0 if self.heard is None else int((~self.heard).sum())
+        return Outcome(self.curve[-1], tuple(self.curve), seconds, stopped, silent)
+
+    def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
+        drawn = seed_everything(self.recipe.seed, epoch)
+        self.trainee.train()
+        if self.pressure is not None:
+            self.pressure.look()
+        used = shuffled[: min(self.steps_per_epoch, self.total - self.step) * self.recipe.batch_size]
+        if isinstance(self.data.train, Held):
+            used = self.data.train.arranged(used, self.recipe.batch_size)
+        try:
+            for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
+                if quantise is not None and self.step == self.begin_rounding:
+                    quantise()
+                    if self.pressure is not None:
+                        self.pressure.look()
+                if self.data.augment is not None:
+                    batch = (self._augmented(batch[0], drawn), batch[1])
+                self._step(batch)
+                self._tell(epoch)
+            self.trainee.eval()
+            with self.trainee.materialised() as module:
+                self.curve.append(evaluate(module, self.data.validation, self.task))
+        except DeadRunError as e:
+            raise _explained(e, batch) from e
+
+    def _step(self, batch: tuple[Tree, Tree]) -> None:
+        with self.trainee.materialised() as module:
+            with self.recipe.autocast(self.device):
+                loss = self.task.loss_of(module, batch)
+            self._check_first(loss, batch)
+            self.optimiser.zero_grad()
+            # While the module holds the weights: checkpointed layers run once more in here.
+            if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
+                self._priced(loss).backward()
+        if self.heard is not None and (g := self.parameters[0].grad) is not None:
+            self.heard.logical_or_(g)
+        self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        self.judge.see(loss.detach(), self.step)
+
+    def _tell(self, epoch: int) -> None:
+        """Say how far the epoch is, once in a while: what is said waits for the device."""
+        if (now := time.perf_counter()) - self.told > TELL_EVERY:
+            self.told, loss = now, self.judge.mean()
+            at = StepProgress(epoch, self.recipe.epochs, self.step, self.total, loss, self._seconds())
+            self.listener.step(at)
+
+    def _priced(self, loss: Tensor) -> Tensor:
+        """The loss and what the coordinates cost."""
+        bits = self.trainee.coded_bits() if self.recipe.rate else None
+        priced = loss if bits is None else loss + self.recipe.rate * bits
+        more = self.pressure.of(loss) if self.pressure is not None else None
+        return priced if more is None else priced + more
+
+    def _augmented(self, x: Tree, drawn: torch.Generator) -> Tree:
+        assert self.data.augment is not None
+        try:
+            return self.data.augment(x, drawn)
+        except Exception as e:
+            name = getattr(self.data.augment, "__name__", "it")
+            words = one_line(e, 200)
+            raise SubcompressError(
+                f"an augmentation takes a batch of inputs and a generator; {name} raises {type(e).__name__}: {words}"
+            ) from e
+
+    def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
+        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size mends that."""
+        if self.step:
+            return
+        if not loss.requires_grad:
+            raise SubcompressError(f"a loss depends on the weights; {self.task.loss_name} does not: is it detached?")
+        if not math.isfinite(float(loss.detach())):
+            _check_batch(batch)
+            raise SubcompressError(
+                f"a loss is finite before anything is trained; {self.task.loss_name} gave {float(loss.detach())}: look "
+                "at the model and the loss"
+            )
+
+    def _state(self, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the rest of the run depends on."""
+        tensors = {f"module.{name}": t for name, t in self.trainee.moving().items()}
+        for i, p in enumerate(self.parameters):
+            for name, value in self.optimiser.state[p].items():
+                tensors[f"optimiser.{i}.{name}"] = value
+        if self.heard is not None:
+            tensors["heard"] = self.heard
+        group = self.optimiser.param_groups[0]
+        meta = {
+            "settings": self.trainee.settings(),
+            "curve": list(self.curve),
+            "step": self.step,
+            "seconds": seconds,
+            "lr": group["lr"],
+            "betas": list(group["betas"]),
+            "losses": [float(x) for x in self.judge.recent],
+            "worst": self.judge.worst,
+            "before": self.judge.before,
+        }
+        return tensors, meta
+
+    def _expected(self) -> dict[str, Like]:
+        """The tensors that a checkpoint of this training has, by name."""
+        extra = extra_states(getattr(self.trainee, "module", nn.Module()))
+        found = {
+            f"module.{name}": Like(t.dtype, None if name in extra else tuple(t.shape), name not in extra)
+            for name, t in self.trainee.moving().items()
+        }
+        for i, p in enumerate(self.parameters):
+            state = state_like(self.recipe.optimiser, p)
+            names = frozenset(f"optimiser.{i}.{name}" for name in state)
+            for name, t in state.items():  # a weight that had no gradient yet has no state
+                found[f"optimiser.{i}.{name}"] = Like(t.dtype, tuple(t.shape), self.heard is not None, names)
+        if self.heard is not None:
+            found["heard"] = Like(torch.bool, tuple(self.heard.shape))
+        return found
+
+    def _check(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rounds: bool) -> None:
+        """Raise SubcompressError where the numbers of a checkpoint are not those of this training."""
+        step, epochs, settings, now = meta["step"], len(meta["curve"]), meta["settings"], self.trainee.settings()
+        counts = [float(t) for name, t in tensors.items() if name.startswith("optimiser.") and name.endswith(".step")]
+        self.schedule.last_epoch = min(step, self.schedule.total_steps)
+        lr = scheduled(self.schedule)
+        beta, other = self.optimiser.param_groups[0]["betas"]
+        rules = [
+            (1 <= epochs <= self.recipe.epochs, f"curve: expected 1 to {self.recipe.epochs} values, got {epochs}"),
+            (step == epochs * self.steps_per_epoch, f"step: expected {epochs * self.steps_per_epoch}, got {step}"),
+            (math.isclose(meta["lr"], lr, rel_tol=1e-6), f"lr: expected {lr:.6g}, got {meta['lr']:.6g}"),
+            (math.isclose(meta["betas"][0], beta, rel_tol=1e-6), f"betas: expected {beta:.6g}, got {meta['betas']}"),
+            (meta["betas"][1] == other, f"betas: expected {other:.6g}, got {meta['betas']}"),
+            (len(meta["losses"]) == min(step, WINDOW), f"losses: expected {min(step, WINDOW)} values"),
+            (all(0 <= n <= step for n in counts), f"optimiser: step: expected 0 to {step}, got {counts[:3]}"),
+            (
+                settings.keys() == now.keys(),
+                f"settings: expected {', '.join(now) or 'none'}, got {shown(', '.join(settings))}",
+            ),
+        ]
+        for holds, rule in rules:
+            if not holds:
+                raise SubcompressError(rule)
+        if "bits" in settings and bool(settings["bits"]) != (rounds and step > self.begin_rounding):
+            raise SubcompressError(f"settings: bits: got {settings['bits']} at step {step} of {self.total}")
+
+    def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any], rounds: bool) -> None:
+        self._check(tensors, meta, rounds)
+        with torch.no_grad():
+            moving = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
+            self.trainee.restore(moving, meta["settings"])
+        for name, t in tensors.items():
+            if name.startswith("optimiser."):
+                _, i, key = name.split(".")
+                fused = self.optimiser.defaults.get("fused", True)
+                self.optimiser.state[self.parameters[int(i)]][key] = (
+                    t if key == "step" and not fused else t.to(self.device)
+                )
+        self.heard = None if self.heard is None else tensors["heard"].to(self.device)
+        group = self.optimiser.param_groups[0]
+        group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
+        self.schedule.last_epoch = meta["step"]
+        self.step, self.before, self.curve = meta["step"], meta["seconds"], list(meta["curve"])
+        self.judge.recent.extend(torch.tensor(x) for x in meta["losses"])
+        self.judge.worst, self.judge.before = meta["worst"], meta["before"]
+
+
+class _Judge:
+    """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known."""
+
+    def __init__(self, guess: float | None, total: int) -> None:
+        self.guess, self.total, self.worst, self.before = guess, total, math.inf, math.inf
+        self.recent = deque[Tensor](maxlen=WINDOW)
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """One more loss; a verdict every so many steps, since each one waits for the device."""
+        self.recent.append(loss.reshape(()))
+        if step == 1:
+            self.worst = 3 * max(self.guess or 0.0, abs(float(loss.detach()))) + 1
+        if step % WINDOW == 0:
+            self.verdict(step)
+
+    def mean(self) -> float:
+        """Over the last steps."""
+        return float(torch.stack([x.float().cpu() for x in self.recent]).mean())
+
+    def verdict(self, step: int) -> None:
+        """Raise DeadRunError where the loss is no number, far above the first, or late, not below guessing and not
+        falling any more."""
+        late = self.guess is not None and step >= max(0.3 * self.total, PATIENCE)
+        mean, before = self.mean(), self.before
+        self.before = mean
+        stuck = late and not mean < 0.99 * (self.guess or 0.0) and not mean < FALLING * before
+        if stuck or not mean < self.worst:
+            worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
+            raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}", step / self.total)
+
+
+def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
+    """The error itself, or that of the examples, where they are at fault."""
+    _check_batch(batch)
+    return e
+
+
+def _check_batch(batch: tuple[Tree, Tree]) -> None:
+    if not all(finite(t) for t in leaves(batch)):
+        raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")

@@ -1,0 +1,239 @@
+"""Before hours are spent: does one batch go through, what will the whole cost, can the validation split tell."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from subcompress.data import Data
+from subcompress.data.held import Held, Tree
+from subcompress.data.splits import DataError, batches, call, size
+from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.subspace.leaves import changed, check_constraints, check_leaves, plain_leaves
+from subcompress.subspace.module import Subspace
+from subcompress.training.loop import Recipe
+from subcompress.training.metrics import NotOneNumberError
+from subcompress.training.tasks import EXAMPLES, IGNORED, Task, evaluate
+
+WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
+"""Steps of an estimate that are not counted, those that are timed, and the seconds after which three of them do."""
+
+
+def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
+    """Raise SubcompressError where a batch of each split, as large as later ones, does not go through the model and the
+    loss or the metric. A metric that one batch is too little for is tried on the whole split."""
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        check_first_of(module, name, split, task, batch_size if name == "train" else None, device)
+
+
+def check_first_of(
+    module: nn.Module, name: str, split: Dataset[Any], task: Task, batch_size: int | None = None, device: str = "cpu"
+) -> None:
+    """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
+    module.eval()
+    order, n = split.swept(EXAMPLES) if isinstance(split, Held) else (torch.arange(size(split)), EXAMPLES)
+    first = order[: batch_size or n]
+    try:
+        batch = next(batches(split, len(first), device, first, seed=0))
+    except DataError as e:
+        raise SubcompressError(f"the {name} split cannot be read: {e}") from e
+    with _going_through(name, "the model or the metric" if batch_size is None else "the model or the loss"):
+        if task.loss_name in ("cross-entropy", "bce"):
+            with torch.no_grad():
+                _check_labels(name, split, batch[1], call(module, batch[0]), task.loss_name)
+        if batch_size is None:
+            _check_metric(module, split, batch, task, name)
+        else:
+            task.outputs_for_metric(module, batch)
+
+
+def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:
+    """Raise SubcompressError where the metric is no number, of a batch or else of the split."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of one class only
+            if not math.isnan(task.measure(module, batch)) or task.metric is None:
+                return
+    except NotOneNumberError:
+        raise
+    except SubcompressError:
+        if task.metric is None:
+            raise
+    if math.isnan(evaluate(module, split, task)):
+        raise SubcompressError(
+            f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
+            "trained: look at it, or at the model"
+        )
+
+
+@contextmanager
+def _going_through(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except SubcompressError:
+        raise
+    except Exception as e:
+        if memory_ran_out(e):
+            raise
+        raise SubcompressError(
+            f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
+        ) from e
+
+
+def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> str | None:
+    """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
+    training alone; returns a warning where the loss has parameters of its own.
+
+    One batch; the subspace is not to be trained afterwards. model: what it was made from.
+    """
+    device, warning = subspace.z.device, None
+    batch = next(batches(data.train, min(recipe.batch_size, size(data.train)), device))
+    former = [*subspace.former.items(), *model.named_parameters()]
+    with torch.random.fork_rng():
+        subspace.train()
+        plain = plain_leaves(subspace.module)
+        weights = subspace.weights()
+        before = {name: w.detach().clone() for name, w in weights.items()}
+        with subspace.holding(weights) as module, recipe.autocast(device):
+            loss = task.loss_of(module, batch)
+        if loss.requires_grad:
+            warning = check_leaves(loss, former, plain, subspace.z)
+        if in_training := changed(before, weights):
+            subspace.eval()
+            weights = subspace.weights()
+            with subspace.holding(weights) as module:
+                task.outputs_for_metric(module, batch)
+            check_constraints(in_training, changed(before, weights))
+    return warning
+
+
+def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: str) -> None:
+    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss); those of bce are
+    between 0 and 1."""
+    outputs = main_tensor(outputs)
+    if outputs is None or not isinstance(y, Tensor) or y.is_complex():
+        return
+    y = split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y
+    if loss == "bce":
+        return check_between(y, name)
+    if outputs.ndim < 2 or not counts(y):
+        return
+    classes = outputs.shape[1]
+    if y.shape[1:] == outputs.shape[1:] and y.ndim > 1 and classes > 1:
+        return check_one_hot(y, name)
+    y = y.long()
+    wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
+    if bool(wrong.any()):
+        value = int(y[wrong].reshape(-1)[0])
+        raise SubcompressError(
+            f"labels are between 0 and {classes - 1}, the model has {classes} outputs; the {name} split has {value}: "
+            "number the classes from 0, or widen the model"
+        )
+
+
+def estimate_cost(
+    subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float, minutes: float = math.inf
+) -> str:
+    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
+    step = _seconds_a_step(copy.deepcopy(subspace), data, task, recipe)
+    steps = size(data.train) // recipe.batch_size
+    one = step * recipe.total(size(data.train))
+    plan = subspace.plan
+    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch"
+    line += f", {recipe.steps} a fit" if recipe.steps is not None else ""
+    line += f": about {_time(one)} a fit"
+    if fits > 1:
+        line += f", at most {_time(min(one * fits, 60 * minutes))} for {fits:g}"
+    return f"{line}; memory {_peak() / 2**30:.1f} GiB"
+
+
+def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: Recipe) -> float:
+    """The median of some steps: the first ones, and single ones that another process held up, say little. The subspace
+    is trained by next to nothing."""
+    device, seconds, began = trial.z.device, list[float](), time.perf_counter()
+    optimiser = torch.optim.Adam(trial.parameters(), lr=1e-12)
+    trial.train()
+    n, most = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED
+    order = torch.arange(size(data.train)).repeat(-(-most * n // size(data.train)))[: most * n]
+    for batch in batches(data.train, n, device, order):
+        start = time.perf_counter()
+        with trial.materialised() as module:
+            with recipe.autocast(device):
+                loss = task.loss_of(module, batch)
+            if not loss.requires_grad:
+                break  # training says what is wrong with it
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) >= WARM_UP + 3 and time.perf_counter() - began > ENOUGH:
+            break
+    return statistics.median(seconds[WARM_UP:] or seconds or [0.0])
+
+
+def resolution_note(task: Task, data: Data, target: float, drop: float | None = None) -> str | None:
+    """A warning where the validation split is too small to tell whether an accuracy target is met."""
+    if not task.metric_name.endswith("accuracy") or not 0 < target < 1:
+        return None
+    n = size(data.validation)
+    error = math.sqrt(target * (1 - target) / n)
+    if error <= (0.005 if drop is None else max(drop, 1e-9) / 2):
+        return None
+    return (
+        f"warning: {n} validation examples know an accuracy of {target:.4g} to +-{error:.3f} (one standard error) "
+        f"only: "
+        "the d that is found is as uncertain; give more validation examples"
+    )
+
+
+@contextmanager
+def naming_memory(batch_size: int) -> Iterator[None]:
+    """Turn an allocator's failure into one line that says what would fit."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not memory_ran_out(e):
+            raise
+        half = max(1, batch_size // 2)
+        raise SubcompressError(
+            f"memory ran out with --batch-size {batch_size} (this machine has {memory() / 2**30:.1f} GiB): "
+            + (f"--batch-size {half} takes about half" if batch_size > 1 else "the network needs a larger machine")
+        ) from e
+
+
+def memory() -> float:
+    """Bytes of physical memory, infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _peak() -> float:
+    """Bytes that this process has held at most."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

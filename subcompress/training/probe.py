@@ -1,0 +1,174 @@
+"""What a fit leaves behind of each training, and of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from subcompress.errors import SubcompressError
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
+    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
+    usual."""
+
+    d: int
+    seed: int
+    value: float
+    curve: tuple[float, ...]
+    epochs: int
+    seconds: float
+    stopped: bool = False
+    note: str = ""
+    warm: int = 0
+    """The d it began with, zero for a start of its own."""
+    lr: float | None = None
+    """Of the try that did not die."""
+    bytes: int = 0
+    """The whole file, zero where there is none to be."""
+    coded: int = 0
+    """Of it, what the coordinates take."""
+    warnings: tuple[str, ...] = ()
+    """What looks wrong with it."""
+    statistics: int = 0
+    """Of `coded`, what running statistics take."""
+    cut: int = 0
+    """By how many bytes the file was shortened: its smallest coordinates became zero."""
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Probe:
+        """What a journal keeps."""
+        return cls(**{**held, "curve": tuple(held["curve"]), "warnings": tuple(held.get("warnings", ()))})
+
+    def at(self, d: int) -> bool:
+        """Whether this is a training of its own in d coordinates."""
+        return self.d == d and not self.warm
+
+
+class TargetMissedError(SubcompressError):
+    """A search did not reach its target. `fit` is the best it made, which the run folder holds."""
+
+    def __init__(self, fit: Fit) -> None:
+        super().__init__(f"{fit.failure}; {kept_words(fit)}")
+        self.fit = fit
+
+
+def kept_words(fit: Fit) -> str:
+    """What is left of a fit that failed."""
+    if not fit.bytes:
+        return f"the best, of d = {fit.d}, is kept in {fit.run}"
+    return f"the best file, of {fit.bytes} bytes, is kept: subcompress pack {fit.run} -o net.safetensors"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit reached.
+
+    The test split was read once, at the end, for `test`. Fields of a search are empty if d was given.
+
+    Attributes:
+        run: The run folder.
+        d: Number of coordinates.
+        D: Number of weights that can be trained.
+        bits: Bits of a coordinate before entropy coding.
+        seed: The seed of the file.
+        metric: The name of the metric.
+        validation: The metric of the rebuilt weights on the validation split.
+        test: The same on the test split.
+        seconds: How long the fit took.
+        operator: The projection.
+        bytes: Size of the file that `pack` writes.
+        target: The value that the search had to meet.
+        within: The number of bytes that the search had to keep to.
+        probes: Every training.
+        frontier: The trainings for which no smaller file is as good.
+        d_spread: How much the d that meets the target varies between seeds.
+        validation_spread: Standard deviation of `validation` between seeds.
+        baseline: The metric of direct training.
+        full_fits: What the search cost, in full trainings.
+        warnings: What looks wrong, one line each.
+        reached: Whether the target is met, if there is one.
+        learned: False if the metric is no better than that of a constant answer.
+        failure: Why the file should not be used as it is: the target is missed, or nothing was learned.
+        baseline_lr: The step of the direct training that the target counts from, if there was one.
+    """
+
+    run: Path
+    d: int
+    D: int
+    bits: int
+    seed: int
+    metric: str
+    validation: float
+    test: float
+    seconds: float
+    operator: str = "hadamard"
+    bytes: int = 0
+    target: float | None = None
+    within: int | None = None
+    probes: tuple[Probe, ...] = ()
+    frontier: tuple[Probe, ...] = ()
+    d_spread: dict[str, float] | None = None
+    validation_spread: float | None = None
+    baseline: float | None = None
+    full_fits: float = 1.0
+    warnings: tuple[str, ...] = ()
+    reached: bool = True
+    """Whether the target is met, where there is one."""
+    learned: bool = True
+    """False where the metric is no better than that of a constant answer."""
+    failure: str = ""
+    """Why the file should not be used as it is: the target is missed, or nothing was learned."""
+    baseline_lr: float | None = None
+    """The step of the direct training that the target counts from, where there was one."""
+
+    @property
+    def validation_accuracy(self) -> float:
+        """`validation`, for the metric it usually is."""
+        return self.validation
+
+    @property
+    def test_accuracy(self) -> float:
+        """`test`, for the metric it usually is."""
+        return self.test
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
+        fields = asdict(self) | {"run": str(self.run)}
+        fields["trainings"] = fields.pop("probes")
+        fields["probes"] = [self._probe(*at) for at in dict.fromkeys((p.d, p.warm) for p in self.probes)]
+        fields["frontier"] = [
+            {"bytes": p.bytes, "value": p.value, "training": self.probes.index(p)} for p in self.frontier
+        ]
+        if self.metric.endswith("accuracy"):
+            fields |= {"validation_accuracy": self.validation, "test_accuracy": self.test}
+            fields |= {"baseline_accuracy": self.baseline}
+        return fields
+
+    def _probe(self, d: int, warm: int) -> dict[str, Any]:
+        """What was trained at one d."""
+        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
+        name = "accuracies" if self.metric.endswith("accuracy") else "values"
+        return {
+            "d": d,
+            "bytes": [p.bytes for p in found],
+            "seeds": [p.seed for p in found],
+            name: [p.value for p in found],
+            "seconds": sum(p.seconds for p in found),
+            "stopped": [p.seed for p in found if p.stopped],
+            "warm": warm,
+        }
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Fit:
+        """What `to_json` gave."""
+        fields = {k: v for k, v in held.items() if k in cls.__dataclass_fields__}
+        probes = tuple(Probe.from_json(p) for p in held["trainings"])
+        frontier = tuple(probes[f["training"]] for f in held["frontier"])
+        warnings = tuple(fields.get("warnings", ()))
+        return cls(
+            **{**fields, "run": Path(fields["run"]), "probes": probes, "frontier": frontier, "warnings": warnings}
+        )

@@ -1,0 +1,305 @@
+"""The run folder: what a fit leaves, goes on from after an interruption, and pack takes.
+
+    record.safetensors       the record, exactly as it will be packed
+    run.json                 for people and scripts; a folder that has it is finished
+    command.json             what was asked for: only the same command goes on, its limits aside
+    journal.json             the trainings that have ended
+    probes/                  their records
+    outputs.json             what the network gives for a few examples, see `subcompress.training.likeness`
+    checkpoint.safetensors   the training that is under way
+    compare/, compare.*      what `compare` left; report.html: what `report` did
+    .lock                    held by the process that works here
+
+Every file is replaced whole: a process may be killed at any moment. Every file that is read is checked first
+(`subcompress.training.schemas`): somebody may have edited it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from subcompress import format
+from subcompress.errors import SubcompressError, one_line, shown
+from subcompress.format.record import Record
+from subcompress.operators import EXACT
+from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
+from subcompress.training import schemas
+from subcompress.training.loop import Like
+from subcompress.training.probe import Fit
+
+RECORD, SUMMARY = "record.safetensors", "run.json"
+COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
+
+PEERS, COMPARED = "compare", ("compare.json", "compare.md", "compare.png", "report.html")
+"""What `compare` and `report` leave, which goes with the run it is of."""
+
+DISCARD = "--restart discards the run and begins anew"
+AGAIN = "fit again, with --restart"
+
+
+class Run:
+    """A folder that this process holds. command: in groups, see `schemas`; journal: the trainings that have ended, by
+    name; earlier: limits that were in force before those of the command, each until so many of them."""
+
+    def __init__(self, path: Path, command: dict[str, Any]) -> None:
+        self.path, self.command = path, json.loads(json.dumps(command, default=_plain))
+        schemas.check_command(self.command, "the options", "give others")
+        self.journal: dict[str, Any] = {}
+        self.earlier: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run of the same command that has ended. Raises SubcompressError for a damaged folder."""
+        held = schemas.summary(self.path / SUMMARY, AGAIN)
+        return held if held is not None and _without_history(self._before()) == self.command else None
+
+    def _before(self) -> dict[str, Any] | None:
+        return schemas.command(self.path / COMMAND, DISCARD)
+
+    def begin(self, restart: bool) -> bool:
+        """Take up what is there, or clear it for a new command; whether there is something to go on from.
+
+        The limits of a command may differ from those before, also of a run that has ended: it goes on. Raises
+        SubcompressError where the folder holds an unfinished run of another command, or is damaged.
+        """
+        before = None if restart else self._before()
+        if before is not None:
+            differences = _differences(before, self.command)
+            if not differences:
+                return self._go_on(before)
+            if self._worked() and schemas.summary(self.path / SUMMARY, AGAIN) is None:
+                raise SubcompressError(
+                    f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
+                    "options to go on (limits may change), another folder, or --restart to discard it"
+                )
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, PROBES, PEERS, *COMPARED):
+            _remove(self.path / name)
+        self._write_command()
+        return False
+
+    def _go_on(self, before: dict[str, Any]) -> bool:
+        """Take up the trainings of a command that differs in its limits at most."""
+        self.journal = schemas.journal(self.path / JOURNAL, DISCARD)
+        self.earlier = before.get("earlier", [])
+        if (limits := before.get("limits", {})) != self.command.get("limits", {}):
+            ended = sum("value" in entry for entry in self.journal.values())
+            self.earlier = [e for e in self.earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
+            for name in (SUMMARY, RECORD, PEERS, *COMPARED):
+                _remove(self.path / name)
+        self._write_command()
+        return bool(self.journal) or (self.path / CHECKPOINT).exists()
+
+    def _write_command(self) -> None:
+        history = {"earlier": self.earlier} if self.earlier else {}
+        write_bytes(self.path / COMMAND, _json(self.command | history))
+
+    def _worked(self) -> bool:
+        return (self.path / JOURNAL).exists() or (self.path / CHECKPOINT).exists()
+
+    def note(self, key: str, entry: dict[str, Any], record: Record | None = None) -> None:
+        """Remember a training that has ended; its checkpoint is no longer needed."""
+        if record is not None:
+            make_folder(self.path / PROBES)
+            format.save(record, self.probe(key))
+        self.journal[key] = json.loads(json.dumps(entry))
+        write_bytes(self.path / JOURNAL, _json(self.journal))
+        _remove(self.path / CHECKPOINT)
+
+    def probe(self, key: str) -> Path:
+        """Where the record of a training lies."""
+        return self.path / PROBES / f"{key}.safetensors"
+
+    def checkpoint(self, key: str) -> _Checkpoint:
+        """Of the training of that name."""
+        return _Checkpoint(self.path / CHECKPOINT, key)
+
+    def finish(self, record: Record | None, summary: Any) -> None:
+        """Write the record, then the summary that marks the run as finished."""
+        if record is not None:
+            format.save(record, self.path / RECORD)
+        write_bytes(self.path / SUMMARY, _json(asdict(summary) if is_dataclass(summary) else summary))  # type: ignore[arg-type]
+
+
+class _Checkpoint:
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.then = f"remove {path.name} to begin this training anew"
+
+    def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `save` kept, None where there is nothing or it belongs to another training.
+
+        Raises SubcompressError where it is damaged, or its tensors are others than expected; before any is read.
+        """
+        if not os.path.lexists(self.path):
+            return None
+        if not self.path.is_file():
+            raise SubcompressError(f"{self.path} is no file: move it away, or {self.then}")
+        try:
+            with safetensors.safe_open(self.path, "pt") as f:
+                meta = schemas.checkpoint((f.metadata() or {}).get("state", ""), str(self.path), self.then)
+                if meta["key"] != self.key:
+                    return None
+                self._check({name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}, expected)  # noqa: SIM118
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
+        except (safetensors.SafetensorError, OSError) as e:
+            raise SubcompressError(f"{self.path} is no checkpoint of ours ({one_line(e, 100)}): {self.then}") from e
+        for name, tensor in tensors.items():
+            if tensor.dtype != expected[name].dtype:
+                raise self._error(name, f"expected {expected[name].dtype}, got {tensor.dtype}")
+        return tensors, meta
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Like]) -> None:
+        """Raise SubcompressError unless the tensors are those expected."""
+        for name, shape in shapes.items():
+            if name not in expected:
+                raise self._error(name, "this training has no such tensor")
+            if (wanted := expected[name].shape) is not None and shape != wanted:
+                raise self._error(name, f"expected the shape {list(wanted)}, got {list(shape)}")
+        for name, like in expected.items():
+            if name not in shapes and (like.needed or like.group & shapes.keys()):
+                raise self._error(name, "the tensor is missing")
+
+    def _error(self, name: str, words: str) -> SubcompressError:
+        return SubcompressError(f"{self.path}: {shown(name)}: {words}: {self.then}")
+
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep it, whole or not at all."""
+        held = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        write_bytes(self.path, safetensors.torch.save(held, {"state": json.dumps({**meta, "key": self.key})}))
+
+
+@contextmanager
+def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
+    """Make the folder, see that it can be written before hours are spent, and hold it against other processes.
+
+    Raises SubcompressError where it cannot be made or another process works in it.
+    """
+    path = Path(folder)
+    with locked(path):
+        yield Run(path, command)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder against other processes. Raises SubcompressError."""
+    make_folder(path)
+    write_bytes(path / ".writable", b"")
+    (path / ".writable").unlink(missing_ok=True)
+    lock = FileLock(path / LOCK)  # the system lets go of it when a process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise SubcompressError(f"another process works in {path}: wait for it, or give another folder") from e
+    except OSError as e:
+        raise SubcompressError(f"{path / LOCK} cannot be held: {e.strerror or e}; remove it") from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless it is there. Raises SubcompressError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
+
+
+def packed(folder: str | Path) -> bytes:
+    """The file of a finished run, as `load` reads it. Raises SubcompressError for a folder that is not one."""
+    folder = Path(folder)
+    summary(folder)
+    if not os.path.isfile(folder / RECORD):
+        raise SubcompressError(
+            f"{folder} holds no record to pack: it is of a reference operator, which is not exact, or of "
+            f"`subcompress dim`: fit with --operator {' or '.join(EXACT)}"
+        )
+    return read_bytes(folder / RECORD, MAX_FILE_BYTES)
+
+
+def load(folder: str | Path, base: Any = None) -> Record:
+    """The record of a finished run. base: what it stands on, see `format.from_bytes`; by default where it was trained
+    on. Raises SubcompressError for a folder that is no finished run."""
+    data = packed(folder)
+    if base is None and format.parse(data).base is not None:
+        given = summary(folder)["origin"].get("base")
+        if given is not None and os.path.exists(given):  # else the commit that the file names
+            base = given
+    return format.from_bytes(data, base)[0]
+
+
+def summary(folder: str | Path) -> dict[str, Any]:
+    """What a finished run says of itself. Raises SubcompressError for a folder that is not one."""
+    folder = Path(folder)
+    if not os.path.isfile(folder / SUMMARY):  # false, not an error, for names no file can have
+        begun = ": it was not finished; the same `subcompress fit` goes on with it"
+        rule = f": make one with `subcompress fit -o {folder}`"
+        raise SubcompressError(
+            f"{folder} is not a finished run (it has no {SUMMARY})"
+            + (begun if os.path.isfile(folder / COMMAND) else rule)
+        )
+    found = schemas.summary(folder / SUMMARY, "fit again")
+    assert found is not None, "it is there"
+    return found
+
+
+def fit_of(folder: str | Path) -> Fit:
+    """The Fit of a finished run. Raises SubcompressError for a folder that is not one, or that of another command."""
+    found = summary(folder)
+    if "fit" not in found:
+        raise SubcompressError(f"{folder} holds no fit of this version: it is of `dim`: give the folder of a fit")
+    return Fit.from_json(found["fit"])
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that is none of its kinds."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _without_history(command: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if command is None else {name: value for name, value in command.items() if name != "earlier"}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What of two commands differs, limits aside, each with the value before and now."""
+    found = []
+    for group in ("recipe", "base", "goal", "network", "machine"):
+        one, other = a.get(group), b.get(group)
+        if not isinstance(one, dict) or not isinstance(other, dict):
+            found += [(group, one, other)]
+            continue
+        found += [(name, one.get(name), other.get(name)) for name in {**one, **other}]
+    names = {"start": "network"}
+    return [
+        f"its {names.get(name, name)} was {shown(str(old))}, now {shown(str(new))}"
+        for name, old, new in found
+        if old != new
+    ]
+
+
+def _remove(path: Path) -> None:
+    """Delete what lies there; a folder only where ours is one. Raises SubcompressError where that cannot be."""
+    try:
+        if path.name in (PROBES, PEERS) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as e:
+        raise SubcompressError(f"{path} cannot be removed: {e.strerror or e}; remove it, or give another folder") from e

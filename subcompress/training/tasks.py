@@ -1,0 +1,338 @@
+"""What is learned and how it is measured: a loss f(module, batch) and a metric f(outputs, y). A new one is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from subcompress.data.held import Held, Tree, tree_map
+from subcompress.data.splits import Data, batches, call, size
+from subcompress.data.targets import (
+    as_classes,
+    as_values,
+    check_classes,
+    counts,
+    one_hot_classes,
+    prepare_labels,
+    the_labels,
+    the_outputs,
+)
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.support.suggesting import meant
+from subcompress.training.metrics import (
+    TORCHMETRICS,
+    Accumulated,
+    Accumulating,
+    Mean,
+    Meter,
+    Whole,
+    accumulates,
+    is_accuracy_of_torchmetrics,
+    of_torchmetrics,
+)
+
+Loss = Callable[[nn.Module, tuple[Tree, Tree]], Tensor]
+Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
+"""f(outputs, y) of a whole split, or an object with update(outputs, y), compute() and reset()."""
+
+
+def _named(name: str, f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """f of the one tensor of outputs and that of labels. Raises SubcompressError where there are others."""
+
+    def taking(outputs: Any, y: Any) -> Tensor:
+        return f(the_outputs(outputs, name), the_labels(y, name))
+
+    return taking
+
+
+def _of_outputs(f: Callable[[Any, Any], Tensor]) -> Loss:
+    def loss(module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
+        x, y = batch
+        return f(call(module, x), y)
+
+    return loss
+
+
+def _same_shape(name: str, f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """f of outputs and y of one shape: torch would stretch (N, 1) and (N,) to (N, N); (N, 1) of the one and (N,) of the
+    other mean the same."""
+
+    def checked(outputs: Tensor, y: Tensor) -> Tensor:
+        y = as_values(outputs, y)
+        if outputs.shape != y.shape:
+            raise SubcompressError(
+                f"outputs and y have one shape; given {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
+                f"or the other"
+            )
+        return f(outputs, y)
+
+    return _named(name, checked)
+
+
+_mse, _l1 = _same_shape("mse", functional.mse_loss), _same_shape("l1", functional.l1_loss)
+
+
+def _entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    y = as_classes(outputs, y)
+    check_classes(outputs, y, "cross-entropy")
+    return functional.cross_entropy(outputs, y)
+
+
+def _share_right(outputs: Tensor, y: Tensor) -> Tensor:
+    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is. Labels that
+    cross-entropy leaves out are left out."""
+    y = as_classes(outputs, y)
+    check_classes(outputs, y, "accuracy")
+    probabilities = not counts(y)
+    classes = y.argmax(1) if probabilities else y
+    right = outputs.argmax(1) == classes
+    return (right if probabilities else right[classes != IGNORED]).double().mean()
+
+
+_cross_entropy, _accuracy = _named("cross-entropy", _entropy), _named("accuracy", _share_right)
+_binary_accuracy = _same_shape("binary-accuracy", lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
+
+
+LOSSES: dict[str, tuple[Loss, str]] = {
+    "cross-entropy": (_of_outputs(_cross_entropy), "accuracy"),
+    "mse": (_of_outputs(_mse), "mse"),
+    "l1": (_of_outputs(_l1), "l1"),
+    "bce": (_of_outputs(_same_shape("bce", functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
+}
+"""By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
+
+EXAMPLES = 1_000
+"""Of a batch in an evaluation."""
+
+IGNORED = -100
+"""The label that cross-entropy leaves out."""
+
+METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
+    "accuracy": (_accuracy, False),
+    "binary-accuracy": (_binary_accuracy, False),
+    "mse": (_mse, True),
+    "l1": (_l1, True),
+    "loss": (None, True),
+}
+"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples."""
+
+_MEANS = [f for f, _ in METRICS.values()]
+
+
+@dataclass(frozen=True)
+class Task:
+    """loss(module, (x, y)) -> scalar; metric(outputs, y) -> float, or one that accumulates, or None for the loss;
+    minimise: less is better."""
+
+    loss: Loss
+    metric: Metric | None
+    loss_name: str
+    metric_name: str
+    minimise: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        loss: str | Loss = "cross-entropy",
+        metric: str | Metric | None = None,
+        minimise: bool | None = None,
+        *,
+        minimize: bool | None = None,
+    ) -> Task:
+        """A task from names, functions or metrics that accumulate. Without a metric, the one that goes with the loss;
+        a loss of the user's own is its own metric.
+
+        minimise, or minimize: whether less is better. By default what the metric says of itself, as those of
+        torchmetrics do (`higher_is_better`); else more is better. Raises SubcompressError for unknown names, and where
+        more is said to be better of an error or loss of `METRICS`."""
+        given = _direction(minimise, minimize)
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise SubcompressError(
+                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{meant(loss, LOSSES)}"
+            )
+        f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
+        name = loss if isinstance(loss, str) else _name(loss)
+        if isinstance(metric, str) and metric.startswith(TORCHMETRICS):
+            g: Any = of_torchmetrics(metric)
+            return cls(f, g, name, metric, _less(g) if given is None else given)
+        if metric is None or isinstance(metric, str):
+            metric_name = metric or usual
+            if metric_name not in METRICS:
+                raise SubcompressError(
+                    f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
+                    f"them{meant(metric_name, METRICS)}"
+                )
+            g, less = METRICS[metric_name]
+            if less and given is False:
+                raise SubcompressError(f"less is better of {metric_name}; given that more is: leave out --maximize")
+            return cls(f, g, name, metric_name, less if given is None else given)
+        g = _made(metric)
+        return cls(f, g, name, _name(g), _less(g) if given is None else given)
+
+    def prepare_labels(self, data: Data) -> Data:
+        """The data with labels in memory as this task's loss takes them."""
+        return prepare_labels(data, self.loss_name)
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether the metric is the share of examples whose largest output is the label's."""
+        return self.metric is _accuracy
+
+    @property
+    def has_accuracy_range(self) -> bool:
+        """Whether the metric is an accuracy by its name or its class: between 0 and 1, and more is better."""
+        named = self.metric_name.endswith("accuracy") or is_accuracy_of_torchmetrics(self.metric)
+        return named and not self.minimise
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a is better than b."""
+        return a < b if self.minimise else a > b
+
+    def meets(self, value: float, target: float) -> bool:
+        """Whether a value is at least as good as the target."""
+        return value <= target if self.minimise else value >= target
+
+    def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
+        """The loss of a batch. Raises SubcompressError where the model or the loss raises, or it is no scalar."""
+        try:
+            loss = self.loss(module, batch)
+        except SubcompressError:
+            raise
+        except Exception as e:
+            if memory_ran_out(e):
+                raise
+            mode = "training" if module.training else "evaluation"
+            raise SubcompressError(
+                f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {one_line(e)}"
+            ) from e
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
+            raise SubcompressError(
+                f"a loss is a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
+            )
+        return loss
+
+    def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
+        """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
+        if self.metric is None:
+            with torch.enable_grad():  # losses through derivatives of the inputs need it
+                return self.loss_of(module, batch).detach()
+        try:
+            with torch.no_grad():
+                return call(module, batch[0])
+        except RuntimeError as e:
+            if "does not require grad" not in str(e):
+                raise
+        with torch.enable_grad():  # a forward pass that differentiates, such as forces from an energy
+            return tree_map(Tensor.detach, call(module, batch[0]))
+
+    def meter(self, examples: int, order: Tensor | None = None) -> Meter:
+        """For one evaluation of so many examples, that come in that order."""
+        if self.metric is None:
+            return Mean(lambda loss, y: loss, self.metric_name, self._weight)
+        if accumulates(self.metric):
+            return Accumulated(self.metric, self.metric_name)
+        f = cast("Callable[[Any, Any], Any]", self.metric)
+        if f in _MEANS:
+            weight = self._weight if self.is_accuracy else (lambda y, n: n)
+            return Mean(f, self.metric_name, weight, shares=self.is_accuracy)
+        return Whole(f, self.metric_name, examples, order)
+
+    def _weight(self, y: Any, n: int) -> float:
+        """What the loss or the accuracy of a batch of n examples counts for: means over the labels that cross-entropy
+        does not leave out, of which an example may have many; batches may be padded to different lengths."""
+        if not (self.loss_name == "cross-entropy" or self.is_accuracy) or not isinstance(y, Tensor):
+            return n
+        if counts(y):
+            return int((y.long() != IGNORED).sum())
+        return y.numel() / y.shape[1] if y.ndim > 1 and y.shape[1] else n  # probabilities of so many classes
+
+    def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
+        """The metric of one batch, for a module in evaluation mode."""
+        meter = self.meter(1)
+        meter.see(self.outputs_for_metric(module, batch), batch[1], 1)
+        return meter.result()
+
+    def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:
+        """The metric on the validation split of the best answer that does not depend on the input; None where that
+        cannot be known. Of data that are not in memory, only a part is read (`constant`). outputs: of one batch, by
+        which the shape of the answer is known; else it comes from y."""
+        from subcompress.training.constant import best_constant, value_of_constant
+
+        values = best_constant(self, train, outputs)
+        return None if values is None else value_of_constant(self, values, validation)
+
+    def guess(self, split: Dataset[Any]) -> float | None:
+        """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
+        if self.loss_name != "cross-entropy" or not isinstance(split, Held) or not isinstance(split.y, Tensor):
+            return None
+        y = one_hot_classes(split.y).reshape(-1)
+        if y.is_floating_point() or int(y.min()) < 0:
+            return None
+        return guessing_loss(y) or None  # one class: nothing to guess
+
+
+def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES) -> float:
+    """The metric of a split, for a module that is put into evaluation mode.
+
+    Means over examples are added up batch by batch; any other metric is called once, with the outputs and y of the
+    whole split, or accumulates. Raises SubcompressError where the metric raises, or is not one number.
+    """
+    module.eval()
+    device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
+    order, batch_size = split.swept(batch_size) if isinstance(split, Held) else (None, batch_size)
+    if batch_size > 2 and size(split) % batch_size == 1:
+        batch_size -= 1  # one example alone has no statistics, where those of the batch are taken
+    meter = task.meter(size(split), order)
+    left = size(split)
+    for batch in batches(split, batch_size, device, order, seed=0):
+        n = min(batch_size, left)  # of examples: y may have a row for each of their nodes
+        left -= n
+        meter.see(task.outputs_for_metric(module, batch), batch[1], n)
+    return meter.result()
+
+
+def accuracy_of(module: nn.Module, split: Dataset[Any]) -> float:
+    """Share of the split that the module, in evaluation mode, puts first."""
+    return evaluate(module, split, Task.of())
+
+
+def guessing_loss(y: Tensor) -> float:
+    """Entropy of the labels in nats: the cross-entropy of the best constant answer."""
+    p = torch.bincount(y).double() / len(y)
+    return float(-torch.special.xlogy(p, p).sum())
+
+
+def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
+    """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
+    if minimise is not None and minimize is not None and minimise != minimize:
+        raise SubcompressError(f"minimise is minimize; given {minimise} and {minimize}: leave one out")
+    return minimize if minimise is None else minimise
+
+
+def _less(metric: Any) -> bool:
+    """Whether a metric says that less is better, as those of torchmetrics do."""
+    return getattr(metric, "higher_is_better", None) is False
+
+
+def _made(metric: Any) -> Any:
+    """The metric itself, also where its class is given. Raises SubcompressError where that needs arguments."""
+    if not (isinstance(metric, type) and accumulates(cast(Any, metric))):
+        return metric
+    try:
+        return metric()
+    except Exception as e:
+        raise SubcompressError(
+            f"a metric that accumulates is an object; {metric.__name__} is a class that does not do without arguments: "
+            f"{one_line(e)}"
+        ) from e
+
+
+def _name(f: Any) -> str:
+    return getattr(f, "__name__", type(f).__name__)

@@ -1,0 +1,94 @@
+"""The rooms of the package: each imports only from those below it, and none has the name of a public function."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import subcompress
+
+PACKAGE = Path(subcompress.__file__).parent
+ROOMS = (
+    "errors",
+    "support",
+    "native",
+    "tensors",
+    "remote",
+    "operators",
+    "base",
+    "format",
+    "rebuild",
+    "data",
+    "subspace",
+    "training",
+    "onnx",
+    "peers",
+    "api",
+    "hub",
+    "serving",
+)
+"""From the ground up. A room may import those before it in this list."""
+
+LIMITS = {"rooms": 18, "modules at the top": 10}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below the package -> file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(p for p in parts if p != "__init__")
+        if name and parts[0] not in ("templates", "__main__"):
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name, below the package, of each import of ours; those inside of functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "subcompress":
+            base = node.module.partition(".")[2]
+            yield from ((node.lineno, f"{base}.{a.name}" if base else a.name) for a in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (
+                (node.lineno, a.name.partition(".")[2]) for a in node.names if a.name.startswith("subcompress.")
+            )
+
+
+def test_every_module_is_in_a_room():
+    rooms = {name.partition(".")[0] for name in modules()}
+    assert rooms == set(ROOMS)
+
+
+def test_no_room_imports_from_one_above():
+    upward = []
+    for name, path in modules().items():
+        own = ROOMS.index(name.partition(".")[0])
+        for line, imported in imports(path):
+            room = imported.partition(".")[0]
+            if room in ROOMS and ROOMS.index(room) > own:
+                upward.append(f"{path.relative_to(PACKAGE)}:{line} imports {imported}, which is in a room above")
+    assert not upward, "\n".join(upward)
+
+
+def test_there_are_few_rooms():
+    names = modules()
+    packages = {name for name, path in names.items() if path.name == "__init__.py" and "." not in name}
+    assert len(packages) <= LIMITS["rooms"]
+    assert len([n for n in names if "." not in n and n not in packages]) <= LIMITS["modules at the top"]
+
+
+@pytest.mark.parametrize("name", sorted(subcompress.__all__))
+def test_public_names_stay_what_they_are_after_any_import(name):
+    before = getattr(subcompress, name)
+    if name not in ROOMS:
+        for room in pkgutil.iter_modules(subcompress.__path__):
+            if room.name not in ("_native", "templates"):
+                importlib.import_module(f"subcompress.{room.name}")
+    assert getattr(subcompress, name) is before
+    assert name not in ROOMS
