@@ -51,7 +51,7 @@ print(*tool['setuptools']['ext-modules'][0]['extra-compile-args'])")
 # shellcheck disable=SC2086
 LD_LIBRARY_PATH=tools/usr/lib/x86_64-linux-gnu tools/usr/bin/aarch64-linux-gnu-gcc-12 -Btools/usr/bin/aarch64-linux-gnu- \
     -Itools/usr/aarch64-linux-gnu/include -shared -fPIC -nostdlib $flags \
-    "$here"/subcompress/kernels/native.c "$here"/subcompress/kernels/coder.c -lgcc -o built/_native.so
+    "$here"/subcompress/native/native.c "$here"/subcompress/native/coder.c -lgcc -o built/_native.so
 rm -rf apt-amd64 apt-arm64
 touch ready
 echo "ready: $python -m pytest -m slow tests/test_aarch64.py"

@@ -235,5 +235,7 @@ def test_all_files_of_the_packages_are_installed():
     for name in found["packages"]:
         folder = ROOT / found["package-dir"].get(name, name.replace(".", "/"))
         held = {path for pattern in found["package-data"].get(name, ()) for path in folder.glob(pattern)}
-        tracked = [p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc", ".c", ".so", ".pyd")]
+        tracked = [
+            p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc", ".c", ".h", ".so", ".pyd")
+        ]
         assert set(tracked) <= held, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import subcompress
 from subcompress import SubcompressError, format
 from subcompress.format import codec
 from subcompress.native import compiled
+from subcompress.native.compiled import PATHS
 from subcompress.operators import EXACT, HadamardBlocks, OneHot, kernels
 from subcompress.operators.forms import NO_COORDINATES, seeded_integers
 from subcompress.operators.kernels import SeededRows, Segment
@@ -182,6 +184,19 @@ def test_seeded_starts_are_added_where_rows_are_written(monkeypatch, sizes, kind
         BACKENDS["native"].fill(op, c, segments)
         truth = seeded_sums(op, c, cuts, dtype)
         assert all(np.array_equal(a, b) for a, b in zip(outs, truth, strict=True)), dtype
+
+
+@pytest.mark.skipif(len(VECTORS) < 2, reason="needs a kind of vectors beside plain C")
+def test_vectors_that_compute_something_else_are_not_taken(monkeypatch):
+    native = importlib.import_module("subcompress.operators.kernels.native")
+    fastest, tried = PATHS.index(VECTORS[-1]), native._tried
+    assert tried(fastest) == tried(0)
+    monkeypatch.setattr(native, "UNPROVEN", VECTORS[-1:])
+    for wrong, taken in ((False, fastest), (True, PATHS.index(VECTORS[-2]))):
+        monkeypatch.setattr(native, "_tried", lambda kind, wrong=wrong: b"" if wrong and kind else tried(0))
+        native._fastest.cache_clear()
+        assert native._fastest() == taken
+    native._fastest.cache_clear()
 
 
 @pytest.mark.parametrize("name", [f"native/{kind}" for kind in VECTORS])

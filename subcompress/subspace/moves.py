@@ -36,6 +36,9 @@ POWER = 1 / 8
 """How scales grow with the weights a coordinate: with more, rounding hurts short trainings of few coordinates, with
 less, long ones of large networks lose (benchmarks/moves.py)."""
 
+FLOAT_POWER = 1 / 2
+"""The same for coordinates that are never rounded: nothing but the training itself limits their steps."""
+
 STEPS = 100
 """Steps of direct training at most."""
 
@@ -117,8 +120,8 @@ class Moves:
         """The exact operator whose columns suit the moves: of low sequency where they are smooth, else scattered."""
         return "hadamard" if self.smoothness is None or self.smoothness > SMOOTH else "scattered"
 
-    def scales(self, starts: Starts, d: int) -> dict[str, tuple[float, ...]]:
-        """The scale of each piece that coordinates act on, for a plan of d coordinates."""
+    def scales(self, starts: Starts, d: int, *, rounded: bool = True) -> dict[str, tuple[float, ...]]:
+        """The scale of each piece that coordinates act on, for d coordinates, which become integers or not."""
         largest = max((x for sizes in self.sizes.values() for x in sizes), default=0.0)
         if not largest:
             return {}
@@ -127,7 +130,8 @@ class Moves:
             raise SubcompressError(
                 f"moves are measured of the same network; those of {other[0]} are of another one: measure them again"
             )
-        factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** POWER
+        power = POWER if rounded else FLOAT_POWER
+        factor = (moving_weights(starts.layout, known) / (USUAL * d)) ** power
         return {
             name: tuple(factor * max(x, SMALLEST * largest) for x in sizes)
             for name, sizes in self.sizes.items()

@@ -144,7 +144,7 @@ class Fitter:
     def plan(self, d: int, seed: int) -> Plan:
         """The plan of d coordinates under that seed."""
         s = self.settings
-        scales = None if self.moves is None else self.moves.scales(self.known, d)
+        scales = None if self.moves is None else self.moves.scales(self.known, d, rounded=s.rounded)
         return make_plan(
             self.known,
             d,

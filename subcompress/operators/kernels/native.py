@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from subcompress.native.compiled import PATHS, Blocks, Rows, library, path
+from subcompress.native.compiled import PATHS, Blocks, Rows, asked, library, path, paths
 from subcompress.operators.kernels import Piece, SeededRows, Segment, SignedBlocks
 from subcompress.operators.walsh import hadamard
 from subcompress.support import threads
@@ -40,6 +40,9 @@ SHORT_LOG2_M = 5
 
 SEEDED = 0, 6, 63, 1
 """d, log2 m, K and A of the operator of seeded starts, which has code of its own."""
+
+UNPROVEN = ("avx512",)
+"""Vectors that not every machine on which this project is tested has: they are tried before they are trusted."""
 
 CACHED = 1 << 25
 """Bytes of output that caches may hold until they are read: more is written past them."""
@@ -80,7 +83,13 @@ def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
-def _write(op: SignedBlocks, values: Tensor | np.ndarray, frozen: float, segments: Sequence[Segment]) -> None:
+def _write(
+    op: SignedBlocks,
+    values: Tensor | np.ndarray,
+    frozen: float,
+    segments: Sequence[Segment],
+    kind: int | None = None,
+) -> None:
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return
@@ -90,7 +99,8 @@ def _write(op: SignedBlocks, values: Tensor | np.ndarray, frozen: float, segment
     bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
     blocks = _tables(op)
     far = sum(s.out.nbytes for s in segments) > CACHED
-    call, kind, short = _library().subcompress_fill, _path(), str(values.dtype) == "int16"
+    call, short = _library().subcompress_fill, str(values.dtype) == "int16"
+    kind = _path() if kind is None else kind
 
     def work(i: int) -> None:
         rows, place = (table, len(segments), bounds[i], bounds[i + 1]), blocks.scratch()
@@ -131,7 +141,38 @@ def _library() -> ctypes.CDLL:
 
 
 def _path() -> int:
-    return PATHS.index(path())
+    return PATHS.index(path()) if asked() else _fastest()
+
+
+@cache
+def _fastest() -> int:
+    """The fastest version that is proven, or computes what plain C does where it is tried."""
+    plain = PATHS.index("plain")
+    for kind in reversed(paths()):
+        if kind not in UNPROVEN or _tried(PATHS.index(kind)) == _tried(plain):
+            return PATHS.index(kind)
+    return plain
+
+
+def _tried(kind: int) -> bytes:
+    """Weights of small operators: short and long blocks, short and long integers, every dtype, seeded starts."""
+    from subcompress.operators.forms import seeded_integers
+    from subcompress.operators.hadamard import HadamardBlocks
+
+    written = []
+    seeded = SeededRows(seeded_integers(5, 1_000), 3, 0.01, 0.5)
+    for D, d, top in ((90, 9, 7), (700, 40, 7), (5_000, 300, 7), (5_000, 300, 30_000), (40_000, 3_000, 7)):
+        op = HadamardBlocks.sized(D, d, 7)
+        c = np.random.default_rng(D).integers(-top, top + 1, d)
+        for values in (c.astype(np.float32), *([c.astype(np.int16)] if top == 7 and op.log2_m >= SHORT_LOG2_M else [])):
+            for dtype in (np.float32, np.float16, np.uint16, np.float64):
+                out = np.empty(D - 5, dtype)
+                _write(op, values, float(op.A), [Segment(3, out, 0.125, 0.25)], kind)
+                written.append(out.tobytes())
+        out = np.empty(min(D, 900), np.float32)
+        _write(op, c.astype(np.float32), float(op.A), [Segment(0, out, 0.125, seeded)], kind)
+        written.append(out.tobytes())
+    return b"".join(written)
 
 
 class _Tables:
