@@ -92,12 +92,18 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(commands: Iterable[str]) -> None:
+def run(commands: Iterable[str], cheap: bool = False) -> None:
+    """cheap: trainings are too short to learn anything, which `fit` says by its exit status, and keeps the file."""
     for command in dict.fromkeys(commands):
         name, *arguments = shlex.split(command)
         assert name == "subcompress", command
         result = cli(*arguments)
-        assert result.exit_code == 0, (command, result.output)
+        kept = cheap and name_of(command) == "fit" and "is kept: subcompress pack" in result.stderr
+        assert result.exit_code == 0 or kept, (command, result.output)
+
+
+def name_of(command: str) -> str:
+    return shlex.split(command)[1]
 
 
 def execute(code: str, name: str) -> None:
@@ -164,7 +170,7 @@ def test_every_block_is_run_or_listed():
 
 def test_the_tour_and_what_builds_on_it(place, cheap):
     commands = commands_of_the_tour(CHEAPER)
-    run([*commands, *lines("docs/SERVING.md")])
+    run([*commands, *lines("docs/SERVING.md")], cheap=True)
     ask(a_server_here)
     execute(python("docs/ONNX.md"), "ONNX.md")
     made = {p.name for p in place.iterdir()} - {"mnist"}
@@ -201,7 +207,7 @@ def test_transformers(tmp_path, monkeypatch, cheap):
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     torch.manual_seed(0)
     load_model(folder, labels=2).save_pretrained(folder)
-    run(changed(line, TINY, CHEAPER) for line in lines("docs/TRANSFORMERS.md"))
+    run((changed(line, TINY, CHEAPER) for line in lines("docs/TRANSFORMERS.md")), cheap=True)
     execute(changed(python("docs/TRANSFORMERS.md"), TINY, CHEAPER), "TRANSFORMERS.md")
 
 
