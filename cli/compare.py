@@ -7,8 +7,7 @@ import click
 
 import subcompress
 from subcompress import SubcompressError
-from subcompress.peers import PEERS
-from subcompress.training import run
+from subcompress.support.names import PEERS
 from subcompress_cli.networks import data_options, data_with, loss_and_metric, model_option, network, short
 from subcompress_cli.options import FOLDER, base_option, json_option, print_json, restart_option
 from subcompress_cli.progress import listening
@@ -43,6 +42,8 @@ def compare(
 
     Model and data are those of the run unless told; interrupted, the same command goes on where it was.
     """
+    from subcompress.training import run  # which imports torch
+
     origin = run.summary(run_folder).get("origin", {})
     model_name, data_name = model_name or origin.get("model"), data_name or origin.get("data")
     if model_name is None or data_name is None:

@@ -6,7 +6,7 @@ import click
 
 import subcompress
 from subcompress.native.compiled import KINDS, VECTORS, forced, taken
-from subcompress_cli.options import json_option, print_json
+from subcompress_cli.options import json_option, print_json, say
 from subcompress_cli.streams import Command, answer
 
 
@@ -31,6 +31,6 @@ def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
             answer(f"{finding.name:18} {finding.found}")
         for finding in findings:
             if finding.mend:
-                click.echo(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}", err=True)
+                say(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}")
     if any(finding.mend for finding in findings):
         ctx.exit(1)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 import subcompress
-from subcompress.subspace.roles import DEFAULT, ROLES
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
+from subcompress.support.names import ROLES
 from subcompress.training.probe import kept_words
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.networks import (

@@ -1,24 +1,26 @@
 """Options and look-ups of the commands that take a network or data."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from subcompress import Data
-from subcompress.data import AUGMENTS, DATA, augment_of
-from subcompress.hub.card import data_name
-from subcompress.operators import EXACT, OPERATORS
-from subcompress.subspace.plan import AUTO
-from subcompress.training.optimizers import OPTIMISERS
-from subcompress.training.tasks import LOSSES, METRICS
+from subcompress.support import lazy
+from subcompress.support.names import AUGMENTS, AUTO, DATA, EXACT, LOSSES, METRICS, MODELS, OPERATORS, OPTIMISERS
 from subcompress_cli import texts
-from subcompress_cli.loading import data_of, factory_of, function_of, model_of
 from subcompress_cli.options import FOLDER, Decorator
-from subcompress_models import MODELS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from subcompress import Data
+    from subcompress_cli import loading
+else:
+    loading = lazy.module("subcompress_cli.loading")  # which imports torch, and help texts do not
 
 
 def model_option(**kwargs: Any) -> Decorator:
@@ -52,8 +54,12 @@ def augment_option(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def data_with(name: str, folder: Path | None, augment: str | None, model_name: str) -> Data:
     """The data set, with the augmentation of that name. model_name: see `data_of`. Raises SubcompressError."""
-    data = data_of(name, folder, model_name)
-    return data if augment is None else replace(data, augment=augment_of(function_of(augment, "--augment", AUGMENTS)))
+    data = loading.data_of(name, folder, model_name)
+    if augment is None:
+        return data
+    from subcompress.data import augment_of
+
+    return replace(data, augment=augment_of(loading.function_of(augment, "--augment", AUGMENTS)))
 
 
 def task_options(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,24 +112,27 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def network(name: str, seed: int, data: Data) -> nn.Module:
     """The network of that name, or the user's, to learn these data. Raises SubcompressError."""
-    return model_of(name, seed, data.facts)
+    return loading.model_of(name, seed, data.facts)
 
 
 def factory(name: str, data: Data) -> Callable[[], nn.Module]:
     """What builds the network of that name, or the user's, to learn these data."""
-    return factory_of(name, data.facts)
+    return loading.factory_of(name, data.facts)
 
 
 def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:
     """The data set of that name, None where none is named. model_name: see `data_of`."""
-    return None if name is None else data_of(name, folder, model_name)
+    return None if name is None else loading.data_of(name, folder, model_name)
 
 
 def loss_and_metric(loss: str | None, metric: str | None) -> dict[str, Any]:
     """The arguments of `fit` for a loss and a metric."""
-    return {"loss": function_of(loss, "--loss", LOSSES), "metric": function_of(metric, "--metric", METRICS)}
+    return {
+        "loss": loading.function_of(loss, "--loss", LOSSES),
+        "metric": loading.function_of(metric, "--metric", METRICS),
+    }
 
 
 def short(name: str) -> str:
     """A name to print: without the folders of a file."""
-    return data_name(name)
+    return name.partition(",")[0].rpartition("/")[2]

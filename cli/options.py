@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from subcompress.hub import local
+from subcompress.errors import printable
 from subcompress_cli.streams import answer
 
 FILE = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
 
 def say(line: str) -> None:
-    """A line for who waits, on stderr."""
-    click.echo(line, err=True)
+    """A line for who waits, on stderr; what a file brings into it cannot steer the terminal."""
+    click.echo(printable(line), err=True)
 
 
 class Input(click.ParamType):  # type: ignore[type-arg]
@@ -25,6 +25,8 @@ class Input(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Raises SubcompressError for a repository that cannot be fetched."""
+        from subcompress.hub import local  # which reads files, and help texts do not
+
         return local(value, say=say)
 
 

@@ -12,6 +12,7 @@ import click
 from subcompress.errors import SubcompressError
 from subcompress.support.files import read_bytes
 from subcompress_cli.options import say
+from subcompress_cli.streams import answer
 from subcompress_cli.tracing import traced_beside
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
@@ -81,7 +82,7 @@ def serve(
         unavailable = sum(not m.readable for m in models)
         rest = f", {unavailable} of them unavailable" if unavailable else ""
         with suppress(OSError):  # nobody reads it
-            click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+            answer(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
     answered = running.serve(
         sources,

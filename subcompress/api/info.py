@@ -12,10 +12,15 @@ from subcompress.tensors.layout import Layout
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """What a file holds and its ledger, bytes by part, without expanding it and without its base. Raises
+    """What a file holds and its ledger, bytes by part, without expanding it and without its base.
+
+    dense_bytes: of the state dict; distinct_bytes: without tensors that are tied to an earlier one (which of a base's
+    are, is not known); bits_per_coordinate: of trained coordinates, not of running statistics. Raises
     SubcompressError."""
     found = format.contents(path)
     base, layout = found.base, found.layout
+    trained = {id(g) for g in found.trained}
+    bits = [taken for g, taken in zip(found.groups, found.taken, strict=True) if id(g) in trained]
     return {
         "seed": found.seed,
         "d": sum(g.operator.d for g in found.trained),
@@ -37,9 +42,11 @@ def info(path: str | Path) -> dict[str, Any]:
         "digest": found.digest.hex(),
         "tensors": len(layout),
         "dense_bytes": layout.nbytes,
+        "distinct_bytes": layout.nbytes - found.tied_bytes,
         "file_bytes": sum(found.ledger.values()),
         "ledger": found.ledger,
         "facts": found.facts.to_json(),
+        "bits_per_coordinate": sum(bits) / d if (d := sum(g.operator.d for g in found.trained)) else None,
         "test_accuracy": found.test_accuracy,
     }
 

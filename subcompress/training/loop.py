@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.seeds import seed_everything
+from subcompress.support.listening import Listener, Progress, StepProgress
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import holdable
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
@@ -87,52 +88,6 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     if steps < 1:
         raise SubcompressError(f"--steps is at least 1; given {steps}")
     return -(-steps // max(1, examples // max(1, batch_size)))
-
-
-@dataclass(frozen=True)
-class StepProgress:
-    """Where a run stands within an epoch: `step` of `steps` in all, loss the mean over the last ones, seconds since the
-    run began."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, once an epoch: loss is the mean over the last steps, value the metric on the validation
-    split, seconds since the run began."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    value: float
-    seconds: float
-    note: str = ""
-    metric: str = "accuracy"
-
-
-class Listener:
-    """Hears what happens; does nothing unless a method is overridden."""
-
-    def note(self, text: str) -> None:
-        """A line a person should read: costs, warnings, how tensors start."""
-
-    def run(self, title: str, epochs: int) -> None:
-        """A training begins, or goes on."""
-
-    def epoch(self, progress: Progress) -> None:
-        """An epoch has ended."""
-
-    def step(self, progress: StepProgress) -> None:
-        """A while has passed within an epoch."""
-
-    def probes(self, probes: Sequence[Any]) -> None:
-        """The search has one more probe; all of them so far."""
 
 
 @dataclass(frozen=True)
