@@ -8,7 +8,7 @@ import click
 
 from subcompress_cli import choices
 from subcompress_cli.help import TRAINING, Command, Known, option
-from subcompress_cli.options import json_option, print_json
+from subcompress_cli.options import json_option, print_json, say
 from subcompress_cli.streams import answer
 
 
@@ -42,6 +42,6 @@ def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
             answer(f"{finding.name:18} {finding.found}")
         for finding in findings:
             if finding.mend:
-                click.echo(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}", err=True)
+                say(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}")
     if any(finding.mend for finding in findings):
         ctx.exit(1)

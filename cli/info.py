@@ -29,25 +29,25 @@ def info(file: Path, as_json: bool) -> None:
         print_json(found)
         return
     answer(
-        f"{file}: {found['file_bytes']} bytes for {found['dense_bytes']} of dense weights, "
-        f"{found['dense_bytes'] / found['file_bytes']:.0f} times smaller\n"
+        f"{file}: {found['file_bytes']} bytes for {found['distinct_bytes']} of dense weights, "
+        f"{found['distinct_bytes'] / found['file_bytes']:.0f} times smaller\n"
         f"seed {found['seed']}, d = {found['d']} of {found['bits']} bits, D = {found['D']}, "
         f"operator {found['operator']}, format version {found['format_version']}, weights {found['digest']}"
     )
     if (base := found["base"]) is not None:
         at = f"@{base['revision']}" if base["revision"] else ""
         answer(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
-    Console(file=answers()).print(ledger_table(found["ledger"], sum(group["d"] for group in found["groups"])))
+    Console(file=answers()).print(ledger_table(found["ledger"], found["bits_per_coordinate"]))
 
 
-def ledger_table(ledger: dict[str, int], values: int) -> Table:
-    """Bytes by part, with their sum. values: coordinates of all groups."""
+def ledger_table(ledger: dict[str, int], each: float | None) -> Table:
+    """Bytes by part, with their sum. each: bits of a trained coordinate."""
     from rich.table import Table
 
     table = Table("part", show_footer=True)
     table.columns[0].footer = "file"
     table.add_column("bytes", str(sum(ledger.values())), justify="right")
     for part, size in ledger.items():
-        bits = f" ({8 * size / values:.2f} bits each)" if part == "coordinates" and values else ""
+        bits = f" ({each:.2f} bits per trained coordinate)" if part == "coordinates" and each is not None else ""
         table.add_row(part + bits, str(size))
     return table

@@ -9,7 +9,7 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def function_of(name: str | None, option: str, known: dict[str, Any]) -> Any:
+def function_of(name: str | None, option: str, known: Collection[str]) -> Any:
     """A name that the library knows, or the user's function, or their metric that accumulates."""
     if name is None or ":" not in name or (option == "--metric" and name.startswith(TORCHMETRICS)):
         return name

@@ -11,7 +11,6 @@ from torch import nn
 
 from subcompress import Data
 from subcompress.data import AUGMENTS, augment_of
-from subcompress.hub.card import data_name
 from subcompress.training.tasks import LOSSES, METRICS
 from subcompress_cli.loading import data_of, factory_of, function_of, model_of
 
@@ -47,4 +46,4 @@ def loss_and_metric(loss: str | None, metric: str | None) -> dict[str, Any]:
 
 def short(name: str) -> str:
     """A name to print: without the folders of a file."""
-    return data_name(name)
+    return name.partition(",")[0].rpartition("/")[2]

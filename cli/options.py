@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from subcompress.errors import printable
 from subcompress_cli import choices
 from subcompress_cli.help import FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
 from subcompress_cli.streams import answer
@@ -24,8 +25,8 @@ TEXTS = "FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID]"
 
 
 def say(line: str) -> None:
-    """Print a line for whoever waits, on stderr."""
-    click.echo(line, err=True)
+    """Print a line for whoever waits, on stderr. What a file brings into it cannot steer the terminal."""
+    click.echo(printable(line), err=True)
 
 
 class Input(click.ParamType):  # type: ignore[type-arg]

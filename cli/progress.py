@@ -22,7 +22,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 import subcompress
-from subcompress.training.loop import Listener, Progress, StepProgress
+from subcompress.errors import printable
+from subcompress.support.listening import Listener, Progress, StepProgress
 from subcompress.training.probe import Probe
 
 EVERY = 30.0
@@ -57,7 +58,7 @@ class Lines(Listener):
 
     def print(self, text: str) -> None:
         self.last = time.monotonic()
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 class Screen(Lines):
@@ -123,7 +124,7 @@ def rebuilding(file: Path, times: int = 1) -> Iterator[Callable[[int], None] | N
         with turn:
             if not bar.task_ids:
                 text = f"{file}: {total} bytes of weights to rebuild"
-                console.print(text, highlight=False, soft_wrap=True, markup=False)
+                console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
                 bar.add_task("", total=total)
                 bar.start()
         bar.advance(bar.task_ids[0], n)

@@ -14,6 +14,7 @@ import click
 from subcompress.errors import SubcompressError
 from subcompress_cli.help import FIT, SERVER, Command, option
 from subcompress_cli.options import PATH, say
+from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
     from subcompress.serving import running
@@ -145,7 +146,7 @@ def serve(
         unavailable = sum(not m.readable for m in models)
         rest = f", {unavailable} of them unavailable" if unavailable else ""
         with suppress(OSError):  # nobody reads it
-            click.echo(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+            answer(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
     answered = running.serve(
         sources,

@@ -11,13 +11,15 @@ from typing import IO, Any
 
 import click
 
+from subcompress.errors import printable
+
 _answers: list[IO[str]] = []
 """Where the command under way answers; empty where there is none."""
 
 
 def answer(text: Any = "", **kwargs: Any) -> None:
-    """Print a line of what a command was asked for, on stdout."""
-    click.echo(text, file=_answers[-1] if _answers else None, **kwargs)
+    """Print a line of what a command was asked for, on stdout; what a file brings into it cannot steer the terminal."""
+    click.echo(printable(text) if isinstance(text, str) else text, file=_answers[-1] if _answers else None, **kwargs)
 
 
 def answers() -> IO[str]:

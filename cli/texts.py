@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from subcompress import Data, SubcompressError
-from subcompress.data import pretrained, texts
-from subcompress.format.facts import Facts
+from subcompress import SubcompressError
+from subcompress.support.names import TEXTS
 from subcompress.support.suggesting import meant
-from subcompress.tensors.layout import Layout
 from subcompress_cli.options import MODEL
 from subcompress_cli.options import TEXTS as DATA
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from subcompress import Data
+    from subcompress.format.facts import Facts
+    from subcompress.tensors.layout import Layout
 
 HF = "hf:"
 
 
 def is_texts(name: str) -> bool:
     """Whether --data names a file of texts."""
-    return name.partition(",")[0].lower().endswith(texts.SUFFIXES)
+    return name.partition(",")[0].lower().endswith(TEXTS)
 
 
 def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -> nn.Module:
@@ -34,6 +37,8 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
     layout: that of a file it is for, which says how many labels it has; the weights are left as they come, at random.
     Raises SubcompressError.
     """
+    from subcompress.data import pretrained
+
     place, options = _parts(name.removeprefix(HF), ("task", "labels", "weights"), MODEL)
     where, revision = _place(place)
     task, labels = options.get("task", "classification"), _number(options, "labels", MODEL)
@@ -50,6 +55,8 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
 
 def data(name: str, model_name: str | None) -> Data:
     """The texts of a file, as tokens of the tokenizer named with it, or of the model's. Raises SubcompressError."""
+    from subcompress.data import pretrained, texts
+
     file, options = _parts(name, ("length", "tokenizer"), DATA)
     place = options.get("tokenizer")
     if place is None:

@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving.networks import Job, Traced
+
+if TYPE_CHECKING:
+    from subcompress.serving.networks import Job, Traced
 
 PATIENCE = 600
 """Seconds that one network may take: whoever waits for a model waits behind it."""
@@ -110,6 +112,8 @@ class Beside:
     def _taken(self, job: Job, answer: dict[str, Any]) -> Traced | str:
         if "error" in answer:
             return str(answer["error"])
+        from subcompress.serving.networks import Traced
+
         self._say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
         if note := answer.get("note"):
             self._say(note)

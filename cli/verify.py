@@ -67,7 +67,5 @@ def verify(
         if found.note is not None:
             say(f"no graph was measured: {found.note}")
     if not found.ok:
-        click.echo(
-            "error: the rebuilt weights are not the packed ones: fetch the file again, or report this machine", err=True
-        )
+        say("error: the rebuilt weights are not the packed ones: fetch the file again, or report this machine")
         ctx.exit(1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from subcompress.onnx.session import Session
     from subcompress.subspace.module import Subspace
     from subcompress.subspace.preparing import measure_moves
-    from subcompress.training.loop import Listener, Progress
+    from subcompress.support.listening import Listener, Progress
     from subcompress.training.probe import Fit, TargetMissedError
 else:
     from subcompress.support import lazy
@@ -45,6 +45,7 @@ else:
             "hub": ("from_pretrained", "pull", "push"),
             "hub.mixin": ("HubMixin",),
             "api.info": ("info",),
+            "support.listening": ("Listener", "Progress"),
             "api.dim": ("measure_dimension",),
             "api.pack": ("pack",),
             "subspace.preparing": ("measure_moves",),
@@ -52,7 +53,6 @@ else:
             "api.report": ("report",),
             "onnx.session": ("Session",),
             "subspace.module": ("Subspace",),
-            "training.loop": ("Listener", "Progress"),
             "api.unpack": ("load", "unpack"),
             "api.variants": ("Variants",),
             "api.verify": ("Verification", "verify"),

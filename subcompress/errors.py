@@ -1,10 +1,35 @@
 """The one exception a user's mistake raises, what others say in a line, and how to tell that memory ran out."""
 
+import re
 import textwrap
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""The text without what a terminal acts on or what changes how others are shown: control characters (U+009B too),
+    marks of direction, separators of lines, lone surrogates. Each becomes what Python would write, \x9b or \u202e;
+    line ends and tabs stay.
+
+    Names of tensors, bases, inputs and labels are anybody's, who wrote the file: nothing of a file is printed without.
+    """
+    return text if text.isascii() and text.isprintable() else _SUSPECT.sub(_escaped, text)
+
+
+_SUSPECT = re.compile(r"[^ -~\n\t]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 class SubcompressError(Exception):
     """A mistake the user can mend: its text is one line that names the rule, what was given and what to do."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def one_line(e: BaseException, most: int = 300) -> str:

@@ -126,8 +126,8 @@ def need(holds: bool, rule: str) -> None:
 
 
 class Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes, of: int = 0) -> None:
+        self.data, self.at, self.bytes = data, 0, of or len(data)  # the bytes of the payload that they are of
 
     def take(self, count: int) -> bytes:
         need(count <= len(self.data) - self.at, "the bytes end too early")
@@ -177,7 +177,7 @@ def text_of(raw: bytes) -> str:
 
 def read_list(listed: Reader) -> list[Tensor]:
     tensors, raw = [], b""
-    for _ in range(listed.varint(65536)):
+    for _ in range(listed.varint(min(65536, 16_384 + 4 * listed.bytes))):
         kept = listed.varint(len(raw))
         raw = raw[:kept] + listed.take(listed.varint(1024 - kept))
         dtype = DTYPES[listed.varint(len(DTYPES) - 1)]
@@ -204,7 +204,7 @@ def read_layout(reader: Reader, tables: dict[str, Any], base: Given | None) -> t
     if number:
         need(str(number) in tables["layouts"], "unknown layout")
         return [Tensor(n, t, tuple(shape)) for n, t, shape in tables["layouts"][str(number)]["tensors"]], False
-    listed = Reader(reader.deflated(2**24))
+    listed = Reader(reader.deflated(2**24), reader.bytes)
     tensors = check_layout(read_list(listed))
     need(listed.at == len(listed.data), "bytes follow the last tensor of the list")
     return tensors, False
@@ -405,6 +405,7 @@ def read_rules(reader: Reader, tensors: list[Tensor], groups: list[Group], based
     rules: list[Rule] = []
     for _ in range(reader.varint(len(tensors) + 2**18)):
         rules.append(read_rule(reader, rules, groups, based, len(tensors)))
+        need(sum(len(rule.runs) for rule in rules) <= 65_536 + 64 * reader.bytes, "rules have too many runs")
     if len(rules) == 1:
         packed = reader.take((len(tensors) + 1) // 2)
         codes = [code for byte in packed for code in (byte & 15, byte >> 4)]
@@ -479,7 +480,7 @@ def initial_scale(tensors: list[Tensor], i: int, f: int) -> float:
 def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> list[Rule]:
     kind = reader.varint(5)
     need(kind > 3 or (kind == 3) == based, "kind 3 without a base, or kinds 0 to 2 with one")
-    outer, reader = reader, Reader(reader.deflated(2**24)) if kind in (2, 3, 5) else reader
+    outer, reader = reader, Reader(reader.deflated(2**24), reader.bytes) if kind in (2, 3, 5) else reader
     rules = []
     if kind > 3:
         rules = read_rules(reader, tensors, groups, based)
@@ -509,14 +510,14 @@ def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
         need(number == 0 or str(number) in tables["facts"], "unknown facts")
         return dict(tables["facts"][str(number)]["facts"]) if number else {}
     try:
-        facts = json.loads(reader.deflated(2**20).decode(), object_pairs_hook=unique)
+        facts = json.loads(reader.deflated(2**20).decode(), object_pairs_hook=unique)  # which refuses a mark
     except (ValueError, RecursionError) as error:
         raise Refused("the facts are not JSON in UTF-8") from error
     need(isinstance(facts, dict), "the facts are not an object")
     kinds = {"input_shape": int, "mean": float, "std": float, "labels": str}
     for key, value in facts.items():
         if key == "inputs":
-            need(isinstance(value, list), "inputs are not a list")
+            need(isinstance(value, list) and len(value) <= 4_096, "inputs are not a list, or too long a one")
             for each in value:
                 need(isinstance(each, list) and len(each) == 3, "an input is not three things")
                 name, dtype, shape = each
@@ -525,6 +526,8 @@ def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
                 need(isinstance(shape, list) and all(type(k) is int and k >= 0 for k in shape), "a shape is wrong")
                 sound = len(shape) <= 16 and math.prod(max(1, k) for k in shape) <= 2**26
                 need(sound, "a shape is out of bounds")
+            given = [name for name, _, _ in value if name]
+            need(len(set(given)) == len(given), "two inputs have one name")
         elif key == "input_dtype":
             need(isinstance(value, str) and value in DTYPES, "input_dtype is not a dtype")
         else:
@@ -542,12 +545,14 @@ def read_facts(reader: Reader, tables: dict[str, Any]) -> dict[str, Any]:
 class RangeDecoder:
     def __init__(self, stream: bytes) -> None:
         self.stream, self.at, self.range = stream, 4, 2**32 - 1
+        self.further = 0  # decisions of nonzero coordinates beside their first
         self.code = int.from_bytes(stream[:4].ljust(4, b"\0"), "big")
 
     def decide(self, counts: list[int]) -> int:
         p = min(max(counts[0] * 65536 // (counts[0] + counts[1]), 1), 65535)
         bound = self.range * p >> 16
         decision = int(self.code >= bound)
+        self.further += 1
         self.code -= decision * bound
         self.range = self.range - bound if decision else bound
         counts[decision] += 2
@@ -558,6 +563,7 @@ class RangeDecoder:
         return decision
 
     def coordinate(self, bits: int, kept: dict[str, list[int]]) -> int:
+        self.further -= 1
         if self.decide(kept["Z"]) == 0:
             return 0
         negative, k, i = self.decide(kept["S"]), 0, 1
@@ -573,10 +579,15 @@ class RangeDecoder:
 def read_coordinates(stream: bytes, groups: list[Group]) -> list[np.ndarray]:
     need(not stream.endswith(b"\0"), "the coordinates end in a zero byte")
     coder, coordinates = RangeDecoder(stream), []
+    most = 524_288 + 256 * len(stream)
     need(coder.code < coder.range and (bool(groups) or not stream), "the stream is not a range coder's")
     for group in groups:
         kept: dict[str, list[int]] = defaultdict(lambda: [1, 1])
-        coordinates.append(np.array([coder.coordinate(group.bits, kept) for _ in range(group.d)], np.int32))
+        values = []
+        for _ in range(group.d):
+            values.append(coder.coordinate(group.bits, kept))
+            need(coder.further <= most, "nonzero coordinates take too many decisions")
+        coordinates.append(np.array(values, np.int32))
     need(coder.at >= len(stream), "bytes follow the last coordinate")
     return coordinates
 

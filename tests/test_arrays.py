@@ -34,7 +34,7 @@ from subcompress.format.record import Kept, Stored
 from subcompress.operators import kernels
 from subcompress.rebuild.arrays import acting, rebuild
 from subcompress.rebuild.expand import expand, expand_into
-from subcompress.support import threads
+from subcompress.support import names, threads
 from subcompress.tensors.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
 
 TRUTH = json.loads((GOLDEN / "golden.json").read_text("utf-8"))
@@ -115,6 +115,46 @@ def test_what_is_imported_is_what_is_used():
     assert without("import subcompress\ntry: subcompress.nothing\nexcept AttributeError as e: print(e)") == (
         "module 'subcompress' has no attribute 'nothing'\n"
     )
+
+
+HELPED = """
+import sys
+from subcompress_cli import main
+for arguments in ARGUMENTS:
+    try:
+        main(arguments)
+    except SystemExit as e:
+        assert not e.code, arguments
+"""
+
+
+def test_help_and_dense_weights_need_no_torch(tmp_path):
+    """`--help` of every command, and `unpack` to safetensors."""
+    wanted = [["--help"], *([name, "--help"] for name in subcompress_cli.COMMANDS if name != "doctor")]
+    wanted.append(["unpack", str(GOLDEN / "lenet.safetensors"), "-o", str(tmp_path / "dense.safetensors")])
+    without(HELPED.replace("ARGUMENTS", repr(wanted)))
+    assert len(safetensors.torch.load_file(tmp_path / "dense.safetensors")) == 10
+
+
+def test_completion_needs_no_torch():
+    words = "import os\nos.environ |= {'_SUBCOMPRESS_COMPLETE': 'bash_complete', 'COMP_WORDS': 'subcompress fit --op', "
+    words += "'COMP_CWORD': '2'}\nfrom subcompress_cli import main\ntry: main(prog_name='subcompress')\n"
+    assert "--operator" in without(words + "except SystemExit: pass")
+
+
+def test_names_are_those_of_the_registries():
+    from subcompress import data, operators, peers
+    from subcompress.subspace import roles
+    from subcompress.training import optimizers as optimisers
+    from subcompress.training import tasks
+    from subcompress_models import MODELS
+
+    places = [data.DATA, data.AUGMENTS, tasks.LOSSES, tasks.METRICS, optimisers.OPTIMISERS, peers.PEERS, MODELS]
+    listed = ["DATA", "AUGMENTS", "LOSSES", "METRICS", "OPTIMISERS", "PEERS", "MODELS", "OPERATORS", "EXACT"]
+    for name, place in zip(listed, [*places, operators.OPERATORS, operators.EXACT], strict=True):
+        assert getattr(names, name) == tuple(place)
+    assert ("all", *roles.MOVES) == names.ROLES
+    assert names.TEXTS == data.texts.SUFFIXES
 
 
 @pytest.mark.parametrize("package", [subcompress, hub], ids=lambda package: package.__name__)

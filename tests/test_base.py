@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from subcompress import SubcompressError, format
 from subcompress.api.unpack import load_record
-from subcompress.base import FLOATS, Base, BaseReference, OnBase, open_base
+from subcompress.base import FLOATS, Base, BaseReference, OnBase, open_base, opening
 from subcompress.format import container
 from subcompress.format.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16, group_sizes
 from subcompress.format.wire import Writer
@@ -32,6 +32,7 @@ from subcompress.rebuild.backends import available
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.expand import expand_checked
 from subcompress.rebuild.streaming import stream
+from subcompress.remote import Fetched
 from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec, array_of, raw_bytes, torch_dtype
 from subcompress.tensors.rounding import finite, rounded
 
@@ -554,6 +555,30 @@ def test_files_and_folders_that_are_no_base(tmp_path):
     (tmp_path / "ours").write_bytes(_plain())
     assert "unpack it first" in refusal(open_base, tmp_path / "ours")
     assert "holds a list" in refusal(open_base, saved(tmp_path / "list.pt", [torch.zeros(2)]))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("size", [1 << 30, 1 << 42, 1 << 62])
+def test_a_torch_file_that_repeats_one_value_is_refused_before_it_is_made(tmp_path, monkeypatch, size, zipped):
+    """A thousand bytes, whether they lie here or on the Hub: nothing of that size is asked of the memory."""
+    many = torch.zeros(1).as_strided((size,), (0,))
+    path = tmp_path / "base.pt"
+    torch.save({"w": many, "b": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+    assert path.stat().st_size < 2_000
+    assert f"take {4 * size + 12}, w most of them" in refusal(open_base, path)
+    fetched = Fetched("org/name", "0" * 40, path, False)
+    monkeypatch.setattr(opening, "weights_of", lambda *args, **options: fetched)
+    reference = BaseReference("hub:org/name", "0" * 40, bytes(16), 2)
+    assert "w most of them" in refusal(opening.find_base, reference, 4 * size)
+
+
+def test_a_base_of_the_hub_takes_no_more_than_the_file_that_names_it_says(tmp_path, monkeypatch):
+    path = tmp_path / "base.pt"
+    torch.save({"w": torch.zeros(1).expand(1 << 20)}, path)
+    monkeypatch.setattr(opening, "AND_MORE", 1 << 20)
+    monkeypatch.setattr(opening, "weights_of", lambda *args, **options: Fetched("org/name", "0" * 40, path, False))
+    reference = BaseReference("hub:org/name", "0" * 40, bytes(16), 1)
+    assert "take 4194304" in refusal(opening.find_base, reference, 100)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "n" * 1025, "a@main", "hub:a/b@123"])

@@ -537,7 +537,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "an item that is halved too often": (mixes(b"\5\1\3\1\0\1", b"\4\0" + scale(2.0**-58) + ZERO), "a scale is a"),
     "an item without a run": (mixes(b"\5\2\0\1\1\0\5"), "runs name every item"),
     "no runs": (mixes(b"\5\1\0\0"), "runs name every item"),
-    "a run of no item": (mixes(b"\5\1\0\1\1\5"), "a run's item is at most 0"),
+    "a run of no item": (mixes(b"\5\1\0\1\1\5"), "runs name every item"),
     "a run of no values": (mixes(b"\5\1\0\2\0\5\0\0"), "are not empty"),
     "runs longer than the tensor": (mixes(b"\5\1\0\1\0\6"), "fit into it"),
     "runs longer than a tensor may be": (mixes(b"\5\1\0\2\0" + number(2**36) + b"\0\1"), "runs name|fit into it"),

@@ -25,10 +25,11 @@ from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
 from subcompress.support.files import write_bytes
+from subcompress.support.listening import Listener
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import Layout
 from subcompress.training import run
-from subcompress.training.loop import Listener, Recipe
+from subcompress.training.loop import Recipe
 from subcompress.training.machine import machine
 from subcompress.training.schemas import check, many, read, struct_of
 from subcompress.training.tasks import Loss, Metric, Task

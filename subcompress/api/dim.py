@@ -15,15 +15,16 @@ from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.observing import built
-from subcompress.subspace.plan import AUTO
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
 from subcompress.support.files import write_bytes
+from subcompress.support.listening import Listener
+from subcompress.support.names import AUTO
 from subcompress.support.suggesting import meant
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import DiedTwiceError, Fitter, Settings
-from subcompress.training.loop import Listener, epochs_of
+from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
 from subcompress.training.preflight import naming_memory
 from subcompress.training.probe import Probe

@@ -16,10 +16,11 @@ from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
-from subcompress.subspace.plan import AUTO
-from subcompress.subspace.roles import DEFAULT
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
+from subcompress.support.listening import Listener
+from subcompress.support.names import AUTO
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.training import run, schemas
 from subcompress.training.baseline import given_baseline
 from subcompress.training.budget import best_within, check_budget
@@ -27,7 +28,7 @@ from subcompress.training.curve import frontier
 from subcompress.training.fitter import Fitter, Settings
 from subcompress.training.goal import Goal
 from subcompress.training.likeness import same_network
-from subcompress.training.loop import Listener, epochs_of
+from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
 from subcompress.training.preflight import naming_memory
 from subcompress.training.probe import Fit, TargetMissedError

@@ -18,14 +18,17 @@ def info(path: str | Path) -> dict[str, Any]:
         path: A packed file.
 
     Returns:
-        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `file_bytes`, `dense_bytes` and `ledger`,
-        which gives the bytes of each part of the file.
+        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `file_bytes`, `dense_bytes` (of the
+        state dict), `distinct_bytes` (without tied tensors; which tensors of a base are tied is not known),
+        `bits_per_coordinate` (of trained coordinates) and `ledger`, the bytes of each part of the file.
 
     Raises:
         SubcompressError: The file cannot be read or is damaged.
     """
     found = format.contents(path)
     base, layout = found.base, found.layout
+    trained = {id(g) for g in found.trained}
+    bits = [taken for g, taken in zip(found.groups, found.taken, strict=True) if id(g) in trained]
     return {
         "seed": found.seed,
         "d": sum(g.operator.d for g in found.trained),
@@ -47,9 +50,11 @@ def info(path: str | Path) -> dict[str, Any]:
         "digest": found.digest.hex(),
         "tensors": len(layout),
         "dense_bytes": layout.nbytes,
+        "distinct_bytes": layout.nbytes - found.tied_bytes,
         "file_bytes": sum(found.ledger.values()),
         "ledger": found.ledger,
         "facts": found.facts.to_json(),
+        "bits_per_coordinate": sum(bits) / d if (d := sum(g.operator.d for g in found.trained)) else None,
         "test_accuracy": found.test_accuracy,
     }
 

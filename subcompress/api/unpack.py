@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.base import weights_files
@@ -18,11 +15,14 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import Record, Same
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.dense import write_dense
-from subcompress.rebuild.expand import expand, expand_checked, expand_into
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace.hidden import shared_memory
 from subcompress.support.files import replacing
+from subcompress.support.lazy import torch
 from subcompress.tensors.layout import Layout, raw_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
@@ -50,6 +50,12 @@ def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool =
 
 def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.Module:
     """`load` for a record at hand."""
+    from subcompress.rebuild.expand import (  # which import torch, and `unpack` need not
+        expand,
+        expand_checked,
+        expand_into,
+    )
+
     state = module.state_dict()
     record.layout.require(Layout.of(state), "the model")
     devices = {t.device for t in state.values()}
@@ -93,7 +99,9 @@ def _holds(tensor: Tensor, values: Tensor) -> bool:
 def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether writing into the tensors of the state dict, no two of which lie in one place but for those that the
     record ties, is all that loading it would do."""
-    live = {t.data_ptr() for t in (*module.parameters(), *module.buffers()) if type(t) in (Tensor, nn.Parameter)}
+    live = {
+        t.data_ptr() for t in (*module.parameters(), *module.buffers()) if type(t) in (torch.Tensor, torch.nn.Parameter)
+    }
     places: list[tuple[int, int]] = []
     for spec, entry in zip(record.layout, record.entries, strict=True):
         t = state[spec.name]
@@ -115,7 +123,7 @@ def _own_loading(m: nn.Module) -> bool:
     """Whether a module does more than copying when a state dict is loaded."""
     if m._load_state_dict_pre_hooks or m._load_state_dict_post_hooks:
         return True
-    if "load_state_dict" in vars(m) or type(m).load_state_dict is not nn.Module.load_state_dict:
+    if "load_state_dict" in vars(m) or type(m).load_state_dict is not torch.nn.Module.load_state_dict:
         return True
     return "_load_from_state_dict" in vars(m) or not type(m)._load_from_state_dict.__module__.startswith("torch.")
 

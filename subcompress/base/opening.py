@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.js
 
 MANY_TIMES, AND_MORE = 4, 1 << 26
 """A base of the Hub that a file names is fetched if it is no larger than so many times what the file says that its
-weights take, and so many bytes more."""
+weights take, and so many bytes more. So is what the tensors of a torch file take by its size: a thousand bytes may say
+that they repeat one value a trillion times."""
 
 
 def open_base(source: Any, name: str | None = None) -> Base:
@@ -81,7 +84,7 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
 
 def _of_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
     fetched = weights_of(name, WEIGHTS, most, cached=cached)
-    return _of_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit)
+    return _of_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit, most)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,20 +124,21 @@ def weights_files(path: Path) -> list[Path]:
     return [path, *shards_of(path)] if path.name.endswith(INDEX) else [path]
 
 
-def _of_file(path: Path, name: str, revision: str = "") -> Base:
-    """The base of a file, of an index or of a folder with numbered files."""
+def _of_file(path: Path, name: str, revision: str = "", most: float = float("inf")) -> Base:
+    """The base of a file, of an index or of a folder with numbered files, of at most so many bytes each."""
+    read = partial(_read, most=most)
     if path.is_dir():
-        tensors, left_out = joined_numbered(numbered(path), _read)
+        tensors, left_out = joined_numbered(numbered(path), read)
     else:
-        tensors, left_out = joined(path, _read) if path.name.endswith(INDEX) else _read(path)
+        tensors, left_out = joined(path, read) if path.name.endswith(INDEX) else read(path)
     if not tensors:
         raise _nothing(str(path), left_out)
     return Base(tensors, name, revision, left_out)
 
 
-def _read(path: Path) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]]:
+def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]]:
     """The tensors of a torch state dict, or of a safetensors file as arrays, and what is left out of them, see
-    `left_out_of`. Raises SubcompressError for anything else."""
+    `left_out_of`. Raises SubcompressError for anything else, and for tensors that take more than `most` bytes."""
     try:
         with path.open("rb") as f:
             begin, size = f.read(9), f.seek(0, os.SEEK_END)
@@ -149,11 +153,24 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]
             raise SubcompressError(
                 f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: {reason(e)}"
             ) from e
-        return _tensors(found, str(path))
+        tensors, left_out = _tensors(found, str(path))
+        _check_sizes(tensors, min(most, MANY_TIMES * size + AND_MORE), path, size)
+        return tensors, left_out
     held, left_out = mapped(path)
     if list(held) == ["z"]:
         raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
     return held, left_out
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], most: float, path: Path, size: int) -> None:
+    """Raise SubcompressError where tensors, as they were loaded, would take more bytes once each value has its own."""
+    # In Python's integers: torch's own product of such sizes wraps around.
+    taken = {name: math.prod(t.shape) * t.element_size() for name, t in tensors.items()}
+    if (total := sum(taken.values())) > most:
+        raise SubcompressError(
+            f"a base takes about as many bytes as its file; the tensors of {path}, which has {size}, take {total}, "
+            f"{max(taken, key=taken.__getitem__)[:80]} most of them: save them contiguous"
+        )
 
 
 def _tensors(found: Any, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,6 +9,7 @@ leading one. Signs share the contexts of the magnitude, which halves what the ad
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -18,6 +19,21 @@ from subcompress.native.compiled import Decoder, library
 
 MIN_BITS, MAX_BITS = 2, 12
 _TOP = 1 << 24  # the range is kept at or above this
+
+MAX_D = 1 << 22
+"""Coordinates of a file."""
+
+FREE_DECISIONS, DECISIONS_A_BYTE = 1 << 19, 1 << 8
+"""Decisions that all nonzero coordinates of a file take at most beside their first, and how many more for each byte.
+
+They are 23 a coordinate at most, so that no file whose signs cost it a bit each comes near. Without a bound, a few
+hundred bytes of equal coordinates ask for as many decisions as fifty megabytes do."""
+
+FEW_ALIKE = 512
+"""Decisions of equal coordinates in a row after which more of them are read many at a time."""
+
+MANY_DECISIONS = 1 << 12
+"""Of a stretch that is read at once."""
 
 
 class _Contexts:
@@ -72,9 +88,12 @@ class _Encoder:
 
 
 class _Decoder:
+    """left: decisions that nonzero coordinates may still take beside their first, below zero where they took more."""
+
     def __init__(self, data: bytes) -> None:
         self.data, self.at, self.range = data, 4, 0xFFFFFFFF
         self.code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        self.left = FREE_DECISIONS + DECISIONS_A_BYTE * len(data)
 
     def bit(self, context: list[int], value: int) -> int:
         """Read one decision and count it; `value` is not used."""
@@ -86,11 +105,74 @@ class _Decoder:
             self.range -= bound
             value = 1
         context[value] += 2
+        if self.range < _TOP:
+            self._refill()
+        return value
+
+    def zeros(self, context: list[int], most: int) -> int:
+        """`bit` for as long as it gives 0, at most so many times; returns how often it did."""
+        zeros, ones = context
+        code, width, read = self.code, self.range, 0
+        while read < most:
+            p = (zeros << 16) // (zeros + ones)
+            bound = width * (p if p < 65535 else 65535) >> 16
+            if code >= bound:
+                break
+            width, zeros, read = bound, zeros + 2, read + 1
+            if width < _TOP:
+                self.code, self.range = code, width
+                self._refill()
+                code, width = self.code, self.range
+        self.range, context[0] = width, zeros
+        return read
+
+    def repeat(self, path: list[tuple[list[int], int]], most: int) -> int:
+        """Read coordinates of this path, (context, value) of each decision, for as long as they are, at most so many
+        and none that the range grows in; returns how many.
+
+        A decision takes (a * range + b) >> 16 off the range. Ranges are guessed for all of them at once and computed
+        from the guess, until nothing changes: each round makes the first one that was wrong right, and far more as a
+        rule, for a range that is off by a little takes the same off.
+        """
+        decisions = len(path)
+        counts = np.array([context for context, _ in path], np.int64)
+        values = np.array([value for _, value in path], np.int64)
+        zeros, ones = (counts[:, i] + np.arange(0, 2 * most, 2)[:, None] * (values == i) for i in (0, 1))
+        p = np.clip((zeros << 16) // (zeros + ones), 1, 65535)
+        a = np.where(values == 1, p, 65536 - p).reshape(-1)
+        a = a[: int(np.searchsorted(np.cumsum(a), 65536)) // decisions * decisions]  # a range that falls by a third
+        wanted = np.broadcast_to(values == 1, p.shape).reshape(-1)[: len(a)]
+        b = np.where(wanted, 0, 65535)
+        ranges = np.empty(len(a) + 1, np.int64)
+        ranges[0] = self.range
+        # What rounding takes off is half a unit each time, on average.
+        ranges[1:] = self.range * np.cumprod(1 - a / 65536) - np.cumsum(b / 65536 - 0.5)
+        taken = (a * ranges[:-1] + b) >> 16
+        while True:
+            ranges[1:] = self.range - np.cumsum(taken)
+            again = (a * ranges[:-1] + b) >> 16
+            if np.array_equal(again, taken):
+                break
+            taken = again
+        codes = np.full(len(ranges), self.code, np.int64)
+        codes[1:] -= np.cumsum(np.where(wanted, taken, 0))
+        fits = (ranges[1:] >= _TOP) & np.where(wanted, codes[1:] >= 0, codes[1:] < ranges[1:])
+        read = len(a) // decisions if fits.all() else int(np.argmin(fits)) // decisions
+        self.range, self.code = int(ranges[read * decisions]), int(codes[read * decisions])
+        for context, value in path:
+            context[value] += 2 * read
+        return read
+
+    @property
+    def taken(self) -> float:
+        """Bits of the stream that what was read took."""
+        return 8 * self.at - math.log2(self.range)
+
+    def _refill(self) -> None:
         while self.range < _TOP:
             self.range <<= 8
             self.code = self.code << 8 | (self.data[self.at] if self.at < len(self.data) else 0)
             self.at += 1
-        return value
 
 
 def _probability(context: list[int]) -> int:
@@ -99,7 +181,7 @@ def _probability(context: list[int]) -> int:
     return min(max((zeros << 16) // (zeros + ones), 1), 65535)
 
 
-def _coordinate(coder: _Encoder | _Decoder, c: _Contexts, value: int) -> int:
+def _coordinate(coder: _Encoder | _Decoder | _Path, c: _Contexts, value: int) -> int:
     """Spell one coordinate: the encoder writes `value`, the decoder ignores it; both return what was coded."""
     bit = coder.bit
     if not bit(c.zero, int(value != 0)):
@@ -120,25 +202,76 @@ def _coordinate(coder: _Encoder | _Decoder, c: _Contexts, value: int) -> int:
     return -m if negative else m
 
 
+class _Path:
+    """Hears the decisions that spell a coordinate; codes and counts nothing."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[list[int], int]] = []
+
+    def bit(self, context: list[int], value: int) -> int:
+        """One decision."""
+        self.taken.append((context, value))
+        return value
+
+
 def _reader(coder: _Decoder) -> Callable[[int, int], np.ndarray]:
     """(d, bits) -> the next group; compiled where it can be."""
     native = library()
     if native is None:
-
-        def plainly(d: int, bits: int) -> np.ndarray:
-            contexts = _Contexts(bits)
-            return np.fromiter((_coordinate(coder, contexts, 0) for _ in range(d)), np.int32, d)
-
-        return plainly
-    read, held = native.subcompress_decode, Decoder(coder.data, len(coder.data), coder.at, coder.range, coder.code)
+        return lambda d, bits: _plainly(coder, d, bits)
+    read = native.subcompress_decode
+    held = Decoder(coder.data, len(coder.data), coder.at, coder.range, coder.code, coder.left)
 
     def compiled(d: int, bits: int) -> np.ndarray:
-        out = np.empty(d, np.int32)
+        out = np.zeros(d, np.int32)
         read(ctypes.byref(held), bits, d, out.ctypes.data)
-        coder.at, coder.range, coder.code = held.at, held.range, held.code
+        coder.at, coder.range, coder.code, coder.left = held.at, held.range, held.code, held.left
         return out
 
     return compiled
+
+
+def _plainly(coder: _Decoder, d: int, bits: int) -> np.ndarray:
+    """The next group, zero from where `left` is used up. Coordinates that repeat are read many at a time."""
+    contexts, out = _Contexts(bits), np.zeros(d, np.int32)
+    paths = {0: [(contexts.zero, 0)]}
+    last = alike = at = 0
+    while at < d and coder.left >= 0:
+        if read := coder.zeros(contexts.zero, min(FEW_ALIKE, d - at)):
+            value = 0
+        else:
+            value, read = _coordinate(coder, contexts, 0), 1
+            out[at] = value
+        if (path := paths.get(value)) is None:
+            path = paths[value] = _path(contexts, value)
+        at, alike, last = at + read, alike + read if value == last else read, value
+        coder.left -= len(path) - 1
+        k = abs(value).bit_length() - 1
+        # Classes between these have decisions without a context, each a whole bit of the file: they are few.
+        if alike * len(path) >= FEW_ALIKE and (k <= 2 or k == bits - 1):
+            at, alike = _stretches(coder, path, out, at), 0
+    return out
+
+
+def _path(contexts: _Contexts, value: int) -> list[tuple[list[int], int]]:
+    """The decisions that spell a coordinate."""
+    heard = _Path()
+    _coordinate(heard, contexts, value)
+    return heard.taken
+
+
+def _stretches(coder: _Decoder, path: list[tuple[list[int], int]], out: np.ndarray, at: int) -> int:
+    """Read coordinates while they are what the one before `at` is, of that path; returns the place of the first that
+    is not, or where the range must grow first. What is read at once becomes twice as much each time."""
+    most, cost = FEW_ALIKE // len(path), len(path) - 1
+    while at < len(out) and coder.left >= 0:
+        most = min(2 * most, len(out) - at, MANY_DECISIONS // len(path), coder.left // cost + 1 if cost else MAX_D)
+        read = coder.repeat(path, most)
+        out[at : at + read] = out[at - 1]
+        at, coder.left = at + read, coder.left - cost * read
+        if read < most:
+            break
+    return at
 
 
 def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
@@ -160,8 +293,8 @@ def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
     return coder.finish()
 
 
-def decode(data: bytes, groups: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Bytes and (d, bits) of each group -> the coordinates, int32 (d,) each.
+def decode(data: bytes, groups: Sequence[tuple[int, int]], taken: list[float] | None = None) -> list[np.ndarray]:
+    """Bytes and (d, bits) of each group -> the coordinates, int32 (d,) each. taken: gets the bits that each group took.
 
     Raises SubcompressError where the bytes are not what `encode` would have written for so many coordinates.
     """
@@ -169,7 +302,17 @@ def decode(data: bytes, groups: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     read = _reader(coder)
     if coder.code >= coder.range or (data and not groups):
         raise SubcompressError("the coordinates are not what a range coder writes: the file is damaged or forged")
-    out = [read(d, bits) for d, bits in groups]
+    out = []
+    for d, bits in groups:
+        before = coder.taken
+        out.append(read(d, bits))
+        if taken is not None:
+            taken.append(coder.taken - before)
+    if coder.left < 0:
+        raise SubcompressError(
+            f"nonzero coordinates take at most {FREE_DECISIONS} decisions and {DECISIONS_A_BYTE} a byte; these take "
+            "more: the file is forged"
+        )
     if coder.at < len(data) or data.endswith(b"\0"):
         raise SubcompressError("the payload holds more than d coordinates: the file is damaged or forged")
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,8 +26,12 @@ from subcompress.format.record import (
     Record,
     Same,
     Stored,
-    bfloat16,
+    check_peaks,
+    check_piece,
+    check_start,
+    check_tie,
     group_sizes,
+    parts_of,
     trained,
 )
 from subcompress.format.rules import Rules
@@ -47,7 +51,6 @@ from subcompress.tensors.layout import CODED_DTYPES, Layout
 
 MAGIC, VERSION = b"SC", 1
 PHILOX = 1
-MAX_D = 1 << 22
 MAX_FROZEN = 1 << 22
 MAX_GROUPS = 1 << 8
 MAX_STORED_BYTES = 1 << 30
@@ -99,6 +102,10 @@ class Parsed:
     test_accuracy: float | None
     digest: bytes
     ledger: dict[str, int]
+    taken: tuple[float, ...]
+    """Bits that the coordinates of each group take."""
+    whole: Record | None = None
+    """The record, where it stands on no base: checked."""
 
     @property
     def base(self) -> BaseReference | None:
@@ -110,26 +117,35 @@ class Parsed:
         """See `Record.trained`."""
         return trained(self.groups)
 
+    @property
+    def tied_bytes(self) -> int:
+        """Dense bytes of tensors that are the same as an earlier one, of those whose sizes are known without a base."""
+        new = self.layout.new if isinstance(self.layout, Standing) else self.layout
+        entries = self.entries[len(self.entries) - len(new) :]
+        return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Same))
+
     def record(self, base: Base | None = None) -> Record:
         """The record, checked. base: the one that it was made on. Raises SubcompressError."""
-        layout, standing = self.layout, None
-        if isinstance(layout, Standing):
-            assert base is not None, "format.from_bytes finds it"
-            base.require(layout.base)
-            standing = OnBase(layout.base, base)
-            layout = layout.on(base.layout)
+        if self.whole is not None:
+            return self.whole
+        assert isinstance(self.layout, Standing), "parse has checked all others"
+        assert base is not None, "format.from_bytes finds it"
+        base.require(self.layout.base)
+        return self._record(self.layout.on(base.layout), OnBase(self.layout.base, base))
+
+    def checked(self) -> Parsed:
+        """The same, once all is checked that can be without a base. Raises SubcompressError for what no record is."""
+        if isinstance(self.layout, Layout):
+            return replace(self, whole=self._record(self.layout, None))
+        _check_on_base(self.layout, self)
+        return self
+
+    def _record(self, layout: Layout, standing: OnBase | None) -> Record:
         _check_stored(layout, self.entries, self.stored)
+        facts, accuracy = self.facts, self.test_accuracy
         record = Record(
-            self.seed,
-            layout,
-            self.groups,
-            self.entries,
-            self.stored,
-            self.facts,
-            self.test_accuracy,
-            self.digest,
-            standing,
-        )
+            self.seed, layout, self.groups, self.entries, self.stored, facts, accuracy, self.digest, standing
+        )  # fmt: skip
         record.check()
         return record
 
@@ -155,8 +171,8 @@ def parse(data: bytes) -> Parsed:
     layout = read_layout(r)
     r.part("groups")
     specs = [_read_group(r) for _ in range(r.varint("the number of groups", MAX_GROUPS))]
-    if sum(numbers[0] for _, numbers, _ in specs) > MAX_D:
-        raise r.fail(f"a file has at most {MAX_D} coordinates")
+    if sum(numbers[0] for _, numbers, _ in specs) > codec.MAX_D:
+        raise r.fail(f"a file has at most {codec.MAX_D} coordinates")
     if sum(dict(zip(operator.limits, numbers, strict=True)).get("K", 0) for operator, numbers, _ in specs) > MAX_FROZEN:
         raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("tensors")
@@ -169,19 +185,19 @@ def parse(data: bytes) -> Parsed:
     digest = r.raw(DIGEST_SIZE)
     r.part("stored")
     stored = _read_stored(r, layout, listed)
-    if listed.rules is not None:
-        tables = sum(listed.rules.table_sizes)
+    if listed.rules is not None and (tables := sum(listed.rules.table_sizes)):
         entries = listed.rules.entries(None if isinstance(layout, Standing) else layout, stored[:tables])
         stored = stored[tables:]
     operators = _operators(specs, weights, seed)
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
-    coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes)
+    taken: list[float] = []
+    coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes, taken)
     r.part("")
     groups = tuple(Group(op, bits, c) for op, (_, bits), c in zip(operators, sizes, coordinates, strict=True))
     ledger = {k: v for k, v in {**r.ledger, "checksum": _CRC_SIZE}.items() if v}
     measured = (accuracy - 1) / 10_000 if accuracy else None
-    return Parsed(seed, layout, groups, entries, stored, facts, measured, digest, ledger)
+    return Parsed(seed, layout, groups, entries, stored, facts, measured, digest, ledger, tuple(taken)).checked()
 
 
 def _read_group(r: Reader) -> _GroupSpec:
@@ -284,7 +300,7 @@ def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) ->
     standing = isinstance(layout, Standing)
     body = r
     if kind == rules.DEFLATED:
-        body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+        body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
         body.part("tensors")
     found = rules.read_rules(body, len(layout), groups, standing, MAX_STORED_BYTES)
     if body is not r and body.at != len(body.data):
@@ -299,7 +315,7 @@ def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) ->
 def _read_entries(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
     if kind < 2:
         return _read_tagged(r, layout, groups, kind)
-    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
     body.part("tensors")
     entries = _read_tagged(body, layout, groups, kind)
     if body.at != len(body.data):
@@ -320,15 +336,19 @@ def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Ent
         raise r.fail("the first coded tensor brings a scale, and no bit stands for none")
     scale, flags = 0.0, iter(fresh)
     entries: list[Entry] = []
+    alike: dict[tuple[float, int, float], Coded] = {}  # one and the same, which is checked once
     for spec, tag in zip(layout, tags, strict=True):
         if not isinstance(tag, tuple):
             entries.append(tag)
             continue
         if next(flags):
             scale = struct.unpack("<f", b"\0\0" + r.raw(2))[0]
-        if spec.dtype not in CODED_DTYPES or not scale > 0 or scale != bfloat16(scale):
+        if spec.dtype not in CODED_DTYPES or not LOWEST_SCALE <= scale < HIGHEST_SCALE:
             raise r.fail(f"{spec} cannot be coded at scale {scale}")
-        entries.append(Coded(scale, *tag))
+        key = (scale, *tag)
+        if key not in alike:
+            alike[key] = Coded(*key)
+        entries.append(alike[key])
     return tuple(entries)
 
 
@@ -385,7 +405,7 @@ def _write_palette(w: Writer, record: Record) -> None:
 
 def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ...], list[int]]:
     """The entries of so many tensors, and the sizes of the groups."""
-    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES))
+    body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
     body.part("tensors")
     kinds: list[Entry] = []
     for _ in range(body.varint("the number of entries", tensors)):
@@ -397,9 +417,7 @@ def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ..
         else:
             plain = _read_plain(body, tag, groups, tensors - 1)
             kinds.append(Coded(_read_scale(body), *plain) if isinstance(plain, tuple) else plain)
-    entries = tuple(
-        kinds[body.varint("the number of an entry", len(kinds) - 1)] for _ in range(tensors if kinds else 0)
-    )
+    entries = tuple(kinds[k] for k in body.varints(tensors if kinds else 0, "the number of an entry", len(kinds) - 1))
     if body.at != len(body.data) or len(entries) != tensors:
         raise r.fail("a tensor list has an entry a tensor and ends with the last")
     return entries, [r.varint("the size of a group", MAX_DENSE_BYTES) for _ in range(groups)]
@@ -429,11 +447,40 @@ def _stored_size(layout: Layout, entries: tuple[Entry, ...]) -> int:
     return sum(s.nbytes for s, e in pairs if isinstance(e, Stored) and e.same is None)
 
 
+def _check_on_base(layout: Standing, parsed: Parsed) -> None:
+    """Raise SubcompressError for what no record on a base is, whatever the base: what its tensors are is not known, but
+    for those that it does not give."""
+    check_peaks(parsed.groups)
+    given, tables, stored = len(layout) - len(layout.new), set[tuple[int, str]](), 0
+    for i, entry in enumerate(parsed.entries):
+        spec = layout.new.tensors[i - given] if i >= given else None
+        what = spec or f"number {i}"
+        if isinstance(entry, Same) or (isinstance(entry, Stored) and entry.same is not None):
+            check_tie(parsed.entries, i, what)
+        elif isinstance(entry, Stored):
+            stored += 0 if spec is None else spec.nbytes
+        if spec is not None and (isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based)):
+            raise SubcompressError(
+                f"a tensor that starts at the base's values is in the base; {what} is not: the file is forged"
+            )
+        for part in parts_of(entry):
+            check_start(what, part, tables)
+            if spec is not None:
+                check_piece(spec, part, tables)
+    kept = any(isinstance(e, Stored) and e.same is None for e in parsed.entries[:given])
+    if len(parsed.stored) < stored or (len(parsed.stored) > stored and not kept):
+        raise _wrong_stored(stored, parsed.stored)
+
+
+def _wrong_stored(size: int, stored: bytes) -> SubcompressError:
+    return SubcompressError(
+        f"stored tensors take {size} bytes, {len(stored)} are there: the file is damaged or forged; fetch it again"
+    )
+
+
 def _check_stored(layout: Layout, entries: tuple[Entry, ...], stored: bytes) -> None:
     if len(stored) != (size := _stored_size(layout, entries)):
-        raise SubcompressError(
-            f"stored tensors take {size} bytes, {len(stored)} are there: the file is damaged or forged; fetch it again"
-        )
+        raise _wrong_stored(size, stored)
     at = 0
     for spec, entry in zip(layout, entries, strict=True):
         if isinstance(entry, Stored) and entry.same is None:

@@ -13,7 +13,7 @@ from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 from subcompress.operators import ExactOperator, HadamardBlocks
-from subcompress.operators.forms import Form, Pattern, Ramp, Seeded, seeded_integers
+from subcompress.operators.forms import Form, Pattern, Ramp, Seeded, counts_of, seeded_integers, table_of
 from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import finite
 
@@ -82,6 +82,27 @@ class Mixed:
     items: tuple[Coded | Fixed, ...]
     runs: tuple[tuple[int, int], ...]
 
+    @cached_property
+    def period(self) -> int:
+        """Values before the runs repeat."""
+        return int(table_of(self.runs)[:, 1].sum())
+
+    @cached_property
+    def sound(self) -> bool:
+        """Whether the runs name every item, and none is empty."""
+        items, lengths = table_of(self.runs).T
+        return np.array_equal(np.unique(items), np.arange(len(self.items))) and bool((lengths >= 1).all())
+
+    @cached_property
+    def _counts(self) -> dict[int, list[int]]:
+        return {}
+
+    def counts(self, size: int) -> list[int]:
+        """Of a tensor of so many real numbers, how many each item makes: many tensors may share the entry."""
+        if size not in self._counts:
+            self._counts[size] = counts_of(self.runs, len(self.items), size)
+        return self._counts[size]
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -120,7 +141,7 @@ class Piece:
 def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, int]]:
     """The entries of a tensor's pieces, and how many values each has; nothing for a tensor that is not made."""
     if isinstance(entry, Mixed):
-        yield from zip(entry.items, Pattern(entry.runs, spec.reals).counts, strict=True)
+        yield from zip(entry.items, entry.counts(spec.reals), strict=True)
     elif isinstance(entry, (Coded, Fixed)):
         yield entry, spec.reals
 
@@ -211,12 +232,9 @@ class Record:
                     f"a group's tensors, operator and coordinates agree; given {size} weights, an operator of "
                     f"{g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit again"
                 )
-            if (peak := g.operator.peak(g.coordinates)) >= LIMIT:
-                raise SubcompressError(
-                    f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
-                    "lower d, the bits or the number of rows a block"
-                )
-        tables: set[tuple[int, str]] = set()
+        check_peaks(self.groups)
+        tables: Tables = set()
+        checked: set[tuple[int, str]] = set()  # entries by what holds them: many tensors share one
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
             if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
                 self._check_based(spec, isinstance(entry, Coded))
@@ -226,8 +244,10 @@ class Record:
                 self._check_same(i, spec, entry.same)
             elif isinstance(entry, Mixed):
                 _check_mixed(spec, entry)
-            for part, _ in pieces_of(spec, entry):
-                _check_piece(spec, part, tables)
+            if (key := (id(entry), spec.dtype)) not in checked:
+                checked.add(key)
+                for part in parts_of(entry):
+                    check_piece(spec, part, tables)
 
     def _check_based(self, spec: TensorSpec, coded: bool) -> None:
         if self.base is None or spec.name not in self.base:
@@ -238,14 +258,42 @@ class Record:
             raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
 
     def _check_same(self, at: int, spec: TensorSpec, index: int) -> None:
-        first = self.entries[index] if 0 <= index < at else None
-        kind = Stored if isinstance(self.entries[at], Stored) else Entry
-        again = isinstance(first, Stored) and first.same is not None and kind is Stored
-        if not isinstance(first, kind) or isinstance(first, Same) or again:
-            raise SubcompressError(f"a tied tensor is that of an earlier one; {spec} is not: fit again")
+        check_tie(self.entries, at, spec)
         other = self.layout.tensors[index]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
+
+
+Tables = set[tuple[int, str]]
+"""Tables that were checked before, which many tensors may share: what holds their bytes, and the dtype."""
+
+
+def parts_of(entry: Entry) -> tuple[Coded | Fixed, ...]:
+    """The entries of a tensor's pieces; none for a tensor that is not made."""
+    return entry.items if isinstance(entry, Mixed) else (entry,) if isinstance(entry, (Coded, Fixed)) else ()
+
+
+def check_peaks(groups: tuple[Group, ...]) -> None:
+    """Raise SubcompressError where the integers of a weight are not exact."""
+    for g in groups:
+        if g.operator.peak_at_most(int(np.abs(g.coordinates).max(initial=0))) < LIMIT:
+            continue
+        if (peak := g.operator.peak(g.coordinates)) >= LIMIT:
+            raise SubcompressError(
+                f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
+                "lower d, the bits or the number of rows a block"
+            )
+
+
+def check_tie(entries: tuple[Entry, ...], at: int, what: object) -> None:
+    """Raise SubcompressError unless tensor number `at`, called `what`, is tied to an earlier one that is not tied."""
+    entry = entries[at]
+    index = entry.index if isinstance(entry, Same) else entry.same if isinstance(entry, Stored) else None
+    first = entries[index] if index is not None and 0 <= index < at else None
+    kind = Stored if isinstance(entry, Stored) else Entry
+    again = isinstance(first, Stored) and first.same is not None and kind is Stored
+    if not isinstance(first, kind) or isinstance(first, Same) or again:
+        raise SubcompressError(f"a tied tensor is that of an earlier one; {what} is not: fit again")
 
 
 def trained(groups: tuple[Group, ...]) -> list[Group]:
@@ -257,26 +305,34 @@ def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list
     """Coded real numbers of each group."""
     sizes = [0] * groups
     for spec, entry in zip(layout, entries, strict=True):
-        for part, reals in pieces_of(spec, entry):
-            if isinstance(part, Coded):
-                sizes[part.group] += reals
+        if isinstance(entry, Coded):
+            sizes[entry.group] += spec.reals
+        elif isinstance(entry, Mixed):
+            for part, reals in zip(entry.items, entry.counts(spec.reals), strict=True):
+                if isinstance(part, Coded):
+                    sizes[part.group] += reals
     return sizes
 
 
 def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
-    pattern = Pattern(entry.runs, spec.reals)
-    named = {item for item, _ in entry.runs}
-    lengths = [length for _, length in entry.runs]
-    if named != set(range(len(entry.items))) or min(lengths) < 1 or not 1 <= pattern.period <= spec.reals:
+    if not entry.sound or entry.period > spec.reals:
         raise SubcompressError(f"runs name every item of a tensor, and fit into it; those of {spec} do not: fit again")
     if any(isinstance(item, Coded) and item.based for item in entry.items):
         raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
 
 
-def _check_piece(spec: TensorSpec, part: Coded | Fixed, tables: set[tuple[int, str]]) -> None:
-    """tables: what was checked before, which many tensors may share."""
+def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables) -> None:
+    """Raise SubcompressError for a piece that no tensor like this one has."""
     if spec.dtype not in CODED_DTYPES:
         raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
+    check_start(spec, part, tables)
+    start = part.start.center if isinstance(part.start, Seeded) else part.start
+    if not isinstance(start, float) and start.dtype != spec.real_dtype:
+        raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
+
+
+def check_start(spec: object, part: Coded | Fixed, tables: Tables) -> None:
+    """Raise SubcompressError for numbers that no piece has, of a tensor called `spec`."""
     if isinstance(part, Coded):
         _check_scale(spec, part.scale)
     start = part.start
@@ -290,8 +346,8 @@ def _check_piece(spec: TensorSpec, part: Coded | Fixed, tables: set[tuple[int, s
         if part.start == 0 and math.copysign(1, start) < 0 and isinstance(part, Fixed):
             raise SubcompressError(f"zero has no sign as a start; {spec} is fixed at -0.0: make it a table")
         return
-    if start.dtype != spec.real_dtype or start.period < 1:
-        raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
+    if start.period < 1:
+        raise SubcompressError(f"a table or a ramp has a value at least; that of {spec} has none: fit again")
     if isinstance(start, Ramp):
         ends = (start.first, start.step, start.first + start.step * start.period)
         if not all(math.isfinite(x) and abs(x) < RAMP_LIMIT for x in ends):
@@ -302,7 +358,7 @@ def _check_piece(spec: TensorSpec, part: Coded | Fixed, tables: set[tuple[int, s
         tables.add((id(start.data), start.dtype))
 
 
-def _check_scale(spec: TensorSpec, scale: float) -> None:
+def _check_scale(spec: object, scale: float) -> None:
     if not LOWEST_SCALE <= scale < HIGHEST_SCALE or scale != bfloat16(scale):
         raise SubcompressError(
             f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); {spec} has {scale}"

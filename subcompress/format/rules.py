@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -45,6 +46,9 @@ MAX_PIECES = 1 << 18
 
 MAX_ALL_RUNS = 1 << 20
 """Runs of all mixed tensors of a file."""
+
+FREE_RUNS, RUNS_A_BYTE = 1 << 16, 64
+"""Runs of all rules at most, and how many more for each byte of the file. (Runs that repeat are written once.)"""
 
 _STORED, _TIED, _KEPT, _FIXED, _CODED, _MIXED = range(6)
 _ZERO, _CONSTANT, _BASE, _TABLE, _RAMP, _SEEDED = range(6)
@@ -302,6 +306,7 @@ class _Making:
             at += size
         self.first: dict[int, int] = {}
         self.pieces: dict[tuple[int, float], Coded | Fixed] = {}
+        self.mixed: dict[int, Mixed] = {}
 
     def entry(self, code: int, i: int) -> Entry:
         """Of tensor i."""
@@ -317,7 +322,9 @@ class _Making:
         if rule.tag == _KEPT:
             return Kept()
         if rule.tag == _MIXED:
-            return Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
+            if number not in self.mixed or any(self.rules[c // HALVINGS].fan for c in rule.codes):
+                self.mixed[number] = Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
+            return self.mixed[number]
         return self._piece(code, i)
 
     def _piece(self, code: int, i: int) -> Coded | Fixed:
@@ -368,10 +375,14 @@ def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: 
             raise r.fail(f"tables take at most {most_bytes} bytes")
         items, runs = items + len(rules[-1].codes), runs + len(rules[-1].runs)
         _check_mixing(r, items, runs)
+        if runs > FREE_RUNS + RUNS_A_BYTE * r.bytes:
+            raise r.fail(f"rules have at most {FREE_RUNS} runs and {RUNS_A_BYTE} for each byte of the file")
     codes = _read_codes(r, tensors, count)
-    used = [rules[code // HALVINGS] for code in codes]
-    _check_mixing(r, sum(len(x.codes) for x in used), sum(len(x.runs) for x in used))
-    named = {code // HALVINGS for code in codes}
+    used = Counter(code // HALVINGS for code in codes)
+    _check_mixing(
+        r, sum(k * len(rules[n].codes) for n, k in used.items()), sum(k * len(rules[n].runs) for n, k in used.items())
+    )
+    named = set(used)
     if len(named | {code // HALVINGS for n in named for code in rules[n].codes}) != count:
         raise r.fail("every rule is that of a tensor, or of an item of one")
     return Rules(tuple(rules), codes, tuple(sizes))
@@ -389,7 +400,7 @@ def _read_codes(r: Reader, tensors: int, rules: int) -> tuple[int, ...]:
             raise r.fail("tensors need a rule")
         return ()
     if rules > 1:
-        return tuple(r.varint("a tensor's rule", HALVINGS * rules - 1) for _ in range(tensors))
+        return tuple(r.varints(tensors, "a tensor's rule", HALVINGS * rules - 1))
     packed = r.raw(-(-tensors // 2))
     if tensors % 2 and packed[-1] >> 4:
         raise r.fail("half a byte that stands for no tensor is zero")
@@ -423,21 +434,18 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
 
 def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:
     count = r.varint("the number of items", MAX_ITEMS)
-    codes = tuple(r.varint("an item's rule", HALVINGS * max(len(rules), 1) - 1) for _ in range(count))
+    codes = tuple(r.varints(count, "an item's rule", HALVINGS * max(len(rules), 1) - 1))
     for code in codes:
         rule = rules[code // HALVINGS] if rules else None
         if rule is None or rule.part is None or (rule.tag == _FIXED and code % HALVINGS):
             raise r.fail("the items of a mixed tensor are coded or fixed, by rules before it")
         if isinstance(rule.part, Coded) and rule.part.based:
             raise r.fail("a tensor of the base is not mixed")
-    runs = tuple(
-        (r.varint("a run's item", max(0, count - 1)), r.varint("a run's length", MAX_PERIOD))
-        for _ in range(r.varint("the number of runs", MAX_RUNS))
-    )
-    lengths = [length for _, length in runs]
-    if {item for item, _ in runs} != set(range(count)) or not count or min(lengths) < 1 or sum(lengths) > MAX_PERIOD:
+    numbers = r.varints(2 * r.varint("the number of runs", MAX_RUNS), "a run's item or length", MAX_PERIOD)
+    items, lengths = numbers[::2], numbers[1::2]
+    if set(items) != set(range(count)) or not count or min(lengths) < 1 or sum(lengths) > MAX_PERIOD:
         raise r.fail("runs name every item, and are not empty")
-    return _Rule(_MIXED, codes=codes, runs=runs)
+    return _Rule(_MIXED, codes=codes, runs=tuple(zip(items, lengths, strict=True)))
 
 
 def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tuple[Form, int, int | None]:

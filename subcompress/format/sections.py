@@ -20,11 +20,16 @@ ON_BASE = 7
 """The number, among those of layouts, of one that stands on a base; no table holds it."""
 
 MAX_TENSORS = 1 << 16
+FREE_TENSORS, TENSORS_A_BYTE = 1 << 14, 4
+"""Tensors of a list at most, and how many more for each byte of the file: those of regular networks of thousands of
+layers take a fifth of a byte each, and only a list that was made to be long takes less."""
+
 MAX_AXES = 16
 MAX_DENSE_BYTES = 1 << 36
 MAX_LAYOUT_BYTES = 1 << 24
 MAX_FACTS_BYTES = 1 << 20
 MAX_INPUT = 1 << 26
+MAX_INPUTS = 1 << 12
 _CODES = list(DTYPES)
 _LISTS = {"input_shape": int, "mean": float, "std": float, "labels": str}
 
@@ -63,7 +68,7 @@ def read_layout(r: Reader) -> Layout | Standing:
         if number not in tables.layouts():
             raise r.fail(f"layout {number} is unknown to this version: a newer subcompress may know it; otherwise")
         return tables.layouts()[number]
-    body = Reader(r.deflated("layout", MAX_LAYOUT_BYTES))
+    body = Reader(r.deflated("layout", MAX_LAYOUT_BYTES), r.bytes)
     body.part("layout")
     layout = _read_list(body)
     if body.at != len(body.data):
@@ -76,7 +81,8 @@ def read_layout(r: Reader) -> Layout | Standing:
 def _read_list(r: Reader) -> Layout:
     specs: list[TensorSpec] = []
     previous = b""
-    for _ in range(r.varint("the number of tensors", MAX_TENSORS)):
+    most = min(MAX_TENSORS, FREE_TENSORS + TENSORS_A_BYTE * r.bytes)
+    for _ in range(r.varint("the number of tensors", most)):
         spec, previous = _read_spec(r, previous)
         specs.append(spec)
     if len({s.name for s in specs}) != len(specs):
@@ -159,7 +165,7 @@ def _read_text(r: Reader, what: str) -> str:
         text = r.raw(r.varint(f"the length of {what}", MAX_NAME)).decode()
     except UnicodeDecodeError as e:
         raise r.fail(f"{what} is UTF-8") from e
-    if any(character < " " for character in text):
+    if text and min(text) < " ":
         raise r.fail(f"{what} has no control characters")
     return text
 
@@ -169,8 +175,8 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
     name = previous[:same] + body.raw(body.varint("a name's length", MAX_NAME))
     dtype = _CODES[body.varint("a dtype", len(_CODES) - 1)]
     axes = body.varint("the number of axes", MAX_AXES)
-    shape = tuple(body.varint("an axis", MAX_DENSE_BYTES) for _ in range(axes))
-    if len(name) > MAX_NAME or math.prod(max(1, axis) for axis in shape) > MAX_DENSE_BYTES:
+    shape = tuple(body.varints(axes, "an axis", MAX_DENSE_BYTES))
+    if len(name) > MAX_NAME or math.prod(filter(None, shape)) > MAX_DENSE_BYTES:
         raise body.fail(f"a tensor has at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name, this one {shape}")
     try:
         text = name.decode()
@@ -202,7 +208,7 @@ def read_facts(r: Reader) -> Facts:
             raise r.fail(f"facts {number} are unknown to this version: a newer subcompress may know them; otherwise")
         return tables.facts()[number]
     try:
-        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES), object_pairs_hook=unique_keys)
+        found = json.loads(r.deflated("facts", MAX_FACTS_BYTES).decode(), object_pairs_hook=unique_keys)
         return _facts(found)
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
         raise r.fail("facts are a JSON object of known fields") from e
@@ -212,12 +218,15 @@ def _facts(found: Any) -> Facts:
     """Raises TypeError or ValueError for anything but known fields of their types."""
     if not isinstance(found, dict):
         raise TypeError(found)
+    if "input_dtype" in found and found["input_dtype"] not in DTYPES:
+        raise ValueError(found["input_dtype"])
     dtype = found.pop("input_dtype", "")
-    if dtype and dtype not in DTYPES:
-        raise ValueError(dtype)
     inputs = found.pop("inputs", [])
-    if not isinstance(inputs, list) or not all(isinstance(each, list) for each in inputs):
+    if not isinstance(inputs, list) or len(inputs) > MAX_INPUTS or not all(isinstance(each, list) for each in inputs):
         raise TypeError("inputs")
+    names = [each[0] for each in inputs if each and each[0] != ""]
+    if len(set(names)) != len(names):
+        raise ValueError("two inputs of one name")
     lists = {}
     for key, values in found.items():
         kind = _LISTS.get(key)

@@ -6,7 +6,15 @@ import struct
 import zlib
 from typing import Any
 
+import numpy as np
+
 from subcompress.errors import SubcompressError
+
+FEW = 64
+"""Varints that are read faster one by one."""
+
+LONG = 8
+"""Bytes of a varint that an int64 holds."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -48,8 +56,10 @@ class Writer:
 class Reader:
     """Reads one buffer front to back; every length is checked before it is used."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, of: int | None = None) -> None:
+        """of: bytes of the file that the data were inflated from, by default the data are all of it."""
         self.data, self.at = data, 0
+        self.bytes = len(data) if of is None else of
         self.ledger: dict[str, int] = {}
         self._part, self._since = "", 0
 
@@ -71,6 +81,9 @@ class Reader:
 
     def varint(self, what: str, limit: int) -> int:
         """An unsigned LEB128 integer of at most `limit`, in its shortest form."""
+        if self.at < len(self.data) and (value := self.data[self.at]) < 0x80 and value <= limit:
+            self.at += 1  # nearly all of them: a file of 5 kB may hold a million
+            return value
         value = shift = 0
         while True:
             byte = self.raw(1)[0]
@@ -85,6 +98,37 @@ class Reader:
         if value > limit:
             raise self.fail(f"{what} is at most {limit}, given {value}")
         return value
+
+    def varints(self, n: int, what: str, limit: int) -> list[int]:
+        """So many of them, one after another."""
+        short = self.data[self.at : self.at + n]
+        if len(short) == n and (not n or max(short) < 0x80):
+            self.at += n
+            found = list(short)
+        else:
+            found = self._long(n, what)
+        if found and max(found) > limit:
+            raise self.fail(f"{what} is at most {limit}, given {max(found)}")
+        return found
+
+    def _long(self, n: int, what: str) -> list[int]:
+        """So many of them, of which some may be longer than a byte."""
+        if n < FEW:
+            return [self.varint(what, (1 << 64) - 1) for _ in range(n)]
+        held = np.frombuffer(self.data, np.uint8)[self.at :]
+        ends = np.flatnonzero(held < 0x80)[:n] + 1
+        lengths = np.diff(ends, prepend=0)
+        if len(ends) < n or lengths.max() > LONG:  # what is wrong, or long, is found out one by one
+            return [self.varint(what, (1 << 64) - 1) for _ in range(n)]
+        if (held[ends - 1][lengths > 1] == 0).any():
+            raise self.fail(f"{what} is not in its shortest form")
+        found = np.zeros(n, np.int64)
+        for i in range(int(lengths.max())):
+            there = lengths > i
+            found[there] |= (held[(ends - lengths)[there] + i].astype(np.int64) & 0x7F) << 7 * i
+        self.at += int(ends[-1])
+        numbers: list[int] = found.tolist()
+        return numbers
 
     def float32(self) -> float:
         return float(struct.unpack("<f", self.raw(4))[0])

@@ -8,11 +8,12 @@ subcompress.from_pretrained("ORG/NAME", module)
 from typing import TYPE_CHECKING
 
 from subcompress.remote import Fetched, Reference
+from subcompress.support.names import GRAPHS
 
 if TYPE_CHECKING:
     from subcompress.hub.card import About
     from subcompress.hub.fetching import fetch, from_pretrained, local, pull
-    from subcompress.hub.publishing import GRAPHS, Pushed, push
+    from subcompress.hub.publishing import Pushed, push
 else:
     from subcompress.support import lazy
 
@@ -21,7 +22,7 @@ else:
         {
             "card": ("About",),
             "fetching": ("fetch", "from_pretrained", "local", "pull"),
-            "publishing": ("GRAPHS", "Pushed", "push"),
+            "publishing": ("Pushed", "push"),
         },
     )
 

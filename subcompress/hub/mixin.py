@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,13 +14,16 @@ from torch import nn
 from subcompress import format
 from subcompress.api.info import info
 from subcompress.api.unpack import load
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, one_line
 from subcompress.hub.card import About
 from subcompress.hub.fetching import place
 from subcompress.hub.publishing import Parcel, described, push
 from subcompress.rebuild.expand import digest_of
-from subcompress.remote import CARD, CONFIG, FILE, LARGE
+from subcompress.remote import CARD, CONFIG, FILE, LARGE, json_object
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
+
+RESERVED = {"self", "cls", "model_id", "revision", "cache_dir", "force_download", "local_files_only", "token"}
+"""Names that huggingface_hub gives values to itself, on the way to `__init__`."""
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):
@@ -92,13 +94,18 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
             return cls._from_pretrained(model_id=name, standing_on=base, **model_kwargs)
         folder = place(name, revision, token, cached=local_files_only)
         text = read_bytes(folder / CONFIG, LARGE) if (folder / CONFIG).exists() else b"{}"
-        try:
-            held = isinstance(json.loads(text), dict)
-        except (ValueError, RecursionError):
-            held = False
-        if not held:
-            raise SubcompressError(f"{CONFIG} of {name} is no JSON object: is it the right repository?")
+        if (held := json_object(text)) is None:
+            raise SubcompressError(f"{CONFIG} of {name} is no JSON object in UTF-8: is it the right repository?")
+        if taken := sorted(held.keys() & RESERVED & cls._names_given(held)):
+            raise SubcompressError(f"{CONFIG} of {name} sets {taken[0]}, which no network is made with: mend it")
         return super().from_pretrained(folder, standing_on=base, **model_kwargs)
+
+    @classmethod
+    def _names_given(cls, config: dict[str, Any]) -> set[str]:
+        """The names in a configuration that `__init__` will be given."""
+        parameters = cls._hub_mixin_init_parameters
+        takes_all = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        return set(config) if takes_all else set(config) & parameters.keys()
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, standing_on: Any = None, **kwargs: Any) -> Any:
@@ -106,7 +113,14 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         given = {k: v for k, v in kwargs.items() if k not in ours or k in cls._hub_mixin_init_parameters}
         file = Path(model_id) / FILE if Path(model_id).is_dir() else Path(model_id)
         packed = read_bytes(file, MAX_FILE_BYTES)
-        net = load(file, cls(**given), base=standing_on)  # type: ignore[arg-type]
+        try:
+            made = cls(**given)
+        except Exception as e:  # whatever the user's code raises for what a repository says
+            raise SubcompressError(
+                f"{cls.__name__} cannot be made with {', '.join(sorted(map(str, given))) or 'nothing'}, as {CONFIG} or "
+                f"the call has it ({type(e).__name__}: {one_line(e)}): is it the right repository?"
+            ) from e
+        net = load(file, made, base=standing_on)  # type: ignore[arg-type]
         net._packed, net._base = packed, standing_on  # type: ignore[assignment]
         return net
 

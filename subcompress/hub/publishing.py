@@ -31,6 +31,7 @@ from subcompress.remote.transport import (
     asked_wait,
     quiet,
 )
+from subcompress.support.names import GRAPHS
 
 EVALUATION = ".eval_results/subcompress.yaml"
 
@@ -42,9 +43,6 @@ OTHERS = re.compile(
     r"|tf_model\.h5|flax_model\.msgpack"
 )
 """Names of weights that loaders would no longer look at beside a model.safetensors."""
-
-GRAPHS = ("auto", "dense", "none")
-"""What model.onnx is: self-unfolding where the file can be, with its weights inside, or not there."""
 
 
 @dataclass(frozen=True)

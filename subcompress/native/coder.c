@@ -8,6 +8,7 @@ typedef struct {
     const uint8_t *data;
     int64_t size, at;
     uint64_t range, code;
+    int64_t left; /* decisions that nonzero coordinates may still take beside their first */
 } decoder_t;
 
 typedef uint64_t context_t[2]; /* half-counts of zeros and ones */
@@ -31,14 +32,14 @@ static int next_bit(decoder_t *coder, context_t context) {
     return value;
 }
 
-/* The next d coordinates of `bits` bits, 2 to 12. */
+/* The next d coordinates of `bits` bits, 2 to 12; those after `left` fell below zero are not read. */
 void subcompress_decode(decoder_t *coder, int32_t bits, int64_t d, int32_t *out) {
     context_t zero = {1, 1}, sign = {1, 1}, classes[MAX_BITS], mantissa[MAX_BITS][4];
     for (int k = 0; k < MAX_BITS; k++) {
         classes[k][0] = classes[k][1] = 1;
         for (int m = 0; m < 4; m++) mantissa[k][m][0] = mantissa[k][m][1] = 1;
     }
-    for (int64_t j = 0; j < d; j++) {
+    for (int64_t j = 0; j < d && coder->left >= 0; j++) {
         if (!next_bit(coder, zero)) {
             out[j] = 0;
             continue;
@@ -54,5 +55,6 @@ void subcompress_decode(decoder_t *coder, int32_t bits, int64_t d, int32_t *out)
                 magnitude = magnitude << 1 | next_bit(coder, magnitude < 4 ? mantissa[k][magnitude] : even);
             }
         out[j] = negative ? -magnitude : magnitude;
+        coder->left -= 1 + (k < last ? k + 1 : last) + (k == bits - 1 ? 0 : k);
     }
 }

@@ -66,7 +66,14 @@ class Rows(Structure):
 class Decoder(Structure):
     """coder.c, decoder_t: what is being read, and where it stands."""
 
-    _fields_ = [("data", c_char_p), ("size", c_int64), ("at", c_int64), ("range", c_uint64), ("code", c_uint64)]
+    _fields_ = [
+        ("data", c_char_p),
+        ("size", c_int64),
+        ("at", c_int64),
+        ("range", c_uint64),
+        ("code", c_uint64),
+        ("left", c_int64),
+    ]
 
 
 BLOCKS = POINTER(Blocks), POINTER(Rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,10 +136,11 @@ def _diagnosis(model: Path | bytes, e: Exception) -> str:
     needs = next((p.value for p in loaded.metadata_props if p.key == "onnxruntime"), "")
     wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
     if wanted and found < wanted:
-        return f"{what} needs onnxruntime {needs}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
+        return f"{what} needs onnxruntime {needs[:40]}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
     return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)})"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.lstrip(">=").split(".")[:2]
-    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
+    """The first two numbers of a version or of a least one; none of a text of another form, which anybody may write."""
+    parts = version.removeprefix(">=").split(".")[:2]
+    return tuple(map(int, parts)) if all(re.fullmatch("[0-9]{1,6}", p) for p in parts) else ()

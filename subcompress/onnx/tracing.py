@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,12 +21,16 @@ from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
 from subcompress.onnx.sequences import padded
-from subcompress.tensors.layout import torch_dtype
+from subcompress.tensors.layout import DTYPES, torch_dtype
 
 OPSET = 18
 
 IR_VERSION = 8
 """The one that came with the opset: newer ones shut older runtimes out for nothing that these graphs use."""
+
+MAX_EXAMPLE = 1 << 26
+"""Bytes of the inputs that a network is traced and compared with: three images of 3 x 1024 x 1024 take 38 million. What
+lies between inputs and outputs takes many times as much."""
 
 OLDEST_RUNTIME = "1.15"
 """The oldest ONNX Runtime that these graphs are tested with (tests/test_runtimes.py)."""
@@ -57,6 +62,7 @@ def example_inputs(
     zeros for integers. size: of axes that vary. Texts get something to tell apart: `input_ids` are 0 and 1, and
     `attention_mask` leaves out the last half of every second example. lengths: names of those that say how long each
     example's sequence is, see `lengths_of`."""
+    _check_example(facts, n, size)
     generator = torch.Generator().manual_seed(n)
     found = {}
     for i, each in enumerate(_inputs(facts)):
@@ -98,6 +104,18 @@ def _lengths(n: int, whole: int, size: int) -> Tensor:
     if n == 1 and whole:
         longest = (whole + 1) // 2
     return (longest - torch.arange(n) * max(1, longest // 3)).clamp(min=1)
+
+
+def _check_example(facts: Facts, n: int, size: int) -> None:
+    """Raise SubcompressError where facts, which anybody may have written, ask for a large example."""
+    widths = {name: max(4, kind.itemsize) for name, kind in DTYPES.items()}  # float32 is what is drawn
+    taken = n * sum(math.prod(k or size for k in each.shape) * widths[each.dtype] for each in _inputs(facts))
+    if taken > MAX_EXAMPLE:
+        shapes = ", ".join(str(list(each.shape)) for each in _inputs(facts)[:3])
+        raise SubcompressError(
+            f"a graph is traced with inputs of at most {MAX_EXAMPLE} bytes; {n} of the file's shape {shapes} take "
+            f"{taken}: unpack to .safetensors, and export the network yourself if the file is to be trusted"
+        )
 
 
 def named(x: Tree) -> dict[str, Tensor]:

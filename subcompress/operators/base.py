@@ -116,6 +116,10 @@ class ExactOperator(Operator):
     def peak(self, c: np.ndarray) -> int:
         """The largest sum of absolute integers that a row adds, frozen ones included: below 2^16 in a valid file."""
 
+    def peak_at_most(self, largest: int) -> int:
+        """What `peak` does not exceed for coordinates of at most that absolute value; 2^16 where only `peak` tells."""
+        return 1 << 16
+
     @classmethod
     @abstractmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> ExactOperator:

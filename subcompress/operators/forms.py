@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -106,6 +107,27 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int] | None:
 def seeded_scale(variance: float) -> float:
     """The scale of a seeded start of that variance, before it is rounded to bfloat16."""
     return math.sqrt(variance / SEEDED_SLOTS)
+
+
+def counts_of(runs: tuple[tuple[int, int], ...], items: int, size: int) -> list[int]:
+    """Of `size` values that runs say the items of, how many each of the items has."""
+    if len(runs) > SLICES:
+        held, lengths = table_of(runs).T
+        times, rest = divmod(size, int(lengths.sum()))
+        inside = np.clip(rest - (np.cumsum(lengths) - lengths), 0, lengths)
+        # Sums of float64 are exact: a tensor has fewer values than its integers.
+        return [int(n) for n in np.bincount(held, times * lengths + inside, items)]
+    times, rest = divmod(size, sum(length for _, length in runs))
+    counts = [0] * items
+    for item, length in runs:
+        counts[item] += times * length + min(length, rest)
+        rest = max(0, rest - length)
+    return counts
+
+
+def table_of(runs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Runs as (n, 2) int64."""
+    return np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs)).reshape(-1, 2)
 
 
 @dataclass(frozen=True)

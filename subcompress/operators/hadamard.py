@@ -181,6 +181,9 @@ class HadamardBlocks(ExactOperator):
             y = walsh.expand(x.to(c.device, torch.float64), self._grid.factors(torch.float64, c.device))
         return y.reshape(-1)[inside].float() + 0.0  # + 0.0: -0.0 becomes +0.0
 
+    def peak_at_most(self, largest: int) -> int:
+        return self.K * self.A + self.used * largest
+
     def peak(self, c: np.ndarray) -> int:
         sizes = np.abs(c.astype(np.int64))
         if self.d <= self.free:

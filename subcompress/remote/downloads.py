@@ -95,13 +95,21 @@ def settings(hub: Hub, ref: Reference, remote: Remote) -> dict[str, Any]:
     return known_settings(text) if (text := small_file(hub, ref, remote, CONFIG)) is not None else {}
 
 
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The object that a text is in JSON, in UTF-8 without a mark, as other readers of it want it; None for any other
+    text."""
+    try:
+        held = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
 def known_settings(text: bytes) -> dict[str, Any]:
     """A config.json of ours, empty where it is none."""
-    try:
-        held = json.loads(text)
-    except (ValueError, RecursionError):
+    if (held := json_object(text)) is None:
         return {}
-    ours = held.get("subcompress") if isinstance(held, dict) else None
+    ours = held.get("subcompress")
     return held if isinstance(ours, dict) and isinstance(ours.get("sha256", {}), dict) else {}
 
 

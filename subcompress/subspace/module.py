@@ -35,10 +35,11 @@ from subcompress.subspace.buffers import coded_buffers
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.copying import copied
 from subcompress.subspace.moves import Moves
-from subcompress.subspace.plan import AUTO, SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.subspace.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
 from subcompress.subspace.preparing import prepared
-from subcompress.subspace.roles import DEFAULT
 from subcompress.subspace.starts import Start
+from subcompress.support.names import AUTO
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.tensors.layout import CODED_DTYPES, holdable, raw_bytes
 
 MAX_A = 1 << 10

@@ -23,8 +23,9 @@ from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.operators.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.operators.kernels import Segment
 from subcompress.rebuild.backends import on_host
-from subcompress.subspace.roles import DEFAULT
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
+from subcompress.support.names import AUTO
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
@@ -44,9 +45,6 @@ in half a byte."""
 
 FARTHEST = 8.0
 """Deviation of z at most, in units of the scale, where a coordinate a weight leaves the random start to z."""
-
-AUTO = "auto"
-"""The exact operator whose columns suit how the weights move (`Moves.operator`)."""
 
 Scales = Mapping[str, tuple[float, ...]]
 """By tensor, the scale of each of its pieces that coordinates act on."""

@@ -16,8 +16,8 @@ from subcompress.base import OnBase, open_base, stand_on
 from subcompress.subspace.copying import copied
 from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
 from subcompress.subspace.observing import built
-from subcompress.subspace.roles import DEFAULT
 from subcompress.subspace.starts import Starts, recognize
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from subcompress.subspace.structure import (
     usual_shape,
     without,
 )
+from subcompress.support import names
 from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
 
 MAX_STORED = 1 << 16
@@ -156,7 +157,7 @@ def recognize(
     module: nn.Module,
     structured: str = "random",
     base: OnBase | None = None,
-    act_on: str = roles.DEFAULT,
+    act_on: str = names.DEFAULT_ROLES,
     *,
     build: Build | None = None,
     seed: int = 0,

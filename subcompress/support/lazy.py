@@ -20,10 +20,15 @@ class _Module:
         return getattr(importlib.import_module(self._name), attribute)
 
 
+def module(name: str) -> Any:
+    """The module of that name, imported when one of its attributes is first read."""
+    return _Module(name)
+
+
 if TYPE_CHECKING:
     import torch as torch
 else:
-    torch = _Module("torch")
+    torch = module("torch")
 
 
 def exports(package: str, names: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -65,13 +65,13 @@ def holdable(tensor: Tensor) -> bool:
 
 def sound_name(name: str) -> bool:
     """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
-    return name != "__metadata__" and all(character >= " " for character in name)
+    return name != "__metadata__" and (not name or min(name) >= " ")
 
 
 def sound_text(text: str) -> bool:
     """Whether a file can hold it as a name: UTF-8 of at most MAX_NAME bytes, no control characters."""
     try:
-        return len(text.encode()) <= MAX_NAME and all(character >= " " for character in text)
+        return len(text.encode()) <= MAX_NAME and (not text or min(text) >= " ")
     except UnicodeEncodeError:
         return False
 

@@ -29,15 +29,18 @@ from subcompress.subspace.hidden import check_state
 from subcompress.subspace.module import Subspace
 from subcompress.subspace.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
 from subcompress.subspace.observing import Build
-from subcompress.subspace.plan import AUTO, Plan, check_options, make_plan
-from subcompress.subspace.roles import DEFAULT, looks_trained
+from subcompress.subspace.plan import Plan, check_options, make_plan
+from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
+from subcompress.support.listening import Listener
+from subcompress.support.names import AUTO
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.tensors.layout import Layout, raw_bytes
 from subcompress.training import likeness
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
-from subcompress.training.loop import DeadRunError, Direct, Listener, Outcome, Recipe, check_recipe, train
+from subcompress.training.loop import DeadRunError, Direct, Outcome, Recipe, check_recipe, train
 from subcompress.training.machine import machine
 from subcompress.training.metrics import identity
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.seeds import seed_everything
+from subcompress.support.listening import Listener, Progress, StepProgress
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import holdable
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
@@ -87,65 +88,6 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     if steps < 1:
         raise SubcompressError(f"--steps is at least 1; given {steps}")
     return -(-steps // max(1, examples // max(1, batch_size)))
-
-
-@dataclass(frozen=True)
-class StepProgress:
-    """How far a training is, within an epoch.
-
-    Attributes:
-        epoch: The epoch under way.
-        epochs: All epochs.
-        step: The step under way, of all epochs.
-        steps: All steps.
-        loss: Mean over the last steps.
-        seconds: Seconds since the training began.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a training is, once an epoch.
-
-    Attributes:
-        loss: Mean over the last steps.
-        value: The metric on the validation split.
-        seconds: Seconds since the training began.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    value: float
-    seconds: float
-    note: str = ""
-    metric: str = "accuracy"
-
-
-class Listener:
-    """Hears of the progress of `fit`, `compare` and `measure_dimension`. Override the methods that you need."""
-
-    def note(self, text: str) -> None:
-        """A line a person should read: costs, warnings, how tensors start."""
-
-    def run(self, title: str, epochs: int) -> None:
-        """A training begins, or goes on."""
-
-    def epoch(self, progress: Progress) -> None:
-        """An epoch has ended."""
-
-    def step(self, progress: StepProgress) -> None:
-        """A while has passed within an epoch."""
-
-    def probes(self, probes: Sequence[Any]) -> None:
-        """The search has one more probe; all of them so far."""
 
 
 @dataclass(frozen=True)

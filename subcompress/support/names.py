@@ -1,0 +1,52 @@
+"""What options can be set to, by name: for help texts and completion, which must not import torch to list them.
+
+What each name stands for lies in the registry that the comment above it names; tests compare the two.
+"""
+
+# subcompress_models.MODELS
+MODELS = (
+    "mlp",
+    "lenet",
+    "lenet5",
+    "cifar-lenet",
+    "conv3-4-6-8",
+    "conv3-8-12-16",
+    "mobilenet-v2",
+    "separable-16-32-48-64",
+)
+
+# subcompress.data.DATA
+DATA = ("digits", "mnist", "cifar10")
+
+# subcompress.data.texts.SUFFIXES
+TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+
+# subcompress.data.AUGMENTS
+AUGMENTS = ("shift", "flip", "flip-shift")
+
+# subcompress.training.tasks.LOSSES
+LOSSES = ("cross-entropy", "mse", "l1", "bce")
+
+# subcompress.training.tasks.METRICS
+METRICS = ("accuracy", "binary-accuracy", "mse", "l1", "loss")
+
+# subcompress.training.optimizers.OPTIMISERS
+OPTIMISERS = ("adam", "eigen")
+
+# subcompress.peers.PEERS
+PEERS = ("ours", "float-subspace", "tiny", "dense", "int8", "int4", "lora", "unilora", "vera", "nncodec")
+
+# subcompress.subspace.roles.ROLES
+ROLES = ("all", "norms", "biases", "heads", "embeddings", "matrices")
+DEFAULT_ROLES = "norms,biases,heads"
+
+# What subcompress.push makes of a graph: self-unfolding where the file can be, with its weights inside, or none
+GRAPHS = ("auto", "dense", "none")
+
+# subcompress.operators.OPERATORS, and EXACT, those that pack
+OPERATORS = ("hadamard", "scattered", "dense", "sparse", "fastfood", "onehot", "kronecker")
+EXACT = ("hadamard", "scattered")
+
+# What subcompress.subspace.plan takes beside subcompress.operators.OPERATORS
+AUTO = "auto"
+"""The exact operator whose columns suit how the weights move (`Moves.operator`)."""
