@@ -25,8 +25,9 @@ from subcompress.peers import PEERS
 from subcompress.rebuild.dense import FLOATS
 from subcompress.serving.triton import BACKENDS, MAX_BATCH
 from subcompress.subspace.plan import AUTO
-from subcompress.subspace.roles import DEFAULT, ROLES
+from subcompress.subspace.roles import ROLES
 from subcompress.subspace.starts import STRUCTURED
+from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.training.loop import PRECISIONS
 from subcompress.training.optimizers import OPTIMISERS
 from subcompress.training.tasks import LOSSES, METRICS
