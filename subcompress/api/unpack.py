@@ -16,7 +16,6 @@ from subcompress.format.record import Record, Same
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.streaming import stream
-from subcompress.subspace.hidden import shared_memory
 from subcompress.support.files import replacing
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import Layout, raw_bytes
@@ -72,6 +71,8 @@ def _load_state(given: Mapping[str, Tensor], module: nn.Module) -> None:
     if odd is None:
         return
     module.load_state_dict(before, strict=True)
+    from subcompress.subspace.hidden import shared_memory  # which needs torch, and dense weights do not
+
     shared = shared_memory(module)
     why = "it ties this to another, or changes what it loads"
     why = f"{shared[0]} and {shared[1]} overlap in memory" if shared else why
