@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from subcompress import SubcompressError, format
-from subcompress.hub import Reference, local
-from subcompress.remote import is_reference
+from subcompress import SubcompressError
+from subcompress.remote import Reference, is_reference
 from subcompress.serving.triton import BACKENDS, MAX_BATCH, Source, check_names
 from subcompress.serving.triton import export as export_all
 from subcompress_cli.finding import Built, network_for
@@ -82,6 +81,9 @@ def _name(file: str) -> str:
 
 def _source(file: str, name: str, model: str | None, base: str | None, dense: bool, built: Built) -> Source:
     """built: networks of the files before."""
+    from subcompress import format  # which imports NumPy, and help texts do not
+    from subcompress.hub import local
+
     path = local(file, say=say)
     if path.suffix == ".onnx":
         return Source(path, name)

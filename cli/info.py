@@ -1,14 +1,18 @@
 """subcompress info."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import subcompress
 from subcompress_cli.options import INPUT, json_option, print_json
 from subcompress_cli.streams import Command, answer, answers
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.command(cls=Command)
@@ -29,11 +33,15 @@ def info(file: Path, as_json: bool) -> None:
     if (base := found["base"]) is not None:
         at = f"@{base['revision']}" if base["revision"] else ""
         answer(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
+    from rich.console import Console
+
     Console(file=answers()).print(ledger_table(found["ledger"], found["bits_per_coordinate"]))
 
 
 def ledger_table(ledger: dict[str, int], each: float | None) -> Table:
     """Bytes by part, with their sum. each: bits of a trained coordinate."""
+    from rich.table import Table
+
     table = Table("part", show_footer=True)
     table.columns[0].footer = "file"
     table.add_column("bytes", str(sum(ledger.values())), justify="right")

@@ -8,7 +8,7 @@ import subcompress
 from subcompress_cli.finding import network_for
 from subcompress_cli.networks import model_option
 from subcompress_cli.options import FILE, INPUT, base_option, json_option, print_json
-from subcompress_cli.progress import rebuilding
+from subcompress_cli.rebuilding import rebuilding
 from subcompress_cli.streams import Command, answer
 
 

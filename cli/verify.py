@@ -6,11 +6,10 @@ from pathlib import Path
 import click
 
 import subcompress
-from subcompress.rebuild.backends import available
 from subcompress_cli.finding import network_for
 from subcompress_cli.networks import data_options, data_set, loss_and_metric, model_option
 from subcompress_cli.options import INPUT, base_option, json_option, print_json, say
-from subcompress_cli.progress import rebuilding
+from subcompress_cli.rebuilding import rebuilding
 from subcompress_cli.streams import Command, answer
 
 
@@ -40,6 +39,8 @@ def verify(
 ) -> None:
     """Rebuild FILE's weights on every backend and compare digests; with --data, the metric on the test split too, in
     ONNX Runtime, or in torch where the network has no graph."""
+    from subcompress.rebuild.backends import available  # which imports NumPy, and help texts do not
+
     data, task = data_set(data_name, data_dir, model_name), loss_and_metric(loss, metric)
     module = None if data is None else network_for(file, model_name, base)
     with rebuilding(file, len(available())) as done:
