@@ -1,5 +1,5 @@
 """The network of a packed file: what --model names, else the one of ours that has the file's tensors. For all commands
-that trace a graph; torch is imported when it is used."""
+that trace a graph; NumPy and torch are imported when they are used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.format import tables
 from subcompress_cli.options import say
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ def network_for(file: Path, model: str | None, base: str | None = None, built: B
     model: what --model names, which must have the file's tensors; None for the one of ours that has them. Raises
     SubcompressError where there is none.
     """
+    from subcompress import format
+
     layout = format.read(file, base)[0].layout
     name = _known(layout, file.name) if model is None else model
     built = {} if built is None else built
@@ -37,6 +37,8 @@ def network_for(file: Path, model: str | None, base: str | None = None, built: B
 
 def network_if_known(file: Path, model: str | None, base: str | None = None) -> nn.Module | None:
     """`network_for`, but None where --model names none and the file is of none of ours."""
+    from subcompress import format
+
     if model is None and known_name(format.read(file, base)[0].layout) is None:
         return None
     return network_for(file, model, base)
@@ -74,7 +76,8 @@ def networks_of(layout: Layout, models: Sequence[str], file: str) -> Iterator[tu
 
 def known_name(layout: Layout) -> str | None:
     """The network of ours that has these tensors, in whatever order; None where none has."""
-    from subcompress_models import MODELS
+    from subcompress.format import tables
+    from subcompress.support.names import MODELS
 
     name = tables.network_of(layout)
     return name if name in MODELS else None

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-import subcompress
 from subcompress.errors import printable
 from subcompress.support.listening import Listener, Progress, StepProgress
 from subcompress.training.probe import Probe
@@ -101,38 +95,6 @@ def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
         return
     with Live(console=console, refresh_per_second=4) as live:
         yield Screen(console, title, verbose, live)
-
-
-LONG = 1 << 28
-"""Bytes of weights that take long enough to be watched."""
-
-
-@contextmanager
-def rebuilding(file: Path, times: int = 1) -> Iterator[Callable[[int], None] | None]:
-    """What to tell the bytes that are rebuilt of a file's weights, so many times over: from the first of them, a bar on
-    stderr where they are many, one line where that is no terminal. None where they are few."""
-    total = times * subcompress.info(file)["dense_bytes"]
-    if total < LONG:
-        yield None
-        return
-    console = Console(stderr=True)
-    columns = BarColumn(32), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    bar = Bar(*columns, console=console, disable=not console.is_terminal)
-    turn = threading.Lock()
-
-    def done(n: int) -> None:
-        with turn:
-            if not bar.task_ids:
-                text = f"{file}: {total} bytes of weights to rebuild"
-                console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
-                bar.add_task("", total=total)
-                bar.start()
-        bar.advance(bar.task_ids[0], n)
-
-    try:
-        yield done
-    finally:
-        bar.stop()
 
 
 def probe_table(probes: Sequence[Probe]) -> Table:

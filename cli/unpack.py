@@ -42,7 +42,7 @@ def unpack(
     """Rebuild the weights of FILE, check them, and write them as safetensors or ONNX."""
     import subcompress
     from subcompress_cli.finding import network_for
-    from subcompress_cli.progress import rebuilding
+    from subcompress_cli.rebuilding import rebuilding
 
     traced = model_name is not None or (output.suffix == ".onnx" and dtype is None)  # else refused by `unpack`
     module = network_for(file, model_name, base) if traced else None

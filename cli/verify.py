@@ -51,7 +51,7 @@ def verify(
     from subcompress.rebuild.backends import available
     from subcompress_cli.finding import network_for
     from subcompress_cli.networks import data_set, loss_and_metric
-    from subcompress_cli.progress import rebuilding
+    from subcompress_cli.rebuilding import rebuilding
 
     data, task = data_set(data_name, data_dir, model_name), loss_and_metric(loss, metric)
     module = None if data is None else network_for(file, model_name, base)

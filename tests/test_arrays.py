@@ -144,7 +144,7 @@ def test_completion_needs_no_torch():
 
 def test_names_are_those_of_the_registries():
     from subcompress import data, operators, peers
-    from subcompress.data import texts
+    from subcompress.data.texts import SUFFIXES
     from subcompress.subspace import roles
     from subcompress.training import optimizers as optimisers
     from subcompress.training import tasks
@@ -155,7 +155,7 @@ def test_names_are_those_of_the_registries():
     for name, place in zip(listed, [*places, operators.OPERATORS, operators.EXACT], strict=True):
         assert getattr(names, name) == tuple(place)
     assert ("all", *roles.MOVES) == names.ROLES
-    assert names.TEXTS == texts.SUFFIXES
+    assert names.TEXTS == SUFFIXES
 
 
 @pytest.mark.parametrize("package", [subcompress, hub], ids=lambda package: package.__name__)

@@ -168,7 +168,7 @@ def test_names(place, monkeypatch):
         "export", "net.onnx", "net.onnx", "--triton-repo", "m", "--name", "x"
     )
     assert not Path("m").exists()
-    monkeypatch.setattr(subcompress.hub, "local", lambda name, say: place / "net.onnx")
+    monkeypatch.setattr("subcompress.hub.local", lambda name, say: place / "net.onnx")
     assert cli("export", "hub:org/digits@v1", "--triton-repo", "m").exit_code == 0
     assert [p.name for p in Path("m").iterdir()] == ["digits"]
 

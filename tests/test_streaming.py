@@ -184,7 +184,7 @@ def test_the_command_rounds_and_says_what_it_cannot(tmp_path):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_long_work_says_how_long(tmp_path, monkeypatch, terminal):
-    monkeypatch.setattr("subcompress_cli.progress.LONG", 1_000)
+    monkeypatch.setattr("subcompress_cli.rebuilding.LONG", 1_000)
     if terminal:
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
         monkeypatch.setenv("FORCE_COLOR", "1")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.support.files import read_bytes, replacing_folder, write_bytes
 from subcompress.support.suggesting import meant
@@ -176,6 +175,8 @@ def _digest(folder: Path, head: int) -> str:
 
 def _require(source: Source, dense: bool) -> None:
     """Raise SubcompressError for a packed file of which no graph can be made, as far as it says itself."""
+    from subcompress import format  # which imports NumPy, and help texts do not
+
     base = format.contents(source.path).base
     if base is not None and not dense:
         raise SubcompressError(

@@ -164,7 +164,9 @@ def _tried(kind: int) -> bytes:
     for D, d, top in ((90, 9, 7), (700, 40, 7), (5_000, 300, 7), (5_000, 300, 30_000), (40_000, 3_000, 7)):
         op = HadamardBlocks.sized(D, d, 7)
         c = np.random.default_rng(D).integers(-top, top + 1, d)
-        for values in (c.astype(np.float32), *([c.astype(np.int16)] if top == 7 and op.log2_m >= SHORT_LOG2_M else [])):
+        short = top == 7 and op.log2_m >= SHORT_LOG2_M
+        dtypes: tuple[Any, ...] = (np.float32, np.int16) if short else (np.float32,)
+        for values in (c.astype(dtype) for dtype in dtypes):
             for dtype in (np.float32, np.float16, np.uint16, np.float64):
                 out = np.empty(D - 5, dtype)
                 _write(op, values, float(op.A), [Segment(3, out, 0.125, 0.25)], kind)
