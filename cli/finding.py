@@ -96,10 +96,11 @@ class _UnlikeError(SubcompressError):
 
 def _fitting(name: str, layout: Layout, what: str) -> nn.Module:
     """The network of that name. Raises SubcompressError where it cannot be built or has other tensors than `layout`."""
+    from subcompress.subspace.unwrapping import unwrapped_for
     from subcompress.tensors.layout import Layout as Found
     from subcompress_cli.loading import model_of
 
-    module = model_of(name, layout=layout)
+    module = unwrapped_for(model_of(name, layout=layout), layout)
     try:
         layout.require(Found.of(module.state_dict()), what)
     except SubcompressError as e:

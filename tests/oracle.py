@@ -211,7 +211,8 @@ def read_layout(reader: Reader, tables: dict[str, Any], base: Given | None) -> t
 
 
 def read_based(reader: Reader, base: Given | None) -> list[Tensor]:
-    need(text_of(reader.take(reader.varint(1024))) != "", "the base has no name")
+    called = text_of(reader.take(reader.varint(1024)))
+    need(called != "", "the base has no name")
     if reader.varint(1):
         reader.take(20)
     digest, n = reader.take(16), reader.varint(65536)
@@ -226,6 +227,7 @@ def read_based(reader: Reader, base: Given | None) -> list[Tensor]:
     check_layout(new)
     if base is None:
         raise Refused("the base is not given")
+    base = changed(called, base)
     given = [Tensor(name, *base[name][:2]) for name in sorted(base, key=str.encode)]
     need(len(given) == n, "the base has another number of tensors")
     need(weights_digest(given, [base[t.name][2] for t in given]) == digest, "the base has another digest")
@@ -239,6 +241,50 @@ def read_based(reader: Reader, base: Given | None) -> list[Tensor]:
     check_layout(tensors + new)
     need(sum(t.nbytes for t in tensors + new) == dense, "the dense tensors have another number of bytes")
     return tensors + new
+
+
+def changed(called: str, base: Given) -> Given:
+    """The base with what stands behind its name."""
+    name, mark, text = called.rpartition("#")
+    parts = text.split(",")
+    if not (name and mark and all(re.fullmatch("[^>:]*>[^>:]*|[0-9]+:[0-9]+", part) for part in parts)):
+        return base
+    order = sorted(base, key=str.encode)
+    sized = {int(part.split(":")[0]): int(part.split(":")[1]) for part in parts if ":" in part}
+    taken, found = set(base), {}
+    for i, own in enumerate(order):
+        new = renamed(own, [part.split(">") for part in parts if ">" in part])
+        new = own if new in taken else new
+        taken.add(new)
+        tensor = base[own]
+        found[new] = resized(*tensor, sized[i]) if i in sized and tensor[1] else tensor
+    return found
+
+
+def renamed(name: str, renames: list[list[str]]) -> str:
+    parts = ["^", *name.split(".")]
+    for old, new in renames:
+        sought, given, kept = old.split("."), new.split(".") if new else [], list[str]()
+        while parts:
+            if parts[: len(sought)] == sought:
+                kept, parts = kept + given, parts[len(sought) :]
+            else:
+                kept, parts = kept + parts[:1], parts[1:]
+        parts = kept
+    return ".".join(parts[1:] if parts[:1] == ["^"] else parts) or name
+
+
+def resized(dtype: str, shape: tuple[int, ...], raw: bytes, n: int) -> tuple[str, tuple[int, ...], bytes]:
+    """A tensor cut, or grown, to n rows."""
+    row, more = math.prod(shape[1:]), max(0, n - shape[0])
+    found = raw[: n * row * WIDTHS[dtype]] + bytes(more * row * WIDTHS[dtype])
+    if more and len(shape) > 1 and dtype in FLOATS[:4]:
+        first = summands(dtype, raw[: 4096 * row * WIDTHS[dtype]]).astype(np.float32)
+        a = float(np.sort(np.abs(first))[len(first) // 2]) if len(first) else 0.0
+        w = rows(shape[0], 256, Group(0, 64, 63, 1, 2), more * row, np.zeros(0, np.int32))
+        s = math.sqrt((1.4826 * a) ** 2 / 63) if math.isfinite(a) else 0.0
+        found = raw + converted("F64", (s * w.astype(np.float64)).tobytes(), dtype)[1]
+    return dtype, (n, *shape[1:]), found
 
 
 def converted(dtype: str, raw: bytes, cast: str | None) -> tuple[str, bytes]:

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import TABLES, of_bytes, plain_base
 from torch import nn
 
 import subcompress
@@ -19,6 +21,7 @@ from subcompress import SubcompressError, format
 from subcompress.api.variants import Variants
 from subcompress.base import Base, open_base, stand_on, weights_files
 from subcompress.base.changes import Changes, split
+from subcompress.tensors.layout import DTYPES, array_of, raw_bytes
 
 
 class Net(nn.Module):
@@ -160,6 +163,10 @@ def test_a_file_on_a_changed_base_needs_the_base_alone(held, rows, tmp_path):
     truth = subcompress.load(file, Net(rows), base=raw).state_dict()
     assert torch.equal(truth["features.0.weight"], HELD["features.0.weight"])
     assert not torch.equal(truth["features.0.bias"], HELD["features.0.bias"])
+    second = oracle.decode(file.read_bytes(), TABLES, of_bytes(held)).tensors
+    assert {n: (s, bytes(raw)) for n, (_, s, raw) in second.items()} == {
+        n: (tuple(t.shape), bytes(raw_bytes(t))) for n, t in truth.items()
+    }
     told = subcompress.info(file)["base"]
     assert told["id"] == "base.safetensors"
     assert split(f"x#{told['changes']}")[1]
@@ -191,11 +198,30 @@ def test_changes_are_what_their_text_says(renames, rows, names):
     found = changes.names(names)
     assert len(set(found.values())) == len(names)
     assert all(found.values())
+    held = {name: ("U8", (), bytes([i])) for i, name in enumerate(sorted(names))}
+    arrays = {name: np.array(i, np.uint8) for i, name in enumerate(sorted(names))}
+    assert oracle.changed(f"a#b#{changes}", held) == {
+        name: ("U8", (), x.tobytes()) for name, x in changes.applied(arrays).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_what_the_text_of_the_format_says(dtype):
+    base = plain_base([("a", dtype, (6, 3)), ("b", dtype, (6,)), ("c", dtype, (0, 3)), ("d", dtype, ())])
+    if dtype == "F32":
+        base["e"] = torch.full((3, 2), torch.nan)
+    arrays = {name: array_of(t) for name, t in base.items()}
+    for rows in (0, 4, 9):
+        changes = Changes((("b", "z"),), tuple((i, rows) for i in range(len(base))))
+        expected = {name: (x.shape, x.tobytes()) for name, x in changes.applied(arrays).items()}
+        found = oracle.changed(f"x#{changes}", of_bytes(base))
+        assert {name: (shape, raw) for name, (_, shape, raw) in found.items()} == expected
 
 
 def test_a_name_with_the_mark_in_it_is_a_name():
     for name in ("a#b", "a#", "#1:2", "hub:o/n#x", "a#1:", "a#b,1:2"):
         assert split(name) == (name, Changes())
+        assert oracle.changed(name, {"b": ("U8", (1,), b"0")}) == {"b": ("U8", (1,), b"0")}
 
 
 # --- several files ---

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 import subcompress
 from subcompress import SubcompressError
+from subcompress.subspace.copying import copied, crowded, own_memory
 from subcompress.subspace.hidden import check_sharing
 
 
@@ -247,3 +248,83 @@ def test_a_trained_network_without_a_base_is_told(tmp_path):
     assert any("looks trained" in w and "--base" in w for w in found.warnings)
     found = subcompress.fit(lambda: nn.Linear(16, 4), data, tmp_path / "new", d=20, epochs=1, batch_size=32, threads=1)
     assert not any("looks trained" in w for w in found.warnings)
+
+
+# --- several values in one place ---
+
+
+def net():
+    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def expanded():
+    """A parameter, buffers that are kept and one that is not, several of whose values lie in one place."""
+    module = net()
+    module[0].weight = nn.Parameter(torch.randn(8, 1).expand(8, 16))
+    module[2].bias = nn.Parameter(torch.zeros(1).expand(4), requires_grad=False)
+    module.register_buffer("positions", torch.arange(5).expand(3, 5))
+    module.register_buffer("windows", torch.arange(7.0).as_strided((5, 3), (1, 1)))
+    module.register_buffer("mask", torch.ones(1, dtype=torch.bool).expand(4, 4), persistent=False)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("tensor", "found"),
+    [
+        (torch.ones(3).expand(2, 3), True),
+        (torch.ones(1).expand(6), True),
+        (torch.ones(7).as_strided((5, 3), (1, 1)), True),
+        (torch.ones(9).as_strided((2, 3), (4, 2)), True),
+        (torch.ones(9).as_strided((2, 2), (3, 2)), False),
+        (torch.arange(512).expand(1, -1), False),  # as position_ids of transformers
+        (torch.ones(4, 6)[:, ::2].t(), False),
+        (torch.ones(2, 3, 4).permute(2, 0, 1), False),
+        (torch.ones(1).expand(0, 5), False),
+        (torch.ones(()), False),
+        (torch.empty(3, device="meta").expand(2, 3), False),
+        (torch.eye(3).to_sparse(), False),
+    ],
+)
+def test_values_in_one_place_are_found(tensor, found):
+    assert crowded(tensor) is found
+
+
+def test_values_in_one_place_get_memory_of_their_own():
+    module = expanded()
+    module.tied = nn.Linear(16, 8)
+    module.tied.weight = nn.Parameter(module[0].weight.detach())  # another object in the same place
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    check_sharing(module)
+    copy = copied(module)
+    assert module[0].weight.stride() == (1, 0)
+    assert not any(crowded(t) for t in (*copy.parameters(), *copy.buffers()))
+    assert all(torch.equal(t, before[name]) for name, t in copy.state_dict().items())
+    place = own_memory(module).tied.weight.data_ptr()
+    assert (module[0].weight.data_ptr(), module[0].weight.stride()) == (place, (16, 1))
+
+
+@pytest.mark.parametrize("given", [expanded, expanded()])
+def test_a_network_with_several_values_in_one_place_is_fitted_and_loaded(given, tmp_path):
+    torch.manual_seed(0)
+    subcompress.fit(given, splits(), tmp_path / "run", d=4, epochs=1, batch_size=64, threads=1)
+    file = tmp_path / "net.safetensors"
+    subcompress.pack(tmp_path / "run", file)
+    module = subcompress.load(file, expanded())
+    assert torch.equal(module.windows, expanded().windows)
+    truth = subcompress.format.read(file)[0].layout
+    assert {t.name: t.shape for t in truth}["positions"] == (3, 5)
+    assert bool((module[0].weight[:, :1] != module[0].weight).any())  # each value trains by itself
+
+
+def test_windows_of_one_memory_that_is_anothers_are_refused(tmp_path):
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.n = nn.Linear(16, 8), nn.Linear(8, 4)
+            self.register_buffer("w", self.a.weight.data.view(-1).as_strided((5, 3), (1, 1)))
+
+        def forward(self, x):
+            return self.n(self.a(x))
+
+    for make in (Windows, Windows()):
+        assert "overlap" in refusal(make, tmp_path)

@@ -17,7 +17,8 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.format.facts import Facts, Input
-from subcompress.onnx.checking import compare
+from subcompress.onnx import tracing
+from subcompress.onnx.checking import accuracy_of_graph, compare
 from subcompress.onnx.sequences import padded
 from subcompress.onnx.tracing import example_inputs, graph_of, lengths_of
 from subcompress.rebuild.expand import expand
@@ -183,3 +184,88 @@ def test_graphs_of_packed_sequences():
     model = graph_of(module, PACKED)
     compare(model.SerializeToString(), module, PACKED)
     assert {i.name for i in model.graph.initializer} >= module.state_dict().keys()
+
+
+class Several(nn.Module):
+    """Any number of inputs, of which the second is bfloat16, to a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = nn.Linear(3, 4)
+
+    def forward(self, *args):
+        found = self.n(args[0] + args[1].float())
+        return {"hidden": found.bfloat16(), "loss": None, "logits": 2 * found}
+
+
+SEVERAL = Facts(inputs=(Input("", "F32", (3,)), Input("", "BF16", (3,))))
+
+
+def test_any_number_of_inputs_of_bfloat16_to_a_dictionary():
+    module = Several().eval()
+    model = graph_of(module, SEVERAL)
+    assert [o.name for o in model.graph.output] == ["hidden", "logits"]
+    axes = [[d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input]
+    assert axes == [["batch", 3], ["batch", 3]]
+    compare(model.SerializeToString(), module, SEVERAL)
+    for initializer in model.graph.initializer:
+        values = numpy_helper.to_array(initializer) + np.float32(1)
+        initializer.CopyFrom(numpy_helper.from_array(values, initializer.name))
+    with pytest.raises(SubcompressError, match="outputs differ from torch's"):
+        compare(model.SerializeToString(), module, SEVERAL)
+
+
+class Gives(nn.Module):
+    def __init__(self, found):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(1))
+        self.found = found
+
+    def forward(self, *args):
+        return self.found
+
+
+X, Y = torch.zeros(2), torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        ({"a": X, "logits": Y}, ["a", "logits"]),
+        ({"logits": X, "loss": None, "n": 3}, ["output"]),
+        ({"a": X, "b": Y, "loss": None, "more": ()}, ["a", "b"]),
+        ({"a": X, "b": (Y, X)}, ["output_0", "output_1", "output_2"]),
+        ({"a": X, "state": Y}, ["output_0", "output_1"]),  # a tensor's name
+        ({"a": X, "input": Y}, ["output_0", "output_1"]),
+        ({"a b": X, 3: Y}, ["output_0", "output_1"]),
+        ((X, Y), ["output_0", "output_1"]),
+        (X, ["output"]),
+    ],
+)
+def test_outputs_are_called_by_the_keys_of_a_dictionary(found, names):
+    assert list(tracing._outputs(Gives(found), (X,), {})) == names
+
+
+def test_accuracy_is_that_of_the_logits():
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Neg", ["input"], ["a"]), helper.make_node("Identity", ["input"], ["logits"])]
+    ends = [[value(n, TensorProto.FLOAT, ["n", 3]) for n in names] for names in (["input"], ["a", "logits"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    )
+    split = subcompress.Split(torch.eye(3), torch.arange(3))
+    assert accuracy_of_graph(model.SerializeToString(), split) == 1
+
+
+@pytest.mark.parametrize(
+    ("forward", "axes"),
+    [
+        (lambda self, *args: None, {"args": (0, 1)}),
+        (lambda self, x, *args: None, {"x": 0, "args": (1,)}),
+        (lambda self, a, b=None: None, {"a": 0, "b": 1}),
+        (lambda self: None, (0, 1)),
+    ],
+)
+def test_axes_are_given_as_forward_takes_its_inputs(forward, axes):
+    module = type("Net", (nn.Module,), {"forward": forward})()
+    assert tracing._shapes(module, [0, 1], ()) == axes

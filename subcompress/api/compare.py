@@ -24,6 +24,7 @@ from subcompress.errors import SubcompressError
 from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
+from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
 from subcompress.support.suggesting import meant
@@ -138,6 +139,7 @@ def compare(
             f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{meant(unknown[0], PEERS)}"
         )
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
+    model = unwrapped_for(model, record.layout)
     record.layout.require(Layout.of(model.state_dict()), "the model")
     if record.base is not None:
         model = record.base.loaded(copied(model, "cpu"))

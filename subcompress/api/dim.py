@@ -103,7 +103,7 @@ def measure_dimension(
     listener = listener or Listener()
     for line in data.notes:
         listener.note(line)
-    model, build = built(model, seed)
+    model, build = built(model, seed, listener.note)
     ds = sorted(set(ds))
     if not ds or ds[0] < 1:
         raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")

@@ -141,7 +141,7 @@ def fit(
     """
     listener = listener or Listener()
     data = _brought(data, workers)
-    model, build = built(model, seed)
+    model, build = built(model, seed, listener.note)
     for line in data.notes:
         listener.note(line)
     task = Task.of(loss, metric, minimise)

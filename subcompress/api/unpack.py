@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
     """Rebuild the weights of a file into a module.
 
-    The weights are computed on the module's device and in its own memory, without a second copy.
+    The weights are computed on the module's device and in its own memory, without a second copy. What torch wraps
+    around a network (torch.compile, DataParallel, ...) stays, and the file may know nothing of it.
 
     Args:
         path: A packed file.
@@ -49,11 +50,15 @@ def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool =
 
 def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.Module:
     """`load` for a record at hand."""
-    from subcompress.rebuild.expand import (  # which import torch, and `unpack` need not
-        expand,
-        expand_checked,
-        expand_into,
-    )
+    from subcompress.subspace.copying import own_memory  # these import torch, and `unpack` need not
+    from subcompress.subspace.unwrapping import unwrapped_for
+
+    _load(record, own_memory(unwrapped_for(module, record.layout)), check)
+    return module.eval()
+
+
+def _load(record: Record, module: nn.Module, check: bool) -> None:
+    from subcompress.rebuild.expand import expand, expand_checked, expand_into
 
     state = module.state_dict()
     record.layout.require(Layout.of(state), "the model")
@@ -68,7 +73,6 @@ def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.
             torch.autograd.graph.increment_version(tensor)
     else:
         _load_state((expand_checked if check else expand)(record, kind), module)
-    return module.eval()
 
 
 def _load_state(given: Mapping[str, Tensor], module: nn.Module) -> None:
@@ -94,7 +98,7 @@ def _load_state(given: Mapping[str, Tensor], module: nn.Module) -> None:
 
 def _holds(tensor: Tensor, values: Tensor) -> bool:
     """Whether the bits are the same; a subclass that keeps its values in a way of its own is not asked."""
-    return type(tensor) not in (Tensor, nn.Parameter) or raw_bytes(tensor) == raw_bytes(values)
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter) or raw_bytes(tensor) == raw_bytes(values)
 
 
 def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -190,7 +194,9 @@ class Wanted:
         """The module to trace, with the record's weights. Raises SubcompressError without one."""
         if self.module is None:
             raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
-        return load_record(record, self.module)
+        from subcompress.subspace.unwrapping import unwrapped_for
+
+        return unwrapped_for(load_record(record, self.module), record.layout)
 
 
 Export = Callable[[Record, Wanted, Path], None]
@@ -198,7 +204,10 @@ Export = Callable[[Record, Wanted, Path], None]
 
 def _dense(record: Record, wanted: Wanted, path: Path) -> None:
     if wanted.module is not None:
-        record.layout.require(Layout.of(wanted.module.state_dict()), "the model")
+        from subcompress.subspace.unwrapping import unwrapped_for  # which imports torch
+
+        module = unwrapped_for(wanted.module, record.layout)
+        record.layout.require(Layout.of(module.state_dict()), "the model")
     write_dense(record, path, dtype=wanted.dtype, done=wanted.done)
 
 

@@ -17,7 +17,9 @@ from subcompress.format.sections import Standing
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.expand import expand_acting
 from subcompress.rebuild.streaming import stream
+from subcompress.subspace.copying import own_memory
 from subcompress.subspace.hidden import check_sharing
+from subcompress.subspace.unwrapping import unwrapped
 from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 
@@ -33,7 +35,8 @@ class Variants(Mapping[str, bytes]):
     """
 
     def __init__(self, module: nn.Module, base: Any) -> None:
-        check_sharing(module)
+        self._inside = own_memory(unwrapped(module))
+        check_sharing(self._inside)
         self.module, self.base = module.eval(), open_base(base)
         self.name: str | None = None
         self._files: dict[str, bytes] = {}
@@ -75,12 +78,12 @@ class Variants(Mapping[str, bytes]):
         if name == self.name:
             return self.module
         record, _ = format.from_bytes(self._files[name], self.base)
-        places = _places(self.module, record, self._heads)
+        places = _places(self._inside, record, self._heads)
         check_digest(record, stream(record))
         before, self.name, self._acting = self._acting, None, None
         for spec in record.layout:
             if places[spec.name].shape != spec.shape:
-                _resize(self.module, spec, places[spec.name])
+                _resize(self._inside, spec, places[spec.name])
         self._restore(before, record)
         with torch.no_grad():
             expand_acting(record, {name: t.detach() for name, t in places.items()})
@@ -89,7 +92,7 @@ class Variants(Mapping[str, bytes]):
 
     def _restore(self, before: Record | None, record: Record) -> None:
         """Give back to the base what the file in use has changed and the next one will not, all of it at first."""
-        standing, state = record.base, self.module.state_dict()
+        standing, state = record.base, self._inside.state_dict()
         assert standing is not None, "add() saw to it"
         changed = None if before is None else _changed(before)
         keeps = _changed(record)

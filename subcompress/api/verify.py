@@ -21,6 +21,7 @@ from subcompress.format.record import Record
 from subcompress.onnx.session import chosen_for_graphs, require_device
 from subcompress.rebuild.backends import available
 from subcompress.rebuild.streaming import stream
+from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.devices import AUTO
 from subcompress.training.preflight import check_first_of
 from subcompress.training.tasks import LOSSES, Loss, Metric, Task, evaluate
@@ -112,7 +113,8 @@ def _measured(
     """With the metric on the test split. told: somebody chose the task."""
     from subcompress.api.unpack import load_record
 
-    module, split = load_record(record, module), task.prepare_labels(data).test
+    module = unwrapped_for(load_record(record, module), record.layout)
+    split = task.prepare_labels(data).test
     _check(module, split, task, told)
     value, note = _value(record, module, split, task, device)
     return replace(

@@ -19,7 +19,7 @@ from subcompress.tensors.rounding import rounded
 MARK = "#"
 """What stands between the name of a base and its changes."""
 
-_PART = r"[^,>#:]*>[^,>#:]*|\d+:\d+"
+_PART = r"[^,>#:]*>[^,>#:]*|[0-9]+:[0-9]+"
 _NAMED = re.compile(rf"(.+){MARK}((?:{_PART})(?:,(?:{_PART}))*)", re.DOTALL)
 
 SAMPLE = 4096

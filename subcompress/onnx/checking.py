@@ -14,11 +14,23 @@ from torch import Tensor, nn
 
 from subcompress.data.held import Held
 from subcompress.data.splits import batches, size
+from subcompress.data.targets import MAIN
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
 from subcompress.onnx.runtime import open_graph, ort_values
 from subcompress.onnx.slimming import every_name
-from subcompress.onnx.tracing import BAKED, TRACED, example_inputs, graphs_within, lengths_of, named, outputs_of, varies
+from subcompress.onnx.tracing import (
+    BAKED,
+    TRACED,
+    arrays,
+    example_inputs,
+    graphs_within,
+    lengths_of,
+    named,
+    outputs_of,
+    sizes_of,
+    varies,
+)
 from subcompress.tensors.layout import array_of, raw_bytes
 
 TOLERANCE = 1e-4
@@ -32,10 +44,12 @@ def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
     """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
     session = open_graph(data, device)
     taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
-    right = 0
+    names = [o.name for o in session.get_outputs()]
+    main, right = MAIN if MAIN in names else names[0], 0
     for x, y in batches(split, 1):
-        outputs = session.run(None, {name: t.numpy() for name, t in named(x).items() if name in taken})
-        right += int(np.argmax(outputs[0])) == int(y)
+        given = ort_values(arrays({name: t for name, t in named(x).items() if name in taken}))
+        (scores,) = session.run_with_ort_values([main], given)
+        right += int(np.argmax(_array(scores))) == int(y)
     return right / size(split)
 
 
@@ -53,7 +67,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
         raise SubcompressError(
             f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
-    for n, length in ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5)):
+    for n, length in sizes_of(facts):
         at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
         if why := _unlike(session, module, facts, values, n, length):
             baked = not _unlike(session, module, facts, values, *TRACED)
@@ -67,17 +81,25 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
 
 def _unlike(session: Any, module: nn.Module, facts: Facts, values: Mapping[str, Any], n: int, length: int) -> str:
     """How a graph's outputs for n examples are not torch's; empty where they are."""
-    fed = {name: x.numpy() for name, x in example_inputs(facts, n, length, lengths_of(module, facts)).items()}
+    fed = arrays(example_inputs(facts, n, length, lengths_of(module, facts)))
     taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
+    given = {name: x for name, x in (ort_values(fed) | dict(values)).items() if name in taken}
     try:
-        found = session.run(None, {name: x for name, x in (fed | dict(values)).items() if name in taken})
+        found = [_array(value) for value in session.run_with_ort_values(None, given)]
     except Exception as e:
         return f"ONNX Runtime fails on this graph ({one_line(e)})"
-    for expected, given in zip(outputs_of(module, facts, n, length), found, strict=True):
-        worst = _difference(expected.detach(), np.asarray(given))
+    for expected, output in zip(outputs_of(module, facts, n, length), found, strict=True):
+        worst = _difference(expected.detach(), output)
         if not worst <= _tolerance(expected.dtype):
             return f"the ONNX graph's outputs differ from torch's by {worst:.2g}"
     return ""
+
+
+def _array(value: Any) -> np.ndarray:
+    """An output of ONNX Runtime; of bfloat16 as float32."""
+    if value.data_type() == "tensor(bfloat16)":
+        return array_of(torch.utils.dlpack.from_dlpack(value).float())
+    return np.asarray(value.numpy())
 
 
 def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:

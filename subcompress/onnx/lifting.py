@@ -16,6 +16,8 @@ from subcompress.format.record import Record
 from subcompress.onnx.checking import compare
 from subcompress.onnx.tracing import graph_of
 from subcompress.rebuild.expand import expand
+from subcompress.subspace.copying import own_memory
+from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.tensors.layout import Layout
 
 
@@ -56,6 +58,7 @@ def lifted_of(record: Record, module: nn.Module, inputs: Collection[str] = ()) -
 
     Raises SubcompressError for another module's layout, and where ONNX Runtime computes something else.
     """
+    module = unwrapped_for(module, record.layout)
     record.layout.require(Layout.of(module.state_dict()), "the model")
     state = expand(record)
     with holding(module, state):
@@ -97,7 +100,7 @@ def holding(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     training = [(part, part.training) for part in module.modules()]
     try:
-        module.load_state_dict(state, strict=True)
+        own_memory(module).load_state_dict(state, strict=True)
         module.eval()
         yield
     finally:

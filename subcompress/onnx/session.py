@@ -17,6 +17,7 @@ from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
 from subcompress.rebuild.expand import expand, expand_checked
+from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.devices import AUTO, Device, chosen
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import Layout, array_of
@@ -75,6 +76,7 @@ class Session:
         record, _ = format.read(path, base)
         if module is None:
             raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
+        module = unwrapped_for(module, record.layout)
         record.layout.require(Layout.of(module.state_dict()), "the model")
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)

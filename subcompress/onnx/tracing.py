@@ -7,10 +7,11 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
+from subcompress.onnx.bags import plain_bags
 from subcompress.onnx.sequences import padded
-from subcompress.tensors.layout import DTYPES, torch_dtype
+from subcompress.onnx.surviving import require_survival
+from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
 
 OPSET = 18
 
@@ -39,20 +42,34 @@ OLDEST_RUNTIME = "1.15"
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     """The graph of a module, its weights as initialisers, with a dynamic batch axis, and dynamic ones where the facts
     have a size of 0: `input` and `output`, or, where there are several, the inputs by their names (`input_0`, ...
-    without) and `output_0`, ...; of a network of transformers its `logits` or its `last_hidden_state`.
+    without) and `output_0`, ...; of a dictionary its entries by their keys; of a network of transformers its `logits`
+    or its `last_hidden_state`.
 
-    Raises SubcompressError where torch cannot export the module, and for facts that do not say what goes in.
+    Raises SubcompressError where torch cannot export the module, for facts that do not say what goes in, and where ONNX
+    Runtime dies of the graph.
     """
     if not facts.input_shape and not facts.inputs and not facts.input_dtype:
         raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
     model = _trace(module, facts)
     _require_axes(model, facts)
     strip(model)
+    lengths = lengths_of(module, facts)
+    require_survival(model, (arrays(example_inputs(facts, *size, lengths)) for size in sizes_of(facts)))
     return model
 
 
 TRACED = (2, 5)
 """Examples of the batch that is traced, and the size of its axes that vary."""
+
+
+def sizes_of(facts: Facts) -> tuple[tuple[int, int], ...]:
+    """Sizes of the batch, and of axes that vary, at which a graph is compared with torch."""
+    return ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5))
+
+
+def arrays(x: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Inputs as ONNX Runtime is given them; those of bfloat16, which NumPy lacks, by their bits."""
+    return {name: array_of(t) for name, t in x.items()}
 
 
 def example_inputs(
@@ -155,13 +172,28 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
         return dict([main])
     if not (tensors := list(leaves(found))):
         raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
-    return {"output": tensors[0]} if len(tensors) == 1 else {f"output_{i}": t for i, t in enumerate(tensors)}
+    if len(tensors) == 1:
+        return {"output": tensors[0]}
+    keyed = found if isinstance(found, dict) and all(map(_names_one, found.items())) else {}
+    plain = {name: t for name, t in keyed.items() if isinstance(t, Tensor)}
+    taken = {*module.state_dict(), *_called(args, kwargs)}
+    return plain if plain and taken.isdisjoint(plain) else {f"output_{i}": t for i, t in enumerate(tensors)}
+
+
+def _names_one(entry: tuple[Any, Any]) -> bool:
+    """Whether an entry of a dictionary is a tensor under a name that a graph may have, or no tensor at all."""
+    name, value = entry
+    return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*leaves(value)]
+
+
+def _called(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> set[str]:
+    """What the inputs are called in the graph."""
+    return {*kwargs, "input", *(f"input_{i}" for i in range(len(args)))}
 
 
 def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     args, kwargs = _arguments(module, facts, *TRACED)
-    shapes: Any = [_axes(each.shape) for each in _inputs(facts)]
-    shapes = dict(zip(kwargs, shapes, strict=True)) if kwargs else tuple(shapes)
+    shapes = _shapes(module, [_axes(each.shape) for each in _inputs(facts)], kwargs)
     try:
         outputs = _outputs(module, args, kwargs)
         _require_names(module, {*example_inputs(facts), *outputs})
@@ -192,6 +224,16 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     return program.model_proto
 
 
+def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
+    """What varies in the inputs, as torch.export takes it: as `forward` does, several that `*args` collects together.
+    names: of the inputs, where they are given by name."""
+    given, named = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
+    try:
+        return inspect.signature(module.forward).bind(*given, **named).arguments
+    except (TypeError, ValueError):  # it tells nothing of its arguments
+        return named or given
+
+
 def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
     """Which axes of an input vary: the batch's, and those of size 0; in the same place in all inputs by one size."""
     names = {0: "batch", 1: "length"}
@@ -218,16 +260,18 @@ def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
 @contextmanager
 def _traceable(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
     """Within, the module is such as torch can export."""
-    with _main_alone(module), _of_their_own(module, outputs, inputs), padded(module):
+    with _main_alone(module), _of_their_own(module, outputs, inputs), padded(module), plain_bags():
         yield
 
 
 @contextmanager
 def _main_alone(module: nn.Module) -> Iterator[None]:
-    """Within, a network of transformers gives one tensor."""
+    """Within, a network of transformers gives one tensor, and a dictionary is its tensors."""
 
     def picked(_: nn.Module, __: Any, found: Any) -> Any:
-        return main[1] if (main := main_output(found)) else found
+        if main := main_output(found):
+            return main[1]
+        return tuple(leaves(found)) if isinstance(found, dict) else found
 
     hook = module.register_forward_hook(picked)
     try:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -22,17 +22,50 @@ _HOOKS: tuple[tuple[type, str, str], ...] = (
 
 
 def copied(module: nn.Module, device: str | torch.device | None = None) -> nn.Module:
-    """A deep copy, on the device where one is given.
+    """A deep copy, on the device where one is given, with `own_memory`.
 
     Raises SubcompressError for what cannot be copied, and for weights that a hook computes: a copy would keep the
     values that the hook has left.
     """
     _check_hooks(module)
     try:
-        found = copy.deepcopy(module)
+        found = own_memory(copy.deepcopy(module))
         return found if device is None else found.to(device)
     except Exception as e:
         raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {one_line(e)}") from e
+
+
+def own_memory(module: nn.Module) -> nn.Module:
+    """The module, in which each value of a parameter or a buffer has memory of its own from here on: several values in
+    one place, as `expand` makes them, can be neither trained nor loaded. Those that are tied stay so."""
+    made: dict[tuple[object, ...], Tensor] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if crowded(tensor):
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in made:
+                made[place] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            tensor.data = made[place]
+    return module
+
+
+def crowded(tensor: Tensor) -> bool:
+    """Whether several values of a tensor lie in one place."""
+    if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return False
+    room = 1  # places up to the last value along the axes so far, those of the smallest strides first
+    for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if n > 1 and stride < room:
+            return len(places(tensor).unique()) < tensor.numel()
+        room += (n - 1) * stride
+    return False
+
+
+def places(tensor: Tensor) -> Tensor:
+    """(n,) int64: where each value lies, counted in values from the first."""
+    found = torch.zeros((), dtype=torch.int64)
+    for stride, n in zip(tensor.stride(), tensor.shape, strict=True):
+        found = found[..., None] + stride * torch.arange(n)
+    return found.reshape(-1)
 
 
 def _check_hooks(module: nn.Module) -> None:
@@ -48,4 +81,4 @@ def _pre_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:
             yield name or type(child).__name__, hook
 
 
-__all__ = ["copied"]
+__all__ = ["copied", "crowded", "own_memory", "places"]

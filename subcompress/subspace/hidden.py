@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from subcompress.data.held import leaves
 from subcompress.data.splits import call
 from subcompress.errors import SubcompressError
-from subcompress.subspace.copying import copied
+from subcompress.subspace.copying import copied, places
 from subcompress.subspace.leaves import attributes
 from subcompress.subspace.seeds import seed_everything
 
@@ -131,7 +131,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
         return True
     first = min(low, other)
     used = torch.zeros((max(end for _, end in spans) - first) // size, dtype=torch.bool)
-    used.as_strided(a.shape, a.stride(), (low - first) // size).fill_(True)
+    try:
+        used.as_strided(a.shape, a.stride(), (low - first) // size).fill_(True)
+    except RuntimeError:  # several of its values in one place
+        used[places(a) + (low - first) // size] = True
     return bool(used.as_strided(b.shape, b.stride(), (other - first) // size).any())
 
 

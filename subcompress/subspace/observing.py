@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.subspace.copying import own_memory
 from subcompress.subspace.hidden import check_sharing
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.spread import Drawn, Moments, alike, grouped, grouped_parts
+from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import array_of
 
 BUILDS = 3
@@ -54,13 +56,23 @@ class Observed:
     notes: tuple[str, ...] = ()
 
 
-def built(model: Any, seed: int) -> tuple[nn.Module, Build | None]:
+def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> tuple[nn.Module, Build | None]:
     """The network, and how to build it again: None where `model` is an instance. A factory takes no argument and draws
-    from the seeds that are set before it is called. Raises SubcompressError for anything else, and for tensors that
-    share memory (`check_sharing`): a copy does not, so that nothing later could tell."""
+    from the seeds that are set before it is called. What torch wraps around a network is taken off (`unwrapped`), of
+    which `note` is told.
+
+    Raises SubcompressError for anything else, and for tensors that share memory (`check_sharing`): a copy does not, so
+    that nothing later could tell."""
+
+    def taken(module: nn.Module) -> nn.Module:
+        if note is not None and (line := wrapping_note(module)):
+            note(line)
+        module = unwrapped(module)
+        check_sharing(module)
+        return module
+
     if isinstance(model, nn.Module):
-        check_sharing(model)
-        return model, None
+        return taken(model), None
     if not callable(model):
         raise SubcompressError(f"fit takes an nn.Module, or a factory of one; given {type(model).__name__}")
 
@@ -81,9 +93,7 @@ def built(model: Any, seed: int) -> tuple[nn.Module, Build | None]:
             raise SubcompressError(f"a model factory returns an nn.Module; it returned {type(found).__name__}")
         return found
 
-    found = build(seed)
-    check_sharing(found)
-    return found, build
+    return own_memory(taken(build(seed))), lambda seed: own_memory(unwrapped(build(seed)))
 
 
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:

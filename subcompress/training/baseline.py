@@ -7,7 +7,9 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+from torch import Tensor, nn
 
+from subcompress.base.names import WRAPPERS
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.training.fitter import Fitter
@@ -32,13 +34,19 @@ def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
         return number
     module = copied(fitter.model, "cpu")
     try:
-        module.load_state_dict(safetensors.torch.load_file(str(given)))
+        module.load_state_dict(_plain(safetensors.torch.load_file(str(given)), module))
     except (OSError, RuntimeError, safetensors.SafetensorError) as e:
         raise SubcompressError(
             f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
             f"{' '.join(str(e).split())[:200]}"
         ) from e
     return evaluate(module.to(fitter.settings.device), fitter.data.validation, fitter.task)
+
+
+def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The weights by the names that they have in the module, where wrappers of torch have added to them."""
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in given.items()}
+    return plain if plain.keys() == module.state_dict().keys() else given
 
 
 def trained_baseline(fitter: Fitter, goal: Goal, purse: Purse) -> Probe:

@@ -1,0 +1,92 @@
+"""Does a graph end the process that runs it? ONNX Runtime is not safe from every graph that torch exports: one with
+operators at risk is run in a process of its own first.
+
+`python -m subcompress.onnx.surviving FOLDER` opens the graph in that folder and runs it once for each file of inputs there.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subcompress.errors import SubcompressError
+from subcompress.onnx.runtime import open_graph, ort_values
+
+if TYPE_CHECKING:
+    import onnx
+
+PATIENCE = 300
+"""Seconds that all runs of a graph may take."""
+
+RISKS = ("Loop", "Scan", "If", "Sequence", "SplitToSequence", "ConcatFromSequence", "Optional", "String")
+"""What the names of operators begin with that are seldom used, and on which ONNX Runtime was seen to die."""
+
+
+def risks(model: onnx.ModelProto) -> list[str]:
+    """The operators of a graph that are at risk: control flow, sequences, texts, and those of no standard."""
+    own = {function.domain for function in model.functions}
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node]  # a branch's are in an If's risk
+    odd = (n for n in nodes if n.op_type.startswith(RISKS) or n.domain not in {"", "ai.onnx", *own})
+    return sorted({n.op_type for n in odd})
+
+
+def require_survival(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Raise SubcompressError where a graph with operators at risk ends the process that runs it, or does not end. Any
+    other mistake of it is told where it is compared. feeds: inputs by name, one run each."""
+    if not (found := risks(model)) or model.ByteSize() >= 1 << 31:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, GRAPH).write_bytes(model.SerializeToString())
+        for i, feed in enumerate(feeds):
+            named: dict[str, Any] = {f"{MARK}{name}": x for name, x in feed.items()}
+            np.savez(Path(folder, f"{i}.npz"), **named)
+        if why := _ended(folder):
+            raise SubcompressError(
+                f"ONNX Runtime {why} this graph, which has {', '.join(found[:3])}: unpack to .safetensors instead"
+            )
+
+
+GRAPH = "graph.onnx"
+
+MARK = "input "
+"""Before the names of inputs: NumPy has arguments of its own, such as `file`."""
+
+CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.surviving")
+"""By -P, what lies in the working directory is no module of ours."""
+
+
+def _ended(folder: str) -> str:
+    """How a child ends in which the graph of a folder runs; empty where it lives on."""
+    try:
+        nowhere = subprocess.DEVNULL
+        code = subprocess.run(
+            [*CHILD, folder], stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=PATIENCE
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return f"takes more than {PATIENCE} seconds for"
+    return "" if code in (0, 1) else f"dies (exit code {code}) of"
+
+
+def _inputs(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as held:
+            yield {name.removeprefix(MARK): x for name, x in held.items()}
+
+
+def main() -> None:
+    """The child. It ends with 1 where ONNX Runtime refuses the graph, which is no death."""
+    folder = Path(sys.argv[1])
+    session = open_graph(folder / GRAPH)
+    taken = {i.name for i in session.get_inputs()}
+    for feed in _inputs(folder):
+        session.run_with_ort_values(None, {name: x for name, x in ort_values(feed).items() if name in taken})
+
+
+if __name__ == "__main__":
+    main()
