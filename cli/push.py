@@ -75,10 +75,13 @@ def push(
     from subcompress_cli.finding import network_for, network_if_known
 
     module = None
-    if onnx == "dense":
-        module = network_for(file, model_name, base)
-    elif onnx == "auto" and subcompress.info(file)["base"] is None:
-        module = network_if_known(file, model_name, base)
+    try:
+        if onnx == "dense":
+            module = network_for(file, model_name, base)
+        elif onnx == "auto" and subcompress.info(file)["base"] is None:
+            module = network_if_known(file, model_name, base)
+    except subcompress.SubcompressError as e:
+        raise subcompress.SubcompressError(f"{e} (or push without a graph: --onnx none)") from e
     pushed = subcompress.push(
         file,
         repository,

@@ -69,7 +69,7 @@ def test_bits_a_coordinate_are_those_of_trained_ones(tmp_path):
     assert found["d"] == 300
     assert 4 < found["bits_per_coordinate"] < 4.4
     shown = cli("info", tmp_path / "net.safetensors").stdout
-    assert f"({found['bits_per_coordinate']:.2f} bits each of those trained)" in shown
+    assert f"({found['bits_per_coordinate']:.2f} bits per trained coordinate)" in shown
 
 
 # --- what a file may ask of tracing ---

@@ -469,3 +469,27 @@ def test_each_does_all_once_and_raises_the_first_error():
     with pytest.raises(ValueError, match="five"):
         each(work, range(50))
     each(work, range(5))
+
+
+def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
+    """They are shared by operators that are equal, and the first of these may be gone before the rows are written."""
+    native = importlib.import_module("subcompress.operators.kernels.native")
+    op, first = HadamardBlocks.sized(5_000, 300, 5), [seeded_integers(77, 5_000)]
+    native._tables(first[0])
+    c, call, gone = coordinates(300).numpy().astype(np.float32), native.each, []
+
+    def late(work, items):
+        first.clear()  # the operator that the tables were made for
+        gone.extend(np.zeros(5_000, np.int8) for _ in range(500))  # what takes the memory that it leaves
+        call(work, items)
+
+    def written():
+        out = np.zeros(5_000, np.float32)
+        start = SeededRows(seeded_integers(77, 5_000), 0, 2.0**-9, 0.25)
+        BACKENDS["native"].fill(op, c, [Segment(0, out, 2.0**-7, start)])
+        return out
+
+    monkeypatch.setattr(native, "each", late)
+    found = written()
+    monkeypatch.undo()
+    assert np.array_equal(found, written())

@@ -465,7 +465,8 @@ def test_the_command_line_says_which_direction_is_better(tmp_path, monkeypatch, 
     (tmp_path / "net_of_lines.py").write_text(
         "import torch\nfrom torch.utils.data import TensorDataset\n"
         "def net(): return torch.nn.Linear(3, 1)\n"
-        "def load(): return [TensorDataset(torch.randn(16, 3), torch.randn(16, 1)) for _ in range(3)]\n"
+        "def split(x): return TensorDataset(x, x.sum(1, keepdim=True))"
+        "\ndef load(): return [split(torch.randn(64, 3)) for _ in range(3)]\n"
     )
     command = ["--model", "net_of_lines.py:net", "--data", "net_of_lines.py:load", "--threads", 1]
     task = ["--loss", "mse", "--metric", "torchmetrics:MeanAbsoluteError", *flags]

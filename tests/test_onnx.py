@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -269,3 +270,16 @@ def test_accuracy_is_that_of_the_logits():
 def test_axes_are_given_as_forward_takes_its_inputs(forward, axes):
     module = type("Net", (nn.Module,), {"forward": forward})()
     assert tracing._shapes(module, [0, 1], ()) == axes
+
+
+def test_torchs_table_of_operators_is_read_once():
+    from subcompress.onnx import registry
+
+    place = importlib.import_module(registry.PLACE).ONNXRegistry
+    before = place.__dict__["from_torchlib"]
+    with registry.operators_read_once():
+        first, second = (place.from_torchlib(opset_version=18) for _ in range(2))
+    assert first is not second and first.functions is not second.functions
+    assert first.functions == second.functions and len(first.functions) > 100
+    assert first.opset_version == 18
+    assert place.__dict__["from_torchlib"] is before

@@ -50,7 +50,7 @@ from subcompress.serving.models import Models
 from subcompress.serving.networks import Job, Traced
 from subcompress.serving.refusals import RefusedError
 from subcompress.serving.running import serve
-from subcompress_cli import tracing
+from subcompress_cli import finding, tracing
 from subcompress_models import MODELS
 
 LENET = traced_here(MODELS["lenet"]())
@@ -1195,10 +1195,10 @@ def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Pat
 
 def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def make():\n    raise ValueError('no luck')\n")
-    network, module = next(tracing._networks([f"{tmp_path}/own.py:make"], lenet_record(), "net"))
+    network, module = next(finding.networks_of(lenet_record().layout, [f"{tmp_path}/own.py:make"], "net"))
     assert network == "lenet" and type(module) is type(MODELS["lenet"]())
     with pytest.raises(SubcompressError, match="no luck"):
-        next(tracing._networks([f"{tmp_path}/own.py:make"], record_of(torch.nn.Linear(3, 2), Facts()), "net"))
+        next(finding.networks_of(record_of(torch.nn.Linear(3, 2), Facts()).layout, [f"{tmp_path}/own.py:make"], "net"))
 
 
 def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

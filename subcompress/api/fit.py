@@ -195,12 +195,13 @@ def fit(
             goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
         with run.holding(run_folder, command) as folder:
             held = None if restart else folder.finished
-            if held is not None and not same_network(folder.path, fitter.outputs):
+            changed = held is not None and not same_network(folder.path, fitter.outputs)
+            if changed:
                 listener.note(f"{folder.path} holds a finished run of another network, whose code or data were others")
             elif held is not None:
                 listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
                 return _reached(Fit.from_json(held["fit"]))
-            fitter.begin(folder, restart)
+            fitter.begin(folder, restart or changed)
             listener.note(place.line)
             goal = goal.after(folder.earlier)
             fitter.measure()

@@ -22,6 +22,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
 from subcompress.onnx.bags import plain_bags
+from subcompress.onnx.registry import operators_read_once
 from subcompress.onnx.sequences import padded
 from subcompress.onnx.surviving import require_survival
 from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
@@ -198,7 +199,7 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
         outputs = _outputs(module, args, kwargs)
         _require_names(module, {*example_inputs(facts), *outputs})
         held = list(outputs.values()), (*args, *kwargs.values())
-        with warnings.catch_warnings(), quiet("torch."), _traceable(module, *held):
+        with warnings.catch_warnings(), quiet("torch."), _traceable(module, *held), operators_read_once():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,

@@ -27,7 +27,7 @@ def copied(module: nn.Module, device: str | torch.device | None = None) -> nn.Mo
     Raises SubcompressError for what cannot be copied, and for weights that a hook computes: a copy would keep the
     values that the hook has left.
     """
-    _check_hooks(module)
+    check_hooks(module)
     try:
         found = own_memory(copy.deepcopy(module))
         return found if device is None else found.to(device)
@@ -68,7 +68,7 @@ def places(tensor: Tensor) -> Tensor:
     return found.reshape(-1)
 
 
-def _check_hooks(module: nn.Module) -> None:
+def check_hooks(module: nn.Module) -> None:
     for name, hook in _pre_hooks(module):
         for kind, maker, remedy in _HOOKS:
             if isinstance(hook, kind):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.subspace.copying import own_memory
+from subcompress.subspace.copying import check_hooks, own_memory
 from subcompress.subspace.hidden import check_sharing
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.spread import Drawn, Moments, alike, grouped, grouped_parts
@@ -68,6 +68,7 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
         if note is not None and (line := wrapping_note(module)):
             note(line)
         module = unwrapped(module)
+        check_hooks(module)
         check_sharing(module)
         return module
 

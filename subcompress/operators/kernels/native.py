@@ -93,7 +93,9 @@ def _write(
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return
-    table = (Rows * len(segments))(*map(_row, segments))
+    # Held until the rows are written: tables that are looked up by an equal operator go with that one.
+    seeded = [_tables(s.start.operator) if isinstance(s.start, SeededRows) else None for s in segments]
+    table = (Rows * len(segments))(*map(_row, segments, seeded))
     first, last = segments[0].lo // op.m, -(-segments[-1].hi // op.m)
     shares = min(threads.number(), -(-(last - first) * op.m // SHARE))
     bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
@@ -109,11 +111,11 @@ def _write(
     each(work, range(len(bounds) - 1))
 
 
-def _row(s: Segment) -> Rows:
-    """What the kernel reads of a segment."""
+def _row(s: Segment, seeded: _Tables | None) -> Rows:
+    """What the kernel reads of a segment. seeded: the tables of its start's operator."""
     row = Rows(s.lo, s.hi, _address(s.out), scale=s.scale, dtype=_number(s.out.dtype))
     if isinstance(s.start, SeededRows):
-        seeded = _tables(s.start.operator)
+        assert seeded is not None, "see _write"
         row.seeded, row.seeded_row = ctypes.addressof(seeded.c), s.start.row
         row.start, row.unit = s.start.center, s.start.scale
     elif isinstance(s.start, (float, int)):
