@@ -299,9 +299,15 @@ def rounded_record() -> Record:
 
 
 def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:
-    """Random weights for a module: its floating tensors in one group of 4-bit coordinates, the others as they are."""
-    layout = Layout.of(module.state_dict())
-    entries = tuple(Coded(2.0**-4) if spec.dtype in CODED_DTYPES else Stored() for spec in layout)
+    """Random weights for a module: its floating tensors in one group of 4-bit coordinates, the others as they are, tied
+    ones once."""
+    state = module.state_dict(keep_vars=True)
+    layout, first = Layout.of(state), {}
+    ties = [first.setdefault(id(tensor), i) for i, tensor in enumerate(state.values())]
+    entries = tuple(
+        Same(ties[i]) if ties[i] != i else Coded(2.0**-4) if spec.dtype in CODED_DTYPES else Stored()
+        for i, spec in enumerate(layout)
+    )
     D = sum(spec.reals for spec, entry in zip(layout, entries, strict=True) if isinstance(entry, Coded))
     d = min(D, 20)
     z = np.random.default_rng(seed).integers(-8, 8, d).astype(np.int32)

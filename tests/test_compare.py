@@ -127,6 +127,7 @@ def test_what_compare_refuses(fitted, digits, tmp_path):
         subcompress.report(unfinished)
 
 
+@pytest.mark.slow
 def test_a_network_without_a_graph_of_one_input(tmp_path):
     """A loss of the user's own on a dict of inputs: judged in torch, what needs images is skipped."""
     import networks

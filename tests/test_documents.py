@@ -197,6 +197,7 @@ def test_python_of_the_readme_and_its_tour(place, cheap):
     assert (place / "mine.safetensors").stat().st_size < 500
 
 
+@pytest.mark.slow
 def test_transformers(tmp_path, monkeypatch, cheap):
     pytest.importorskip("transformers")
     from subcompress.data.pretrained import load_model

@@ -136,6 +136,7 @@ def test_rows_of_a_square_matrix_are_distinct_and_nearly_uncorrelated(name, d):
     assert off.square().mean().sqrt() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_is_never_of_the_order_of_D_times_d():
     # Not getrusage's peak: a child inherits it from the process that starts it, and growth below that goes unseen.

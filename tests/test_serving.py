@@ -912,7 +912,7 @@ def test_another_base_is_refused(tuned: Path, tmp_path: Path, folder: Path) -> N
         assert client.infer("one", X).status == 200
 
 
-@pytest.mark.parametrize("kind", ["gru", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("gru", marks=pytest.mark.slow), "transformer"])
 def test_other_networks_are_served(tmp_path: Path, kind: str) -> None:
     case = networks.CASES[kind]
     module, data = case.make(), case.data()
@@ -1220,6 +1220,7 @@ def test_an_address_that_is_none(folder: Path, host: str) -> None:
         running.listening(host, 0)
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
     packed(tmp_path, "hangs", lenet_record())
     trace = tracing.traced_beside((), lambda line: None)

@@ -60,7 +60,10 @@ def test_packed_dense_and_unfolding_files_run(graphs, device):
         assert torch.equal(session(input=x.numpy()), found)
 
 
-@pytest.mark.parametrize("name", ["batch norm", "gru", "transformer", "complex", "graph"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "transformer", "complex")]
+
+
+@pytest.mark.parametrize("name", ["batch norm", "graph", *LONG])
 def test_any_network_runs(fitted, name, device):
     _, file, _ = fitted(name)
     case = networks.CASES[name]

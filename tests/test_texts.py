@@ -314,7 +314,7 @@ def test_the_dense_file_is_what_from_pretrained_reads(tiny, packed, tmp_path):
         assert torch.equal(net.state_dict()[name], t)
 
 
-@pytest.mark.parametrize("unfolding", [False, True])
+@pytest.mark.parametrize("unfolding", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_graphs_take_any_batch_and_any_length(tiny, packed, tmp_path, unfolding):
     path = tmp_path / "net.onnx"
     flags = ["--self-unfolding"] if unfolding else []
@@ -339,12 +339,14 @@ def test_graphs_take_any_batch_and_any_length(tiny, packed, tmp_path, unfolding)
         assert np.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_verify_measures_it_in_onnx_runtime(tiny, packed):
     result = cli("verify", packed, "--model", f"hf:{tiny[0]}", "--data", tiny[1], "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["test_accuracy"] == format.read(packed)[0].test_accuracy
 
 
+@pytest.mark.slow
 def test_a_graph_of_features_gives_the_last_hidden_state(tiny, data, tmp_path):
     torch.manual_seed(0)
     sub = subcompress.Subspace.of(pretrained.load_model(tiny[0], "features"), 50)
@@ -360,6 +362,7 @@ def test_a_graph_of_features_gives_the_last_hidden_state(tiny, data, tmp_path):
     assert session.run(None, {"input_ids": ones, "attention_mask": ones})[0].shape == (2, 6, 16)
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_ends_with_the_same_file(tiny, data, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
 

@@ -190,7 +190,8 @@ def test_zero_has_no_sign(kernels):
         assert zeros.any() and not torch.signbit(out[zeros]).any()
 
 
-FLOATS = [case[:4] for case in SHAPES[1:]]
+FLOATS = [pytest.param(*case[:4], marks=[pytest.mark.slow] if i % 3 else []) for i, case in enumerate(SHAPES[1:])]
+"""In the default run every third: the interpreter takes a second each."""
 
 
 @pytest.mark.parametrize("kind", EXACT.values())
@@ -275,6 +276,7 @@ def build(kernel, tile, pointers, constants):
     return triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", 90, 32), options=options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log2_m", [10, 15])
 def test_compiles_for_hopper(monkeypatch, tmp_path, log2_m):
     """To a binary, by the assembler that Triton brings, without a GPU."""

@@ -292,7 +292,11 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
     assert "an ONNX graph holds at most 2 GB; this file's weights take 177704 bytes" in failed.stderr
 
 
-@pytest.mark.parametrize("gives", GIVES)
+QUICK = list(GIVES)[:4]
+"""Those of GIVES whose graphs are traced in the default run too."""
+
+
+@pytest.mark.parametrize("gives", [g if g in QUICK else pytest.param(g, marks=pytest.mark.slow) for g in GIVES])
 def test_odd_networks_unfold_or_say_why(gives, tmp_path):
     """The graph's outputs are compared with torch's, its weights with the file's, before it is kept."""
     module = Odd(GIVES[gives])
