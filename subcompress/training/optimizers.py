@@ -2,8 +2,8 @@
 
 Adam is the default. `eigen` is Adam in the eigenbasis of the gradients' second moment, E[g g^T]: SOAP (Vyas et al.
 2024, arXiv:2409.11321) where one matrix holds all of it, which d makes affordable. It needs fewer coordinates where
-they are few: with scales guessed from the starts, d_int90 on MNIST falls from 364 to 252 for the MLP, from 161 to 138 for
-LeNet (benchmarks/dimension.py).
+they are few: with scales guessed from the starts, d_int90 on MNIST falls from 364 to 252 for the MLP, from 161 to 138
+for LeNet (benchmarks/dimension.py).
 """
 
 from __future__ import annotations
