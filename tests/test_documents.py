@@ -93,12 +93,14 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def run(commands: Iterable[str], cheap: bool = False) -> None:
-    """cheap: trainings are too short to learn anything, which `fit` says by its exit status, and keeps the file."""
+    """cheap: trainings are too short to learn anything, which `fit` says by its exit status, and keeps the file. From
+    the stand-in for MNIST there is nothing to learn."""
     for command in dict.fromkeys(commands):
         name, *arguments = shlex.split(command)
         assert name == "subcompress", command
         result = cli(*arguments)
-        kept = cheap and name_of(command) == "fit" and "is kept: subcompress pack" in result.stderr
+        learns = not (cheap or "mnist" in command) or name_of(command) != "fit"
+        kept = not learns and "is kept: subcompress pack" in result.stderr
         assert result.exit_code == 0 or kept, (command, result.output)
 
 
