@@ -16,6 +16,7 @@ from subcompress import SubcompressError, Subspace, measure_moves
 from subcompress.rebuild.expand import expand
 from subcompress.subspace.moves import Moves
 from subcompress.subspace.preparing import prepared
+from subcompress.subspace.starts import recognize
 from subcompress.training.loop import Listener
 from subcompress.training.run import load
 
@@ -61,6 +62,15 @@ def test_scales_follow_the_moves_and_not_the_starts():
     assert all(max(measured.scales) / s in {2.0**k for k in range(16)} for s in measured.scales)
     more = [moves.scales(starts, d)["gamma"][0] for d in (1, 256)]
     assert more[0] == pytest.approx(2 * more[1])
+
+
+def test_scales_of_coordinates_that_stay_floats_grow_up_to_what_was_measured(monkeypatch):
+    """A network of many weights per coordinate takes no step that makes it diverge."""
+    moves, starts = Moves({"weight": (0.5,)}, smoothness=1.0), recognize(nn.Linear(40, 50, bias=False))
+    monkeypatch.setattr("subcompress.subspace.moves.MOST_FLOAT", 500.0)
+    scale = {d: moves.scales(starts, d, rounded=False)["weight"][0] for d in (1, 2, 4, 16)}
+    assert scale[1] == scale[2] == scale[4] > scale[16]
+    assert scale[16] == pytest.approx(0.5 * (2000 / 16 / 30) ** 0.5)
 
 
 def test_moves_are_the_same_again_and_leave_generators_alone():

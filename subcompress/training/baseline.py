@@ -15,7 +15,7 @@ from subcompress.subspace.copying import copied
 from subcompress.training.fitter import Fitter
 from subcompress.training.goal import Goal
 from subcompress.training.probe import Probe
-from subcompress.training.spending import Purse
+from subcompress.training.spending import Spending
 from subcompress.training.tasks import evaluate
 
 
@@ -49,7 +49,7 @@ def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return plain if plain.keys() == module.state_dict().keys() else given
 
 
-def trained_baseline(fitter: Fitter, goal: Goal, purse: Purse) -> Probe:
+def trained_baseline(fitter: Fitter, goal: Goal, spending: Spending) -> Probe:
     """The best direct training, by validation, among a few of Adam's steps, or with the step that was given. So many
     are tried as leave the search its trainings, one at least.
 
@@ -58,7 +58,7 @@ def trained_baseline(fitter: Fitter, goal: Goal, purse: Purse) -> Probe:
     rates = fitter.baseline_rates if goal.baseline_lr is None else (goal.baseline_lr,)
     found: list[Probe] = []
     for rate in rates:
-        if found and purse.room() < goal.seeds + 2:
+        if found and spending.room() < goal.seeds + 2:
             break
         try:
             found.append(fitter.baseline(lr=rate))
@@ -67,7 +67,7 @@ def trained_baseline(fitter: Fitter, goal: Goal, purse: Purse) -> Probe:
                 raise
             fitter.listener.note(f"trained directly with lr {rate:g}: {e}")
             continue
-        purse.pay(found[-1])
+        spending.pay(found[-1])
     best = (min if fitter.task.minimise else max)(found, key=lambda p: p.value)
     told = ", ".join(f"{p.value:.4f} with lr {p.lr:g}" for p in found if p.lr is not None)
     more = "" if len(found) > 1 or goal.baseline_lr is not None else "; --max-fits leaves no room for other steps"

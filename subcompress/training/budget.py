@@ -18,7 +18,7 @@ from subcompress.training.curve import frontier
 from subcompress.training.fitter import DiedTwiceError, Fitter
 from subcompress.training.goal import Goal
 from subcompress.training.probe import Probe
-from subcompress.training.spending import Purse
+from subcompress.training.spending import Spending
 
 CUT = 0.01
 """Of the budget: a file that was cut by more is trained again, in fewer coordinates."""
@@ -59,17 +59,17 @@ class _Budget:
         assert goal.bytes is not None
         self.fitter, self.task, self.bytes = fitter, fitter.task, goal.bytes
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
-        self.goal, self.purse = goal, Purse(fitter, goal)
+        self.goal, self.spending = goal, Spending(fitter, goal)
         self.probes: list[Probe] = []
         self.beside = fitter.beside()
 
     def run(self) -> tuple[Probe, dict[str, Any]]:
         self.fitter.say_cost(self._d(), len(self.seeds), self.goal.max_minutes)
         for seed in self.seeds:
-            if self.probes and self.purse.room() < 1:
+            if self.probes and self.spending.room() < 1:
                 break
             self._probe(seed)
-            if self._misses(self.probes[-1]) and self.purse.room() >= 1 + self._missing():
+            if self._misses(self.probes[-1]) and self.spending.room() >= 1 + self._missing():
                 self._probe(seed)
         chosen = self._best()
         values = [p.value for p in self._fitting()]
@@ -78,7 +78,7 @@ class _Budget:
             "probes": tuple(self.probes),
             "frontier": frontier(self.probes, self.task.minimise),
             "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
-            "full_fits": round(self.purse.spent_fits, 3),
+            "full_fits": round(self.spending.spent_fits, 3),
         }
 
     def _missing(self) -> int:
@@ -111,7 +111,7 @@ class _Budget:
             values = [p.value for p in self.probes]
             worst = max(values, default=math.inf) if self.task.minimise else min(values, default=0.0)
             probe = Probe(d, seed, worst, (), e.epochs, e.seconds, True, "died twice")
-        self.purse.pay(probe)
+        self.spending.pay(probe)
         self.probes.append(probe)
         self.fitter.listener.probes(tuple(self.probes))
 

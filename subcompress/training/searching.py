@@ -20,7 +20,7 @@ from subcompress.training.fitter import DiedTwiceError, Fitter
 from subcompress.training.goal import Goal
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import Probe
-from subcompress.training.spending import Purse
+from subcompress.training.spending import Spending
 
 FAR = 0.3
 """Standard error of log(d) at the crossing above which a look from afar is enough: half of the epochs, warm."""
@@ -53,7 +53,7 @@ def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
 class _Search:
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
         self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
-        self.purse = Purse(fitter, goal)
+        self.spending = Spending(fitter, goal)
         self.seeds = self._seeds()
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
@@ -79,7 +79,7 @@ class _Search:
         return self._result()
 
     def _seeds(self) -> list[int]:
-        return [(self.fitter.settings.seed + i) % (1 << 64) for i in range(self.purse.limits.seeds)]
+        return [(self.fitter.settings.seed + i) % (1 << 64) for i in range(self.spending.limits.seeds)]
 
     def _take_seeds(self) -> None:
         """Where a run goes on with another number of seeds, judge the trainings so far by these."""
@@ -94,7 +94,7 @@ class _Search:
         if given is not None:
             self.baseline = given_baseline(self.fitter, given)
         elif self.goal.drop is not None:
-            direct = trained_baseline(self.fitter, self.goal, self.purse)
+            direct = trained_baseline(self.fitter, self.goal, self.spending)
             self.baseline, self.baseline_lr = direct.value, direct.lr
         if self.goal.value is not None:
             self._refuse_above_baseline(self.goal.value)
@@ -129,7 +129,7 @@ class _Search:
             if self._of(d, seed) is None:
                 safe = self._safe()
                 kept = 0 if safe is None or safe == d else self._missing(safe)
-                if self.purse.room() < 1 + kept:
+                if self.spending.room() < 1 + kept:
                     return
                 self._probe(d, seed)
             if n == len(self.seeds):
@@ -138,7 +138,7 @@ class _Search:
             if gap > self.curve.noise() * math.sqrt(1 / n + 1 / len(self.seeds)):
                 break  # too poor
             # Far above it: one seed says enough, while there is room to look lower down.
-            lower = self.purse.room() >= len(self.seeds) + 1
+            lower = self.spending.room() >= len(self.seeds) + 1
             if new and n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
                 return
         self._settle(d)
@@ -165,7 +165,7 @@ class _Search:
             worst = max if self.task.minimise else min
             values = [p.value for p in self.probes] or [0.0 if not self.task.minimise else math.inf]
             probe = Probe(d, seed, worst(values), (), e.epochs, e.seconds, True, "died twice")
-        self.purse.pay(probe)
+        self.spending.pay(probe)
         self.probes.append(probe)
         self.fitter.listener.probes(tuple(self.probes))
 
@@ -192,7 +192,7 @@ class _Search:
 
     def _next(self) -> int | None:
         """The next d to train at, None where the search has ended."""
-        seeds, room = len(self.seeds), self.purse.room()
+        seeds, room = len(self.seeds), self.spending.room()
         if self.failed >= self.D or room < 1:
             return None
         crossing, error = self.curve.crossing()
@@ -240,7 +240,7 @@ class _Search:
             "frontier": frontier(self.probes, self.task.minimise),
             "baseline": self.baseline,
             "baseline_lr": self.baseline_lr,
-            "full_fits": round(self.purse.spent_fits, 3),
+            "full_fits": round(self.spending.spent_fits, 3),
         }
         if not self.met:
             why = self._not_reached()
@@ -263,7 +263,7 @@ class _Search:
                 "or give --baseline"
             )
         best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
-        n, spent = sum(p.at(best.d) for p in looked), self.purse.spent_fits
+        n, spent = sum(p.at(best.d) for p in looked), self.spending.spent_fits
         why = f"in {spent:.1f} trainings" if self.failed < self.D else "even in all of them"
         return (
             f"the target is not reached: no d was found {why} at which the mean of {self.task.metric_name} over "

@@ -9,7 +9,7 @@ from subcompress.training.goal import Goal, Limits
 from subcompress.training.probe import Probe
 
 
-class Purse:
+class Spending:
     """What a search may still spend: trainings, and minutes of them."""
 
     def __init__(self, fitter: Fitter, goal: Goal) -> None:
