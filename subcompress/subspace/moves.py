@@ -37,7 +37,7 @@ POWER = 1 / 8
 (benchmarks/results/moves.md)."""
 
 FLOAT_POWER = 1 / 2
-"""The same for coordinates that are never rounded: d_int90 of LeNet fell from 161 to 137, that of the MLP from 364 to 336
+"""The same for coordinates that are never rounded: d_int90 of LeNet fell from 161 to 137, of the MLP from 364 to 336
 (benchmarks/dimension.py)."""
 
 MOST_FLOAT = 2_000.0
