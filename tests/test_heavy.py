@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from timing import takes_at_most
 
 from subcompress import SubcompressError, format
 from subcompress.format import codec, container
@@ -111,17 +112,15 @@ FILES = {
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", FILES)
-def test_info_takes_half_a_second_at_most(monkeypatch, name, compiled):
-    """Processor time, and three times as much: machines that run tests are slow and busy."""
+def test_info_reads_any_small_file_in_little_time(monkeypatch, name, compiled):
+    """Half a second of an idle server is seven loops; three times that here, as other tests run beside it."""
     if not compiled:
         monkeypatch.setattr(codec, "library", lambda: None)
     elif library() is None:
         pytest.skip("there is no compiled part")
     data = FILES[name]()
     assert len(data) < 5_120
-    began = time.process_time()
-    format.parse(data)
-    assert time.process_time() - began < 1.5
+    assert takes_at_most(lambda: format.parse(data), 20)
 
 
 @pytest.mark.parametrize(
