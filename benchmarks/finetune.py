@@ -50,7 +50,7 @@ from subcompress.peers.bench import Bench, Row
 from subcompress.subspace.seeds import seed_everything
 from subcompress.training import run
 from subcompress.training.fitter import machine
-from subcompress.training.loop import Recipe
+from subcompress.training.loop import TrainOptions
 from subcompress.training.tasks import Task
 from subcompress_cli.progress import listening
 from subcompress_models import MobileNetV2
@@ -332,7 +332,7 @@ def measured(setting: Setting, seed: int, rows: list[str], folder: Path) -> dict
             **setting.options,
         )
         record = run.load(place / "run", setting.base)
-        recipe = Recipe(**run.summary(place / "run")["recipe"])
+        recipe = TrainOptions(**run.summary(place / "run")["recipe"])
         size = (place / "run" / "record.safetensors").stat().st_size
         with machine("cpu", 1, seed):
             for name in missing:
@@ -439,9 +439,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed, to share seeds among processes")
     parser.add_argument("--rows", default="ours,full,lora,unilora,vera")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
-    parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="in place of that of the task"
-    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="in place of that of the task")
     parser.add_argument("--held", action="store_true", help="train nothing: the table of what is there")
     parser.add_argument("--act-on", metavar="LIST", help="choices with semicolons between, in place of the rows")
     parser.add_argument("-o", "--output", type=Path)

@@ -23,7 +23,7 @@ from torch import Tensor
 from subcompress import Data, load_data
 from subcompress.operators import HadamardBlocks, Operator, walsh
 from subcompress.subspace.module import Subspace
-from subcompress.training.loop import DeadRunError, Recipe, train
+from subcompress.training.loop import DeadRunError, TrainOptions, train
 from subcompress.training.tasks import Task
 from subcompress_models import MODELS
 
@@ -164,7 +164,7 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
         starts = zip(module.parameters(), part.scales, strict=True)
         operator.begin = torch.cat([p.detach().flatten() / scale for p, scale in starts])
     # The same movement of the weights, relative to their start, for every K.
-    recipe = Recipe(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
+    recipe = TrainOptions(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
     try:
         return train(subspace, data, Task.of(), recipe).value
     except DeadRunError:

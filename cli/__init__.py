@@ -12,7 +12,7 @@ from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 
 SECTIONS = {
-    "Train and pack": ("fit", "pack", "dim"),
+    "Train and pack": ("init", "fit", "pack", "dim"),
     "Inspect and rebuild": ("info", "verify", "unpack"),
     "Compare and report": ("compare", "report"),
     "Share and serve": ("push", "pull", "serve", "export"),

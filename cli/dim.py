@@ -22,10 +22,12 @@ from subcompress_cli.options import (
     training_task_options,
     verbose_option,
 )
+from subcompress_cli.recipes import recipe_option, replaced
 from subcompress_cli.streams import answer
 
 
 @click.command(cls=Command)
+@recipe_option
 @model_option(required=True)
 @data_options(required=True)
 @augment_option
@@ -88,6 +90,7 @@ def dim(
     from subcompress_cli.networks import data_with, factory, loss_and_metric, short
     from subcompress_cli.progress import listening
 
+    options = replaced(click.get_current_context(), options)
     try:
         dimensions = [int(d) for d in ds.split(",")]
     except ValueError as e:

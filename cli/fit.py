@@ -25,6 +25,7 @@ from subcompress_cli.options import (
     training_task_options,
     verbose_option,
 )
+from subcompress_cli.recipes import recipe_option, replaced
 from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
+@recipe_option
 @model_option(required=True)
 @data_options(required=True)
 @augment_option
 @training_task_options
 @option("--d", type=int, help="Train in exactly d coordinates.", group=GOAL)
-@option("--bytes", "within", type=int, metavar="N", help="Find the best file of at most N bytes.", group=GOAL)
+@option("--bytes", type=int, metavar="N", help="Find the best file of at most N bytes.", group=GOAL)
 @option(
     "--min-accuracy",
     type=float,
@@ -167,6 +169,7 @@ def fit(
     from subcompress_cli.networks import data_with, factory, loss_and_metric, short
     from subcompress_cli.progress import listening
 
+    options = replaced(click.get_current_context(), options)
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
     build = factory(model_name, data)
     origin = {
@@ -177,12 +180,20 @@ def fit(
         "augment": augment,
         "loss": loss,
         "metric": metric,
-        "minimize": options["minimise"],
+        "minimize": options["minimize"],
         "base": os.path.abspath(options["base"]) if os.path.exists(options["base"] or "") else options["base"],
     }
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
         try:
-            found = subcompress.fit(build, data, output, **task, **options, origin=origin, listener=listener)
+            found = subcompress.fit(
+                build,
+                data,
+                output,
+                **task,
+                **replaced(click.get_current_context(), options),
+                origin=origin,
+                listener=listener,
+            )
         except subcompress.TargetMissedError as e:
             found = e.fit
     if as_json:

@@ -126,7 +126,6 @@ def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--minimize/--maximize",
-            "minimise",
             default=None,
             help="Whether a smaller or a larger metric is better.  [default: as the metric says, else larger]",
             group=FIT,
@@ -201,7 +200,6 @@ def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--optimizer",
-            "optimiser",
             former=("--optimiser",),
             type=click.Choice(choices.OPTIMIZERS),
             default="adam",

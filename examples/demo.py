@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 import subcompress
-from subcompress.training.loop import Direct, Recipe, train
+from subcompress.training.loop import Direct, TrainOptions, train
 from subcompress.training.tasks import Task, accuracy_of
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
@@ -30,7 +30,7 @@ def directly(data: subcompress.Data, epochs: int, listener: subcompress.Listener
     began = time.perf_counter()
     torch.manual_seed(0)
     net = MODELS["lenet"]()
-    train(Direct(net), data, Task.of(), Recipe(epochs, 3e-3, BATCH), listener=listener)
+    train(Direct(net), data, Task.of(), TrainOptions(epochs, 3e-3, BATCH), listener=listener)
     return accuracy_of(net, data.test), time.perf_counter() - began
 
 

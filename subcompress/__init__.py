@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from subcompress.subspace.module import Subspace
     from subcompress.subspace.preparing import measure_moves
     from subcompress.support.listening import Listener, Progress
+    from subcompress.training.options import Base, Goal, Machine, Recipe
     from subcompress.training.probe import Fit, TargetMissedError
 else:
     from subcompress.support import lazy
@@ -49,6 +50,7 @@ else:
             "api.dim": ("measure_dimension",),
             "api.pack": ("pack",),
             "subspace.preparing": ("measure_moves",),
+            "training.options": ("Base", "Goal", "Machine", "Recipe"),
             "training.probe": ("Fit", "TargetMissedError"),
             "api.report": ("report",),
             "onnx.session": ("Session",),
@@ -62,14 +64,18 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Base",
     "Comparison",
     "Data",
     "Facts",
     "Finding",
     "Fit",
+    "Goal",
     "HubMixin",
     "Listener",
+    "Machine",
     "Progress",
+    "Recipe",
     "Session",
     "Split",
     "SubcompressError",

@@ -46,14 +46,14 @@ def coded(space: Subspace) -> int:
 def test_the_price_is_what_the_coder_writes(d, bits, seed):
     space = spaced(d, bits, seed)
     with torch.no_grad():
-        space.z.copy_(torch.cat([c * s for c, s in zip(space.coordinates(), space.steps, strict=True)]))
+        space.z.copy_(torch.cat([c * s for c, s in zip(space.coordinates(), space.rounding.steps, strict=True)]))
     assert space.coded_bits().item() / 8 == pytest.approx(coded(space), rel=0.05, abs=4 << bits - 2)
 
 
 def test_the_price_falls_towards_zero():
     space = spaced(4000, 4, 0)
     (gradient,) = torch.autograd.grad(space.coded_bits(), space.z)
-    outer = space.z.detach().abs() > 1.5 * space.steps[0]
+    outer = space.z.detach().abs() > 1.5 * space.rounding.steps[0]
     assert ((gradient * space.z.detach())[outer] > 0).float().mean() > 0.9
     assert Subspace.of(nn.Linear(9, 9), 5).coded_bits() is None
 
@@ -84,7 +84,7 @@ def test_the_last_bytes_are_cut_with_less_change_than_zeros_make(bits, bytes_too
     changes = {}
     for how in (cut, lambda space, limit: space.shorten(limit)):
         space = spaced(300, bits, 0)
-        exact, whole = space.z.detach() / space.steps[0], coded(space)
+        exact, whole = space.z.detach() / space.rounding.steps[0], coded(space)
         before = torch.cat(space.coordinates())
         told = how(space, whole - bytes_too_many)
         after = torch.cat(space.coordinates())

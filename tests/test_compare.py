@@ -20,7 +20,7 @@ from subcompress.data import augment_of
 from subcompress.peers import PEERS, Bench, SkippedError
 from subcompress.peers.tiny import Convolutions, Hidden, Pooled, _width, rounded
 from subcompress.training import run
-from subcompress.training.loop import Recipe
+from subcompress.training.loop import TrainOptions
 from subcompress.training.tasks import Task
 from subcompress_models import MODELS
 
@@ -46,7 +46,7 @@ def compared(fitted):
 @pytest.fixture(scope="module")
 def bench(fitted, digits):
     record = run.load(fitted)
-    recipe = Recipe(2, 1.0, batch_size=32)
+    recipe = TrainOptions(2, 1.0, batch_size=32)
     folder = fitted / "bench"
     folder.mkdir()
     return Bench(MODELS["lenet"](), digits, Task.of(), record, 250, 1.0, recipe, folder)

@@ -17,7 +17,8 @@ from subcompress import Data, Split, SubcompressError
 from subcompress.data.ragged import Ragged
 from subcompress.data.reading import OnDemand
 from subcompress.training import constant, metrics
-from subcompress.training.goal import Goal
+from subcompress.training.goal import checked
+from subcompress.training.options import Goal
 from subcompress.training.preflight import check_first_batch
 from subcompress.training.tasks import LOSSES, Task, evaluate
 from subcompress_cli.loading import function_of
@@ -320,14 +321,14 @@ def test_an_accuracy_is_known_by_its_class(classes, tmp_path):
     name = "torchmetrics:Accuracy,task=multiclass,num_classes=3"
     for metric in (name, torchmetrics.Accuracy(task="binary"), "accuracy", "binary-accuracy"):
         assert Task.of(metric=metric).has_accuracy_range
-        assert Goal.of(Task.of(metric=metric), min_accuracy=0.9).value == 0.9
+        assert checked(Goal(min_accuracy=0.9), Task.of(metric=metric)).value == 0.9
     with pytest.raises(SubcompressError, match=r"up to 1; given 2 of [^\n]*$"):
-        Goal.of(Task.of(metric=name), min_accuracy=2)
+        checked(Goal(min_accuracy=2), Task.of(metric=name))
     for metric in ("torchmetrics:AUROC,task=binary", "torchmetrics:R2Score"):
         with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):
-            Goal.of(Task.of(metric=metric), min_accuracy=0.9)
+            checked(Goal(min_accuracy=0.9), Task.of(metric=metric))
     with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):
-        Goal.of(Task.of(metric=name, minimise=True), min_accuracy=0.9)
+        checked(Goal(min_accuracy=0.9), Task.of(metric=name, minimise=True))
     data = Data(*[Split(*classes[:300])] * 3)
     options = {"min_accuracy": 0.5, "seeds": 1, "epochs": 5, "batch_size": 32, "baseline": 0.8, "threads": 1}
     found = subcompress.fit(nn.Linear(4, 3), data, tmp_path / "run", metric=name, lr=0.1, **options)

@@ -20,7 +20,7 @@ from subcompress.base import Base, open_base, stand_on
 from subcompress.subspace.roles import acted_on, looks_trained, roles_of
 from subcompress.tensors.layout import raw_bytes
 from subcompress.training import run
-from subcompress.training.loop import Direct, Recipe, train
+from subcompress.training.loop import Direct, TrainOptions, train
 from subcompress.training.tasks import Task
 
 FIT = {"d": 40, "epochs": 2, "batch_size": 64, "threads": 1}
@@ -558,7 +558,7 @@ def test_a_base_in_a_folder_is_never_written_over(small, trained, tmp_path):
 
 def test_steps_in_bfloat16_see_the_weights_as_they_are(digits):
     """Inside another autocast, as `fit` has one: with a cache, every step would use the first step's weights."""
-    data, recipe = digits, Recipe(3, 2e-3, 32, precision="bf16")
+    data, recipe = digits, TrainOptions(3, 2e-3, 32, precision="bf16")
     torch.manual_seed(0)
     direct = Direct(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)))
     with torch.autocast("cpu", enabled=False):

@@ -17,7 +17,7 @@ from subcompress import Listener, SubcompressError
 from subcompress.training import run
 from subcompress.training.curve import frontier
 from subcompress.training.fitter import DiedTwiceError
-from subcompress.training.goal import Goal
+from subcompress.training.goal import SearchGoal
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import Probe
 from subcompress.training.searching import search
@@ -66,7 +66,7 @@ class Known:
 def searched(known: Known, **goal) -> float:
     """The d that is found over d_true, nan where the target was not reached."""
     target, d_true, _ = known.law
-    chosen, found = search(known, Goal(value=target, **goal))
+    chosen, found = search(known, SearchGoal(value=target, **goal))
     if not found.get("reached", True):
         return math.nan
     values = [p.value for p in found["probes"] if p.at(chosen.d)]
@@ -119,14 +119,14 @@ def test_errors_are_searched_downwards():
 
     known = Errors(0.9, 100_000, 300.0, -0.6, 0.05, 0)
     known.task = Task.of("mse")
-    chosen, found = search(known, Goal(value=0.1))
+    chosen, found = search(known, SearchGoal(value=0.1))
     assert 230 < chosen.d < 450
     assert found["target"] == 0.1
 
 
 def test_a_target_that_is_out_of_reach_gives_the_best_and_says_how_near_it_came():
     known = Known(0.9, 2_000, 30_000.0, -0.3, 0.02, 0)
-    chosen, found = search(known, Goal(value=0.9))
+    chosen, found = search(known, SearchGoal(value=0.9))
     assert re.search(r"no d was found .* meets 0.9; the best was 0\.\d+ at d = \d+", found["failure"])
     assert found["reached"] is False
     assert chosen.value == max(p.value for p in found["probes"] if p.bytes)

@@ -18,7 +18,7 @@ import subcompress
 from subcompress import SubcompressError, Subspace
 from subcompress.operators import kernels
 from subcompress.rebuild.expand import expand
-from subcompress.training.loop import Recipe, train
+from subcompress.training.loop import TrainOptions, train
 from subcompress.training.preflight import check_trains, estimate_cost
 from subcompress.training.tasks import Task
 
@@ -47,7 +47,7 @@ def data(n: int = 96) -> subcompress.Data:
 
 def checked(module: nn.Module, loss="cross-entropy") -> None:
     """What `fit` looks at before it trains."""
-    check_trains(spread(module), module, data(), Task.of(loss), Recipe(1, 0.01, 32))
+    check_trains(spread(module), module, data(), Task.of(loss), TrainOptions(1, 0.01, 32))
 
 
 def packed(sub: Subspace, tmp_path, module: nn.Module) -> nn.Module:
@@ -93,7 +93,7 @@ def test_with_other_bits_shortened_and_restored(bits):
     sub = spread(net(), 40, bits=bits)
     same_as_packed(sub)
     sub.shorten(sub.coded_bytes() - 3)
-    assert sub.dead > 0.5
+    assert sub.rounding.dead > 0.5
     same_as_packed(sub)
     other = Subspace.of(net(), 40)
     other.restore(sub.moving(), sub.settings())
@@ -338,7 +338,7 @@ def test_constraints_in_place_train_and_pack(how, tmp_path):
     module = Constrained(how)
     checked(module)
     sub = Subspace.of(module, 30)
-    outcome = train(sub, data(), Task.of(), Recipe(40, 0.05, 32), quantise=lambda: sub.round(6))
+    outcome = train(sub, data(), Task.of(), TrainOptions(40, 0.05, 32), quantise=lambda: sub.round(6))
     assert outcome.curve[-1] > 0.5
     loaded = packed(sub.eval(), tmp_path, module).eval()
     with torch.no_grad():
@@ -605,10 +605,10 @@ def test_networks_of_every_kind_pass(case):
     module, state = c.make(), torch.get_rng_state()
     task = Task.of(c.options.get("loss", "cross-entropy"), c.options.get("metric"))
     sub = Subspace.of(module, 40)
-    check_trains(sub, module, c.data(), task, Recipe(1, 0.01, 32))
+    check_trains(sub, module, c.data(), task, TrainOptions(1, 0.01, 32))
     if case != "dict":  # its data set draws
         assert torch.equal(state, torch.get_rng_state())
-    assert "a fit" in estimate_cost(sub, c.data(), task, Recipe(1, 0.01, 32), 1)
+    assert "a fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
 
 
 # --- coordinates without a gradient ---
@@ -628,7 +628,7 @@ class Half(nn.Module):
 @pytest.mark.parametrize("optimiser", ["adam", "eigen"])
 def test_coordinates_without_a_gradient_are_counted(optimiser):
     torch.manual_seed(0)
-    recipe = Recipe(3, 0.01, 32, optimiser=optimiser)
+    recipe = TrainOptions(3, 0.01, 32, optimiser=optimiser)
     outcome = train(Subspace.of(Half(), 42), data(), Task.of(), recipe)  # a coordinate a weight, half of them read
     assert outcome.silent == 21
     assert train(Subspace.of(net(), 20), data(), Task.of(), recipe).silent == 0
@@ -650,10 +650,13 @@ def test_the_count_outlives_an_interruption(monkeypatch):
     monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
     torch.manual_seed(0)
     module, kept = Half(), Memory()
-    whole = train(Subspace.of(module, 42), data(), Task.of(), Recipe(3, 0.01, 32))
+    options = TrainOptions(3, 0.01, 32)
+    whole = train(Subspace.of(module, 42), data(), Task.of(), options)
     with pytest.raises(KeyboardInterrupt):
-        train(Subspace.of(module, 42), data(), Task.of(), Recipe(3, 0.01, 32), listener=Stopped(2), checkpoint=kept)
+        train(
+            Subspace.of(module, 42), data(), Task.of(), TrainOptions(3, 0.01, 32), listener=Stopped(2), checkpoint=kept
+        )
     kept.held[0]["heard"][:] = True  # as if all had one before
-    again = train(Subspace.of(module, 42), data(), Task.of(), Recipe(3, 0.01, 32), checkpoint=kept)
+    again = train(Subspace.of(module, 42), data(), Task.of(), TrainOptions(3, 0.01, 32), checkpoint=kept)
     assert again.value == whole.value
     assert again.silent == 0

@@ -30,7 +30,7 @@ from subcompress.support.listening import Listener
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import Layout
 from subcompress.training import run
-from subcompress.training.loop import Recipe
+from subcompress.training.loop import TrainOptions
 from subcompress.training.machine import machine
 from subcompress.training.schemas import check, many, read, struct_of
 from subcompress.training.tasks import Loss, Metric, Task
@@ -150,7 +150,7 @@ def compare(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "
             "and --metric as to fit"
         )
-    recipe = Recipe(**summary["recipe"])
+    recipe = TrainOptions(**summary["recipe"])
     folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
     with machine("cpu", threads, recipe.seed), run.locked(path):

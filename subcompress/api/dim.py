@@ -8,58 +8,46 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Unpack
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
-from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
-from subcompress.subspace.observing import built
-from subcompress.support.devices import AUTO as AUTO_DEVICE
-from subcompress.support.devices import chosen
 from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
-from subcompress.support.names import AUTO
 from subcompress.support.suggesting import meant
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
-from subcompress.training.fitter import DiedTwiceError, Fitter, Settings
-from subcompress.training.loop import epochs_of
-from subcompress.training.machine import machine
-from subcompress.training.preflight import naming_memory
+from subcompress.training.fitter import DiedTwiceError, Fitter
+from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
+from subcompress.training.preparing import data_of, prepared, task_of
 from subcompress.training.probe import Probe
-from subcompress.training.tasks import Loss, Metric, Task
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
 
 
+BITS = 8
+"""Bits that the plan counts with; coordinates stay float32."""
+
+
 def measure_dimension(
     model: nn.Module | Callable[[], nn.Module],
-    data: Data,
+    data: Data | Sequence[Dataset[Any]],
     folder: str | Path,
     *,
     ds: Sequence[int],
     repeats: int = 3,
     thresholds: Sequence[float] = (),
     shuffle: str | None = None,
-    loss: str | Loss = "cross-entropy",
-    metric: str | Metric | None = None,
-    minimise: bool | None = None,
-    operator: str = AUTO,
-    epochs: int | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    lr: float | None = None,
-    optimiser: str = "adam",
-    batch_size: int = 128,
-    precision: str = "fp32",
-    threads: int | None = None,
-    device: str = AUTO_DEVICE,
-    workers: int | None = None,
+    recipe: Recipe | None = None,
+    machine: Machine | None = None,
     names: tuple[str, str] = ("", ""),
     restart: bool = False,
     listener: Listener | None = None,
+    **shortcuts: Unpack[RecipeShortcuts],
 ) -> Dimension:
     """Measure the intrinsic dimension of a network on its data (Li et al. 2018).
 
@@ -69,30 +57,19 @@ def measure_dimension(
 
     Args:
         model: The network, or a function without arguments that builds it.
-        data: The data.
+        data: A `Data`, or its three data sets or loaders (train, validation, test).
         folder: Where dim.md, dim.json and dim.png are written.
         ds: The dimensions to train in.
         repeats: Trainings in each dimension.
         thresholds: More values of the metric whose dimension is estimated.
         shuffle: pixels or labels, the control experiments of the paper. With labels, the metric is that of the training
             split, since nothing else can be learned; else that of the validation split.
-        loss: As for `fit`.
-        metric: As for `fit`.
-        minimise: As for `fit`.
-        operator: As for `fit`.
-        epochs: As for `fit`.
-        steps: As for `fit`.
-        seed: As for `fit`.
-        lr: As for `fit`.
-        optimiser: As for `fit`.
-        batch_size: As for `fit`.
-        precision: As for `fit`.
-        threads: As for `fit`.
-        device: As for `fit`.
-        workers: As for `fit`.
+        recipe: How to train.
+        machine: Where to compute.
         names: Names of network and data in table and plot.
         restart: Discard what the folder holds.
         listener: Hears of progress; see `Listener`.
+        **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:
         The accuracies at each d, and the estimates with their intervals.
@@ -101,54 +78,44 @@ def measure_dimension(
         SubcompressError: Options or data that cannot be trained with.
     """
     listener = listener or Listener()
-    for line in data.notes:
-        listener.note(line)
-    model, build = built(model, seed, listener.note)
+    options = options_of("measure_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
     ds = sorted(set(ds))
+    _check(ds, repeats, shuffle)
+    data, on = _measured_on(data_of(data, options.machine.workers), shuffle, options.recipe.seed)
+    task = task_of(options.recipe)
+    data = task.prepare_labels(data)
+    with prepared(model, data, options, task, listener, rounded=False) as fitter:
+        for d in ds:
+            fitter.check(d)
+        goal = {"ds": list(ds), "thresholds": list(thresholds)}
+        command = fitter.command() | {"goal": goal, "limits": {"repeats": repeats}}
+        with run.holding(folder, command) as run_folder:
+            fitter.begin(run_folder, restart or run_folder.finished is not None)
+            fitter.measure()
+            fitter.say_cost(max(ds), len(ds) * repeats)
+            found = _measure(fitter, list(ds), repeats)
+            result = _result(fitter, found, thresholds, names, on, shuffle)
+            _write(run_folder.path, result)
+            run_folder.finish(None, {"dim": result.to_json()})
+            return result
+
+
+def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
+    """Raise SubcompressError for options that cannot be measured with."""
     if not ds or ds[0] < 1:
         raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")
     if not 1 <= repeats <= 100:
         raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
-    if shuffle is not None:
-        if shuffle not in SHUFFLES:
-            raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
-        data = SHUFFLES[shuffle](data, seed)
-    on = "validation"
-    if shuffle == "labels":
-        data, on = replace(data, validation=data.train), "training"
-    task = Task.of(loss, metric, minimise)
-    data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
-    epochs = epochs_of(epochs, steps, size(data.train), batch_size)
-    place = chosen(device)
-    settings = Settings(
-        8,
-        epochs,
-        seed,
-        lr,
-        batch_size,
-        place.name,
-        operator,
-        rounded=False,
-        optimiser=optimiser,
-        precision=precision,
-        steps=steps,
-    )
-    with machine(place.name, threads, seed), naming_memory(batch_size):
-        fitter = Fitter(model, data, task, settings, listener, None, build)
-        for d in ds:
-            fitter.check(d)
-        command = fitter.command() | {"goal": {"ds": list(ds), "thresholds": list(thresholds)}}
-        command |= {"limits": {"repeats": repeats}}
-        with run.holding(folder, command) as held:
-            fitter.begin(held, restart or held.finished is not None)
-            listener.note(place.line)
-            fitter.measure()
-            fitter.say_cost(max(ds), len(ds) * repeats)
-            found = _measure(fitter, list(ds), repeats)
-            result = _result(fitter, found, thresholds, names, epochs, on, shuffle)
-            _write(held.path, result)
-            held.finish(None, {"dim": result.to_json()})
-            return result
+    if shuffle is not None and shuffle not in SHUFFLES:
+        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
+
+
+def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]:
+    """The data of the experiment, and the split that is measured on."""
+    if shuffle is None:
+        return data, "validation"
+    data = SHUFFLES[shuffle](data, seed)
+    return (replace(data, validation=data.train), "training") if shuffle == "labels" else (data, "validation")
 
 
 def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
@@ -178,7 +145,6 @@ def _result(
     found: tuple[tuple[float, ...], list[Point], tuple[Probe, ...]],
     thresholds: Sequence[float],
     names: tuple[str, str],
-    epochs: int,
     on: str,
     shuffle: str | None,
 ) -> Dimension:
@@ -203,7 +169,7 @@ def _result(
         baseline,
         tuple(points),
         tuple(estimate(points, t, task.minimise) for t in wanted),
-        epochs,
+        s.epochs,
         "",
         tuple(notes),
         _warnings(fitter, probes),

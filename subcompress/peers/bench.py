@@ -25,7 +25,7 @@ from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
 from subcompress.training.fitter import BASED_BASELINE_RATES, BASELINE_RATES
-from subcompress.training.loop import DeadRunError, Direct, Recipe, Trainee, train
+from subcompress.training.loop import DeadRunError, Direct, Trainee, TrainOptions, train
 from subcompress.training.tasks import Task, evaluate
 
 
@@ -55,7 +55,7 @@ class Bench:
     record: Record
     size: int
     seconds: float
-    recipe: Recipe
+    recipe: TrainOptions
     folder: Path
     listener: Listener = field(default_factory=Listener)
 

@@ -11,41 +11,31 @@ subcompress.pack(sub, "net.safetensors")
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from subcompress.errors import SubcompressError
-from subcompress.format import codec
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
-from subcompress.operators import EXACT, ExactOperator, HadamardBlocks
-from subcompress.rebuild.streaming import stream
+from subcompress.format.record import Record
+from subcompress.operators import EXACT
 from subcompress.subspace import traced
-from subcompress.subspace.buffers import coded_buffers
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.copying import copied
+from subcompress.subspace.gradients import Weights, cut
 from subcompress.subspace.moves import Moves
-from subcompress.subspace.plan import SPREAD, Assembly, Part, Plan, check_options, make_plan
+from subcompress.subspace.plan import Assembly, Plan, make_plan
 from subcompress.subspace.preparing import prepared
-from subcompress.subspace.starts import Start
+from subcompress.subspace.recording import recorded
+from subcompress.subspace.rounding import Rounding
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.tensors.layout import CODED_DTYPES, holdable, raw_bytes
-
-MAX_A = 1 << 10
-
-ONCE = 32
-"""Bytes from which equal stored tensors are stored once."""
+from subcompress.tensors.layout import holdable
 
 
 class Subspace(nn.Module):
@@ -70,8 +60,7 @@ class Subspace(nn.Module):
                 if part.spreads:
                     spreads = torch.tensor(part.spreads).repeat_interleave(torch.tensor(part.sizes))
                     z.copy_(spreads * torch.randn(len(z), generator=drawn))
-        # Bits, dead and each part's step: a tensor, which a compiled graph reads; numbers would be compiled in.
-        self._state = torch.tensor([0.0, 0.5] + [0.0] * len(plan.parts), dtype=torch.float64, device="cpu")
+        self.rounding = Rounding(plan.parts)
         self._wide = _wide_starts(plan)
         self._nodes = [
             traced.Node(
@@ -170,93 +159,41 @@ class Subspace(nn.Module):
         Args:
             bits: Bits of a coordinate, 2 to 8.
         """
-        check_options(bits, 0, "hadamard")
-        steps = []
-        for z, part in zip(self.z.detach().split(self.splits), self.plan.parts, strict=True):
-            step = SPREAD[bits] * float(z.square().mean().sqrt())
-            if isinstance(part.operator, HadamardBlocks) and part.operator.K:
-                # The frozen constant is an integer A of steps.
-                step = 1 / min(max(1, round(1 / step)), MAX_A) if step > 0 else 1.0
-            steps.append(step or 1.0)
-        self.bits, self.steps = bits, steps
+        self.rounding.begin(bits, self.parts())
 
     @property
     def bits(self) -> int:
-        """Of a coordinate; zero before `round`."""
-        return int(self._state[0])
-
-    @bits.setter
-    def bits(self, bits: int) -> None:
-        self._state[0] = bits
-
-    @property
-    def dead(self) -> float:
-        """Coordinates of up to so many steps are rounded to zero."""
-        return float(self._state[1])
-
-    @dead.setter
-    def dead(self, dead: float) -> None:
-        self._state[1] = dead
-
-    @property
-    def steps(self) -> list[float]:
-        """What each part's coordinates are rounded to multiples of."""
-        found: list[float] = self._state[2:].tolist()
-        return found
-
-    @steps.setter
-    def steps(self, steps: Sequence[float]) -> None:
-        self._state[2:] = torch.tensor(steps, dtype=torch.float64, device="cpu")
-
-    @property
-    def top(self) -> int:
-        """The largest coordinate of a rounded subspace."""
-        return (1 << (self.bits - 1)) - 1
+        """Bits of a coordinate; zero before `round`."""
+        return self.rounding.bits
 
     def coordinates(self) -> list[Tensor]:
         """Each part's z as integers in units of its step, (d_i,) int64. Needs `round` first."""
-        parts, bits, dead = self.z.detach().split(self.splits), self.bits, self.dead
-        return [traced.integers(z, bits, dead, s).long() for z, s in zip(parts, self.steps, strict=True)]
+        return self.rounding.integers(self.parts())
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """z cut into the coordinates of each part, without gradients."""
+        return self.z.detach().split(self.splits)
 
     def shorten(self, limit: int) -> None:
         """Let coordinates round to zero, the smallest first, as few as bring `coded_bytes` to at most `limit` (all of
         them where none do). Needs `round` first."""
-        parts = zip(self.z.detach().split(self.splits), self.steps, strict=True)
-        sizes = torch.cat([(z / s).abs() for z, s in parts]).sort().values
-        self.dead, low, high = 0.5, 0, len(sizes)
-        if self.coded_bytes() <= limit:
-            return
-        while low < high:
-            middle = (low + high) // 2
-            self.dead = float(sizes[middle])
-            low, high = (low, middle) if self.coded_bytes() <= limit else (middle + 1, high)
-        self.dead = float(sizes[min(low, len(sizes) - 1)])
+        self.rounding.shorten(self.parts(), limit)
 
     def coded_bits(self) -> Tensor | None:
-        """Bits of all coordinates under their own frequencies, (), read off between the integers, so that it is
+        """Bits of all coordinates under their own frequencies, (), interpolated between the integers, so that it is
         differentiable in z: what the adaptive coder comes near to. None before `round`."""
-        if not self.bits:
-            return None
-        top, total = self.top, self.z.new_zeros(())
-        for z, step in zip(self.z.split(self.splits), self.steps, strict=True):
-            at = (z / step).nan_to_num().clamp(-top, top) + top
-            with torch.no_grad():
-                counts = torch.bincount(at.round().long(), minlength=2 * top + 1) + 0.5
-                length = -torch.log2(counts / counts.sum())
-                low = at.floor().clamp(max=2 * top - 1).long()
-            total = total + (length[low] + (at - low) * (length[low + 1] - length[low])).sum()
-        return total
+        return self.rounding.entropy(self.z.split(self.splits)) if self.bits else None
 
     def coded_bytes(self) -> int:
         """What the coordinates take in a file, running statistics not counted."""
-        return len(codec.encode((c.cpu().numpy().astype(np.int32), self.bits) for c in self.coordinates()))
+        return self.rounding.coded_bytes(self.parts())
 
     def weights(self) -> dict[str, Tensor]:
         """Name -> tensor for every trained entry of the state dict, tied ones too, differentiable in z. From `round` on
         they are those that `record` packs, bit for bit."""
         found: dict[str, Tensor] = {}
-        for node, cut in zip(self._nodes, self._cuts(), strict=True):
-            for spec, w in zip(node.part.specs, cut, strict=True):
+        for node, tensors in zip(self._nodes, self._cuts(), strict=True):
+            for spec, w in zip(node.part.specs, tensors, strict=True):
                 if spec.dtype == "C64":  # no view: rows may begin at an odd place
                     w = torch.complex(*w.view(*spec.shape, 2).unbind(-1))
                 dtype = self._dtypes[spec.name]
@@ -287,11 +224,11 @@ class Subspace(nn.Module):
         parts = zip(self.z.split(self.splits), self._nodes, strict=True)
         if torch.compiler.is_compiling():
             for i, (z, node) in enumerate(parts):
-                yield _cut(node.part, traced.weights(z, self._state, node.key, i, node.part.operator.D))
+                yield cut(node.part, traced.weights(z, self.rounding.state, node.key, i, node.part.operator.D))
         else:
-            bits, dead, *steps = self._state.tolist()
+            bits, dead, *steps = self.rounding.state.tolist()
             for (z, node), step in zip(parts, steps, strict=True):
-                yield _Weights.apply(z, node, int(bits), dead, step)
+                yield Weights.apply(z, node, int(bits), dead, step)
 
     @contextmanager
     def materialised(self) -> Iterator[nn.Module]:
@@ -369,93 +306,34 @@ class Subspace(nn.Module):
             self.plan.base.base.check_unchanged()
         if not self.bits:
             raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
-        groups: list[Group] = []
-        coded: dict[str, Coded] = {}
-        for part, step, c in zip(self.plan.parts, self.steps, self.coordinates(), strict=True):
-            operator = part.operator
-            assert isinstance(operator, ExactOperator)
-            if isinstance(operator, HadamardBlocks) and operator.K:
-                operator = replace(operator, A=round(1 / step))
-            for spec, scale, form in zip(part.specs, part.scales, part.forms, strict=True):
-                based = form is None
-                coded[spec.name] = Coded(bfloat16(scale * step), len(groups), 0.0 if form is None else form, based)
-            groups.append(Group(operator, self.bits, c.cpu().numpy().astype(np.int32)))
-        state, plan = self.module.state_dict(), self.plan
-        moved = {
-            name: state[name]
-            for name, b in self._untrained.items()
-            if name in plan.starts and plan.starts[name].kind in ("buffer", "kept") and not torch.equal(b, state[name])
-        }
-        more, values = coded_buffers(self.plan.layout, moved, self.plan.seed, len(groups))
-        entries, stored = self._entries(coded | values, state, moved.keys())
-        record = Record(
-            self.plan.seed,
-            self.plan.layout,
-            (*groups, *more),
-            entries,
-            stored,
+        return recorded(
+            self.plan,
+            self.rounding,
+            self.coordinates(),
+            self.module.state_dict(),
+            self._untrained,
             facts or Facts(),
             test_accuracy,
-            base=self.plan.base,
         )
-        record.check()
-        return replace(record, digest=stream(record))
-
-    def _entries(
-        self, coded: dict[str, Coded], state: dict[str, Tensor], moved: Set[str]
-    ) -> tuple[tuple[Entry, ...], bytes]:
-        """An entry a tensor, and the bytes of the stored ones. moved: the buffers that training has changed."""
-        entries: list[Entry] = []
-        stored: list[bytes] = []
-        first: dict[tuple[str, tuple[int, ...], bytes], int] = {}
-        for i, spec in enumerate(self.plan.layout):
-            start = self.plan.starts[spec.name]
-            if start.kind == "tied":
-                entries.append(Same(start.index))
-            elif start.kind == "dropped":
-                entries.append(Fixed() if spec.dtype in CODED_DTYPES else Stored())
-                stored += [bytes(spec.nbytes)] if spec.dtype not in CODED_DTYPES else []
-            elif spec.name in coded:
-                entries.append(coded[spec.name])
-            elif start.kind == "coded":
-                entries.append(_entry_of(spec.name, start, coded))
-            elif start.kind == "kept" and spec.name not in moved:
-                entries.append(Kept())
-            else:
-                raw = raw_bytes(state[spec.name])
-                same = first.setdefault((spec.dtype, spec.shape, hashlib.sha256(raw).digest()), i)
-                entries.append(Stored(same if same < i and len(raw) >= ONCE else None))
-                stored += [bytes(raw)] if entries[-1] == Stored() else []
-        return tuple(entries), b"".join(stored)
 
     def settings(self) -> dict[str, Any]:
         """What `moving` does not hold of a training: whether and how z is rounded."""
-        return {"bits": self.bits, "steps": self.steps, "dead": self.dead}
+        return self.rounding.settings()
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` and `settings` gave. Raises SubcompressError for settings of another subspace."""
-        self._check_settings(settings)
+        self.rounding.check(settings)
         restore(self.module, self.moving(), tensors)
-        self.bits, self.steps, self.dead = settings["bits"], settings["steps"], settings["dead"]
-
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        bits, steps, dead = settings["bits"], settings["steps"], settings["dead"]
-        if bits not in (0, *SPREAD) or isinstance(bits, float):
-            raise SubcompressError(f"coordinates have {', '.join(map(str, SPREAD))} bits; a checkpoint says {bits}")
-        numbers = isinstance(steps, (list, tuple)) and len(steps) == len(self.steps)
-        if not numbers or not all(math.isfinite(s) and (s > 0 or not bits) for s in steps):
-            raise SubcompressError(f"a step for each of {len(self.steps)} parts is positive; a checkpoint says {steps}")
-        if not isinstance(dead, (int, float)) or not 0.5 <= dead < math.inf:
-            raise SubcompressError(f"a dead zone is of 0.5 steps at least; a checkpoint says {dead}")
+        self.rounding.restore(settings)
 
     def get_extra_state(self) -> Tensor:
         """`settings` as a tensor, in the state dict: a trainer that keeps and loads it, as torch's and transformers'
         do, goes on with what was rounded."""
-        return self._state.clone()
+        return self.rounding.state.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Go on from what `get_extra_state` gave."""
-        self._state.copy_(state)
+        self.rounding.state.copy_(state)
 
     def moving(self) -> dict[str, Tensor]:
         """What training changes: z, and the buffers and the extra state of the network; for checkpoints."""
@@ -466,105 +344,6 @@ class Subspace(nn.Module):
         return {name: buffers[name] for name in self._buffer_names}
 
 
-class _Weights(torch.autograd.Function):
-    """z -> every tensor of a part, rounded where that has begun, scaled and cut in one pass over the weights, forwards
-    and backwards: with small networks such passes cost nearly as much as the transform. Gradients pass straight through
-    the rounding."""
-
-    @staticmethod
-    def forward(z: Tensor, node: traced.Node, bits: int, dead: float, step: float) -> tuple[Tensor, ...]:
-        # .data: each with a version of its own, so that a module may change one in place under no_grad.
-        return tuple(w.data for w in _cut(node.part, node.write(z, bits, dead, step)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.node = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _adjoint(ctx.node, grads), None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, z: Tensor, *_: None) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
-        return found
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return _each(_Weights, info, in_dims, args)
-
-
-class _Linear(torch.autograd.Function):
-    """z -> what every tensor of a part changes by, to first order."""
-
-    @staticmethod
-    def forward(z: Tensor, node: traced.Node) -> tuple[Tensor, ...]:
-        return _shaped(node.part, node.linear(z))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.node = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _adjoint(ctx.node, grads), None
-
-    @staticmethod
-    def jvp(ctx: Any, z: Tensor, _: None) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _Linear.apply(z, ctx.node)
-        return found
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return _each(_Linear, info, in_dims, args)
-
-
-class _Adjoint(torch.autograd.Function):
-    """Gradients of every tensor of a part -> that of z."""
-
-    @staticmethod
-    def forward(node: traced.Node, *grads: Tensor) -> Tensor:
-        return node.adjoint([g.reshape(-1) for g in grads])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.node = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, z: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *_Linear.apply(z, ctx.node))
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *grads: Tensor) -> Tensor:
-        found: Tensor = _Adjoint.apply(ctx.node, *grads)
-        return found
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        found, _ = _each(_Adjoint, info, in_dims, args)
-        return found[0], 0
-
-
-def _adjoint(node: traced.Node, grads: Sequence[Tensor]) -> Tensor:
-    """The gradient in z; with one of its own where it will be differentiated, or is one of many."""
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        found: Tensor = _Adjoint.apply(node, *grads)
-        return found
-    return node.adjoint([(g if g.layout == torch.strided else g.to_dense()).reshape(-1) for g in grads])
-
-
-def _each(
-    function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The function of one after the other of a batch: the products take one vector at a time."""
-    outputs = []
-    for i in range(info.batch_size):
-        one = function.apply(*(x if at is None else x.select(at, i) for x, at in zip(args, in_dims, strict=True)))
-        outputs.append((one,) if isinstance(one, Tensor) else one)
-    stacked = tuple(torch.stack(tensors) for tensors in zip(*outputs, strict=True))
-    return stacked, (0,) * len(stacked)
-
-
 def _wide_starts(plan: Plan) -> dict[str, Tensor]:
     """Starts of float64 tensors that are tensors too: the format adds these in float64, the base's as they are."""
     found: dict[str, Tensor] = {}
@@ -573,23 +352,6 @@ def _wide_starts(plan: Plan) -> dict[str, Tensor]:
             if spec.dtype == "F64" and isinstance(start, Tensor):
                 found[spec.name] = start.double().reshape(spec.shape)
     return found
-
-
-def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
-    """The entry of a tensor of several pieces, or of one that no coordinate acts on."""
-    items: list[Coded | Fixed] = []
-    for number, piece in enumerate(start.pieces):
-        items.append(Fixed(piece.form) if piece.fixed else coded[f"{name}\0{number}"])
-    return Mixed(tuple(items), start.runs) if start.runs else items[0]
-
-
-def _cut(part: Part, flat: Tensor) -> tuple[Tensor, ...]:
-    """Each tensor of a part, complex ones as pairs."""
-    return _shaped(part, flat.split(part.sizes))
-
-
-def _shaped(part: Part, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(w.view(s.shape) if s.reals == s.size else w for w, s in zip(rows, part.specs, strict=True))
 
 
 def _forget_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:

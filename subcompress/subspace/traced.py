@@ -1,6 +1,6 @@
 """The weights of a part as one node of a graph: torch.compile does not look into kernels.
 
-Outside of it `subspace._Weights` does the same with less ado.
+Outside of it `subspace.gradients.Weights` does the same with less ado.
 """
 
 from __future__ import annotations

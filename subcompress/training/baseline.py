@@ -13,7 +13,7 @@ from subcompress.base.names import WRAPPERS
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.training.fitter import Fitter
-from subcompress.training.goal import Goal
+from subcompress.training.goal import SearchGoal
 from subcompress.training.probe import Probe
 from subcompress.training.spending import Spending
 from subcompress.training.tasks import evaluate
@@ -49,7 +49,7 @@ def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     return plain if plain.keys() == module.state_dict().keys() else given
 
 
-def trained_baseline(fitter: Fitter, goal: Goal, spending: Spending) -> Probe:
+def trained_baseline(fitter: Fitter, goal: SearchGoal, spending: Spending) -> Probe:
     """The best direct training, by validation, among a few of Adam's steps, or with the step that was given. So many
     are tried as leave the search its trainings, one at least.
 

@@ -16,7 +16,7 @@ from subcompress.errors import SubcompressError
 from subcompress.subspace.plan import CODED_BITS
 from subcompress.training.curve import frontier
 from subcompress.training.fitter import DiedTwiceError, Fitter
-from subcompress.training.goal import Goal
+from subcompress.training.goal import SearchGoal
 from subcompress.training.probe import Probe
 from subcompress.training.spending import Spending
 
@@ -37,7 +37,7 @@ MARGIN = 0.01
 and each byte that is cut afterwards costs accuracy."""
 
 
-def check_budget(fitter: Fitter, goal: Goal) -> None:
+def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
     """Raise SubcompressError for a budget below the smallest file of the network."""
     if goal.bytes is not None and goal.bytes <= (beside := fitter.beside()):
         raise SubcompressError(
@@ -46,7 +46,7 @@ def check_budget(fitter: Fitter, goal: Goal) -> None:
         )
 
 
-def best_within(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
+def best_within(fitter: Fitter, goal: SearchGoal) -> tuple[Probe, dict[str, Any]]:
     """The training to keep, and the fields of a Fit that tell of the others.
 
     Raises SubcompressError where no training makes a file that meets the budget.
@@ -55,7 +55,7 @@ def best_within(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
 
 
 class _Budget:
-    def __init__(self, fitter: Fitter, goal: Goal) -> None:
+    def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         assert goal.bytes is not None
         self.fitter, self.task, self.bytes = fitter, fitter.task, goal.bytes
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]

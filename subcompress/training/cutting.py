@@ -19,20 +19,20 @@ UNSEEN = 0.5
 def cut(subspace: Subspace, limit: int) -> int:
     """Bring `coded_bytes` of a rounded subspace to at most `limit`, where that can be: z is changed. Returns how many
     coordinates are others than before."""
-    before, trained, dead = _whole(subspace), subspace.z.detach().clone(), subspace.dead
-    exact = torch.cat([z / s for z, s in zip(trained.split(subspace.splits), subspace.steps, strict=True)])
+    before, trained, dead = _whole(subspace), subspace.z.detach().clone(), subspace.rounding.dead
+    exact = torch.cat([z / s for z, s in zip(trained.split(subspace.splits), subspace.rounding.steps, strict=True)])
 
     def change() -> float:
         return float((exact - _whole(subspace)).square().sum())
 
     subspace.shorten(limit)
-    by_zeros, zeros = change(), subspace.dead
-    subspace.dead = dead
+    by_zeros, zeros = change(), subspace.rounding.dead
+    subspace.rounding.dead = dead
     _nearer_to_zero(subspace, trained, limit)
     if subspace.coded_bytes() > limit or change() > by_zeros:
         with torch.no_grad():
             subspace.z.copy_(trained)
-        subspace.dead = zeros
+        subspace.rounding.dead = zeros
     return int((before != _whole(subspace)).sum())
 
 
@@ -51,7 +51,9 @@ def _candidates(subspace: Subspace) -> tuple[Tensor, Tensor]:
     """Coordinates by what they change for each bit that they save, the least first, and by coordinate the z that is one
     step nearer to zero."""
     ratios, nearer = [], []
-    parts = zip(subspace.z.detach().split(subspace.splits), subspace.coordinates(), subspace.steps, strict=True)
+    parts = zip(
+        subspace.z.detach().split(subspace.splits), subspace.coordinates(), subspace.rounding.steps, strict=True
+    )
     for z, c, step in parts:
         size, exact = c.abs(), (z / step).abs()
         bits = -torch.log2(torch.bincount(size, minlength=2) + UNSEEN)  # but for a number that is the same for all

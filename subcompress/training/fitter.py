@@ -40,7 +40,7 @@ from subcompress.tensors.layout import Layout, raw_bytes
 from subcompress.training import likeness
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
-from subcompress.training.loop import DeadRunError, Direct, Outcome, Recipe, check_recipe, train
+from subcompress.training.loop import DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
 from subcompress.training.machine import machine
 from subcompress.training.metrics import identity
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
@@ -82,15 +82,17 @@ class Settings:
     drop: tuple[str, ...] = ()
     steps: int | None = None
 
-    def recipe(self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]) -> Recipe:
+    def recipe(
+        self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]
+    ) -> TrainOptions:
         """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
         epochs, steps = self.epochs, self.steps
         if half:
             epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
         if plan is None:
-            return Recipe(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
+            return TrainOptions(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
         lr = self.lr if self.lr is not None else plan.lr
-        return Recipe(
+        return TrainOptions(
             epochs,
             lr,
             self.batch_size,
@@ -562,7 +564,7 @@ class Fitter:
     def _train(
         self,
         plan: Plan,
-        recipe: Recipe,
+        recipe: TrainOptions,
         key: str,
         before: list[Tensor] | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,

@@ -1,4 +1,4 @@
-"""What a fit is asked for: d coordinates, the fewest bytes that meet a target, or the best within a number of bytes."""
+"""The goal of a fit, checked: d coordinates, the fewest bytes that meet a target, or the best within so many bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError
+from subcompress.training.options import Goal
 from subcompress.training.tasks import Task
 
 MAX_FITS, TRIED = 8.0, 2.0
@@ -25,9 +26,9 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Goal:
-    """One of d, value (of the metric), drop (below the baseline) and bytes (of the whole file) is given. earlier: the
-    limits that a run went on from, each with the number of trainings until which it held."""
+class SearchGoal:
+    """A goal that can be met: one of d, value (of the metric), drop (below the baseline) and bytes (of the whole file)
+    is given. earlier: the limits of interrupted calls, each with the number of trainings until which it applied."""
 
     d: int | None = None
     value: float | None = None
@@ -46,7 +47,7 @@ class Goal:
         now = Limits(self.seeds, self.max_fits, self.max_minutes)
         return next((limits for until, limits in self.earlier if trainings < until), now)
 
-    def after(self, earlier: Sequence[Mapping[str, Any]]) -> Goal:
+    def after(self, earlier: Sequence[Mapping[str, Any]]) -> SearchGoal:
         """This goal, in a run folder that began with other limits, as it keeps them."""
         names = ("seeds", "max_fits", "max_minutes")
         now = asdict(self.limits(0))
@@ -56,71 +57,6 @@ class Goal:
             held.append((each["trainings"], Limits(**{**now, **known})))
         return replace(self, earlier=tuple(held))
 
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        *,
-        d: int | None = None,
-        min_accuracy: float | None = None,
-        max_drop: float | None = None,
-        target: float | None = None,
-        within: int | None = None,
-        baseline: float | str | Path | None = None,
-        seeds: int = 3,
-        max_fits: float | None = None,
-        max_minutes: float | None = None,
-        baseline_lr: float | None = None,
-    ) -> Goal:
-        """Raises SubcompressError unless the options say one thing."""
-        given = {
-            "--d": d,
-            "--min-accuracy": min_accuracy,
-            "--max-drop": max_drop,
-            "--target": target,
-            "--bytes": within,
-        }
-        chosen = [name for name, value in given.items() if value is not None]
-        if len(chosen) != 1:
-            words = " and ".join(chosen) if chosen else "none of them"
-            raise SubcompressError(f"fit takes one of {', '.join(given)}; given {words}")
-        if (min_accuracy is not None or max_drop is not None) and task.minimise:
-            raise SubcompressError(
-                f"{chosen[0]} is for metrics of which more is better; {task.metric_name} is minimized: give --target"
-            )
-        if min_accuracy is not None and not (task.has_accuracy_range and 0 < min_accuracy <= 1):
-            raise SubcompressError(
-                f"--min-accuracy is an accuracy above 0 and up to 1; given {min_accuracy} of {task.metric_name}: for "
-                "another metric give --target"
-            )
-        if max_drop is not None and not 0 <= max_drop < math.inf:
-            raise SubcompressError(f"--max-drop is at least 0; given {max_drop}")
-        if target is not None and not math.isfinite(target):
-            raise SubcompressError(f"--target is a finite number; given {target}")
-        if baseline is not None and (d is not None or within is not None):
-            raise SubcompressError(f"--baseline is what a target is held against; {chosen[0]} has none: leave one out")
-        if baseline_lr is not None and (max_drop is None or baseline is not None):
-            raise SubcompressError(
-                "--baseline-lr is the step of the direct training that --max-drop counts from: give it with "
-                "--max-drop, and without --baseline"
-            )
-        if baseline_lr is not None and not 0 < baseline_lr < math.inf:
-            raise SubcompressError(f"--baseline-lr is positive; given {baseline_lr:g}")
-        searched = max_drop is not None and baseline is None and baseline_lr is None
-        max_fits = max_fits if max_fits is not None else MAX_FITS + (TRIED if searched else 0)
-        if max_minutes is not None and d is not None:
-            raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
-        if max_minutes is not None and not max_minutes > 0:
-            raise SubcompressError(f"--max-minutes is positive; given {max_minutes:g}")
-        if not 1 <= seeds <= 100:
-            raise SubcompressError(f"--seeds is between 1 and 100; given {seeds}")
-        least = seeds if within is not None else seeds + 1
-        if d is None and not max_fits >= least:
-            words = "--seeds" if within is not None else "--seeds + 1"
-            raise SubcompressError(f"--max-fits is at least {words} = {least}; given {max_fits:g}")
-        value = min_accuracy if min_accuracy is not None else target
-        return cls(d, value, max_drop, within, baseline, seeds, max_fits, max_minutes or math.inf, baseline_lr)
-
     def command(self) -> dict[str, Any]:
         """What makes two commands the same, and the limits, which may differ; see `subcompress.training.schemas`."""
         named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
@@ -128,3 +64,85 @@ class Goal:
             return {"goal": named}
         step = {} if self.baseline_lr is None else {"baseline_lr": self.baseline_lr}
         return {"goal": named | {"baseline": self.baseline} | step, "limits": asdict(self.limits(0))}
+
+
+def checked(goal: Goal, task: Task) -> SearchGoal:
+    """The goal with its defaults filled in. Raises SubcompressError unless it says one thing, and one that can be."""
+    options = {
+        "--d": goal.d,
+        "--min-accuracy": goal.min_accuracy,
+        "--max-drop": goal.max_drop,
+        "--target": goal.target,
+        "--bytes": goal.bytes,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        words = " and ".join(given) if given else "none of them"
+        raise SubcompressError(f"fit takes one of {', '.join(options)}; given {words}")
+    _check_target(goal, task, given[0])
+    _check_baseline(goal, given[0])
+    if not 1 <= goal.seeds <= 100:
+        raise SubcompressError(f"--seeds is between 1 and 100; given {goal.seeds}")
+    return SearchGoal(
+        goal.d,
+        goal.target if goal.min_accuracy is None else goal.min_accuracy,
+        goal.max_drop,
+        goal.bytes,
+        goal.baseline,
+        goal.seeds,
+        _max_fits(goal),
+        _max_minutes(goal),
+        goal.baseline_lr,
+    )
+
+
+def _check_target(goal: Goal, task: Task, given: str) -> None:
+    """Raise SubcompressError for a target that no metric of that kind can meet."""
+    if (goal.min_accuracy is not None or goal.max_drop is not None) and task.minimise:
+        raise SubcompressError(
+            f"{given} is for metrics of which more is better; {task.metric_name} is minimized: give --target"
+        )
+    if goal.min_accuracy is not None and not (task.has_accuracy_range and 0 < goal.min_accuracy <= 1):
+        raise SubcompressError(
+            f"--min-accuracy is an accuracy above 0 and up to 1; given {goal.min_accuracy} of {task.metric_name}: for "
+            "another metric give --target"
+        )
+    if goal.max_drop is not None and not 0 <= goal.max_drop < math.inf:
+        raise SubcompressError(f"--max-drop is at least 0; given {goal.max_drop}")
+    if goal.target is not None and not math.isfinite(goal.target):
+        raise SubcompressError(f"--target is a finite number; given {goal.target}")
+
+
+def _check_baseline(goal: Goal, given: str) -> None:
+    """Raise SubcompressError for a baseline that is not used, or a step that is none."""
+    if goal.baseline is not None and (goal.d is not None or goal.bytes is not None):
+        raise SubcompressError(f"--baseline is what a target is held against; {given} has none: leave one out")
+    if goal.baseline_lr is None:
+        return
+    if goal.max_drop is None or goal.baseline is not None:
+        raise SubcompressError(
+            "--baseline-lr is the step of the direct training that --max-drop counts from: give it with "
+            "--max-drop, and without --baseline"
+        )
+    if not 0 < goal.baseline_lr < math.inf:
+        raise SubcompressError(f"--baseline-lr is positive; given {goal.baseline_lr:g}")
+
+
+def _max_fits(goal: Goal) -> float:
+    """The limit of trainings. Raises SubcompressError for one that the seeds of a single d exceed."""
+    tries_steps = goal.max_drop is not None and goal.baseline is None and goal.baseline_lr is None
+    limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + (TRIED if tries_steps else 0)
+    least, words = (goal.seeds, "--seeds") if goal.bytes is not None else (goal.seeds + 1, "--seeds + 1")
+    if goal.d is None and not limit >= least:
+        raise SubcompressError(f"--max-fits is at least {words} = {least}; given {limit:g}")
+    return limit
+
+
+def _max_minutes(goal: Goal) -> float:
+    if goal.max_minutes is None:
+        return math.inf
+    if goal.d is not None:
+        raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
+    if not goal.max_minutes > 0:
+        raise SubcompressError(f"--max-minutes is positive; given {goal.max_minutes:g}")
+    return goal.max_minutes

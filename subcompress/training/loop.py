@@ -52,7 +52,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainOptions:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
     rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
     of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
@@ -183,7 +183,7 @@ class DeadRunError(Exception):
         self.share, self.seconds = share, 0.0
 
 
-def check_recipe(recipe: Recipe, examples: int) -> None:
+def check_recipe(recipe: TrainOptions, examples: int) -> None:
     """Raise SubcompressError for numbers that cannot be trained with."""
     rules = [
         (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
@@ -214,7 +214,7 @@ def train(
     trainee: Trainee,
     data: Data,
     task: Task,
-    recipe: Recipe,
+    recipe: TrainOptions,
     *,
     quantise: Callable[[], None] | None = None,
     listener: Listener | None = None,
@@ -245,7 +245,7 @@ class _Run:
         trainee: Trainee,
         data: Data,
         task: Task,
-        recipe: Recipe,
+        recipe: TrainOptions,
         listener: Listener,
         note: str,
         pressure: Pressure | None = None,

@@ -24,7 +24,7 @@ from subcompress.data.targets import check_between, check_one_hot, counts, main_
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.subspace.leaves import changed, check_constraints, check_leaves, plain_leaves
 from subcompress.subspace.module import Subspace
-from subcompress.training.loop import Recipe
+from subcompress.training.loop import TrainOptions
 from subcompress.training.metrics import NotOneNumberError
 from subcompress.training.tasks import EXAMPLES, IGNORED, Task, evaluate
 
@@ -93,7 +93,7 @@ def _going_through(name: str, what: str) -> Iterator[None]:
         ) from e
 
 
-def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: Recipe) -> str | None:
+def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: TrainOptions) -> str | None:
     """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
     training alone; returns a warning where the loss has parameters of its own.
 
@@ -145,7 +145,7 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: st
 
 
 def estimate_cost(
-    subspace: Subspace, data: Data, task: Task, recipe: Recipe, fits: float, minutes: float = math.inf
+    subspace: Subspace, data: Data, task: Task, recipe: TrainOptions, fits: float, minutes: float = math.inf
 ) -> str:
     """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
     step = _seconds_a_step(copy.deepcopy(subspace), data, task, recipe)
@@ -160,7 +160,7 @@ def estimate_cost(
     return f"{line}; memory {_peak() / 2**30:.1f} GiB"
 
 
-def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: Recipe) -> float:
+def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOptions) -> float:
     """The median of some steps: the first ones, and single ones that another process held up, say little. The subspace
     is trained by next to nothing."""
     device, seconds, began = trial.z.device, list[float](), time.perf_counter()

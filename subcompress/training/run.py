@@ -3,6 +3,7 @@
     record.safetensors       the record, exactly as it will be packed
     run.json                 for people and scripts; a folder that has it is finished
     command.json             what was asked for: only the same command goes on, its limits aside
+    recipe.toml              the same for a person to read, change and give to `fit --recipe`
     journal.json             the trainings that have ended
     probes/                  their records
     outputs.json             what the network gives for a few examples, see `subcompress.training.likeness`
@@ -41,6 +42,9 @@ from subcompress.training.probe import Fit
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
 COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
+
+RECIPE = "recipe.toml"
+"""See `subcompress.training.recipe_file`."""
 
 PEERS, COMPARED = "compare", ("compare.json", "compare.md", "compare.png", "report.html")
 """What `compare` and `report` leave, which goes with the run it is of."""
@@ -84,7 +88,7 @@ class Run:
                     f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
                     "options to go on (limits may change), another folder, or --restart to discard it"
                 )
-        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, PROBES, PEERS, *COMPARED):
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
             _remove(self.path / name)
         self._write_command()
         return False

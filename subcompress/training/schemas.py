@@ -340,7 +340,7 @@ def _other(key: str, entry: Mapping[str, Any]) -> str | None:
 
 def summary(path: Path, then: str) -> dict[str, Any] | None:
     """run.json, None where there is none. Raises SubcompressError."""
-    from subcompress.training.loop import Recipe
+    from subcompress.training.loop import TrainOptions
 
     held = read(path, then)
     if held is None:
@@ -350,7 +350,7 @@ def summary(path: Path, then: str) -> dict[str, Any] | None:
         return held
     check(held, Summary, str(path), then)
     check(held["fit"], _fit(), f"{path}: fit", then)
-    check(held["recipe"], struct_of(Recipe, False), f"{path}: recipe", then)
+    check(held["recipe"], struct_of(TrainOptions, False), f"{path}: recipe", then)
     for place in held["fit"]["frontier"]:
         if place["training"] >= len(held["fit"]["trainings"]):
             raise SubcompressError(f"{path}: fit: frontier: there is no training {place['training']}: {then}")

@@ -17,7 +17,7 @@ from subcompress.errors import SubcompressError
 from subcompress.training.baseline import given_baseline, trained_baseline
 from subcompress.training.curve import Curve, frontier
 from subcompress.training.fitter import DiedTwiceError, Fitter
-from subcompress.training.goal import Goal
+from subcompress.training.goal import SearchGoal
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import Probe
 from subcompress.training.spending import Spending
@@ -41,7 +41,7 @@ def first_d(D: int) -> int:
     return min(D, max(8, round(math.sqrt(D))))
 
 
-def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
+def search(fitter: Fitter, goal: SearchGoal) -> tuple[Probe, dict[str, Any]]:
     """The training to keep, and the fields of a Fit that tell of the search.
 
     Where the target is not reached, the best of those that made a file, and `failure` among the fields. Raises
@@ -51,7 +51,7 @@ def search(fitter: Fitter, goal: Goal) -> tuple[Probe, dict[str, Any]]:
 
 
 class _Search:
-    def __init__(self, fitter: Fitter, goal: Goal) -> None:
+    def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
         self.spending = Spending(fitter, goal)
         self.seeds = self._seeds()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from subcompress.training.fitter import Fitter
-from subcompress.training.goal import Goal, Limits
+from subcompress.training.goal import Limits, SearchGoal
 from subcompress.training.probe import Probe
 
 
 class Spending:
     """What a search may still spend: trainings, and minutes of them."""
 
-    def __init__(self, fitter: Fitter, goal: Goal) -> None:
+    def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         self.epochs, self.goal = fitter.settings.epochs, goal
         self.spent_fits, self.spent_seconds, self.trainings = 0.0, 0.0, 0
 

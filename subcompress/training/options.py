@@ -1,0 +1,259 @@
+"""The options of a fit: how to train (Recipe), what to reach (Goal), what to start from (Base), where to compute
+(Machine).
+
+They hold what was asked for, unchecked: the rooms that use a value check it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from subcompress.errors import SubcompressError
+from subcompress.support.names import AUTO
+from subcompress.support.suggesting import meant
+
+if TYPE_CHECKING:
+    from subcompress.training.tasks import Loss, Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train, and what the file is made of.
+
+    Args:
+        loss: A name (cross-entropy, mse, l1, bce) or f(module, batch) -> scalar tensor.
+        metric: A name, `torchmetrics:NAME,option=value`, f(outputs, y) -> float over a whole split, or an object with
+            `update(outputs, y)`, `compute()` and `reset()`. By default the one that belongs to the loss.
+        minimize: Whether a smaller metric is better. By default what the metric says of itself, else larger is better.
+        operator: The projection P from coordinates to weights. `auto` takes hadamard for images and scattered for
+            others.
+        structured: What becomes of orthogonal and sparse random starts: `random` starts them anew from the seed,
+            `store` keeps their values in the file, `guess` judges every start by its values alone.
+        drop: Patterns of buffers and frozen tensors to leave out of the file. They are rebuilt as zeros.
+        bits: Bits of a coordinate, 2 to 8. By default 4, or 8 if d is at most 64.
+        rate: Price of a bit, in units of the loss; a higher price gives a smaller file.
+        epochs: Passes over the training split. By default 10.
+        steps: Steps of one batch each, in place of `epochs`; the last pass is cut short.
+        batch_size: Examples in a training step.
+        lr: Largest step of a coordinate. By default 0.35 / (root mean square of the row lengths of P).
+        optimizer: adam or eigen; eigen needs fewer coordinates where there are few.
+        precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
+        seed: Seed of the subspace and of the training.
+    """
+
+    loss: str | Loss = "cross-entropy"
+    metric: str | Metric | None = None
+    minimize: bool | None = None
+    operator: str = AUTO
+    structured: str = "random"
+    drop: Sequence[str] = ()
+    bits: int | None = None
+    rate: float = 0.0
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    lr: float | None = None
+    optimizer: str = "adam"
+    precision: str = "fp32"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What to reach: one of the first five, and what a search for it may cost.
+
+    Args:
+        d: Number of coordinates: one training.
+        min_accuracy: Find the smallest file with at least this validation accuracy, between 0 and 1.
+        max_drop: Find the smallest file with an accuracy at most this far below that of direct training.
+        target: Find the smallest file whose metric is at least this value (at most, if smaller is better).
+        bytes: Find the best file of at most so many bytes, the whole file counted.
+        baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
+            default the network is trained directly.
+        baseline_lr: The step of that direct training. By default the best of a few on the validation split.
+        seeds: Trainings at each d of a search; their mean must meet the target.
+        max_fits: Most trainings that a search may take. By default 8, and 2 more if `max_drop` has to find the step of
+            the direct training.
+        max_minutes: No training starts that would end later than this.
+    """
+
+    d: int | None = None
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+    target: float | None = None
+    bytes: int | None = None
+    baseline: float | str | Path | None = None
+    baseline_lr: float | None = None
+    seeds: int = 3
+    max_fits: float | None = None
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The weights to fine-tune. The file names them and does not hold them.
+
+    Args:
+        source: A safetensors file, a torch state dict, a folder with either, `hub:ORG/NAME[@REV]`, a module, or tensors
+            by name.
+        name: The base's name in the file, `hub:ORG/NAME[@COMMIT]`, for people who have it under another name.
+        act_on: Tensors of the base to train: roles (all, norms, biases, heads, embeddings, matrices) or patterns of
+            names, separated by commas. By default norms, biases and heads.
+        new: Patterns of tensors that start from the seed, in addition to a new head.
+    """
+
+    source: Any = None
+    name: str | None = None
+    act_on: str | None = None
+    new: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where to compute.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N. auto takes CUDA if a kernel runs on it, else the CPU, and a note says which.
+        threads: CPU threads that torch uses. By default torch's own number.
+        workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
+    """
+
+    device: str = AUTO
+    threads: int | None = None
+    workers: int | None = None
+
+
+class RecipeShortcuts(TypedDict, total=False):
+    """The fields of Recipe and Machine as keywords. `optimiser` and `minimise` are former spellings."""
+
+    loss: str | Loss
+    metric: str | Metric | None
+    minimize: bool | None
+    minimise: bool | None
+    operator: str
+    structured: str
+    drop: Sequence[str]
+    bits: int | None
+    rate: float
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    lr: float | None
+    optimizer: str
+    optimiser: str
+    precision: str
+    seed: int
+    device: str
+    threads: int | None
+    workers: int | None
+
+
+class Shortcuts(RecipeShortcuts, total=False):
+    """The fields of Recipe, Goal, Base and Machine as keywords. `within` is the former name of `bytes`."""
+
+    d: int | None
+    min_accuracy: float | None
+    max_drop: float | None
+    target: float | None
+    bytes: int | None
+    within: int | None
+    baseline: float | str | Path | None
+    baseline_lr: float | None
+    seeds: int
+    max_fits: float | None
+    max_minutes: float | None
+    base_name: str | None
+    act_on: str | None
+    new: Sequence[str]
+
+
+FORMER = {"minimise": "minimize", "optimiser": "optimizer", "within": "bytes"}
+"""Former names of keywords, which keep working."""
+
+RENAMED = {"base_name": "name"}
+"""Keywords that are not called as the field that they stand for."""
+
+EXCLUSIVE = (("d", "min_accuracy", "max_drop", "target", "bytes"), ("epochs", "steps"))
+"""Fields of which one is given: a keyword replaces the others of an object."""
+
+GROUPS: dict[str, type[Any]] = {"recipe": Recipe, "goal": Goal, "base": Base, "machine": Machine}
+"""The objects by the name of their section in a recipe file."""
+
+Group = TypeVar("Group", Recipe, Goal, Base, Machine)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that a fit is told, beside the network and the data."""
+
+    recipe: Recipe
+    goal: Goal
+    base: Base
+    machine: Machine
+
+
+def options_of(
+    caller: str,
+    keywords: Mapping[str, Any],
+    *,
+    recipe: Recipe | None = None,
+    goal: Goal | None = None,
+    base: Any = None,
+    machine: Machine | None = None,
+) -> Options:
+    """The objects that are given, changed by the keywords that are given beside them.
+
+    Args:
+        caller: The function that was called, for the message.
+        keywords: See `Shortcuts`.
+        recipe: None for the defaults, as for `goal` and `machine`.
+        base: A Base, or its source.
+
+    Raises:
+        SubcompressError: A keyword that there is not, a keyword under its present and its former name, or an object of
+            another class.
+    """
+    given = _present_names(caller, keywords)
+    base = base if isinstance(base, Base) or base is None else Base(source=base)
+    found = Options(
+        _changed(recipe, Recipe, "recipe", given),
+        _changed(goal, Goal, "goal", given),
+        _changed(base, Base, "base", given),
+        _changed(machine, Machine, "machine", given),
+    )
+    if given:
+        known = [*(f.name for kind in GROUPS.values() for f in fields(kind)), *RENAMED]
+        name = next(iter(given))
+        raise SubcompressError(f"{caller}() has no option {name!r}{meant(name, known)}")
+    return found
+
+
+def _present_names(caller: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords under their present names."""
+    given = dict(keywords)
+    for former, name in FORMER.items():
+        if former in given:
+            if name in given:
+                raise SubcompressError(f"{caller}() was given {former} and {name}, which are one option: leave one out")
+            given[name] = given.pop(former)
+    return given
+
+
+def _changed(held: Group | None, kind: type[Group], section: str, given: dict[str, Any]) -> Group:
+    """The object, or the defaults, with its own keywords taken out of `given`."""
+    if held is not None and not isinstance(held, kind):
+        raise SubcompressError(f"{section} is a subcompress.{kind.__name__}; given {type(held).__name__}")
+    keywords = {name: name for name in (f.name for f in fields(kind))}
+    if kind is Base:  # `name` and `source` alone would be unclear beside the options of everything else
+        keywords = {"base_name": "name", "act_on": "act_on", "new": "new"}
+    own = {field: given.pop(keyword) for keyword, field in keywords.items() if keyword in given}
+    for names in EXCLUSIVE:
+        if any(own.get(name) is not None for name in names):
+            own = {name: None for name in names if name in keywords} | own
+    return replace(held if held is not None else kind(), **own)
+
+
+__all__ = ["GROUPS", "Base", "Goal", "Machine", "Options", "Recipe", "RecipeShortcuts", "Shortcuts", "options_of"]

@@ -1,0 +1,116 @@
+"""From what a caller gives to a Fitter that can train: the steps that `fit` and `measure_dimension` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from subcompress.base import open_base, stand_on
+from subcompress.data import Data
+from subcompress.data.splits import size
+from subcompress.errors import SubcompressError
+from subcompress.subspace.copying import copied
+from subcompress.subspace.observing import built
+from subcompress.support.devices import chosen
+from subcompress.support.listening import Listener
+from subcompress.support.names import DEFAULT_ROLES
+from subcompress.training.fitter import Fitter, Settings
+from subcompress.training.loop import epochs_of
+from subcompress.training.machine import machine
+from subcompress.training.options import Base, Options, Recipe
+from subcompress.training.preflight import naming_memory
+from subcompress.training.tasks import Task
+
+FEW = 64
+"""Coordinates up to which more bits cost less than what coarse rounding loses."""
+
+
+def task_of(recipe: Recipe) -> Task:
+    """The loss and the metric. Raises SubcompressError for names that there are not."""
+    return Task.of(recipe.loss, recipe.metric, recipe.minimize)
+
+
+def bits_of(d: int | None) -> int:
+    """The default number of bits of a coordinate."""
+    return 8 if d is not None and d <= FEW else 4
+
+
+def data_of(data: Data | Sequence[Dataset[Any]], workers: int | None) -> Data:
+    """The data as `Data`. Raises SubcompressError for anything that is neither that nor three data sets."""
+    if isinstance(data, (tuple, list)) and len(data) == 3:
+        data = Data(*data)
+    if not isinstance(data, Data):
+        raise SubcompressError(
+            f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
+        )
+    return data if workers is None else replace(data, workers=workers)
+
+
+def check_base_options(base: Base) -> None:
+    """Raise SubcompressError for options of a base where there is none."""
+    if base.source is None and (base.act_on is not None or base.name is not None or base.new):
+        raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
+
+
+@contextmanager
+def prepared(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Data,
+    options: Options,
+    task: Task,
+    listener: Listener,
+    rounded: bool = True,
+) -> Iterator[Fitter]:
+    """Check the network, the data and the options, set the machine up, and yield the Fitter that trains.
+
+    Args:
+        model: The network, or a function without arguments that builds it.
+        data: As `data_of` gives them, with labels as `task` takes them.
+        options: What was asked for; the goal is not looked at but for `d`.
+        task: What `task_of` gave for the recipe.
+        listener: Hears of progress.
+        rounded: Whether coordinates are rounded to bits, as in a file.
+
+    Raises:
+        SubcompressError: Options, data or a network that cannot be trained with.
+    """
+    recipe, base = options.recipe, options.base
+    model, build = built(model, recipe.seed, listener.note)
+    for line in data.notes:
+        listener.note(line)
+    place = chosen(options.machine.device)
+    listener.note(place.line)
+    settings = settings_of(options, size(data.train), place.name, rounded)
+    on_base = None
+    if base.source is not None:
+        on_base = stand_on(open_base(base.source, base.name), model, tuple(base.new))
+        model = on_base.loaded(copied(model, "cpu"))
+    with machine(place.name, options.machine.threads, recipe.seed), naming_memory(recipe.batch_size):
+        yield Fitter(model, data, task, settings, listener, on_base, build)
+
+
+def settings_of(options: Options, examples: int, device: str, rounded: bool) -> Settings:
+    """The options that all trainings of a run share, with defaults filled in."""
+    recipe = options.recipe
+    return Settings(
+        bits=bits_of(options.goal.d) if recipe.bits is None else recipe.bits,
+        epochs=epochs_of(recipe.epochs, recipe.steps, examples, recipe.batch_size),
+        seed=recipe.seed,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size,
+        device=device,
+        operator=recipe.operator,
+        structured=recipe.structured,
+        rounded=rounded,
+        rate=recipe.rate,
+        optimiser=recipe.optimizer,
+        act_on=options.base.act_on or DEFAULT_ROLES,
+        precision=recipe.precision,
+        drop=tuple(recipe.drop),
+        steps=recipe.steps,
+    )
