@@ -49,8 +49,8 @@ from subcompress.peers import PEERS
 from subcompress.peers.bench import Bench, Row
 from subcompress.subspace.seeds import seed_everything
 from subcompress.training import run
-from subcompress.training.fitter import machine
 from subcompress.training.loop import TrainOptions
+from subcompress.training.machine import machine
 from subcompress.training.tasks import Task
 from subcompress_cli.progress import listening
 from subcompress_models import MobileNetV2

@@ -168,72 +168,70 @@ threads_option: Decorator = option(
 )
 
 
-def training_options(f: Callable[..., Any]) -> Callable[..., Any]:
-    """How to train: what `fit` and `dim` share."""
-    options = (
-        option(
-            "--operator",
-            type=click.Choice([choices.AUTO, *choices.OPERATORS]),
-            metavar="NAME",
-            default=choices.AUTO,
-            show_default=True,
-            help=f"The projection P from coordinates to weights: {', '.join((choices.AUTO, *choices.OPERATORS))}. auto "
-            "takes hadamard for images and scattered for other inputs. Only these two can be packed; the others are "
-            "references.",
-            group=FILE,
-        ),
-        option("--epochs", type=int, help="Passes over the training split.  [default: 10]", group=TRAINING),
-        option("--steps", type=int, metavar="N", help="Steps of one batch each, in place of --epochs.", group=TRAINING),
-        option(
-            "--batch-size",
-            type=int,
-            default=128,
-            help="Examples in a training step.",
-            group=TRAINING,
-            show_default=True,
-        ),
-        option(
-            "--lr",
-            type=float,
-            help="Learning rate: the largest step of a coordinate.  [default: 0.35 / row length of P]",
-            group=TRAINING,
-        ),
-        option(
-            "--optimizer",
-            former=("--optimiser",),
-            type=click.Choice(choices.OPTIMIZERS),
-            default="adam",
-            help="The optimizer of the coordinates. eigen needs fewer coordinates where there are few.",
-            group=TRAINING,
-            show_default=True,
-        ),
-        option(
-            "--seed",
-            type=int,
-            default=0,
-            help="Seed of the subspace and of the training.",
-            group=TRAINING,
-            show_default=True,
-        ),
-        option(
-            "--precision",
-            type=click.Choice(choices.PRECISIONS),
-            default="fp32",
-            help="Precision of matrix products in training. Measurements and weights stay float32.",
-            group=TRAINING,
-            show_default=True,
-        ),
-        device_option("The device to train on."),
-        threads_option,
-        option(
-            "--workers",
-            type=int,
-            metavar="N",
-            help="Processes that read examples ahead, for data that are not in memory.  [default: 0]",
-            group=TRAINING,
-        ),
-    )
-    return all_of(*options)(f)
+training_options: Decorator = all_of(
+    option(
+        "--operator",
+        type=click.Choice([choices.AUTO, *choices.OPERATORS]),
+        metavar="NAME",
+        default=choices.AUTO,
+        show_default=True,
+        help=f"The projection P from coordinates to weights: {', '.join((choices.AUTO, *choices.OPERATORS))}. auto "
+        "takes hadamard for images and scattered for other inputs. Only these two can be packed; the others are "
+        "references.",
+        group=FILE,
+    ),
+    option("--epochs", type=int, help="Passes over the training split.  [default: 10]", group=TRAINING),
+    option("--steps", type=int, metavar="N", help="Steps of one batch each, in place of --epochs.", group=TRAINING),
+    option(
+        "--batch-size",
+        type=int,
+        default=128,
+        help="Examples in a training step.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    option(
+        "--lr",
+        type=float,
+        help="Learning rate: the largest step of a coordinate.  [default: 0.35 / row length of P]",
+        group=TRAINING,
+    ),
+    option(
+        "--optimizer",
+        former=("--optimiser",),
+        type=click.Choice(choices.OPTIMIZERS),
+        default="adam",
+        help="The optimizer of the coordinates. eigen needs fewer coordinates where there are few.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    option(
+        "--seed",
+        type=int,
+        default=0,
+        help="Seed of the subspace and of the training.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    option(
+        "--precision",
+        type=click.Choice(choices.PRECISIONS),
+        default="fp32",
+        help="Precision of matrix products in training. Measurements and weights stay float32.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    device_option("The device to train on."),
+    threads_option,
+    option(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Processes that read examples ahead, for data that are not in memory.  [default: 0]",
+        group=TRAINING,
+    ),
+)
+"""How to train: the options that `fit` and `dim` share."""
 
 
 json_option: Decorator = option(

@@ -132,7 +132,7 @@ def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
 
 def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
     """The first step size diverges, four tenths of one thousandth of it does not."""
-    monkeypatch.setattr("subcompress.training.fitter.RETRY", 1e-4)
+    monkeypatch.setattr("subcompress.training.attempts.RETRY", 1e-4)
     notes = Notes()
     found = subcompress.fit(
         network,

@@ -13,7 +13,8 @@ import subcompress
 from subcompress import Data, Listener, Split, SubcompressError
 from subcompress.subspace.observing import built
 from subcompress.training import likeness
-from subcompress.training.fitter import Fitter, Settings
+from subcompress.training.fitter import Fitter
+from subcompress.training.settings import Settings
 from subcompress.training.tasks import Task
 
 FIT = {"d": 10, "epochs": 2, "batch_size": 16, "threads": 1}

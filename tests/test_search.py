@@ -15,8 +15,8 @@ from torch import nn
 import subcompress
 from subcompress import Listener, SubcompressError
 from subcompress.training import run
+from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.curve import frontier
-from subcompress.training.fitter import DiedTwiceError
 from subcompress.training.goal import SearchGoal
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import Probe

@@ -19,8 +19,9 @@ from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
 from subcompress.support.suggesting import meant
 from subcompress.training import run
+from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
-from subcompress.training.fitter import DiedTwiceError, Fitter
+from subcompress.training.fitter import Fitter
 from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
 from subcompress.training.preparing import data_of, prepared, task_of
 from subcompress.training.probe import Probe

@@ -24,8 +24,8 @@ from subcompress.subspace.plan import make_plan
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
-from subcompress.training.fitter import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.training.loop import DeadRunError, Direct, Trainee, TrainOptions, train
+from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.training.tasks import Task, evaluate
 
 

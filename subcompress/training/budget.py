@@ -14,8 +14,9 @@ from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.subspace.plan import CODED_BITS
+from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.curve import frontier
-from subcompress.training.fitter import DiedTwiceError, Fitter
+from subcompress.training.fitter import Fitter
 from subcompress.training.goal import SearchGoal
 from subcompress.training.probe import Probe
 from subcompress.training.spending import Spending

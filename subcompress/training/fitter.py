@@ -3,11 +3,9 @@ kept of them."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress import format
 from subcompress.base import OnBase
 from subcompress.data import Data
 from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError, shown
-from subcompress.format.record import Coded, Record
+from subcompress.format.record import Record
 from subcompress.format.versions import about
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.rebuild.expand import expand
@@ -35,73 +32,22 @@ from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
 from subcompress.support.listening import Listener
 from subcompress.support.names import AUTO
-from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.tensors.layout import Layout, raw_bytes
-from subcompress.training import likeness
+from subcompress.tensors.layout import Layout
+from subcompress.training import likeness, records
+from subcompress.training.attempts import Attempt, Attempts
+from subcompress.training.command import Network, command_of
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
 from subcompress.training.loop import DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
-from subcompress.training.machine import machine
-from subcompress.training.metrics import identity
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.training.pressure import Pressure
 from subcompress.training.probe import Fit, Probe
 from subcompress.training.run import DISCARD, JOURNAL, Run
+from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
 from subcompress.training.tasks import Task, evaluate
-
-RETRY = 0.4
-"""The factor on the step size when a dead run is tried again."""
-
-BASELINE_RATES = (2e-3, 1e-3, 4e-3)
-"""Adam's largest steps that are tried for the network trained directly; the first is taken where none is searched."""
-
-BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
-"""The same for a network trained on from a base."""
 
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of a fit that every one of its trainings shares."""
-
-    bits: int = 4
-    epochs: int = 10
-    seed: int = 0
-    lr: float | None = None
-    batch_size: int = 128
-    device: str = "cpu"
-    operator: str = AUTO
-    structured: str = "random"
-    rounded: bool = True
-    rate: float = 0.0
-    optimiser: str = "adam"
-    act_on: str = DEFAULT
-    precision: str = "fp32"
-    drop: tuple[str, ...] = ()
-    steps: int | None = None
-
-    def recipe(
-        self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]
-    ) -> TrainOptions:
-        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
-        epochs, steps = self.epochs, self.steps
-        if half:
-            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
-        if plan is None:
-            return TrainOptions(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
-        lr = self.lr if self.lr is not None else plan.lr
-        return TrainOptions(
-            epochs,
-            lr,
-            self.batch_size,
-            seed,
-            rate=self.rate,
-            optimiser=self.optimiser,
-            precision=self.precision,
-            steps=steps,
-        )
 
 
 class Fitter:
@@ -199,35 +145,9 @@ class Fitter:
             self.warn(warning)
 
     def command(self) -> dict[str, Any]:
-        """What makes two commands the same, in groups (`schemas`): options, the network's start and code, the data."""
-        s = self.settings
-        root = hashlib.sha256("\n".join(self.lines).encode())
-        kept = {n for n, start in self.known.of().items() if start.kind in ("stored", "buffer")}
-        for name, start in self.known.of().items():  # what was chosen, to the bit
-            root.update(repr((name, start.kind, [(p.form, p.reals) for p in start.pieces], start.runs)).encode())
-        if self.base is not None:
-            root.update(self.base.reference.digest)
-        for name, p in self.model.state_dict().items():
-            if name not in kept and self.exact:
-                continue  # the seed starts it, or the base has it
-            root.update(raw_bytes(p))
-        code = "".join(_source(f) for f in (type(self.model), self.task.loss, self.task.metric, self.data.augment))
-        code += identity(self.task.metric)
-        named = {} if self.base is None else {"base": self.base.reference.where}
-        task = {"loss": self.task.loss_name, "metric": self.task.metric_name, "minimise": self.task.minimise}
-        told = {name: value for name, value in asdict(s).items() if name != "device"}
-        if s.steps is None:
-            del told["steps"]  # as runs have it that were begun before there were any
-        return {
-            "recipe": told | task,
-            **named,
-            "network": {
-                "start": root.hexdigest()[:16],
-                "code": hashlib.sha256(code.encode()).hexdigest()[:16],
-                "data": self.data.digest(),
-            },
-            "machine": {"device": s.device, "threads": torch.get_num_threads()},
-        }
+        """What makes two commands the same; see `subcompress.training.command`."""
+        network = Network(self.model, self.known, self.lines, self.base, self.exact)
+        return command_of(network, self.data, self.task, self.settings)
 
     @cached_property
     def outputs(self) -> likeness.Outputs | None:
@@ -396,59 +316,56 @@ class Fitter:
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
         if (held := self._held(key)) is not None:
             return held
-        spent, lost, plan = 0, 0.0, self.plan(d, seed)
+        plan = self.plan(d, seed)
         before = None if warm is None else self._coordinates(warm, plan)
-        recipe = self.settings.recipe(seed, plan, half=warm is not None)
-        epochs = recipe.epochs
-        for attempt in (recipe, replace(recipe, lr=recipe.lr * RETRY)):
-            name = key if attempt is recipe else f"{key}-again"
-            if attempt is recipe and f"{key}-died" in self._run.journal:
-                before_it = self._run.journal[f"{key}-died"]
-                spent, lost, died = int(before_it["epochs"]), float(before_it["seconds"]), str(before_it["note"])
-                continue
-            note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
-            note += "" if attempt is recipe else f", second try, lr {attempt.lr:.2g}"
-            self.listener.run(note, epochs)
+        note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
+        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm is not None))
+        for attempt in attempts:
+            self.listener.run(attempt.note, attempt.options.epochs)
             try:
-                subspace, outcome = self._train(
-                    plan, attempt, name, before, hopeless, note if name != key else "", room
-                )
+                options, told = attempt.options, attempt.note if attempt.remark else ""
+                subspace, outcome = self._train(plan, options, attempt.key, before, hopeless, told, room)
             except DeadRunError as e:
-                died, trained = str(e), min(epochs, 1 + int(epochs * e.share))
-                spent += trained
-                lost += e.seconds
-                if attempt is recipe:
-                    self._run.note(f"{key}-died", {"epochs": trained, "seconds": e.seconds, "note": died})
+                attempts.died(attempt, e)
                 continue
             packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
             kept = kept_of(subspace, self.sizes, within) if packs else Kept()
-            value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
-            remarks = ("" if attempt is recipe else "second try", kept.note)
-            probe = Probe(
-                d,
-                seed,
-                value,
-                outcome.curve,
-                spent + len(outcome.curve),
-                lost + outcome.seconds,
-                outcome.stopped,
-                "; ".join(r for r in remarks if r),
-                0 if warm is None else warm.d,
-                attempt.lr,
-                kept.other + kept.coded,
-                kept.coded,
-                () if outcome.stopped or warm is not None else tuple(self._warnings(outcome, d, value, kept)),
-                kept.statistics,
-                kept.cut,
-            )
+            probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
             for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
-                self.listener.note(f"warning: {note}: {remark}")
+                self.listener.note(f"warning: {attempt.note}: {remark}")
             return self._note(key, probe, kept.record)
-        raise DiedTwiceError(
-            f"the run died twice, at lr {recipe.lr:.2g} and {recipe.lr * RETRY:.2g} ({died}): raise --d or --bits, "
-            "or give a smaller --lr or another --seed",
-            spent,
-            lost,
+        raise AssertionError("attempts end with a result or an error")
+
+    def _probe(
+        self,
+        plan: Plan,
+        seed: int,
+        subspace: Subspace,
+        outcome: Outcome,
+        kept: Kept,
+        attempt: Attempt,
+        attempts: Attempts,
+        warm: Probe | None,
+    ) -> Probe:
+        """What is remembered of a training that has ended."""
+        value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
+        judged = not outcome.stopped and warm is None
+        return Probe(
+            plan.d,
+            seed,
+            value,
+            outcome.curve,
+            attempts.epochs + len(outcome.curve),
+            attempts.seconds + outcome.seconds,
+            outcome.stopped,
+            "; ".join(remark for remark in (attempt.remark, kept.note) if remark),
+            0 if warm is None else warm.d,
+            attempt.options.lr,
+            kept.other + kept.coded,
+            kept.coded,
+            tuple(self._warnings(outcome, plan.d, value, kept)) if judged else (),
+            kept.statistics,
+            kept.cut,
         )
 
     def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
@@ -531,23 +448,6 @@ class Fitter:
             return found
         return found | {"learned": False, "failure": found.get("failure") or why}
 
-    def _read(self, key: str, plan: Plan) -> Record:
-        """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
-        path = self._run.probe(key)
-        if not path.is_file():
-            raise SubcompressError(f"{path}, which the journal speaks of, is not there or no file: {DISCARD}")
-        record = format.read(path, None if self.base is None else self.base.base)[0]
-        if record.layout != self.layout:
-            try:
-                record.layout.require(self.layout, "this one")
-                what = "its tensors come in another order"
-            except SubcompressError as e:
-                what = str(e).partition(": ")[0]
-            raise SubcompressError(f"{path} is of another network ({what}): {DISCARD}")
-        if (told := _other_plan(record, plan, self.settings.bits)) is not None:
-            raise SubcompressError(f"{path} is of another training ({told}): {DISCARD}")
-        return record
-
     @property
     def _run(self) -> Run:
         assert self.run is not None, "begin() comes first"
@@ -596,13 +496,15 @@ class Fitter:
             )
         return subspace, outcome
 
+    def _read(self, key: str, plan: Plan) -> Record:
+        """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
+        base = None if self.base is None else self.base.base
+        return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
+
     def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
         """z of an ended training, in units of the scales of this plan."""
         record = self._read(_key(probe.d, probe.seed), self.plan(probe.d, probe.seed))
-        found = []
-        for group, part, entry in zip(record.groups, plan.parts, _first_of_each(record), strict=False):
-            found.append(torch.from_numpy(group.coordinates).float() * (entry / part.scales[0]))
-        return found
+        return records.coordinates(record, plan)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:
         """The metric on the validation split: of the rebuilt weights where there is a file to be."""
@@ -616,30 +518,6 @@ class Fitter:
         module = copied(self.model, "cpu")
         module.load_state_dict(expand(record))
         return module.to(self.settings.device)
-
-
-class DiedTwiceError(SubcompressError):
-    """A run died, and its second try too; `epochs` and `seconds` were spent."""
-
-    def __init__(self, text: str, epochs: int, seconds: float = 0.0) -> None:
-        super().__init__(text)
-        self.epochs, self.seconds = epochs, seconds
-
-
-def _other_plan(record: Record, plan: Plan, bits: int) -> str | None:
-    """How a record differs from what this plan makes, None where it does not: seed, operators, bits."""
-    if record.seed != plan.seed:
-        return f"seed {record.seed}, not {plan.seed}"
-    groups = record.groups[: len(plan.parts)]
-    if (d := sum(g.operator.d for g in groups)) != plan.d or len(groups) < len(plan.parts):
-        return f"d = {d}, not {plan.d}"
-    for group, part in zip(groups, plan.parts, strict=True):
-        of = [(type(o).__name__, o.D, o.d) for o in (group.operator, part.operator)]
-        if of[0] != of[1]:
-            return f"operator {' '.join(map(str, of[0]))}, not {' '.join(map(str, of[1]))}"
-        if group.bits != bits:
-            return f"{group.bits} bits, not {bits}"
-    return None
 
 
 def _some(names: Sequence[str]) -> str:
@@ -664,21 +542,4 @@ def _key(d: int, seed: int) -> str:
     return f"d{d}-s{seed}"
 
 
-def _first_of_each(record: Record) -> list[float]:
-    """The scale of the first piece of each group."""
-    found: dict[int, float] = {}
-    for own in record.pieces:
-        for piece in own:
-            if isinstance(piece.entry, Coded):
-                found.setdefault(piece.entry.group, piece.entry.scale)
-    return [found[g] for g in sorted(found)]
-
-
-def _source(f: Any) -> str:
-    try:
-        return inspect.getsource(f)
-    except (OSError, TypeError):
-        return ""
-
-
-__all__ = ["DiedTwiceError", "Fitter", "Settings", "copied", "machine"]
+__all__ = ["Fitter"]

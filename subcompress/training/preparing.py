@@ -19,11 +19,12 @@ from subcompress.subspace.observing import built
 from subcompress.support.devices import chosen
 from subcompress.support.listening import Listener
 from subcompress.support.names import DEFAULT_ROLES
-from subcompress.training.fitter import Fitter, Settings
+from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
 from subcompress.training.options import Base, Options, Recipe
 from subcompress.training.preflight import naming_memory
+from subcompress.training.settings import Settings
 from subcompress.training.tasks import Task
 
 FEW = 64

@@ -280,7 +280,7 @@ def command(path: Path, then: str) -> dict[str, Any] | None:
 
 def check_command(held: Any, where: str, then: str) -> None:
     """Raise SubcompressError unless this is what command.json holds."""
-    from subcompress.training.fitter import Settings
+    from subcompress.training.settings import Settings
 
     check(held, Command, where, then)
     more = ("loss", str), ("metric", str), ("minimise", bool), ("device", str, ""), ("steps", Positive | None, None)

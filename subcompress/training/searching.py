@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from subcompress.errors import SubcompressError
+from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.baseline import given_baseline, trained_baseline
 from subcompress.training.curve import Curve, frontier
-from subcompress.training.fitter import DiedTwiceError, Fitter
+from subcompress.training.fitter import Fitter
 from subcompress.training.goal import SearchGoal
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import Probe

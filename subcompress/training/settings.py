@@ -1,0 +1,60 @@
+"""The options that all trainings of a run share, with defaults filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from subcompress.subspace.plan import Plan
+from subcompress.support.names import AUTO, DEFAULT_ROLES
+from subcompress.training.loop import TrainOptions
+
+BASELINE_RATES = (2e-3, 1e-3, 4e-3)
+"""Adam's largest steps that are tried for the network trained directly; the first is taken where none is searched."""
+
+BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
+"""The same for a network trained on from a base."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See the module. device: cpu, cuda or cuda:N; rounded: whether coordinates are rounded to bits."""
+
+    bits: int = 4
+    epochs: int = 10
+    seed: int = 0
+    lr: float | None = None
+    batch_size: int = 128
+    device: str = "cpu"
+    operator: str = AUTO
+    structured: str = "random"
+    rounded: bool = True
+    rate: float = 0.0
+    optimiser: str = "adam"
+    act_on: str = DEFAULT_ROLES
+    precision: str = "fp32"
+    drop: tuple[str, ...] = ()
+    steps: int | None = None
+
+    def recipe(
+        self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]
+    ) -> TrainOptions:
+        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
+        epochs, steps = self.epochs, self.steps
+        if half:
+            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
+        if plan is None:
+            return TrainOptions(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
+        lr = self.lr if self.lr is not None else plan.lr
+        return TrainOptions(
+            epochs,
+            lr,
+            self.batch_size,
+            seed,
+            rate=self.rate,
+            optimiser=self.optimiser,
+            precision=self.precision,
+            steps=steps,
+        )
+
+
+__all__ = ["BASED_BASELINE_RATES", "BASELINE_RATES", "Settings"]
