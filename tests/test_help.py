@@ -98,7 +98,7 @@ def test_old_spellings_work_and_are_not_shown():
     needed = ["--model", "lenet", "--data", "digits", "-o", "run"]
     for spelling in ("--optimizer", "--optimiser"):
         context = command_of("fit").make_context("fit", [*needed, spelling, "eigen"])
-        assert context.params["optimiser"] == "eigen"
+        assert context.params["optimizer"] == "eigen"
     result = cli("fit", *needed, "--optimizer", "sgd")
     assert result.exit_code == 2 and "'adam', 'eigen'" in result.stderr
 

@@ -62,9 +62,10 @@ class Fitter:
         listener: Listener,
         base: OnBase | None = None,
         build: Build | None = None,
+        device_line: str = "",
     ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
-        self.base, self.build = base, build
+        self.base, self.build, self.device_line = base, build, device_line
         s = settings
         check_options(s.bits, s.seed, s.operator)
         self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
@@ -162,6 +163,8 @@ class Fitter:
             self.listener.note(f"going on with the run in {folder.path}")
         else:
             likeness.keep(folder.path, self.outputs)
+        if self.device_line:
+            self.listener.note(self.device_line)
         for line in self.lines:
             self.listener.note(f"start: {line}")
         self._say(self.known.notes)

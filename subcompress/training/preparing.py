@@ -85,14 +85,13 @@ def prepared(
     for line in data.notes:
         listener.note(line)
     place = chosen(options.machine.device)
-    listener.note(place.line)
     settings = settings_of(options, size(data.train), place.name, rounded)
     on_base = None
     if base.source is not None:
         on_base = stand_on(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
     with machine(place.name, options.machine.threads, recipe.seed), naming_memory(recipe.batch_size):
-        yield Fitter(model, data, task, settings, listener, on_base, build)
+        yield Fitter(model, data, task, settings, listener, on_base, build, place.line)
 
 
 def settings_of(options: Options, examples: int, device: str, rounded: bool) -> Settings:
