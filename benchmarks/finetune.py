@@ -152,7 +152,7 @@ def reviews(folder: Path, cache: Path) -> Setting:
 
     validation, rest = [training[i] for i in order[:1000]], [training[i] for i in order[1000:]]
     data = subcompress.Data(split(rest), split(validation), split(held))
-    options: dict[str, Any] = {"d": 2200, "bits": 3, "epochs": 3, "batch_size": 32, "precision": "bf16"}
+    options: dict[str, Any] = {"d": 2100, "bits": 3, "epochs": 3, "batch_size": 32, "precision": "bf16"}
     return Setting(
         "MiniLM-L6 on Rotten Tomatoes",
         lambda dropout: Encoder(place, 2, dropout),

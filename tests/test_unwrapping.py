@@ -19,10 +19,10 @@ from subcompress import Subspace, Variants, format
 from subcompress.api.unpack import Wanted
 from subcompress.format.facts import Facts
 from subcompress.onnx.lifting import lifted_of
+from subcompress.search.baseline import _plain
 from subcompress.subspace.observing import built
 from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import Layout
-from subcompress.training.baseline import _plain
 
 
 class Net(nn.Module):

@@ -153,7 +153,7 @@ def compare(
     recipe = TrainOptions(**summary["recipe"])
     folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
-    with machine("cpu", threads, recipe.seed), run.locked(path):
+    with machine("cpu", threads, recipe.seed), run.locked(path, "compare"):
         run.make_folder(folder)
         size = len(format.to_bytes(record))
         bench = Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, folder, listener)

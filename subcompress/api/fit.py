@@ -13,19 +13,21 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
+from subcompress.search.baseline import given_baseline
+from subcompress.search.budget import BudgetSearch, check_budget
+from subcompress.search.goal import SearchGoal, checked
+from subcompress.search.listed import Listed
+from subcompress.search.target import TargetSearch, first_d
+from subcompress.search.trials import Engine, Trial
+from subcompress.search.working import finish, work
 from subcompress.support.listening import Listener
 from subcompress.training import recipe_file, run, schemas
-from subcompress.training.baseline import given_baseline
-from subcompress.training.budget import best_within, check_budget
-from subcompress.training.curve import frontier
 from subcompress.training.fitter import Fitter
-from subcompress.training.goal import SearchGoal, checked
 from subcompress.training.likeness import same_network
 from subcompress.training.options import Goal, Machine, Recipe, Shortcuts
 from subcompress.training.preparing import check_base_options, data_of, prepared, task_of
-from subcompress.training.probe import Fit, Probe, TargetMissedError
+from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
-from subcompress.training.searching import first_d, search
 
 
 def fit(
@@ -87,13 +89,17 @@ def fit(
         command = fitter.command() | search_goal.command()
         if search_goal.baseline is not None:
             search_goal = replace(search_goal, baseline=given_baseline(fitter, search_goal.baseline))
-        with run.holding(run_folder, command) as folder:
-            if (finished := _finished(folder, fitter, restart)) is not None:
-                found = finished
-            else:
-                recipe_file.write(folder.path, options, origin or {}, torch.get_num_threads())
+        with run.working(run_folder, command, "fit") as folder:
+            with folder.worker.alone("begin"):
+                found = _finished(folder, fitter, restart)
+                if found is None:
+                    recipe_file.write(folder.path, options, origin or {}, torch.get_num_threads())
+            if found is None:
                 fitter.measure()
-                found = fitter.finish(*_trained(fitter, search_goal, folder), origin or {})
+                chosen, details = work(fitter, engine_of(fitter, search_goal), folder)
+                if not details.get("reached", True):
+                    fitter.warn(details["failure"])
+                found = finish(fitter, folder, chosen, details, origin or {})
     if not found.reached:
         raise TargetMissedError(found)
     return found
@@ -121,23 +127,18 @@ def _finished(folder: Run, fitter: Fitter, restart: bool) -> Fit | None:
     return None
 
 
-def _trained(fitter: Fitter, goal: SearchGoal, folder: Run) -> tuple[Probe, dict[str, Any]]:
-    """The training that is chosen, and what was found on the way."""
-    goal = goal.after(folder.earlier)
+def engine_of(fitter: Fitter, goal: SearchGoal) -> Engine:
+    """The search for a goal."""
     if goal.bytes is not None:
-        return best_within(fitter, goal)
+        return BudgetSearch(fitter, goal)
     if goal.d is None:
-        chosen, found = search(fitter, goal)
-        if not found.get("reached", True):
-            fitter.warn(found["failure"])
-        return chosen, found
+        return TargetSearch(fitter, goal)
     d = goal.d
     if d > fitter.D:
         fitter.warn(f"--d {d} is more than the D = {fitter.D} weights that can be trained: it is lowered to D")
         d = fitter.D
     fitter.say_cost(d, 1)
-    chosen = fitter.probe(d, fitter.settings.seed)
-    return chosen, {"probes": (chosen,), "frontier": frontier([chosen], fitter.task.minimise)}
+    return Listed([Trial(d, fitter.settings.seed)], fitter.task, Listener())
 
 
 __all__ = ["Fit", "fit"]

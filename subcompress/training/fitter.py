@@ -34,7 +34,7 @@ from subcompress.support.listening import Listener
 from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
 from subcompress.training import likeness, records
-from subcompress.training.attempts import Attempt, Attempts
+from subcompress.training.attempts import Attempt, Attempts, DiedTwiceError
 from subcompress.training.command import Network, command_of
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
@@ -192,11 +192,12 @@ class Fitter:
 
     def measure(self) -> None:
         """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
-        if (held := self._run.journal.get(MOVES)) is None:
-            self.listener.note("measuring how far each tensor moves in direct training")
-            self._run.note(MOVES, self._measured().to_json())
-            held = self._run.journal[MOVES]
-        self.moves = found = self._checked_moves(held)
+        with self._run.worker.alone(MOVES):
+            self._run.refresh()
+            if MOVES not in self._run.journal:
+                self.listener.note("measuring how far each tensor moves in direct training")
+                self._run.note(MOVES, self._measured().to_json())
+        self.moves = found = self._checked_moves(self._run.journal[MOVES])
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
         self.listener.note(
@@ -277,19 +278,13 @@ class Fitter:
         """Adam's largest steps for the network trained directly, the usual one first."""
         return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
 
-    def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
-        """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
-        one by default. Raises SubcompressError where it dies."""
-        seed = self.settings.seed if seed is None else seed
-        usual = self.baseline_rates[0]
-        lr = usual if lr is None else lr
-        key = f"direct-s{seed}" + (f"-lr{lr:g}" if lr != usual else "")
-        if (held := self._held(key)) is not None:
-            return replace(held, lr=lr)
-        if (died := self._run.journal.get(f"{key}-died")) is not None:
-            raise SubcompressError(died["note"])
-        recipe = self.settings.recipe(seed, lr=lr)
-        self.listener.run(f"trained directly, lr {lr:g}", recipe.epochs)
+    def baseline(self, seed: int, lr: float | None = None) -> Probe:
+        """Train the network directly, in all of its weights, from its own start. lr: Adam's largest step, None for the
+        usual one. Raises DiedTwiceError where it dies."""
+        rate = self.baseline_rates[0] if lr is None else lr
+        key = f"direct-s{seed}" + ("" if lr is None else f"-lr{lr:g}")
+        recipe = self.settings.recipe(seed, lr=rate)
+        self.listener.run(f"trained directly, lr {rate:g}", recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
         try:
@@ -299,30 +294,38 @@ class Fitter:
         except DeadRunError as e:
             died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
             self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
-            raise SubcompressError(died) from e
-        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=lr))
+            raise DiedTwiceError(died, 0, e.seconds) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=rate))
 
     def probe(
         self,
         d: int,
         seed: int,
         *,
-        within: int | None = None,
+        limit: int | None = None,
         room: int | None = None,
-        warm: Probe | None = None,
+        warm: int = 0,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
-        """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
-        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of
-        the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
-        file."""
-        key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
-        if (held := self._held(key)) is not None:
-            return held
+        """Train in d coordinates; a dead run is tried once more with a smaller step.
+
+        Args:
+            d: Number of coordinates.
+            seed: Seed of the subspace and of the training.
+            limit: Shorten the file to so many bytes.
+            room: Press the coordinates into so many bytes, from when rounding begins.
+            warm: The d of an ended training of the same seed and rows whose coordinates this one begins with, for half
+                of the time and without a file; 0 for a start of its own.
+            hopeless: Whether to stop, by the metric after each epoch.
+
+        Raises:
+            DiedTwiceError: Both tries died.
+        """
+        key = _key(d, seed) + (f"-from{warm}" if warm else "")
         plan = self.plan(d, seed)
-        before = None if warm is None else self._coordinates(warm, plan)
-        note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
-        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm is not None))
+        before = self._coordinates(warm, seed, plan) if warm else None
+        note = f"d = {d}, seed {seed}" + (f", from {warm}" if warm else "")
+        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm > 0))
         for attempt in attempts:
             self.listener.run(attempt.note, attempt.options.epochs)
             try:
@@ -331,8 +334,8 @@ class Fitter:
             except DeadRunError as e:
                 attempts.died(attempt, e)
                 continue
-            packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-            kept = kept_of(subspace, self.sizes, within) if packs else Kept()
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and not warm
+            kept = kept_of(subspace, self.sizes, limit) if packs else Kept()
             probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
             for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
                 self.listener.note(f"warning: {attempt.note}: {remark}")
@@ -348,11 +351,11 @@ class Fitter:
         kept: Kept,
         attempt: Attempt,
         attempts: Attempts,
-        warm: Probe | None,
+        warm: int,
     ) -> Probe:
         """What is remembered of a training that has ended."""
         value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
-        judged = not outcome.stopped and warm is None
+        judged = not outcome.stopped and not warm
         return Probe(
             plan.d,
             seed,
@@ -362,7 +365,7 @@ class Fitter:
             attempts.seconds + outcome.seconds,
             outcome.stopped,
             "; ".join(remark for remark in (attempt.remark, kept.note) if remark),
-            0 if warm is None else warm.d,
+            warm,
             attempt.options.lr,
             kept.other + kept.coded,
             kept.coded,
@@ -409,7 +412,7 @@ class Fitter:
     def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
         """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
         are those of all trainings, also of those before an interruption."""
-        seconds = sum(float(entry["seconds"]) for entry in self._run.journal.values())
+        seconds = sum(float(entry["seconds"]) for key, entry in self._run.journal.items() if not key.endswith("-died"))
         s = self.settings
         key = _key(chosen.d, chosen.seed)
         plan = self.plan(chosen.d, chosen.seed)
@@ -456,13 +459,9 @@ class Fitter:
         assert self.run is not None, "begin() comes first"
         return self.run
 
-    def _held(self, key: str) -> Probe | None:
-        entry = self._run.journal.get(key)
-        return None if entry is None else Probe.from_json(entry)
-
     def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
         self._run.note(key, asdict(probe), record)
-        return probe
+        return Probe.from_json(self._run.journal[key])  # another worker may have been faster
 
     def _train(
         self,
@@ -504,9 +503,9 @@ class Fitter:
         base = None if self.base is None else self.base.base
         return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
 
-    def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
+    def _coordinates(self, d: int, seed: int, plan: Plan) -> list[Tensor]:
         """z of an ended training, in units of the scales of this plan."""
-        record = self._read(_key(probe.d, probe.seed), self.plan(probe.d, probe.seed))
+        record = self._read(_key(d, seed), self.plan(d, seed))
         return records.coordinates(record, plan)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:

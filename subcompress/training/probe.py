@@ -8,6 +8,9 @@ from typing import Any
 
 from subcompress.errors import SubcompressError
 
+DIED = "died twice"
+"""The note of a training that died, its second try too; its only warning says why."""
+
 
 @dataclass(frozen=True)
 class Probe:
