@@ -15,6 +15,7 @@ from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.observing import built
+from subcompress.support.bars import with_bars
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
 from subcompress.support.files import write_bytes
@@ -34,6 +35,7 @@ MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
 
 
+@with_bars
 def measure_dimension(
     model: nn.Module | Callable[[], nn.Module],
     data: Data,
@@ -92,7 +94,7 @@ def measure_dimension(
         workers: As for `fit`.
         names: Names of network and data in table and plot.
         restart: Discard what the folder holds.
-        listener: Hears of progress; see `Listener`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
 
     Returns:
         The accuracies at each d, and the estimates with their intervals.

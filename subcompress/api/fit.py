@@ -16,6 +16,7 @@ from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
+from subcompress.support.bars import with_bars
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
 from subcompress.support.listening import Listener
@@ -36,6 +37,7 @@ from subcompress.training.searching import first_d, search
 from subcompress.training.tasks import Loss, Metric, Task
 
 
+@with_bars
 def fit(
     model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
@@ -130,7 +132,7 @@ def fit(
         workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
         restart: Discard what the folder holds.
         origin: Where the run came from, for `report` and `compare`.
-        listener: Hears of progress; see `Listener`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
 
     Returns:
         What was reached: the metric on validation and test split, bytes, all trainings, and the frontier of a search.
