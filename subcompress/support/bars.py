@@ -89,7 +89,7 @@ class Bars(Listener):
     def _move(self, epochs: float, state: str) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(state, refresh=False)
-            self.bar.update(epochs - self.bar.n)
+            self.bar.n = epochs
             self.bar.refresh()
 
 
