@@ -17,6 +17,7 @@ from subcompress.errors import SubcompressError
 from subcompress.search.listed import Listed
 from subcompress.search.trials import Trial
 from subcompress.search.working import work
+from subcompress.support.bars import with_bars
 from subcompress.support.files import write_bytes
 from subcompress.support.listening import Listener
 from subcompress.support.suggesting import meant
@@ -36,6 +37,7 @@ BITS = 8
 """Bits that the plan counts with; coordinates stay float32."""
 
 
+@with_bars
 def measure_dimension(
     model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
@@ -71,7 +73,7 @@ def measure_dimension(
         machine: Where to compute.
         names: Names of network and data in table and plot.
         restart: Discard what the folder holds.
-        listener: Hears of progress; see `Listener`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
         **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:

@@ -20,6 +20,7 @@ from subcompress.search.listed import Listed
 from subcompress.search.target import TargetSearch, first_d
 from subcompress.search.trials import Engine, Trial
 from subcompress.search.working import finish, work
+from subcompress.support.bars import with_bars
 from subcompress.support.listening import Listener
 from subcompress.training import recipe_file, run, schemas
 from subcompress.training.fitter import Fitter
@@ -30,6 +31,7 @@ from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
 
 
+@with_bars
 def fit(
     model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
@@ -67,8 +69,8 @@ def fit(
         machine: Where to compute.
         restart: Discard what the folder holds.
         origin: Where the run came from, for `report` and `compare`.
-        listener: Hears of progress; see `Listener`.
-        **shortcuts: Fields of `Recipe`, `Goal` and `Machine`, and `base_name`, `act_on` and `new` of `Base`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:
         What was reached: the metric on validation and test split, bytes, all trainings, and the frontier of a search.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,9 @@ from subcompress.data.held import Held, Tree, leaves, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"
+
+Words = Callable[[Tensor], str]
+"""The text of 1-D `input_ids`."""
 
 WINDOW = 50
 """Batches of training whose examples are sorted by length together: enough that a batch hardly pads, few enough that
@@ -30,10 +33,17 @@ class Ragged(Held):
     """
 
     def __init__(
-        self, x: Mapping[str, Sequence[Tensor]], y: Tree, fills: Mapping[str, int] | None = None, *, by: str = IDS
+        self,
+        x: Mapping[str, Sequence[Tensor]],
+        y: Tree,
+        fills: Mapping[str, int] | None = None,
+        *,
+        by: str = IDS,
+        words: Words | None = None,
     ) -> None:
         """x: name -> one tensor an example; those of the name `by` are 1-D and give the lengths, and every other name
-        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`.
+        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`. words: the text of the tokens
+        of an example, for a person.
 
         Raises SubcompressError for an example without a token.
         """
@@ -45,7 +55,7 @@ class Ragged(Held):
         alike = {name for name, tensors in x.items() if [tuple(t.shape) for t in tensors] == wanted}
         self.values = {name: torch.cat(list(x[name])) for name in x if name in alike}
         self.stacked = {name: torch.stack(list(x[name])) for name in x if name not in alike}
-        self.y, self.fills = y, dict(fills or {})
+        self.y, self.fills, self.words = y, dict(fills or {}), words
         self.starts = self.lengths.cumsum(0) - self.lengths
 
     @property
@@ -67,6 +77,10 @@ class Ragged(Held):
         x = {name: torch.where(inside, t[at], self.fills.get(name, 0)) for name, t in self.values.items()}
         x |= {MASK: inside.long()} if MASK not in x else {}
         return x | {name: t[i] for name, t in self.stacked.items()}, tree_map(lambda t: t[i], self.y)
+
+    def tokens(self, i: int) -> Tensor:
+        """`input_ids` of an example, (tokens,)."""
+        return self.values[IDS][self.starts[i] : self.starts[i] + self.lengths[i]]
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds."""
@@ -91,7 +105,8 @@ class Ragged(Held):
 
 def gathered(split: Dataset[Any]) -> Ragged:
     """A data set whose examples are (dict with 1-D `input_ids`, y), read once, into memory. `input_ids` are padded with
-    its attribute `pad`, 0 where it has none. Raises SubcompressError where the examples differ in their names."""
+    its attribute `pad`, 0 where it has none; its attribute `words`, where it has one, makes text of them. Raises
+    SubcompressError where the examples differ in their names."""
     items = [split[i] for i in range(len(cast(Sized, split)))]
     names = [list(x) for x, _ in items]
     if odd := next((i for i, found in enumerate(names) if set(found) != set(names[0])), None):
@@ -99,4 +114,6 @@ def gathered(split: Dataset[Any]) -> Ragged:
             f"examples have the same inputs; example 0 has {', '.join(names[0])}, example {odd} {', '.join(names[odd])}"
         )
     x = {name: [torch.as_tensor(x[name]) for x, _ in items] for name in names[0]}
-    return Ragged(x, default_collate([y for _, y in items]), {IDS: int(getattr(split, "pad", 0))})
+    words = getattr(split, "words", None)
+    words = words if callable(words) else None
+    return Ragged(x, default_collate([y for _, y in items]), {IDS: int(getattr(split, "pad", 0))}, words=words)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from subcompress.data.reading import (
 )
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts, Input
+from subcompress.support.tables import html_table
 from subcompress.tensors.layout import Layout
 
 
@@ -95,6 +97,26 @@ class Data:
             object.__setattr__(self, name, split)
         if not (self.facts.input_shape or self.facts.inputs):
             object.__setattr__(self, "facts", _with_inputs(self.facts, self.train))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {n:,}" for name, n in self._sizes())
+        return f"Data({'; '.join([sizes, *self._told()])})"
+
+    def _repr_html_(self) -> str:
+        """The sizes of the splits, and what an example is, for a notebook."""
+        sizes = [(name, f"{n:,}") for name, n in self._sizes()]
+        return "".join([html_table(sizes, ("split", "examples")), *(f"<p>{escape(t)}</p>" for t in self._told())])
+
+    def _sizes(self) -> list[tuple[str, int]]:
+        return [(name, size(getattr(self, name))) for name in ("train", "validation", "test")]
+
+    def _told(self) -> list[str]:
+        """What an example is, as far as the facts say."""
+        facts = self.facts
+        inputs = [i for i in facts.inputs if i.name]
+        told = [f"input {facts.input_shape} {facts.input_dtype or 'F32'}"] if facts.input_shape else []
+        told += [f"inputs {', '.join(i.name for i in inputs)}"] if inputs else []
+        return told + ([f"{len(facts.labels)} classes"] if len(facts.labels) > 1 else [])
 
     def digest(self) -> str:
         """A few characters that differ where the data in memory do; of other data, their sizes."""

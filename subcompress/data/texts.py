@@ -61,11 +61,11 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
     table = read(path)
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
-    fills = {IDS: pad_of(tokenizer)}
+    fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
 
     def part(rows: Tensor) -> Ragged:
         x = {name: [tensors[i] for i in rows.tolist()] for name, tensors in values.items()}
-        return Ragged(x, table.labels[rows], fills)
+        return Ragged(x, table.labels[rows], fills, words=words)
 
     parts = train, validation, test = part(table.splits[0]), part(table.splits[1]), part(table.splits[2])
     notes = [f"{Path(path).name}: " + ", ".join(f"{len(p)} {name}" for p, name in zip(parts, NAMES, strict=True))]
@@ -75,6 +75,20 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
     if cut:
         notes.append(f"{cut} of {len(table.texts)} texts are cut to length={length} tokens")
     return Data(train, validation, test, facts=Facts(labels=table.classes or (VALUE,)), notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The text of tokens, without special ones."""
+
+    tokenizer: Any
+
+    def __call__(self, ids: Tensor) -> str:
+        """Raises SubcompressError for a tokenizer that does not decode."""
+        try:
+            return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        except Exception as e:  # the user's own tokenizer may raise anything
+            raise SubcompressError(f"the tokenizer does not decode its tokens ({one_line(e)}): give another") from e
 
 
 def read(path: str | Path) -> Table:
