@@ -21,6 +21,7 @@ from torch import nn
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.format.facts import Facts
+from subcompress.search.executors import BY_VALUE
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import Layout
@@ -159,6 +160,7 @@ def _from_file(path: Path, option: str) -> Any:
     except (Exception, SystemExit) as e:
         del sys.modules[name]
         raise _theirs(e, str(path)) from e
+    BY_VALUE.append(module)
     return module
 
 

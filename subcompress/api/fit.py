@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,6 +17,7 @@ from subcompress.data import Data
 from subcompress.errors import SubcompressError
 from subcompress.search.baseline import given_baseline
 from subcompress.search.budget import BudgetSearch, check_budget
+from subcompress.search.executors import helping
 from subcompress.search.goal import SearchGoal, checked
 from subcompress.search.listed import Listed
 from subcompress.search.target import TargetSearch, first_d
@@ -25,8 +28,8 @@ from subcompress.support.listening import Listener
 from subcompress.training import recipe_file, run, schemas
 from subcompress.training.fitter import Fitter
 from subcompress.training.likeness import same_network
-from subcompress.training.options import Goal, Machine, Recipe, Shortcuts
-from subcompress.training.preparing import check_base_options, data_of, prepared, task_of
+from subcompress.training.options import Goal, Machine, Options, Recipe, Shortcuts
+from subcompress.training.preparing import check_base_options, data_of, divided, prepared, task_of
 from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
 
@@ -80,12 +83,15 @@ def fit(
         TargetMissedError: The target is not reached. The run folder holds the best file all the same.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
+    options = replace(options, machine=divided(options.machine))
     listener = listener or Listener()
     task = task_of(options.recipe)
     search_goal = checked(options.goal, task)
     check_base_options(options.base)
     schemas.check_origin(origin or {})
-    data = task.prepare_labels(data_of(data, options.machine.workers))
+    data = data_of(data, options.machine.workers)
+    join = partial(_join, model, data, Path(run_folder).absolute(), options, origin)
+    data = task.prepare_labels(data)
     with prepared(model, data, options, task, listener) as fitter:
         check(fitter, search_goal)
         command = fitter.command() | search_goal.command()
@@ -97,14 +103,38 @@ def fit(
                 if found is None:
                     recipe_file.write(folder.path, options, origin or {}, torch.get_num_threads())
             if found is None:
-                fitter.measure()
-                chosen, details = work(fitter, engine_of(fitter, search_goal), folder)
-                if not details.get("reached", True):
-                    fitter.warn(details["failure"])
-                found = finish(fitter, folder, chosen, details, origin or {})
+                found = _searched(fitter, search_goal, folder, options.machine, join, origin or {})
     if not found.reached:
         raise TargetMissedError(found)
     return found
+
+
+def _searched(
+    fitter: Fitter, goal: SearchGoal, folder: Run, machine: Machine, join: Callable[[], None], origin: dict[str, Any]
+) -> Fit:
+    """Run the trainings, with the workers of --jobs, and write the result."""
+    with helping(machine.executor, machine.jobs - 1, folder.path, join, fitter.listener):
+        fitter.measure()
+        chosen, details = work(fitter, engine_of(fitter, goal), folder)
+        if not details.get("reached", True):
+            fitter.warn(details["failure"])
+        return finish(fitter, folder, chosen, details, origin)
+
+
+def _join(model: Any, data: Data, run_folder: Path, options: Options, origin: dict[str, Any] | None) -> None:
+    """Work in a run folder beside the process that began it. What the fit comes to is told there."""
+    with suppress(TargetMissedError):
+        fit(
+            model,
+            data,
+            run_folder,
+            recipe=options.recipe,
+            goal=options.goal,
+            base=options.base,
+            machine=replace(options.machine, jobs=1),
+            origin=origin,
+            listener=Listener(),
+        )
 
 
 def check(fitter: Fitter, goal: SearchGoal) -> None:

@@ -47,6 +47,9 @@ GRAPHS = ("auto", "dense", "none")
 OPERATORS = ("hadamard", "scattered", "dense", "sparse", "fastfood", "onehot", "kronecker")
 EXACT = ("hadamard", "scattered")
 
+# subcompress.search.executors.EXECUTORS
+EXECUTORS = ("processes", "ray", "slurm")
+
 # What subcompress.subspace.plan takes beside subcompress.operators.OPERATORS
 AUTO = "auto"
 """The exact operator whose columns suit how the weights move (`Moves.operator`)."""

@@ -119,11 +119,15 @@ class Machine:
         device: auto, cpu, cuda or cuda:N. auto takes CUDA if a kernel runs on it, else the CPU, and a note says which.
         threads: CPU threads that torch uses. By default torch's own number.
         workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
+        jobs: Trainings at a time. More than one shares the CPU threads among them, where `threads` is not given.
+        executor: Where the others run: processes, on this machine; ray; or slurm.
     """
 
     device: str = AUTO
     threads: int | None = None
     workers: int | None = None
+    jobs: int = 1
+    executor: str = "processes"
 
 
 class RecipeShortcuts(TypedDict, total=False):
@@ -149,6 +153,8 @@ class RecipeShortcuts(TypedDict, total=False):
     device: str
     threads: int | None
     workers: int | None
+    jobs: int
+    executor: str
 
 
 class Shortcuts(RecipeShortcuts, total=False):

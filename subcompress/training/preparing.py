@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,10 +23,12 @@ from subcompress.support.names import DEFAULT_ROLES
 from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
-from subcompress.training.options import Base, Options, Recipe
+from subcompress.training.options import Base, Machine, Options, Recipe
 from subcompress.training.preflight import naming_memory
 from subcompress.training.settings import Settings
 from subcompress.training.tasks import Task
+
+MAX_JOBS = 256
 
 FEW = 64
 """Coordinates up to which more bits cost less than what coarse rounding loses."""
@@ -50,6 +53,15 @@ def data_of(data: Data | Sequence[Dataset[Any]], workers: int | None) -> Data:
             f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
         )
     return data if workers is None else replace(data, workers=workers)
+
+
+def divided(machine: Machine) -> Machine:
+    """The machine, with its CPU threads divided among the trainings that run at a time. Raises SubcompressError."""
+    if not 1 <= machine.jobs <= MAX_JOBS:
+        raise SubcompressError(f"--jobs is between 1 and {MAX_JOBS}; given {machine.jobs}")
+    if machine.jobs == 1 or machine.threads is not None:
+        return machine
+    return replace(machine, threads=max(1, (os.cpu_count() or 1) // machine.jobs))
 
 
 def check_base_options(base: Base) -> None:
