@@ -439,9 +439,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed, to share seeds among processes")
     parser.add_argument("--rows", default="ours,full,lora,unilora,vera")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
-    parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="in place of that of the task"
-    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="in place of that of the task")
     parser.add_argument("--held", action="store_true", help="train nothing: the table of what is there")
     parser.add_argument("--act-on", metavar="LIST", help="choices with semicolons between, in place of the rows")
     parser.add_argument("-o", "--output", type=Path)
