@@ -1,7 +1,7 @@
 """A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
 
 from subcompress.base.attaching import stand_on, ties_of
-from subcompress.base.held import HUB, Base, BaseReference, OnBase
+from subcompress.base.base import HUB, Base, BaseReference, OnBase
 from subcompress.base.names import FLOATS
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file, weights_files
 from subcompress.tensors.mapping import let_go, place_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from subcompress.base.held import Base, BaseReference, OnBase
+from subcompress.base.base import Base, BaseReference, OnBase
 from subcompress.base.names import FLOATS, Pairing, alike, canonical, prefix_of
 from subcompress.errors import SubcompressError
 from subcompress.support.lazy import torch

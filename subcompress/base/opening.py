@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.base.held import HUB, Base, BaseReference
+from subcompress.base.base import HUB, Base, BaseReference
 from subcompress.base.nesting import left_out_of, reason, state_in
 from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
