@@ -14,7 +14,7 @@ from graphs import computed
 
 import subcompress
 from subcompress import format
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import leaves
 from subcompress.data.splits import batches, call
 from subcompress.format.record import Coded
 from subcompress.rebuild.expand import expand

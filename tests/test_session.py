@@ -16,7 +16,7 @@ from records import record_of
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import leaves
 from subcompress.data.splits import batches, call
 from subcompress.format.facts import Facts
 from subcompress.rebuild.expand import expand

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from subcompress.data.held import Held, Tree, leaves, tree_map
+from subcompress.data.in_memory import Held, Tree, leaves, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"

@@ -26,7 +26,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from subcompress.data.held import Tree, finite, leaves
+from subcompress.data.in_memory import Tree, finite, leaves
 from subcompress.errors import SubcompressError, one_line
 
 Collate = Callable[[list[Any]], Any]

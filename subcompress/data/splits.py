@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from subcompress.data.held import Held, Tree, finite, leaves, placed, tree_map
+from subcompress.data.in_memory import Held, Tree, finite, leaves, placed, tree_map
 from subcompress.data.ragged import gathered
 from subcompress.data.reading import (
     MOST_WORKERS,

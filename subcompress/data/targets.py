@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import Held
 from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError
 

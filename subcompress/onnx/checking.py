@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import Held
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import MAIN
 from subcompress.errors import SubcompressError, one_line

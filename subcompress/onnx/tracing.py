@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import Tree, leaves
+from subcompress.data.in_memory import Tree, leaves
 from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input

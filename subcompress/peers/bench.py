@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.held import Held
+from subcompress.data.in_memory import Held
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
 from subcompress.subspace.copying import copied

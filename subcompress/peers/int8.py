@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import Held
 from subcompress.data.splits import batches, size
 from subcompress.peers.bench import Bench, Row, SkippedError, fails
 

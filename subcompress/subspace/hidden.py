@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import leaves
 from subcompress.data.splits import call
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied, places

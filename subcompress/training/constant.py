@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from subcompress.data.held import Held, leaves
+from subcompress.data.in_memory import Held, leaves
 from subcompress.data.reading import OnDemand, on_demand
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import counts, main_tensor, one_hot_classes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import leaves
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.held import Held, Tree, leaves
+from subcompress.data.in_memory import Held, Tree, leaves
 from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.data.held import Tree, leaves, placed
+from subcompress.data.in_memory import Tree, leaves, placed
 from subcompress.data.targets import as_classes, counts, main_tensor, shaped
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.support.suggesting import near

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data
-from subcompress.data.held import Held, Tree
+from subcompress.data.in_memory import Held, Tree
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.errors import SubcompressError, memory_ran_out, one_line

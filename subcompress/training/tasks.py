@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.held import Held, Tree, tree_map
+from subcompress.data.in_memory import Held, Tree, tree_map
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.data.targets import (
     as_classes,
