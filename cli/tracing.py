@@ -141,7 +141,7 @@ def main() -> None:
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
     from subcompress import format
-    from subcompress.onnx.lifting import lifted_of
+    from subcompress.onnx.weightless import lifted_of
     from subcompress_cli.finding import networks_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.onnx.lifting import lifted_of
+from subcompress.onnx.weightless import lifted_of
 from subcompress.serving import app
 from subcompress.serving.networks import Job, Trace, Traced
 from subcompress.serving.running import Running, serve

@@ -25,7 +25,7 @@ from serving import Client, asking, packed, serving, traced_here
 
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.onnx import lifting
+from subcompress.onnx import weightless
 from subcompress.serving import documents, trial
 from subcompress.serving.addresses import allowed, host_of, origin_of
 from subcompress.serving.engines import DATATYPES, Engine, Port

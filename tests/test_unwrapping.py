@@ -18,7 +18,7 @@ import subcompress
 from subcompress import Subspace, Variants, format
 from subcompress.api.unpack import Wanted
 from subcompress.format.facts import Facts
-from subcompress.onnx.lifting import lifted_of
+from subcompress.onnx.weightless import lifted_of
 from subcompress.subspace.observing import built
 from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import Layout

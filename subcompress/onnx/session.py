@@ -71,7 +71,7 @@ class Session:
 
     def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
-        from subcompress.onnx.lifting import holding, lifted
+        from subcompress.onnx.weightless import holding, lifted
 
         record, _ = format.read(path, base)
         if module is None:

@@ -45,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Traced:
-    """See `subcompress.onnx.lifting.Lifted`. network: what it was traced from, for people."""
+    """See `subcompress.onnx.weightless.Lifted`. network: what it was traced from, for people."""
 
     graph: bytes
     names: tuple[str, ...]
