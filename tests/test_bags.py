@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.onnx import surviving, tracing
+from subcompress.onnx import crash_check, tracing
 from subcompress.onnx.bags import plain_bags
 from subcompress.onnx.checking import compare
-from subcompress.onnx.surviving import require_survival, risks
+from subcompress.onnx.crash_check import require_survival, risks
 from subcompress.onnx.tracing import graph_of
 
 FACTS = Facts(input_shape=(6,), input_dtype="I64")

@@ -22,9 +22,9 @@ from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
 from subcompress.onnx.bags import plain_bags
+from subcompress.onnx.crash_check import require_survival
 from subcompress.onnx.registry import operators_read_once
 from subcompress.onnx.sequences import padded
-from subcompress.onnx.surviving import require_survival
 from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
 
 OPSET = 18

@@ -1,7 +1,7 @@
 """Does a graph end the process that runs it? ONNX Runtime is not safe from every graph that torch exports: one with
 operators at risk is run in a process of its own first.
 
-`python -m subcompress.onnx.surviving FOLDER` opens the graph in that folder and runs it for each file of inputs there.
+`python -m subcompress.onnx.crash_check FOLDER` opens the graph in that folder and runs it for each file of inputs there.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ GRAPH = "graph.onnx"
 MARK = "input "
 """Before the names of inputs: NumPy has arguments of its own, such as `file`."""
 
-CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.surviving")
+CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.crash_check")
 """By -P, what lies in the working directory is no module of ours."""
 
 
