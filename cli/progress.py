@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from subcompress.errors import printable
-from subcompress.support.listening import Listener, Progress, StepProgress
+from subcompress.support.listener import Listener, Progress, StepProgress
 from subcompress.training.probe import Probe
 
 EVERY = 30.0

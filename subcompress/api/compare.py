@@ -26,7 +26,7 @@ from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
 from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.support.suggesting import meant
 from subcompress.tensors.layout import Layout
 from subcompress.training import run

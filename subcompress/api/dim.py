@@ -18,7 +18,7 @@ from subcompress.subspace.observing import built
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.support.suggesting import meant
 from subcompress.training import run

@@ -18,7 +18,7 @@ from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
 from subcompress.support.devices import AUTO as AUTO_DEVICE
 from subcompress.support.devices import chosen
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.training import run, schemas

@@ -23,7 +23,7 @@ from subcompress.subspace.module import Subspace
 from subcompress.subspace.plan import make_plan
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.training.fitter import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.training.loop import DeadRunError, Direct, Recipe, Trainee, train
 from subcompress.training.tasks import Task, evaluate
