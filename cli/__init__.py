@@ -7,7 +7,7 @@ import importlib
 import click
 
 from subcompress import __version__
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 

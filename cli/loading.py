@@ -22,7 +22,7 @@ from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.format.facts import Facts
 from subcompress.subspace.seeds import seed_everything
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import Layout
 from subcompress.training.metrics import TORCHMETRICS, accumulates
 from subcompress_cli import texts

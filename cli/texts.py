@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import SubcompressError
 from subcompress.support.names import TEXTS
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress_cli.options import MODEL
 from subcompress_cli.options import TEXTS as DATA
 

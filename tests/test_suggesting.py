@@ -9,7 +9,7 @@ from commands import cli
 import subcompress
 from subcompress import SubcompressError
 from subcompress.rebuild.backends import backend_of
-from subcompress.support.suggesting import meant, near
+from subcompress.support.suggestions import meant, near
 from subcompress.training.tasks import Task
 
 

@@ -27,7 +27,7 @@ from subcompress.subspace.copying import copied
 from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import Layout
 from subcompress.training import run
 from subcompress.training.loop import Recipe

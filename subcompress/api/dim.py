@@ -20,7 +20,7 @@ from subcompress.support.devices import chosen
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import DiedTwiceError, Fitter, Settings

@@ -8,7 +8,7 @@ from subcompress.data.augment import AUGMENTS, augment_of
 from subcompress.data.shuffled import shuffle_labels, shuffle_pixels
 from subcompress.data.splits import Data, Split
 from subcompress.errors import SubcompressError
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 
 DATA: dict[str, Callable[[Path | None], Data]] = {
     "digits": digits.load,

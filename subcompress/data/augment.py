@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from subcompress.errors import SubcompressError
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 
 Augment = Callable[[Any, torch.Generator], Any]
 

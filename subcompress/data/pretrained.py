@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import Layout
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "features": "AutoModel"}

@@ -19,7 +19,7 @@ from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_grap
 from subcompress.rebuild.expand import expand, expand_checked
 from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.devices import AUTO, Device, chosen
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import Layout, array_of
 
 

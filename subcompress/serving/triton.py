@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
 from subcompress.support.files import read_bytes, replacing_folder, write_bytes
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 
 if TYPE_CHECKING:  # loaded where they are needed
     import onnx

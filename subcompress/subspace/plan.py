@@ -26,7 +26,7 @@ from subcompress.rebuild.backends import on_host
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
 

@@ -10,7 +10,7 @@ from torch import nn
 from subcompress.base import ties_of
 from subcompress.errors import SubcompressError
 from subcompress.support.names import ROLES
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 
 MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
 """By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""

@@ -21,7 +21,7 @@ from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listener import Listener, Progress, StepProgress
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.tensors.layout import holdable
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
 from subcompress.training.pressure import Pressure

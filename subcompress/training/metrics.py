@@ -17,7 +17,7 @@ from torch import Tensor
 from subcompress.data.in_memory import Tree, leaves, placed
 from subcompress.data.targets import as_classes, counts, main_tensor, shaped
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import near
+from subcompress.support.suggestions import near
 
 MOST_BYTES = 2 << 30
 """What a metric of the whole split may keep of its outputs and y."""

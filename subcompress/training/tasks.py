@@ -24,7 +24,7 @@ from subcompress.data.targets import (
     the_outputs,
 )
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 from subcompress.training.metrics import (
     TORCHMETRICS,
     Accumulated,

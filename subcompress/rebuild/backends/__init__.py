@@ -4,7 +4,7 @@ from subcompress.errors import SubcompressError
 from subcompress.native.compiled import NUMPY, asked
 from subcompress.rebuild.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.rebuild.backends.base import Backend
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import meant
 
 BACKENDS: dict[str, Backend] = {
     "numpy": numpy_backend.BACKEND,
