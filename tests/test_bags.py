@@ -120,7 +120,7 @@ def test_a_graph_at_risk_runs_in_a_process_of_its_own(monkeypatch):
     [("import os; os.abort()", "dies (exit code -6) of this graph, which has Loop"), ("raise OSError", ""), ("", "")],
 )
 def test_how_a_child_ends_is_told(monkeypatch, code, words):
-    monkeypatch.setattr(surviving, "CHILD", (sys.executable, "-S", "-c", code))
+    monkeypatch.setattr(crash_check, "CHILD", (sys.executable, "-S", "-c", code))
     if not words:
         return require_survival(looping(), [])
     with pytest.raises(SubcompressError) as error:
@@ -129,7 +129,7 @@ def test_how_a_child_ends_is_told(monkeypatch, code, words):
 
 
 def test_a_child_that_does_not_end_is_ended(monkeypatch):
-    monkeypatch.setattr(surviving, "CHILD", (sys.executable, "-S", "-c", "import time; time.sleep(60)"))
-    monkeypatch.setattr(surviving, "PATIENCE", 0.05)
+    monkeypatch.setattr(crash_check, "CHILD", (sys.executable, "-S", "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(crash_check, "PATIENCE", 0.05)
     with pytest.raises(SubcompressError, match=r"takes more than 0.05 seconds for this graph"):
         require_survival(looping(), [])

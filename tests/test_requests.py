@@ -376,7 +376,7 @@ def test_all_networks_of_a_layout_are_tried(tmp_path: Path, monkeypatch: pytest.
             raise SubcompressError("it cannot be traced")
         return SimpleNamespace(data=b"", names=(), general=True)
 
-    monkeypatch.setattr(lifting, "lifted_of", lifted)
+    monkeypatch.setattr(weightless, "lifted_of", lifted)
     found = tracing._answer(["h", "d"], job)
     assert found["network"] == "d" and "one before it could not be traced: it cannot be traced" in found["note"]
     found = tracing._answer(["d", "h"], job)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from subcompress.base import open_base, stand_on
+from subcompress.base import attach_base, open_base
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
@@ -181,7 +181,7 @@ def fit(
     )
     standing = None
     if base is not None:
-        standing = stand_on(open_base(base, base_name), model, tuple(new))
+        standing = attach_base(open_base(base, base_name), model, tuple(new))
         model = standing.loaded(copied(model, "cpu"))
     with machine(place.name, threads, seed), naming_memory(batch_size):
         fitter = Fitter(model, data, task, settings, listener, standing, build)

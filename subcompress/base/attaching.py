@@ -20,7 +20,7 @@ NEW_LAYERS = 3
 """Layers at the end of a network that may be new without being named: a head has one, two or three."""
 
 
-def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
+def attach_base(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
     """How a module stands on a base: equal names and shapes, up to a prefix that all share, parts that wrappers add and
     old names (`subcompress.base.names`). Of an embedding with another number of rows those are taken that are there.
 
@@ -29,7 +29,7 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
     SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
     tensors that the module ties, and a tensor of the same name and shape on both sides that does not come together.
     """
-    anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
+    anew = {n for names in tied_names(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
     state = {n: t for n, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
     base, pairing = _suited(base, module, state, anew)
     prefix = prefix_of(base.layout, Layout.of(state))
@@ -89,7 +89,7 @@ def _check_dropped(found: OnBase, pairing: Pairing) -> None:
             )
 
 
-def ties_of(module: nn.Module) -> list[list[str]]:
+def tied_names(module: nn.Module) -> list[list[str]]:
     """The names of each parameter, in the module's order: two or more of one that is tied."""
     found: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -98,7 +98,7 @@ def ties_of(module: nn.Module) -> list[list[str]]:
 
 
 def _check_ties(found: OnBase, module: nn.Module) -> None:
-    for names in ties_of(module):
+    for names in tied_names(module):
         first, *others = [n for n in names if n in found] or names[:1]
         for name in others:
             if raw_bytes(found.values(first)) != raw_bytes(found.values(name)):
@@ -110,7 +110,7 @@ def _check_ties(found: OnBase, module: nn.Module) -> None:
 
 def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
     shapes = {found.reference.renamed(s.name): s.shape for s in found.base.layout}
-    tied = ties_of(module)
+    tied = tied_names(module)
     parameters = [names[0] for names in tied]
     present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:

@@ -19,7 +19,7 @@ from subcompress.remote import COMMIT, Reference, weights_of
 from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import DTYPES, holdable
-from subcompress.tensors.mapping import mapped
+from subcompress.tensors.mapping import map_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,7 +156,7 @@ def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor |
         tensors, left_out = _tensors(found, str(path))
         _check_sizes(tensors, min(most, MANY_TIMES * size + AND_MORE), path, size)
         return tensors, left_out
-    held, left_out = mapped(path)
+    held, left_out = map_safetensors(path)
     if list(held) == ["z"]:
         raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
     return held, left_out

@@ -1,7 +1,7 @@
 """Does a graph end the process that runs it? ONNX Runtime is not safe from every graph that torch exports: one with
 operators at risk is run in a process of its own first.
 
-`python -m subcompress.onnx.crash_check FOLDER` opens the graph in that folder and runs it for each file of inputs there.
+`python -m subcompress.onnx.crash_check FOLDER` runs the graph in that folder on each file of inputs there.
 """
 
 from __future__ import annotations

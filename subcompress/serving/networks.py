@@ -18,7 +18,7 @@ from weakref import WeakSet
 import numpy as np
 
 from subcompress import format
-from subcompress.base import HUB, Base, BaseReference, find_base, let_go, open_base, place_of, weights_files
+from subcompress.base import HUB, Base, BaseReference, file_location, find_base, open_base, release_pages, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.format.record import Record
@@ -283,12 +283,12 @@ class Networks:
 
 def _on_base(graph: bytes, outside: dict[str, np.ndarray]) -> Any:
     """A session whose initialisers are the base's, in the base's file where they lie in one."""
-    places = {n: place for n, a in outside.items() if (place := place_of(a)) is not None and a.size}
+    places = {n: place for n, a in outside.items() if (place := file_location(a)) is not None and a.size}
     folder = next((path.parent for path, _ in places.values()), None)
     if places:
         graph = placed(graph, places)
     for array in outside.values():
-        let_go(array)  # it was read to be hashed
+        release_pages(array)  # it was read to be hashed
     return open_session(graph, {n: a for n, a in outside.items() if n not in places}, folder)
 
 

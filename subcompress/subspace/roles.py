@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from subcompress.base import ties_of
+from subcompress.base import tied_names
 from subcompress.errors import SubcompressError
 from subcompress.support.names import ROLES
 from subcompress.support.suggestions import meant
@@ -60,7 +60,7 @@ def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
                 f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
                 f"none that {word!r} is: its first is {next(iter(roles), '')}{meant(word, (*ROLES, *roles))}"
             )
-    return found.union(*(names for names in ties_of(module) if not found.isdisjoint(names)))
+    return found.union(*(names for names in tied_names(module) if not found.isdisjoint(names)))
 
 
 def looks_trained(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.tensors.layout import DTYPES
 
 
-def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def map_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays by name, in the file's order: those of the format's dtypes, BF16 as uint16; and the dtypes of the others.
     What is written to them stays in this process. Raises SubcompressError for what is no safetensors file."""
     try:
@@ -35,7 +35,7 @@ def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from e
 
 
-def place_of(array: np.ndarray) -> tuple[Path, int] | None:
+def file_location(array: np.ndarray) -> tuple[Path, int] | None:
     """The file that a mapped array lies in, and its first byte there; None for one that lies elsewhere."""
     file = _file_of(array)
     if file is None or not array.flags.c_contiguous:
@@ -43,7 +43,7 @@ def place_of(array: np.ndarray) -> tuple[Path, int] | None:
     return file.path, array.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
 
 
-def let_go(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Give back the memory that the file of a mapped array takes: it is read again where it is used again."""
     file = _file_of(array)
     if file is not None and hasattr(mmap, "MADV_DONTNEED"):
