@@ -22,7 +22,7 @@ from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.format.facts import Facts
 from subcompress.subspace.seeds import seed_everything
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 from subcompress.training.metrics import TORCHMETRICS, accumulates
 from subcompress_cli import texts
@@ -52,7 +52,7 @@ def _model_of(name: str) -> nn.Module:
         if name not in MODELS:
             raise SubcompressError(
                 f"--model takes one of {', '.join(MODELS)}, file.py:factory, package.module:factory or hf:DIR_OR_ID; "
-                f"{name!r} is none of them{meant(name, MODELS)}"
+                f"{name!r} is none of them{suggestion(name, MODELS)}"
             )
         factory: Any = MODELS[name]
     else:
@@ -75,7 +75,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
         if name not in DATA:
             raise SubcompressError(
                 f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; {name!r} "
-                f"is none of them{meant(name, DATA)}"
+                f"is none of them{suggestion(name, DATA)}"
             )
         return load_data(name, folder)
     if folder is not None:
@@ -135,7 +135,7 @@ def load_object(name: str, option: str) -> Any:
         if not hasattr(found, part):
             names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "nothing"
             raise SubcompressError(
-                f"{option}: {where} has no {attribute}; it defines {names}" + meant(attribute, vars(module))
+                f"{option}: {where} has no {attribute}; it defines {names}" + suggestion(attribute, vars(module))
             )
         found = getattr(found, part)
     return found

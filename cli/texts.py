@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import SubcompressError
 from subcompress.support.names import TEXTS
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress_cli.options import MODEL
 from subcompress_cli.options import TEXTS as DATA
 
@@ -78,7 +78,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(
-            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{meant(unknown[0], known)}"
+            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{suggestion(unknown[0], known)}"
         )
     if not head:
         raise SubcompressError(f"{usage} names a place; {name!r} does not")

@@ -228,9 +228,11 @@ def test_what_a_base_keeps_is_neither_copied_nor_hashed_again(monkeypatch):
     assert kept
     assert not set(kept) & set(acting(record))
     hashed: list[int] = []
-    leaf = subcompress.tensors.digest.leaf_digest
-    _ = record.base.base.leaves
-    monkeypatch.setattr("subcompress.tensors.digest.leaf_digest", lambda data: hashed.append(len(data)) or leaf(data))
+    digest_of = subcompress.tensors.digest.chunk_digest
+    _ = record.base.base.digest_by_chunk
+    monkeypatch.setattr(
+        "subcompress.tensors.digest.chunk_digest", lambda data: hashed.append(len(data)) or digest_of(data)
+    )
     state = rebuild(record)
     assert len(hashed) == sum(s.size > 0 for s in record.layout) - len(kept) - 1  # and one is tied
     for name in kept:
@@ -287,7 +289,7 @@ def test_threads_without_torch(monkeypatch):
     for said, wanted in (("3", 3), ("", None), ("many", None), ("0", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
         threads._without_torch.cache_clear()
-        assert threads.number() == wanted or (wanted is None and threads.number() >= 1)
+        assert threads.thread_count() == wanted or (wanted is None and threads.thread_count() >= 1)
     threads._without_torch.cache_clear()
 
 

@@ -33,7 +33,7 @@ from subcompress.operators import HadamardBlocks
 from subcompress.serving import triton
 from subcompress.serving.triton import Source, configuration, export, ours
 from subcompress.support import files
-from subcompress.support.files import replacing_folder
+from subcompress.support.files import atomic_folder
 from subcompress_models import MODELS
 
 NAN = float("nan")
@@ -227,13 +227,13 @@ def test_whole_or_not_at_all(place, monkeypatch):
 
 
 def test_a_folder_is_made_beside_the_repository_unless_it_cannot(tmp_path, monkeypatch):
-    with replacing_folder(tmp_path / "models" / "net") as new:
+    with atomic_folder(tmp_path / "models" / "net") as new:
         assert new.parents[1] == tmp_path and list((tmp_path / "models").iterdir()) == []
         (new / "x").write_text("x")
     assert (tmp_path / "models" / "net" / "x").read_text() == "x"
     assert (tmp_path / "models" / "net").stat().st_mode & 0o777 == 0o777 & ~files_mask()
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    with replacing_folder(tmp_path / "models" / "net") as new:
+    with atomic_folder(tmp_path / "models" / "net") as new:
         assert new.parents[1] == tmp_path / "models"
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["net"]
 

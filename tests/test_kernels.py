@@ -29,11 +29,11 @@ from subcompress.rebuild.backends import BACKENDS, available, backend_of
 from subcompress.rebuild.expand import expand
 from subcompress.subspace import traced
 from subcompress.support import threads
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.layout import DTYPES as DTYPES_OF
 from subcompress.tensors.rounding import rounded
 
-VECTORS = compiled.paths()
+VECTORS = compiled.available_kinds()
 OTHERS = [name for name in available() if name not in ("numpy", "native")] + [f"native/{kind}" for kind in VECTORS]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -227,12 +227,12 @@ def test_vectors_are_chosen_by_the_environment(monkeypatch):
     monkeypatch.setenv(compiled.VECTORS, "numpy")
     assert "native" not in available()
     assert backend_of("cpu") is BACKENDS["numpy"]
-    monkeypatch.setattr(compiled, "paths", lambda: ("plain",))
+    monkeypatch.setattr(compiled, "available_kinds", lambda: ("plain",))
     monkeypatch.setenv(compiled.VECTORS, "avx512")
     with pytest.raises(SubcompressError, match=r"^SUBCOMPRESS_VECTORS=avx512: vectors here are plain; ask for one"):
-        compiled.path()
+        compiled.selected_kind()
     monkeypatch.delenv(compiled.VECTORS)
-    assert compiled.path() == "plain"
+    assert compiled.selected_kind() == "plain"
 
 
 # --- training ---
@@ -433,7 +433,7 @@ def test_each_does_not_wait_for_another_callers_work():
     held = [pool.submit(go.wait) for _ in range(os.cpu_count() or 1)]  # every thread is taken
     try:
         seen: list[int] = []
-        each(seen.append, range(10))
+        for_each(seen.append, range(10))
         assert len(seen) == 10
     finally:
         go.set()
@@ -458,17 +458,17 @@ atexit.register(lambda: (each(seen.append, range(5)), print(sorted(seen))))
 
 def test_each_does_all_once_and_raises_the_first_error():
     seen: list[int] = []
-    each(seen.append, range(100))
+    for_each(seen.append, range(100))
     assert sorted(seen) == list(range(100))
 
     def work(i: int) -> None:
-        each(seen.append, range(3))  # within work: in this thread
+        for_each(seen.append, range(3))  # within work: in this thread
         if i == 5:
             raise ValueError("five")
 
     with pytest.raises(ValueError, match="five"):
-        each(work, range(50))
-    each(work, range(5))
+        for_each(work, range(50))
+    for_each(work, range(5))
 
 
 def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):

@@ -16,11 +16,11 @@ from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.observing import built
 from subcompress.support.devices import AUTO as AUTO_DEVICE
-from subcompress.support.devices import chosen
+from subcompress.support.devices import choose_device
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import DiedTwiceError, Fitter, Settings
@@ -111,7 +111,9 @@ def measure_dimension(
         raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
     if shuffle is not None:
         if shuffle not in SHUFFLES:
-            raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
+            raise SubcompressError(
+                f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{suggestion(shuffle, SHUFFLES)}"
+            )
         data = SHUFFLES[shuffle](data, seed)
     on = "validation"
     if shuffle == "labels":
@@ -119,7 +121,7 @@ def measure_dimension(
     task = Task.of(loss, metric, minimise)
     data = task.prepare_labels(data if workers is None else replace(data, workers=workers))
     epochs = epochs_of(epochs, steps, size(data.train), batch_size)
-    place = chosen(device)
+    place = choose_device(device)
     settings = Settings(
         8,
         epochs,

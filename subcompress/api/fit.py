@@ -17,7 +17,7 @@ from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
 from subcompress.support.devices import AUTO as AUTO_DEVICE
-from subcompress.support.devices import chosen
+from subcompress.support.devices import choose_device
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
@@ -162,7 +162,7 @@ def fit(
     if base is None and (act_on is not None or base_name is not None or new):
         raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
     epochs = epochs_of(epochs, steps, size(data.train), batch_size)
-    place = chosen(device)
+    place = choose_device(device)
     settings = Settings(
         bits_of(d) if bits is None else bits,
         epochs,

@@ -16,7 +16,7 @@ from subcompress.format.record import Record, Same
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.streaming import stream
-from subcompress.support.files import replacing
+from subcompress.support.files import atomic_file
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import Layout, raw_bytes
 
@@ -177,7 +177,7 @@ def unpack(
     for what, other in taken.items():
         if os.path.exists(other) and os.path.exists(output) and os.path.samefile(other, output):
             raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")
-    with replacing(output) as temporary:
+    with atomic_file(output) as temporary:
         EXPORTS[kind](record, Wanted(module, dtype, done), temporary)
     return output
 

@@ -19,8 +19,17 @@ from subcompress.base.names import FLOATS
 from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX
 from subcompress.support.lazy import torch
-from subcompress.tensors.digest import leaf_digests, leaves_of, root_digest
-from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
+from subcompress.tensors.digest import chunk_digests, chunks_of, root_digest
+from subcompress.tensors.layout import (
+    DTYPES,
+    MAX_NAME,
+    Layout,
+    TensorSpec,
+    array_of,
+    is_valid_text,
+    raw_bytes,
+    tensor_of,
+)
 from subcompress.tensors.rounding import rounded
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ class BaseReference:
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
     def renamed(self, name: str) -> str | None:
-        """What the model calls the base's tensor, None for one that the prefix leaves out."""
+        """What the model calls the base's tensor, None for one that the prefix excludes."""
         return self.add + name[len(self.strip) :] if name.startswith(self.strip) else None
 
     def layout(self, base: Layout) -> Layout:
@@ -97,12 +106,12 @@ class Base:
         revision: str = "",
         left_out: Mapping[str, str] | None = None,
     ) -> None:
-        if not name or not sound_text(name):
+        if not name or not is_valid_text(name):
             raise SubcompressError(
                 f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
                 "rename it, or give --base-name"
             )
-        if bad := next((n for n in tensors if not sound_text(n)), None):
+        if bad := next((n for n in tensors if not is_valid_text(n)), None):
             raise SubcompressError(
                 f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
             )
@@ -129,25 +138,25 @@ class Base:
         return found
 
     @cached_property
-    def _leaves(self) -> list[bytes]:
-        return leaf_digests(self.layout, _raw(self.arrays))
+    def _chunk_digests(self) -> list[bytes]:
+        return chunk_digests(self.layout, _raw(self.arrays))
 
     @cached_property
     def digest(self) -> bytes:
         """16 bytes over names, shapes, dtypes and values (docs/FORMAT.md, section 11)."""
-        return root_digest(self.layout, self._leaves)
+        return root_digest(self.layout, self._chunk_digests)
 
     @cached_property
-    def leaves(self) -> dict[tuple[str, int], bytes]:
-        """The digest of the leaf that begins at that byte of a tensor: what a file keeps need not be hashed again."""
+    def digest_by_chunk(self) -> dict[tuple[str, int], bytes]:
+        """The digest of the chunk that begins at that byte of a tensor: what a file keeps need not be hashed again."""
         return {
-            (self.layout.tensors[leaf.index].name, leaf.at): found
-            for leaf, found in zip(leaves_of(self.layout), self._leaves, strict=True)
+            (self.layout.tensors[chunk.index].name, chunk.at): found
+            for chunk, found in zip(chunks_of(self.layout), self._chunk_digests, strict=True)
         }
 
     def check_unchanged(self) -> None:
         """Raise SubcompressError where the values are no longer those of the digest: a file was written over."""
-        if root_digest(self.layout, leaf_digests(self.layout, _raw(self.arrays))) != self.digest:
+        if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays))) != self.digest:
             raise SubcompressError(
                 f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
                 "and begin anew"
@@ -220,10 +229,10 @@ class OnBase:
         """The same as a tensor on the CPU."""
         return tensor_of(self.values(name))
 
-    def leaf(self, name: str, at: int) -> bytes | None:
-        """The digest of a leaf of a tensor, where it is the base's."""
+    def chunk_digest(self, name: str, at: int) -> bytes | None:
+        """The digest of a chunk of a tensor, where it is the base's."""
         held, dtype = self._places[name]
-        return self.base.leaves.get((held, at)) if self.base.arrays[held].dtype == dtype else None
+        return self.base.digest_by_chunk.get((held, at)) if self.base.arrays[held].dtype == dtype else None
 
     def reals(self, name: str, lo: int = 0, n: int | None = None) -> np.ndarray:
         """The same as real numbers in a row, two a complex value: n of them from number `lo` on."""

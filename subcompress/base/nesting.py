@@ -8,7 +8,7 @@ from typing import Any
 
 from subcompress.errors import SubcompressError, one_line
 from subcompress.support.lazy import torch
-from subcompress.tensors.layout import holdable
+from subcompress.tensors.layout import is_storable
 
 USUAL = ("state_dict", "model_state_dict", "model")
 """Keys that a state dict lies under most often: the first of them that holds tensors is taken, whatever else does."""
@@ -42,7 +42,7 @@ def left_out_of(found: Mapping[str, Any]) -> dict[str, str]:
     said: dict[str, str] = {}
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
-            if not holdable(value):
+            if not is_storable(value):
                 plain = value.layout == torch.strided
                 said[name] = str(value.dtype if plain else value.layout).removeprefix("torch.")
         elif type(value).__module__.partition(".")[0] == "numpy":

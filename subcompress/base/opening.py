@@ -18,7 +18,7 @@ from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
 from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
 from subcompress.support.lazy import torch
-from subcompress.tensors.layout import DTYPES, holdable
+from subcompress.tensors.layout import DTYPES, is_storable
 from subcompress.tensors.mapping import map_safetensors
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _check_sizes(tensors: Mapping[str, Tensor], most: float, path: Path, size: i
 def _tensors(found: Any, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The dense tensors of a state dict, also where it lies in other mappings, and what is left out."""
     found = state_in(found, what)
-    held = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and holdable(v)}
+    held = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and is_storable(v)}
     return held, left_out_of(found)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from subcompress.errors import SubcompressError
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 
 Augment = Callable[[Any, torch.Generator], Any]
 
@@ -49,7 +49,7 @@ def augment_of(name: str | Augment | None) -> Augment | None:
         if name not in AUGMENTS:
             raise SubcompressError(
                 f"--augment is one of {', '.join(AUGMENTS)} or file.py:f; {name!r} is none of them"
-                + meant(name, AUGMENTS)
+                + suggestion(name, AUGMENTS)
             )
         return AUGMENTS[name]
     return name

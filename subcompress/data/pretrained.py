@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "features": "AutoModel"}
@@ -43,7 +43,7 @@ def load_model(
     Raises SubcompressError for a place without a configuration, and whatever else transformers does not take.
     """
     if task not in TASKS:
-        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{meant(task, TASKS)}")
+        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{suggestion(task, TASKS)}")
     if labels is not None and not 1 <= labels <= 1 << 20:
         raise SubcompressError(f"labels is between 1 and 2^20; given {labels}")
     with _transformers(place, f"as a network for {task}") as library:

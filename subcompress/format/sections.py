@@ -14,7 +14,7 @@ from subcompress.format import tables
 from subcompress.format.facts import Facts, Input
 from subcompress.format.wire import Reader, Writer, unique_keys
 from subcompress.tensors.digest import SIZE as DIGEST_SIZE
-from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, sound_name, sound_text
+from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, is_valid_name, is_valid_text
 
 ON_BASE = 7
 """The number, among those of layouts, of one that stands on a base; no table holds it."""
@@ -107,7 +107,7 @@ class Standing:
         layout = Layout((*self.base.layout(base), *self.new))
         if len({s.name for s in layout}) != len(layout) or layout.nbytes != self.nbytes:
             raise SubcompressError("a file on a base names each tensor once and knows their bytes: the file is forged")
-        if bad := next((s for s in layout if not sound_text(s.name) or not sound_name(s.name)), None):
+        if bad := next((s for s in layout if not is_valid_text(s.name) or not is_valid_name(s.name)), None):
             raise SubcompressError(f"a file on a base calls a tensor {bad.name[:80]!r}, which is no name: it is forged")
         return layout
 
@@ -182,7 +182,7 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
         text = name.decode()
     except UnicodeDecodeError as e:
         raise body.fail("a tensor's name is UTF-8") from e
-    if not sound_name(text):
+    if not is_valid_name(text):
         raise body.fail("a tensor's name has no control characters and is not __metadata__")
     return TensorSpec(text, dtype, shape), name
 

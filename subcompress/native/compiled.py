@@ -109,10 +109,10 @@ def _loaded() -> ctypes.CDLL | None:
 
 def library() -> ctypes.CDLL | None:
     """The compiled part, None where it was not built or does not load, and where NumPy is asked for."""
-    return None if asked() == NUMPY else _loaded()
+    return None if requested_kind() == NUMPY else _loaded()
 
 
-def asked() -> str:
+def requested_kind() -> str:
     """What the environment variable SUBCOMPRESS_VECTORS asks for, empty where it does not.
 
     Raises SubcompressError for what is none of its values.
@@ -124,7 +124,7 @@ def asked() -> str:
 
 
 @contextmanager
-def forced(kind: str) -> Iterator[None]:
+def force_kind(kind: str) -> Iterator[None]:
     """Within it SUBCOMPRESS_VECTORS asks for that kind, in all threads; an empty one leaves it as it is."""
     before = os.environ.get(VECTORS)
     os.environ[VECTORS] = kind or before or ""
@@ -137,7 +137,7 @@ def forced(kind: str) -> Iterator[None]:
             os.environ[VECTORS] = before
 
 
-def paths() -> tuple[str, ...]:
+def available_kinds() -> tuple[str, ...]:
     """The kinds of vectors that the compiled part has code for and this processor runs, the fastest last; empty where
     nothing was compiled."""
     found = _loaded()
@@ -145,21 +145,21 @@ def paths() -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(PATHS) if bits >> i & 1)
 
 
-def path() -> str:
+def selected_kind() -> str:
     """The one that is taken: what SUBCOMPRESS_VECTORS asks for, else the fastest.
 
     Raises SubcompressError where this processor does not run what was asked for.
     """
-    here, said = paths(), asked()
+    here, said = available_kinds(), requested_kind()
     if said and said not in here:
         raise SubcompressError(f"{VECTORS}={said}: vectors here are {', '.join(here) or 'none'}; ask for one of them")
     return said or here[-1]
 
 
-def taken() -> str:
+def cpu_engine() -> str:
     """What weights are rebuilt with on the CPU: a kind of vectors, `numpy` where that is asked for, and `torch` where
     nothing was compiled and nothing is asked for.
 
     Raises SubcompressError where this processor does not run what was asked for.
     """
-    return NUMPY if asked() == NUMPY else path() if asked() or paths() else "torch"
+    return NUMPY if requested_kind() == NUMPY else selected_kind() if requested_kind() or available_kinds() else "torch"

@@ -18,8 +18,8 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
 from subcompress.rebuild.expand import expand, expand_checked
 from subcompress.subspace.unwrapping import unwrapped_for
-from subcompress.support.devices import AUTO, Device, chosen
-from subcompress.support.suggestions import meant
+from subcompress.support.devices import AUTO, Device, choose_device
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout, array_of
 
 
@@ -154,7 +154,7 @@ def chosen_for_graphs(asked: str) -> Device:
     if asked != AUTO:
         require_device(asked)
         return Device(asked, f"device: {asked}, as asked")
-    found = chosen(AUTO)
+    found = choose_device(AUTO)
     if found.name == "cpu" or runs_on(onnxruntime, PROVIDERS["cuda"]):
         return Device(found.name.partition(":")[0], found.line)
     return Device(
@@ -168,7 +168,7 @@ def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in PROVIDERS:
         raise SubcompressError(
-            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{meant(device, PROVIDERS)}"
+            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{suggestion(device, PROVIDERS)}"
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(

@@ -13,7 +13,7 @@ from subcompress.format.record import Entry, Kept, Record, Same
 from subcompress.rebuild.backends import on_host
 from subcompress.rebuild.backends.memory import HOST
 from subcompress.rebuild.filling import fill, on_base
-from subcompress.tensors.digest import Leaf, hashed, leaves_of, root_digest
+from subcompress.tensors.digest import Chunk, chunks_of, hash_chunks, root_digest
 from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 
@@ -39,7 +39,7 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
             if (first := layout.tensors[entry.index].name) in state:
                 state[spec.name] = state[first]
         elif isinstance(entry, Kept):
-            if spec.name in wanted or (check and on_base(record).leaf(spec.name, 0) is None):
+            if spec.name in wanted or (check and on_base(record).chunk_digest(spec.name, 0) is None):
                 state[spec.name] = on_base(record).array(spec.name)
         elif check or spec.name in wanted:
             state[spec.name] = HOST.empty(spec.shape, spec.dtype)
@@ -80,23 +80,23 @@ def check_digest(record: Record, found: bytes) -> None:
 
 
 def _digest(record: Record, state: Mapping[str, np.ndarray]) -> bytes:
-    """That of all tensors; `state` may lack what the base knows the leaves of."""
-    specs, leaves = record.layout.tensors, list(leaves_of(record.layout))
-    found = [b""] * len(leaves)
-    todo: list[Leaf] = []
-    for leaf in leaves:
-        spec, entry = specs[leaf.index], record.entries[leaf.index]
-        if isinstance(entry, Kept) and (known := on_base(record).leaf(spec.name, leaf.at)):
-            found[leaf.number] = known
+    """That of all tensors; `state` may lack what the base knows the chunks of."""
+    specs, chunks = record.layout.tensors, list(chunks_of(record.layout))
+    found = [b""] * len(chunks)
+    todo: list[Chunk] = []
+    for chunk in chunks:
+        spec, entry = specs[chunk.index], record.entries[chunk.index]
+        if isinstance(entry, Kept) and (known := on_base(record).chunk_digest(spec.name, chunk.at)):
+            found[chunk.number] = known
         elif not isinstance(entry, Same):
-            todo.append(leaf)
-    raw = {leaf.index: raw_bytes(state[specs[leaf.index].name]) for leaf in todo}
-    for leaf, digest in zip(todo, hashed([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
-        found[leaf.number] = digest
-    numbers = {(leaf.index, leaf.at): leaf.number for leaf in leaves}
-    for leaf in leaves:
-        if isinstance(entry := record.entries[leaf.index], Same):
-            found[leaf.number] = found[numbers[entry.index, leaf.at]]
+            todo.append(chunk)
+    raw = {chunk.index: raw_bytes(state[specs[chunk.index].name]) for chunk in todo}
+    for chunk, digest in zip(todo, hash_chunks([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
+        found[chunk.number] = digest
+    numbers = {(chunk.index, chunk.at): chunk.number for chunk in chunks}
+    for chunk in chunks:
+        if isinstance(entry := record.entries[chunk.index], Same):
+            found[chunk.number] = found[numbers[entry.index, chunk.at]]
     return root_digest(record.layout, found)
 
 

@@ -1,6 +1,6 @@
 """Dense weights as a safetensors file, of any size in bounded memory.
 
-The library writes what is in memory; this writes the same bytes from a stream, each leaf at its place as it comes.
+The library writes what is in memory; this writes the same bytes from a stream, each chunk at its place as it comes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.streaming import stream
-from subcompress.tensors.digest import Leaf
+from subcompress.tensors.digest import Chunk
 from subcompress.tensors.layout import DTYPES, Layout, raw_bytes
 from subcompress.tensors.rounding import rounded
 
@@ -52,9 +52,9 @@ def write_dense(
         put = _writer(f)
         put(head, 0)
 
-        def sink(leaf: Leaf, values: np.ndarray) -> None:
-            spec, to = layout.tensors[leaf.index], written.tensors[leaf.index]
-            at = len(head) + places[leaf.index] + leaf.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
+        def sink(chunk: Chunk, values: np.ndarray) -> None:
+            spec, to = layout.tensors[chunk.index], written.tensors[chunk.index]
+            at = len(head) + places[chunk.index] + chunk.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
             put(raw_bytes(_rounded(values, DTYPES[to.real_dtype])), at)
 
         check_digest(record, stream(record, sink, done=done))

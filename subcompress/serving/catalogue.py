@@ -14,7 +14,7 @@ from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX, Reference
 from subcompress.serving.networks import Packed
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes
-from subcompress.tensors.layout import sound_text
+from subcompress.tensors.layout import is_valid_text
 
 PACKED, GRAPH = SUFFIXES = (".safetensors", ".onnx")
 
@@ -135,7 +135,7 @@ def sound(name: str) -> bool:
     """Whether a model may be called so: it is part of a URL, of a metric and of a table."""
     return (
         0 < len(name) <= 200
-        and sound_text(name)
+        and is_valid_text(name)
         and all(c.isalnum() or c in "._-" for c in name)
         and not name.startswith(".")
     )

@@ -18,7 +18,7 @@ import numpy as np
 from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
-from subcompress.support.threads import number
+from subcompress.support.threads import thread_count
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),
@@ -103,7 +103,7 @@ def open_session(
     size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
     small = folder is None and size + sum(a.nbytes for a in (weights or {}).values()) < SMALL
     # An arena would keep what the largest batch took.
-    how = How(threads=1 if small else number(), spin=False, arena=False, folder=folder)
+    how = How(threads=1 if small else thread_count(), spin=False, arena=False, folder=folder)
     return open_graph(graph, "cpu", weights, how)
 
 

@@ -24,7 +24,7 @@ from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.trial import DIED, Trials, of_file, try_once
-from subcompress.support.threads import number
+from subcompress.support.threads import thread_count
 
 RECENT = 256
 """Latencies of a model that its median and its 99th percentile are taken of."""
@@ -125,7 +125,7 @@ class Models:
         self._by_name: dict[str, Model] = {}
         self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._pool = ThreadPoolExecutor(number(), thread_name_prefix="run")
+        self._pool = ThreadPoolExecutor(thread_count(), thread_name_prefix="run")
         self._trier = ThreadPoolExecutor(1, thread_name_prefix="try")
         self._trials = Trials()
         self._proving: asyncio.Task[None] | None = None

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.support.files import read_bytes, replacing_folder, write_bytes
-from subcompress.support.suggestions import meant
+from subcompress.support.files import atomic_folder, read_bytes, write_bytes
+from subcompress.support.suggestions import suggestion
 
 if TYPE_CHECKING:  # loaded where they are needed
     import onnx
@@ -114,7 +114,7 @@ def export(
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
-        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{meant(backend, BACKENDS)}")
+        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{suggestion(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
         raise SubcompressError(f"a batch has 1 example or more, 0 says not to join requests; given {max_batch}")
     sources, repository = list(sources), Path(repository)
@@ -189,7 +189,7 @@ def _require(source: Source, dense: bool) -> None:
 
 def _export(source: Source, repository: Path, backend: str, dense: bool, max_batch: int) -> Exported:
     kind, target = BACKENDS[backend], repository / source.name
-    with replacing_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / VERSION).mkdir()
         model = _graph(source, folder / VERSION / GRAPH, dense)
         for name, template in kind.files.items():

@@ -26,7 +26,7 @@ from subcompress.rebuild.backends import on_host
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
 
@@ -185,7 +185,7 @@ def check_options(bits: int, seed: int, operator: str) -> None:
     if operator not in (AUTO, *OPERATORS):
         raise SubcompressError(
             f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them"
-            + meant(operator, (AUTO, *OPERATORS))
+            + suggestion(operator, (AUTO, *OPERATORS))
         )
 
 

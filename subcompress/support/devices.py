@@ -33,14 +33,14 @@ class Device:
     line: str
 
 
-def chosen(asked: str) -> Device:
+def choose_device(asked: str) -> Device:
     """The device that is meant: by `auto` CUDA where a kernel runs on it, else the CPU.
 
     Raises SubcompressError for a name that is none, and for a CUDA device that does not work: there is no other in its
     place.
     """
     if asked == AUTO and (told := os.environ.get(VARIABLE, AUTO)) != AUTO:
-        found = chosen(told)
+        found = choose_device(told)
         return Device(found.name, found.line.replace("as asked", f"as {VARIABLE} says"))
     if asked == AUTO:
         return _automatic()
@@ -48,7 +48,7 @@ def chosen(asked: str) -> Device:
         raise SubcompressError(f"--device is auto, cpu, cuda or cuda:N; given {asked}")
     if asked == "cpu":
         return Device(asked, "device: cpu, as asked")
-    if (fault := fault_of_cuda(int(asked.partition(":")[2] or 0))) is not None:
+    if (fault := cuda_fault(int(asked.partition(":")[2] or 0))) is not None:
         raise SubcompressError(
             f"--device {asked} needs a GPU that torch can use, and none is here ({fault}): leave it out, or give cpu"
         )
@@ -56,7 +56,7 @@ def chosen(asked: str) -> Device:
 
 
 def _automatic() -> Device:
-    fault = fault_of_cuda(0)
+    fault = cuda_fault(0)
     if fault is None:
         return Device("cuda", f"device: cuda ({_name('cuda')}); --device cpu computes without it")
     if cuda_is_present():
@@ -69,7 +69,7 @@ def cuda_is_present() -> bool:
     return any(os.path.exists(path) for path in DRIVER) or _count() > 0
 
 
-def fault_of_cuda(index: int) -> str | None:
+def cuda_fault(index: int) -> str | None:
     """Why a CUDA device cannot be computed with, None where a kernel has just run on it."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
@@ -111,4 +111,4 @@ def _name(device: str) -> str:
     return str(torch.cuda.get_device_name(device))
 
 
-__all__ = ["AUTO", "Device", "chosen"]
+__all__ = ["AUTO", "Device", "choose_device"]

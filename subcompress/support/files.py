@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 1 << 30
 
 
 @contextmanager
-def parents_of(path: Path) -> Iterator[None]:
+def create_parents(path: Path) -> Iterator[None]:
     """Make the folders above an output that are not there; take those away again that are empty when the block fails.
 
     Raises OSError where one cannot be made.
@@ -33,7 +33,7 @@ def parents_of(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
 
     Folders above it are made where they are missing. Raises SubcompressError where the folder cannot be written or the
@@ -43,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if os.path.exists(path) and not os.path.isfile(path):
         raise SubcompressError(f"{path} is there and is no file: give another place")
     try:
-        with parents_of(path), _beside(path) as temporary:
+        with create_parents(path), _beside(path) as temporary:
             yield temporary
             with temporary.open("rb") as f:
                 os.fsync(f.fileno())
@@ -72,13 +72,13 @@ def _unwritable(path: Path, e: OSError) -> SubcompressError:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file or none. Raises SubcompressError where it cannot be written."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """`replacing` for a folder: a new one that becomes `path`, in place of whatever is there, when the block ends well.
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `path`, whatever is there, when the block ends well.
 
     Its parent is made where it is not there. A program may take every folder in that parent for its own, so the new one
     lies beside the parent meanwhile, and in it only where that is another disk or may not be written. Raises
@@ -86,7 +86,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     try:
-        with parents_of(path), _staged(path) as (new, old):
+        with create_parents(path), _staged(path) as (new, old):
             yield new
             try:
                 if os.path.lexists(path):

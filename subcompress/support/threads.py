@@ -15,7 +15,7 @@ T = TypeVar("T")
 _here = threading.local()
 
 
-def number() -> int:
+def thread_count() -> int:
     """Threads to take: torch's number, or, while it is not imported, OMP_NUM_THREADS as torch would, or all cores."""
     if (asked := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
         return int(asked())
@@ -30,13 +30,13 @@ def _without_torch() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(work: Callable[[T], object], items: Iterable[T]) -> None:
+def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
     """work(item) for every item, begun in order, this thread among those that work.
 
     Within such work it goes on in one thread: the others are taken. The first error ends all and is raised.
     """
     todo = list(items)
-    threads = min(len(todo), number())
+    threads = min(len(todo), thread_count())
     if threads <= 1 or getattr(_here, "busy", False):
         for item in todo:
             work(item)

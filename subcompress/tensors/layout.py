@@ -58,17 +58,17 @@ MAX_NAME = 1 << 10
 """Bytes of a name in a file."""
 
 
-def holdable(tensor: Tensor) -> bool:
+def is_storable(tensor: Tensor) -> bool:
     """Whether a safetensors file, and so a checkpoint, can hold the tensor."""
     return tensor.layout == torch.strided and _name(tensor) is not None
 
 
-def sound_name(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
     return name != "__metadata__" and (not name or min(name) >= " ")
 
 
-def sound_text(text: str) -> bool:
+def is_valid_text(text: str) -> bool:
     """Whether a file can hold it as a name: UTF-8 of at most MAX_NAME bytes, no control characters."""
     try:
         return len(text.encode()) <= MAX_NAME and (not text or min(text) >= " ")
@@ -140,7 +140,7 @@ class Layout:
         not hold."""
         specs = []
         for name, tensor in state.items():
-            if not sound_name(name):
+            if not is_valid_name(name):
                 raise SubcompressError(
                     f"a tensor's name has no control characters and is not __metadata__; given {name!r}: rename it"
                 )

@@ -21,8 +21,8 @@ from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listener import Listener, Progress, StepProgress
-from subcompress.support.suggestions import meant
-from subcompress.tensors.layout import holdable
+from subcompress.support.suggestions import suggestion
+from subcompress.tensors.layout import is_storable
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
 from subcompress.training.pressure import Pressure
 from subcompress.training.schemas import MAX_LR
@@ -133,7 +133,7 @@ class Direct:
     def moving(self) -> dict[str, Tensor]:
         """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
+        return {name: t.detach() for name, t in named if is_storable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""
@@ -199,11 +199,12 @@ def check_recipe(recipe: Recipe, examples: int) -> None:
     if recipe.optimiser not in OPTIMISERS:
         raise SubcompressError(
             f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
-            + meant(recipe.optimiser, OPTIMISERS)
+            + suggestion(recipe.optimiser, OPTIMISERS)
         )
     if recipe.precision not in PRECISIONS:
         raise SubcompressError(
-            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}{meant(recipe.precision, PRECISIONS)}"
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
+            + suggestion(recipe.precision, PRECISIONS)
         )
     for holds, rule, given in rules:
         if not holds:

@@ -17,7 +17,7 @@ from torch import Tensor
 from subcompress.data.in_memory import Tree, leaves, placed
 from subcompress.data.targets import as_classes, counts, main_tensor, shaped
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggestions import near
+from subcompress.support.suggestions import close_matches
 
 MOST_BYTES = 2 << 30
 """What a metric of the whole split may keep of its outputs and y."""
@@ -271,7 +271,7 @@ def _kind(name: str) -> Any:
         if isinstance(kind, type) and issubclass(kind, module.Metric) and not n.startswith("_")
     }
     if name not in known:
-        close = ", ".join(near(name, known, cutoff=0.5))
+        close = ", ".join(close_matches(name, known, cutoff=0.5))
         raise SubcompressError(f"torchmetrics has no metric {name!r}" + (f"; close to it: {close}" if close else ""))
     return known[name]
 

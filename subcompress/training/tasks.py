@@ -24,7 +24,7 @@ from subcompress.data.targets import (
     the_outputs,
 )
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.training.metrics import (
     TORCHMETRICS,
     Accumulated,
@@ -154,7 +154,7 @@ class Task:
         given = _direction(minimise, minimize)
         if isinstance(loss, str) and loss not in LOSSES:
             raise SubcompressError(
-                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{meant(loss, LOSSES)}"
+                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{suggestion(loss, LOSSES)}"
             )
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
@@ -166,7 +166,7 @@ class Task:
             if metric_name not in METRICS:
                 raise SubcompressError(
                     f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
-                    f"them{meant(metric_name, METRICS)}"
+                    f"them{suggestion(metric_name, METRICS)}"
                 )
             g, less = METRICS[metric_name]
             if less and given is False:

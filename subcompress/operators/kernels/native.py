@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from subcompress.native.compiled import PATHS, Blocks, Rows, asked, library, path, paths
+from subcompress.native.compiled import PATHS, Blocks, Rows, available_kinds, library, requested_kind, selected_kind
 from subcompress.operators.kernels import Piece, SeededRows, Segment, SignedBlocks
 from subcompress.operators.walsh import hadamard
 from subcompress.support import threads
 from subcompress.support.lazy import torch
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.layout import array_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     def work(i: int) -> None:
         call(kind, byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), blocks.scratch())
 
-    each(work, range(len(bounds) - 1))
+    for_each(work, range(len(bounds) - 1))
     return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
@@ -97,7 +97,7 @@ def _write(
     seeded = [_tables(s.start.operator) if isinstance(s.start, SeededRows) else None for s in segments]
     table = (Rows * len(segments))(*map(_row, segments, seeded))
     first, last = segments[0].lo // op.m, -(-segments[-1].hi // op.m)
-    shares = min(threads.number(), -(-(last - first) * op.m // SHARE))
+    shares = min(threads.thread_count(), -(-(last - first) * op.m // SHARE))
     bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
     blocks = _tables(op)
     far = sum(s.out.nbytes for s in segments) > CACHED
@@ -108,7 +108,7 @@ def _write(
         rows, place = (table, len(segments), bounds[i], bounds[i + 1]), blocks.scratch()
         call(kind, byref(blocks.c), _address(values), short, frozen, *rows, far, place)
 
-    each(work, range(len(bounds) - 1))
+    for_each(work, range(len(bounds) - 1))
 
 
 def _row(s: Segment, seeded: _Tables | None) -> Rows:
@@ -143,14 +143,14 @@ def _library() -> ctypes.CDLL:
 
 
 def _path() -> int:
-    return PATHS.index(path()) if asked() else _fastest()
+    return PATHS.index(selected_kind()) if requested_kind() else _fastest()
 
 
 @cache
 def _fastest() -> int:
     """The fastest version that is proven, or computes what plain C does where it is tried."""
     plain = PATHS.index("plain")
-    for kind in reversed(paths()):
+    for kind in reversed(available_kinds()):
         if kind not in UNPROVEN or _tried(PATHS.index(kind)) == _tried(plain):
             return PATHS.index(kind)
     return plain

@@ -1,10 +1,10 @@
 """Backends by name: each turns integers into weights, the same bits. A new one is one file and one line here."""
 
 from subcompress.errors import SubcompressError
-from subcompress.native.compiled import NUMPY, asked
+from subcompress.native.compiled import NUMPY, requested_kind
 from subcompress.rebuild.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.rebuild.backends.base import Backend
-from subcompress.support.suggestions import meant
+from subcompress.support.suggestions import suggestion
 
 BACKENDS: dict[str, Backend] = {
     "numpy": numpy_backend.BACKEND,
@@ -27,7 +27,7 @@ def backend_of(name: str) -> Backend:
 
     Raises SubcompressError for an unknown name, and for one that cannot run here.
     """
-    if name == "cpu" and asked() == NUMPY:
+    if name == "cpu" and requested_kind() == NUMPY:
         return BACKENDS["numpy"]
     if name in ("cpu", "cuda"):
         for backend in reversed(BACKENDS.values()):
@@ -35,7 +35,9 @@ def backend_of(name: str) -> Backend:
                 return backend
         raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
     if name not in BACKENDS:
-        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {name!r} is none of them{meant(name, BACKENDS)}")
+        raise SubcompressError(
+            f"backends are {', '.join(BACKENDS)}; {name!r} is none of them{suggestion(name, BACKENDS)}"
+        )
     if not BACKENDS[name].there():
         raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
     return BACKENDS[name]
