@@ -20,7 +20,7 @@ import subcompress
 from subcompress import SubcompressError, format
 from subcompress.api.variants import Variants
 from subcompress.base import Base, attach_base, open_base, weights_files
-from subcompress.base.changes import Changes, split
+from subcompress.base.changes import Changes, split_changes
 from subcompress.tensors.layout import DTYPES, array_of, raw_bytes
 
 
@@ -171,7 +171,7 @@ def test_a_file_on_a_changed_base_needs_the_base_alone(held, rows, tmp_path):
     }
     told = subcompress.info(file)["base"]
     assert told["id"] == "base.safetensors"
-    assert split(f"x#{told['changes']}")[1]
+    assert split_changes(f"x#{told['changes']}")[1]
     assert subcompress.verify(file, base=held).ok
     subcompress.unpack(file, tmp_path / "dense.safetensors", base=raw)
     dense = safetensors.torch.load_file(tmp_path / "dense.safetensors")
@@ -196,7 +196,7 @@ PARTS = st.lists(st.sampled_from(["a", "b", "0", "_x"]), min_size=1, max_size=3)
 )
 def test_changes_are_what_their_text_says(renames, rows, names):
     changes = Changes(tuple(renames), tuple(rows))
-    assert split(f"a#b#{changes}" if changes else "a#b") == ("a#b", changes)
+    assert split_changes(f"a#b#{changes}" if changes else "a#b") == ("a#b", changes)
     found = changes.names(names)
     assert len(set(found.values())) == len(names)
     assert all(found.values())
@@ -222,7 +222,7 @@ def test_rows_are_what_the_text_of_the_format_says(dtype):
 
 def test_a_name_with_the_mark_in_it_is_a_name():
     for name in ("a#b", "a#", "#1:2", "hub:o/n#x", "a#1:", "a#b,1:2"):
-        assert split(name) == (name, Changes())
+        assert split_changes(name) == (name, Changes())
         assert oracle.changed(name, {"b": ("U8", (1,), b"0")}) == {"b": ("U8", (1,), b"0")}
 
 

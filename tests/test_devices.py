@@ -15,9 +15,9 @@ from subcompress.support import devices
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
     monkeypatch.delenv(devices.VARIABLE, raising=False)
-    devices._fault_of_kernel.cache_clear()
+    devices._kernel_fault.cache_clear()
     yield
-    devices._fault_of_kernel.cache_clear()
+    devices._kernel_fault.cache_clear()
 
 
 def with_cuda(monkeypatch, count: int = 1, fails: str | None = None) -> None:

@@ -413,12 +413,12 @@ def test_a_file_is_read_and_rebuilt_without_the_compiled_part(small_file):
 def test_a_library_that_does_not_load_is_left_alone(monkeypatch, tmp_path):
     broken = tmp_path / "_native.so"
     broken.write_bytes(b"not a library")
-    compiled._loaded.cache_clear()
+    compiled._load.cache_clear()
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(broken)}))
     try:
         assert compiled.library() is None
     finally:
-        compiled._loaded.cache_clear()
+        compiled._load.cache_clear()
 
 
 # --- threads ---

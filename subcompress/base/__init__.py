@@ -1,4 +1,4 @@
-"""A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
+"""Bases: public weights that a file's weights start from; the file names its base and never contains it."""
 
 from subcompress.base.attaching import attach_base, tied_names
 from subcompress.base.base import HUB, Base, BaseReference, OnBase

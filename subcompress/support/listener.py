@@ -1,4 +1,4 @@
-"""Who hears of a training, and what: without torch, for who shows it."""
+"""Training progress reports and the Listener that receives them; does not import torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is, once an epoch.
+    """The progress of a training run, reported once per epoch.
 
     Attributes:
-        loss: Mean over the last steps.
+        loss: Mean loss over the last steps.
         value: The metric on the validation split.
         seconds: Seconds since the training began.
     """
@@ -28,14 +28,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far a training is, within an epoch.
+    """The progress of a training run within an epoch.
 
     Attributes:
-        epoch: The epoch under way.
-        epochs: All epochs.
-        step: The step under way, of all epochs.
-        steps: All steps.
-        loss: Mean over the last steps.
+        epoch: The current epoch.
+        epochs: The number of epochs.
+        step: The current step, counted over all epochs.
+        steps: The number of steps.
+        loss: Mean loss over the last steps.
         seconds: Seconds since the training began.
     """
 
@@ -48,19 +48,19 @@ class StepProgress:
 
 
 class Listener:
-    """Hears of the progress of `fit`, `compare` and `measure_dimension`. Override the methods that you need."""
+    """Receives the progress of `fit`, `compare` and `measure_dimension`. Override the methods that you need."""
 
     def note(self, text: str) -> None:
-        """A line a person should read: costs, warnings, how tensors start."""
+        """Handle a line for the user: costs, warnings, how tensors start."""
 
     def run(self, title: str, epochs: int) -> None:
-        """A training begins, or goes on."""
+        """Handle the start or the continuation of a training run."""
 
     def epoch(self, progress: Progress) -> None:
-        """An epoch has ended."""
+        """Handle the end of an epoch."""
 
     def step(self, progress: StepProgress) -> None:
-        """A while has passed within an epoch."""
+        """Handle progress within an epoch, reported at intervals of time."""
 
     def probes(self, probes: Sequence[Any]) -> None:
-        """The search has one more probe; all of them so far."""
+        """Handle a new probe of the search. probes: all of them so far."""

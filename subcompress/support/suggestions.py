@@ -1,4 +1,4 @@
-"""What somebody may have meant by a name that there is not."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 MOST = 3
-"""Names that are suggested at most."""
+"""The largest number of suggestions."""
 
 NEAR = 0.6
-"""How alike two names are, from 0 to 1, for the one to be taken for a slip of the other."""
+"""The similarity, from 0 to 1, from which a name is suggested."""
 
 
 def close_matches(given: str, known: Iterable[str], most: int = MOST, cutoff: float = NEAR) -> list[str]:
-    """The known names that are close to the given one, whatever their case, the closest first."""
+    """Return the known names that are similar to the given one, ignoring case, the closest first."""
     names: dict[str, str] = {}
     for name in known:
         names.setdefault(name.lower(), name)
@@ -21,7 +21,7 @@ def close_matches(given: str, known: Iterable[str], most: int = MOST, cutoff: fl
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:
-    """`: did you mean NAME?` for the end of an error that says there is no such name; empty where none is close."""
+    """Return `: did you mean NAME?` for the end of an error message, or an empty string if no name is close."""
     found = close_matches(given, known)
     return f": did you mean {' or '.join(found)}?" if found else ""
 
