@@ -23,7 +23,7 @@ def nothing_told(monkeypatch):
 def with_cuda(monkeypatch, count: int = 1, fails: str | None = None) -> None:
     """As if torch saw so many devices, whose kernels work or fail."""
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(devices, "_count", lambda: count)
+    monkeypatch.setattr(devices, "_device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
 
     def arange(*args, device):
@@ -56,7 +56,7 @@ def test_cuda_that_is_there_and_does_not_work(monkeypatch):
 
 def test_a_build_without_cuda_beside_a_driver(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(devices, "_count", lambda: 0)
+    monkeypatch.setattr(devices, "_device_count", lambda: 0)
     monkeypatch.setattr(devices, "DRIVER", (str(tmp_path),))
     assert devices.choose_device("auto").line.endswith("CUDA does not work here: this torch is built without CUDA")
     monkeypatch.setattr(devices, "DRIVER", ())
