@@ -84,7 +84,7 @@ def test_graphs_run_on_cuda_where_onnx_runtime_does_too(monkeypatch):
 
 
 def test_a_fit_says_where_it_computes(monkeypatch, tmp_path):
-    monkeypatch.setattr(devices, "_automatic", lambda: devices.Device("cpu", "device: cpu, of the test"))
+    monkeypatch.setattr(devices, "_choose_automatically", lambda: devices.Device("cpu", "device: cpu, of the test"))
     notes = []
 
     class Heard(Listener):
