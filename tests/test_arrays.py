@@ -30,9 +30,9 @@ import subcompress_cli
 from subcompress import SubcompressError, format, hub
 from subcompress.base import OnBase, open_base
 from subcompress.format import codec
-from subcompress.format.record import Kept, Stored
+from subcompress.format.record import Stored, Unchanged
 from subcompress.operators import kernels
-from subcompress.rebuild.arrays import acting, rebuild
+from subcompress.rebuild.arrays import changed_names, rebuild
 from subcompress.rebuild.expand import expand, expand_into
 from subcompress.support import names, threads
 from subcompress.tensors.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
@@ -191,7 +191,7 @@ def test_arrays_are_the_tensors_of_expand(name):
         assert same(rebuild(record, check=check), state)
         for chosen in (list(state)[::2], list(state)[-1:], []):
             assert same(rebuild(record, chosen, check=check), {n: state[n] for n in chosen})
-    moved = acting(record)
+    moved = changed_names(record)
     assert same(rebuild(record, moved), {n: state[n] for n in moved})
 
 
@@ -224,9 +224,9 @@ def test_tied_tensors_are_one_array():
 
 def test_what_a_base_keeps_is_neither_copied_nor_hashed_again(monkeypatch):
     record = based_record()
-    kept = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Kept) and s.size]
+    kept = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Unchanged) and s.size]
     assert kept
-    assert not set(kept) & set(acting(record))
+    assert not set(kept) & set(changed_names(record))
     hashed: list[int] = []
     digest_of = subcompress.tensors.digest.chunk_digest
     _ = record.base.base.digest_by_chunk
@@ -246,7 +246,7 @@ def test_a_base_in_another_dtype_is_rounded_once_for_all_who_hold_it():
     first, second = read("rounded"), read("rounded")
     second = replace(second, base=OnBase(second.base.reference, first.base.base))
     kept = "m.wide.w"
-    assert isinstance(first.entries[[s.name for s in first.layout].index(kept)], Kept)
+    assert isinstance(first.entries[[s.name for s in first.layout].index(kept)], Unchanged)
     held = rebuild(first)[kept]
     assert held.dtype == DTYPES["BF16"] != first.base.base.arrays[kept].dtype
     assert np.shares_memory(rebuild(second)[kept], held)
@@ -376,7 +376,7 @@ def test_tensors_that_do_not_lie_in_rows_are_written_where_they_are():
     truth = expand(record)
     state = {n: t.clone() for n, t in truth.items()}
     for name, tensor in state.items():
-        if isinstance(record.entries[list(state).index(name)], Stored | Kept) and tensor.ndim:
+        if isinstance(record.entries[list(state).index(name)], Stored | Unchanged) and tensor.ndim:
             wide = torch.empty(*tensor.shape, 2, dtype=tensor.dtype)
             state[name] = wide[..., 0]
         state[name].zero_()

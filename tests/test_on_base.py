@@ -447,10 +447,10 @@ def test_a_switch_that_fails_half_way_is_made_good(trained, files, monkeypatch):
     variants.use("norms")
 
     def dies(record, state):
-        expand_acting(record, state)
+        expand_changed(record, state)
         raise KeyboardInterrupt
 
-    from subcompress.rebuild.expand import expand_acting
+    from subcompress.rebuild.expand import expand_changed
 
     with monkeypatch.context() as m:
         m.setattr("subcompress.api.variants.expand_acting", dies)

@@ -39,7 +39,7 @@ from subcompress import SubcompressError
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.splits import batches
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Group, Kept, Record
+from subcompress.format.record import Coded, Group, Record, Unchanged
 from subcompress.operators import HadamardBlocks
 from subcompress.serving import app, catalogue, connections, protocol, running
 from subcompress.serving import networks as serving_networks
@@ -662,7 +662,7 @@ class OnBaseFiles:
     def add(self, name: str, seed: int, *acting: str) -> None:
         """A file that changes these tensors."""
         layout = self.standing.layout
-        entries = tuple(Coded(2.0**-4, based=True) if spec.name in acting else Kept() for spec in layout)
+        entries = tuple(Coded(2.0**-4, based=True) if spec.name in acting else Unchanged() for spec in layout)
         D = sum(spec.reals for spec in layout if spec.name in acting)
         z = np.random.default_rng(seed).integers(-7, 8, D).astype(np.int32)
         group = Group(HadamardBlocks(D, D, seed, 0, 0, 0), 4, z)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.api import unpack as unpacking
-from subcompress.format.record import Coded, Group, Record, Same, Stored
+from subcompress.format.record import Coded, Group, Record, Stored, Tied
 from subcompress.operators import HadamardBlocks
 from subcompress.rebuild import streaming
 from subcompress.rebuild.backends import available
@@ -40,7 +40,7 @@ def wide_record() -> Record:
     layout = Layout(
         tuple(TensorSpec(n, t, (size,)) for n, t, size in [*coded, *kept, ("none", "F32", 0), ("z", "F32", 1_300_001)])
     )
-    entries = [Coded(2.0**-7, i % 2, float(i)) for i in range(5)] + [Stored()] * (len(kept) + 1) + [Same(0)]
+    entries = [Coded(2.0**-7, i % 2, float(i)) for i in range(5)] + [Stored()] * (len(kept) + 1) + [Tied(0)]
     sizes = [sum(layout.tensors[i].reals for i in range(5) if i % 2 == g) for g in range(2)]
     groups = [
         Group(HadamardBlocks.sized(D, d, 5, group=g), 4, np.arange(d, dtype=np.int32) % 15 - 7)
@@ -96,7 +96,7 @@ def test_every_backend_streams_the_same(backend):
 def test_tied_and_scattered_tensors_cost_no_block_each(monkeypatch):
     """Blocks of 2^16 rows, 500 tensors of one value in two groups in turn, 500 more tied to the first."""
     specs = [TensorSpec(f"t{i}", "F32", (1,)) for i in range(1_000)]
-    entries = [Coded(1.0, i % 2) for i in range(500)] + [Same(0)] * 500
+    entries = [Coded(1.0, i % 2) for i in range(500)] + [Tied(0)] * 500
     z = np.ones(3, np.int32)
     groups = tuple(Group(HadamardBlocks(250, 3, 1, 16, 0, 0, g), 4, z) for g in range(2))
     record = Record(1, Layout(tuple(specs)), groups, tuple(entries))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from subcompress import format
 from subcompress.base import weights_files
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Record, Same
+from subcompress.format.record import Record, Tied
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.streaming import stream
@@ -116,7 +116,7 @@ def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) ->
             continue
         if not t.data_ptr() or t.data_ptr() not in live:
             return False
-        tie = isinstance(entry, Same) and t.data_ptr() == state[record.layout.tensors[entry.index].name].data_ptr()
+        tie = isinstance(entry, Tied) and t.data_ptr() == state[record.layout.tensors[entry.index].name].data_ptr()
         if not tie:
             places.append((t.data_ptr(), t.data_ptr() + t.nbytes))
     places.sort()

@@ -22,10 +22,10 @@ from subcompress.format.record import (
     Coded,
     Entry,
     Group,
-    Kept,
     Record,
-    Same,
     Stored,
+    Tied,
+    Unchanged,
     check_peaks,
     check_piece,
     check_start,
@@ -37,12 +37,12 @@ from subcompress.format.record import (
 from subcompress.format.rules import Rules
 from subcompress.format.sections import (
     MAX_DENSE_BYTES,
-    Standing,
+    BasedLayout,
     read_facts,
     read_layout,
+    write_based_layout,
     write_facts,
     write_layout,
-    write_standing,
 )
 from subcompress.format.wire import Reader, Writer
 from subcompress.operators import EXACT, ExactOperator
@@ -57,7 +57,7 @@ MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
 MAX_TAGS_BYTES = 1 << 24
 PALETTE = 3
-Tag = tuple[int, float] | Stored | Same
+Tag = tuple[int, float] | Stored | Tied
 _GroupSpec = tuple[type[ExactOperator], list[int], int]
 _BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in EXACT.values()}
 
@@ -73,7 +73,7 @@ def write(record: Record) -> bytes:
         write_layout(w, record.layout)
     else:
         new = Layout(record.layout.tensors[len(record.base.layout) :])
-        write_standing(w, record.base.reference, new, record.layout.nbytes)
+        write_based_layout(w, record.base.reference, new, record.layout.nbytes)
     w.varint(len(record.groups))
     for group in record.groups:
         for number in (group.operator.code, *group.operator.parameters(), group.bits):
@@ -94,7 +94,7 @@ class Parsed:
     """A payload as it was read: all that it says without its base, where it stands on one. ledger: bytes by part."""
 
     seed: int
-    layout: Layout | Standing
+    layout: Layout | BasedLayout
     groups: tuple[Group, ...]
     entries: tuple[Entry, ...]
     stored: bytes
@@ -110,7 +110,7 @@ class Parsed:
     @property
     def base(self) -> BaseReference | None:
         """What it stands on."""
-        return self.layout.base if isinstance(self.layout, Standing) else None
+        return self.layout.base if isinstance(self.layout, BasedLayout) else None
 
     @property
     def trained(self) -> list[Group]:
@@ -120,15 +120,15 @@ class Parsed:
     @property
     def tied_bytes(self) -> int:
         """Dense bytes of tensors that are the same as an earlier one, of those whose sizes are known without a base."""
-        new = self.layout.new if isinstance(self.layout, Standing) else self.layout
+        new = self.layout.new if isinstance(self.layout, BasedLayout) else self.layout
         entries = self.entries[len(self.entries) - len(new) :]
-        return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Same))
+        return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Tied))
 
     def record(self, base: Base | None = None) -> Record:
         """The record, checked. base: the one that it was made on. Raises SubcompressError."""
         if self.whole is not None:
             return self.whole
-        assert isinstance(self.layout, Standing), "parse has checked all others"
+        assert isinstance(self.layout, BasedLayout), "parse has checked all others"
         assert base is not None, "format.from_bytes finds it"
         base.require(self.layout.base)
         return self._record(self.layout.on(base.layout), OnBase(self.layout.base, base))
@@ -186,7 +186,7 @@ def parse(data: bytes) -> Parsed:
     r.part("stored")
     stored = _read_stored(r, layout, listed)
     if listed.rules is not None and (tables := sum(listed.rules.table_sizes)):
-        entries = listed.rules.entries(None if isinstance(layout, Standing) else layout, stored[:tables])
+        entries = listed.rules.entries(None if isinstance(layout, BasedLayout) else layout, stored[:tables])
         stored = stored[tables:]
     operators = _operators(specs, weights, seed)
     r.part("coordinates")
@@ -223,7 +223,7 @@ def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[Exa
 
 def _write_entries(w: Writer, record: Record) -> bytes:
     """The tensor list, as rules where they are needed; returns the bytes of its tables, which are stored."""
-    if rules.needed(record):
+    if rules.needs_rules(record):
         return rules.write_rules(w, record)
     _write_tags(w, record)
     return b""
@@ -243,7 +243,7 @@ def _write_tags(w: Writer, record: Record) -> None:
     for entry in record.entries:
         if isinstance(entry, Stored):
             body.varint(0)
-        elif isinstance(entry, Same):
+        elif isinstance(entry, Tied):
             body.varint(1 + 2 * len(record.groups))
             body.varint(entry.index)
         elif isinstance(entry, Coded):
@@ -283,21 +283,21 @@ class _Listed:
     rules: Rules | None = None
 
 
-def _read_list(r: Reader, layout: Layout | Standing, groups: int) -> _Listed:
-    kind, standing = r.varint("the kind of the tensor list", rules.DEFLATED), isinstance(layout, Standing)
+def _read_list(r: Reader, layout: Layout | BasedLayout, groups: int) -> _Listed:
+    kind, standing = r.varint("the kind of the tensor list", rules.DEFLATED), isinstance(layout, BasedLayout)
     if kind >= rules.PLAIN:
         return _read_ruled(r, layout, groups, kind)
     if standing != (kind == PALETTE):
         raise r.fail(f"the tensor list of a file on a base, and of no other, is of kind {PALETTE}")
-    if isinstance(layout, Standing):
+    if isinstance(layout, BasedLayout):
         entries, sizes = _read_palette(r, len(layout), groups)
         return _Listed(entries, sizes)
     entries = _read_entries(r, layout, groups, kind)
     return _Listed(entries, group_sizes(layout, entries, groups))
 
 
-def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) -> _Listed:
-    standing = isinstance(layout, Standing)
+def _read_ruled(r: Reader, layout: Layout | BasedLayout, groups: int, kind: int) -> _Listed:
+    standing = isinstance(layout, BasedLayout)
     body = r
     if kind == rules.DEFLATED:
         body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
@@ -305,7 +305,7 @@ def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) ->
     found = rules.read_rules(body, len(layout), groups, standing, MAX_STORED_BYTES)
     if body is not r and body.at != len(body.data):
         raise r.fail("a tensor list ends with the last tensor")
-    if isinstance(layout, Standing):
+    if isinstance(layout, BasedLayout):
         sizes = [r.varint("the size of a group", MAX_DENSE_BYTES) for _ in range(groups)]
         return _Listed(found.entries(None), sizes, found)
     entries = found.entries(layout)
@@ -362,7 +362,7 @@ def _read_plain(r: Reader, tag: int, groups: int, last: int) -> Tag:
     if tag == 0:
         return Stored()
     if tag == 2 * groups + 1:
-        return Same(r.varint("the number of the earlier tensor that one is tied to", last))
+        return Tied(r.varint("the number of the earlier tensor that one is tied to", last))
     start = r.float32() if tag % 2 == 0 else 0.0
     if tag % 2 == 0 and not SMALLEST_START <= abs(start) < math.inf:
         raise r.fail("a constant start is finite, normal and not zero")
@@ -379,10 +379,10 @@ def _write_palette(w: Writer, record: Record) -> None:
         kind = Writer()
         if isinstance(entry, Stored):
             kind.varint(0)
-        elif isinstance(entry, Same):
+        elif isinstance(entry, Tied):
             kind.varint(1 + 2 * G)
             kind.varint(entry.index)
-        elif isinstance(entry, Kept):
+        elif isinstance(entry, Unchanged):
             kind.varint(2 + 2 * G)
         elif isinstance(entry, Coded) and entry.based:
             kind.varint(3 + 2 * G + entry.group)
@@ -411,7 +411,7 @@ def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ..
     for _ in range(body.varint("the number of entries", tensors)):
         tag = body.varint("a tensor's tag", 2 + 3 * groups)
         if tag == 2 + 2 * groups:
-            kinds.append(Kept())
+            kinds.append(Unchanged())
         elif tag > 2 + 2 * groups:
             kinds.append(Coded(_read_scale(body), tag - 3 - 2 * groups, 0.0, True))
         else:
@@ -430,12 +430,12 @@ def _read_scale(r: Reader) -> float:
     return scale
 
 
-def _read_stored(r: Reader, layout: Layout | Standing, listed: _Listed) -> bytes:
+def _read_stored(r: Reader, layout: Layout | BasedLayout, listed: _Listed) -> bytes:
     """The stored part, of at most the bytes that tables and tensors take, on a base those of all tensors."""
     tables = 0 if listed.rules is None else sum(listed.rules.table_sizes)
     if not tables and not any(isinstance(e, Stored) for e in listed.entries):
         return b""
-    size = layout.nbytes if isinstance(layout, Standing) else _stored_size(layout, listed.entries)
+    size = layout.nbytes if isinstance(layout, BasedLayout) else _stored_size(layout, listed.entries)
     data = r.deflated("stored tensors", min(tables + size, MAX_STORED_BYTES))
     if len(data) < tables:
         raise r.fail("tables are stored")
@@ -447,7 +447,7 @@ def _stored_size(layout: Layout, entries: tuple[Entry, ...]) -> int:
     return sum(s.nbytes for s, e in pairs if isinstance(e, Stored) and e.same is None)
 
 
-def _check_on_base(layout: Standing, parsed: Parsed) -> None:
+def _check_on_base(layout: BasedLayout, parsed: Parsed) -> None:
     """Raise SubcompressError for what no record on a base is, whatever the base: what its tensors are is not known, but
     for those that it does not give."""
     check_peaks(parsed.groups)
@@ -455,11 +455,11 @@ def _check_on_base(layout: Standing, parsed: Parsed) -> None:
     for i, entry in enumerate(parsed.entries):
         spec = layout.new.tensors[i - given] if i >= given else None
         what = spec or f"number {i}"
-        if isinstance(entry, Same) or (isinstance(entry, Stored) and entry.same is not None):
+        if isinstance(entry, Tied) or (isinstance(entry, Stored) and entry.same is not None):
             check_tie(parsed.entries, i, what)
         elif isinstance(entry, Stored):
             stored += 0 if spec is None else spec.nbytes
-        if spec is not None and (isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based)):
+        if spec is not None and (isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based)):
             raise SubcompressError(
                 f"a tensor that starts at the base's values is in the base; {what} is not: the file is forged"
             )

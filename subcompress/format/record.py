@@ -113,18 +113,18 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Unchanged:
     """The base's values, as they are."""
 
 
 @dataclass(frozen=True)
-class Same:
+class Tied:
     """A tied tensor: all of it is what tensor number `index` of the layout, an earlier one, is."""
 
     index: int
 
 
-Entry = Coded | Fixed | Mixed | Stored | Same | Kept
+Entry = Coded | Fixed | Mixed | Stored | Tied | Unchanged
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,9 @@ class Record:
         tables: Tables = set()
         checked: set[tuple[int, str]] = set()  # entries by what holds them: many tensors share one
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
-            if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
+            if isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based):
                 self._check_based(spec, isinstance(entry, Coded))
-            if isinstance(entry, Same):
+            if isinstance(entry, Tied):
                 self._check_same(i, spec, entry.index)
             elif isinstance(entry, Stored) and entry.same is not None:
                 self._check_same(i, spec, entry.same)
@@ -288,11 +288,11 @@ def check_peaks(groups: tuple[Group, ...]) -> None:
 def check_tie(entries: tuple[Entry, ...], at: int, what: object) -> None:
     """Raise SubcompressError unless tensor number `at`, called `what`, is tied to an earlier one that is not tied."""
     entry = entries[at]
-    index = entry.index if isinstance(entry, Same) else entry.same if isinstance(entry, Stored) else None
+    index = entry.index if isinstance(entry, Tied) else entry.same if isinstance(entry, Stored) else None
     first = entries[index] if index is not None and 0 <= index < at else None
     kind = Stored if isinstance(entry, Stored) else Entry
     again = isinstance(first, Stored) and first.same is not None and kind is Stored
-    if not isinstance(first, kind) or isinstance(first, Same) or again:
+    if not isinstance(first, kind) or isinstance(first, Tied) or again:
         raise SubcompressError(f"a tied tensor is that of an earlier one; {what} is not: fit again")
 
 

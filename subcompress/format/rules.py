@@ -21,11 +21,11 @@ from subcompress.format.record import (
     Coded,
     Entry,
     Fixed,
-    Kept,
     Mixed,
     Record,
-    Same,
     Stored,
+    Tied,
+    Unchanged,
     bfloat16,
 )
 from subcompress.format.wire import Reader, Writer
@@ -57,7 +57,7 @@ _ON_BASE = "base"
 """What a rule's key has for a start, where values start at the base's."""
 
 
-def needed(record: Record) -> bool:
+def needs_rules(record: Record) -> bool:
     """Whether the older kinds of tensor lists cannot say what the record holds."""
     return any(
         isinstance(e, (Fixed, Mixed))
@@ -195,12 +195,12 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
     entry = record.entries[i]
     if isinstance(entry, Stored):
         return HALVINGS * palette.number(("stored", i if entry.same is None else entry.same), bytes([_STORED]))
-    if isinstance(entry, Same):
+    if isinstance(entry, Tied):
         body = Writer()
         body.varint(_TIED)
         body.varint(entry.index)
         return HALVINGS * palette.number(("tied", entry.index), bytes(body.data))
-    if isinstance(entry, Kept):
+    if isinstance(entry, Unchanged):
         return HALVINGS * palette.number(("kept",), bytes([_KEPT]))
     if not isinstance(entry, Mixed):
         return _code_of_piece(palette, record, i, entry)
@@ -318,9 +318,9 @@ class _Making:
             first = self.first.setdefault(number, i)
             return Stored(None if first == i else first)
         if rule.tag == _TIED:
-            return Same(rule.index)
+            return Tied(rule.index)
         if rule.tag == _KEPT:
-            return Kept()
+            return Unchanged()
         if rule.tag == _MIXED:
             if number not in self.mixed or any(self.rules[c // HALVINGS].fan for c in rule.codes):
                 self.mixed[number] = Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)

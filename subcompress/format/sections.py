@@ -59,8 +59,8 @@ def _write_list(w: Writer, layout: Layout) -> None:
         previous = name
 
 
-def read_layout(r: Reader) -> Layout | Standing:
-    """What `write_layout` or `write_standing` wrote, its sizes bounded before anything of them is made."""
+def read_layout(r: Reader) -> Layout | BasedLayout:
+    """What `write_layout` or `write_based_layout` wrote, its sizes bounded before anything of them is made."""
     number = r.varint("the layout's number", 1 << 32)
     if number == ON_BASE:
         return _read_standing(r)
@@ -91,7 +91,7 @@ def _read_list(r: Reader) -> Layout:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BasedLayout:
     """The layout of a file on a base: the base's, changed as `base` says, and `new` tensors after it. nbytes: of
     all of them when dense."""
 
@@ -112,7 +112,7 @@ class Standing:
         return layout
 
 
-def write_standing(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> None:
+def write_based_layout(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> None:
     """The number of layouts on a base, what names it, and what differs from it."""
     w.varint(ON_BASE)
     _write_text(w, base.name)
@@ -132,7 +132,7 @@ def write_standing(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> 
     w.varint(nbytes)
 
 
-def _read_standing(r: Reader) -> Standing:
+def _read_standing(r: Reader) -> BasedLayout:
     r.part("base")
     name = _read_text(r, "the base's name")
     if not name:
@@ -152,7 +152,7 @@ def _read_standing(r: Reader) -> Standing:
     if count - len(unused) + len(new) > MAX_TENSORS:
         raise r.fail(f"a file has at most {MAX_TENSORS} tensors")
     dense = r.varint("the bytes of all tensors", MAX_DENSE_BYTES)
-    return Standing(BaseReference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
+    return BasedLayout(BaseReference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
 
 
 def _write_text(w: Writer, text: str) -> None:

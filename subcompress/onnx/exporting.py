@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Record, Same
+from subcompress.format.record import Record, Tied
 from subcompress.onnx.checking import check_weights, compare
 from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
 from subcompress.onnx.pieces import repeats
@@ -84,7 +84,7 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
     exchanged."""
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Same) else spec.name
+        first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Tied) else spec.name
     coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if repeats(e, s)]
     found = {}
     for tensor in graph.initializer:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Entry, Kept, Record, Same
+from subcompress.format.record import Entry, Record, Tied, Unchanged
 from subcompress.rebuild.backends import on_host
 from subcompress.rebuild.backends.memory import HOST
 from subcompress.rebuild.filling import fill, on_base
@@ -31,14 +31,14 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
         raise SubcompressError(
             f"tensors are named as in the file's layout; {min(unknown)!r} is none of its {len(layout)}: name another"
         )
-    wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Same) and s.name in wanted}
-    check_room(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Kept, Same))))
+    wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Tied) and s.name in wanted}
+    check_memory(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Unchanged, Tied))))
     state: dict[str, np.ndarray] = {}
     for spec, entry in _pairs(record):
-        if isinstance(entry, Same):
+        if isinstance(entry, Tied):
             if (first := layout.tensors[entry.index].name) in state:
                 state[spec.name] = state[first]
-        elif isinstance(entry, Kept):
+        elif isinstance(entry, Unchanged):
             if spec.name in wanted or (check and on_base(record).chunk_digest(spec.name, 0) is None):
                 state[spec.name] = on_base(record).array(spec.name)
         elif check or spec.name in wanted:
@@ -49,12 +49,12 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
     return {name: state[name] for name in order}
 
 
-def acting(record: Record) -> tuple[str, ...]:
+def changed_names(record: Record) -> tuple[str, ...]:
     """The names of the tensors that are not among those of the base which are kept as they are."""
-    return tuple(spec.name for spec, entry in _pairs(record) if not isinstance(entry, Kept))
+    return tuple(spec.name for spec, entry in _pairs(record) if not isinstance(entry, Unchanged))
 
 
-def check_room(nbytes: int) -> None:
+def check_memory(nbytes: int) -> None:
     """Raise SubcompressError for weights that are larger than this machine's memory."""
     if nbytes > (memory := _memory()):
         raise SubcompressError(
@@ -86,16 +86,16 @@ def _digest(record: Record, state: Mapping[str, np.ndarray]) -> bytes:
     todo: list[Chunk] = []
     for chunk in chunks:
         spec, entry = specs[chunk.index], record.entries[chunk.index]
-        if isinstance(entry, Kept) and (known := on_base(record).chunk_digest(spec.name, chunk.at)):
+        if isinstance(entry, Unchanged) and (known := on_base(record).chunk_digest(spec.name, chunk.at)):
             found[chunk.number] = known
-        elif not isinstance(entry, Same):
+        elif not isinstance(entry, Tied):
             todo.append(chunk)
     raw = {chunk.index: raw_bytes(state[specs[chunk.index].name]) for chunk in todo}
     for chunk, digest in zip(todo, hash_chunks([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
         found[chunk.number] = digest
     numbers = {(chunk.index, chunk.at): chunk.number for chunk in chunks}
     for chunk in chunks:
-        if isinstance(entry := record.entries[chunk.index], Same):
+        if isinstance(entry := record.entries[chunk.index], Tied):
             found[chunk.number] = found[numbers[entry.index, chunk.at]]
     return root_digest(record.layout, found)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from subcompress.format.record import Kept, Record, Same
-from subcompress.rebuild.arrays import check_digest, check_room
+from subcompress.format.record import Record, Tied, Unchanged
+from subcompress.rebuild.arrays import check_digest, check_memory
 from subcompress.rebuild.backends import Backend, backend_of
 from subcompress.rebuild.filling import fill
 from subcompress.tensors.digest import weights_digest
@@ -23,10 +23,10 @@ def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
     weights that this machine's memory cannot hold.
     """
     chosen = backend_of(backend)
-    check_room(record.layout.nbytes)
+    check_memory(record.layout.nbytes)
     state: dict[str, Tensor] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same):
+        if isinstance(entry, Tied):
             state[spec.name] = state[record.layout.tensors[entry.index].name]
         else:
             state[spec.name] = torch.empty(spec.shape, dtype=spec.torch_dtype, device=chosen.device)
@@ -41,14 +41,16 @@ def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
     _fill(record, state, backend_of(device.type).on(device))
 
 
-def expand_acting(record: Record, state: Mapping[str, Tensor]) -> None:
+def expand_changed(record: Record, state: Mapping[str, Tensor]) -> None:
     """`expand_into` for the tensors of the record that differ from the base; `state` may lack the others."""
     device = next(iter(state.values())).device if state else torch.device("cpu")
     _fill(record, state, backend_of(device.type).on(device), kept=False)
 
 
 def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, kept: bool = True) -> None:
-    written = (s.name for s, e in zip(record.layout, record.entries, strict=True) if kept or not isinstance(e, Kept))
+    written = (
+        s.name for s, e in zip(record.layout, record.entries, strict=True) if kept or not isinstance(e, Unchanged)
+    )
     with torch.no_grad():
         fill(record, {name: backend.memory.of(state[name]) for name in written}, backend, kept=kept)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.format.record import Fixed, Kept, Mixed, Piece, Record, Same, Stored
+from subcompress.format.record import Fixed, Mixed, Piece, Record, Stored, Tied, Unchanged
 from subcompress.operators.forms import NO_COORDINATES, Form, Seeded, chosen_values
 from subcompress.operators.kernels import SeededRows, Segment
 from subcompress.rebuild.backends.memory import HOST
@@ -128,19 +128,19 @@ def fill(record: Record, places: Mapping[str, Any], backend: Backend, *, kept: b
     memory = backend.memory
     made = Filling(record, backend, [memory.of(group.coordinates) for group in record.groups])
     for i, (spec, entry) in enumerate(zip(record.layout, record.entries, strict=True)):
-        if not spec.size or spec.name not in places or isinstance(entry, Same):
+        if not spec.size or spec.name not in places or isinstance(entry, Tied):
             continue
         place = places[spec.name]
         if isinstance(entry, Stored):
             at = record.stored_at[i]
             memory.put(place, stored(record, at, spec.nbytes, spec.dtype).reshape(spec.shape))
-        elif not isinstance(entry, Kept):
+        elif not isinstance(entry, Unchanged):
             made.add(i, 0, memory.reals(place))
         elif kept:
             memory.put(place, on_base(record).values(spec.name))
     made.write()
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same) and spec.name in places:
+        if isinstance(entry, Tied) and spec.name in places:
             place, other = places[spec.name], places.get(record.layout.tensors[entry.index].name)
             if other is not None and memory.address(place) != memory.address(other):
                 place[...] = other

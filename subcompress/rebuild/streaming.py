@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subcompress.format.record import Coded, Kept, Mixed, Record, Same, Stored
+from subcompress.format.record import Coded, Mixed, Record, Stored, Tied, Unchanged
 from subcompress.rebuild.backends import backend_of
 from subcompress.rebuild.filling import Filling, on_base, stored
 from subcompress.support.threads import for_each
@@ -58,13 +58,13 @@ def stream(
             used += -(-chunk.size // ALIGN) * ALIGN
             at = chunk.at // out.itemsize
             if (
-                isinstance(entry, Kept)
+                isinstance(entry, Unchanged)
                 and sink is None
                 and (known := on_base(record).chunk_digest(spec.name, chunk.at))
             ):
                 out = out[:0]
                 digests[chunk.number] = known
-            elif isinstance(entry, Kept):
+            elif isinstance(entry, Unchanged):
                 out = on_base(record).reals(spec.name, at, len(out))
             elif isinstance(entry, Stored):
                 out = stored(record, record.stored_at[chunk.index] + chunk.at, chunk.size, spec.real_dtype)
@@ -92,7 +92,7 @@ def _tied(record: Record, chunks: list[Chunk]) -> dict[int, list[Chunk]]:
     numbers = {(chunk.index, chunk.at): chunk.number for chunk in chunks}
     found: dict[int, list[Chunk]] = {}
     for chunk in chunks:
-        if isinstance(entry := record.entries[chunk.index], Same):
+        if isinstance(entry := record.entries[chunk.index], Tied):
             found.setdefault(numbers[entry.index, chunk.at], []).append(chunk)
     return found
 
@@ -106,7 +106,7 @@ def _in_order(record: Record, chunks: list[Chunk]) -> list[Chunk]:
         entry = entry.items[0] if isinstance(entry, Mixed) else entry
         return (entry.group if isinstance(entry, Coded) else len(record.groups)), chunk.number
 
-    return sorted((chunk for chunk in chunks if not isinstance(record.entries[chunk.index], Same)), key=place)
+    return sorted((chunk for chunk in chunks if not isinstance(record.entries[chunk.index], Tied)), key=place)
 
 
 def _batches(chunks: list[Chunk]) -> Iterator[list[Chunk]]:

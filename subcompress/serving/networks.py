@@ -268,7 +268,7 @@ class Networks:
         before = len(known)
         record = self._record(file)
         sizes = {spec.name: spec.nbytes for spec in record.layout}
-        known.update({name: sizes[name] for name in arrays.acting(record)})
+        known.update({name: sizes[name] for name in arrays.changed_names(record)})
         self._noted.add(file)
         return len(known) > before
 

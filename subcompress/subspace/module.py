@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from subcompress.errors import SubcompressError
 from subcompress.format import codec
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
+from subcompress.format.record import Coded, Entry, Fixed, Group, Mixed, Record, Stored, Tied, Unchanged, bfloat16
 from subcompress.operators import EXACT, ExactOperator, HadamardBlocks
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace import traced
@@ -411,7 +411,7 @@ class Subspace(nn.Module):
         for i, spec in enumerate(self.plan.layout):
             start = self.plan.starts[spec.name]
             if start.kind == "tied":
-                entries.append(Same(start.index))
+                entries.append(Tied(start.index))
             elif start.kind == "dropped":
                 entries.append(Fixed() if spec.dtype in CODED_DTYPES else Stored())
                 stored += [bytes(spec.nbytes)] if spec.dtype not in CODED_DTYPES else []
@@ -420,7 +420,7 @@ class Subspace(nn.Module):
             elif start.kind == "coded":
                 entries.append(_entry_of(spec.name, start, coded))
             elif start.kind == "kept" and spec.name not in moved:
-                entries.append(Kept())
+                entries.append(Unchanged())
             else:
                 raw = raw_bytes(state[spec.name])
                 same = first.setdefault((spec.dtype, spec.shape, hashlib.sha256(raw).digest()), i)

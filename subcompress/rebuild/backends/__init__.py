@@ -43,9 +43,9 @@ def backend_of(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def on_host() -> Backend:
+def host_backend() -> Backend:
     """The fastest that is there of those that work on NumPy's arrays."""
     return backend_of("native" if BACKENDS["native"].there() else "numpy")
 
 
-__all__ = ["BACKENDS", "Backend", "available", "backend_of", "on_host"]
+__all__ = ["BACKENDS", "Backend", "available", "backend_of", "host_backend"]
