@@ -88,7 +88,7 @@ for name, truth in json.loads((folder / "golden.json").read_text("utf-8")).items
     state = arrays.rebuild(record)
     found = {key: hashlib.sha256(a.tobytes()).hexdigest() for key, a in state.items()}
     assert found == truth["tensors"], name
-    assert arrays.rebuild(record, arrays.acting(record)[:2])
+    assert arrays.rebuild(record, arrays.changed_names(record)[:2])
     print(name, sum(a.nbytes for a in state.values()) == record.layout.nbytes)
 """
 
@@ -267,7 +267,7 @@ def test_names_and_sizes_are_checked(monkeypatch):
     record = lenet_record()
     with pytest.raises(SubcompressError, match=r"^tensors are named as in .* 'nothing' is none of its 10"):
         rebuild(record, ["conv1.bias", "nothing"])
-    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._physical_memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match=r"take 177704 bytes, this machine has 1000"):
         rebuild(record)
 

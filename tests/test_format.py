@@ -506,7 +506,7 @@ def test_a_wrong_weights_digest_is_seen():
 
 
 def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
-    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._physical_memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
         expand(lenet_record())
 

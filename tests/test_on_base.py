@@ -453,7 +453,7 @@ def test_a_switch_that_fails_half_way_is_made_good(trained, files, monkeypatch):
     from subcompress.rebuild.expand import expand_changed
 
     with monkeypatch.context() as m:
-        m.setattr("subcompress.api.variants.expand_acting", dies)
+        m.setattr("subcompress.api.variants.expand_changed", dies)
         with pytest.raises(KeyboardInterrupt):
             variants.use("all")
     assert variants.name is None

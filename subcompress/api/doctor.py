@@ -159,7 +159,7 @@ def _backends() -> Iterator[Finding]:
         yield _rebuilt(f"backend {name}", "", record, name)
     if compiled.requested_kind() == compiled.NUMPY:
         yield Finding("backend native", f"left out, as {compiled.VECTORS}={compiled.NUMPY} asks")
-    elif not BACKENDS["native"].there():
+    elif not BACKENDS["native"].is_available():
         yield Finding(
             "backend native", "not compiled, torch serves instead; with GCC or clang, install again for speed"
         )

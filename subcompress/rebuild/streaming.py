@@ -1,6 +1,6 @@
-"""From a record to weights of any size in bounded memory: a chunk of the digest at a time.
+"""Rebuilding weights of any size in bounded memory, one chunk of the digest at a time.
 
-Leaves are independent of each other: threads expand, hash and hand on one each.
+Chunks are independent, so each thread expands, hashes and passes on its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from subcompress.format.record import Coded, Mixed, Record, Stored, Tied, Unchanged
 from subcompress.rebuild.backends import backend_of
-from subcompress.rebuild.filling import Filling, on_base, stored
+from subcompress.rebuild.filling import Filling, require_base, stored_values
 from subcompress.support.threads import for_each
 from subcompress.tensors.digest import CHUNK, Chunk, chunk_digest, chunks_of, root_digest
 from subcompress.tensors.layout import raw_bytes
@@ -23,57 +23,58 @@ ALIGN = 64
 
 
 Sink = Callable[[Chunk, np.ndarray], None]
-"""What becomes of a chunk and its (n,) values, complex ones as pairs, BF16 as uint16: called by several threads, in any
+"""Receives a chunk and its (n,) values, complex ones as pairs, BF16 as uint16; called by several threads, in any
 order."""
 
 
 def stream(
     record: Record, sink: Sink | None = None, *, backend: str = "cpu", done: Callable[[int], None] | None = None
 ) -> bytes:
-    """Hand every chunk to the sink; returns the digest of the weights. Takes a few chunks of memory a thread.
+    """Rebuild the weights, pass every chunk to the sink, and return their digest; takes a few chunks of memory per
+    thread.
 
-    done: told the bytes of chunks that are behind us, by any thread. Raises SubcompressError for an unknown backend,
-    and what the sink raises.
+    done: called by any thread with the bytes of chunks that are finished. Raises SubcompressError for an unknown
+    backend, and whatever the sink raises.
     """
     chosen = backend_of(backend)
     memory = chosen.memory
     coordinates = [memory.of(g.coordinates) for g in record.groups]
-    specs, _ = record.layout.tensors, (record.pieces, record.patterns)  # found before threads ask for them
-    # Backends that take all cores for one call take turns; hashing and writing go on beside them.
-    turn = nullcontext() if chosen.beside else threading.Lock()
-    mine = threading.local()
+    specs, _ = record.layout.tensors, (record.pieces, record.patterns)  # computed before the threads read them
+    # A backend that uses all cores in one call is called by one thread at a time; hashing and writing go on meanwhile.
+    compute_lock = nullcontext() if chosen.concurrent else threading.Lock()
+    local = threading.local()
     chunks = list(chunks_of(record.layout))
     digests = [b""] * len(chunks)
     tied = _tied(record, chunks)
 
     def work(batch: list[Chunk]) -> None:
-        if not hasattr(mine, "buffer"):
-            mine.buffer = memory.empty((CHUNK + ALIGN,), "U8")
-        outs: list[Any] = []
-        made = Filling(record, chosen, coordinates)
+        if not hasattr(local, "buffer"):
+            local.buffer = memory.empty((CHUNK + ALIGN,), "U8")
+        outputs: list[Any] = []
+        filling = Filling(record, chosen, coordinates)
         used = 0
         for chunk in batch:
             spec, entry = specs[chunk.index], record.entries[chunk.index]
-            out = memory.view(mine.buffer[used : used + chunk.size], spec.real_dtype)
+            out = memory.view(local.buffer[used : used + chunk.size], spec.real_dtype)
             used += -(-chunk.size // ALIGN) * ALIGN
             at = chunk.at // out.itemsize
             if (
                 isinstance(entry, Unchanged)
                 and sink is None
-                and (known := on_base(record).chunk_digest(spec.name, chunk.at))
+                and (known := require_base(record).chunk_digest(spec.name, chunk.at))
             ):
                 out = out[:0]
                 digests[chunk.number] = known
             elif isinstance(entry, Unchanged):
-                out = on_base(record).reals(spec.name, at, len(out))
+                out = require_base(record).reals(spec.name, at, len(out))
             elif isinstance(entry, Stored):
-                out = stored(record, record.stored_at[chunk.index] + chunk.at, chunk.size, spec.real_dtype)
+                out = stored_values(record, record.stored_at[chunk.index] + chunk.at, chunk.size, spec.real_dtype)
             else:
-                made.add(chunk.index, at, out)
-            outs.append(out)
-        with turn:
-            made.write()
-            arrays = [out if isinstance(out, np.ndarray) else memory.array(out) for out in outs]
+                filling.add(chunk.index, at, out)
+            outputs.append(out)
+        with compute_lock:
+            filling.write()
+            arrays = [out if isinstance(out, np.ndarray) else memory.array(out) for out in outputs]
         for chunk, v in zip(batch, arrays, strict=True):
             found = digests[chunk.number] or chunk_digest(raw_bytes(v))
             for place in (chunk, *tied.get(chunk.number, ())):
@@ -88,7 +89,7 @@ def stream(
 
 
 def _tied(record: Record, chunks: list[Chunk]) -> dict[int, list[Chunk]]:
-    """By the number of a chunk those of tied tensors that are the same."""
+    """Map the number of a chunk to the equal chunks of tied tensors."""
     numbers = {(chunk.index, chunk.at): chunk.number for chunk in chunks}
     found: dict[int, list[Chunk]] = {}
     for chunk in chunks:
@@ -98,8 +99,10 @@ def _tied(record: Record, chunks: list[Chunk]) -> dict[int, list[Chunk]]:
 
 
 def _in_order(record: Record, chunks: list[Chunk]) -> list[Chunk]:
-    """Leaves by group and row, so that no block is computed for each of many small tensors; stored ones come last, and
-    tied ones are left out."""
+    """Sort chunks by group and row, so that many small tensors do not each compute a block again.
+
+    Stored chunks come last, and tied ones are left out.
+    """
 
     def place(chunk: Chunk) -> tuple[int, int]:
         entry = record.entries[chunk.index]
@@ -110,15 +113,15 @@ def _in_order(record: Record, chunks: list[Chunk]) -> list[Chunk]:
 
 
 def _batches(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """As many chunks at a time as fill one buffer."""
+    """Group chunks into batches that fit one buffer."""
     batch: list[Chunk] = []
     used = 0
     for chunk in chunks:
-        room = -(-chunk.size // ALIGN) * ALIGN
-        if batch and used + room > CHUNK:
+        aligned = -(-chunk.size // ALIGN) * ALIGN
+        if batch and used + aligned > CHUNK:
             yield batch
             batch, used = [], 0
         batch.append(chunk)
-        used += room
+        used += aligned
     if batch:
         yield batch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from subcompress.base import OnBase, tied_names
 from subcompress.errors import SubcompressError
-from subcompress.format.describing import EXACT, Runs, deflated, describe, form_cost, runs_cost, runs_of
+from subcompress.format.describing import EXACT, Runs, deflated_size, describe, form_cost, runs_cost, runs_of
 from subcompress.format.record import bfloat16
 from subcompress.operators.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.subspace import roles
@@ -261,7 +261,7 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
 
 def cost(tensor: Tensor) -> int:
     """Bytes that the values of a tensor take in a file, estimated where they are many."""
-    return deflated(raw_bytes(tensor))
+    return deflated_size(raw_bytes(tensor))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
