@@ -288,9 +288,9 @@ def test_threads_without_torch(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     for said, wanted in (("3", 3), ("", None), ("many", None), ("0", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        threads._without_torch.cache_clear()
+        threads._default_thread_count.cache_clear()
         assert threads.thread_count() == wanted or (wanted is None and threads.thread_count() >= 1)
-    threads._without_torch.cache_clear()
+    threads._default_thread_count.cache_clear()
 
 
 # --- a base's file, mapped ---

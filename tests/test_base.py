@@ -222,7 +222,7 @@ def test_a_file_is_loaded_into_the_base_itself():
         module = module_of(record.layout)
         state = record.base.loaded(module).state_dict()
         used = golden_bases()[name]
-        for held, (at, dtype) in record.base._places.items():
+        for held, (at, dtype) in record.base._sources.items():
             if array_of(used[at]).dtype == dtype:
                 used[at] = state[held]  # the very memory
         found, _ = format.from_bytes(format.to_bytes(record), used)

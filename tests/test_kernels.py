@@ -444,12 +444,12 @@ def test_each_does_not_wait_for_another_callers_work():
 def test_work_while_the_interpreter_ends(tmp_path):
     code = """
 import atexit, torch
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.rounding import rounded
 torch.set_num_threads(2)
 seen = []
-each(seen.append, range(2))
-atexit.register(lambda: (each(seen.append, range(5)), print(sorted(seen))))
+for_each(seen.append, range(2))
+atexit.register(lambda: (for_each(seen.append, range(5)), print(sorted(seen))))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -476,7 +476,7 @@ def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
     native = importlib.import_module("subcompress.operators.kernels.native")
     op, first = HadamardBlocks.sized(5_000, 300, 5), [seeded_integers(77, 5_000)]
     native._tables(first[0])
-    c, call, gone = coordinates(300).numpy().astype(np.float32), native.each, []
+    c, call, gone = coordinates(300).numpy().astype(np.float32), native.for_each, []
 
     def late(work, items):
         first.clear()  # the operator that the tables were made for
@@ -489,7 +489,7 @@ def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
         BACKENDS["native"].fill(op, c, [Segment(0, out, 2.0**-7, start)])
         return out
 
-    monkeypatch.setattr(native, "each", late)
+    monkeypatch.setattr(native, "for_each", late)
     found = written()
     monkeypatch.undo()
     assert np.array_equal(found, written())
