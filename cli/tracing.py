@@ -141,7 +141,7 @@ def main() -> None:
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
     from subcompress import format
-    from subcompress.onnx.weightless import lifted_of
+    from subcompress.onnx.weightless import weightless_graph_of
     from subcompress_cli.finding import networks_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
@@ -149,7 +149,7 @@ def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     fitting = networks_of(record.layout, models, job["name"])
     for network, module in fitting:
         try:
-            found = lifted_of(record, module, job["inputs"])
+            found = weightless_graph_of(record, module, job["inputs"])
         except SubcompressError as e:
             failed.append(e)
             continue

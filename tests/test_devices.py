@@ -76,9 +76,9 @@ def test_what_the_environment_says(monkeypatch):
 def test_graphs_run_on_cuda_where_onnx_runtime_does_too(monkeypatch):
     with_cuda(monkeypatch)
     monkeypatch.setattr(session, "runs_on", lambda *_: True)
-    assert session.chosen_for_graphs("auto").name == "cuda"
+    assert session.choose_graph_device("auto").name == "cuda"
     monkeypatch.setattr(session, "runs_on", lambda *_: False)
-    found = session.chosen_for_graphs("auto")
+    found = session.choose_graph_device("auto")
     assert found.name == "cpu"
     assert "ONNX Runtime does not run on CUDA here" in found.line
 

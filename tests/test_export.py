@@ -31,7 +31,7 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.format.record import Coded, Group, Record
 from subcompress.operators import HadamardBlocks
 from subcompress.serving import triton
-from subcompress.serving.triton import Source, configuration, export, ours
+from subcompress.serving.triton import Source, configuration, export, is_own_export
 from subcompress.support import files
 from subcompress.support.files import atomic_folder
 from subcompress_models import MODELS
@@ -86,7 +86,7 @@ def parsed(text: str) -> Any:
 
 
 def config(model: onnx.ModelProto, backend: str = "onnxruntime", max_batch: int = 64) -> Any:
-    found = max_batch if triton.batched(model.graph) else 0
+    found = max_batch if triton.has_batch_axis(model.graph) else 0
     return parsed(configuration(Source(Path("x.onnx"), "x"), model.graph, backend, found))
 
 
@@ -189,7 +189,7 @@ def test_a_folder_that_is_not_ours_stays(place):
         assert "models/net is there and is not as an export wrote it" in error(*args)
         assert path.read_bytes().endswith(b"\n")
         path.write_bytes(written[path]) if path in written else path.unlink()
-        assert ours(Path("models/net"))
+        assert is_own_export(Path("models/net"))
     shutil.rmtree("models/net")
     Path("models/net").symlink_to(place, target_is_directory=True)
     assert "is not as an export wrote it" in error(*args)

@@ -1007,7 +1007,7 @@ def engine_of(run: Any) -> Any:
 
 async def asked_of(batches: Batches, engine: Any, *rows: int) -> list[Any]:
     """Outcomes of requests that come at once."""
-    asks = [protocol.Asked("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
+    asks = [protocol.InferenceRequest("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
     return await asyncio.gather(*(batches.run(engine, a) for a in asks), return_exceptions=True)
 
 
@@ -1065,7 +1065,7 @@ def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
     else:
         length = None  # type: ignore[assignment]
     try:
-        asked = protocol.read(body, length, ports, ports[:1], True)
+        asked = protocol.parse_request(body, length, ports, ports[:1], True)
     except RefusedError as e:
         assert e.status == 400 and "\n" not in str(e)
     else:
@@ -1089,17 +1089,17 @@ def test_every_datatype_goes_there_and_back() -> None:
             else:
                 told["data"] = x.tolist()
             head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": as_binary}}).encode()
-            asked = protocol.read(head + tail, str(len(head)), [port], [port], True)
+            asked = protocol.parse_request(head + tail, str(len(head)), [port], [port], True)
             assert asked.feeds["x"].dtype == dtype and (asked.feeds["x"] == x).all(), name
-            body, _, length = protocol.answer("m", asked, [port], [x])
+            body, _, length = protocol.encode_answer("m", asked, [port], [x])
             said = json.loads(body[: length or None])
             back = np.frombuffer(body[length:], dtype) if as_binary else np.array(said["outputs"][0]["data"], dtype)
             assert (back.reshape(3, 5) == x).all(), name
 
 
 def test_names() -> None:
-    assert all(map(catalogue.sound, ["net", "net-1.2_x", "größe"]))
-    assert not any(map(catalogue.sound, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
+    assert all(map(catalogue.is_valid_name, ["net", "net-1.2_x", "größe"]))
+    assert not any(map(catalogue.is_valid_name, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
 
 
 @pytest.fixture(scope="module")
@@ -1217,7 +1217,7 @@ def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".com", "999.1.1.1"])
 def test_an_address_that_is_none(folder: Path, host: str) -> None:
     with pytest.raises(SubcompressError, match="an address of this machine"):
-        running.listening(host, 0)
+        running.open_socket(host, 0)
 
 
 @pytest.mark.slow

@@ -24,33 +24,33 @@ def tree_map(f: Callable[[Tensor], Tensor], x: Tree) -> Tree:
     return x
 
 
-def leaves(x: Tree) -> Iterator[Tensor]:
+def tensors_in(x: Tree) -> Iterator[Tensor]:
     """Every tensor in x."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, (dict, tuple, list)):
         for v in x.values() if isinstance(x, dict) else x:
-            yield from leaves(v)
+            yield from tensors_in(v)
 
 
-def finite(t: Tensor) -> bool:
+def is_finite(t: Tensor) -> bool:
     """Whether no value is nan or inf."""
     return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
 
 
-def placed(x: Tree, device: torch.device | str) -> Tree:
+def to_device(x: Tree, device: torch.device | str) -> Tree:
     """x on the device: every tensor in it, and any other object that has a method `to`."""
     if isinstance(x, dict):
-        return {k: placed(v, device) for k, v in x.items()}
+        return {k: to_device(v, device) for k, v in x.items()}
     if isinstance(x, (tuple, list)):
-        return tuple(placed(v, device) for v in x)
+        return tuple(to_device(v, device) for v in x)
     if not callable(move := getattr(x, "to", None)):
         return x
     moved = move(device)
     return x if moved is None else moved  # some objects move in place
 
 
-class Held(Dataset[Any]):
+class InMemory(Dataset[Any]):
     """A data set in memory, which gives the batch of several indices at once."""
 
     y: Tree

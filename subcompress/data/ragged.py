@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from subcompress.data.in_memory import Held, Tree, leaves, tree_map
+from subcompress.data.in_memory import InMemory, Tree, tensors_in, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -22,7 +22,7 @@ TOKENS = 1 << 14
 """Tokens of a batch in an evaluation at most, padding counted."""
 
 
-class Ragged(Held):
+class Ragged(InMemory):
     """Examples in memory, each a dict of 1-D tensors of one length, and of others that are stacked.
 
     A batch is padded at the end, to its longest example, with `fills` (by name; 0 where it has none). `attention_mask`,
@@ -70,7 +70,7 @@ class Ragged(Held):
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds."""
-        yield from leaves((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
+        yield from tensors_in((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
 
     def arranged(self, order: Tensor, batch_size: int) -> Tensor:
         """The examples in an order close to the given one, but with those of about one length in one batch."""

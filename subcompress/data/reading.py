@@ -26,7 +26,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from subcompress.data.in_memory import Tree, finite, leaves
+from subcompress.data.in_memory import Tree, is_finite, tensors_in
 from subcompress.errors import SubcompressError, one_line
 
 Collate = Callable[[list[Any]], Any]
@@ -101,7 +101,7 @@ class OnDemand(Dataset[Any]):
                 f"a data set raises, or its examples do not stack: {type(e).__name__}: {one_line(e)}"
             ) from e
         pair = _pair(found if self.collate is None else self._collated(items))
-        if not all(finite(t) for t in leaves(pair)):
+        if not all(is_finite(t) for t in tensors_in(pair)):
             raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
         return pair
 
@@ -166,7 +166,7 @@ def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
     try:
         for example in stream:
             examples.append(example)
-            held += sum(t.nbytes for t in leaves(example))
+            held += sum(t.nbytes for t in tensors_in(example))
             if held > MOST_BYTES:
                 raise SubcompressError(
                     f"an iterable data set is read into memory, up to {MOST_BYTES / 2**30:g} GiB; the {name} split is "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from subcompress.data.in_memory import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError
 
@@ -161,7 +161,7 @@ def prepare_labels(data: Data, loss_name: str) -> Data:
 
 
 def _converted(split: Dataset[Any], convert: Callable[[Tensor], Tensor]) -> Dataset[Any]:
-    if not isinstance(split, Held) or not isinstance(split.y, Tensor) or not counts(split.y):
+    if not isinstance(split, InMemory) or not isinstance(split.y, Tensor) or not counts(split.y):
         return split
     y = convert(split.y)
     if y is split.y:

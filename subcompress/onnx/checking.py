@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from subcompress.data.in_memory import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import MAIN
 from subcompress.errors import SubcompressError, one_line
@@ -25,11 +25,11 @@ from subcompress.onnx.tracing import (
     arrays,
     example_inputs,
     graphs_within,
+    has_varying_axes,
+    inputs_by_name,
     lengths_of,
-    named,
     outputs_of,
     sizes_of,
-    varies,
 )
 from subcompress.tensors.layout import array_of, raw_bytes
 
@@ -40,14 +40,14 @@ TOLERANCE = 1e-4
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
 
 
-def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
+def accuracy_of_graph(data: bytes, split: InMemory, device: str = "cpu") -> float:
     """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
     session = open_graph(data, device)
     taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
     names = [o.name for o in session.get_outputs()]
     main, right = MAIN if MAIN in names else names[0], 0
     for x, y in batches(split, 1):
-        given = ort_values(arrays({name: t for name, t in named(x).items() if name in taken}))
+        given = ort_values(arrays({name: t for name, t in inputs_by_name(x).items() if name in taken}))
         (scores,) = session.run_with_ort_values([main], given)
         right += int(np.argmax(_array(scores))) == int(y)
     return right / size(split)
@@ -68,7 +68,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
             f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
     for n, length in sizes_of(facts):
-        at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
+        at = f"batch size {n}" + (f" and length {length}" if has_varying_axes(facts) else "")
         if why := _unlike(session, module, facts, values, n, length):
             baked = not _unlike(session, module, facts, values, *TRACED)
             raise SubcompressError(

@@ -28,7 +28,7 @@ RISKS = ("Loop", "Scan", "If", "Sequence", "SplitToSequence", "ConcatFromSequenc
 """What the names of operators begin with that are seldom used, and on which ONNX Runtime was seen to die."""
 
 
-def risks(model: onnx.ModelProto) -> list[str]:
+def risky_operators(model: onnx.ModelProto) -> list[str]:
     """The operators of a graph that are at risk: control flow, sequences, texts, and those of no standard."""
     own = {function.domain for function in model.functions}
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]  # a branch's are in an If's risk
@@ -36,10 +36,10 @@ def risks(model: onnx.ModelProto) -> list[str]:
     return sorted({n.op_type for n in odd})
 
 
-def require_survival(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
+def require_no_crash(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
     """Raise SubcompressError where a graph with operators at risk ends the process that runs it, or does not end. Any
     other mistake of it is told where it is compared. feeds: inputs by name, one run each."""
-    if not (found := risks(model)) or model.ByteSize() >= 1 << 31:
+    if not (found := risky_operators(model)) or model.ByteSize() >= 1 << 31:
         return
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, GRAPH).write_bytes(model.SerializeToString())

@@ -52,7 +52,7 @@ class Session:
         tf32: bool = False,
     ) -> None:
         if device == AUTO:
-            device = chosen_for_graphs(device).name
+            device = choose_graph_device(device).name
         require_device(device)
         self.device = torch.device(device)
         self._weights: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ class Session:
 
     def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
-        from subcompress.onnx.weightless import holding, lifted
+        from subcompress.onnx.weightless import loaded_weights, trace_weightless
 
         record, _ = format.read(path, base)
         if module is None:
@@ -80,8 +80,8 @@ class Session:
         record.layout.require(Layout.of(module.state_dict()), "the model")
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
-        with holding(module, state):
-            graph = lifted(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
+        with loaded_weights(module, state):
+            graph = trace_weightless(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
         if self.device.type == "cuda":
             state = rebuilt(record, "cuda")
         if self.device.type == "cuda":
@@ -146,7 +146,7 @@ def _how(device: str, tf32: bool) -> How:
     return How(stream=torch.cuda.current_stream().cuda_stream, tf32=tf32) if device == "cuda" else PLAIN
 
 
-def chosen_for_graphs(asked: str) -> Device:
+def choose_graph_device(asked: str) -> Device:
     """Where ONNX Runtime computes: by `auto` on CUDA where torch and ONNX Runtime both do, else on the CPU. Raises
     SubcompressError for a device that is not there."""
     import onnxruntime

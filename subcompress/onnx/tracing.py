@@ -16,13 +16,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.in_memory import Tree, leaves
+from subcompress.data.in_memory import Tree, tensors_in
 from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
 from subcompress.onnx.bags import plain_bags
-from subcompress.onnx.crash_check import require_survival
+from subcompress.onnx.crash_check import require_no_crash
 from subcompress.onnx.registry import operators_read_once
 from subcompress.onnx.sequences import padded
 from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
@@ -55,7 +55,7 @@ def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     _require_axes(model, facts)
     strip(model)
     lengths = lengths_of(module, facts)
-    require_survival(model, (arrays(example_inputs(facts, *size, lengths)) for size in sizes_of(facts)))
+    require_no_crash(model, (arrays(example_inputs(facts, *size, lengths)) for size in sizes_of(facts)))
     return model
 
 
@@ -65,7 +65,7 @@ TRACED = (2, 5)
 
 def sizes_of(facts: Facts) -> tuple[tuple[int, int], ...]:
     """Sizes of the batch, and of axes that vary, at which a graph is compared with torch."""
-    return ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5))
+    return ((1, 5), (3, 5), (2, 1), (1, 8)) if has_varying_axes(facts) else ((1, 5), (3, 5))
 
 
 def arrays(x: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -136,7 +136,7 @@ def _check_example(facts: Facts, n: int, size: int) -> None:
         )
 
 
-def named(x: Tree) -> dict[str, Tensor]:
+def inputs_by_name(x: Tree) -> dict[str, Tensor]:
     """A batch by its names in the graph."""
     if isinstance(x, dict):
         return x
@@ -147,17 +147,17 @@ def _inputs(facts: Facts) -> tuple[Input, ...]:
     return facts.inputs or (Input("input", facts.input_dtype or "F32", facts.input_shape),)
 
 
-def varies(facts: Facts) -> bool:
+def has_varying_axes(facts: Facts) -> bool:
     """Whether an input has axes whose sizes vary."""
     return any(0 in each.shape for each in _inputs(facts))
 
 
 def _arguments(module: nn.Module, facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The example as `forward` takes it: in order, and by name."""
-    named = example_inputs(facts, n, size, lengths_of(module, facts))
+    inputs = example_inputs(facts, n, size, lengths_of(module, facts))
     if facts.inputs and all(each.name for each in facts.inputs):
-        return (), named
-    return tuple(named.values()), {}
+        return (), inputs
+    return tuple(inputs.values()), {}
 
 
 def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[Tensor]:
@@ -171,7 +171,7 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
         found = module(*args, **kwargs)
     if main := main_output(found):
         return dict([main])
-    if not (tensors := list(leaves(found))):
+    if not (tensors := list(tensors_in(found))):
         raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
     if len(tensors) == 1:
         return {"output": tensors[0]}
@@ -184,7 +184,7 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 def _names_one(entry: tuple[Any, Any]) -> bool:
     """Whether an entry of a dictionary is a tensor under a name that a graph may have, or no tensor at all."""
     name, value = entry
-    return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*leaves(value)]
+    return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*tensors_in(value)]
 
 
 def _called(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> set[str]:
@@ -226,13 +226,16 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
 
 
 def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
-    """What varies in the inputs, as torch.export takes it: as `forward` does, several that `*args` collects together.
-    names: of the inputs, where they are given by name."""
-    given, named = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
+    """Return the dynamic axes as torch.export takes them: bound to the parameters of `forward`, `*args` collecting
+    several.
+
+    names: of the inputs, if they are given by name.
+    """
+    positional, keywords = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
     try:
-        return inspect.signature(module.forward).bind(*given, **named).arguments
+        return inspect.signature(module.forward).bind(*positional, **keywords).arguments
     except (TypeError, ValueError):  # it tells nothing of its arguments
-        return named or given
+        return keywords or positional
 
 
 def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
@@ -272,7 +275,7 @@ def _main_alone(module: nn.Module) -> Iterator[None]:
     def picked(_: nn.Module, __: Any, found: Any) -> Any:
         if main := main_output(found):
             return main[1]
-        return tuple(leaves(found)) if isinstance(found, dict) else found
+        return tuple(tensors_in(found)) if isinstance(found, dict) else found
 
     hook = module.register_forward_hook(picked)
     try:

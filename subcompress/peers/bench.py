@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.in_memory import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
 from subcompress.subspace.copying import copied
@@ -145,7 +145,7 @@ class Bench:
         from subcompress.onnx import accuracy_of_graph
 
         test = self.data.test
-        if not self.task.is_accuracy or not isinstance(test, Held):
+        if not self.task.is_accuracy or not isinstance(test, InMemory):
             raise SkippedError("ONNX Runtime judges accuracies of examples in memory")
         with fails("ONNX Runtime does not run it"):
             return accuracy_of_graph(data, test)

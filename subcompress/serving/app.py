@@ -25,7 +25,7 @@ from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.serving import encodings, protocol
 from subcompress.serving.addresses import host_of, is_loopback, origin_of
-from subcompress.serving.documents import parsed
+from subcompress.serving.documents import parse_json
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Model, Models, now
@@ -256,11 +256,11 @@ class Server:
                     async with self.models.using(model) as engine:
                         length = incoming.headers.get(HEADER_LENGTH)
                         text = None if length is None else length.decode("latin-1")
-                        asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
+                        asked = protocol.parse_request(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
                         if model.engine is engine:
                             model.proof = ""  # it has run
-                    answer, kind, json_bytes = protocol.answer(model.name, asked, engine.outputs, values)
+                    answer, kind, json_bytes = protocol.encode_answer(model.name, asked, engine.outputs, values)
                 finally:
                     self.held -= len(body)
             finally:
@@ -442,7 +442,7 @@ class Server:
         self.held -= len(data)
         if not data.strip():
             return {}
-        said = parsed(data)
+        said = parse_json(data)
         if not isinstance(said, dict):
             raise RefusedError(400, "a request is a JSON object")
         return said

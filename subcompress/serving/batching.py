@@ -12,13 +12,13 @@ import numpy as np
 
 from subcompress.errors import SubcompressError
 from subcompress.serving.engines import Engine
-from subcompress.serving.protocol import Asked
+from subcompress.serving.protocol import InferenceRequest
 
 BRIEF = 0.0005
 """Seconds of a run up to which the loop does it itself: handing it to a thread and back takes a fifth of that."""
 
 Outputs = list[np.ndarray]
-_Waiting = tuple[Engine, Asked, "asyncio.Future[Outputs]"]
+_Waiting = tuple[Engine, InferenceRequest, "asyncio.Future[Outputs]"]
 
 
 class Batches:
@@ -34,7 +34,7 @@ class Batches:
         self._usual: float | None = None  # seconds of a run lately, None before the first
         self._brief = 0  # bytes of inputs up to which a run is expected to be brief
 
-    async def run(self, engine: Engine, asked: Asked) -> Outputs:
+    async def run(self, engine: Engine, asked: InferenceRequest) -> Outputs:
         """The outputs. Raises RefusedError."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outputs] = loop.create_future()
@@ -113,7 +113,7 @@ def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exceptio
     return found, time.perf_counter() - began, time.thread_time() - work
 
 
-def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs | Exception]:
+def _together(engine: Engine, asked: Sequence[InferenceRequest], most: int) -> list[Outputs | Exception]:
     """The outputs of each request, or why there are none: one that cannot be answered does not spoil the others'."""
     if len(asked) == 1:
         return [_alone(engine, asked[0], most)]
@@ -133,7 +133,7 @@ def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs
     return [[p[i] for p in parts] for i in range(len(asked))]
 
 
-def _alone(engine: Engine, asked: Asked, most: int) -> Outputs | Exception:
+def _alone(engine: Engine, asked: InferenceRequest, most: int) -> Outputs | Exception:
     """In pieces where there are many examples, so that what a run takes of memory is bounded."""
     try:
         if not engine.batched or asked.rows <= most or not _separate(engine, asked.feeds):

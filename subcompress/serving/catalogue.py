@@ -22,7 +22,7 @@ Signature = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A file that is to be served under a name. signature: what changes when the file does; of the Hub, nothing does.
     wrong: why it is not one."""
 
@@ -37,12 +37,14 @@ class Found:
 class Content:
     """What a file holds: a packed one, or a graph that is opened from where it lies."""
 
-    found: Found
+    found: FoundFile
     packed: Packed | None = None
     nbytes: int = 0
 
 
-def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -> tuple[dict[str, Found], list[str]]:
+def find_models(
+    sources: Sequence[str], listed: dict[str, list[FoundFile]] | None = None
+) -> tuple[dict[str, FoundFile], list[str]]:
     """Every model by name: NAME=PATH, or the name of the file without its suffix, of a repository its own. And what is
     wrong with sources.
 
@@ -50,7 +52,7 @@ def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -
     last, which it holds on where it went away; it is kept up to date. Raises SubcompressError for a source that is
     nothing and never was: a path that is not there, or no file of ours.
     """
-    by_name: dict[str, Found] = {}
+    by_name: dict[str, FoundFile] = {}
     wrong_sources: list[str] = []
     listed = {} if listed is None else listed
     for source in sources:
@@ -68,19 +70,19 @@ def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -
                     f"two files are called {found.name}: {places[0]} and {places[1]}; "
                     "rename one, or give it as NAME=PATH"
                 )
-                found = Found(found.name, other.place, wrong=wrong)
+                found = FoundFile(found.name, other.place, wrong=wrong)
             by_name[found.name] = found
     return by_name, wrong_sources
 
 
-def _of(source: str) -> Iterable[Found]:
+def _of(source: str) -> Iterable[FoundFile]:
     name, source = _split(source)
-    if name is not None and not sound(name):
+    if name is not None and not is_valid_name(name):
         raise SubcompressError(
             f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
         )
     if source.startswith(PREFIX):
-        yield Found(name or Reference.of(source).id.rpartition("/")[2], source)
+        yield FoundFile(name or Reference.of(source).id.rpartition("/")[2], source)
         return
     path = Path(source)
     if path.is_dir():
@@ -108,22 +110,22 @@ def _split(source: str) -> tuple[str | None, str]:
     return (name, rest) if equals and not os.path.exists(source) else (None, source)
 
 
-def _file(path: Path, name: str | None = None) -> Found | None:
+def _file(path: Path, name: str | None = None) -> FoundFile | None:
     """None for a file that went away meanwhile."""
     try:
         status = path.stat()
     except OSError:
         return None
     name, place = name or path.stem, _legible(str(path))
-    if not sound(name):
-        return Found(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
+    if not is_valid_name(name):
+        return FoundFile(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
-        return Found(name, place, wrong=f"a model is a file; {place} is none: take it away")
+        return FoundFile(name, place, wrong=f"a model is a file; {place} is none: take it away")
     if path.suffix == PACKED and status.st_size > MAX_FILE_BYTES:
         wrong = f"a file of ours has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
-        return Found(name, place, wrong=wrong)
+        return FoundFile(name, place, wrong=wrong)
     # Its times are those of its content, and of its mode and its name.
-    return Found(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return FoundFile(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def _legible(text: str) -> str:
@@ -131,7 +133,7 @@ def _legible(text: str) -> str:
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
-def sound(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """Whether a model may be called so: it is part of a URL, of a metric and of a table."""
     return (
         0 < len(name) <= 200
@@ -149,7 +151,7 @@ def require_all(sources: Sequence[str]) -> None:
             raise SubcompressError(f"what is served is there; {place} is not: check the path")
 
 
-def read(found: Found) -> Content:
+def read_content(found: FoundFile) -> Content:
     """What the file holds. Raises SubcompressError for what cannot be served."""
     if found.wrong:
         raise SubcompressError(found.wrong)

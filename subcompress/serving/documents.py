@@ -26,7 +26,7 @@ _OPEN, _CLOSE, _QUOTE = b"[{", b"]}", b'"'
 _OTHERS = bytes(c for c in range(256) if c not in _OPEN + _CLOSE + _QUOTE)
 
 
-def parsed(data: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
     """What the JSON says. Raises RefusedError, 400, for what is no JSON, and for JSON nested more than MOST_DEEP."""
     if _opened(data) > MOST_DEEP and depth(data) > MOST_DEEP:
         raise RefusedError(400, f"JSON is nested at most {MOST_DEEP} deep; this is deeper: send flat lists")

@@ -107,7 +107,7 @@ def open_session(
     return open_graph(graph, "cpu", weights, how)
 
 
-def beside(path: Path) -> dict[str, np.ndarray]:
+def external_values(path: Path) -> dict[str, np.ndarray]:
     """Values of initialisers that lie in other files than the graph, BF16 as uint16: to be given to `open_session`.
     ONNX Runtime would map the files, and one that is cut short under it would end this process.
     Raises SubcompressError where one cannot be read."""
@@ -143,7 +143,7 @@ def _holds(path: Path, part: bytes) -> bool:
     return False
 
 
-def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
+def place_initializers(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
     """The graph, where ONNX Runtime finds initialisers in a file: what it arranges anew for its kernels it then lets go
     of, and the rest stays in the file. places: file and first byte, by name."""
     import onnx

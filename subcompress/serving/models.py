@@ -19,11 +19,11 @@ from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.onnx.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
-from subcompress.serving.catalogue import GRAPH, Content, Found
+from subcompress.serving.catalogue import GRAPH, Content, FoundFile
 from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.trial import DIED, Trials, of_file, try_once
+from subcompress.serving.trial import DIED, Trials, open_graph_file, try_once
 from subcompress.support.threads import thread_count
 
 RECENT = 256
@@ -135,7 +135,7 @@ class Models:
         self._given_bytes = 0
         self._looked = self._opened = False
         self._news: list[tuple[str, str]] = []
-        self._listed: dict[str, list[Found]] = {}
+        self._listed: dict[str, list[FoundFile]] = {}
         self._wrong: list[str] = []  # with sources, as it was said
 
     def __iter__(self) -> Any:
@@ -155,7 +155,7 @@ class Models:
         """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: the
         name of a model for which that is done also where it was tried before."""
         async with self._turn:
-            found, wrong = await self._beside(catalogue.look, self.sources, self._listed)
+            found, wrong = await self._beside(catalogue.find_models, self.sources, self._listed)
             for reason in wrong:
                 if reason not in self._wrong:
                     self._say(reason)
@@ -202,11 +202,11 @@ class Models:
     def _new(self, content: Content) -> Model:
         return Model(content, self._pool, self.most, self._ran)
 
-    def _differs(self, found: Found) -> bool:
+    def _differs(self, found: FoundFile) -> bool:
         model = self._by_name.get(found.name)
         return model is None or model.content.found != found
 
-    def _take(self, found: Found, content: Content | SubcompressError, untraced: str) -> None:
+    def _take(self, found: FoundFile, content: Content | SubcompressError, untraced: str) -> None:
         """Serve what was read. Where it cannot be, what was served before goes on, and the reason is kept.
         untraced: why its network is not known."""
         model = self._by_name.get(found.name)
@@ -374,14 +374,14 @@ class Models:
         try:
             if content.packed is None and not self._opened:  # what the first graph takes once is not its own
                 assert path is not None
-                of_file(path)
+                open_graph_file(path)
             self._opened = True
             before = resident()
             if content.packed is not None:
                 engine = self.networks.engine(content.packed)
             else:
                 assert path is not None
-                engine = of_file(path)
+                engine = open_graph_file(path)
         except SubcompressError:
             raise
         except Exception as e:
@@ -459,12 +459,12 @@ class Models:
         self.networks.bases.close()
 
 
-def _read_all(found: Sequence[Found]) -> list[Content | SubcompressError]:
+def _read_all(found: Sequence[FoundFile]) -> list[Content | SubcompressError]:
     """Contents, or why there is none."""
     contents: list[Content | SubcompressError] = []
     for f in found:
         try:
-            contents.append(catalogue.read(f))
+            contents.append(catalogue.read_content(f))
         except SubcompressError as e:
             contents.append(e)
         except Exception as e:  # one file takes none of the others along, whatever is in it

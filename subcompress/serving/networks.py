@@ -23,7 +23,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.format.record import Record
 from subcompress.rebuild import arrays
-from subcompress.serving.engines import Engine, open_session, placed, session_bytes
+from subcompress.serving.engines import Engine, open_session, place_initializers, session_bytes
 
 UNUSED = 16
 """Graphs that are kept though no file needs them."""
@@ -45,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Traced:
-    """See `subcompress.onnx.weightless.Lifted`. network: what it was traced from, for people."""
+    """See `subcompress.onnx.weightless.WeightlessGraph`. network: what it was traced from, for people."""
 
     graph: bytes
     names: tuple[str, ...]
@@ -286,7 +286,7 @@ def _on_base(graph: bytes, outside: dict[str, np.ndarray]) -> Any:
     places = {n: place for n, a in outside.items() if (place := file_location(a)) is not None and a.size}
     folder = next((path.parent for path, _ in places.values()), None)
     if places:
-        graph = placed(graph, places)
+        graph = place_initializers(graph, places)
     for array in outside.values():
         release_pages(array)  # it was read to be hashed
     return open_session(graph, {n: a for n, a in outside.items() if n not in places}, folder)

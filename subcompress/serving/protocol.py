@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from subcompress.serving.documents import has_word, parsed
+from subcompress.serving.documents import has_word, parse_json
 from subcompress.serving.engines import Port
 from subcompress.serving.refusals import RefusedError, shown
 
@@ -37,7 +37,7 @@ assert sys.byteorder == "little", "tensors on the wire are little-endian"
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferenceRequest:
     """What a request asks: values by input, and the outputs that are wanted, each in binary or not."""
 
     id: str
@@ -55,16 +55,16 @@ class Asked:
         return next((len(a) for a in self.feeds.values() if a.ndim), 1)
 
 
-def read(
+def parse_request(
     body: bytes, header_length: str | None, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool
-) -> Asked:
+) -> InferenceRequest:
     """What a request to a model asks. header_length: the header of that name, None where there is none.
 
     Raises RefusedError, 400, for whatever is not a request to this model, saying what would be."""
     if header_length == "0":
         return _raw(body, inputs, outputs, batched)
     head, tail = _parts(body, header_length)
-    said = parsed(head)
+    said = parse_json(head)
     if not isinstance(said, dict):
         raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(said)}")
     id_ = "" if said.get("id") is None else said["id"]
@@ -75,10 +75,10 @@ def read(
     feeds = _feeds(said.get("inputs"), tail, inputs, plain)
     if batched and len(sizes := {len(a) for a in feeds.values()}) > 1:
         raise RefusedError(400, f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
-    return Asked(id_, feeds, _wanted(said, outputs))
+    return InferenceRequest(id_, feeds, _wanted(said, outputs))
 
 
-def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool) -> Asked:
+def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool) -> InferenceRequest:
     """A raw binary request: the body is the values of the only input, one example where it has a batch axis, and all
     outputs are wanted in binary. Raises RefusedError, 400, where the shape cannot be told from the size."""
     if len(inputs) != 1:
@@ -97,7 +97,7 @@ def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: 
         one = "one example of " if batched else ""
         raise RefusedError(400, f"a raw binary request holds {one}{port}; given {len(body)} bytes")
     feeds = {port.name: _from_bytes(memoryview(body), len(body), tuple(shape), port)}
-    return Asked("", feeds, tuple((i, True) for i in range(len(outputs))))
+    return InferenceRequest("", feeds, tuple((i, True) for i in range(len(outputs))))
 
 
 def _parts(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
@@ -287,7 +287,9 @@ def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, boo
     return tuple(found)
 
 
-def answer(name: str, asked: Asked, ports: Sequence[Port], values: Sequence[np.ndarray]) -> tuple[bytes, str, int]:
+def encode_answer(
+    name: str, asked: InferenceRequest, ports: Sequence[Port], values: Sequence[np.ndarray]
+) -> tuple[bytes, str, int]:
     """The body of an answer, its content type, and the bytes of its JSON where values follow it, else 0.
 
     In JSON, values that are not finite are null."""

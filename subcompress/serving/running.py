@@ -39,7 +39,7 @@ DRAIN = 30
 """Seconds that requests may take to end, once the server is told to."""
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 is any that is free. Raises SubcompressError where it cannot."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -101,7 +101,7 @@ def serve(
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
-        with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+        with suppress(_EndedError), open_socket(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
             networks = Networks(trace, Bases(bases))
             of_server = (limits or Limits(), token, pages)
             return runner.run(_serve(sock, sources, networks, memory, most, of_server, say, ready))

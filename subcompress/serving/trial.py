@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving.engines import Engine, Port, beside, open_session
+from subcompress.serving.engines import Engine, Port, external_values, open_session
 
 PATIENCE = 60
 """Seconds that opening a graph and its first run may take."""
@@ -149,9 +149,9 @@ def _line(child: subprocess.Popen[str]) -> tuple[str, bool]:
         clock.cancel()
 
 
-def of_file(path: Path) -> Engine:
+def open_graph_file(path: Path) -> Engine:
     """The engine of an .onnx file. Raises SubcompressError."""
-    return Engine(open_session(path, beside(path)), path=path)
+    return Engine(open_session(path, external_values(path)), path=path)
 
 
 def main() -> None:
@@ -161,7 +161,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     for path in paths:
         try:
-            said = try_once(of_file(Path(path)))
+            said = try_once(open_graph_file(Path(path)))
         except Exception as e:  # whatever it is, others are tried
             said = one_line(e)
         print(json.dumps(said), file=answers, flush=True)

@@ -120,7 +120,7 @@ def export(
     sources, repository = list(sources), Path(repository)
     check_names((source.name, source.path) for source in sources)
     for source in sources:
-        if not force and not ours(repository / source.name):
+        if not force and not is_own_export(repository / source.name):
             raise SubcompressError(
                 f"{repository / source.name} is there and is not as an export wrote it: move it away, or give --force"
             )
@@ -146,7 +146,7 @@ def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
         seen[name] = file
 
 
-def ours(folder: Path) -> bool:
+def is_own_export(folder: Path) -> bool:
     """Whether a model's folder may be replaced: it is not there, or it is as an export wrote it."""
     if not os.path.lexists(folder):
         return True
@@ -194,7 +194,7 @@ def _export(source: Source, repository: Path, backend: str, dense: bool, max_bat
         model = _graph(source, folder / VERSION / GRAPH, dense)
         for name, template in kind.files.items():
             write_bytes(folder / VERSION / name, (TEMPLATES / template).read_bytes())
-        joined = max_batch if batched(model.graph) else 0
+        joined = max_batch if has_batch_axis(model.graph) else 0
         text = configuration(source, model.graph, backend, joined)
         write_bytes(folder / CONFIG, text.encode())
         write_bytes(folder / CONFIG, f"# Written by `subcompress export`: {_digest(folder, 0)}\n{text}".encode())
@@ -246,7 +246,7 @@ def _axes(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
 
-def batched(graph: onnx.GraphProto) -> bool:
+def has_batch_axis(graph: onnx.GraphProto) -> bool:
     """Whether all inputs and outputs have a first axis that varies, and by one name: the batch's, in our graphs."""
     axes = [_axes(value) for value in [*_inputs(graph), *graph.output]]
     return all(a and isinstance(a[0], str) for a in axes) and len({a[0] for a in axes}) == 1
@@ -266,7 +266,7 @@ def configuration(source: Source, graph: onnx.GraphProto, backend: str, max_batc
     return "\n".join(lines) + "\n"
 
 
-def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
+def _tensor(source: Source, value: onnx.ValueInfoProto, has_batch_axis: bool) -> str:
     import onnx
 
     of = value.type.tensor_type
@@ -276,7 +276,7 @@ def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
             f"Triton takes tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of {source.path} is "
             f"{kind}{'' if of.HasField('shape') else ', without a shape'}"
         )
-    axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(batched) :]
+    axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(has_batch_axis) :]
     # Triton has no tensor without axes: one of a single value stands for it outside.
     shape = f"dims: [ {', '.join(map(str, axes))} ]" if axes else "dims: [ 1 ]\n    reshape { shape: [ ] }"
     return f"  {{\n    name: {quoted(value.name)}\n    data_type: {TYPES[kind]}\n    {shape}\n  }}"
