@@ -124,7 +124,7 @@ def serving(*sources: Any, trace: Trace, **options: Any) -> Iterator[Client]:
 
     def run() -> None:
         try:
-            serve([str(s) for s in sources], trace, port=0, say=said.append, ready=ready, **options)
+            serve([str(s) for s in sources], trace, port=0, log=said.append, ready=ready, **options)
         except BaseException as e:
             failed.append(e)
         finally:

@@ -1173,7 +1173,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "PATIENCE", 1)
     said: list[str] = []
-    trace = tracing.traced_beside((), said.append)
+    trace = tracing.subprocess_tracer((), said.append)
     found = trace([Job(name, b"") for name in ("a", "dies", "hangs", "b")])
     assert [f.graph if isinstance(f, Traced) else f[:34] for f in found] == [
         b"a",
@@ -1186,7 +1186,7 @@ def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, m
 
 def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Path) -> None:
     packed(tmp_path, "a", lenet_record())
-    trace = tracing.traced_beside((), lambda line: None)
+    trace = tracing.subprocess_tracer((), lambda line: None)
     with serving(tmp_path, trace=trace):
         packed(tmp_path, "hangs", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))
         while trace._child is None or trace._child.poll() is not None:
@@ -1223,7 +1223,7 @@ def test_an_address_that_is_none(folder: Path, host: str) -> None:
 @pytest.mark.slow
 def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
     packed(tmp_path, "hangs", lenet_record())
-    trace = tracing.traced_beside((), lambda line: None)
+    trace = tracing.subprocess_tracer((), lambda line: None)
 
     def signalled() -> None:
         while trace._child is None:
@@ -1232,5 +1232,5 @@ def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(signalled)
-        serve([str(tmp_path)], trace, port=0, say=print, ready=lambda running: pytest.fail("it was ended before"))
+        serve([str(tmp_path)], trace, port=0, log=print, ready=lambda running: pytest.fail("it was ended before"))
         sent.result()

@@ -16,7 +16,7 @@ from subcompress.base.base import HUB, Base, BaseReference
 from subcompress.base.nesting import left_out_of, reason, state_in
 from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
-from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
+from subcompress.remote.shards import INDEX, numbered_shards, read_indexed, read_numbered, shards_of
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import DTYPES, is_storable
 from subcompress.tensors.mapping import map_safetensors
@@ -105,7 +105,7 @@ def weights_file(path: Path) -> Path:
         parts = sorted(path.glob(f"*{INDEX}"))
         if len(parts) == 1:
             return parts[0]
-        if not parts and (files := numbered(path)):
+        if not parts and (files := numbered_shards(path)):
             return files[0].parent
         has = f"has several ({', '.join(p.name for p in parts[:3])})" if parts else "holds neither"
         raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS[:2])}; {path} {has}: name the file")
@@ -123,7 +123,7 @@ def weights_files(path: Path) -> list[Path]:
     """Return all files of the base at a path: one file, or an index and its shards. Raises SubcompressError."""
     path = weights_file(path)
     if path.is_dir():
-        return numbered(path)
+        return numbered_shards(path)
     return [path, *shards_of(path)] if path.name.endswith(INDEX) else [path]
 
 
@@ -131,9 +131,9 @@ def _open_file(path: Path, name: str, revision: str = "", most: float = float("i
     """Open the base in a file, an index or a folder with numbered files, of at most `most` bytes each."""
     read = partial(_read, most=most)
     if path.is_dir():
-        tensors, left_out = joined_numbered(numbered(path), read)
+        tensors, left_out = read_numbered(numbered_shards(path), read)
     else:
-        tensors, left_out = joined(path, read) if path.name.endswith(INDEX) else read(path)
+        tensors, left_out = read_indexed(path, read) if path.name.endswith(INDEX) else read(path)
     if not tensors:
         raise _no_tensors_error(str(path), left_out)
     return Base(tensors, name, revision, left_out)

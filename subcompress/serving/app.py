@@ -253,13 +253,13 @@ class Server:
                 body = await self._body(incoming)
                 began = now()
                 try:
-                    async with self.models.using(model) as engine:
+                    async with self.models.engine_of(model) as engine:
                         length = incoming.headers.get(HEADER_LENGTH)
                         text = None if length is None else length.decode("latin-1")
                         asked = protocol.parse_request(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
                         if model.engine is engine:
-                            model.proof = ""  # it has run
+                            model.trial_error = ""  # it has run
                     answer, kind, json_bytes = protocol.encode_answer(model.name, asked, engine.outputs, values)
                 finally:
                     self.held -= len(body)
@@ -367,7 +367,7 @@ class Server:
         return Response(status_code=503 if self.draining else 200)
 
     async def _model_ready(self, request: Request) -> Response:
-        await self.models.prove(self._of(request))
+        await self.models.require_running(self._of(request))
         return Response()
 
     def _of(self, request: Request) -> Model:
@@ -378,7 +378,7 @@ class Server:
 
     async def _metadata(self, request: Request) -> Response:
         model = self._of(request)
-        async with self.models.using(model) as engine:
+        async with self.models.engine_of(model) as engine:
             told = {"inputs": ports(engine.inputs), "outputs": ports(engine.outputs)}
         packed = model.content.packed
         facts = {} if packed is None else packed.facts.to_json()
@@ -390,7 +390,7 @@ class Server:
 
     async def _config(self, request: Request) -> Response:
         model = self._of(request)
-        async with self.models.using(model) as engine:
+        async with self.models.engine_of(model) as engine:
             first = 1 if engine.batched else 0
             sides = [
                 [{"name": p.name, "data_type": f"TYPE_{p.datatype}", "dims": list(p.shape[first:])} for p in side]
@@ -410,14 +410,14 @@ class Server:
         with suppress(TimeoutError):  # where somebody loads, what is known has to do
             async with asyncio.timeout(LOOK):
                 await self.models.look()
-                await asyncio.shield(self.models.proving())
+                await asyncio.shield(self.models.start_trials())
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
             [
                 {
                     "name": m.name,
                     "version": protocol.VERSION,
-                    "state": "READY" if m.ready else "LOADING" if m.loading or m.untried else "UNAVAILABLE",
+                    "state": "READY" if m.ready else "LOADING" if m.loading or m.is_untried else "UNAVAILABLE",
                     "reason": "unloaded" if m.unloaded else m.reason,
                 }
                 for m in models
