@@ -409,7 +409,7 @@ class Server:
         body = await self._small(request)
         with suppress(TimeoutError):  # where somebody loads, what is known has to do
             async with asyncio.timeout(LOOK):
-                await self.models.look()
+                await self.models.refresh()
                 await asyncio.shield(self.models.start_trials())
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.models import Model, Models, now, resident_bytes
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -76,7 +76,7 @@ class Metrics:
         """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked."""
         self._memory.labels("models").set(models.used)
         self._memory.labels("bases").set(models.networks.bases.nbytes)
-        self._memory.labels("process").set(resident())
+        self._memory.labels("process").set(resident_bytes())
         self._limit.set(models.limit)
         self._waiting.set(waiting)
         states = dict.fromkeys(("idle", "loading", "expanded", "unavailable", "unloaded"), 0)

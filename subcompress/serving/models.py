@@ -80,7 +80,7 @@ class Model:
     @property
     def readable(self) -> bool:
         """Whether there is something to serve: the file's present content or an earlier one."""
-        graph = self.is_graph and not self.content.found.file_error
+        graph = self.is_graph and not self.content.found.wrong
         return self.content.packed is not None or (graph and self.content.nbytes > 0)
 
     @property

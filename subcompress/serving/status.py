@@ -11,7 +11,7 @@ from subcompress import __version__
 from subcompress.serving.catalogue import GRAPH
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics, percentile, uptime
-from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.models import Model, Models, now, resident_bytes
 
 SORTS: dict[str, Callable[[Model], Any]] = {
     "requests": lambda m: (-m.requests, m.name),
@@ -68,7 +68,7 @@ async def status(models: Models, metrics: Metrics, limit: int, sort: str, search
             "limit": models.limit,
             "models": models.used,
             "bases": models.networks.bases.nbytes,
-            "process": resident(),
+            "process": resident_bytes(),
         },
         "requests": {
             "total": metrics.total,
