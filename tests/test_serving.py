@@ -1202,7 +1202,7 @@ def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path
 
 
 def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(running, "DRAIN", 0.2)
+    monkeypatch.setattr(running, "DRAIN_SECONDS", 0.2)
     with serving(folder, trace=LENET) as client, socket.create_connection((client.host, client.port), 30) as s:
         s.sendall(posting(b"{", length=100))
         while not client.running.server.waiting:

@@ -77,16 +77,16 @@ class DenseGaussian(Reference):
             yield self.rows(lo, min(lo + self._step, self.D))
 
     @cached_property
-    def _kept(self) -> dict[torch.device, tuple[Tensor, ...]]:
+    def _cache(self) -> dict[torch.device, tuple[Tensor, ...]]:
         return {}
 
     def _pieces(self, device: torch.device) -> Iterable[Tensor]:
         """P in pieces of `_step` rows, on a device."""
         if self.D * self.d > KEPT:
             return (piece.to(device) for piece in self._drawn())
-        if device not in self._kept:
-            self._kept[device] = tuple(piece.to(device) for piece in self._drawn())
-        return self._kept[device]
+        if device not in self._cache:
+            self._cache[device] = tuple(piece.to(device) for piece in self._drawn())
+        return self._cache[device]
 
     def matvec(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
