@@ -1,13 +1,4 @@
-"""Fastfood, a reference: not exact between devices, and it cannot be packed.
-
-    V_b = H G_b Pi_b H B_b / |g_b|,    b = 0 .. ceil(D / l) - 1
-
-Le, Sarlos, Smola 2013 (arXiv:1408.3060), as used by Li et al. 2018 (arXiv:1804.08838). l is d padded to a power of two;
-H is the l x l Hadamard matrix (Sylvester's, +-1), B_b random signs, Pi_b a random permutation, G_b = diag(g_b) standard
-normals. P is the first d columns of the blocks, stacked and cut to D rows. Dividing by |g_b| instead of the random
-lengths S_b of Le et al. is Li et al.'s: every row of V_b is sqrt(l) long. P costs two Walsh-Hadamard transforms of D
-numbers, memory is O(D).
-"""
+"""Fastfood, a reference operator: not exact between devices, so it cannot be packed."""
 
 from __future__ import annotations
 
@@ -39,7 +30,7 @@ class Fastfood(Reference):
         return -(-self.D >> self.log2_l)
 
     def draws(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """B, Pi, G, (blocks, l) each: signs; the slot that each slot reads; g_b / |g_b|."""
+        """Draw B, Pi and G, (blocks, l) each: signs; the slot that each slot reads; g_b / |g_b|."""
         shape = self.blocks, 1 << self.log2_l
         count = shape[0] * shape[1]
         signs = 1 - 2 * philox.bits(self.seed, 0, 0, count).view(np.int8).reshape(shape)
@@ -52,7 +43,7 @@ class Fastfood(Reference):
         return {}
 
     def _training_tables(self, like: Tensor) -> _TrainingTables:
-        """What training keeps, of the dtype and device of `like`."""
+        """Return the tables for training, of the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
         if key not in self._cache:
             signs, reads, g = self.draws()
@@ -82,8 +73,8 @@ class Fastfood(Reference):
 
 
 class _TrainingTables(NamedTuple):
-    """signs, g: B and G, (blocks, l); reads: Pi as places in the flattened blocks, (blocks l,); factors: those of H
-    (`walsh.Grid`)."""
+    """Tables for training. signs, g: B and G, (blocks, l); reads: Pi as indices of the flattened blocks, (blocks l,);
+    factors: those of H (`walsh.Grid`)."""
 
     signs: Tensor
     reads: Tensor

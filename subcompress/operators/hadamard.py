@@ -91,7 +91,7 @@ class HadamardBlocks(ExactOperator):
         return cls(D, d, seed, log2_m, K, A, group)
 
     def with_constant(self, A: int) -> Self:
-        """The same with its frozen slots at A; tables that do not depend on it are shared."""
+        """Return a copy with the frozen slots set to A; it shares tables that do not depend on A."""
         found = replace(self, A=A)
         shared = ("columns", "_grid", "_cache")
         found.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
@@ -99,7 +99,7 @@ class HadamardBlocks(ExactOperator):
 
     @property
     def m(self) -> int:
-        """Rows of a block."""
+        """The number of rows in a block."""
         return 1 << self.log2_m
 
     @property
@@ -108,12 +108,12 @@ class HadamardBlocks(ExactOperator):
 
     @property
     def blocks(self) -> int:
-        """Blocks in D, the last one cut."""
+        """The number of blocks in D, the last one cut."""
         return -(-self.D // self.m)
 
     @property
     def free(self) -> int:
-        """Slots of a block that are not frozen."""
+        """The number of slots in a block that are not frozen."""
         return self.m - self.K
 
     @property
@@ -122,7 +122,7 @@ class HadamardBlocks(ExactOperator):
 
     @property
     def used(self) -> int:
-        """Slots of a block that hold a coordinate."""
+        """The number of slots in a block that hold a coordinate."""
         return min(self.d, self.free)
 
     @cached_property
@@ -199,7 +199,7 @@ class HadamardBlocks(ExactOperator):
         return {}
 
     def _training_tables(self, like: Tensor) -> _TrainingTables:
-        """What training keeps, of the dtype and device of `like`."""
+        """Return the tables for training, of the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
         if key not in self._cache:
             cells = self._grid.cells
@@ -240,7 +240,7 @@ class HadamardBlocks(ExactOperator):
         return fast.adjoint(self, pieces)
 
     def _apply(self, z: Tensor, frozen: int) -> Tensor:
-        """P z with the frozen slots at that value."""
+        """Compute P z with the frozen slots set to `frozen`."""
         if (fast := self._kernel(z)) is not None:
             out = z.new_empty(self.D)
             fast.affine(self, z, float(frozen), [Segment(0, out, 1.0)])
@@ -273,8 +273,11 @@ class HadamardBlocks(ExactOperator):
 
 
 class _TrainingTables(NamedTuple):
-    """signs: diag(s_b) by cell, (blocks, cells), zero where no slot is; frozen, free: the cells of the slots; reading:
-    the coordinate of each cell, (blocks, cells), where it differs from block to block; factors: see `walsh.Grid`."""
+    """Tables for training.
+
+    signs: diag(s_b) by cell, (blocks, cells), zero in cells without a slot; frozen, free: the cells of the slots;
+    reading: the coordinate of each cell, (blocks, cells), if it differs between blocks; factors: see `walsh.Grid`.
+    """
 
     signs: Tensor
     frozen: Tensor

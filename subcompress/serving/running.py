@@ -20,7 +20,7 @@ import uvicorn
 from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
-from subcompress.serving.addresses import allowed, is_loopback
+from subcompress.serving.addresses import is_loopback, parse_origins
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
@@ -93,7 +93,7 @@ def serve(
     SCHEME://HOST[:PORT]; ready: called once requests are answered. Raises SubcompressError if nothing can be served.
     """
     catalogue.require_all(sources)
-    pages = allowed(origins)
+    pages = parse_origins(origins)
     for base in bases:
         if not base.startswith(HUB):
             weights_files(Path(base))

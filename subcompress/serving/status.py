@@ -1,4 +1,4 @@
-"""What the page for people shows: the server in a few figures, and its models in some order."""
+"""The data of the status page: the server's figures and its models, sorted and searched."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def _row(model: Model) -> dict[str, Any]:
 
 
 async def status(models: Models, metrics: Metrics, limit: int, sort: str, search: str) -> dict[str, Any]:
-    """The figures, and at most so many of the models that have `search` in their names or as their state.
-
-    sort: one of SORTS."""
+    """Return the figures, and at most `limit` models with `search` in their names or as their state. sort: one of
+    SORTS."""
     keyed: list[tuple[Any, Model]] = []
     for i, m in enumerate(list(models)):
         if i % 256 == 255:

@@ -1,4 +1,5 @@
-"""Model repositories of NVIDIA's Triton Inference Server: a folder for each model, its configuration and its graph."""
+"""Exporting to model repositories of NVIDIA Triton Inference Server: a folder for each model with configuration and
+graph."""
 
 from __future__ import annotations
 
@@ -130,7 +131,7 @@ def export(
 
 
 def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
-    """Raise SubcompressError unless Triton takes the names of these files, and each is there once. named: pairs."""
+    """Raise SubcompressError unless Triton accepts the names of these files and each occurs once. named: pairs."""
     seen: dict[str, str | Path] = {}
     for name, file in named:
         if not NAME.fullmatch(name):
@@ -147,7 +148,7 @@ def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
 
 
 def is_own_export(folder: Path) -> bool:
-    """Whether a model's folder may be replaced: it is not there, or it is as an export wrote it."""
+    """Return whether a model's folder may be replaced: it is missing, or unchanged since an export wrote it."""
     if not os.path.lexists(folder):
         return True
     try:
@@ -204,7 +205,7 @@ def _export(source: Source, repository: Path, backend: str, dense: bool, max_bat
 
 
 def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
-    """Write the graph of a source, which is returned."""
+    """Write the graph of a source and return it."""
     import onnx
 
     from subcompress.api.unpack import unpack
@@ -217,7 +218,7 @@ def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
 
 
 def _checked(path: Path) -> bytes:
-    """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
+    """Load an .onnx file that ONNX Runtime opens without other files. Raises SubcompressError."""
     import onnx
 
     from subcompress.onnx.runtime import open_graph
@@ -247,7 +248,7 @@ def _axes(value: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def has_batch_axis(graph: onnx.GraphProto) -> bool:
-    """Whether all inputs and outputs have a first axis that varies, and by one name: the batch's, in our graphs."""
+    """Return whether all inputs and outputs have the same varying first axis, the batch's."""
     axes = [_axes(value) for value in [*_inputs(graph), *graph.output]]
     return all(a and isinstance(a[0], str) for a in axes) and len({a[0] for a in axes}) == 1
 
@@ -283,6 +284,6 @@ def _tensor(source: Source, value: onnx.ValueInfoProto, has_batch_axis: bool) ->
 
 
 def quoted(text: str) -> str:
-    """A string of protobuf's text format."""
+    """Quote a string in protobuf's text format."""
     plain = [chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:03o}" for c in text.encode()]
     return f'"{"".join(plain)}"'
