@@ -1,8 +1,4 @@
-"""Networks of transformers and files of texts, as the command line names them.
-
---model hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]
---data FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
-"""
+"""Networks of transformers and files of texts, as named on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ HF = "hf:"
 
 
 def is_texts(name: str) -> bool:
-    """Whether --data names a file of texts."""
+    """Return whether --data names a file of texts."""
     return name.partition(",")[0].lower().endswith(TEXTS)
 
 
@@ -73,7 +69,7 @@ def data(name: str, model_name: str | None) -> Data:
 
 
 def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str, str]]:
-    """What stands before the options, and the options."""
+    """Split an argument into what comes before the options, and the options."""
     head, *rest = re.split(r",(?=\w+=)", name)
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
@@ -86,7 +82,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
 
 
 def _place(name: str) -> tuple[str, str | None]:
-    """A folder, or an id and its revision."""
+    """Split a folder or an id from its revision."""
     if Path(name).expanduser().is_dir() or "@" not in name:
         return name, None
     place, _, revision = name.rpartition("@")

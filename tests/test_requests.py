@@ -27,7 +27,7 @@ from subcompress import SubcompressError
 from subcompress.format.facts import Facts
 from subcompress.onnx import weightless
 from subcompress.serving import documents, trial
-from subcompress.serving.addresses import allowed, host_of, origin_of
+from subcompress.serving.addresses import host_of, origin_of, parse_origins
 from subcompress.serving.engines import DATATYPES, Engine, Port
 from subcompress.serving.refusals import RefusedError
 from subcompress_cli import tracing
@@ -140,7 +140,7 @@ def test_hosts_and_origins() -> None:
     assert {text: origin_of(text) for text in origins} == origins
     assert not any(map(origin_of, ["null", "x", "http://", "http://x/", "http://[::1", "*", "http://x?"]))
     with pytest.raises(SubcompressError, match="an origin is SCHEME://HOST"):
-        allowed(["*"])
+        parse_origins(["*"])
 
 
 @given(st.text(max_size=30) | st.from_regex(r"\[?[0-9a-f:.]*\]?:?\d*", fullmatch=True))

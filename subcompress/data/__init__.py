@@ -1,4 +1,4 @@
-"""Data sets known by name. A new one is one file with a `load` and one line here."""
+"""The built-in data sets by name. A new one is one file with a `load` and one line here."""
 
 from collections.abc import Callable
 from pathlib import Path

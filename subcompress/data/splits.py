@@ -1,4 +1,4 @@
-"""The three splits: training teaches, validation chooses, test is read once."""
+"""The three splits: training, validation for choices, and a test split that is read once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Split(InMemory):
         return tree_map(lambda t: t[i], self.x), tree_map(lambda t: t[i], self.y)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Those of x and y."""
+        """Return the tensors of x and y."""
         return tensors_in((self.x, self.y))
 
 
@@ -97,7 +97,7 @@ class Data:
             object.__setattr__(self, "facts", _with_inputs(self.facts, self.train))
 
     def digest(self) -> str:
-        """A few characters that differ where the data in memory do; of other data, their sizes."""
+        """Return a few characters that differ if the data in memory do; for other data, the sizes."""
         root = hashlib.sha256(getattr(self.augment, "__name__", "").encode())
         for split in (self.train, self.validation, self.test):
             root.update(f"{size(split)};{collate_name(split)}".encode())
@@ -108,12 +108,12 @@ class Data:
 
 
 def size(split: Dataset[Any]) -> int:
-    """Examples of a split."""
+    """Return the number of examples in a split."""
     return len(cast(Sized, split))
 
 
 def split_on_device(split: Dataset[Any], device: torch.device) -> Dataset[Any]:
-    """A split in memory on the device, where each step would copy from otherwise; any other as it is."""
+    """Return a split in memory on the device, so that steps need not copy it; any other as it is."""
     if not isinstance(split, Split) or device.type == "cpu":
         return split
     return Split(tree_map(lambda t: t.to(device), split.x), tree_map(lambda t: t.to(device), split.y))
@@ -153,7 +153,8 @@ def _held(split: InMemory, batch_size: int, order: Tensor) -> Generator[tuple[Tr
 
 
 def call(module: nn.Module, x: Tree) -> Any:
-    """forward of one tensor, of a tuple's tensors, or of a dict's by name; of transformers' outputs the main one."""
+    """Call the module on a tensor, a tuple of tensors or a dict of tensors by name; return the main output of
+    transformers' outputs."""
     args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, (tuple, list)) else (x,), {})
     main = main_output(found := module(*args, **kwargs))
     return found if main is None else main[1]
@@ -168,14 +169,14 @@ def main_output(found: Any) -> tuple[str, Tensor] | None:
 
 
 def image_split(images: Tensor, labels: Tensor, facts: Facts) -> Split:
-    """uint8 images (N, C, H, W) and labels (N,) -> a Split under the facts' preprocessing."""
+    """Prepare uint8 images (N, C, H, W) and labels (N,) as a Split, under the facts' preprocessing."""
     mean = torch.tensor(facts.mean).view(1, -1, 1, 1)
     std = torch.tensor(facts.std).view(1, -1, 1, 1)
     return Split((images.float() / 255 - mean) / std, labels.long())
 
 
 def collate_name(split: Dataset[Any]) -> str:
-    """What makes its batches, empty where that is torch's own."""
+    """Return the name of the collate function, empty for torch's own."""
     collate = split.collate if isinstance(split, OnDemand) else None
     return "" if collate is None else getattr(collate, "__qualname__", type(collate).__qualname__)
 
@@ -223,7 +224,7 @@ def _in_memory(name: str, split: Any) -> Dataset[Any]:
 
 
 def _stacked(split: Listed) -> Split | None:
-    """Examples as a Split, where they are pairs of tensors and numbers that stack."""
+    """Return the examples as a Split if they are pairs of tensors and numbers that stack."""
     try:
         x, y = default_collate(split.examples)
     except Exception:  # told where they are learned from
@@ -289,7 +290,7 @@ def _gathered(name: str, split: Any) -> Dataset[Any]:
 
 
 def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
-    """The shapes and dtypes of one example's inputs, so that a receiver can export a graph."""
+    """Add shape and dtype of the inputs of an example to the facts, so that a receiver can export a graph."""
     if isinstance(train, OnDemand) and train.collate is not None:
         return facts  # what a collate makes of one example tells little of others
     x, _ = next(batches(train, 1, order=torch.arange(1)))

@@ -29,7 +29,8 @@ RISKS = ("Loop", "Scan", "If", "Sequence", "SplitToSequence", "ConcatFromSequenc
 
 
 def risky_operators(model: onnx.ModelProto) -> list[str]:
-    """The operators of a graph that are at risk: control flow, sequences, texts, and those of no standard."""
+    """Return the operators of a graph that may crash ONNX Runtime: control flow, sequences, strings, and non-standard
+    ones."""
     own = {function.domain for function in model.functions}
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]  # a branch's are in an If's risk
     odd = (n for n in nodes if n.op_type.startswith(RISKS) or n.domain not in {"", "ai.onnx", *own})
@@ -37,8 +38,10 @@ def risky_operators(model: onnx.ModelProto) -> list[str]:
 
 
 def require_no_crash(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Raise SubcompressError where a graph with operators at risk ends the process that runs it, or does not end. Any
-    other mistake of it is told where it is compared. feeds: inputs by name, one run each."""
+    """Raise SubcompressError if a graph with risky operators crashes the process that runs it, or does not end.
+
+    Other errors of the graph are reported where it is used.
+    """
     if not (found := risky_operators(model)) or model.ByteSize() >= 1 << 31:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +65,7 @@ CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.crash_check")
 
 
 def _ended(folder: str) -> str:
-    """How a child ends in which the graph of a folder runs; empty where it lives on."""
+    """Run the graph of a folder in a child process; return how the child crashed, empty if it did not."""
     try:
         nowhere = subprocess.DEVNULL
         code = subprocess.run(
@@ -80,7 +83,7 @@ def _inputs(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    """The child. It ends with 1 where ONNX Runtime refuses the graph, which is no death."""
+    """Run the child, which exits with 1 if ONNX Runtime rejects the graph; that is not a crash."""
     folder = Path(sys.argv[1])
     session = open_graph(folder / GRAPH)
     taken = {i.name for i in session.get_inputs()}

@@ -123,7 +123,8 @@ class Session:
         return found[0] if len(found) == 1 else tuple(found)
 
     def _placed(self, name: str, x: Any) -> Tensor:
-        """An input as a dense tensor on the device. Raises SubcompressError where it is not what the network takes."""
+        """Return an input as a dense tensor on the device. Raises SubcompressError if the network does not accept
+        it."""
         try:
             array = torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else x
             tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
@@ -178,7 +179,7 @@ def require_device(device: str) -> None:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """As ONNX has it: complex numbers are pairs."""
+    """Convert complex numbers to pairs, as in ONNX."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

@@ -1,4 +1,4 @@
-"""The graph of a module without its weights, for sessions that are given them from outside."""
+"""Graphs of modules without their weights, for sessions that receive the weights separately."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ def weightless_graph_of(record: Record, module: nn.Module, inputs: Collection[st
     state = expand(record)
     with loaded_weights(module, state):
         found = trace_weightless(module, record.facts, inputs)
-        compare(found.data, module, record.facts, _given(found, state))
-    others = _others(state)
+        compare(found.data, module, record.facts, _select(found, state))
+    others = _perturbed(state)
     with loaded_weights(module, others):
         try:
-            compare(found.data, module, record.facts, _given(found, others))
+            compare(found.data, module, record.facts, _select(found, others))
         except SubcompressError:
             return WeightlessGraph(found.data, found.names, general=False)
     return found
 
 
-def _given(found: WeightlessGraph, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _select(found: WeightlessGraph, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in found.names}
 
 
-def _others(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Other weights near these, so that nothing overflows and no variance becomes negative: each a few parts in a
     hundred larger or smaller. Tied tensors stay tied, integers stay."""
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What every peer is measured on: one network, one data set, one training budget, one way to judge."""
+"""The setting in which all peers are measured: the same network, data, training budget and metric."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Row:
 
 
 class SkippedError(Exception):
-    """This peer cannot be had here; the message says why."""
+    """The peer is not available here; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def new(self) -> list[str]:
-        """Modules that the base does not give any tensor of: heads."""
+        """Return the modules of which the base has no tensor: heads."""
         if (base := self.record.base) is None:
             return []
         owners = {name: name.rpartition(".")[0] for name, _ in self.model.named_parameters()}
@@ -102,7 +102,7 @@ class Bench:
         return module, seconds
 
     def forget(self) -> None:
-        """Train anew what `direct` kept."""
+        """Discard the network that `direct` stored, so that it is trained again."""
         (self.folder / DIRECT).unlink(missing_ok=True)
 
     def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], Tensor, float]:
