@@ -1,4 +1,8 @@
-"""Networks of transformers and files of texts, as named on the command line."""
+"""Networks of transformers and files of texts, as named on the command line.
+
+--model hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]
+--data FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Augmentations: random changes of training images that preserve their labels. A new one is one function and one
-line."""
+line.
+
+An augmentation is f(x, generator) -> x of one batch, (N, C, H, W); training alone sees it.
+"""
 
 from __future__ import annotations
 

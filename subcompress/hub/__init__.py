@@ -1,4 +1,9 @@
-"""Sharing packed files on the Hugging Face Hub: push, pull, load. huggingface_hub is imported on first use."""
+"""Sharing packed files on the Hugging Face Hub: push, pull, load. huggingface_hub is imported on first use.
+
+subcompress.push("net.safetensors", "ORG/NAME", module)
+subcompress.pull("ORG/NAME", "net.safetensors")
+subcompress.from_pretrained("ORG/NAME", module)
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,8 @@
-"""Nodes for tensors of rules: start values, sums of starts and products, and mixed tensors."""
+"""Nodes for tensors of rules: start values, sums of starts and products, and mixed tensors.
+
+The order of rounding is that of docs/FORMAT.md, section 10: starts are rounded to float32 or the tensor's dtype, and
+sums once, in float32, or in float64 where the tensor has it and its starts are of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Packed sequences in ONNX graphs, which torch.export does not support.
 
 Within `padded`, packed data stay padded; recurrent layers run over all of them, and the results are taken where each
-sequence ends.
+sequence ends. The cell state of an LSTM is the one after the padding: if a network uses it, its graph differs from
+torch and is refused, like any other that differs.
 """
 
 from __future__ import annotations

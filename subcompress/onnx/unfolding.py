@@ -1,4 +1,12 @@
-"""Self-unfolding graphs: a record's tensors computed from its seed and coordinates by standard ONNX operators."""
+"""Self-unfolding graphs: a record's tensors computed from its seed and coordinates by standard ONNX operators.
+
+The graph spells out docs/FORMAT.md, sections 8 to 10, in operators that ONNX Runtime folds to constants when a
+session starts. Folding runs node by node on one thread and keeps every intermediate value for a while, so few nodes
+touch values as large as the weights; small groups are spelt with the fewest nodes instead.
+
+Integers stay below 2^63, unsigned ones below 2^64, so nothing depends on how a runtime overflows. Matrix products of
+float32 values are of integers whose sums stay below 2^16: exact in any order.
+"""
 
 from __future__ import annotations
 

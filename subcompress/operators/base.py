@@ -1,4 +1,8 @@
-"""The interface of an operator P: (d,) -> (D,), and the methods that derive from it."""
+"""The interface of an operator P: (d,) -> (D,), and the methods that derive from it.
+
+theta = theta_0 + P z (Li et al. 2018, arXiv:1804.08838, equation 2). An operator gives `matvec`, `rmatvec` and the
+frozen `start`; being differentiable, twice, is derived from these.
+"""
 
 from __future__ import annotations
 

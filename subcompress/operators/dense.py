@@ -1,4 +1,12 @@
-"""Dense Gaussian projection, a reference operator: not exact between devices, so it cannot be packed."""
+"""Dense Gaussian projection, a reference operator: not exact between devices, so it cannot be packed.
+
+    P_ij ~ N(0, 1), independent
+
+Li et al. 2018 (arXiv:1804.08838), "dense". A product costs O(D d). P is drawn again for every product, a piece of rows
+at a time, unless it is small enough to be kept: memory is never of the order of D d.
+
+This file also holds what the references share: their sizes and scale, and their draws.
+"""
 
 from __future__ import annotations
 

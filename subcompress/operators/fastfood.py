@@ -1,4 +1,13 @@
-"""Fastfood, a reference operator: not exact between devices, so it cannot be packed."""
+"""Fastfood, a reference operator: not exact between devices, so it cannot be packed.
+
+    V_b = H G_b Pi_b H B_b / |g_b|,    b = 0 .. ceil(D / l) - 1
+
+Le, Sarlos, Smola 2013 (arXiv:1408.3060), as used by Li et al. 2018 (arXiv:1804.08838). l is d padded to a power of two;
+H is the l x l Hadamard matrix (Sylvester's, +-1), B_b random signs, Pi_b a random permutation, G_b = diag(g_b) standard
+normals. P is the first d columns of the blocks, stacked and cut to D rows. Dividing by |g_b| instead of the random
+lengths S_b of Le et al. is Li et al.'s: every row of V_b is sqrt(l) long. P costs two Walsh-Hadamard transforms of D
+numbers, memory is O(D).
+"""
 
 from __future__ import annotations
 

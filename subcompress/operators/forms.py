@@ -1,4 +1,8 @@
-"""Start values in few bytes: constants, tables, ramps and seeded random numbers."""
+"""Start values in few bytes: constants, tables, ramps and seeded random numbers.
+
+A form gives the start of any range of values of a tensor as an array, without torch (docs/FORMAT.md, section 5). A
+`Pattern` says which of several forms each value of a tensor has.
+"""
 
 from __future__ import annotations
 

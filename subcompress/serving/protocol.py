@@ -1,4 +1,9 @@
-"""Open Inference Protocol v2: decoding requests to arrays and encoding arrays as answers."""
+"""Open Inference Protocol v2: decoding requests to arrays and encoding arrays as answers.
+
+JSON, and the binary tensor extension: the JSON comes first, `Inference-Header-Content-Length` bytes of it, and the
+values of the tensors after it, in their order, as little-endian bytes.
+https://github.com/kserve/open-inference-protocol, and Triton's extension_binary_data.md
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Fast kernels of operators 1 and 2, one module for each kind of machine: exact weights, and the products for
-training."""
+training.
+
+Each has `fill`, `affine` and `adjoint`; what they compute is said by docs/FORMAT.md and by the operator that they are
+given. Where none serves, torch's own operators compute the same.
+"""
 
 from __future__ import annotations
 
