@@ -1,4 +1,4 @@
-"""Dense Gaussian projection, a reference operator: not exact between devices, so it cannot be packed.
+"""Dense Gaussian projection, a reference: not exact between devices, and it cannot be packed.
 
     P_ij ~ N(0, 1), independent
 

@@ -1,4 +1,4 @@
-"""Fastfood, a reference operator: not exact between devices, so it cannot be packed.
+"""Fastfood, a reference: not exact between devices, and it cannot be packed.
 
     V_b = H G_b Pi_b H B_b / |g_b|,    b = 0 .. ceil(D / l) - 1
 
