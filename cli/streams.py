@@ -71,12 +71,12 @@ def _duplicate_stdout(stdout: IO[str]) -> int | None:
         if stdout.fileno() != 1:
             return None
         stdout.flush()
-        kept = os.dup(1)
+        copy = os.dup(1)
     except (OSError, ValueError):
         return None
     try:
         os.dup2(2, 1)
     except OSError:
-        os.close(kept)
+        os.close(copy)
         return None
-    return kept
+    return copy
