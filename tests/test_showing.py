@@ -18,7 +18,7 @@ from subcompress.api.compare import Comparison
 from subcompress.format.facts import Facts
 from subcompress.peers.bench import Row
 from subcompress.support.bars import Bars, is_notebook, with_bars
-from subcompress.support.listening import Progress, StepProgress
+from subcompress.support.listener import Progress, StepProgress
 from subcompress.training.dimension import Dimension, Point, absolute, estimate
 from subcompress.training.probe import Fit, Probe
 

@@ -29,8 +29,8 @@ from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.bars import with_bars
 from subcompress.support.charts import Chart
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.listener import Listener
+from subcompress.support.suggestions import suggestion
 from subcompress.support.tables import html_png, html_table
 from subcompress.tensors.layout import Layout
 from subcompress.training import run
@@ -164,7 +164,7 @@ def compare(
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
         raise SubcompressError(
-            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{meant(unknown[0], PEERS)}"
+            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{suggestion(unknown[0], PEERS)}"
         )
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     model = unwrapped_for(model, record.layout)

@@ -19,8 +19,8 @@ from subcompress.search.trials import Trial
 from subcompress.search.working import work
 from subcompress.support.bars import with_bars
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.listener import Listener
+from subcompress.support.suggestions import suggestion
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import Fitter
@@ -114,7 +114,7 @@ def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
     if not 1 <= repeats <= 100:
         raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
     if shuffle is not None and shuffle not in SHUFFLES:
-        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
+        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{suggestion(shuffle, SHUFFLES)}")
 
 
 def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]:

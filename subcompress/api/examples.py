@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from subcompress.api.unpack import load_record
 from subcompress.data import Data
-from subcompress.data.held import Held, leaves
+from subcompress.data.in_memory import InMemory, tensors_in
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import as_classes, counts, prepare_labels
@@ -120,7 +120,7 @@ def _answers(module: nn.Module, data: Data) -> tuple[Tensor, Tensor] | None:
     split, task = data.validation, Task.of()
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     asked = torch.arange(min(MOST_EXAMPLES, size(split)))
-    step = split.swept(BATCH)[1] if isinstance(split, Held) else BATCH
+    step = split.swept(BATCH)[1] if isinstance(split, InMemory) else BATCH
     outputs, labels = [], []
     for batch in batches(split, step, device, asked, seed=0):
         out = task.outputs_for_metric(module, batch)
@@ -179,7 +179,7 @@ def _pictures(data: Data, rows: Tensor) -> list[tuple[str, str]]:
 
 def _images(x: Any) -> Tensor | None:
     """(N, C, H, W) of one or three channels, where that is the one input."""
-    found = list(leaves(x))
+    found = list(tensors_in(x))
     if len(found) != 1 or found[0].ndim != 4:
         return None
     images = found[0] if found[0].shape[1] in (1, 3) else found[0].movedim(3, 1)

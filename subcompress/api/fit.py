@@ -24,7 +24,7 @@ from subcompress.search.target import TargetSearch, first_d
 from subcompress.search.trials import Engine, Trial
 from subcompress.search.working import finish, work
 from subcompress.support.bars import with_bars
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.training import recipe_file, run, schemas
 from subcompress.training.fitter import Fitter
 from subcompress.training.likeness import same_network

@@ -1,4 +1,4 @@
-"""Examples of different lengths, texts above all: held without padding, padded batch by batch."""
+"""Examples of different lengths, usually texts: stored without padding, padded batch by batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from subcompress.data.held import Held, Tree, leaves, tree_map
+from subcompress.data.in_memory import InMemory, Tree, tensors_in, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -25,7 +25,7 @@ TOKENS = 1 << 14
 """Tokens of a batch in an evaluation at most, padding counted."""
 
 
-class Ragged(Held):
+class Ragged(InMemory):
     """Examples in memory, each a dict of 1-D tensors of one length, and of others that are stacked.
 
     A batch is padded at the end, to its longest example, with `fills` (by name; 0 where it has none). `attention_mask`,
@@ -60,14 +60,14 @@ class Ragged(Held):
 
     @property
     def varying(self) -> frozenset[str]:
-        """Names of the inputs that are padded."""
+        """The names of inputs that are padded."""
         return frozenset((*self.values, MASK))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, i: Any) -> tuple[dict[str, Tensor], Tree]:
-        """An example, or, for several indices, a padded batch: (n,) -> name -> (n, longest of them)."""
+        """Return one example, or a padded batch for several indices: (n,) -> name -> (n, longest of them)."""
         if not isinstance(i, Tensor) or not i.ndim:
             x, y = self[torch.tensor([int(i)])]
             return {name: t[0] for name, t in x.items()}, tree_map(lambda t: t[0], y)
@@ -83,11 +83,11 @@ class Ragged(Held):
         return self.values[IDS][self.starts[i] : self.starts[i] + self.lengths[i]]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
-        yield from leaves((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
+        """Return all tensors of the data set."""
+        yield from tensors_in((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
 
     def arranged(self, order: Tensor, batch_size: int) -> Tensor:
-        """The examples in an order close to the given one, but with those of about one length in one batch."""
+        """Return an order close to the given one in which each batch has examples of similar length."""
         found = []
         for window in order.split(WINDOW * batch_size):
             near = window[self.lengths[window].argsort(stable=True)]
@@ -97,7 +97,7 @@ class Ragged(Held):
         return torch.cat(found)
 
     def swept(self, batch_size: int) -> tuple[Tensor, int]:
-        """All examples, the longest first, and how many of them go into a batch of an evaluation."""
+        """Return all examples, the longest first, and how many go into a batch of an evaluation."""
         return self.lengths.argsort(descending=True, stable=True), min(
             batch_size, max(1, TOKENS // int(self.lengths.max()))
         )

@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, with a class or a value each, from a file, as the tokens of a model."""
+"""Data sets of texts, or pairs of texts, with a class or a value each, read from a file and tokenized for a model."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def read(path: str | Path) -> Table:
 
 
 def _values(labels: Sequence[str]) -> Tensor | None:
-    """Labels as numbers, (N,), where all of them are finite ones and one is not whole."""
+    """Return labels as numbers, (N,), if all are finite and at least one is not an integer."""
     try:
         values = [float(label) for label in labels]
     except ValueError:
@@ -129,7 +129,7 @@ def _values(labels: Sequence[str]) -> Tensor | None:
 
 
 def pad_of(tokenizer: Any) -> int:
-    """The token that batches are padded with: that of the tokenizer, or its end of text, or 0."""
+    """Return the padding token: the tokenizer's, or its end of text, or 0."""
     return next((n for n in (tokenizer.pad_token_id, tokenizer.eos_token_id) if n is not None), 0)
 
 
@@ -165,7 +165,7 @@ def _splits(path: str | Path, given: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 def _tokens(
     tokenizer: Any, texts: list[str], pairs: list[str] | None, length: int
 ) -> tuple[dict[str, list[Tensor]], int]:
-    """Name -> a tensor a text, and how many texts are cut."""
+    """Tokenize the texts; return name -> a tensor for each text, and how many texts were cut."""
 
     def given(rows: Sequence[int]) -> list[list[str]]:
         return [[column[i] for i in rows] for column in (texts, pairs) if column is not None]

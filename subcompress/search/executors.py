@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from subcompress.errors import SubcompressError, one_line, shown
-from subcompress.support.listening import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.listener import Listener
+from subcompress.support.suggestions import suggestion
 
 BY_VALUE: list[ModuleType] = []
 """Modules of the user's that no worker can import by name: what is of them is sent along."""
@@ -207,7 +207,7 @@ def helping(name: str, workers: int, folder: Path, call: Callable[[], Any], list
     """
     if name not in EXECUTORS:
         raise SubcompressError(
-            f"--executor is one of {', '.join(EXECUTORS)}; given {shown(name)}{meant(name, EXECUTORS)}"
+            f"--executor is one of {', '.join(EXECUTORS)}; given {shown(name)}{suggestion(name, EXECUTORS)}"
         )
     if workers == 0:
         yield

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from subcompress.support.listening import Listener, Progress, StepProgress
+from subcompress.support.listener import Listener, Progress, StepProgress
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -30,7 +30,7 @@ from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
 from subcompress.training import likeness, records

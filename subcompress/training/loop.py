@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.held import Held, Tree, leaves
-from subcompress.data.splits import batches, finite, moved, size
+from subcompress.data.in_memory import InMemory, Tree, tensors_in
+from subcompress.data.splits import batches, is_finite, size, split_on_device
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states, restore
 from subcompress.subspace.seeds import seed_everything
-from subcompress.support.listening import Listener, Progress, StepProgress
-from subcompress.support.suggesting import meant
-from subcompress.tensors.layout import holdable
+from subcompress.support.listener import Listener, Progress, StepProgress
+from subcompress.support.suggestions import suggestion
+from subcompress.tensors.layout import is_storable
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
 from subcompress.training.pressure import Pressure
 from subcompress.training.schemas import MAX_LR
@@ -133,7 +133,7 @@ class Direct:
     def moving(self) -> dict[str, Tensor]:
         """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
+        return {name: t.detach() for name, t in named if is_storable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""
@@ -199,11 +199,12 @@ def check_recipe(recipe: TrainOptions, examples: int) -> None:
     if recipe.optimiser not in OPTIMISERS:
         raise SubcompressError(
             f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
-            + meant(recipe.optimiser, OPTIMISERS)
+            + suggestion(recipe.optimiser, OPTIMISERS)
         )
     if recipe.precision not in PRECISIONS:
         raise SubcompressError(
-            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}{meant(recipe.precision, PRECISIONS)}"
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
+            + suggestion(recipe.precision, PRECISIONS)
         )
     for holds, rule, given in rules:
         if not holds:
@@ -254,7 +255,7 @@ class _Run:
         self.listener, self.note, self.pressure = listener, note, pressure
         self.parameters = list(trainee.parameters())
         self.device = self.parameters[0].device
-        self.examples = moved(data.train, self.device)
+        self.examples = split_on_device(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.total(size(data.train))
         self.begin_rounding = int(self.total * recipe.quantise_after)
@@ -313,7 +314,7 @@ class _Run:
         if self.pressure is not None:
             self.pressure.look()
         used = shuffled[: min(self.steps_per_epoch, self.total - self.step) * self.recipe.batch_size]
-        if isinstance(self.data.train, Held):
+        if isinstance(self.data.train, InMemory):
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
@@ -508,5 +509,5 @@ def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
 
 
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
-    if not all(finite(t) for t in leaves(batch)):
+    if not all(is_finite(t) for t in tensors_in(batch)):
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")

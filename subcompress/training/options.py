@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from subcompress.errors import SubcompressError
 from subcompress.support.names import AUTO
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 if TYPE_CHECKING:
     from subcompress.training.tasks import Loss, Metric
@@ -233,7 +233,7 @@ def options_of(
     if given:
         known = [*(f.name for kind in GROUPS.values() for f in fields(kind)), *RENAMED]
         name = next(iter(given))
-        raise SubcompressError(f"{caller}() has no option {name!r}{meant(name, known)}")
+        raise SubcompressError(f"{caller}() has no option {name!r}{suggestion(name, known)}")
     return found
 
 

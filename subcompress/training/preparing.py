@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from subcompress.base import open_base, stand_on
+from subcompress.base import attach_base, open_base
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
-from subcompress.support.devices import chosen
-from subcompress.support.listening import Listener
+from subcompress.support.devices import choose_device
+from subcompress.support.listener import Listener
 from subcompress.support.names import DEFAULT_ROLES
 from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
@@ -96,11 +96,11 @@ def prepared(
     model, build = built(model, recipe.seed, listener.note)
     for line in data.notes:
         listener.note(line)
-    place = chosen(options.machine.device)
+    place = choose_device(options.machine.device)
     settings = settings_of(options, size(data.train), place.name, rounded)
     on_base = None
     if base.source is not None:
-        on_base = stand_on(open_base(base.source, base.name), model, tuple(base.new))
+        on_base = attach_base(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
     with machine(place.name, options.machine.threads, recipe.seed), naming_memory(recipe.batch_size):
         yield Fitter(model, data, task, settings, listener, on_base, build, place.line)
