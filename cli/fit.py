@@ -87,8 +87,8 @@ if TYPE_CHECKING:
 @option(
     "--max-fits",
     type=float,
-    help="Most trainings that a search may take.  [default: 8, and 2 more if --max-drop has to find the step of its "
-    "baseline]",
+    help="Most trainings that a search may take.  [default: 8, one more for each of --jobs, and 2 more if --max-drop "
+    "has to find the step of its baseline]",
     group=SEARCH,
 )
 @option(

@@ -10,107 +10,82 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import subcompress
 from subcompress import Listener, SubcompressError
 from subcompress.search.curve import frontier
 from subcompress.search.goal import SearchGoal
+from subcompress.search.simulation import PowerLaw, laws, simulate
 from subcompress.search.target import TargetSearch
 from subcompress.search.trials import Trial
 from subcompress.training import run
 from subcompress.training.preflight import resolution_note
-from subcompress.training.probe import DIED, Probe
+from subcompress.training.probe import Probe
 from subcompress.training.tasks import Task
 
 
-class Known:
-    """Answers a search from a power law: log(error) = log(error at d_true) + slope log(d / d_true) + noise."""
-
-    def __init__(self, target: float, D: int, d_true: float, slope: float, noise: float, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.D, self.law, self.noise = D, (target, d_true, slope), noise
-        self.task, self.listener = Task.of(), Listener()
-        self.settings = SimpleNamespace(epochs=10, seed=0, device="cpu")
-        self.data = SimpleNamespace(validation=range(5_000))
-        self.epochs, self.seen = 0, []
-
-    def say_cost(self, d: int, fits: float, minutes: float) -> None:
-        assert 1 <= d <= self.D
-
-    def nests(self, small: int, large: int) -> bool:
-        return 0.5 < small / large < 2
-
-    def probe(self, trial: Trial, hopeless=None) -> Probe:
-        d, seed, warm = trial.d, trial.seed, trial.warm
-        assert 1 <= d <= self.D
-        self.seen.append(d)
-        target, d_true, slope = self.law
-        if d < d_true / 20:
-            self.epochs += 4
-            return Probe(d, seed, 0.0, (), 4, 48.0, True, DIED, warnings=("died",))
-        error = math.log(1 - target) + slope * math.log(d / d_true) + self.rng.normal(0, self.noise)
-        final = 1 - math.exp(min(error, -0.1))
-        curve: list[float] = []
-        if warm:
-            assert self.nests(warm, d)
-            self.epochs += 5
-            return Probe(d, seed, final - 0.006, (final,) * 5, 5, 60.0, warm=warm)
-        for epoch in range(1, 11):
-            curve.append(1 - min(1.0, (1 - final) * math.exp(0.06 * (10 - epoch))))
-            self.epochs += 1
-            if epoch < 10 and hopeless is not None and hopeless(tuple(curve)):
-                return Probe(d, seed, curve[-1], tuple(curve), epoch, 12.0 * epoch, True)
-        return Probe(d, seed, final, tuple(curve), 10, 120.0, bytes=115 + d // 2)
-
-
-def search(known: Known, goal: SearchGoal, workers: int = 1):
-    """What a search ends with, whose trials are run by so many workers in turn."""
-    engine, running = TargetSearch(known, goal), []
-    while True:
-        while len(running) < workers and (trial := engine.ask([t for t, _ in running])) is not None:
-            assert trial not in [t for t, _ in running]
-            running.append((trial, known.probe(trial, engine.hopeless(trial))))
-        if not running:
-            return engine.result()
-        engine.tell(*running.pop(0))
-
-
-def searched(known: Known, **goal) -> float:
+def searched(law: PowerLaw, workers: int = 1, **goal) -> float:
     """The d that is found over d_true, nan where the target was not reached."""
-    target, d_true, _ = known.law
-    chosen, found = search(known, SearchGoal(value=target, **goal))
+    end = simulate(law, SearchGoal(value=law.target, **goal), workers)
+    chosen, found = end.chosen, end.found
+    assert found["full_fits"] == pytest.approx(law.epochs / 10)
     if not found.get("reached", True):
         return math.nan
     values = [p.value for p in found["probes"] if p.at(chosen.d)]
     assert len(values) == 3
-    assert np.mean(values) >= target
+    assert np.mean(values) >= law.target
     assert chosen.value == max(values)
-    assert found["full_fits"] == pytest.approx(known.epochs / 10)
     assert found["frontier"] == frontier(found["probes"], False)
-    return chosen.d / d_true
+    return chosen.d / law.d_true
 
 
-def test_known_curves_are_searched_in_at_most_eight_trainings():
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize(("workers", "most"), [(1, 8), (2, 9), (4, 11)])
+def test_known_curves_are_searched_in_few_trainings(workers, most):
     ratios = []
-    for seed in range(200):
-        D = int(10 ** rng.uniform(4, 6))
-        d_true = min(math.sqrt(D) * math.exp(rng.normal(0, 0.6)), D / 4)
-        slope, noise = -rng.uniform(0.45, 1.0), rng.uniform(0.03, 0.12)
-        known = Known(float(rng.choice([0.9, 0.97])), D, d_true, slope, noise, seed)
-        ratios.append(searched(known))
-        assert known.epochs <= 80
+    for law in laws(200):
+        ratios.append(searched(law, workers, max_fits=float(most)))
+        assert law.epochs <= 10 * most
     assert np.isnan(ratios).sum() <= 10
     assert 0.9 < np.nanmedian(ratios) < 1.2, np.nanmedian(ratios)
     assert np.nanquantile(ratios, 0.9) < 1.6
+
+
+def test_two_workers_take_less_time():
+    def rounds_of(workers: int) -> float:
+        curves = [PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, seed) for seed in range(20)]
+        goal = SearchGoal(value=0.9, max_fits=8.0 + workers - 1)
+        return float(np.mean([simulate(curve, goal, workers).rounds for curve in curves]))
+
+    rounds = {workers: rounds_of(workers) for workers in (1, 2, 4)}
+    assert rounds[2] < 0.75 * rounds[1]
+    assert rounds[4] < 0.8 * rounds[2]
+
+
+@given(st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_a_search_depends_on_the_trials_alone(order):
+    """Whoever ran them, and in whichever order they ended."""
+    law = PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, 0)
+    trials = [Trial(d, seed) for d, seed in ((200, 0), (400, 0), (400, 1), (400, 2), (300, 0))]
+    probes = [law.probe(trial) for trial in trials]
+    ends = []
+    for places in (range(5), order):
+        engine = TargetSearch(law, SearchGoal(value=0.9))
+        for i in places:
+            engine.tell(trials[i], probes[i])
+        chosen, found = engine.result()
+        ends.append((chosen, found["frontier"], found["full_fits"]))
+    assert ends[0] == ends[1]
 
 
 def test_no_training_begins_that_would_end_after_the_time_is_up():
     """Two minutes a training."""
     for minutes, most in ((8.5, 4), (12.5, 6), (100.0, 8)):
         for seed in range(20):
-            known = Known(0.9, 100_000, 300.0, -0.6, 0.05, seed)
+            known = PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, seed)
             searched(known, max_minutes=minutes)
             assert known.epochs <= 10 * most
 
@@ -125,21 +100,23 @@ def test_the_frontier_is_what_nothing_outdoes():
 def test_errors_are_searched_downwards():
     """The same law of a metric that is minimised."""
 
-    class Errors(Known):
+    class Errors(PowerLaw):
         def probe(self, trial, hopeless=None):
             p = super().probe(trial)
             return replace(p, value=1 - p.value, curve=tuple(1 - v for v in p.curve))
 
     known = Errors(0.9, 100_000, 300.0, -0.6, 0.05, 0)
     known.task = Task.of("mse")
-    chosen, found = search(known, SearchGoal(value=0.1))
+    end = simulate(known, SearchGoal(value=0.1))
+    chosen, found = end.chosen, end.found
     assert 230 < chosen.d < 450
     assert found["target"] == 0.1
 
 
 def test_a_target_that_is_out_of_reach_gives_the_best_and_says_how_near_it_came():
-    known = Known(0.9, 2_000, 30_000.0, -0.3, 0.02, 0)
-    chosen, found = search(known, SearchGoal(value=0.9))
+    known = PowerLaw(0.9, 2_000, 30_000.0, -0.3, 0.02, 0)
+    end = simulate(known, SearchGoal(value=0.9))
+    chosen, found = end.chosen, end.found
     assert re.search(r"no d was found .* meets 0.9; the best was 0\.\d+ at d = \d+", found["failure"])
     assert found["reached"] is False
     assert chosen.value == max(p.value for p in found["probes"] if p.bytes)
@@ -152,8 +129,8 @@ def test_far_targets_are_looked_for_far_away():
         for seed in range(40):
             D = int(10 ** rng.uniform(4, 6))
             d_true, slope = D * rng.uniform(0.15, 0.6), -rng.uniform(0.15, 0.35)
-            known = Known(float(rng.choice([0.9, 0.97])), D, d_true, slope, rng.uniform(0.03, 0.12), seed)
-            whole = 1 - math.exp(math.log(1 - known.law[0]) + slope * math.log(D / d_true))
+            known = PowerLaw(float(rng.choice([0.9, 0.97])), D, d_true, slope, rng.uniform(0.03, 0.12), seed)
+            whole = 1 - math.exp(math.log(1 - known.target) + slope * math.log(D / d_true))
             ratios.append(searched(known, **({"baseline": whole} if baseline else {})))
             low.append(sum(d < d_true / 4 for d in known.seen))
         assert np.mean(low) < most_low

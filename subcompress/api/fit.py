@@ -86,11 +86,11 @@ def fit(
     options = replace(options, machine=divided(options.machine))
     listener = listener or Listener()
     task = task_of(options.recipe)
-    search_goal = checked(options.goal, task)
+    search_goal = checked(options.goal, task, options.machine.jobs)
     check_base_options(options.base)
     schemas.check_origin(origin or {})
     data = data_of(data, options.machine.workers)
-    join = partial(_join, model, data, Path(run_folder).absolute(), options, origin)
+    join = partial(_join, model, data, Path(run_folder).absolute(), options, search_goal.max_fits, origin)
     data = task.prepare_labels(data)
     with prepared(model, data, options, task, listener) as fitter:
         check(fitter, search_goal)
@@ -121,7 +121,9 @@ def _searched(
         return finish(fitter, folder, chosen, details, origin)
 
 
-def _join(model: Any, data: Data, run_folder: Path, options: Options, origin: dict[str, Any] | None) -> None:
+def _join(
+    model: Any, data: Data, run_folder: Path, options: Options, max_fits: float, origin: dict[str, Any] | None
+) -> None:
     """Work in a run folder beside the process that began it. What the fit comes to is told there."""
     with suppress(TargetMissedError):
         fit(
@@ -129,7 +131,7 @@ def _join(model: Any, data: Data, run_folder: Path, options: Options, origin: di
             data,
             run_folder,
             recipe=options.recipe,
-            goal=options.goal,
+            goal=replace(options.goal, max_fits=max_fits),
             base=options.base,
             machine=replace(options.machine, jobs=1),
             origin=origin,

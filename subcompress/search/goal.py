@@ -40,8 +40,11 @@ class SearchGoal:
         return {"goal": named | {"baseline": self.baseline} | step, "limits": limits}
 
 
-def checked(goal: Goal, task: Task) -> SearchGoal:
-    """The goal with its defaults filled in. Raises SubcompressError unless it says one thing, and one that can be."""
+def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
+    """The goal with its defaults filled in. Raises SubcompressError unless it says one thing, and one that can be.
+
+    jobs: trainings at a time. Each begins before the others have told anything, so that a search takes more of them.
+    """
     options = {
         "--d": goal.d,
         "--min-accuracy": goal.min_accuracy,
@@ -64,7 +67,7 @@ def checked(goal: Goal, task: Task) -> SearchGoal:
         goal.bytes,
         goal.baseline,
         goal.seeds,
-        _max_fits(goal),
+        _max_fits(goal, jobs),
         _max_minutes(goal),
         goal.baseline_lr,
     )
@@ -102,10 +105,10 @@ def _check_baseline(goal: Goal, given: str) -> None:
         raise SubcompressError(f"--baseline-lr is positive; given {goal.baseline_lr:g}")
 
 
-def _max_fits(goal: Goal) -> float:
+def _max_fits(goal: Goal, jobs: int) -> float:
     """The limit of trainings. Raises SubcompressError for one that the seeds of a single d exceed."""
     tries_steps = goal.max_drop is not None and goal.baseline is None and goal.baseline_lr is None
-    limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + (TRIED if tries_steps else 0)
+    limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + jobs - 1 + (TRIED if tries_steps else 0)
     least, words = (goal.seeds, "--seeds") if goal.bytes is not None else (goal.seeds + 1, "--seeds + 1")
     if goal.d is None and not limit >= least:
         raise SubcompressError(f"--max-fits is at least {words} = {least}; given {limit:g}")

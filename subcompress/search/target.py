@@ -34,7 +34,7 @@ FARTHEST, JUMP = 4.0, 32.0
 """The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
 slope is only guessed, and once it was measured."""
 
-BLIND = 2.5
+BLIND = 1.6
 """The factor in d between the first trials, where several workers begin at once."""
 
 CLOSE = 1.04

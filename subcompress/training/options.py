@@ -75,8 +75,8 @@ class Goal:
             default the network is trained directly.
         baseline_lr: The step of that direct training. By default the best of a few on the validation split.
         seeds: Trainings at each d of a search; their mean must meet the target.
-        max_fits: Most trainings that a search may take. By default 8, and 2 more if `max_drop` has to find the step of
-            the direct training.
+        max_fits: Most trainings that a search may take. By default 8, one more for each of `jobs` beyond the first, and
+            2 more if `max_drop` has to find the step of the direct training.
         max_minutes: No training starts that would end later than this.
     """
 
