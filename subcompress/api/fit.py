@@ -14,18 +14,20 @@ from torch.utils.data import Dataset
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
 from subcompress.support.listening import Listener
-from subcompress.training import recipe_file, run, schemas
+from subcompress.training import recipe_file, schemas
 from subcompress.training.baseline import given_baseline
 from subcompress.training.budget import best_within, check_budget
 from subcompress.training.curve import frontier
 from subcompress.training.fitter import Fitter
 from subcompress.training.goal import SearchGoal, checked
 from subcompress.training.likeness import same_network
-from subcompress.training.options import Goal, Machine, Recipe, Shortcuts
+from subcompress.training.options import Goal, Machine, Options, Recipe, Shortcuts
 from subcompress.training.preparing import check_base_options, data_of, prepared, task_of
 from subcompress.training.probe import Fit, Probe, TargetMissedError
 from subcompress.training.run import Run
 from subcompress.training.searching import first_d, search
+from subcompress.training.sharding import sharing
+from subcompress.training.sharding.folder import held
 
 
 def fit(
@@ -51,7 +53,8 @@ def fit(
     or `bytes`, for which the best file of at most so many bytes is searched. The network that is given stays as it
     was. Before the first training, at most about 100 steps of direct training measure how far each tensor moves. The
     same seed, data, options and machine give the same file on a CPU, also if the call was interrupted and made again.
-    On CUDA, some sums have no fixed order.
+    On CUDA, some sums have no fixed order. Several processes that torchrun started, each of which makes this call,
+    share the shards of each batch; the first of them writes the folder and hears of progress.
 
     Args:
         model: The network, or a function without arguments that builds it. A function is better: it is called under
@@ -76,27 +79,39 @@ def fit(
         TargetMissedError: The target is not reached. The run folder holds the best file all the same.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
-    listener = listener or Listener()
     task = task_of(options.recipe)
     search_goal = checked(options.goal, task)
     check_base_options(options.base)
     schemas.check_origin(origin or {})
-    data = task.prepare_labels(data_of(data, options.machine.workers))
-    with prepared(model, data, options, task, listener) as fitter:
-        check(fitter, search_goal)
-        command = fitter.command() | search_goal.command()
-        if search_goal.baseline is not None:
-            search_goal = replace(search_goal, baseline=given_baseline(fitter, search_goal.baseline))
-        with run.holding(run_folder, command) as folder:
-            if (finished := _finished(folder, fitter, restart)) is not None:
-                found = finished
-            else:
-                recipe_file.write(folder.path, options, origin or {}, torch.get_num_threads())
-                fitter.measure()
-                found = fitter.finish(*_trained(fitter, search_goal, folder), origin or {})
+    with sharing(options.recipe.shards) as shards:
+        listener = listener if listener is not None and shards.first else Listener()
+        data = task.prepare_labels(data_of(data, options.machine.workers))
+        with prepared(model, data, options, task, listener, shards=shards) as fitter:
+            found = _found(fitter, search_goal, options, Path(run_folder), restart, origin or {})
     if not found.reached:
         raise TargetMissedError(found)
     return found
+
+
+def _found(
+    fitter: Fitter, goal: SearchGoal, options: Options, path: Path, restart: bool, origin: dict[str, Any]
+) -> Fit:
+    """What a folder holds of this fit, or what training gives. Each worker takes the same way through it: what reads
+    the folder, evaluates or looks at a clock is done by the first one alone."""
+    shards, baseline = fitter.shards, goal.baseline
+    shards.alone(lambda: check(fitter, goal))
+    command = fitter.command() | goal.command()
+    shards.alike("network, code and data", repr(command["network"]))
+    if baseline is not None:
+        goal = replace(goal, baseline=shards.alone(lambda: given_baseline(fitter, baseline)))
+    with held(shards, path, command) as folder:
+        fitter.run = folder
+        if (finished := shards.alone(lambda: _finished(folder, fitter, restart))) is not None:
+            return finished
+        folder.earlier = shards.alone(lambda: folder.earlier)
+        shards.alone(lambda: recipe_file.write(folder.path, options, origin, torch.get_num_threads()))
+        fitter.measure()
+        return fitter.finish(*_trained(fitter, goal, folder), origin)
 
 
 def check(fitter: Fitter, goal: SearchGoal) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from subcompress.training.pressure import Pressure
 from subcompress.training.probe import Fit, Probe
 from subcompress.training.run import DISCARD, JOURNAL, Run
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
+from subcompress.training.sharding import Shards
 from subcompress.training.tasks import Task, evaluate
 
 MOVES = "moves"
@@ -63,9 +64,11 @@ class Fitter:
         base: OnBase | None = None,
         build: Build | None = None,
         device_line: str = "",
+        shards: Shards | None = None,
     ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
         self.base, self.build, self.device_line = base, build, device_line
+        self.shards = shards or Shards(settings.shards)
         s = settings
         check_options(s.bits, s.seed, s.operator)
         self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
@@ -192,11 +195,7 @@ class Fitter:
 
     def measure(self) -> None:
         """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
-        if (held := self._run.journal.get(MOVES)) is None:
-            self.listener.note("measuring how far each tensor moves in direct training")
-            self._run.note(MOVES, self._measured().to_json())
-            held = self._run.journal[MOVES]
-        self.moves = found = self._checked_moves(held)
+        self.moves = found = self.shards.alone(self._moves)
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
         self.listener.note(
@@ -214,6 +213,14 @@ class Fitter:
                 f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
                 "start"
             )
+
+    def _moves(self) -> Moves:
+        """Those of the journal, measured where it has none."""
+        if (held := self._run.journal.get(MOVES)) is None:
+            self.listener.note("measuring how far each tensor moves in direct training")
+            self._run.note(MOVES, self._measured().to_json())
+            held = self._run.journal[MOVES]
+        return self._checked_moves(held)
 
     def _checked_moves(self, held: dict[str, Any]) -> Moves:
         """The moves of a journal. Raises SubcompressError for those of another network."""
@@ -267,6 +274,9 @@ class Fitter:
 
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
+        self.shards.alone(lambda: self._say_cost(d, fits, minutes))
+
+    def _say_cost(self, d: int, fits: float, minutes: float) -> None:
         plan = self.plan(d, self.settings.seed)
         subspace = Subspace(copied(self.model, self.settings.device), plan)
         recipe = self.settings.recipe(self.settings.seed, plan)
@@ -279,7 +289,10 @@ class Fitter:
 
     def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
         """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
-        one by default. Raises SubcompressError where it dies."""
+        one by default. One worker trains it. Raises SubcompressError where it dies."""
+        return self.shards.alone(lambda: self._baseline(seed, lr))
+
+    def _baseline(self, seed: int | None, lr: float | None) -> Probe:
         seed = self.settings.seed if seed is None else seed
         usual = self.baseline_rates[0]
         lr = usual if lr is None else lr
@@ -317,10 +330,11 @@ class Fitter:
         the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
         file."""
         key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
+        self._run.journal = self.shards.alone(lambda: self._run.journal)
         if (held := self._held(key)) is not None:
             return held
         plan = self.plan(d, seed)
-        before = None if warm is None else self._coordinates(warm, plan)
+        before = None if warm is None else self.shards.alone(lambda: self._coordinates(warm, plan))
         note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
         attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm is not None))
         for attempt in attempts:
@@ -331,13 +345,30 @@ class Fitter:
             except DeadRunError as e:
                 attempts.died(attempt, e)
                 continue
-            packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-            kept = kept_of(subspace, self.sizes, within) if packs else Kept()
-            probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
-            for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
-                self.listener.note(f"warning: {attempt.note}: {remark}")
-            return self._note(key, probe, kept.record)
+            return self.shards.alone(
+                partial(self._ended, key, plan, seed, subspace, outcome, attempt, attempts, warm, within)
+            )
         raise AssertionError("attempts end with a result or an error")
+
+    def _ended(
+        self,
+        key: str,
+        plan: Plan,
+        seed: int,
+        subspace: Subspace,
+        outcome: Outcome,
+        attempt: Attempt,
+        attempts: Attempts,
+        warm: Probe | None,
+        within: int | None,
+    ) -> Probe:
+        """Remember a training that has ended, and make its file where there is to be one."""
+        packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
+        kept = kept_of(subspace, self.sizes, within) if packs else Kept()
+        probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
+        for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
+            self.listener.note(f"warning: {attempt.note}: {remark}")
+        return self._note(key, probe, kept.record)
 
     def _probe(
         self,
@@ -409,20 +440,34 @@ class Fitter:
     def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
         """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
         are those of all trainings, also of those before an interruption."""
+        plan = self.plan(chosen.d, chosen.seed)
+        recipe = self.settings.recipe(chosen.seed, plan)
+        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
+        subspace: Subspace | None = None
+        if not plan.exact:
+            key = _key(chosen.d, chosen.seed)
+            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
+        return self.shards.alone(lambda: self._finished(chosen, plan, recipe, subspace, found, origin))
+
+    def _finished(
+        self,
+        chosen: Probe,
+        plan: Plan,
+        recipe: TrainOptions,
+        subspace: Subspace | None,
+        found: dict[str, Any],
+        origin: dict[str, Any],
+    ) -> Fit:
+        """subspace: trained again, where there is no record to rebuild it from."""
         seconds = sum(float(entry["seconds"]) for entry in self._run.journal.values())
         s = self.settings
-        key = _key(chosen.d, chosen.seed)
-        plan = self.plan(chosen.d, chosen.seed)
-        recipe = s.recipe(chosen.seed, plan)
-        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
-        if plan.exact:
-            record = self._read(key, plan)
+        if subspace is None:
+            record = self._read(_key(chosen.d, chosen.seed), plan)
             test = evaluate(self._rebuilt(record), self.data.test, self.task)
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
         else:
-            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
             subspace.eval()
             with torch.no_grad(), subspace.materialised() as module:
                 test = evaluate(module, self.data.test, self.task)
@@ -492,6 +537,7 @@ class Fitter:
             checkpoint=self._run.checkpoint(key),
             hopeless=hopeless,
             pressure=None if room is None else Pressure(subspace, room),
+            shards=self.shards,
         )
         if s.rounded and subspace.bits not in (s.bits, 0):
             raise SubcompressError(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -19,12 +20,14 @@ from subcompress.subspace.observing import built
 from subcompress.support.devices import chosen
 from subcompress.support.listening import Listener
 from subcompress.support.names import DEFAULT_ROLES
+from subcompress.support.world import local_rank
 from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
 from subcompress.training.options import Base, Options, Recipe
 from subcompress.training.preflight import naming_memory
 from subcompress.training.settings import Settings
+from subcompress.training.sharding import Shards
 from subcompress.training.tasks import Task
 
 FEW = 64
@@ -66,6 +69,7 @@ def prepared(
     task: Task,
     listener: Listener,
     rounded: bool = True,
+    shards: Shards | None = None,
 ) -> Iterator[Fitter]:
     """Check the network, the data and the options, set the machine up, and yield the Fitter that trains.
 
@@ -76,6 +80,7 @@ def prepared(
         task: What `task_of` gave for the recipe.
         listener: Hears of progress.
         rounded: Whether coordinates are rounded to bits, as in a file.
+        shards: The workers that share each batch. By default this process alone.
 
     Raises:
         SubcompressError: Options, data or a network that cannot be trained with.
@@ -84,14 +89,20 @@ def prepared(
     model, build = built(model, recipe.seed, listener.note)
     for line in data.notes:
         listener.note(line)
+    shards = shards or Shards(recipe.shards)
     place = chosen(options.machine.device)
+    if place.name == "cuda" and (own := local_rank()) and shards.workers > 1:
+        place = chosen(f"cuda:{own}")
     settings = settings_of(options, size(data.train), place.name, rounded)
     on_base = None
     if base.source is not None:
         on_base = stand_on(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
-    with machine(place.name, options.machine.threads, recipe.seed), naming_memory(recipe.batch_size):
-        yield Fitter(model, data, task, settings, listener, on_base, build, place.line)
+    threads = options.machine.threads or (1 if recipe.shards > 1 else None)
+    with machine(place.name, threads, recipe.seed), naming_memory(recipe.batch_size):
+        fitter = Fitter(model, data, task, settings, listener, on_base, build, place.line, shards)
+        shards.meet(torch.device(place.name))
+        yield fitter
 
 
 def settings_of(options: Options, examples: int, device: str, rounded: bool) -> Settings:
@@ -113,4 +124,5 @@ def settings_of(options: Options, examples: int, device: str, rounded: bool) -> 
         precision=recipe.precision,
         drop=tuple(recipe.drop),
         steps=recipe.steps,
+        shards=recipe.shards,
     )
