@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import socket
 import time
@@ -18,7 +19,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import cli
+from documents import blocks
 from torch import Tensor, nn
+from torch.distributed.run import get_args_parser
 
 import subcompress
 from subcompress import Data, Recipe, SubcompressError
@@ -29,6 +32,7 @@ from subcompress.training.fitter import Fitter
 from subcompress.training.loop import DeadRunError, TrainOptions, train
 from subcompress.training.sharding import Shards, Step, exact
 from subcompress.training.tasks import Task
+from subcompress_cli import main
 
 HERE = Path(__file__)
 SMALL = {"batch_size": 32, "shards": 4, "threads": 1, "device": "cpu"}
@@ -82,7 +86,6 @@ def _work(rank: int, size: int, port: int, commands: list[str], dies: tuple[int,
     }
     torch.set_num_threads(1)
     import subcompress.training.loop as loop
-    from subcompress_cli import main
 
     loop.SAVE_EVERY = -1.0
     if dies is not None and dies[0] == rank:
@@ -323,6 +326,17 @@ def test_a_search_of_one_worker_goes_through_shards(tmp_path, monkeypatch):
     options = SMALL | {"seeds": 1, "max_fits": 2, "min_accuracy": 0.01, "steps": 3}
     assert subcompress.fit(mixed, networks.blobs(), tmp_path / "run", **options).reached
     assert len(asked) > 10
+
+
+def test_the_commands_of_the_page_can_be_given():
+    found = [shlex.split(line) for block in blocks("docs/guides/many-machines.md", "") for line in block.lines]
+    assert len(found) == 3
+    for words in found:
+        at = words.index("--")
+        torchrun = get_args_parser().parse_args(words[1:])
+        assert (torchrun.module, torchrun.training_script) == (True, "subcompress")
+        context = main.get_command(None, "fit").make_context("fit", words[at + 3 :])
+        assert context.params["shards"] % (int(torchrun.nproc_per_node) * int(torchrun.nnodes.split(":")[0])) == 0
 
 
 # --- several workers ---

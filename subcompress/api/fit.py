@@ -79,11 +79,11 @@ def fit(
         TargetMissedError: The target is not reached. The run folder holds the best file all the same.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
-    task = task_of(options.recipe)
-    search_goal = checked(options.goal, task)
-    check_base_options(options.base)
-    schemas.check_origin(origin or {})
     with sharing(options.recipe.shards) as shards:
+        task = task_of(options.recipe)
+        search_goal = checked(options.goal, task)
+        check_base_options(options.base)
+        schemas.check_origin(origin or {})
         listener = listener if listener is not None and shards.first else Listener()
         data = task.prepare_labels(data_of(data, options.machine.workers))
         with prepared(model, data, options, task, listener, shards=shards) as fitter:
