@@ -25,7 +25,9 @@ from torch.distributed.run import get_args_parser
 
 import subcompress
 from subcompress import Data, Recipe, SubcompressError
+from subcompress.data import DATA, Split, digits
 from subcompress.data.splits import batches
+from subcompress.subspace import moves
 from subcompress.subspace.module import Subspace
 from subcompress.training import run
 from subcompress.training.fitter import Fitter
@@ -59,6 +61,13 @@ def failing() -> Data:
     return Data(Failing(data.train), data.validation, data.test)
 
 
+def ranked() -> Data:
+    """Other data in each worker."""
+    data = networks.blobs()
+    data.train.x.add_(int(os.environ["RANK"]))
+    return data
+
+
 MIXED = f"--model {HERE}:mixed --data {HERE.parent}/networks.py:blobs --d 40 --batch-size 32"
 LENET = "--model lenet --data digits --d 40 --steps 4 --batch-size 32"
 
@@ -75,8 +84,11 @@ class Ended:
     stderr: str = ""
 
 
-def _work(rank: int, size: int, port: int, commands: list[str], dies: tuple[int, int] | None, pipe: Any) -> None:
-    """What a worker does. dies: a rank, and the step in which it kills itself."""
+Dies = tuple[int, int, signal.Signals]
+"""A rank, the step in which it sends itself a signal, and which."""
+
+
+def _work(rank: int, size: int, port: int, commands: list[str], dies: Dies | None, pipe: Any) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -89,25 +101,25 @@ def _work(rank: int, size: int, port: int, commands: list[str], dies: tuple[int,
 
     loop.SAVE_EVERY = -1.0
     if dies is not None and dies[0] == rank:
-        _die_in(dies[1])
+        _die_in(*dies[1:])
     for command in commands:
         found = CliRunner().invoke(main, command.split())
         fault = found.exception if not isinstance(found.exception, SystemExit) else None
         pipe.send(Ended(found.exit_code, found.stdout, found.stderr + (repr(fault) if fault else "")))
 
 
-def _die_in(step: int) -> None:
+def _die_in(step: int, number: signal.Signals) -> None:
     run_step = Step.run
 
-    def run(self: Step, number: int, work: Any) -> Tensor:
-        if number == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return run_step(self, number, work)
+    def run(self: Step, at: int, work: Any) -> Tensor:
+        if at == step:
+            os.kill(os.getpid(), number)
+        return run_step(self, at, work)
 
     Step.run = run  # type: ignore[method-assign]
 
 
-def shared(size: int, *commands: str, dies: tuple[int, int] | None = None) -> list[list[Ended]]:
+def shared(size: int, *commands: str, dies: Dies | None = None) -> list[list[Ended]]:
     """How the workers of each command ended, by rank."""
     context = multiprocessing.get_context("fork")  # torch is imported here, which takes seconds elsewhere
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports the rest of torch, once for all of them
@@ -122,7 +134,7 @@ def shared(size: int, *commands: str, dies: tuple[int, int] | None = None) -> li
     for process in processes:
         process.start()
     until, found = time.monotonic() + 120, []
-    for process in processes:
+    for process in processes[:1] if dies and dies[2] == signal.SIGSTOP else processes:
         process.join(max(0.0, until - time.monotonic()))
     for (reader, writer), process in zip(pipes, processes, strict=True):
         if process.is_alive():
@@ -144,6 +156,16 @@ def _received(reader: Any) -> Iterator[Ended]:
 
 def record(folder: Path) -> bytes:
     return (folder / run.RECORD).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """A measurement of few steps before each fit, and few digits; workers that are forked have the same."""
+    monkeypatch.setattr(moves, "STEPS", 4)
+    monkeypatch.setattr(moves, "LEAST", 4)
+    whole = digits.load()
+    parts = [Split(split.x[::8], split.y[::8]) for split in (whole.train, whole.validation, whole.test)]
+    monkeypatch.setitem(DATA, "digits", lambda folder=None: Data(*parts, whole.facts))
 
 
 # --- sums ---
@@ -294,6 +316,13 @@ def test_a_number_of_workers_that_does_not_share_evenly_is_refused(tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
+def test_a_silence_that_is_none_is_refused(tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "SUBCOMPRESS_WORKER_TIMEOUT": "soon"}.items():
+        monkeypatch.setenv(name, value)
+    found = cli("fit", *MIXED.split(), "--shards", 4, "-o", tmp_path / "run")
+    assert found.stderr == "error: SUBCOMPRESS_WORKER_TIMEOUT is between 15 and 86400 seconds; it is soon\n"
+
+
 def test_shards_are_part_of_the_recipe(tmp_path):
     """A command of one shard is that of folders made before there were shards."""
     data = networks.blobs()
@@ -363,7 +392,7 @@ def test_two_workers_make_the_file_of_one(tmp_path):
 
 def test_a_worker_that_is_killed_ends_the_others_and_loses_nothing(tmp_path):
     command = f"fit {MIXED} --epochs 2 --shards 4 --device cpu -o {tmp_path}/"
-    first, second = shared(2, command + "killed", dies=(1, 7))
+    first, second = shared(2, command + "killed", dies=(1, 7, signal.SIGKILL))
     assert second == [Ended(-signal.SIGKILL)]
     lines = [line for line in first[0].stderr.splitlines() if line.startswith("error:")]
     assert first[0].status == 1 and len(lines) == 1 and "a worker of this training has ended" in lines[0]
@@ -400,11 +429,28 @@ def test_workers_killed_at_several_moments(tmp_path):
     assert shared(1, command + "whole")[0][0].status == 0
     for step in range(0, 18, 3):
         rank, then, folder = step // 3 % 2, (1, 2, 4)[step // 3 % 3], f"killed{step}"
-        ended = shared(2, command + folder, dies=(rank, step))
+        ended = shared(2, command + folder, dies=(rank, step, signal.SIGKILL))
         assert ended[rank] == [Ended(-signal.SIGKILL)]
         assert ended[1 - rank][0].status == 1
         assert [e[0].status for e in shared(then, command + folder)] == [0] * then
         assert record(tmp_path / folder) == record(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_silent_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBCOMPRESS_WORKER_TIMEOUT", "15")
+    command = f"fit {MIXED} --epochs 2 --shards 4 --device cpu -o {tmp_path}/run"
+    first, _ = shared(2, command, dies=(1, 7, signal.SIGSTOP))
+    assert first[0].status == 1 and "error: a worker of this training has ended, or does not answer" in first[0].stderr
+
+
+def test_workers_with_other_data_are_refused(tmp_path):
+    """They would come to other coordinates, or to none."""
+    command = f"fit {MIXED} --epochs 1 --shards 4 --device cpu -o {tmp_path}/run"
+    command = command.replace("networks.py:blobs", "test_shards.py:ranked")
+    first, second = shared(2, command)
+    assert "error: the workers of a training have the same network, code and data; worker 1 has" in first[0].stderr
+    assert (first[0].status, second[0].status, second[0].stderr) == (1, 1, "")
 
 
 @pytest.mark.slow

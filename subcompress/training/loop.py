@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +17,11 @@ from subcompress.data import Data
 from subcompress.data.held import Held, Tree, leaves
 from subcompress.data.splits import batches, finite, moved, size
 from subcompress.errors import SubcompressError, one_line, shown
-from subcompress.subspace.changing import extra_states, restore
+from subcompress.subspace.changing import extra_states
 from subcompress.subspace.module import Subspace
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listening import Listener, Progress, StepProgress
-from subcompress.tensors.layout import holdable
+from subcompress.training.direct import Direct
 from subcompress.training.judging import WINDOW, DeadRunError, Judge
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
 from subcompress.training.pressure import Pressure
@@ -59,47 +59,6 @@ class Trainee(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def train(self) -> Any: ...
     def eval(self) -> Any: ...
-
-
-class Direct:
-    """A network trained in all of its weights: the baseline."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    @contextmanager
-    def materialised(self) -> Iterator[nn.Module]:
-        """The network itself."""
-        yield self.module
-
-    def coded_bits(self) -> Tensor | None:
-        """Nothing is coded."""
-        return None
-
-    def moving(self) -> dict[str, Tensor]:
-        """All weights, buffers and extra state."""
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
-
-    def settings(self) -> dict[str, Any]:
-        """Nothing else."""
-        return {}
-
-    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-        """Go on from what `moving` gave."""
-        restore(self.module, self.moving(), tensors)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Those that are not frozen."""
-        return (p for p in self.module.parameters() if p.requires_grad)
-
-    def train(self) -> Any:
-        """Training mode."""
-        return self.module.train()
-
-    def eval(self) -> Any:
-        """Evaluation mode."""
-        return self.module.eval()
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,11 @@ from subcompress.training.sharding.shards import Shards, ToldError, WorkerLostEr
 
 T = TypeVar("T")
 
-TIMEOUT = float(os.environ.get("SUBCOMPRESS_WORKER_TIMEOUT", "60"))
+TIMEOUT = 60.0
 """Seconds after which a worker that does not answer is given up."""
+
+VARIABLE = "SUBCOMPRESS_WORKER_TIMEOUT"
+"""The environment variable that sets another number."""
 
 PATIENCE = timedelta(minutes=30)
 """How long workers wait for one another to read their data and to build their networks."""
@@ -84,6 +87,7 @@ class Workers(Shards):
         super().__init__(count)
         self.rank, self.workers = world.rank(), world.workers()
         self._key = f"subcompress/{next(_meetings)}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._timeout = _timeout()
         self._met, self._owns = False, not dist.is_initialized()
         with _losing("cannot be reached"):
             self._store = self._rendezvous()
@@ -112,7 +116,7 @@ class Workers(Shards):
         self._met = True
 
     def _connect(self) -> None:
-        timeout = timedelta(seconds=TIMEOUT)
+        timeout = self._timeout
         if self._owns:
             store = torch._C._distributed_c10d.PrefixStore(self._key, self._store)
             dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.workers, timeout=timeout)
@@ -242,6 +246,19 @@ class Workers(Shards):
         with _losing():
             dist.all_reduce(values, dist.ReduceOp.SUM, group=self._fast if values.is_cuda else self._group)
         return values
+
+
+def _timeout() -> timedelta:
+    """How long a worker may be silent. Raises SubcompressError, or ToldError in any worker but the first."""
+    said = os.environ.get(VARIABLE, str(TIMEOUT))
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if 3 * BEAT <= seconds <= 86_400:
+        return timedelta(seconds=seconds)
+    kind = ToldError if world.rank() else SubcompressError
+    raise kind(f"{VARIABLE} is between {3 * BEAT:g} and 86400 seconds; it is {said[:40]}")
 
 
 def _words(error: Exception) -> str:
