@@ -150,7 +150,7 @@ def with_vectors(kind: str, run: Callable[[], None]) -> Callable[[], None]:
     """The same with one kind of vectors."""
 
     def forced() -> None:
-        with compiled.forced(kind):
+        with compiled.force_kind(kind):
             run()
 
     return forced
@@ -164,7 +164,10 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     fastfood.matvec(z), onehot.matvec(z)  # their tables are ready, ours are made anew every time
     variants: dict[str, Callable[[], object]] = {"a plain fill (the limit)": lambda: out.fill_(1.0)}
     if "native" in available():
-        for kind in (taken := compiled.path(), *(k for k in reversed(compiled.paths()) if k != taken)):
+        for kind in (
+            taken := compiled.selected_kind(),
+            *(k for k in reversed(compiled.available_kinds()) if k != taken),
+        ):
             bold = "**" * (kind == taken)
             variants[f"{bold}ours: native, {kind}{bold}"] = with_vectors(kind, filler("native", D, d, out))
             variants[f"{bold}the same from seeded starts, {kind}{bold}"] = with_vectors(kind, seeded_filler(D, d, out))
@@ -391,7 +394,7 @@ def machine() -> str:
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{cpu[1] if cpu else platform.processor()}, {torch.get_num_threads()} threads{device}, "
-        f"vectors: {compiled.taken()} (of {', '.join(compiled.paths()) or 'none compiled'}), "
+        f"vectors: {compiled.cpu_engine()} (of {', '.join(compiled.available_kinds()) or 'none compiled'}), "
         f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     )
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import subcompress
-from subcompress.base import open_base, stand_on
+from subcompress.base import attach_base, open_base
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Split, batches, call
 from subcompress.data.texts import pad_of
@@ -152,7 +152,7 @@ def reviews(folder: Path, cache: Path) -> Setting:
 
     validation, rest = [training[i] for i in order[:1000]], [training[i] for i in order[1000:]]
     data = subcompress.Data(split(rest), split(validation), split(held))
-    options: dict[str, Any] = {"d": 2200, "bits": 3, "epochs": 3, "batch_size": 32, "precision": "bf16"}
+    options: dict[str, Any] = {"d": 2100, "bits": 3, "epochs": 3, "batch_size": 32, "precision": "bf16"}
     return Setting(
         "MiniLM-L6 on Rotten Tomatoes",
         lambda dropout: Encoder(place, 2, dropout),
@@ -218,7 +218,7 @@ def cifar10(folder: Path, cache: Path) -> Setting:
         return (x * old[1] + old[0] - new[0]) / new[1]
 
     base = open_base(place)
-    net = stand_on(base, Pictures(0.0)).loaded(Pictures(0.0)).eval()
+    net = attach_base(base, Pictures(0.0)).loaded(Pictures(0.0)).eval()
 
     def early(x: Tensor) -> Tensor:
         return torch.cat([net.early(again(part)) for part in x.split(250)])

@@ -77,7 +77,7 @@ def killed(model: str, folder: Path, epochs: int) -> float:
     """Begin with two workers and kill the second behind the first checkpoint; seconds until the other has ended."""
     words = command(model, folder, 2, epochs)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (folder / run.CHECKPOINT).exists():
+    while not any((folder / run.CHECKPOINTS).glob("*.safetensors")):
         if process.poll() is not None:
             raise SystemExit("the training ended before its first checkpoint: give more --epochs")
         time.sleep(0.05)

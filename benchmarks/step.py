@@ -153,7 +153,7 @@ def main() -> None:
 
     for threads in options.threads:
         torch.set_num_threads(threads)
-        cpu = f"threads: {threads}, vectors: {compiled.taken()}"
+        cpu = f"threads: {threads}, vectors: {compiled.cpu_engine()}"
         where = torch.cuda.get_device_name() if options.device == "cuda" else cpu
         say(f"{where}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}: ms a step, and times the plain step\n")
         for i, (model, d) in enumerate(CASES):

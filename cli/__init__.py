@@ -7,7 +7,7 @@ import importlib
 import click
 
 from subcompress import __version__
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress_cli.errors import Group
 from subcompress_cli.options import say
 
@@ -41,7 +41,7 @@ class Commands(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Raises UsageError for a command that does not exist, with those that may have been meant."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"No such command {args[0]!r}{meant(args[0], COMMANDS)}")
+            ctx.fail(f"No such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

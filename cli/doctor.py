@@ -30,10 +30,10 @@ def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
     It tries torch, CUDA, Triton, each provider of ONNX Runtime and each backend. The exit status is 1 if one is broken.
     """
     import subcompress
-    from subcompress.native.compiled import forced, taken
+    from subcompress.native.compiled import cpu_engine, force_kind
 
-    with forced(vectors):
-        taken()  # refuses what this processor does not run
+    with force_kind(vectors):
+        cpu_engine()  # refuses what this processor does not run
         findings = subcompress.doctor()
     if as_json:
         print_json([asdict(finding) for finding in findings])

@@ -1,4 +1,4 @@
-"""The border where a user's mistake becomes one line and exit status 1."""
+"""Turning SubcompressError into one line on stderr and exit status 1."""
 
 import shlex
 import signal
@@ -52,7 +52,7 @@ class Group(click.Group):
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """SIGTERM was received."""
 
 
 def _terminate(number: int, frame: Any) -> None:

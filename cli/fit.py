@@ -17,6 +17,7 @@ from subcompress_cli.options import (
     augment_option,
     base_option,
     data_options,
+    jobs_options,
     json_option,
     model_option,
     output_option,
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
     group=BASE,
 )
 @training_options
+@jobs_options
 @output_option("The run folder to write.", "RUN")
 @restart_option
 @verbose_option

@@ -1,4 +1,4 @@
-"""Help in groups: commands by workflow, options by what they decide."""
+"""Help texts grouped: commands by workflow, options by purpose."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Command(streams.Command):
 
 
 class Known(click.ParamType):  # type: ignore[type-arg]
-    """Text that is often one of a few known names, which completion offers; the library judges what is given."""
+    """Text that is often one of a few known names, which completion offers; the library checks the value."""
 
     name = "name"
 

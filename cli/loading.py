@@ -1,4 +1,4 @@
-"""The user's own code: `file.py:name` or `package.module:name`, and what it may get wrong."""
+"""Loading the user's code, `file.py:name` or `package.module:name`, and reporting its mistakes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from torch import nn
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.format.facts import Facts
+from subcompress.search.executors import BY_VALUE
 from subcompress.subspace.seeds import seed_everything
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 from subcompress.training.metrics import TORCHMETRICS, accumulates
 from subcompress_cli import texts
@@ -35,38 +36,39 @@ def model_of(name: str, seed: int = 0, facts: Facts | None = None, layout: Layou
     facts: of the data it is to learn; layout: of the file it is for. A network of transformers is made to fit them.
     """
     with _seeded(seed):
-        return _build(name, facts, layout)
+        return _build_model(name, facts, layout)
 
 
 def factory_of(name: str, facts: Facts | None = None) -> Callable[[], nn.Module]:
-    """What builds the network of that name, from the seeds that are set before it is called."""
-    return lambda: _build(name, facts, None)
+    """Return a function that builds the network of a name; the caller sets the seeds before."""
+    return lambda: _build_model(name, facts, None)
 
 
-def _build(name: str, facts: Facts | None, layout: Layout | None) -> nn.Module:
-    return texts.model(name, facts, layout) if name.startswith(texts.HF) else _model_of(name)
+def _build_model(name: str, facts: Facts | None, layout: Layout | None) -> nn.Module:
+    return texts.model(name, facts, layout) if name.startswith(texts.HF) else _known_or_user_model(name)
 
 
-def _model_of(name: str) -> nn.Module:
+def _known_or_user_model(name: str) -> nn.Module:
     if ":" not in name:
         if name not in MODELS:
             raise SubcompressError(
                 f"--model takes one of {', '.join(MODELS)}, file.py:factory, package.module:factory or hf:DIR_OR_ID; "
-                f"{name!r} is none of them{meant(name, MODELS)}"
+                f"{name!r} is none of them{suggestion(name, MODELS)}"
             )
         factory: Any = MODELS[name]
     else:
         factory = load_object(name, "--model")
-    found = _made(factory, name) if ":" in name else factory()
+    found = _call_factory(factory, name) if ":" in name else factory()
     if not isinstance(found, nn.Module):
         raise SubcompressError(
-            f"a model factory returns an nn.Module; {name} returned {_kind(found)}: return the network"
+            f"a model factory returns an nn.Module; {name} returned {_describe_type(found)}: return the network"
         )
     return found
 
 
 def data_of(name: str, folder: Path | None = None, model_name: str | None = None) -> Data:
-    """The data set of that name, or what the user's factory returns. model_name: whose tokenizer texts go through."""
+    """Return the data set of a name or of the user's factory. model_name: the network whose tokenizer texts go
+    through."""
     if texts.is_texts(name):
         if folder is not None:
             raise SubcompressError(f"--data-dir is for data known by name; {name} is a file: leave it out")
@@ -75,26 +77,26 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
         if name not in DATA:
             raise SubcompressError(
                 f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; {name!r} "
-                f"is none of them{meant(name, DATA)}"
+                f"is none of them{suggestion(name, DATA)}"
             )
         return load_data(name, folder)
     if folder is not None:
         raise SubcompressError(f"--data-dir is for data known by name; {name} finds its own: leave it out")
-    with _seeded(0):  # a random split is the same one when the command is given again
-        found = _made(load_object(name, "--data"), name)
+    with _seeded(0):  # so that a random split is the same in every run
+        found = _call_factory(load_object(name, "--data"), name)
         if isinstance(found, Data):
             return found
         if not isinstance(found, (tuple, list)) or len(found) != 3:
             raise SubcompressError(
-                f"a data factory returns (train, validation, test); {name} returned {_kind(found)}: return three "
-                f"datasets or DataLoaders"
+                f"a data factory returns (train, validation, test); {name} returned {_describe_type(found)}: return "
+                f"three datasets or DataLoaders"
             )
         return Data(*found)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """What the user's code draws, at import and in its factory, depends on the seed alone."""
+    """Make random numbers of the user's code, at import and in its factory, depend on the seed alone."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -106,14 +108,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def function_of(name: str | None, option: str, known: Collection[str]) -> Any:
-    """A name that the library knows, or the user's function, or their metric that accumulates."""
+    """Return a known name, the user's function, or the user's accumulating metric."""
     if name is None or ":" not in name or (option == "--metric" and name.startswith(TORCHMETRICS)):
         return name
     f = load_object(name, option)
     if option == "--metric" and accumulates(f):
         return f
     if not callable(f):
-        raise SubcompressError(f"{option} takes a function; {name} is {_kind(f)}: name a function")
+        raise SubcompressError(f"{option} takes a function; {name} is {_describe_type(f)}: name a function")
     try:
         inspect.signature(f).bind(None, None)
     except TypeError as e:
@@ -124,8 +126,8 @@ def function_of(name: str | None, option: str, known: Collection[str]) -> Any:
 
 
 def load_object(name: str, option: str) -> Any:
-    """What `file.py:name` or `package.module:name` names. Raises SubcompressError, with the user's own lines where
-    their code raised."""
+    """Import the object that `file.py:name` or `package.module:name` names. Raises SubcompressError, citing the user's
+    own lines if their code raised."""
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
         raise SubcompressError(f"{option} takes file.py:name or package.module:name; given {name!r}")
@@ -135,7 +137,7 @@ def load_object(name: str, option: str) -> Any:
         if not hasattr(found, part):
             names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "nothing"
             raise SubcompressError(
-                f"{option}: {where} has no {attribute}; it defines {names}" + meant(attribute, vars(module))
+                f"{option}: {where} has no {attribute}; it defines {names}" + suggestion(attribute, vars(module))
             )
         found = getattr(found, part)
     return found
@@ -153,12 +155,13 @@ def _from_file(path: Path, option: str) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that classes in it find their module
-    sys.path.insert(0, str(path.parent))  # what it imports may lie beside it
+    sys.path.insert(0, str(path.parent))  # it may import modules from its folder
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         del sys.modules[name]
-        raise _theirs(e, str(path)) from e
+        raise user_error(e, str(path)) from e
+    BY_VALUE.append(module)
     return module
 
 
@@ -170,15 +173,17 @@ def _from_package(name: str, option: str) -> Any:
     except ModuleNotFoundError as e:
         if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
             raise SubcompressError(f"{option} names a module that can be imported; {name} cannot: {e}") from e
-        raise _theirs(e, name) from e
+        raise user_error(e, name) from e
     except (Exception, SystemExit) as e:
-        raise _theirs(e, name) from e
+        raise user_error(e, name) from e
 
 
-def _made(factory: Any, name: str) -> Any:
-    """What a factory of the user's returns."""
+def _call_factory(factory: Any, name: str) -> Any:
+    """Call the user's factory. Raises SubcompressError if it needs arguments or raises."""
     if not callable(factory):
-        raise SubcompressError(f"a factory is a function or a class; {name} is {_kind(factory)}: name a function")
+        raise SubcompressError(
+            f"a factory is a function or a class; {name} is {_describe_type(factory)}: name a function"
+        )
     try:
         needed = [
             p.name
@@ -196,26 +201,30 @@ def _made(factory: Any, name: str) -> Any:
     except SubcompressError:
         raise
     except (Exception, SystemExit) as e:
-        raise _theirs(e, name) from e
+        raise user_error(e, name) from e
 
 
-def _theirs(e: BaseException, name: str) -> SubcompressError:
-    """One line of what their code raised, with the lines of their own files."""
-    ours = Path(__file__).parent
+def user_error(e: BaseException, name: str) -> SubcompressError:
+    """Describe an exception of the user's code in one line, with the lines of their own files."""
+    this_folder = Path(__file__).parent
     frames = [
-        f for f in traceback.extract_tb(e.__traceback__) if f.filename[0] != "<" and Path(f.filename).parent != ours
+        f
+        for f in traceback.extract_tb(e.__traceback__)
+        if f.filename[0] != "<" and Path(f.filename).parent != this_folder
     ]
-    theirs = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
-    where = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in theirs]
+    user_frames = [
+        f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)
+    ]
+    where = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in user_frames]
     if isinstance(e, SyntaxError) and e.filename:
         where.append(f"{Path(e.filename).name}:{e.lineno}")
-    words = " ".join(str(e).split())[:300]
+    message = " ".join(str(e).split())[:300]
     return SubcompressError(
-        f"{name} raised {type(e).__name__}: {words}" + (f" ({' -> '.join(where[-4:])})" if where else "")
+        f"{name} raised {type(e).__name__}: {message}" + (f" ({' -> '.join(where[-4:])})" if where else "")
     )
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__

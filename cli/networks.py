@@ -1,4 +1,4 @@
-"""Networks, data, losses and metrics by the names that the command line gives them. Imports torch."""
+"""Networks, data, losses and metrics by their names on the command line. Imports torch."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def loss_and_metric(loss: str | None, metric: str | None) -> dict[str, Any]:
 
 
 def short(name: str) -> str:
-    """A name to print: without the folders of a file."""
+    """Return a name for display: without the folders of a file."""
     return name.partition(",")[0].rpartition("/")[2]

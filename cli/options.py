@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 from subcompress.errors import printable
 from subcompress_cli import choices
-from subcompress_cli.help import FILE, FIT, OUTPUT, TRAINING, Decorator, Known, option
+from subcompress_cli.help import FILE, FIT, OUTPUT, SEARCH, TRAINING, Decorator, Known, option
 from subcompress_cli.streams import answer
 
 PATH = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
@@ -243,6 +243,26 @@ training_options: Decorator = all_of(
 )
 """How to train: the options that `fit` and `dim` share."""
 
+
+jobs_options: Decorator = all_of(
+    option(
+        "--jobs",
+        type=int,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Trainings at a time. They share the CPU threads, where --threads is not given, and the GPUs.",
+        group=SEARCH,
+    ),
+    option(
+        "--executor",
+        type=click.Choice(choices.EXECUTORS),
+        default="processes",
+        show_default=True,
+        help="Where the others of --jobs run. ray takes the cluster of RAY_ADDRESS; slurm starts jobs.",
+        group=SEARCH,
+    ),
+)
 
 json_option: Decorator = option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout.", group=OUTPUT

@@ -1,4 +1,4 @@
-"""Live progress on stderr: a bar and a table in a terminal, plain lines without one."""
+"""Training progress on stderr: a bar and a table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from subcompress.errors import printable
-from subcompress.support.listening import Listener, Progress, StepProgress
+from subcompress.support.listener import Listener, Progress, StepProgress
 from subcompress.support.world import rank
 from subcompress.training.probe import Probe
 
@@ -26,7 +26,7 @@ EVERY = 30.0
 
 
 class Lines(Listener):
-    """Plain lines: for logs and pipes."""
+    """A listener that prints plain lines, for logs and pipes."""
 
     def __init__(self, console: Console, title: str, verbose: bool) -> None:
         self.console, self.title, self.verbose = console, title, verbose
@@ -57,7 +57,7 @@ class Lines(Listener):
 
 
 class Screen(Lines):
-    """A bar for the training under way, and a table of the probes below it."""
+    """A listener that shows a progress bar, with a table of the probes below it."""
 
     def __init__(self, console: Console, title: str, verbose: bool, live: Live) -> None:
         super().__init__(console, title, verbose)
@@ -89,7 +89,8 @@ class Screen(Lines):
 
 @contextmanager
 def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
-    """A listener on stderr, with `title` in front of its lines; a silent one in any worker but the first."""
+    """Return a listener that prints to stderr, with `title` in front of its lines; a silent one in any worker but the
+    first."""
     if rank():
         yield Listener()
         return

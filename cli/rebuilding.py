@@ -1,4 +1,4 @@
-"""A bar on stderr while the weights of a large file are rebuilt."""
+"""A progress bar on stderr while the weights of a large file are rebuilt."""
 
 from __future__ import annotations
 

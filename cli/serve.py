@@ -24,12 +24,12 @@ TOKEN = "SUBCOMPRESS_TOKEN"
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
-    """Bytes: 1000000, 64MB, 1GiB."""
+    """A number of bytes: 1000000, 64MB, 1GiB."""
 
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes as a number."""
+        """Return the number of bytes."""
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d{1,15})(?: ?([KMG]I?)?B)?", value.strip().upper())
@@ -133,11 +133,11 @@ def serve(
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.app import Limits
-    from subcompress_cli.tracing import traced_beside
+    from subcompress_cli.tracing import subprocess_tracer
 
-    _hold_the_first()
-    _open_many()
-    token = _token(token_file)
+    _reserve_standard_streams()
+    _raise_open_file_limit()
+    token = _read_token(token_file)
     if token is None and not is_loopback(host):
         say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
 
@@ -150,7 +150,7 @@ def serve(
 
     answered = running.serve(
         sources,
-        traced_beside(models, _tell),
+        subprocess_tracer(models, _log),
         bases=bases,
         host=host,
         port=port,
@@ -159,29 +159,29 @@ def serve(
         limits=Limits(queue, max_body),
         token=token,
         origins=origins,
-        say=_tell,
+        log=_log,
         ready=ready,
     )
-    _tell("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
+    _log("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
 
 
-def _tell(line: str) -> None:
-    """`say`, also where nobody listens any more: a server goes on."""
+def _log(line: str) -> None:
+    """Print a line on stderr; ignore errors, because the server goes on when nobody reads it."""
     with suppress(OSError, ValueError):
         say(line)
 
 
-def _open_many() -> None:
-    """Connections are files: as many as the system lets this process have."""
+def _raise_open_file_limit() -> None:
+    """Raise the limit of open files to the maximum, because every connection is one."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _hold_the_first() -> None:
-    """Where stdin, stdout or stderr is closed, a socket would take its number, and what is said would go there."""
+def _reserve_standard_streams() -> None:
+    """Open closed standard streams on the null device, so that no socket gets their numbers and receives messages."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -189,8 +189,8 @@ def _hold_the_first() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _token(file: Path | None) -> str | None:
-    """The token, None where none is asked for. Raises SubcompressError."""
+def _read_token(file: Path | None) -> str | None:
+    """Return the token, None if none is required. Raises SubcompressError."""
     from subcompress.support.files import read_bytes
 
     text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()

@@ -1,5 +1,8 @@
-"""What a command answers goes to stdout; whatever else prints, to stderr: a user's factory, data, metric or module, a
-library, a child process. So what reads the answer, such as JSON, reads nothing else."""
+"""Separating a command's answer, on stdout, from everything else that prints, which goes to stderr.
+
+That includes a user's factory, data, metric or module, libraries and child processes, so that a program that reads the
+answer, as JSON for example, reads nothing else.
+"""
 
 from __future__ import annotations
 
@@ -14,65 +17,66 @@ import click
 from subcompress.errors import printable
 
 _answers: list[IO[str]] = []
-"""Where the command under way answers; empty where there is none."""
+"""The answer stream of the running command; empty if there is none."""
 
 
 def answer(text: Any = "", **kwargs: Any) -> None:
-    """Print a line of what a command was asked for, on stdout; what a file brings into it cannot steer the terminal."""
+    """Print a line of the answer on stdout, without control characters that a file may contain."""
     click.echo(printable(text) if isinstance(text, str) else text, file=_answers[-1] if _answers else None, **kwargs)
 
 
 def answers() -> IO[str]:
-    """The stream that `answer` writes to."""
+    """Return the stream that `answer` writes to."""
     return _answers[-1] if _answers else sys.stdout
 
 
 class Command(click.Command):
-    """A command that answers by `answer`: while it runs, everything else that prints to stdout writes to stderr."""
+    """A command that prints its answer with `answer`; everything else it prints goes to stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        with apart():
+        with redirect_stdout():
             return super().invoke(ctx)
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """While the block lasts, what prints to stdout, in Python, in C or in a child process, writes to stderr, and
-    `answer` alone to stdout."""
-    before = sys.stdout
-    if _answers or before is None or sys.stderr is None:  # it is so already; closed by whoever started this process
+def redirect_stdout() -> Iterator[None]:
+    """Redirect stdout of Python, C and child processes to stderr within the block; only `answer` writes to stdout."""
+    original = sys.stdout
+    if _answers or original is None or sys.stderr is None:  # already redirected, or closed by the parent process
         yield
         return
-    kept = _kept(before)
-    out = before if kept is None else os.fdopen(os.dup(kept), "w", encoding=before.encoding, errors=before.errors)
+    saved = _duplicate_stdout(original)
+    out = (
+        original if saved is None else os.fdopen(os.dup(saved), "w", encoding=original.encoding, errors=original.errors)
+    )
     _answers.append(out)
     sys.stdout = sys.stderr
     try:
         yield
     finally:
         sys.stderr.flush()
-        sys.stdout = before
+        sys.stdout = original
         _answers.pop()
-        if kept is not None:
-            with suppress(OSError):  # nobody reads it any more, which was said where it was written
+        if saved is not None:
+            with suppress(OSError):  # the reader is gone, which was reported when writing
                 out.close()
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
-def _kept(stdout: IO[str]) -> int | None:
-    """A copy of the process's stdout, which from now on is its stderr; None where Python's stdout is another stream, as
-    in a test, or stderr is closed."""
+def _duplicate_stdout(stdout: IO[str]) -> int | None:
+    """Return a copy of the process's stdout and redirect stdout to stderr; None if Python's stdout is another stream,
+    or stderr is closed."""
     try:
         if stdout.fileno() != 1:
             return None
         stdout.flush()
-        kept = os.dup(1)
+        copy = os.dup(1)
     except (OSError, ValueError):
         return None
     try:
         os.dup2(2, 1)
     except OSError:
-        os.close(kept)
+        os.close(copy)
         return None
-    return kept
+    return copy

@@ -1,4 +1,4 @@
-"""Networks of transformers and files of texts, as the command line names them.
+"""Networks of transformers and files of texts, as named on the command line.
 
 --model hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]
 --data FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID[@REVISION]]
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import SubcompressError
 from subcompress.support.names import TEXTS
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress_cli.options import MODEL
 from subcompress_cli.options import TEXTS as DATA
 
@@ -27,7 +27,7 @@ HF = "hf:"
 
 
 def is_texts(name: str) -> bool:
-    """Whether --data names a file of texts."""
+    """Return whether --data names a file of texts."""
     return name.partition(",")[0].lower().endswith(TEXTS)
 
 
@@ -73,12 +73,12 @@ def data(name: str, model_name: str | None) -> Data:
 
 
 def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str, str]]:
-    """What stands before the options, and the options."""
+    """Split an argument into what comes before the options, and the options."""
     head, *rest = re.split(r",(?=\w+=)", name)
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(
-            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{meant(unknown[0], known)}"
+            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{suggestion(unknown[0], known)}"
         )
     if not head:
         raise SubcompressError(f"{usage} names a place; {name!r} does not")
@@ -86,7 +86,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
 
 
 def _place(name: str) -> tuple[str, str | None]:
-    """A folder, or an id and its revision."""
+    """Split a folder or an id from its revision."""
     if Path(name).expanduser().is_dir() or "@" not in name:
         return name, None
     place, _, revision = name.rpartition("@")

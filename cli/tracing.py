@@ -1,6 +1,6 @@
-"""Graphs for a server, traced in a process of its own: torch and the user's code stay out of the one that serves.
+"""Tracing graphs for a server in a child process, which keeps torch and the user's code out of the server's.
 
-`python -m subcompress_cli.tracing` reads jobs from stdin, one JSON object, and writes what it found to stdout.
+`python -m subcompress_cli.tracing` reads jobs as a JSON object from stdin and writes one line of JSON for each.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from subcompress.serving.networks import Job, Traced
 
 PATIENCE = 600
-"""Seconds that one network may take: whoever waits for a model waits behind it."""
+"""Seconds that one network may take; requests for other models wait meanwhile."""
 
 ENDED = "its network could not be traced: the process that does it ended, or took longer than {} seconds"
 
 
-def traced_beside(models: Sequence[str], say: Any) -> Beside:
-    """A `Trace` by child processes, for the networks of these names and those that are known by their layout."""
-    return Beside(models, say)
+def subprocess_tracer(models: Sequence[str], log: Any) -> SubprocessTracer:
+    """Return a `Trace` in child processes for the named networks and those that are known by their layout."""
+    return SubprocessTracer(models, log)
 
 
-class Beside:
-    """See `traced_beside`. A network at which the child ends is not traced; another child goes on with those after."""
+class SubprocessTracer:
+    """Traces jobs in a child process. A job at which it ends fails, and another child goes on with the next."""
 
-    def __init__(self, models: Sequence[str], say: Any) -> None:
-        self._models, self._say = list(models), say
+    def __init__(self, models: Sequence[str], log: Any) -> None:
+        self._models, self._log = list(models), log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._closed = False
@@ -44,15 +44,15 @@ class Beside:
     def __call__(self, jobs: Sequence[Job]) -> list[Traced | str]:
         found: list[Traced | str] = []
         names = ", ".join(job.name for job in jobs[:3]) + (", ..." if len(jobs) > 3 else "")
-        self._say(f"tracing {names}: some seconds, and one or two for each more network")
+        self._log(f"tracing {names}: some seconds, and one or two for each more network")
         while len(found) < len(jobs) and not self._closed:
-            found += self._some(jobs[len(found) :])
+            found += self._trace_until_failure(jobs[len(found) :])
             if len(found) < len(jobs) and not self._closed:
                 found.append(ENDED.format(PATIENCE))
         return found + ["the server is ending"] * (len(jobs) - len(found))
 
     def close(self) -> None:
-        """End what is under way, from another thread; nothing is traced any more."""
+        """Kill the child and trace nothing more; may be called from another thread."""
         with self._lock:
             self._closed = True
             if self._child is not None:
@@ -62,8 +62,8 @@ class Beside:
         with self._lock:
             if self._closed:
                 return None
-            # By -P, what lies in the working directory is no module of ours; in a session of its own, it hears no
-            # Ctrl-C, which is for the server.
+            # -P keeps the working directory off the module path. A session of its own keeps Ctrl-C, which is for the
+            # server, from the child.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "subcompress_cli.tracing"],
                 stdin=subprocess.PIPE,
@@ -74,10 +74,10 @@ class Beside:
             )
             return self._child
 
-    def _some(self, jobs: Sequence[Job]) -> list[Traced | str]:
-        """Of as many of the first jobs as a child gets through."""
+    def _trace_until_failure(self, jobs: Sequence[Job]) -> list[Traced | str]:
+        """Trace jobs in a new child until one ends it; return the results of those before."""
         found: list[Traced | str] = []
-        said = [
+        encoded = [
             {"name": j.name, "data": base64.b64encode(j.data).decode(), "base": j.base, "inputs": j.inputs}
             for j in jobs
         ]
@@ -88,19 +88,19 @@ class Beside:
             return [f"its network could not be traced ({one_line(e)})"] * len(jobs)
         assert child.stdin is not None and child.stdout is not None
         try:
-            with suppress(OSError):  # it ended before it read all
-                child.stdin.write(json.dumps({"models": self._models, "jobs": said}))
+            with suppress(OSError):  # it ended before it read everything
+                child.stdin.write(json.dumps({"models": self._models, "jobs": encoded}))
                 child.stdin.close()
             for job in jobs:
-                clock = threading.Timer(PATIENCE, child.kill)
-                clock.start()
+                timer = threading.Timer(PATIENCE, child.kill)
+                timer.start()
                 try:
                     line = child.stdout.readline()
                 finally:
-                    clock.cancel()
+                    timer.cancel()
                 if not line.endswith("\n"):
                     break
-                found.append(self._taken(job, json.loads(line)))
+                found.append(self._decode_answer(job, json.loads(line)))
         finally:
             child.kill()
             with suppress(OSError):
@@ -109,39 +109,39 @@ class Beside:
             child.wait()
         return found
 
-    def _taken(self, job: Job, answer: dict[str, Any]) -> Traced | str:
+    def _decode_answer(self, job: Job, answer: dict[str, Any]) -> Traced | str:
         if "error" in answer:
             return str(answer["error"])
         from subcompress.serving.networks import Traced
 
-        self._say(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
+        self._log(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
         if note := answer.get("note"):
-            self._say(note)
+            self._log(note)
         graph = base64.b64decode(answer["graph"])
         return Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
 
 
 def main() -> None:
-    """The child: a line of JSON a job."""
-    said = json.load(sys.stdin)
-    # What the user's code and its children print is no answer.
+    """Run the child: trace jobs and write one line of JSON for each."""
+    request = json.load(sys.stdin)
+    # Keep what the user's code and its children print out of the answers.
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
     os.dup2(2, 1)
-    for job in said["jobs"]:
-        began = time.perf_counter()
+    for job in request["jobs"]:
+        start = time.perf_counter()
         try:
-            answer = _answer(said["models"], job)
+            answer = _answer(request["models"], job)
         except SubcompressError as e:
             answer = {"error": " ".join(str(e).split())}
-        except BaseException as e:  # whatever the user's code raises, others are traced
+        except BaseException as e:  # whatever the user's code raises, go on with the next job
             answer = {"error": f"its network could not be traced ({type(e).__name__}: {one_line(e)})"}
-        print(json.dumps(answer | {"seconds": time.perf_counter() - began}), file=answers, flush=True)
+        print(json.dumps(answer | {"seconds": time.perf_counter() - start}), file=answers, flush=True)
 
 
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
-    """The graph of the first network that has the file's tensors and can be traced, and a note on the others."""
+    """Trace the first network with the file's tensors that can be traced; add a note on the others."""
     from subcompress import format
-    from subcompress.onnx.lifting import lifted_of
+    from subcompress.onnx.weightless import weightless_graph_of
     from subcompress_cli.finding import networks_of
 
     record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
@@ -149,7 +149,7 @@ def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     fitting = networks_of(record.layout, models, job["name"])
     for network, module in fitting:
         try:
-            found = lifted_of(record, module, job["inputs"])
+            found = weightless_graph_of(record, module, job["inputs"])
         except SubcompressError as e:
             failed.append(e)
             continue
@@ -165,7 +165,7 @@ def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _note(name: str, network: str, failed: Sequence[SubcompressError], others: Sequence[str]) -> str:
-    """What to say of the other networks that have the tensors of a file: nothing where there are none."""
+    """Describe the other networks with the tensors of a file; empty if there are none."""
     if others:
         return (
             f"{name} is served as {network}; {', '.join(others)} has the same tensors: serve it by itself, as that one"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from subcompress.onnx.session import Session
     from subcompress.subspace.module import Subspace
     from subcompress.subspace.preparing import measure_moves
-    from subcompress.support.listening import Listener, Progress
+    from subcompress.support.listener import Listener, Progress
     from subcompress.training.options import Base, Goal, Machine, Recipe
     from subcompress.training.probe import Fit, TargetMissedError
 else:
@@ -46,7 +46,7 @@ else:
             "hub": ("from_pretrained", "pull", "push"),
             "hub.mixin": ("HubMixin",),
             "api.info": ("info",),
-            "support.listening": ("Listener", "Progress"),
+            "support.listener": ("Listener", "Progress"),
             "api.dim": ("measure_dimension",),
             "api.pack": ("pack",),
             "subspace.preparing": ("measure_moves",),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.format.facts import Facts, Input
-from subcompress.format.record import Coded, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16, group_sizes
+from subcompress.format.record import Coded, Fixed, Group, Mixed, Record, Stored, Tied, Unchanged, bfloat16, group_sizes
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.operators.forms import FANS, Ramp, Seeded, Table, seeded_scale
 from subcompress.rebuild.expand import digest_of, expand
@@ -117,7 +117,7 @@ def tied_record() -> Record:
     tensors += [("running_mean", "F32", (6,)), ("decoder.weight", "F32", (9, 4)), ("mode_again", "C64", (2,))]
     layout = Layout(tuple(TensorSpec(*t) for t in tensors))
     norms = tuple(Coded(0.0625, 1, 1.0) for _ in range(12))
-    entries = (Coded(0.25), Coded(0.125), Stored(), *norms, Coded(2.0**-9, 2, 0.75), Same(0), Same(2))
+    entries = (Coded(0.25), Coded(0.125), Stored(), *norms, Coded(2.0**-9, 2, 0.75), Tied(0), Tied(2))
     stored = np.array([1 - 2j, 0.5j], np.complex64).tobytes()
     rng = np.random.default_rng(2)
     groups = (
@@ -179,14 +179,14 @@ def based_record() -> Record:
     new = (TensorSpec("net.tied", "F32", (9, 4)), TensorSpec("head.weight", "F32", (3, 4)))
     entries = (
         Coded(2.0**-9, based=True),
-        Kept(),
+        Unchanged(),
         Coded(2.0**-6, 1, based=True),
-        Kept(),
+        Unchanged(),
         Coded(2.0**-9, 1, based=True),
         Coded(2.0**-9, based=True),
         Coded(2.0**-9, 1, based=True),
         Stored(),
-        Same(0),
+        Tied(0),
         Coded(0.0625, 1, -0.5),
     )
     rng = np.random.default_rng(3)
@@ -250,7 +250,7 @@ def ruled_record() -> Record:
         Fixed(Ramp(-0.1, 1e-3, 4, "F64")),
         Fixed(Seeded(1.5, table([1 / 3, 1 + 2.0**-40], "F64"))),
         Fixed(table([*odd, -0.1], "BF16")),
-        Same(4),
+        Tied(4),
         Coded(2.0**-16, 0, Seeded(initial(2, 5, 12))),
         Fixed(0.0),
     )
@@ -274,7 +274,7 @@ def ruled_based_record() -> Record:
         Coded(2.0**-9, based=True),
         Fixed(0.0),
         Coded(2.0**-11, based=True),
-        Kept(),
+        Unchanged(),
         Coded(2.0**-9, based=True),
         Coded(2.0**-9, based=True),
         Coded(2.0**-9, 0, Ramp(0.1, 0.7, 3, "F64")),
@@ -292,7 +292,7 @@ def rounded_record() -> Record:
     """Floats of four dtypes as BF16, two of them where they are in the base; every entry a value of its own."""
     base = Base(golden_bases()["rounded"], "net.pt")
     standing = OnBase(BaseReference(base.name, "", base.digest, 4, dtype="BF16"), base)  # half, norm, wave, wide
-    entries = (Coded(2.0**-7, based=True), Coded(2.0**-10, based=True), Kept(), Kept())
+    entries = (Coded(2.0**-7, based=True), Coded(2.0**-10, based=True), Unchanged(), Unchanged())
     z = np.arange(21, dtype=np.int32) % 7 - 3
     group = Group(HadamardBlocks(21, 21, 1, 0, 0, 0), 3, z)
     return with_digest(Record(1, standing.layout, (group,), entries, base=standing))
@@ -305,7 +305,7 @@ def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:
     layout, first = Layout.of(state), {}
     ties = [first.setdefault(id(tensor), i) for i, tensor in enumerate(state.values())]
     entries = tuple(
-        Same(ties[i]) if ties[i] != i else Coded(2.0**-4) if spec.dtype in CODED_DTYPES else Stored()
+        Tied(ties[i]) if ties[i] != i else Coded(2.0**-4) if spec.dtype in CODED_DTYPES else Stored()
         for i, spec in enumerate(layout)
     )
     D = sum(spec.reals for spec, entry in zip(layout, entries, strict=True) if isinstance(entry, Coded))

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.onnx.lifting import lifted_of
+from subcompress.onnx.weightless import weightless_graph_of
 from subcompress.serving import app
 from subcompress.serving.networks import Job, Trace, Traced
 from subcompress.serving.running import Running, serve
@@ -38,7 +38,7 @@ def traced_here(*modules: nn.Module) -> Trace:
                 if {s.name: s.shape for s in record.layout} == {
                     s.name: s.shape for s in Layout.of(module.state_dict())
                 }:
-                    found = lifted_of(record, module, job.inputs)
+                    found = weightless_graph_of(record, module, job.inputs)
                     return Traced(found.data, found.names, found.general, type(module).__name__)
         except SubcompressError as e:
             return str(e)
@@ -124,7 +124,7 @@ def serving(*sources: Any, trace: Trace, **options: Any) -> Iterator[Client]:
 
     def run() -> None:
         try:
-            serve([str(s) for s in sources], trace, port=0, say=said.append, ready=ready, **options)
+            serve([str(s) for s in sources], trace, port=0, log=said.append, ready=ready, **options)
         except BaseException as e:
             failed.append(e)
         finally:

@@ -30,9 +30,9 @@ import subcompress_cli
 from subcompress import SubcompressError, format, hub
 from subcompress.base import OnBase, open_base
 from subcompress.format import codec
-from subcompress.format.record import Kept, Stored
+from subcompress.format.record import Stored, Unchanged
 from subcompress.operators import kernels
-from subcompress.rebuild.arrays import acting, rebuild
+from subcompress.rebuild.arrays import changed_names, rebuild
 from subcompress.rebuild.expand import expand, expand_into
 from subcompress.support import names, threads
 from subcompress.tensors.layout import DTYPES, Layout, array_of, raw_bytes, tensor_of
@@ -88,7 +88,7 @@ for name, truth in json.loads((folder / "golden.json").read_text("utf-8")).items
     state = arrays.rebuild(record)
     found = {key: hashlib.sha256(a.tobytes()).hexdigest() for key, a in state.items()}
     assert found == truth["tensors"], name
-    assert arrays.rebuild(record, arrays.acting(record)[:2])
+    assert arrays.rebuild(record, arrays.changed_names(record)[:2])
     print(name, sum(a.nbytes for a in state.values()) == record.layout.nbytes)
 """
 
@@ -191,7 +191,7 @@ def test_arrays_are_the_tensors_of_expand(name):
         assert same(rebuild(record, check=check), state)
         for chosen in (list(state)[::2], list(state)[-1:], []):
             assert same(rebuild(record, chosen, check=check), {n: state[n] for n in chosen})
-    moved = acting(record)
+    moved = changed_names(record)
     assert same(rebuild(record, moved), {n: state[n] for n in moved})
 
 
@@ -224,13 +224,15 @@ def test_tied_tensors_are_one_array():
 
 def test_what_a_base_keeps_is_neither_copied_nor_hashed_again(monkeypatch):
     record = based_record()
-    kept = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Kept) and s.size]
+    kept = [s.name for s, e in zip(record.layout, record.entries, strict=True) if isinstance(e, Unchanged) and s.size]
     assert kept
-    assert not set(kept) & set(acting(record))
+    assert not set(kept) & set(changed_names(record))
     hashed: list[int] = []
-    leaf = subcompress.tensors.digest.leaf_digest
-    _ = record.base.base.leaves
-    monkeypatch.setattr("subcompress.tensors.digest.leaf_digest", lambda data: hashed.append(len(data)) or leaf(data))
+    digest_of = subcompress.tensors.digest.chunk_digest
+    _ = record.base.base.digest_by_chunk
+    monkeypatch.setattr(
+        "subcompress.tensors.digest.chunk_digest", lambda data: hashed.append(len(data)) or digest_of(data)
+    )
     state = rebuild(record)
     assert len(hashed) == sum(s.size > 0 for s in record.layout) - len(kept) - 1  # and one is tied
     for name in kept:
@@ -244,7 +246,7 @@ def test_a_base_in_another_dtype_is_rounded_once_for_all_who_hold_it():
     first, second = read("rounded"), read("rounded")
     second = replace(second, base=OnBase(second.base.reference, first.base.base))
     kept = "m.wide.w"
-    assert isinstance(first.entries[[s.name for s in first.layout].index(kept)], Kept)
+    assert isinstance(first.entries[[s.name for s in first.layout].index(kept)], Unchanged)
     held = rebuild(first)[kept]
     assert held.dtype == DTYPES["BF16"] != first.base.base.arrays[kept].dtype
     assert np.shares_memory(rebuild(second)[kept], held)
@@ -265,7 +267,7 @@ def test_names_and_sizes_are_checked(monkeypatch):
     record = lenet_record()
     with pytest.raises(SubcompressError, match=r"^tensors are named as in .* 'nothing' is none of its 10"):
         rebuild(record, ["conv1.bias", "nothing"])
-    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._physical_memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match=r"take 177704 bytes, this machine has 1000"):
         rebuild(record)
 
@@ -286,9 +288,9 @@ def test_threads_without_torch(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     for said, wanted in (("3", 3), ("", None), ("many", None), ("0", None)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        threads._without_torch.cache_clear()
-        assert threads.number() == wanted or (wanted is None and threads.number() >= 1)
-    threads._without_torch.cache_clear()
+        threads._default_thread_count.cache_clear()
+        assert threads.thread_count() == wanted or (wanted is None and threads.thread_count() >= 1)
+    threads._default_thread_count.cache_clear()
 
 
 # --- a base's file, mapped ---
@@ -374,7 +376,7 @@ def test_tensors_that_do_not_lie_in_rows_are_written_where_they_are():
     truth = expand(record)
     state = {n: t.clone() for n, t in truth.items()}
     for name, tensor in state.items():
-        if isinstance(record.entries[list(state).index(name)], Stored | Kept) and tensor.ndim:
+        if isinstance(record.entries[list(state).index(name)], Stored | Unchanged) and tensor.ndim:
             wide = torch.empty(*tensor.shape, 2, dtype=tensor.dtype)
             state[name] = wide[..., 0]
         state[name].zero_()

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.onnx import surviving, tracing
+from subcompress.onnx import crash_check, tracing
 from subcompress.onnx.bags import plain_bags
 from subcompress.onnx.checking import compare
-from subcompress.onnx.surviving import require_survival, risks
+from subcompress.onnx.crash_check import require_no_crash, risky_operators
 from subcompress.onnx.tracing import graph_of
 
 FACTS = Facts(input_shape=(6,), input_dtype="I64")
@@ -70,7 +70,7 @@ def test_plain_bags_give_what_torch_does(mode, lengths, padding, last, weighted,
 def test_a_graph_of_bags_runs():
     module = Bags().eval()
     model = graph_of(module, FACTS)
-    assert not risks(model)
+    assert not risky_operators(model)
     compare(model.SerializeToString(), module, FACTS)
 
 
@@ -98,12 +98,12 @@ def looping(count=3):
 
 
 def test_operators_at_risk_are_found():
-    assert risks(looping()) == ["Loop"]
+    assert risky_operators(looping()) == ["Loop"]
     model = looping()
     model.graph.node[0].CopyFrom(helper.make_node("FusedGemm", ["x"], ["y"], domain="com.microsoft"))
-    assert risks(model) == ["FusedGemm"]
+    assert risky_operators(model) == ["FusedGemm"]
     model.graph.node[0].CopyFrom(helper.make_node("Add", ["x", "x"], ["y"]))
-    assert risks(model) == []
+    assert risky_operators(model) == []
 
 
 def test_a_graph_at_risk_runs_in_a_process_of_its_own(monkeypatch):
@@ -111,7 +111,7 @@ def test_a_graph_at_risk_runs_in_a_process_of_its_own(monkeypatch):
     said = []
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *args, **named: said.append(run(*args, **named)) or said[-1])
-    require_survival(looping(), feeds)
+    require_no_crash(looping(), feeds)
     assert said[0].returncode == 0
 
 
@@ -120,16 +120,16 @@ def test_a_graph_at_risk_runs_in_a_process_of_its_own(monkeypatch):
     [("import os; os.abort()", "dies (exit code -6) of this graph, which has Loop"), ("raise OSError", ""), ("", "")],
 )
 def test_how_a_child_ends_is_told(monkeypatch, code, words):
-    monkeypatch.setattr(surviving, "CHILD", (sys.executable, "-S", "-c", code))
+    monkeypatch.setattr(crash_check, "CHILD", (sys.executable, "-S", "-c", code))
     if not words:
-        return require_survival(looping(), [])
+        return require_no_crash(looping(), [])
     with pytest.raises(SubcompressError) as error:
-        require_survival(looping(), [])
+        require_no_crash(looping(), [])
     assert words in str(error.value)
 
 
 def test_a_child_that_does_not_end_is_ended(monkeypatch):
-    monkeypatch.setattr(surviving, "CHILD", (sys.executable, "-S", "-c", "import time; time.sleep(60)"))
-    monkeypatch.setattr(surviving, "PATIENCE", 0.05)
+    monkeypatch.setattr(crash_check, "CHILD", (sys.executable, "-S", "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(crash_check, "PATIENCE", 0.05)
     with pytest.raises(SubcompressError, match=r"takes more than 0.05 seconds for this graph"):
-        require_survival(looping(), [])
+        require_no_crash(looping(), [])

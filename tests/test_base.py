@@ -25,7 +25,7 @@ from subcompress import SubcompressError, format
 from subcompress.api.unpack import load_record
 from subcompress.base import FLOATS, Base, BaseReference, OnBase, open_base, opening
 from subcompress.format import container
-from subcompress.format.record import Coded, Entry, Group, Kept, Record, Same, Stored, bfloat16, group_sizes
+from subcompress.format.record import Coded, Entry, Group, Record, Stored, Tied, Unchanged, bfloat16, group_sizes
 from subcompress.format.wire import Writer
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.rebuild.backends import available
@@ -106,16 +106,16 @@ def based_records(draw) -> Record:
     for i, spec in enumerate(layout):
         kind = kinds[names[i]] if i < len(names) else str(rng.choice(["constant", "stored"]))
         alike = [j for j in range(i) if layout.tensors[j] == replace(spec, name=layout.tensors[j].name)]
-        alike = [j for j in alike if not isinstance(entries[j], Same)]
+        alike = [j for j in alike if not isinstance(entries[j], Tied)]
         s = scale if rng.random() < 0.5 else bfloat16(float(rng.lognormal(-4, 2)))
         if kind == "based" and spec.dtype in CODED_DTYPES and finite(standing.reals(spec.name)):
             entries.append(Coded(s, int(rng.integers(G)), 0.0, True))
         elif kind == "constant" and spec.dtype in CODED_DTYPES:
             entries.append(Coded(s, int(rng.integers(G)), float(rng.choice([0.0, 1.0, -0.5]))))
         elif kind == "tied" and alike:
-            entries.append(Same(alike[0]))
+            entries.append(Tied(alike[0]))
         else:
-            entries.append(Stored() if kind == "stored" or spec.name not in standing else Kept())
+            entries.append(Stored() if kind == "stored" or spec.name not in standing else Unchanged())
     sizes = group_sizes(layout, tuple(entries), G)
     number = {g: k for k, g in enumerate(g for g in range(G) if sizes[g])}  # empty groups are left out
     entries = [
@@ -192,7 +192,7 @@ def test_what_a_file_keeps_of_a_base_takes_no_room():
     held = plain_base([(f"layers.{i}.weight", "F32", (8, 8)) for i in range(1_000)])
     base = Base(held, "base")
     standing = OnBase(BaseReference("base", "", base.digest, 1_000), base)
-    entries = (Coded(0.5, based=True), *[Kept()] * 999)
+    entries = (Coded(0.5, based=True), *[Unchanged()] * 999)
     group = Group(HadamardBlocks(64, 5, 0, 6, 0, 0), 4, np.arange(5, dtype=np.int32))
     data = format.to_bytes(with_digest(Record(0, standing.layout, (group,), entries, base=standing)))
     assert len(data) < 200
@@ -222,7 +222,7 @@ def test_a_file_is_loaded_into_the_base_itself():
         module = module_of(record.layout)
         state = record.base.loaded(module).state_dict()
         used = golden_bases()[name]
-        for held, (at, dtype) in record.base._places.items():
+        for held, (at, dtype) in record.base._sources.items():
             if array_of(used[at]).dtype == dtype:
                 used[at] = state[held]  # the very memory
         found, _ = format.from_bytes(format.to_bytes(record), used)
@@ -598,7 +598,9 @@ def test_a_value_of_no_stride_is_hashed_stored_and_loaded():
     base = Base(held, "base")
     assert base.digest == Base({n: t.clone() for n, t in held.items()}, "base").digest
     standing = OnBase(BaseReference("base", "", base.digest, 3), base)
-    record = with_digest(Record(0, standing.layout, (), (Stored(), Stored(), Kept()), bytes(range(28)), base=standing))
+    record = with_digest(
+        Record(0, standing.layout, (), (Stored(), Stored(), Unchanged()), bytes(range(28)), base=standing)
+    )
     module = nn.Module()
     for name, tensor in held.items():
         module.register_buffer(
@@ -617,7 +619,7 @@ def test_tensors_of_many_leaves_stream_as_they_expand(dtype):
     base = Base(held, "base")
     standing = OnBase(BaseReference("base", "", base.digest, 4, dtype=dtype), base)
     layout = Layout((*standing.layout, replace(standing.layout.tensors[0], name="e")))
-    entries = (Kept(), Coded(0.5, based=True), Coded(0.25, based=True), Coded(0.25, 1, based=True), Same(0))
+    entries = (Unchanged(), Coded(0.5, based=True), Coded(0.25, based=True), Coded(0.25, 1, based=True), Tied(0))
     sizes = group_sizes(layout, entries, 2)
     z = np.arange(3, dtype=np.int32)
     groups = tuple(Group(HadamardBlocks.sized(D, 3, 1, 0, g), 4, z) for g, D in enumerate(sizes))

@@ -19,8 +19,8 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.api.variants import Variants
-from subcompress.base import Base, open_base, stand_on, weights_files
-from subcompress.base.changes import Changes, split
+from subcompress.base import Base, attach_base, open_base, weights_files
+from subcompress.base.changes import Changes, split_changes
 from subcompress.tensors.layout import DTYPES, array_of, raw_bytes
 
 
@@ -81,7 +81,7 @@ NORMS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.
 )
 def test_names_come_together_whatever_wraps_them(held, make, changes):
     module = make()
-    standing = stand_on(Base(held, "base"), module)
+    standing = attach_base(Base(held, "base"), module)
     assert str(standing.reference.changes) == changes
     assert (standing.reference.source, standing.reference.where) == ("base", "base")
     assert standing.reference.unused == ()
@@ -92,10 +92,10 @@ def test_names_come_together_whatever_wraps_them(held, make, changes):
 
 def test_exact_names_win_over_a_prefix_and_over_wrappers():
     prefixed = {name if name.startswith("head") else f"backbone.{name}": t for name, t in HELD.items()}
-    standing = stand_on(Base(prefixed, "base"), Net())
+    standing = attach_base(Base(prefixed, "base"), Net())
     assert (str(standing.reference.changes), standing.reference.unused) == ("^.backbone>^", ())
     both = HELD | {"head._orig_mod.weight": HELD["head.weight"] + 1, "module.head.bias": HELD["head.bias"] + 1}
-    standing = stand_on(Base(both, "base"), Net())
+    standing = attach_base(Base(both, "base"), Net())
     assert not standing.reference.changes
     assert torch.equal(standing.tensor("head.weight"), HELD["head.weight"])
 
@@ -107,18 +107,20 @@ def test_a_part_that_only_looks_like_a_wrapper_stays():
             self.net, self.module = Net(), nn.Linear(3, 3)
 
     held = {n.replace("net.enc", "net.module.enc"): t for n, t in Outer().state_dict().items()}
-    standing = stand_on(Base(held, "base"), Outer())
+    standing = attach_base(Base(held, "base"), Outer())
     assert (str(standing.reference.changes), standing.reference.unused) == ("net.module>net", ())
 
 
 def test_a_name_that_is_new_and_unused_is_an_error():
-    line = refusal(stand_on, Base(HELD | {"head.weight": HELD["head.weight"].to(torch.int8)}, "base"), Net())
+    line = refusal(attach_base, Base(HELD | {"head.weight": HELD["head.weight"].to(torch.int8)}, "base"), Net())
     assert "the base's head.weight and the model's head.weight" in line
     assert "(I8 there, F32 here)" in line
     twice = called(("head.weight", "head.module.weight")) | {"head._orig_mod.weight": HELD["head.weight"]}
-    assert "lacks it: head.weight" in refusal(stand_on, Base(twice | {"head.bias": HELD["head.bias"]}, "base"), Net())
+    assert "lacks it: head.weight" in refusal(
+        attach_base, Base(twice | {"head.bias": HELD["head.bias"]}, "base"), Net()
+    )
     other = {n: t for n, t in HELD.items() if not n.startswith("head")} | {"head.weight": torch.ones(6, 8)}
-    assert {"head.weight", "head.bias"}.isdisjoint(s.name for s in stand_on(Base(other, "base"), Net()).layout)
+    assert {"head.weight", "head.bias"}.isdisjoint(s.name for s in attach_base(Base(other, "base"), Net()).layout)
 
 
 @pytest.mark.parametrize("rows", [24, 10])
@@ -131,7 +133,7 @@ def test_rows_that_are_there_are_kept_and_the_rest_starts_from_a_seed(rows):
 
     held = {name: torch.randn_like(t) for name, t in Tied(20).state_dict().items()}
     held["decoder.weight"] = held["embed.weight"]
-    found = [stand_on(Base(held, "base"), Tied(rows)) for _ in range(2)]
+    found = [attach_base(Base(held, "base"), Tied(rows)) for _ in range(2)]
     assert found[0].base.digest == found[1].base.digest
     state = found[0].loaded(Tied(rows)).state_dict()
     for name in ("embed.weight", "decoder.weight", "decoder.bias", "more.weight"):
@@ -169,7 +171,7 @@ def test_a_file_on_a_changed_base_needs_the_base_alone(held, rows, tmp_path):
     }
     told = subcompress.info(file)["base"]
     assert told["id"] == "base.safetensors"
-    assert split(f"x#{told['changes']}")[1]
+    assert split_changes(f"x#{told['changes']}")[1]
     assert subcompress.verify(file, base=held).ok
     subcompress.unpack(file, tmp_path / "dense.safetensors", base=raw)
     dense = safetensors.torch.load_file(tmp_path / "dense.safetensors")
@@ -194,7 +196,7 @@ PARTS = st.lists(st.sampled_from(["a", "b", "0", "_x"]), min_size=1, max_size=3)
 )
 def test_changes_are_what_their_text_says(renames, rows, names):
     changes = Changes(tuple(renames), tuple(rows))
-    assert split(f"a#b#{changes}" if changes else "a#b") == ("a#b", changes)
+    assert split_changes(f"a#b#{changes}" if changes else "a#b") == ("a#b", changes)
     found = changes.names(names)
     assert len(set(found.values())) == len(names)
     assert all(found.values())
@@ -220,7 +222,7 @@ def test_rows_are_what_the_text_of_the_format_says(dtype):
 
 def test_a_name_with_the_mark_in_it_is_a_name():
     for name in ("a#b", "a#", "#1:2", "hub:o/n#x", "a#1:", "a#b,1:2"):
-        assert split(name) == (name, Changes())
+        assert split_changes(name) == (name, Changes())
         assert oracle.changed(name, {"b": ("U8", (1,), b"0")}) == {"b": ("U8", (1,), b"0")}
 
 
@@ -315,9 +317,9 @@ def test_the_real_reason_is_told_in_a_line(tmp_path):
         (torch.zeros(4, 8).to_sparse(), "sparse_coo"),
         (np.zeros((4, 8), np.float32), "a ndarray of numpy"),
     ):
-        line = refusal(stand_on, open_base(HELD | {"head.weight": odd}), Net())
+        line = refusal(attach_base, open_base(HELD | {"head.weight": odd}), Net())
         assert f"has head.weight as {words}: convert it" in line
         assert words in refusal(open_base, {"head.weight": odd})
     safetensors.torch.save_file(HELD | {"head.weight": HELD["head.weight"].to(torch.float8_e5m2)}, tmp_path / "a")
-    assert "has head.weight as F8_E5M2" in refusal(stand_on, open_base(tmp_path / "a"), Net())
-    assert "head.weight" not in stand_on(open_base(tmp_path / "a"), Net(), ("head.*",))
+    assert "has head.weight as F8_E5M2" in refusal(attach_base, open_base(tmp_path / "a"), Net())
+    assert "head.weight" not in attach_base(open_base(tmp_path / "a"), Net(), ("head.*",))

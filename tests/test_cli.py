@@ -152,7 +152,7 @@ def test_missing_folders_are_made(small_file, small_run, tmp_path):
 
 def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
     (tmp_path / "mine").mkdir()
-    for open_output in (files.replacing, files.replacing_folder):
+    for open_output in (files.atomic_file, files.atomic_folder):
         for output in (tmp_path / "new" / "deep" / "out", tmp_path / "mine" / "deep" / "out"):
             with pytest.raises(ZeroDivisionError), open_output(output):
                 raise ZeroDivisionError
@@ -213,7 +213,7 @@ def test_an_existing_file_survives_a_failed_write(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "x") as temporary:
+    with pytest.raises(KeyboardInterrupt), files.atomic_file(tmp_path / "x") as temporary:
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

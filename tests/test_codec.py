@@ -65,7 +65,9 @@ def test_decisions_are_bounded(monkeypatch, compiled):
 
 
 def test_no_file_whose_signs_cost_a_bit_takes_too_many_decisions():
-    most = max(len(codec._path(codec._Contexts(bits), v)) - 1 for bits in (12,) for v in (-2_048, -2_047, 2_047))
+    most = max(
+        len(codec._decisions_of(codec._Contexts(bits), v)) - 1 for bits in (12,) for v in (-2_048, -2_047, 2_047)
+    )
     assert 8 * most < codec.DECISIONS_A_BYTE
 
 

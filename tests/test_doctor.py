@@ -32,13 +32,13 @@ def test_doctor_finds_this_environment_well():
 
 
 def test_doctor_says_which_vectors_run_and_takes_those_asked_for(monkeypatch):
-    assert compiled.asked() == ""
-    for kind in compiled.paths():
-        with compiled.forced(kind):
+    assert compiled.requested_kind() == ""
+    for kind in compiled.available_kinds():
+        with compiled.force_kind(kind):
             found = [f.found for f in MODULE._backends() if f.name == "backend native"]
         assert found[0] == f"rebuilds the right bits with {kind} vectors, which are taken"
         assert sorted(found[1:]) == sorted(
-            f"rebuilds the right bits with {k} vectors" for k in compiled.paths() if k != kind
+            f"rebuilds the right bits with {k} vectors" for k in compiled.available_kinds() if k != kind
         )
     monkeypatch.setattr(MODULE, "CHECKS", {"subcompress": MODULE._backends})
     done = CliRunner().invoke(main, ["doctor", "--vectors", "numpy"])
@@ -46,7 +46,7 @@ def test_doctor_says_which_vectors_run_and_takes_those_asked_for(monkeypatch):
     refused = CliRunner().invoke(main, ["doctor", "--vectors", "sse9"])
     assert refused.exit_code != 0
     assert "SUBCOMPRESS_VECTORS is one of plain, avx2, avx512, numpy, or unset; given 'sse9'" in refused.stderr
-    assert compiled.asked() == ""
+    assert compiled.requested_kind() == ""
 
 
 def test_doctor_names_two_runtimes_as_a_fault(monkeypatch):

@@ -31,9 +31,9 @@ from subcompress.base import Base, BaseReference, OnBase
 from subcompress.format.record import Coded, Group, Record
 from subcompress.operators import HadamardBlocks
 from subcompress.serving import triton
-from subcompress.serving.triton import Source, configuration, export, ours
+from subcompress.serving.triton import Source, configuration, export, is_own_export
 from subcompress.support import files
-from subcompress.support.files import replacing_folder
+from subcompress.support.files import atomic_folder
 from subcompress_models import MODELS
 
 NAN = float("nan")
@@ -86,7 +86,7 @@ def parsed(text: str) -> Any:
 
 
 def config(model: onnx.ModelProto, backend: str = "onnxruntime", max_batch: int = 64) -> Any:
-    found = max_batch if triton.batched(model.graph) else 0
+    found = max_batch if triton.has_batch_axis(model.graph) else 0
     return parsed(configuration(Source(Path("x.onnx"), "x"), model.graph, backend, found))
 
 
@@ -189,7 +189,7 @@ def test_a_folder_that_is_not_ours_stays(place):
         assert "models/net is there and is not as an export wrote it" in error(*args)
         assert path.read_bytes().endswith(b"\n")
         path.write_bytes(written[path]) if path in written else path.unlink()
-        assert ours(Path("models/net"))
+        assert is_own_export(Path("models/net"))
     shutil.rmtree("models/net")
     Path("models/net").symlink_to(place, target_is_directory=True)
     assert "is not as an export wrote it" in error(*args)
@@ -227,13 +227,13 @@ def test_whole_or_not_at_all(place, monkeypatch):
 
 
 def test_a_folder_is_made_beside_the_repository_unless_it_cannot(tmp_path, monkeypatch):
-    with replacing_folder(tmp_path / "models" / "net") as new:
+    with atomic_folder(tmp_path / "models" / "net") as new:
         assert new.parents[1] == tmp_path and list((tmp_path / "models").iterdir()) == []
         (new / "x").write_text("x")
     assert (tmp_path / "models" / "net" / "x").read_text() == "x"
     assert (tmp_path / "models" / "net").stat().st_mode & 0o777 == 0o777 & ~files_mask()
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    with replacing_folder(tmp_path / "models" / "net") as new:
+    with atomic_folder(tmp_path / "models" / "net") as new:
         assert new.parents[1] == tmp_path / "models"
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["net"]
 

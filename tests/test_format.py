@@ -28,7 +28,7 @@ from records import (
 from subcompress import SubcompressError, format
 from subcompress.format import container, payload
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Group, Record, Same, bfloat16
+from subcompress.format.record import Coded, Group, Record, Tied, bfloat16
 from subcompress.format.wire import Reader, Writer
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.rebuild.backends import available
@@ -91,7 +91,7 @@ def random_records(draw) -> Record:
     groups = [replace(g, operator=replace(g.operator, seed=seed)) for g in groups]
     if draw(st.booleans()):
         tied = int(rng.integers(len(specs)))
-        entries = (*entries, Same(tied))
+        entries = (*entries, Tied(tied))
         specs.append(replace(specs[tied], name="tied"))
     record = Record(
         seed,
@@ -157,7 +157,7 @@ def test_ties_and_complex_weights_survive():
 )
 def test_ties_are_checked(index, words):
     record = tied_record()
-    entries = (*record.entries[:-2], Same(index), record.entries[-1])
+    entries = (*record.entries[:-2], Tied(index), record.entries[-1])
     with pytest.raises(SubcompressError, match=words):
         format.to_bytes(replace(record, entries=entries))
 
@@ -506,7 +506,7 @@ def test_a_wrong_weights_digest_is_seen():
 
 
 def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
-    monkeypatch.setattr("subcompress.rebuild.arrays._memory", lambda: 1_000)
+    monkeypatch.setattr("subcompress.rebuild.arrays._physical_memory", lambda: 1_000)
     with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
         expand(lenet_record())
 

@@ -217,7 +217,7 @@ def test_a_file_within_a_budget_is_as_good_as_one_of_the_d_that_takes_as_much(di
 
 def test_a_file_that_misses_its_budget_is_made_again_in_fewer_coordinates(digits, tmp_path, monkeypatch):
     """The bits of a coordinate are guessed far too low here, and measured by the first training."""
-    monkeypatch.setattr("subcompress.training.budget.GROWN", 0.5)
+    monkeypatch.setattr("subcompress.search.budget.GROWN", 0.5)
     monkeypatch.setattr("subcompress.training.pressure.STRENGTH", 0.0)
     net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), Heard()
     options = {"within": 260, "seeds": 1, **OPTIONS, "epochs": 2}

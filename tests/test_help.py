@@ -23,6 +23,7 @@ from subcompress.native.compiled import KINDS
 from subcompress.operators import EXACT, OPERATORS
 from subcompress.peers import PEERS
 from subcompress.rebuild.dense import FLOATS
+from subcompress.search.executors import EXECUTORS
 from subcompress.serving.triton import BACKENDS, MAX_BATCH
 from subcompress.subspace.plan import AUTO
 from subcompress.subspace.roles import ROLES
@@ -42,6 +43,7 @@ REGISTRIES = {
     "LOSSES": LOSSES,
     "METRICS": METRICS,
     "EXACT": EXACT,
+    "EXECUTORS": EXECUTORS,
     "OPERATORS": OPERATORS,
     "OPTIMIZERS": OPTIMISERS,
     "PRECISIONS": PRECISIONS,

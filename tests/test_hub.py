@@ -266,12 +266,12 @@ def test_words_that_would_break_out_of_a_card():
 def test_a_base_on_the_hub_is_named(tmp_path):
     info = subcompress.info(FIRST) | {"base": {"id": "hub:them/base", "revision": "c0ffee", "digest": "00"}}
     page = card.Page("me/net", info, {"model.safetensors": ("00", 474)}, card.About(), None)
-    text = card.write(page, None)
+    text = card.write_card(page, None)
     matter = yaml.safe_load(text.split("---\n")[1])
     assert (matter["base_model"], matter["base_model_relation"]) == ("them/base", "adapter")
     assert "at commit `c0ffee`" in text
     elsewhere = card.Page("me/net", info | {"base": {**info["base"], "id": "b.safetensors"}}, {}, card.About(), None)
-    assert "base_model" not in yaml.safe_load(card.write(elsewhere, None).split("---\n")[1])
+    assert "base_model" not in yaml.safe_load(card.write_card(elsewhere, None).split("---\n")[1])
 
 
 # Bases that lie on the Hub
@@ -471,7 +471,7 @@ def test_weights_of_others_are_not_shadowed(hub, client, name):
 @pytest.mark.parametrize("held", ["---\n---\nTheirs\n", "---\r\n---\r\nTheirs\n", "\ufeff---\na: 1\n---\nTheirs\n"])
 def test_a_front_matter_without_keys_or_behind_a_mark(held):
     page = card.Page("me/net", subcompress.info(FIRST), {"model.safetensors": ("00", 474)}, card.About(), None)
-    text = card.write(page, held)
+    text = card.write_card(page, held)
     assert text.count("---\n") == 2 and text.endswith("\n\nTheirs\n")
 
 
@@ -519,8 +519,8 @@ from subcompress import SubcompressError
 from subcompress.remote import Reference, transport
 heard = []
 mine = transport.Hub("hf_oauth_SECRETsecret.abc\\n", heard.append)
-mine.say("Bearer hf_oauth_SECRETsecret.abc, hf_abcdefghijklmnopqrstuvwxyz")
-said = str(transport._translated(ValueError("got hf_oauth_SECRETsecret.abc"), Reference("a/b"), mine.token))
+mine.log("Bearer hf_oauth_SECRETsecret.abc, hf_abcdefghijklmnopqrstuvwxyz")
+said = str(transport._translate(ValueError("got hf_oauth_SECRETsecret.abc"), Reference("a/b"), mine.token))
 try:
     transport.Hub("hf_a\\x00b")
 except SubcompressError as e:
@@ -552,7 +552,7 @@ def test_the_code_on_the_card_of_a_network_of_texts_runs(tmp_path, monkeypatch):
     page = card.Page(
         "me/texts", subcompress.info(tmp_path / "net.safetensors"), {"model.onnx": ("0", size)}, card.About(), None
     )
-    code = re.findall(r"```python\n(.*?)```", card.write(page, None), re.S)[0]
+    code = re.findall(r"```python\n(.*?)```", card.write_card(page, None), re.S)[0]
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)

@@ -50,7 +50,7 @@ def test_tied_tensors_are_counted_once(tmp_path):
     format.save(record := tied_record(), path)
     found = subcompress.info(path)
     entries = dict(zip((s.name for s in record.layout), record.entries, strict=True))
-    again = sum(s.nbytes for s in record.layout if type(entries[s.name]).__name__ == "Same")
+    again = sum(s.nbytes for s in record.layout if type(entries[s.name]).__name__ == "Tied")
     assert again > 0
     assert found["dense_bytes"] - found["distinct_bytes"] == again
     ratio = found["distinct_bytes"] / found["file_bytes"]

@@ -29,11 +29,11 @@ from subcompress.rebuild.backends import BACKENDS, available, backend_of
 from subcompress.rebuild.expand import expand
 from subcompress.subspace import traced
 from subcompress.support import threads
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.layout import DTYPES as DTYPES_OF
 from subcompress.tensors.rounding import rounded
 
-VECTORS = compiled.paths()
+VECTORS = compiled.available_kinds()
 OTHERS = [name for name in available() if name not in ("numpy", "native")] + [f"native/{kind}" for kind in VECTORS]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -227,12 +227,12 @@ def test_vectors_are_chosen_by_the_environment(monkeypatch):
     monkeypatch.setenv(compiled.VECTORS, "numpy")
     assert "native" not in available()
     assert backend_of("cpu") is BACKENDS["numpy"]
-    monkeypatch.setattr(compiled, "paths", lambda: ("plain",))
+    monkeypatch.setattr(compiled, "available_kinds", lambda: ("plain",))
     monkeypatch.setenv(compiled.VECTORS, "avx512")
     with pytest.raises(SubcompressError, match=r"^SUBCOMPRESS_VECTORS=avx512: vectors here are plain; ask for one"):
-        compiled.path()
+        compiled.selected_kind()
     monkeypatch.delenv(compiled.VECTORS)
-    assert compiled.path() == "plain"
+    assert compiled.selected_kind() == "plain"
 
 
 # --- training ---
@@ -413,12 +413,12 @@ def test_a_file_is_read_and_rebuilt_without_the_compiled_part(small_file):
 def test_a_library_that_does_not_load_is_left_alone(monkeypatch, tmp_path):
     broken = tmp_path / "_native.so"
     broken.write_bytes(b"not a library")
-    compiled._loaded.cache_clear()
+    compiled._load.cache_clear()
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": str(broken)}))
     try:
         assert compiled.library() is None
     finally:
-        compiled._loaded.cache_clear()
+        compiled._load.cache_clear()
 
 
 # --- threads ---
@@ -433,7 +433,7 @@ def test_each_does_not_wait_for_another_callers_work():
     held = [pool.submit(go.wait) for _ in range(os.cpu_count() or 1)]  # every thread is taken
     try:
         seen: list[int] = []
-        each(seen.append, range(10))
+        for_each(seen.append, range(10))
         assert len(seen) == 10
     finally:
         go.set()
@@ -444,12 +444,12 @@ def test_each_does_not_wait_for_another_callers_work():
 def test_work_while_the_interpreter_ends(tmp_path):
     code = """
 import atexit, torch
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.rounding import rounded
 torch.set_num_threads(2)
 seen = []
-each(seen.append, range(2))
-atexit.register(lambda: (each(seen.append, range(5)), print(sorted(seen))))
+for_each(seen.append, range(2))
+atexit.register(lambda: (for_each(seen.append, range(5)), print(sorted(seen))))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -458,17 +458,17 @@ atexit.register(lambda: (each(seen.append, range(5)), print(sorted(seen))))
 
 def test_each_does_all_once_and_raises_the_first_error():
     seen: list[int] = []
-    each(seen.append, range(100))
+    for_each(seen.append, range(100))
     assert sorted(seen) == list(range(100))
 
     def work(i: int) -> None:
-        each(seen.append, range(3))  # within work: in this thread
+        for_each(seen.append, range(3))  # within work: in this thread
         if i == 5:
             raise ValueError("five")
 
     with pytest.raises(ValueError, match="five"):
-        each(work, range(50))
-    each(work, range(5))
+        for_each(work, range(50))
+    for_each(work, range(5))
 
 
 def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
@@ -476,7 +476,7 @@ def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
     native = importlib.import_module("subcompress.operators.kernels.native")
     op, first = HadamardBlocks.sized(5_000, 300, 5), [seeded_integers(77, 5_000)]
     native._tables(first[0])
-    c, call, gone = coordinates(300).numpy().astype(np.float32), native.each, []
+    c, call, gone = coordinates(300).numpy().astype(np.float32), native.for_each, []
 
     def late(work, items):
         first.clear()  # the operator that the tables were made for
@@ -489,7 +489,7 @@ def test_tables_of_a_seeded_start_outlive_an_equal_operator(monkeypatch):
         BACKENDS["native"].fill(op, c, [Segment(0, out, 2.0**-7, start)])
         return out
 
-    monkeypatch.setattr(native, "each", late)
+    monkeypatch.setattr(native, "for_each", late)
     found = written()
     monkeypatch.undo()
     assert np.array_equal(found, written())

@@ -16,8 +16,8 @@ import subcompress
 from subcompress import Data, Split, SubcompressError
 from subcompress.data.ragged import Ragged
 from subcompress.data.reading import OnDemand
+from subcompress.search.goal import checked
 from subcompress.training import constant, metrics
-from subcompress.training.goal import checked
 from subcompress.training.options import Goal
 from subcompress.training.preflight import check_first_batch
 from subcompress.training.tasks import LOSSES, Task, evaluate

@@ -14,7 +14,7 @@ from graphs import computed
 
 import subcompress
 from subcompress import format
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import tensors_in
 from subcompress.data.splits import batches, call
 from subcompress.format.record import Coded
 from subcompress.rebuild.expand import expand
@@ -37,7 +37,7 @@ def test_the_file_rebuilds_the_fitted_network_exactly(fitted, name, tmp_path):
     fresh.eval()
     x, _ = next(batches(case.data().test, 16))
     with torch.no_grad():
-        for a, b in zip(leaves(call(fresh, x)), leaves(call(loaded, x)), strict=True):
+        for a, b in zip(tensors_in(call(fresh, x)), tensors_in(call(loaded, x)), strict=True):
             assert torch.equal(a, b)
     if name != "dict":  # whose data are noisy
         task = Task.of(case.options.get("loss", "cross-entropy"), case.options.get("metric"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import subcompress
 from subcompress import Listener, SubcompressError, format
 from subcompress.api.variants import Variants
-from subcompress.base import Base, open_base, stand_on
+from subcompress.base import Base, attach_base, open_base
 from subcompress.subspace.roles import acted_on, looks_trained, roles_of
 from subcompress.tensors.layout import raw_bytes
 from subcompress.training import run
@@ -218,7 +218,7 @@ def test_an_inner_tensor_that_the_base_lacks_or_has_otherwise(trained, tmp_path)
 
 
 def test_new_starts_anew_what_the_base_has(trained, tmp_path):
-    standing = stand_on(Base(trained, "base"), net(), ("8.*",))
+    standing = attach_base(Base(trained, "base"), net(), ("8.*",))
     assert {"8.weight", "8.bias"}.isdisjoint(s.name for s in standing.layout)
     done = subcompress.fit(net(), networks.blobs(), tmp_path / "run", base=trained, new=("8.*",), **FIT)
     assert sum(trained[n].numel() for n in ("1.weight", "1.bias", "5.weight", "5.bias", "4.bias")) + 292 == done.D
@@ -234,14 +234,14 @@ def test_prefixes_and_dtypes_of_a_base_are_found(trained):
         {f"a.b.{n}": t for n, t in trained.items()} | {"pooler.weight": torch.ones(2, 2)},
         {n: t.bfloat16() if t.is_floating_point() else t for n, t in trained.items()},
     ):
-        standing = stand_on(Base(held, "base"), wrapped)
+        standing = attach_base(Base(held, "base"), wrapped)
         loaded = standing.loaded(wrapped).state_dict()
         assert len(standing.layout) == len(trained)
         for name, t in trained.items():
             assert torch.allclose(loaded[f"model.{name}"].double(), t.double(), rtol=1e-2)
     mixed = net().bfloat16()
     mixed[8].float()
-    assert "one dtype" in refusal(stand_on, Base(trained, "base"), mixed)
+    assert "one dtype" in refusal(attach_base, Base(trained, "base"), mixed)
 
 
 def test_frozen_parameters_of_a_base_stay(trained, tmp_path):
@@ -275,7 +275,7 @@ def test_a_base_with_two_values_for_tied_weights_is_refused():
     state = net("transformer").state_dict()
     state["decoder.weight"] = state["decoder.weight"] + 1
     assert "the model ties embed.weight and decoder.weight" in refusal(
-        stand_on, Base(state, "base"), net("transformer")
+        attach_base, Base(state, "base"), net("transformer")
     )
 
 
@@ -447,13 +447,13 @@ def test_a_switch_that_fails_half_way_is_made_good(trained, files, monkeypatch):
     variants.use("norms")
 
     def dies(record, state):
-        expand_acting(record, state)
+        expand_changed(record, state)
         raise KeyboardInterrupt
 
-    from subcompress.rebuild.expand import expand_acting
+    from subcompress.rebuild.expand import expand_changed
 
     with monkeypatch.context() as m:
-        m.setattr("subcompress.api.variants.expand_acting", dies)
+        m.setattr("subcompress.api.variants.expand_changed", dies)
         with pytest.raises(KeyboardInterrupt):
             variants.use("all")
     assert variants.name is None
@@ -530,19 +530,19 @@ def test_a_base_is_not_what_changes_under_a_fit(trained, tmp_path):
 def test_a_base_without_the_statistics_of_a_norm_is_refused(trained):
     name = next(n for n in trained if n.endswith("running_var"))
     without = {n: t for n, t in trained.items() if n != name}
-    assert f"lacks it: {name}" in refusal(stand_on, Base(without, "b"), net())
+    assert f"lacks it: {name}" in refusal(attach_base, Base(without, "b"), net())
     reshaped = trained | {name: torch.ones(1 + len(trained[name]))}
-    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(stand_on, Base(reshaped, "b"), net())
-    assert name not in stand_on(Base(without, "b"), net(), new=(name,))
+    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(attach_base, Base(reshaped, "b"), net())
+    assert name not in attach_base(Base(without, "b"), net(), new=(name,))
 
 
 def test_most_of_a_network_is_no_head():
     deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     held = deep.state_dict()
     first = Base({n: t for n, t in held.items() if n.startswith(("0.", "1."))}, "b")
-    assert "lacks it: 2.weight" in refusal(stand_on, first, deep)
-    assert "5.weight" not in stand_on(Base({n: t for n, t in held.items() if n < "3"}, "b"), deep)
-    assert "2.weight" not in stand_on(first, deep, new=("[2345].*",))
+    assert "lacks it: 2.weight" in refusal(attach_base, first, deep)
+    assert "5.weight" not in attach_base(Base({n: t for n, t in held.items() if n < "3"}, "b"), deep)
+    assert "2.weight" not in attach_base(first, deep, new=("[2345].*",))
 
 
 def test_a_base_in_a_folder_is_never_written_over(small, trained, tmp_path):

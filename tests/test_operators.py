@@ -386,7 +386,7 @@ def test_dense_is_drawn_the_same_in_pieces_and_at_once(monkeypatch):
     again = DenseGaussian(3_001, 700, 3)
     assert torch.equal(kept[0], again.matvec(z))
     assert torch.equal(kept[1], again.rmatvec(g))
-    assert not again._kept
+    assert not again._cache
     assert torch.equal(again.matvec(torch.eye(700)[699]), P[:, 699])
 
 

@@ -25,9 +25,9 @@ from serving import Client, asking, packed, serving, traced_here
 
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.onnx import lifting
+from subcompress.onnx import weightless
 from subcompress.serving import documents, trial
-from subcompress.serving.addresses import allowed, host_of, origin_of
+from subcompress.serving.addresses import host_of, origin_of, parse_origins
 from subcompress.serving.engines import DATATYPES, Engine, Port
 from subcompress.serving.refusals import RefusedError
 from subcompress_cli import tracing
@@ -140,7 +140,7 @@ def test_hosts_and_origins() -> None:
     assert {text: origin_of(text) for text in origins} == origins
     assert not any(map(origin_of, ["null", "x", "http://", "http://x/", "http://[::1", "*", "http://x?"]))
     with pytest.raises(SubcompressError, match="an origin is SCHEME://HOST"):
-        allowed(["*"])
+        parse_origins(["*"])
 
 
 @given(st.text(max_size=30) | st.from_regex(r"\[?[0-9a-f:.]*\]?:?\d*", fullmatch=True))
@@ -177,9 +177,9 @@ def test_depth(value: Any) -> None:
 
 
 def test_many_lists_that_are_not_deep_and_brackets_in_texts() -> None:
-    assert documents.parsed(b"[" + b",".join([b"[1]"] * 200) + b"]") == [[1]] * 200
-    assert documents.parsed(json.dumps({"id": '["' * 200}).encode()) == {"id": '["' * 200}
-    assert documents.parsed(b"[" + b",".join([b"[1.00000000]"] * 500) + b"]") == [[1.0]] * 500
+    assert documents.parse_json(b"[" + b",".join([b"[1]"] * 200) + b"]") == [[1]] * 200
+    assert documents.parse_json(json.dumps({"id": '["' * 200}).encode()) == {"id": '["' * 200}
+    assert documents.parse_json(b"[" + b",".join([b"[1.00000000]"] * 500) + b"]") == [[1.0]] * 500
     for text in (b"t" * 200, b"t" * 5000, b"0" * 5000):
         assert documents.has_word(text + b"true", b"true") and not documents.has_word(text + b"tru", b"true")
 
@@ -376,7 +376,7 @@ def test_all_networks_of_a_layout_are_tried(tmp_path: Path, monkeypatch: pytest.
             raise SubcompressError("it cannot be traced")
         return SimpleNamespace(data=b"", names=(), general=True)
 
-    monkeypatch.setattr(lifting, "lifted_of", lifted)
+    monkeypatch.setattr(weightless, "weightless_graph_of", lifted)
     found = tracing._answer(["h", "d"], job)
     assert found["network"] == "d" and "one before it could not be traced: it cannot be traced" in found["note"]
     found = tracing._answer(["d", "h"], job)

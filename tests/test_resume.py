@@ -106,7 +106,7 @@ def test_buffers_that_no_file_holds_do_not_stop_a_checkpoint(tmp_path):
     net[1].register_buffer("wide", torch.ones(2, dtype=torch.complex128), persistent=False)
     with pytest.raises(KeyboardInterrupt):
         subcompress.fit(net, networks.blobs(), tmp_path / "run", **FIT, listener=Stopping(3))
-    assert (tmp_path / "run" / run.CHECKPOINT).exists()
+    assert list((tmp_path / "run" / run.CHECKPOINTS).iterdir())
     assert subcompress.fit(net, networks.blobs(), tmp_path / "run", **FIT).d == 60
 
 
@@ -187,14 +187,33 @@ def test_a_search_that_went_on_under_other_limits_goes_on_again(tmp_path):
     assert ends[0] == ends[1]
 
 
-def test_the_second_process_is_told(tmp_path):
+def test_a_second_process_with_the_same_command_joins(tmp_path):
+    """It waits for the one training that the first does, and ends with the same result."""
+    joined = []
+
+    class Second(Listener):
+        def epoch(self, progress):
+            code = (
+                "import sys; sys.path.insert(0, sys.argv[2]); import test_resume as t; from pathlib import Path\n"
+                "print(t.fit(Path(sys.argv[1]), t.FIT).validation)"
+            )
+            if not joined:
+                command = [sys.executable, "-c", code, str(tmp_path / "run"), str(Path(__file__).parent)]
+                joined.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+    found = fit(tmp_path / "run", FIT, Second())
+    assert joined[0].communicate(timeout=60)[0] == f"{found.validation}\n"
+    assert list(journal_of(tmp_path / "run")) == ["moves", "d60-s0"]
+
+
+def test_a_second_process_with_another_command_is_told(tmp_path):
     told = []
 
     class Second(Listener):
         def epoch(self, progress):
             code = (
                 "import sys; sys.path.insert(0, sys.argv[2]); import test_resume as t; from pathlib import Path\n"
-                "try: t.fit(Path(sys.argv[1]), t.FIT)\n"
+                "try: t.fit(Path(sys.argv[1]), {**t.FIT, 'restart': True})\n"
                 "except t.SubcompressError as e: print(e)"
             )
             if not told:

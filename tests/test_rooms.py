@@ -26,6 +26,7 @@ ROOMS = (
     "data",
     "subspace",
     "training",
+    "search",
     "onnx",
     "peers",
     "api",

@@ -24,11 +24,11 @@ from subcompress.format.record import (
     Entry,
     Fixed,
     Group,
-    Kept,
     Mixed,
     Record,
-    Same,
     Stored,
+    Tied,
+    Unchanged,
     bfloat16,
     group_sizes,
 )
@@ -142,9 +142,9 @@ class Making:
         if kind == "base" and held:
             if coded and self.groups and finite(self.standing.reals(spec.name)) and rng.random() < 0.5:
                 return Coded(self.scale(), int(rng.integers(self.groups)), 0.0, True)
-            return Kept()
-        if kind == "tied" and (found := [j for j in alike if not isinstance(entries[j], Same)]):
-            return Same(found[-1])
+            return Unchanged()
+        if kind == "tied" and (found := [j for j in alike if not isinstance(entries[j], Tied)]):
+            return Tied(found[-1])
         if kind == "equal" and (found := [j for j in alike if entries[j] == Stored()]):
             return Stored(found[-1])
         if not coded or kind in ("stored", "equal"):
@@ -160,7 +160,7 @@ def _without(entry: Entry, number: dict[int, int]) -> Entry:
         return entry
     if entry.group in number:
         return replace(entry, group=number[entry.group])
-    return Kept() if entry.based else Fixed(entry.start)
+    return Unchanged() if entry.based else Fixed(entry.start)
 
 
 def made(rng: np.random.Generator, seed: int, layout: Layout, standing: OnBase | None) -> Record:

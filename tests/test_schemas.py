@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 import subcompress
 from subcompress import Listener, SubcompressError, format
 from subcompress.subspace.moves import Moves
-from subcompress.training import run, schemas
+from subcompress.training import run, schemas, workers
 from subcompress.training.probe import Fit, Probe
 
+CHECKPOINT = f"{run.CHECKPOINTS}/d40-s0.safetensors"
 OPTIONS = {"d": 40, "epochs": 3, "batch_size": 32, "threads": 1}
 DEEP = "[" * 100_000
 
@@ -103,22 +104,26 @@ def test_files_of_another_shape(name, what, stopped, tmp_path):
         one_line(lambda: subcompress.report(folder), name)
 
 
-@pytest.mark.parametrize("name", [run.COMMAND, run.JOURNAL, run.SUMMARY, run.CHECKPOINT])
+@pytest.mark.parametrize("name", [run.COMMAND, run.JOURNAL, run.SUMMARY, CHECKPOINT])
 def test_folders_in_place_of_files(name, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
     one_line(lambda: fit(folder), name, "is no file")
-    one_line(lambda: fit(folder, restart=True), name, "cannot be removed")
+    if name == CHECKPOINT:  # its folder is ours
+        assert fit(folder, restart=True).d == 40
+    else:
+        one_line(lambda: fit(folder, restart=True), name, "cannot be removed")
 
 
 def test_files_in_place_of_folders(stopped, finished, tmp_path):
     folder = copied(stopped, tmp_path)
     (folder / run.PROBES).write_text("")
     one_line(lambda: fit(folder), run.PROBES, "cannot be made")
-    (folder / run.LOCK).unlink(missing_ok=True)
-    (folder / run.LOCK).mkdir()
-    one_line(lambda: fit(folder), run.LOCK)
+    for name in (workers.WORKERS, workers.CLAIMS):
+        (folder / name).write_text("")
+        one_line(lambda: fit(folder), name, "cannot be written")
+        (folder / name).unlink()
 
 
 def test_a_restart_discards_what_is_damaged(finished, tmp_path):
@@ -249,7 +254,7 @@ def test_a_probe_file_of_another_network(finished, tmp_path):
 
 def forged(folder: Path, meta=None, tensors=None) -> None:
     """The checkpoint again, changed."""
-    path = folder / run.CHECKPOINT
+    path = folder / CHECKPOINT
     with safetensors.safe_open(path, "pt") as f:
         state, held = json.loads(f.metadata()["state"]), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     if meta is not None:
@@ -291,7 +296,7 @@ METAS = [
 def test_numbers_of_a_checkpoint(path, value, words, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     forged(folder, meta=put(*path, value=value))
-    one_line(lambda: fit(folder), run.CHECKPOINT, words, "remove")
+    one_line(lambda: fit(folder), CHECKPOINT, words, "remove")
 
 
 TENSORS = [
@@ -313,17 +318,17 @@ TENSORS = [
 def test_tensors_of_a_checkpoint(name, value, words, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     forged(folder, tensors=put(name, value=value))
-    one_line(lambda: fit(folder), run.CHECKPOINT, words, "remove")
+    one_line(lambda: fit(folder), CHECKPOINT, words, "remove")
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, (10**9).to_bytes(8, "little") + b"{}"])
 def test_a_checkpoint_that_is_none(data, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
-    (folder / run.CHECKPOINT).write_bytes(data)
-    one_line(lambda: fit(folder), run.CHECKPOINT, "is no checkpoint of ours")
-    (folder / run.CHECKPOINT).write_bytes(safetensors.torch.save({"z": torch.zeros(3)}))
-    one_line(lambda: fit(folder), run.CHECKPOINT, "its state is no JSON of ours")
-    (folder / run.CHECKPOINT).unlink()
+    (folder / CHECKPOINT).write_bytes(data)
+    one_line(lambda: fit(folder), CHECKPOINT, "is no checkpoint of ours")
+    (folder / CHECKPOINT).write_bytes(safetensors.torch.save({"z": torch.zeros(3)}))
+    one_line(lambda: fit(folder), CHECKPOINT, "its state is no JSON of ours")
+    (folder / CHECKPOINT).unlink()
     assert fit(folder).d == 40  # as the line says
 
 

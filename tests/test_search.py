@@ -14,13 +14,13 @@ from torch import nn
 
 import subcompress
 from subcompress import Listener, SubcompressError
+from subcompress.search.curve import frontier
+from subcompress.search.goal import SearchGoal
+from subcompress.search.target import TargetSearch
+from subcompress.search.trials import Trial
 from subcompress.training import run
-from subcompress.training.attempts import DiedTwiceError
-from subcompress.training.curve import frontier
-from subcompress.training.goal import SearchGoal
 from subcompress.training.preflight import resolution_note
-from subcompress.training.probe import Probe
-from subcompress.training.searching import search
+from subcompress.training.probe import DIED, Probe
 from subcompress.training.tasks import Task
 
 
@@ -41,26 +41,39 @@ class Known:
     def nests(self, small: int, large: int) -> bool:
         return 0.5 < small / large < 2
 
-    def probe(self, d: int, seed: int, warm=None, hopeless=None) -> Probe:
+    def probe(self, trial: Trial, hopeless=None) -> Probe:
+        d, seed, warm = trial.d, trial.seed, trial.warm
         assert 1 <= d <= self.D
         self.seen.append(d)
         target, d_true, slope = self.law
         if d < d_true / 20:
             self.epochs += 4
-            raise DiedTwiceError("died", 4)
+            return Probe(d, seed, 0.0, (), 4, 48.0, True, DIED, warnings=("died",))
         error = math.log(1 - target) + slope * math.log(d / d_true) + self.rng.normal(0, self.noise)
         final = 1 - math.exp(min(error, -0.1))
         curve: list[float] = []
-        if warm is not None:
-            assert self.nests(warm.d, d)
+        if warm:
+            assert self.nests(warm, d)
             self.epochs += 5
-            return Probe(d, seed, final - 0.006, (final,) * 5, 5, 60.0, warm=warm.d)
+            return Probe(d, seed, final - 0.006, (final,) * 5, 5, 60.0, warm=warm)
         for epoch in range(1, 11):
             curve.append(1 - min(1.0, (1 - final) * math.exp(0.06 * (10 - epoch))))
             self.epochs += 1
             if epoch < 10 and hopeless is not None and hopeless(tuple(curve)):
                 return Probe(d, seed, curve[-1], tuple(curve), epoch, 12.0 * epoch, True)
         return Probe(d, seed, final, tuple(curve), 10, 120.0, bytes=115 + d // 2)
+
+
+def search(known: Known, goal: SearchGoal, workers: int = 1):
+    """What a search ends with, whose trials are run by so many workers in turn."""
+    engine, running = TargetSearch(known, goal), []
+    while True:
+        while len(running) < workers and (trial := engine.ask([t for t, _ in running])) is not None:
+            assert trial not in [t for t, _ in running]
+            running.append((trial, known.probe(trial, engine.hopeless(trial))))
+        if not running:
+            return engine.result()
+        engine.tell(*running.pop(0))
 
 
 def searched(known: Known, **goal) -> float:
@@ -113,8 +126,8 @@ def test_errors_are_searched_downwards():
     """The same law of a metric that is minimised."""
 
     class Errors(Known):
-        def probe(self, d, seed, warm=None, hopeless=None):
-            p = super().probe(d, seed, warm)
+        def probe(self, trial, hopeless=None):
+            p = super().probe(trial)
             return replace(p, value=1 - p.value, curve=tuple(1 - v for v in p.curve))
 
     known = Errors(0.9, 100_000, 300.0, -0.6, 0.05, 0)

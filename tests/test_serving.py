@@ -39,7 +39,7 @@ from subcompress import SubcompressError
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.splits import batches
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Group, Kept, Record
+from subcompress.format.record import Coded, Group, Record, Unchanged
 from subcompress.operators import HadamardBlocks
 from subcompress.serving import app, catalogue, connections, protocol, running
 from subcompress.serving import networks as serving_networks
@@ -662,7 +662,7 @@ class OnBaseFiles:
     def add(self, name: str, seed: int, *acting: str) -> None:
         """A file that changes these tensors."""
         layout = self.standing.layout
-        entries = tuple(Coded(2.0**-4, based=True) if spec.name in acting else Kept() for spec in layout)
+        entries = tuple(Coded(2.0**-4, based=True) if spec.name in acting else Unchanged() for spec in layout)
         D = sum(spec.reals for spec in layout if spec.name in acting)
         z = np.random.default_rng(seed).integers(-7, 8, D).astype(np.int32)
         group = Group(HadamardBlocks(D, D, seed, 0, 0, 0), 4, z)
@@ -1007,7 +1007,7 @@ def engine_of(run: Any) -> Any:
 
 async def asked_of(batches: Batches, engine: Any, *rows: int) -> list[Any]:
     """Outcomes of requests that come at once."""
-    asks = [protocol.Asked("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
+    asks = [protocol.InferenceRequest("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
     return await asyncio.gather(*(batches.run(engine, a) for a in asks), return_exceptions=True)
 
 
@@ -1065,7 +1065,7 @@ def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
     else:
         length = None  # type: ignore[assignment]
     try:
-        asked = protocol.read(body, length, ports, ports[:1], True)
+        asked = protocol.parse_request(body, length, ports, ports[:1], True)
     except RefusedError as e:
         assert e.status == 400 and "\n" not in str(e)
     else:
@@ -1089,17 +1089,17 @@ def test_every_datatype_goes_there_and_back() -> None:
             else:
                 told["data"] = x.tolist()
             head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": as_binary}}).encode()
-            asked = protocol.read(head + tail, str(len(head)), [port], [port], True)
+            asked = protocol.parse_request(head + tail, str(len(head)), [port], [port], True)
             assert asked.feeds["x"].dtype == dtype and (asked.feeds["x"] == x).all(), name
-            body, _, length = protocol.answer("m", asked, [port], [x])
+            body, _, length = protocol.encode_answer("m", asked, [port], [x])
             said = json.loads(body[: length or None])
             back = np.frombuffer(body[length:], dtype) if as_binary else np.array(said["outputs"][0]["data"], dtype)
             assert (back.reshape(3, 5) == x).all(), name
 
 
 def test_names() -> None:
-    assert all(map(catalogue.sound, ["net", "net-1.2_x", "größe"]))
-    assert not any(map(catalogue.sound, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
+    assert all(map(catalogue.is_valid_name, ["net", "net-1.2_x", "größe"]))
+    assert not any(map(catalogue.is_valid_name, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
 
 
 @pytest.fixture(scope="module")
@@ -1173,7 +1173,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "PATIENCE", 1)
     said: list[str] = []
-    trace = tracing.traced_beside((), said.append)
+    trace = tracing.subprocess_tracer((), said.append)
     found = trace([Job(name, b"") for name in ("a", "dies", "hangs", "b")])
     assert [f.graph if isinstance(f, Traced) else f[:34] for f in found] == [
         b"a",
@@ -1186,7 +1186,7 @@ def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, m
 
 def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Path) -> None:
     packed(tmp_path, "a", lenet_record())
-    trace = tracing.traced_beside((), lambda line: None)
+    trace = tracing.subprocess_tracer((), lambda line: None)
     with serving(tmp_path, trace=trace):
         packed(tmp_path, "hangs", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))
         while trace._child is None or trace._child.poll() is not None:
@@ -1202,7 +1202,7 @@ def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path
 
 
 def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(running, "DRAIN", 0.2)
+    monkeypatch.setattr(running, "DRAIN_SECONDS", 0.2)
     with serving(folder, trace=LENET) as client, socket.create_connection((client.host, client.port), 30) as s:
         s.sendall(posting(b"{", length=100))
         while not client.running.server.waiting:
@@ -1217,13 +1217,13 @@ def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".com", "999.1.1.1"])
 def test_an_address_that_is_none(folder: Path, host: str) -> None:
     with pytest.raises(SubcompressError, match="an address of this machine"):
-        running.listening(host, 0)
+        running.open_socket(host, 0)
 
 
 @pytest.mark.slow
 def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
     packed(tmp_path, "hangs", lenet_record())
-    trace = tracing.traced_beside((), lambda line: None)
+    trace = tracing.subprocess_tracer((), lambda line: None)
 
     def signalled() -> None:
         while trace._child is None:
@@ -1232,5 +1232,5 @@ def test_a_signal_while_it_starts_ends_it(child: None, tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(signalled)
-        serve([str(tmp_path)], trace, port=0, say=print, ready=lambda running: pytest.fail("it was ended before"))
+        serve([str(tmp_path)], trace, port=0, log=print, ready=lambda running: pytest.fail("it was ended before"))
         sent.result()

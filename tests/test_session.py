@@ -16,7 +16,7 @@ from records import record_of
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import tensors_in
 from subcompress.data.splits import batches, call
 from subcompress.format.facts import Facts
 from subcompress.rebuild.expand import expand
@@ -70,7 +70,7 @@ def test_any_network_runs(fitted, name, device):
     x, _ = next(batches(case.data().test, 16))
     loaded = subcompress.load(file, case.make())
     with torch.no_grad():
-        expected = list(leaves(call(loaded, x)))
+        expected = list(tensors_in(call(loaded, x)))
     given = x if isinstance(x, tuple) else (x,)
     found = subcompress.Session(file, case.make(), device=device)(*given)
     for a, b in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
@@ -153,7 +153,7 @@ def test_odd_networks_run_on_the_files_weights(gives, device, tmp_path):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     x = torch.rand(3, 6)
     with torch.no_grad():
-        expected = list(leaves(subcompress.load(file, Odd(GIVES[gives]))(x)))
+        expected = list(tensors_in(subcompress.load(file, Odd(GIVES[gives]))(x)))
     found = subcompress.Session(file, module, device=device)(x)
     for a, b in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
         assert a.dtype == b.dtype

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.distributed.run import get_args_parser
 
 import subcompress
-from subcompress import Data, Recipe, SubcompressError
+from subcompress import Data, Machine, Recipe, SubcompressError
 from subcompress.data import DATA, Split, digits
 from subcompress.data.splits import batches
 from subcompress.subspace import moves
 from subcompress.subspace.module import Subspace
 from subcompress.training import run
-from subcompress.training.fitter import Fitter
 from subcompress.training.loop import DeadRunError, TrainOptions, train
+from subcompress.training.preparing import divided
 from subcompress.training.sharding import Shards, Step, exact
 from subcompress.training.tasks import Task
 from subcompress_cli import main
@@ -347,16 +347,6 @@ def test_what_a_data_set_draws_does_not_depend_on_who_reads_it():
     assert torch.equal(torch.stack(half), torch.stack(whole[1::2]))
 
 
-def test_a_search_of_one_worker_goes_through_shards(tmp_path, monkeypatch):
-    """All that reads the folder, a clock or the validation split is asked for through `alone`."""
-    asked = []
-    monkeypatch.setattr(Shards, "alone", lambda self, work: asked.append(1) or work())
-    monkeypatch.setattr(Fitter, "say_cost", lambda *_: None)
-    options = SMALL | {"seeds": 1, "max_fits": 2, "min_accuracy": 0.01, "steps": 3}
-    assert subcompress.fit(mixed, networks.blobs(), tmp_path / "run", **options).reached
-    assert len(asked) > 10
-
-
 def test_the_commands_of_the_page_can_be_given():
     found = [shlex.split(line) for block in blocks("docs/guides/many-machines.md", "") for line in block.lines]
     assert len(found) == 3
@@ -396,7 +386,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_loses_nothing(tmp_path):
     assert second == [Ended(-signal.SIGKILL)]
     lines = [line for line in first[0].stderr.splitlines() if line.startswith("error:")]
     assert first[0].status == 1 and len(lines) == 1 and "a worker of this training has ended" in lines[0]
-    assert (tmp_path / "killed" / run.CHECKPOINT).exists()
+    assert any((tmp_path / "killed" / run.CHECKPOINTS).iterdir())
     assert cli(*(command + "killed").split()).exit_code == 0
     assert cli(*(command + "whole").split()).exit_code == 0
     assert record(tmp_path / "killed") == record(tmp_path / "whole")
@@ -410,6 +400,19 @@ def test_what_one_worker_meets_is_told_once(tmp_path):
     assert (first[0].status, second[0].status) == (1, 1)
     assert "error: " in first[0].stderr and "OSError: no such picture" in first[0].stderr.splitlines()[-1]
     assert second[0].stderr == ""
+
+
+def test_a_training_that_dies_dies_in_all_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("subcompress.training.judging.WINDOW", 5)
+    first, second = shared(2, f"fit {MIXED} --epochs 2 --lr 1e5 --shards 4 --device cpu -o {tmp_path}/run")
+    assert (first[0].status, second[0].status, second[0].stderr) == (1, 1, "")
+    assert "error: the run died twice, at lr 1e+05 and 4e+04" in first[0].stderr
+
+
+def test_jobs_are_of_one_worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SubcompressError, match="--jobs is of a command that is started once; 2 workers were started"):
+        divided(Machine(jobs=2))
 
 
 @pytest.mark.slow

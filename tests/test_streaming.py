@@ -1,4 +1,4 @@
-"""Weights leaf by leaf: the same file as the library would write, in bounded memory, whole or not at all."""
+"""Weights chunk by chunk: the same file as the library would write, in bounded memory, whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from torch import Tensor, nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.api import unpack as unpacking
-from subcompress.format.record import Coded, Group, Record, Same, Stored
+from subcompress.format.record import Coded, Group, Record, Stored, Tied
 from subcompress.operators import HadamardBlocks
 from subcompress.rebuild import streaming
 from subcompress.rebuild.backends import available
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.expand import digest_of, expand, expand_into
 from subcompress.rebuild.streaming import stream
-from subcompress.tensors.digest import CHUNK, leaves_of
+from subcompress.tensors.digest import CHUNK, chunks_of
 from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress_cli import main
 
 
 def wide_record() -> Record:
-    """Tensors of every dtype, of more than one leaf, small ones between them, a tied one, two groups."""
+    """Tensors of every dtype, of more than one chunk, small ones between them, a tied one, two groups."""
     coded = [("a", "F32", 1_300_001), ("b", "F16", 7), ("c", "C64", 600_001), ("d", "F64", 3), ("e", "BF16", 2_200_000)]
     kept = [(f"s{dtype}", dtype, 5) for dtype in DTYPES]
     layout = Layout(
         tuple(TensorSpec(n, t, (size,)) for n, t, size in [*coded, *kept, ("none", "F32", 0), ("z", "F32", 1_300_001)])
     )
-    entries = [Coded(2.0**-7, i % 2, float(i)) for i in range(5)] + [Stored()] * (len(kept) + 1) + [Same(0)]
+    entries = [Coded(2.0**-7, i % 2, float(i)) for i in range(5)] + [Stored()] * (len(kept) + 1) + [Tied(0)]
     sizes = [sum(layout.tensors[i].reals for i in range(5) if i % 2 == g) for g in range(2)]
     groups = [
         Group(HadamardBlocks.sized(D, d, 5, group=g), 4, np.arange(d, dtype=np.int32) % 15 - 7)
@@ -78,15 +78,15 @@ def test_every_backend_streams_the_same(backend):
     seen: dict[int, bytes] = {}
     told: list[int] = []
 
-    def sink(leaf, values):
+    def sink(chunk, values):
         assert len(seen) < 50
-        seen[leaf.number] = values.tobytes()
+        seen[chunk.number] = values.tobytes()
 
     assert stream(WIDE, sink, backend=backend, done=told.append) == WIDE.digest
     state = {spec.name: b"" for spec in WIDE.layout}
-    for leaf in leaves_of(WIDE.layout):
-        assert len(seen[leaf.number]) == leaf.size <= CHUNK
-        state[WIDE.layout.tensors[leaf.index].name] += seen[leaf.number]
+    for chunk in chunks_of(WIDE.layout):
+        assert len(seen[chunk.number]) == chunk.size <= CHUNK
+        state[WIDE.layout.tensors[chunk.index].name] += seen[chunk.number]
     for name, tensor in expand(WIDE, "numpy").items():
         flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         assert state[name] == flat.reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -96,7 +96,7 @@ def test_every_backend_streams_the_same(backend):
 def test_tied_and_scattered_tensors_cost_no_block_each(monkeypatch):
     """Blocks of 2^16 rows, 500 tensors of one value in two groups in turn, 500 more tied to the first."""
     specs = [TensorSpec(f"t{i}", "F32", (1,)) for i in range(1_000)]
-    entries = [Coded(1.0, i % 2) for i in range(500)] + [Same(0)] * 500
+    entries = [Coded(1.0, i % 2) for i in range(500)] + [Tied(0)] * 500
     z = np.ones(3, np.int32)
     groups = tuple(Group(HadamardBlocks(250, 3, 1, 16, 0, 0, g), 4, z) for g in range(2))
     record = Record(1, Layout(tuple(specs)), groups, tuple(entries))
@@ -128,9 +128,9 @@ print(most)
 
 def test_many_small_tensors_go_together():
     layout = Layout(tuple(TensorSpec(f"t{i}", "F32", (1_000,)) for i in range(3_000)))
-    batches = list(streaming._batches(list(leaves_of(layout))))
+    batches = list(streaming._batches(list(chunks_of(layout))))
     assert len(batches) == 3
-    assert [leaf.number for batch in batches for leaf in batch] == list(range(3_000))
+    assert [chunk.number for batch in batches for chunk in batch] == list(range(3_000))
 
 
 def test_other_weights_than_were_packed_leave_no_file(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import cli
 
-from subcompress_cli.streams import Command, answer, apart
+from subcompress_cli.streams import Command, answer, redirect_stdout
 
 LOUD = """
 import torch
@@ -90,9 +90,9 @@ def test_every_command_that_runs_code_of_the_user_answers_alone(loud, tmp_path):
 
 CODE = """
 import os, subprocess, sys
-from subcompress_cli.streams import answer, apart
+from subcompress_cli.streams import answer, redirect_stdout
 print("before")
-with apart():
+with redirect_stdout():
     print("python")
     os.write(1, b"c\\n")
     subprocess.run(["echo", "child"])
@@ -110,7 +110,7 @@ def test_prints_of_c_and_of_child_processes():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_closed_streams(closed):
-    code = "from subcompress_cli.streams import apart\nwith apart():\n    print('x')"
+    code = "from subcompress_cli.streams import redirect_stdout\nwith redirect_stdout():\n    print('x')"
     assert subprocess.run(["sh", "-c", f'{sys.executable} -c "{code}" {closed}'], check=True, stderr=-3, stdout=-3)
 
 
@@ -123,9 +123,9 @@ def test_all_commands_answer_so():
 
 
 def test_answers_nest(capsys):
-    with apart():
+    with redirect_stdout():
         answer("outer")
-        with apart():
+        with redirect_stdout():
             print("noise")
             answer("inner")
         answer("outer again")

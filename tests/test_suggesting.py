@@ -9,17 +9,17 @@ from commands import cli
 import subcompress
 from subcompress import SubcompressError
 from subcompress.rebuild.backends import backend_of
-from subcompress.support.suggesting import meant, near
+from subcompress.support.suggestions import close_matches, suggestion
 from subcompress.training.tasks import Task
 
 
 def test_near_names():
     known = ("lenet", "lenet5", "mlp", "AUROC")
-    assert near("lennet", known) == ["lenet", "lenet5"]
-    assert near("auroc", known) == ["AUROC"]
-    assert meant("LENET5", known) == ": did you mean lenet5 or lenet?"
-    assert meant("vgg", known) == ""
-    assert meant("x" * 10**6, known) == ""
+    assert close_matches("lennet", known) == ["lenet", "lenet5"]
+    assert close_matches("auroc", known) == ["AUROC"]
+    assert suggestion("LENET5", known) == ": did you mean lenet5 or lenet?"
+    assert suggestion("vgg", known) == ""
+    assert suggestion("x" * 10**6, known) == ""
 
 
 @pytest.mark.parametrize(

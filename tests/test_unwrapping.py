@@ -18,11 +18,11 @@ import subcompress
 from subcompress import Subspace, Variants, format
 from subcompress.api.unpack import Wanted
 from subcompress.format.facts import Facts
-from subcompress.onnx.lifting import lifted_of
+from subcompress.onnx.weightless import weightless_graph_of
+from subcompress.search.baseline import _plain
 from subcompress.subspace.observing import built
 from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import Layout
-from subcompress.training.baseline import _plain
 
 
 class Net(nn.Module):
@@ -146,7 +146,7 @@ def test_sessions_and_what_verifies_trace_what_is_inside(tmp_path):
     assert torch.allclose(subcompress.Session(file, both())(x), truth, atol=1e-5)
     data = subcompress.Data(*splits())
     assert subcompress.verify(file, data, both(), device="cpu").engine == "ONNX Runtime"
-    assert lifted_of(record, both()).general
+    assert weightless_graph_of(record, both()).general
 
 
 def test_subspaces_moves_and_variants(tmp_path):

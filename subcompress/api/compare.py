@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
 from subcompress.subspace.unwrapping import unwrapped_for
+from subcompress.support.bars import with_bars
+from subcompress.support.charts import Chart
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.listener import Listener
+from subcompress.support.suggestions import suggestion
+from subcompress.support.tables import html_png, html_table
 from subcompress.tensors.layout import Layout
 from subcompress.training import run
 from subcompress.training.loop import TrainOptions
@@ -36,6 +40,9 @@ from subcompress.training.schemas import check, many, read, struct_of
 from subcompress.training.tasks import Loss, Metric, Task
 
 JSON, MARKDOWN, PLOT = "compare.json", "compare.md", "compare.png"
+
+WIDTH = 750
+"""Of the plot in a notebook, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,26 @@ class Comparison:
     epochs: int
     rows: tuple[Row, ...]
     skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison of {len(self.rows)} methods, {self.title}: bytes and test {self.metric}"]
+        lines += [f"  {row.name}: {row.bytes:,} bytes, {row.value:.4f}" for row in self.ordered]
+        return "\n".join([*lines, *([f"  skipped: {', '.join(self.skipped)}"] if self.skipped else [])])
+
+    def _repr_html_(self) -> str:
+        """The table and the plot, for a notebook."""
+        ours = self.rows[0].bytes if self.rows else 1
+        head = ("", "method", "bytes", "times ours", f"test {self.metric}", "seconds", "")
+        rows = [
+            (i, r.name, f"{r.bytes:,}", f"{r.bytes / ours:,.1f}", f"{r.value:.4f}", f"{r.seconds:.0f}", r.note)
+            for i, r in enumerate(self.ordered, 1)
+        ]
+        told = [f"<p>Skipped: {escape(name)}, {escape(why)}.</p>" for name, why in self.skipped.items()]
+        plot = [html_png(self._chart().png(200), WIDTH, "bytes against the metric")] if self.rows else []
+        return "".join([f"<p><b>{escape(self.title)}</b></p>", html_table(rows, head), *told, *plot])
+
+    def _chart(self) -> Chart:
+        return comparison_chart(self.ordered, self.metric, legend=True)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -92,6 +119,7 @@ class Comparison:
         return [*self.rows[:1], *sorted(self.rows[1:], key=lambda row: row.bytes)]
 
 
+@with_bars
 def compare(
     run_folder: str | Path,
     model: nn.Module,
@@ -124,7 +152,7 @@ def compare(
         title: The title of table and plot.
         threads: CPU threads that torch uses.
         restart: Discard results of an earlier call.
-        listener: Hears of progress; see `Listener`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
 
     Returns:
         The table, which is also written to compare.md, compare.json and compare.png in the run folder.
@@ -136,7 +164,7 @@ def compare(
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
         raise SubcompressError(
-            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{meant(unknown[0], PEERS)}"
+            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{suggestion(unknown[0], PEERS)}"
         )
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     model = unwrapped_for(model, record.layout)
@@ -153,7 +181,7 @@ def compare(
     recipe = replace(TrainOptions(**summary["recipe"]), shards=1)  # others train in whole batches
     folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
-    with machine("cpu", threads, recipe.seed), run.locked(path):
+    with machine("cpu", threads, recipe.seed), run.locked(path, "compare"):
         run.make_folder(folder)
         size = len(format.to_bytes(record))
         bench = Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, folder, listener)
@@ -212,7 +240,7 @@ class _Table:
         )
         write_bytes(self.path / JSON, (json.dumps(result.to_json(), indent=2) + "\n").encode())
         write_bytes(self.path / MARKDOWN, result.markdown().encode())
-        write_bytes(self.path / PLOT, comparison_chart(result.ordered, result.metric, legend=True).png())
+        write_bytes(self.path / PLOT, result._chart().png())
         return result
 
 

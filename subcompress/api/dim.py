@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,20 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.errors import SubcompressError
+from subcompress.search.listed import Listed
+from subcompress.search.trials import Trial
+from subcompress.search.working import work
+from subcompress.support.bars import with_bars
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
-from subcompress.support.suggesting import meant
+from subcompress.support.listener import Listener
+from subcompress.support.suggestions import suggestion
 from subcompress.training import run
-from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import Fitter
 from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
 from subcompress.training.preparing import data_of, prepared, task_of
 from subcompress.training.probe import Probe
+from subcompress.training.run import Run
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
@@ -34,6 +37,7 @@ BITS = 8
 """Bits that the plan counts with; coordinates stay float32."""
 
 
+@with_bars
 def measure_dimension(
     model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
@@ -69,7 +73,7 @@ def measure_dimension(
         machine: Where to compute.
         names: Names of network and data in table and plot.
         restart: Discard what the folder holds.
-        listener: Hears of progress; see `Listener`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
         **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:
@@ -90,14 +94,16 @@ def measure_dimension(
             fitter.check(d)
         goal = {"ds": list(ds), "thresholds": list(thresholds)}
         command = fitter.command() | {"goal": goal, "limits": {"repeats": repeats}}
-        with run.holding(folder, command) as run_folder:
-            fitter.begin(run_folder, restart or run_folder.finished is not None)
+        with run.working(folder, command, "dim") as run_folder:
+            with run_folder.worker.alone("begin"):
+                fitter.begin(run_folder, restart or run_folder.finished is not None)
             fitter.measure()
             fitter.say_cost(max(ds), len(ds) * repeats)
-            found = _measure(fitter, list(ds), repeats)
+            found = _measure(fitter, run_folder, list(ds), repeats)
             result = _result(fitter, found, thresholds, names, on, shuffle)
-            _write(run_folder.path, result)
-            run_folder.finish(None, {"dim": result.to_json()})
+            with run_folder.worker.alone("finish"):
+                _write(run_folder.path, result)
+                run_folder.finish(None, {"dim": result.to_json()})
             return result
 
 
@@ -108,7 +114,7 @@ def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
     if not 1 <= repeats <= 100:
         raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
     if shuffle is not None and shuffle not in SHUFFLES:
-        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{meant(shuffle, SHUFFLES)}")
+        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{suggestion(shuffle, SHUFFLES)}")
 
 
 def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]:
@@ -119,26 +125,20 @@ def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]
     return (replace(data, validation=data.train), "training") if shuffle == "labels" else (data, "validation")
 
 
-def _measure(fitter: Fitter, ds: list[int], repeats: int) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
+def _measure(
+    fitter: Fitter, run_folder: Run, ds: list[int], repeats: int
+) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
     """The metrics of the network trained directly, and of each d, and each training."""
     seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(repeats)]
-    baseline = tuple(fitter.baseline(s).value for s in seeds)
-    points: list[Point] = []
-    probes: list[Probe] = []
-    for d in ds:
-        began = time.perf_counter()
-        values = []
-        for s in seeds:
-            try:
-                probe = fitter.probe(d, s)
-            except DiedTwiceError as e:
-                raise SubcompressError(f"at d = {d}, seed {s}, {e}") from e
-            probes.append(probe)
-            fitter.listener.probes(tuple(probes))
-            values.append(probe)
-        seconds = max(sum(p.seconds for p in values), time.perf_counter() - began)
-        points.append(Point(d, tuple(p.value for p in values), seconds))
-    return baseline, points, tuple(probes)
+    direct = [Trial(0, seed) for seed in seeds]
+    trials = {d: [Trial(d, seed) for seed in seeds] for d in ds}
+    engine = Listed([*direct, *(trial for each in trials.values() for trial in each)], fitter.task, fitter.listener)
+    work(fitter, engine, run_folder)
+    points = []
+    for d, each in trials.items():
+        probes = [engine.ended[trial] for trial in each]
+        points.append(Point(d, tuple(p.value for p in probes), sum(p.seconds for p in probes)))
+    return tuple(engine.ended[trial].value for trial in direct), points, tuple(engine.probes())
 
 
 def _result(

@@ -157,9 +157,9 @@ def _backends() -> Iterator[Finding]:
             yield from _vectors(record)
             continue
         yield _rebuilt(f"backend {name}", "", record, name)
-    if compiled.asked() == compiled.NUMPY:
+    if compiled.requested_kind() == compiled.NUMPY:
         yield Finding("backend native", f"left out, as {compiled.VECTORS}={compiled.NUMPY} asks")
-    elif not BACKENDS["native"].there():
+    elif not BACKENDS["native"].is_available():
         yield Finding(
             "backend native", "not compiled, torch serves instead; with GCC or clang, install again for speed"
         )
@@ -176,10 +176,10 @@ def _examined() -> Record:
 
 def _vectors(record: Record) -> Iterator[Finding]:
     """Every kind of vectors that the compiled part has for this processor, that which is taken first."""
-    taken = compiled.path()
-    for kind in (taken, *(kind for kind in reversed(compiled.paths()) if kind != taken)):
+    taken = compiled.selected_kind()
+    for kind in (taken, *(kind for kind in reversed(compiled.available_kinds()) if kind != taken)):
         note = f" with {kind} vectors{', which are taken' if kind == taken else ''}"
-        with compiled.forced(kind):
+        with compiled.force_kind(kind):
             yield _rebuilt("backend native", note, record, "native")
 
 

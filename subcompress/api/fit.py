@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,23 +15,27 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data
 from subcompress.errors import SubcompressError
-from subcompress.support.listening import Listener
-from subcompress.training import recipe_file, schemas
-from subcompress.training.baseline import given_baseline
-from subcompress.training.budget import best_within, check_budget
-from subcompress.training.curve import frontier
+from subcompress.search.baseline import given_baseline
+from subcompress.search.budget import BudgetSearch, check_budget
+from subcompress.search.executors import helping
+from subcompress.search.goal import SearchGoal, checked
+from subcompress.search.listed import Listed
+from subcompress.search.target import TargetSearch, first_d
+from subcompress.search.trials import Engine, Trial
+from subcompress.search.working import finish, work
+from subcompress.support.bars import with_bars
+from subcompress.support.listener import Listener
+from subcompress.training import recipe_file, run, schemas
 from subcompress.training.fitter import Fitter
-from subcompress.training.goal import SearchGoal, checked
 from subcompress.training.likeness import same_network
 from subcompress.training.options import Goal, Machine, Options, Recipe, Shortcuts
-from subcompress.training.preparing import check_base_options, data_of, prepared, task_of
-from subcompress.training.probe import Fit, Probe, TargetMissedError
+from subcompress.training.preparing import check_base_options, data_of, divided, prepared, task_of
+from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
-from subcompress.training.searching import first_d, search
 from subcompress.training.sharding import sharing
-from subcompress.training.sharding.folder import held
 
 
+@with_bars
 def fit(
     model: nn.Module | Callable[[], nn.Module],
     data: Data | Sequence[Dataset[Any]],
@@ -68,8 +74,8 @@ def fit(
         machine: Where to compute.
         restart: Discard what the folder holds.
         origin: Where the run came from, for `report` and `compare`.
-        listener: Hears of progress; see `Listener`.
-        **shortcuts: Fields of `Recipe`, `Goal` and `Machine`, and `base_name`, `act_on` and `new` of `Base`.
+        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:
         What was reached: the metric on validation and test split, bytes, all trainings, and the frontier of a search.
@@ -80,38 +86,72 @@ def fit(
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
     with sharing(options.recipe.shards) as shards:
+        options = replace(options, machine=divided(options.machine))
+        listener = listener if listener is not None and shards.first else Listener()
         task = task_of(options.recipe)
-        search_goal = checked(options.goal, task)
+        goals = checked(options.goal, task)
         check_base_options(options.base)
         schemas.check_origin(origin or {})
-        listener = listener if listener is not None and shards.first else Listener()
-        data = task.prepare_labels(data_of(data, options.machine.workers))
+        data = data_of(data, options.machine.workers)
+        join = partial(_join, model, data, Path(run_folder).absolute(), options, origin)
+        data = task.prepare_labels(data)
         with prepared(model, data, options, task, listener, shards=shards) as fitter:
-            found = _found(fitter, search_goal, options, Path(run_folder), restart, origin or {})
+            shards.check_same("network, code and data", repr(fitter.command()["network"]))
+            fit_alone = partial(_fit, fitter, goals, options, Path(run_folder), restart, join, origin or {})
+            found = shards.alone(fit_alone, fitter.join)
     if not found.reached:
         raise TargetMissedError(found)
     return found
 
 
-def _found(
-    fitter: Fitter, goal: SearchGoal, options: Options, path: Path, restart: bool, origin: dict[str, Any]
+def _fit(
+    fitter: Fitter,
+    goal: SearchGoal,
+    options: Options,
+    path: Path,
+    restart: bool,
+    join: Callable[[], None],
+    origin: dict[str, Any],
 ) -> Fit:
-    """What a folder holds of this fit, or what training gives. Each worker takes the same way through it: what reads
-    the folder, evaluates or looks at a clock is done by the first one alone."""
-    shards, baseline = fitter.shards, goal.baseline
-    shards.alone(lambda: check(fitter, goal))
+    """Take what the folder holds of this fit, or train. The first worker does; others join in its trainings."""
+    check(fitter, goal)
     command = fitter.command() | goal.command()
-    shards.alike("network, code and data", repr(command["network"]))
-    if baseline is not None:
-        goal = replace(goal, baseline=shards.alone(lambda: given_baseline(fitter, baseline)))
-    with held(shards, path, command) as folder:
-        fitter.run = folder
-        if (finished := shards.alone(lambda: _finished(folder, fitter, restart))) is not None:
-            return finished
-        folder.earlier = shards.alone(lambda: folder.earlier)
-        shards.alone(lambda: recipe_file.write(folder.path, options, origin, torch.get_num_threads()))
+    if goal.baseline is not None:
+        goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
+    with run.working(path, command, "fit") as folder:
+        with folder.worker.alone("begin"):
+            found = _finished(folder, fitter, restart)
+            if found is None:
+                recipe_file.write(folder.path, options, origin, torch.get_num_threads())
+        return found or _searched(fitter, goal, folder, options.machine, join, origin)
+
+
+def _searched(
+    fitter: Fitter, goal: SearchGoal, folder: Run, machine: Machine, join: Callable[[], None], origin: dict[str, Any]
+) -> Fit:
+    """Run the trainings, with the workers of --jobs, and write the result."""
+    with helping(machine.executor, machine.jobs - 1, folder.path, join, fitter.listener):
         fitter.measure()
-        return fitter.finish(*_trained(fitter, goal, folder), origin)
+        chosen, details = work(fitter, engine_of(fitter, goal), folder)
+        if not details.get("reached", True):
+            fitter.warn(details["failure"])
+        return finish(fitter, folder, chosen, details, origin)
+
+
+def _join(model: Any, data: Data, run_folder: Path, options: Options, origin: dict[str, Any] | None) -> None:
+    """Work in a run folder beside the process that began it. What the fit comes to is told there."""
+    with suppress(TargetMissedError):
+        fit(
+            model,
+            data,
+            run_folder,
+            recipe=options.recipe,
+            goal=options.goal,
+            base=options.base,
+            machine=replace(options.machine, jobs=1),
+            origin=origin,
+            listener=Listener(),
+        )
 
 
 def check(fitter: Fitter, goal: SearchGoal) -> None:
@@ -136,23 +176,18 @@ def _finished(folder: Run, fitter: Fitter, restart: bool) -> Fit | None:
     return None
 
 
-def _trained(fitter: Fitter, goal: SearchGoal, folder: Run) -> tuple[Probe, dict[str, Any]]:
-    """The training that is chosen, and what was found on the way."""
-    goal = goal.after(folder.earlier)
+def engine_of(fitter: Fitter, goal: SearchGoal) -> Engine:
+    """The search for a goal."""
     if goal.bytes is not None:
-        return best_within(fitter, goal)
+        return BudgetSearch(fitter, goal)
     if goal.d is None:
-        chosen, found = search(fitter, goal)
-        if not found.get("reached", True):
-            fitter.warn(found["failure"])
-        return chosen, found
+        return TargetSearch(fitter, goal)
     d = goal.d
     if d > fitter.D:
         fitter.warn(f"--d {d} is more than the D = {fitter.D} weights that can be trained: it is lowered to D")
         d = fitter.D
     fitter.say_cost(d, 1)
-    chosen = fitter.probe(d, fitter.settings.seed)
-    return chosen, {"probes": (chosen,), "frontier": frontier([chosen], fitter.task.minimise)}
+    return Listed([Trial(d, fitter.settings.seed)], fitter.task, Listener())
 
 
 __all__ = ["Fit", "fit"]

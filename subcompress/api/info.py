@@ -28,7 +28,7 @@ def info(path: str | Path) -> dict[str, Any]:
     found = format.contents(path)
     base, layout = found.base, found.layout
     trained = {id(g) for g in found.trained}
-    bits = [taken for g, taken in zip(found.groups, found.taken, strict=True) if id(g) in trained]
+    bits = [bits for g, bits in zip(found.groups, found.coordinate_bits, strict=True) if id(g) in trained]
     return {
         "seed": found.seed,
         "d": sum(g.operator.d for g in found.trained),

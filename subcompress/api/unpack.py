@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from subcompress import format
 from subcompress.base import weights_files
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Record, Same
+from subcompress.format.record import Record, Tied
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.dense import write_dense
 from subcompress.rebuild.streaming import stream
-from subcompress.support.files import replacing
+from subcompress.support.files import atomic_file
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import Layout, raw_bytes
 
@@ -116,7 +116,7 @@ def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) ->
             continue
         if not t.data_ptr() or t.data_ptr() not in live:
             return False
-        tie = isinstance(entry, Same) and t.data_ptr() == state[record.layout.tensors[entry.index].name].data_ptr()
+        tie = isinstance(entry, Tied) and t.data_ptr() == state[record.layout.tensors[entry.index].name].data_ptr()
         if not tie:
             places.append((t.data_ptr(), t.data_ptr() + t.nbytes))
     places.sort()
@@ -177,7 +177,7 @@ def unpack(
     for what, other in taken.items():
         if os.path.exists(other) and os.path.exists(output) and os.path.samefile(other, output):
             raise SubcompressError(f"{output} is {what}: give another place for what it unpacks to")
-    with replacing(output) as temporary:
+    with atomic_file(output) as temporary:
         EXPORTS[kind](record, Wanted(module, dtype, done), temporary)
     return output
 

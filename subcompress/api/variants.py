@@ -12,10 +12,10 @@ from torch import nn
 from subcompress import format
 from subcompress.base import open_base
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Kept, Record
-from subcompress.format.sections import Standing
+from subcompress.format.record import Record, Unchanged
+from subcompress.format.sections import BasedLayout
 from subcompress.rebuild.arrays import check_digest
-from subcompress.rebuild.expand import expand_acting
+from subcompress.rebuild.expand import expand_changed
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace.copying import own_memory
 from subcompress.subspace.hidden import check_sharing
@@ -57,7 +57,7 @@ class Variants(Mapping[str, bytes]):
         """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
         data = format.file_bytes(path)
         layout = format.parse(data).layout
-        if not isinstance(layout, Standing):
+        if not isinstance(layout, BasedLayout):
             raise SubcompressError(f"variants stand on one base; {path} stands on none: load it by itself")
         reference = layout.base
         if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
@@ -86,7 +86,7 @@ class Variants(Mapping[str, bytes]):
                 _resize(self._inside, spec, places[spec.name])
         self._restore(before, record)
         with torch.no_grad():
-            expand_acting(record, {name: t.detach() for name, t in places.items()})
+            expand_changed(record, {name: t.detach() for name, t in places.items()})
         self.name, self._acting = name, record
         return self.module
 
@@ -114,7 +114,7 @@ def _resize(module: nn.Module, spec: TensorSpec, place: torch.Tensor) -> None:
 
 def _changed(record: Record) -> set[str]:
     """The tensors of a file that are not the base's."""
-    return {s.name for s, e in zip(record.layout, record.entries, strict=True) if not isinstance(e, Kept)}
+    return {s.name for s, e in zip(record.layout, record.entries, strict=True) if not isinstance(e, Unchanged)}
 
 
 def _places(module: nn.Module, record: Record, heads: set[str]) -> dict[str, torch.Tensor]:

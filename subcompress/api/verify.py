@@ -18,7 +18,7 @@ from subcompress.data.splits import batches, call
 from subcompress.data.targets import counts
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
-from subcompress.onnx.session import chosen_for_graphs, require_device
+from subcompress.onnx.session import choose_graph_device, require_device
 from subcompress.rebuild.backends import available
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace.unwrapping import unwrapped_for
@@ -100,7 +100,7 @@ def verify(
         return found
     if module is None:
         raise SubcompressError("the metric is measured on a graph, traced from the network: give it with --model")
-    on = chosen_for_graphs(device)
+    on = choose_graph_device(device)
     if say is not None:
         say(on.line)
     task = Task.of("cross-entropy" if loss is None else loss, metric)

@@ -1,10 +1,10 @@
-"""A public base: the tensors that a file's weights start from, named in the file and never contained in it."""
+"""Bases: public weights that a file's weights start from; the file names its base and never contains it."""
 
-from subcompress.base.held import HUB, Base, BaseReference, OnBase
+from subcompress.base.attaching import attach_base, tied_names
+from subcompress.base.base import HUB, Base, BaseReference, OnBase
 from subcompress.base.names import FLOATS
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file, weights_files
-from subcompress.base.standing import stand_on, ties_of
-from subcompress.tensors.mapping import let_go, place_of
+from subcompress.tensors.mapping import file_location, release_pages
 
 __all__ = [
     "FLOATS",
@@ -13,12 +13,12 @@ __all__ = [
     "Base",
     "BaseReference",
     "OnBase",
+    "attach_base",
+    "file_location",
     "find_base",
-    "let_go",
     "open_base",
-    "place_of",
-    "stand_on",
-    "ties_of",
+    "release_pages",
+    "tied_names",
     "weights_file",
     "weights_files",
 ]

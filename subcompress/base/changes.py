@@ -1,6 +1,6 @@
-"""What is changed of a base before a file stands on it: parts of names, and rows of tables.
+"""Changes to a base that make it fit a network: renamed tensors, and tables cut or extended to another number of rows.
 
-A file says it after the base's name, behind a mark: `hub:ORG/NAME#_orig_mod>,12:30530`. The digest in the file is that
+A file appends them to the base's name after a mark: `hub:ORG/NAME#_orig_mod>,12:30530`. The digest in the file is that
 of the changed tensors, so that nothing else is taken for them.
 """
 
@@ -17,22 +17,25 @@ from subcompress.tensors.layout import DTYPES
 from subcompress.tensors.rounding import rounded
 
 MARK = "#"
-"""What stands between the name of a base and its changes."""
+"""The separator between the name of a base and its changes."""
 
 _PART = r"[^,>#:]*>[^,>#:]*|[0-9]+:[0-9]+"
 _NAMED = re.compile(rf"(.+){MARK}((?:{_PART})(?:,(?:{_PART}))*)", re.DOTALL)
 
 SAMPLE = 4096
-"""Rows whose values say how large new ones are."""
+"""The number of rows from which the scale of new rows is estimated."""
 
 _TO_DEVIATION = 1.4826
-"""The standard deviation of normal values whose absolute values have the median one."""
+"""The standard deviation of normally distributed values whose absolute values have the median 1."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """renames: (old, new), parts of a name with dots between, `^` for its beginning, each applied in turn wherever it
-    occurs; rows: (number of a tensor in the order of the base's own names, rows that it is cut or grows to)."""
+    """Renames and row counts, applied to a base.
+
+    renames: (old, new), dotted parts of a name, where `^` is its beginning; each is applied in turn wherever it occurs.
+    rows: (number of a tensor in the order of the base's own names, the number of rows that it is cut or extended to).
+    """
 
     renames: tuple[tuple[str, str], ...] = ()
     rows: tuple[tuple[int, int], ...] = ()
@@ -44,52 +47,54 @@ class Changes:
         return ",".join([*(f"{a}>{b}" for a, b in self.renames), *(f"{i}:{n}" for i, n in self.rows)])
 
     @property
-    def sound(self) -> bool:
-        """Whether they come back as they are from their text."""
-        return not self or split(f"x{MARK}{self}") == ("x", self)
+    def is_valid(self) -> bool:
+        """Whether parsing their text gives the same changes back."""
+        return not self or split_changes(f"x{MARK}{self}") == ("x", self)
 
     def renamed(self, name: str) -> str:
-        """A name with all renames applied, itself where nothing would be left."""
+        """Apply all renames to a name; the name itself if nothing would be left of it."""
         parts = ["^", *name.split(".")]
         for old, new in self.renames:
-            parts = _replaced(parts, old.split("."), new.split(".") if new else [])
+            parts = _replace_parts(parts, old.split("."), new.split(".") if new else [])
         return ".".join(parts[1:] if parts[:1] == ["^"] else parts) or name
 
     def names(self, names: Iterable[str]) -> dict[str, str]:
-        """The base's names and what each becomes; one whose new name is taken keeps its own."""
+        """Map the base's names to their new names; a tensor whose new name is taken keeps its own."""
         own = list(names)
-        taken, found = set(own), {}
+        taken, renamed = set(own), {}
         for name in own:
             new = self.renamed(name)
-            found[name] = name if new in taken else new
-            taken.add(found[name])
-        return found
+            renamed[name] = name if new in taken else new
+            taken.add(renamed[name])
+        return renamed
 
     def applied(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The changed tensors of a base, sorted by their names. arrays: its own, sorted."""
-        sized, held = dict(self.rows), list(arrays.values())
+        """Return the changed tensors of a base, sorted by name. arrays: its own tensors, sorted."""
+        sized, originals = dict(self.rows), list(arrays.values())
         names = self.names(arrays)
-        found = {
-            new: _with_rows(array, sized[i]) if i in sized and array.ndim else array
-            for i, (new, array) in enumerate(zip(names.values(), held, strict=True))
+        changed = {
+            new: _resize_rows(array, sized[i]) if i in sized and array.ndim else array
+            for i, (new, array) in enumerate(zip(names.values(), originals, strict=True))
         }
-        return {name: found[name] for name in sorted(found, key=str.encode)}
+        return {name: changed[name] for name in sorted(changed, key=str.encode)}
 
     def notes(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
-        """What a person should know of them, a line each."""
-        names, found = list(arrays), []
+        """Describe the changes to the user, one line each."""
+        names, lines = list(arrays), []
         renamed = [f"{a} is {b}" for a, b in self.names(arrays).items() if a != b]
         if renamed:
-            found.append(f"{len(renamed)} tensors of the base have another name here: {renamed[0]}")
+            lines.append(f"{len(renamed)} tensors of the base have another name here: {renamed[0]}")
         for i, n in self.rows:
-            had = arrays[names[i]].shape[0]
-            what = f"the last {had - n} are left out" if n < had else f"rows {had} to {n - 1} start from a seed"
-            found.append(f"warning: the base has {had} rows in {names[i]}, the model {n}: {what}")
-        return found
+            before = arrays[names[i]].shape[0]
+            what = (
+                f"the last {before - n} are left out" if n < before else f"rows {before} to {n - 1} start from a seed"
+            )
+            lines.append(f"warning: the base has {before} rows in {names[i]}, the model {n}: {what}")
+        return lines
 
 
-def split(name: str) -> tuple[str, Changes]:
-    """The name of a base without its changes, and the changes."""
+def split_changes(name: str) -> tuple[str, Changes]:
+    """Split the name of a base into the name without its changes, and the changes."""
     if (found := _NAMED.fullmatch(name)) is None:
         return name, Changes()
     renames, rows = [], []
@@ -103,18 +108,20 @@ def split(name: str) -> tuple[str, Changes]:
     return found[1], Changes(tuple(renames), tuple(rows))
 
 
-def _replaced(parts: list[str], old: list[str], new: list[str]) -> list[str]:
-    found, at = [], 0
+def _replace_parts(parts: list[str], old: list[str], new: list[str]) -> list[str]:
+    result, at = [], 0
     while at < len(parts):
-        here = parts[at : at + len(old)] == old
-        found += new if here else parts[at : at + 1]
-        at += len(old) if here else 1
-    return found
+        matches = parts[at : at + len(old)] == old
+        result += new if matches else parts[at : at + 1]
+        at += len(old) if matches else 1
+    return result
 
 
-def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """The first rows of a tensor; those that it lacks are random numbers as large as the others, the same everywhere:
-    zeros in a vector (a bias), and where it holds no real numbers. Tensors that are tied stay equal."""
+def _resize_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Cut a tensor to its first rows, or extend it with random rows of the same scale, equal on every machine.
+
+    New rows are zero in a vector (a bias) and in tensors that hold no real numbers. Tied tensors stay equal.
+    """
     if rows <= len(array):
         return array[:rows]
     shape = (rows - len(array), *array.shape[1:])
@@ -128,12 +135,13 @@ def _with_rows(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, more])
 
 
-def window(old: str, new: str) -> tuple[str, str] | None:
-    """The shortest rename that makes the one name the other, with a part before it that both have."""
+def shortest_rename(old: str, new: str) -> tuple[str, str] | None:
+    """Return the shortest rename that turns one name into the other, with one common part before it; None if none is
+    needed."""
     a, b = ["^", *old.split(".")], ["^", *new.split(".")]
     while a and b and a[-1] == b[-1] and len(a) > 1 and len(b) > 1:
         a.pop()
         b.pop()
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    found = ".".join(a[same - 1 :]), ".".join(b[same - 1 :])
-    return None if found[0] == found[1] else found
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rename = ".".join(a[common - 1 :]), ".".join(b[common - 1 :])
+    return None if rename[0] == rename[1] else rename

@@ -1,4 +1,4 @@
-"""The state dict in what was saved: the mapping that holds tensors, wherever it lies, and what cannot be used of it."""
+"""Finding the state dict in what torch.save wrote: a mapping of tensors, perhaps nested, and what is left out of it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from subcompress.errors import SubcompressError, one_line
 from subcompress.support.lazy import torch
-from subcompress.tensors.layout import holdable
+from subcompress.tensors.layout import is_storable
 
 USUAL = ("state_dict", "model_state_dict", "model")
-"""Keys that a state dict lies under most often: the first of them that holds tensors is taken, whatever else does."""
+"""The usual keys of a state dict. The first that holds tensors is taken, even if other mappings hold some too."""
 
 DEPTH = 4
-"""Mappings within mappings that are looked into."""
+"""How deep nested mappings are searched."""
 
 _GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed global|[Uu]nsupported (?:class|global)[: ]+(?:GLOBAL )?(\S+)")
 
 
 def state_in(found: Any, what: str) -> Mapping[str, Any]:
-    """The mapping that holds tensors. Raises SubcompressError where several do, naming them, and for what is none."""
+    """Find the mapping that holds tensors. Raises SubcompressError, naming them, if several do, and if none does."""
     while (inner := _usual(found)) is not None:
         found = inner
-        if _weights(found):
+        if _has_weights(found):
             break
-    if isinstance(found, Mapping) and not _weights(found):
+    if isinstance(found, Mapping) and not _has_weights(found):
         others = dict(_nested(found, "", DEPTH))
         if len(others) > 1:
             raise SubcompressError(
@@ -38,20 +38,21 @@ def state_in(found: Any, what: str) -> Mapping[str, Any]:
 
 
 def left_out_of(found: Mapping[str, Any]) -> dict[str, str]:
-    """By name what a base cannot use, tensors of other dtypes and layouts and arrays, and what it is."""
-    said: dict[str, str] = {}
+    """Return the values that a base cannot use, by name, with what they are: unsupported dtypes and layouts, NumPy
+    arrays."""
+    reasons: dict[str, str] = {}
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
-            if not holdable(value):
+            if not is_storable(value):
                 plain = value.layout == torch.strided
-                said[name] = str(value.dtype if plain else value.layout).removeprefix("torch.")
+                reasons[name] = str(value.dtype if plain else value.layout).removeprefix("torch.")
         elif type(value).__module__.partition(".")[0] == "numpy":
-            said[name] = f"a {type(value).__name__} of numpy"
-    return said
+            reasons[name] = f"a {type(value).__name__} of numpy"
+    return reasons
 
 
 def reason(e: Exception) -> str:
-    """Why torch does not read a file, in a few words."""
+    """Explain in a few words why torch does not load a file."""
     if (match := _GLOBAL.search(str(e))) is None:
         return one_line(e, 160)
     name = (match[1] or match[2]).rstrip(".,:;`'\"")
@@ -59,7 +60,7 @@ def reason(e: Exception) -> str:
 
 
 def _usual(found: Any) -> Mapping[str, Any] | None:
-    """What lies under a usual key, where that holds tensors."""
+    """Return the mapping under a usual key if it holds tensors."""
     if isinstance(found, Mapping):
         for key in USUAL:
             inner = found.get(key)
@@ -68,17 +69,17 @@ def _usual(found: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _weights(found: Mapping[Any, Any]) -> bool:
-    """Whether a mapping holds tensors that may be weights: no step counters, no states of random generators."""
+def _has_weights(found: Mapping[Any, Any]) -> bool:
+    """Return whether a mapping holds tensors that may be weights, not only step counters and generator states."""
     return any(isinstance(v, torch.Tensor) and (v.ndim > 0 and v.dtype != torch.uint8) for v in found.values())
 
 
 def _nested(found: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Mappings that hold weights, with the keys on the way to them; what an optimizer holds is by number."""
+    """Yield nested mappings that hold weights, with their path; an optimizer's are keyed by number and skipped."""
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Mapping) or depth == 0:
             continue
-        if _weights(value) and all(isinstance(k, str) for k in value):
+        if _has_weights(value) and all(isinstance(k, str) for k in value):
             yield f"{path}{key}", value
         else:
             yield from _nested(value, f"{path}{key}.", depth - 1)

@@ -1,4 +1,4 @@
-"""A base from where it lies: a file, a folder, the Hub, or tensors at hand."""
+"""Opening bases: from a file, a folder, the Hub, a module or tensors in memory."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.base.held import HUB, Base, BaseReference
+from subcompress.base.base import HUB, Base, BaseReference
 from subcompress.base.nesting import left_out_of, reason, state_in
 from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
-from subcompress.remote.shards import INDEX, joined, joined_numbered, numbered, shards_of
+from subcompress.remote.shards import INDEX, numbered_shards, read_indexed, read_numbered, shards_of
 from subcompress.support.lazy import torch
-from subcompress.tensors.layout import DTYPES, holdable
-from subcompress.tensors.mapping import mapped
+from subcompress.tensors.layout import DTYPES, is_storable
+from subcompress.tensors.mapping import map_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""What is looked for in a folder or a repository, the first that is there."""
+"""File names of weights in a folder or a repository; the first that exists is used."""
 
 MANY_TIMES, AND_MORE = 4, 1 << 26
-"""A base of the Hub that a file names is fetched if it is no larger than so many times what the file says that its
-weights take, and so many bytes more. So is what the tensors of a torch file take by its size: a thousand bytes may say
-that they repeat one value a trillion times."""
+"""A base that a file names on the Hub is downloaded if it has at most MANY_TIMES the bytes of the file's dense weights,
+plus AND_MORE. The tensors of a torch file are bounded by its size in the same way, because a thousand bytes can declare
+that one value is repeated a trillion times."""
 
 
 def open_base(source: Any, name: str | None = None) -> Base:
-    """A base from a safetensors file, a torch state dict (read with weights_only=True), the index of several such
-    files, a folder with any of these, `hub:ORG/NAME[@REV]`, a module, or tensors by name. name: what files call it,
-    `hub:ORG/NAME[@COMMIT]` for instance, where another can be had under that name.
+    """Open a base from any source.
 
-    Raises SubcompressError for what is none of these, and for tensors that no state dict of a network holds.
+    source: a safetensors file, a torch state dict (read with weights_only=True), the index of several such files, a
+    folder with any of these, `hub:ORG/NAME[@REV]`, a module, or tensors by name. name: what files call the base, such
+    as `hub:ORG/NAME[@COMMIT]` if others can get it under that name.
+
+    Raises SubcompressError for any other source, and for tensors that no state dict of a network holds.
     """
     if isinstance(source, Base):
         found = source
     elif isinstance(source, Mapping):
-        found = _of_mapping(source, "the mapping", "a state dict")
+        found = _open_mapping(source, "the mapping", "a state dict")
     elif not isinstance(source, (str, os.PathLike)) and isinstance(source, torch.nn.Module):
-        found = _of_mapping(source.state_dict(), "the module", type(source).__name__)
+        found = _open_mapping(source.state_dict(), "the module", type(source).__name__)
     elif str(source).startswith(HUB):
-        found = _of_hub(str(source))
+        found = _open_hub(str(source))
     else:
-        found = _of_file(weights_file(Path(source)), Path(os.path.abspath(source)).name)
+        found = _open_file(weights_file(Path(source)), Path(os.path.abspath(source)).name)
     if name is None:
         return found
     plain, _, revision = name.partition("@")
@@ -61,9 +63,10 @@ def open_base(source: Any, name: str | None = None) -> Base:
 
 
 def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base:
-    """The base that a file was made on, `source` or, without one, fetched from the Hub. nbytes: of the file's weights.
+    """Return the base that a file was made on: `source`, or, without one, a download from the Hub.
 
-    Raises SubcompressError where it is another one, naming both digests, or cannot be had.
+    nbytes: dense bytes of the file's weights. Raises SubcompressError if it is another base, naming both digests, or
+    cannot be obtained.
     """
     if source is None and not reference.source.startswith(HUB):
         raise SubcompressError(
@@ -74,27 +77,27 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
         found = open_base(source)
     else:
         most = MANY_TIMES * nbytes + AND_MORE
-        found = _of_hub(reference.where, most, cached=True)
+        found = _open_hub(reference.where, most, cached=True)
         if found.matching(reference) is None:  # the cache may hold another file of that commit, or a damaged one
-            found = _of_hub(reference.where, most)
+            found = _open_hub(reference.where, most)
     if (matching := found.matching(reference)) is None:
         found.require(reference)
     return matching or found
 
 
-def _of_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
+def _open_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
     fetched = weights_of(name, WEIGHTS, most, cached=cached)
-    return _of_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit, most)
+    return _open_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit, most)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is at hand may be trained further; a base stays as it is."""
+    """Copy tensors in memory: they may be trained further, and a base must not change."""
     return {name: t if t.is_meta else t.detach().cpu().clone() for name, t in tensors.items()}
 
 
 def weights_file(path: Path) -> Path:
-    """The weights in a folder, or the file itself; an index stands for the files that it names. Raises SubcompressError
-    where there is none."""
+    """Return the file of weights in a folder, or the file itself; an index stands for its shards. Raises
+    SubcompressError if there is none."""
     if os.path.isdir(path):
         for name in WEIGHTS:
             if (path / name).is_file():
@@ -102,7 +105,7 @@ def weights_file(path: Path) -> Path:
         parts = sorted(path.glob(f"*{INDEX}"))
         if len(parts) == 1:
             return parts[0]
-        if not parts and (files := numbered(path)):
+        if not parts and (files := numbered_shards(path)):
             return files[0].parent
         has = f"has several ({', '.join(p.name for p in parts[:3])})" if parts else "holds neither"
         raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS[:2])}; {path} {has}: name the file")
@@ -117,28 +120,31 @@ def weights_file(path: Path) -> Path:
 
 
 def weights_files(path: Path) -> list[Path]:
-    """All files of a base at a path: one, or an index and its shards. Raises SubcompressError."""
+    """Return all files of the base at a path: one file, or an index and its shards. Raises SubcompressError."""
     path = weights_file(path)
     if path.is_dir():
-        return numbered(path)
+        return numbered_shards(path)
     return [path, *shards_of(path)] if path.name.endswith(INDEX) else [path]
 
 
-def _of_file(path: Path, name: str, revision: str = "", most: float = float("inf")) -> Base:
-    """The base of a file, of an index or of a folder with numbered files, of at most so many bytes each."""
+def _open_file(path: Path, name: str, revision: str = "", most: float = float("inf")) -> Base:
+    """Open the base in a file, an index or a folder with numbered files, of at most `most` bytes each."""
     read = partial(_read, most=most)
     if path.is_dir():
-        tensors, left_out = joined_numbered(numbered(path), read)
+        tensors, left_out = read_numbered(numbered_shards(path), read)
     else:
-        tensors, left_out = joined(path, read) if path.name.endswith(INDEX) else read(path)
+        tensors, left_out = read_indexed(path, read) if path.name.endswith(INDEX) else read(path)
     if not tensors:
-        raise _nothing(str(path), left_out)
+        raise _no_tensors_error(str(path), left_out)
     return Base(tensors, name, revision, left_out)
 
 
 def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]]:
-    """The tensors of a torch state dict, or of a safetensors file as arrays, and what is left out of them, see
-    `left_out_of`. Raises SubcompressError for anything else, and for tensors that take more than `most` bytes."""
+    """Read the tensors of a torch state dict, or the arrays of a safetensors file, and what is left out
+    (`left_out_of`).
+
+    Raises SubcompressError for other files, and for tensors that take more than `most` bytes.
+    """
     try:
         with path.open("rb") as f:
             begin, size = f.read(9), f.seek(0, os.SEEK_END)
@@ -156,37 +162,37 @@ def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor |
         tensors, left_out = _tensors(found, str(path))
         _check_sizes(tensors, min(most, MANY_TIMES * size + AND_MORE), path, size)
         return tensors, left_out
-    held, left_out = mapped(path)
-    if list(held) == ["z"]:
+    arrays, left_out = map_safetensors(path)
+    if list(arrays) == ["z"]:
         raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
-    return held, left_out
+    return arrays, left_out
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], most: float, path: Path, size: int) -> None:
-    """Raise SubcompressError where tensors, as they were loaded, would take more bytes once each value has its own."""
+    """Raise SubcompressError if loaded tensors would take more than `most` bytes once each value has its own memory."""
     # In Python's integers: torch's own product of such sizes wraps around.
-    taken = {name: math.prod(t.shape) * t.element_size() for name, t in tensors.items()}
-    if (total := sum(taken.values())) > most:
+    sizes = {name: math.prod(t.shape) * t.element_size() for name, t in tensors.items()}
+    if (total := sum(sizes.values())) > most:
         raise SubcompressError(
             f"a base takes about as many bytes as its file; the tensors of {path}, which has {size}, take {total}, "
-            f"{max(taken, key=taken.__getitem__)[:80]} most of them: save them contiguous"
+            f"{max(sizes, key=sizes.__getitem__)[:80]} most of them: save them contiguous"
         )
 
 
 def _tensors(found: Any, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The dense tensors of a state dict, also where it lies in other mappings, and what is left out."""
+    """Return the dense tensors of a state dict, perhaps nested in other mappings, and what is left out."""
     found = state_in(found, what)
-    held = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and holdable(v)}
-    return held, left_out_of(found)
+    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and is_storable(v)}
+    return tensors, left_out_of(found)
 
 
-def _of_mapping(found: Any, what: str, name: str) -> Base:
+def _open_mapping(found: Any, what: str, name: str) -> Base:
     tensors, left_out = _tensors(found, what)
     if not tensors:
-        raise _nothing(what, left_out)
+        raise _no_tensors_error(what, left_out)
     return Base(_copies(tensors), name, left_out=left_out)
 
 
-def _nothing(what: str, left_out: Mapping[str, str]) -> SubcompressError:
+def _no_tensors_error(what: str, left_out: Mapping[str, str]) -> SubcompressError:
     odd = next((f": its {name} is {kind}, convert it" for name, kind in left_out.items()), "")
     return SubcompressError(f"a base holds dense tensors of {', '.join(DTYPES)}; {what} holds none{odd}")

@@ -1,4 +1,4 @@
-"""Data sets known by name. A new one is one file with a `load` and one line here."""
+"""The built-in data sets by name. A new one is one file with a `load` and one line here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from subcompress.data.augment import AUGMENTS, augment_of
 from subcompress.data.shuffled import shuffle_labels, shuffle_pixels
 from subcompress.data.splits import Data, Split
 from subcompress.errors import SubcompressError
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 DATA: dict[str, Callable[[Path | None], Data]] = {
     "digits": digits.load,
@@ -31,7 +31,9 @@ def load_data(name: str, folder: str | Path | None = None) -> Data:
         SubcompressError: An unknown name, or files that are missing or damaged.
     """
     if name not in DATA:
-        raise SubcompressError(f"--data takes one of {', '.join(DATA)}; {name!r} is none of them{meant(name, DATA)}")
+        raise SubcompressError(
+            f"--data takes one of {', '.join(DATA)}; {name!r} is none of them{suggestion(name, DATA)}"
+        )
     return DATA[name](Path(folder) if folder is not None else None)
 
 

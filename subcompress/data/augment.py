@@ -1,4 +1,5 @@
-"""Random changes of training images that leave their labels true. A new one is one function and one line.
+"""Augmentations: random changes of training images that preserve their labels. A new one is one function and one
+line.
 
 An augmentation is f(x, generator) -> x of one batch, (N, C, H, W); training alone sees it.
 """
@@ -13,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from subcompress.errors import SubcompressError
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 Augment = Callable[[Any, torch.Generator], Any]
 
 
 def shift(x: Tensor, g: torch.Generator, most: int = 2) -> Tensor:
-    """Each image moved by up to `most` pixels in x and in y, its edge repeated."""
+    """Shift each image by up to `most` pixels in x and in y, repeating its edge."""
     n, _, height, width = x.shape
     padded = functional.pad(x, (most,) * 4, mode="replicate")
     dy, dx = (torch.randint(0, 2 * most + 1, (n, 1), generator=g) for _ in range(2))
@@ -30,13 +31,13 @@ def shift(x: Tensor, g: torch.Generator, most: int = 2) -> Tensor:
 
 
 def flip(x: Tensor, g: torch.Generator) -> Tensor:
-    """Half of the images mirrored."""
+    """Mirror half of the images."""
     mirrored = (torch.rand(len(x), generator=g) < 0.5).to(x.device)
     return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
 def flip_shift(x: Tensor, g: torch.Generator) -> Tensor:
-    """Half of the images mirrored, each moved by up to 4 pixels: what large networks are trained with on CIFAR-10."""
+    """Mirror half of the images and shift each by up to 4 pixels, as is usual for large networks on CIFAR-10."""
     return shift(flip(x, g), g, 4)
 
 
@@ -44,12 +45,12 @@ AUGMENTS: dict[str, Augment] = {"shift": shift, "flip": flip, "flip-shift": flip
 
 
 def augment_of(name: str | Augment | None) -> Augment | None:
-    """The augmentation of that name, or the caller's own. Raises SubcompressError for an unknown name."""
+    """Return the named augmentation, or the caller's own function. Raises SubcompressError for an unknown name."""
     if isinstance(name, str):
         if name not in AUGMENTS:
             raise SubcompressError(
                 f"--augment is one of {', '.join(AUGMENTS)} or file.py:f; {name!r} is none of them"
-                + meant(name, AUGMENTS)
+                + suggestion(name, AUGMENTS)
             )
         return AUGMENTS[name]
     return name

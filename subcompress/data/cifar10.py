@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subcompress.data.splits import Data, normalised
+from subcompress.data.splits import Data, image_split
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 
@@ -126,5 +126,5 @@ def load(folder: Path | None) -> Data:
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     sizes = (5 * RECORDS - VALIDATION, VALIDATION, RECORDS)
     pairs = zip(x.split(sizes), y.split(sizes), strict=True)
-    train, validation, test = (normalised(images, labels, FACTS) for images, labels in pairs)
+    train, validation, test = (image_split(images, labels, FACTS) for images, labels in pairs)
     return Data(train, validation, test, FACTS)

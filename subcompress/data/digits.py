@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subcompress.data.splits import Data, normalised
+from subcompress.data.splits import Data, image_split
 from subcompress.format.facts import Facts
 
 FACTS = Facts(input_shape=(1, 28, 28), mean=(0.2244,), std=(0.3494,), labels=tuple("0123456789"))
@@ -25,5 +25,5 @@ def load(folder: Path | None = None) -> Data:
     images = images.repeat_interleave(3, 1).repeat_interleave(3, 2)  # (1797, 24, 24)
     images = torch.nn.functional.pad(images, (2, 2, 2, 2)).unsqueeze(1)  # (1797, 1, 28, 28)
     turn = torch.arange(len(labels)) % 5
-    test, validation, train = (normalised(images[k], labels[k], FACTS) for k in (turn == 0, turn == 1, turn > 1))
+    test, validation, train = (image_split(images[k], labels[k], FACTS) for k in (turn == 0, turn == 1, turn > 1))
     return Data(train, validation, test, FACTS)

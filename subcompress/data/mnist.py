@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subcompress.data.splits import Data, normalised
+from subcompress.data.splits import Data, image_split
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 
@@ -56,6 +56,6 @@ def load(folder: Path | None) -> Data:
     (x, y), test = splits
     cut = len(y) - VALIDATION
     train, validation, test_split = (
-        normalised(*pair, FACTS) for pair in ((x[:cut], y[:cut]), (x[cut:], y[cut:]), test)
+        image_split(*pair, FACTS) for pair in ((x[:cut], y[:cut]), (x[cut:], y[cut:]), test)
     )
     return Data(train, validation, test_split, FACTS)

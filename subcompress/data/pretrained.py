@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "features": "AutoModel"}
@@ -43,7 +43,7 @@ def load_model(
     Raises SubcompressError for a place without a configuration, and whatever else transformers does not take.
     """
     if task not in TASKS:
-        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{meant(task, TASKS)}")
+        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{suggestion(task, TASKS)}")
     if labels is not None and not 1 <= labels <= 1 << 20:
         raise SubcompressError(f"labels is between 1 and 2^20; given {labels}")
     with _transformers(place, f"as a network for {task}") as library:
@@ -77,7 +77,8 @@ def load_tokenizer(place: str | Path, *, revision: str | None = None) -> Any:
 
 
 def labels_of(layout: Layout, place: str | Path, *, revision: str | None = None) -> int | None:
-    """How many classes the network of `place` has whose tensors are those of `layout`; None where no number fits."""
+    """Return the number of classes for which the network of `place` has the tensors of `layout`; None if there is
+    none."""
     with torch.device("meta"):
         two, three = (
             Layout.of(load_model(place, labels=n, weights=False, revision=revision).state_dict()) for n in (2, 3)
@@ -91,7 +92,7 @@ def labels_of(layout: Layout, place: str | Path, *, revision: str | None = None)
 
 
 def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """What transformers is asked for, and how. Raises SubcompressError for a folder that is not there."""
+    """Return the arguments for transformers. Raises SubcompressError for a missing folder."""
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -106,7 +107,7 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
 
 @contextmanager
 def _transformers(place: str | Path, what: str) -> Iterator[Any]:
-    """The library, without its progress bars, reports and warnings; whatever it raises as one line."""
+    """Provide the library without progress bars, reports and warnings, and its exceptions as one line."""
     try:
         import transformers
     except ImportError as e:

@@ -1,18 +1,21 @@
-"""Examples of different lengths, texts above all: held without padding, padded batch by batch."""
+"""Examples of different lengths, usually texts: stored without padding, padded batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from subcompress.data.held import Held, Tree, leaves, tree_map
+from subcompress.data.in_memory import InMemory, Tree, tensors_in, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"
+
+Words = Callable[[Tensor], str]
+"""The text of 1-D `input_ids`."""
 
 WINDOW = 50
 """Batches of training whose examples are sorted by length together: enough that a batch hardly pads, few enough that
@@ -22,7 +25,7 @@ TOKENS = 1 << 14
 """Tokens of a batch in an evaluation at most, padding counted."""
 
 
-class Ragged(Held):
+class Ragged(InMemory):
     """Examples in memory, each a dict of 1-D tensors of one length, and of others that are stacked.
 
     A batch is padded at the end, to its longest example, with `fills` (by name; 0 where it has none). `attention_mask`,
@@ -30,10 +33,17 @@ class Ragged(Held):
     """
 
     def __init__(
-        self, x: Mapping[str, Sequence[Tensor]], y: Tree, fills: Mapping[str, int] | None = None, *, by: str = IDS
+        self,
+        x: Mapping[str, Sequence[Tensor]],
+        y: Tree,
+        fills: Mapping[str, int] | None = None,
+        *,
+        by: str = IDS,
+        words: Words | None = None,
     ) -> None:
         """x: name -> one tensor an example; those of the name `by` are 1-D and give the lengths, and every other name
-        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`.
+        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`. words: the text of the tokens
+        of an example, for a person.
 
         Raises SubcompressError for an example without a token.
         """
@@ -45,19 +55,19 @@ class Ragged(Held):
         alike = {name for name, tensors in x.items() if [tuple(t.shape) for t in tensors] == wanted}
         self.values = {name: torch.cat(list(x[name])) for name in x if name in alike}
         self.stacked = {name: torch.stack(list(x[name])) for name in x if name not in alike}
-        self.y, self.fills = y, dict(fills or {})
+        self.y, self.fills, self.words = y, dict(fills or {}), words
         self.starts = self.lengths.cumsum(0) - self.lengths
 
     @property
     def varying(self) -> frozenset[str]:
-        """Names of the inputs that are padded."""
+        """The names of inputs that are padded."""
         return frozenset((*self.values, MASK))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, i: Any) -> tuple[dict[str, Tensor], Tree]:
-        """An example, or, for several indices, a padded batch: (n,) -> name -> (n, longest of them)."""
+        """Return one example, or a padded batch for several indices: (n,) -> name -> (n, longest of them)."""
         if not isinstance(i, Tensor) or not i.ndim:
             x, y = self[torch.tensor([int(i)])]
             return {name: t[0] for name, t in x.items()}, tree_map(lambda t: t[0], y)
@@ -68,12 +78,16 @@ class Ragged(Held):
         x |= {MASK: inside.long()} if MASK not in x else {}
         return x | {name: t[i] for name, t in self.stacked.items()}, tree_map(lambda t: t[i], self.y)
 
+    def tokens(self, i: int) -> Tensor:
+        """`input_ids` of an example, (tokens,)."""
+        return self.values[IDS][self.starts[i] : self.starts[i] + self.lengths[i]]
+
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
-        yield from leaves((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
+        """Return all tensors of the data set."""
+        yield from tensors_in((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
 
     def arranged(self, order: Tensor, batch_size: int) -> Tensor:
-        """The examples in an order close to the given one, but with those of about one length in one batch."""
+        """Return an order close to the given one in which each batch has examples of similar length."""
         found = []
         for window in order.split(WINDOW * batch_size):
             near = window[self.lengths[window].argsort(stable=True)]
@@ -83,7 +97,7 @@ class Ragged(Held):
         return torch.cat(found)
 
     def swept(self, batch_size: int) -> tuple[Tensor, int]:
-        """All examples, the longest first, and how many of them go into a batch of an evaluation."""
+        """Return all examples, the longest first, and how many go into a batch of an evaluation."""
         return self.lengths.argsort(descending=True, stable=True), min(
             batch_size, max(1, TOKENS // int(self.lengths.max()))
         )
@@ -91,7 +105,8 @@ class Ragged(Held):
 
 def gathered(split: Dataset[Any]) -> Ragged:
     """A data set whose examples are (dict with 1-D `input_ids`, y), read once, into memory. `input_ids` are padded with
-    its attribute `pad`, 0 where it has none. Raises SubcompressError where the examples differ in their names."""
+    its attribute `pad`, 0 where it has none; its attribute `words`, where it has one, makes text of them. Raises
+    SubcompressError where the examples differ in their names."""
     items = [split[i] for i in range(len(cast(Sized, split)))]
     names = [list(x) for x, _ in items]
     if odd := next((i for i, found in enumerate(names) if set(found) != set(names[0])), None):
@@ -99,4 +114,6 @@ def gathered(split: Dataset[Any]) -> Ragged:
             f"examples have the same inputs; example 0 has {', '.join(names[0])}, example {odd} {', '.join(names[odd])}"
         )
     x = {name: [torch.as_tensor(x[name]) for x, _ in items] for name in names[0]}
-    return Ragged(x, default_collate([y for _, y in items]), {IDS: int(getattr(split, "pad", 0))})
+    words = getattr(split, "words", None)
+    words = words if callable(words) else None
+    return Ragged(x, default_collate([y for _, y in items]), {IDS: int(getattr(split, "pad", 0))}, words=words)

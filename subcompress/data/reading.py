@@ -1,4 +1,4 @@
-"""Data sets that are asked for their examples one by one: how a batch is made of them, and in which processes."""
+"""Data sets that are read example by example: collating batches, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from subcompress.data.held import Tree, finite, leaves
+from subcompress.data.in_memory import Tree, is_finite, tensors_in
 from subcompress.errors import SubcompressError, one_line
 
 Collate = Callable[[list[Any]], Any]
@@ -42,19 +42,21 @@ UNSENT = (pickle.PicklingError, AttributeError, TypeError)
 
 
 class DataError(SubcompressError):
-    """A data set raised, or its examples do not stack."""
+    """The data set raised an exception, or its examples cannot be stacked."""
 
 
 @dataclass(frozen=True)
 class WorkerInit:
-    """The `worker_init_fn` of a DataLoader over `examples`, for a process of ours."""
+    """Adapts the `worker_init_fn` of a DataLoader over `examples` to our worker processes."""
 
     f: Callable[[int], Any]
     examples: Any
 
     def __call__(self, number: int) -> None:
-        """f(number), after the process was seeded. `get_worker_info().dataset` is what f knows, not our batches.
-        Raises DataError where f raises."""
+        """Call f(number) after the process was seeded.
+
+        `get_worker_info().dataset` is the data set that f knows, not our batches. Raises DataError if f raises.
+        """
         if (info := get_worker_info()) is not None:
             object.__setattr__(info, "dataset", self.examples)  # a frozen dataclass
         try:
@@ -89,8 +91,10 @@ class OnDemand(Dataset[Any]):
         return self.examples[i]
 
     def batch(self, indices: list[int]) -> tuple[Tree, Tree]:
-        """(x, y) of these examples. Raises DataError where the data set or its collate raises, SubcompressError for
-        numbers that are not finite."""
+        """Return (x, y) of these examples.
+
+        Raises DataError if the data set or its collate raises, SubcompressError for numbers that are not finite.
+        """
         try:
             items = [self.examples[i] for i in indices]
             found = default_collate(items) if self.collate is None else None
@@ -101,7 +105,7 @@ class OnDemand(Dataset[Any]):
                 f"a data set raises, or its examples do not stack: {type(e).__name__}: {one_line(e)}"
             ) from e
         pair = _pair(found if self.collate is None else self._collated(items))
-        if not all(finite(t) for t in leaves(pair)):
+        if not all(is_finite(t) for t in tensors_in(pair)):
             raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
         return pair
 
@@ -119,7 +123,7 @@ class OnDemand(Dataset[Any]):
 
 
 def on_demand(split: Dataset[Any], collate: Collate | None = None, workers: int | None = None) -> OnDemand:
-    """The split with that collate and as many workers, by default its own."""
+    """Wrap a split with a collate function and a number of workers, by default its own."""
     if isinstance(split, OnDemand):
         workers = split.workers if workers is None else workers
         return OnDemand(split.examples, collate or split.collate, workers, split.prepare)
@@ -127,7 +131,7 @@ def on_demand(split: Dataset[Any], collate: Collate | None = None, workers: int 
 
 
 class Listed(Dataset[Any]):
-    """Examples that were read once, of a data set that only goes through them."""
+    """Examples read once from a data set that can only be iterated."""
 
     def __init__(self, examples: list[Any], collate: Collate | None) -> None:
         self.examples = examples
@@ -160,13 +164,13 @@ def listed(name: str, stream: Any) -> Listed:
 
 
 def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
-    """The examples of a stream, at most one more than it should have."""
+    """Read the examples of a stream, at most one more than expected."""
     examples: list[Any] = []
     held = 0
     try:
         for example in stream:
             examples.append(example)
-            held += sum(t.nbytes for t in leaves(example))
+            held += sum(t.nbytes for t in tensors_in(example))
             if held > MOST_BYTES:
                 raise SubcompressError(
                     f"an iterable data set is read into memory, up to {MOST_BYTES / 2**30:g} GiB; the {name} split is "
@@ -182,7 +186,7 @@ def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
 
 
 def own_collate(split: Any) -> Collate | None:
-    """The attribute `collate` of a data set, or of the one that it is a part of."""
+    """Return the attribute `collate` of a data set, or of the one that it is a subset of."""
     while split is not None:
         if callable(found := getattr(split, "collate", None)):
             return cast(Collate, found)
@@ -228,8 +232,8 @@ def _measurable(examples: Any) -> bool:
 
 
 def _sampled(name: str, examples: Any, sampler: Any) -> Any:
-    """The examples that a sampler goes through. Raises SubcompressError where those are not the same, each once, in
-    every epoch."""
+    """Return the examples that a sampler selects. Raises SubcompressError unless they are the same, each once, in every
+    epoch."""
     if isinstance(sampler, (SequentialSampler, RandomSampler)):
         known = len(sampler.data_source)
         if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != known):
@@ -248,7 +252,7 @@ def _sampled(name: str, examples: Any, sampler: Any) -> Any:
 
 
 def _pair(found: Any) -> tuple[Tree, Tree]:
-    """x and y of a batch; a batch of PyTorch Geometric holds its y."""
+    """Split a batch into x and y; a batch of PyTorch Geometric contains its y."""
     if not isinstance(found, (tuple, list)) and hasattr(found, "y") and hasattr(found, "to"):
         found = found, found.y
     if not isinstance(found, (tuple, list)) or len(found) != 2:
@@ -281,14 +285,14 @@ def read(
 
 @dataclass(frozen=True)
 class _Failure:
-    """A SubcompressError on its way from another process."""
+    """A SubcompressError passed from a worker process."""
 
     text: str
     of_data: bool
 
 
 class _Batches(Dataset[Any]):
-    """Batch k of a pass, or how it failed."""
+    """The batches of a pass, by number; a batch may be a failure."""
 
     def __init__(self, split: OnDemand, parts: tuple[Tensor, ...], seed: int, numbers: Sequence[int]) -> None:
         self.split, self.parts, self.seed, self.numbers = split, parts, seed, numbers
@@ -310,7 +314,7 @@ class _Batches(Dataset[Any]):
             return _Failure(str(e), isinstance(e, DataError))
 
     def begin_worker(self, number: int) -> None:
-        """What a process that reads does first; signals are for the process that waits for it, and that ends it."""
+        """Initialize a worker process, which ignores signals: the parent handles them and ends it."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
@@ -320,13 +324,13 @@ class _Batches(Dataset[Any]):
             self.failed = _Failure(str(e), of_data=True)
 
     def each(self) -> Generator[Any, None, None]:
-        """All of them, read in this process."""
+        """Yield all batches, read in this process."""
         for k in range(len(self)):
             yield self[k]
 
 
 def _check_sent(found: Any) -> None:
-    """Raise DataError for a batch that cannot be sent to another process: the queue would wait for it for ever."""
+    """Raise DataError for a batch that cannot be sent to another process, for which the queue would wait forever."""
     try:
         pickle.dumps(found)
     except Exception as e:
@@ -338,7 +342,7 @@ def _check_sent(found: Any) -> None:
 
 @contextmanager
 def _drawing(seed: int, k: int) -> Iterator[None]:
-    """Random numbers of torch (on the CPU), numpy and random that depend on these two alone."""
+    """Seed torch (on the CPU), numpy and random from these two numbers alone within the block."""
     mixed = int(np.random.SeedSequence([seed & ((1 << 64) - 1), k]).generate_state(1, np.uint64)[0])
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
@@ -353,7 +357,7 @@ def _drawing(seed: int, k: int) -> Iterator[None]:
 
 
 def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
-    """All batches in their order, read ahead by that many processes, which end with this generator."""
+    """Yield all batches in order, read ahead by worker processes, which end with this generator."""
     iterator = None
     try:
         iterator = _begun(todo, workers)
@@ -386,7 +390,7 @@ def _begun(todo: _Batches, workers: int) -> Iterator[Any]:
 
 
 def _end(iterator: Any) -> None:
-    """End the processes of an iterator now, not when it is collected."""
+    """Stop the processes of an iterator now, not when it is collected."""
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
 

@@ -1,4 +1,4 @@
-"""Rows of a file of texts: CSV, TSV or JSON lines, by the end of its name."""
+"""Reading rows of text files: CSV, TSV or JSON lines, by the suffix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDED, OPTIONAL = ("text", "label"), ("text_pair", "split")
 
 @dataclass(frozen=True)
 class Row:
-    """A row, and the line that it begins at. pair, split: None where the file has no such column."""
+    """A row and the line on which it begins. pair, split: None if the file has no such column."""
 
     line: int
     text: str
@@ -27,7 +27,7 @@ class Row:
 
 
 def rows_of(path: Path, most: int) -> Iterator[Row]:
-    """The rows of a file of at most `most` bytes. Raises SubcompressError, with the number of the line."""
+    """Read the rows of a file of at most `most` bytes. Raises SubcompressError with the line number."""
     kind, read = KINDS.get(path.suffix.lower(), KINDS[".csv"])
     try:
         if (size := path.stat().st_size) > most:
@@ -42,7 +42,7 @@ def rows_of(path: Path, most: int) -> Iterator[Row]:
 
 
 def _row(path: Path, line: int, row: dict[str, str]) -> Row:
-    """Raises SubcompressError for an empty field; that of the second text may be empty."""
+    """Build a row. Raises SubcompressError for an empty field; only the second text may be empty."""
     for name in NEEDED:
         if not row[name].strip():
             raise SubcompressError(f"{path}, line {line}: the {name} is empty: fill it in")
@@ -80,7 +80,7 @@ def _separated(path: Path, reader: Any, remedy: str) -> Iterator[tuple[int, dict
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    """Where the columns are. Raises SubcompressError where one is missing, or there twice."""
+    """Return the indices of the columns. Raises SubcompressError if one is missing or duplicated."""
     for name in (*NEEDED, *OPTIONAL):
         if header.count(name) > 1 or (name in NEEDED and name not in header):
             raise SubcompressError(
@@ -91,7 +91,7 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
 
 
 def _json_lines(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
-    """An object a line. Raises SubcompressError for what is none, and where some lines have what others lack."""
+    """Read one object per line. Raises SubcompressError for invalid lines, and if only some lines have a field."""
     first: set[str] | None = None
     for line, text in enumerate(f, 1):
         if not text.strip():
@@ -108,7 +108,7 @@ def _json_lines(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
-    """What is read of an object, as text: truth values as 1 and 0."""
+    """Return the fields of an object as text, with true and false as 1 and 0."""
     if not isinstance(found, dict) or not all(name in found for name in NEEDED):
         has = ", ".join(map(str, found))[:200] if isinstance(found, dict) else f"a {type(found).__name__}"
         raise SubcompressError(f"{path}, line {line}: a line has text and label; this one has {has or 'nothing'}")

@@ -1,4 +1,4 @@
-"""The two controls of Li et al. 2018 (arXiv:1804.08838): the same data without its geometry, or without its rule."""
+"""The two controls of Li et al. 2018 (arXiv:1804.08838): shuffled pixels and shuffled labels."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ _LABELS = ((1 << 32) - 2, (1 << 32) - 3, (1 << 32) - 4)  # of train, validation 
 
 
 def _permutation(seed: int, stream: int, n: int) -> torch.Tensor:
-    """A random order of 0 .. n - 1, (n,) int64, the same on every machine."""
+    """Return a random permutation of 0 .. n - 1, (n,) int64, the same on every machine."""
     if not 0 <= seed < 1 << 64:
         raise SubcompressError(f"a seed is between 0 and 2^64 - 1; given {seed}")
     w = words(seed, stream, np.arange(-(-n // 2), dtype=np.int64)).reshape(-1, 2)

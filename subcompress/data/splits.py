@@ -1,4 +1,4 @@
-"""The three splits: training teaches, validation chooses, test is read once."""
+"""The three splits: training, validation for choices, and a test split that is read once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from subcompress.data.held import Held, Tree, finite, leaves, placed, tree_map
+from subcompress.data.in_memory import InMemory, Tree, is_finite, tensors_in, to_device, tree_map
 from subcompress.data.ragged import gathered
 from subcompress.data.reading import (
     MOST_WORKERS,
@@ -29,11 +30,12 @@ from subcompress.data.reading import (
 )
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts, Input
+from subcompress.support.tables import html_table
 from subcompress.tensors.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
-class Split(Held):
+class Split(InMemory):
     """Examples in memory.
 
     Attributes:
@@ -45,14 +47,14 @@ class Split(Held):
     y: Tree
 
     def __len__(self) -> int:
-        return next((len(t) for t in leaves(self.y)), 0)
+        return next((len(t) for t in tensors_in(self.y)), 0)
 
     def __getitem__(self, i: Any) -> tuple[Tree, Tree]:
         return tree_map(lambda t: t[i], self.x), tree_map(lambda t: t[i], self.y)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Those of x and y."""
-        return leaves((self.x, self.y))
+        """Return the tensors of x and y."""
+        return tensors_in((self.x, self.y))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,24 +98,44 @@ class Data:
         if not (self.facts.input_shape or self.facts.inputs):
             object.__setattr__(self, "facts", _with_inputs(self.facts, self.train))
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {n:,}" for name, n in self._sizes())
+        return f"Data({'; '.join([sizes, *self._told()])})"
+
+    def _repr_html_(self) -> str:
+        """The sizes of the splits, and what an example is, for a notebook."""
+        sizes = [(name, f"{n:,}") for name, n in self._sizes()]
+        return "".join([html_table(sizes, ("split", "examples")), *(f"<p>{escape(t)}</p>" for t in self._told())])
+
+    def _sizes(self) -> list[tuple[str, int]]:
+        return [(name, size(getattr(self, name))) for name in ("train", "validation", "test")]
+
+    def _told(self) -> list[str]:
+        """What an example is, as far as the facts say."""
+        facts = self.facts
+        inputs = [i for i in facts.inputs if i.name]
+        told = [f"input {facts.input_shape} {facts.input_dtype or 'F32'}"] if facts.input_shape else []
+        told += [f"inputs {', '.join(i.name for i in inputs)}"] if inputs else []
+        return told + ([f"{len(facts.labels)} classes"] if len(facts.labels) > 1 else [])
+
     def digest(self) -> str:
-        """A few characters that differ where the data in memory do; of other data, their sizes."""
+        """Return a few characters that differ if the data in memory do; for other data, the sizes."""
         root = hashlib.sha256(getattr(self.augment, "__name__", "").encode())
         for split in (self.train, self.validation, self.test):
             root.update(f"{size(split)};{collate_name(split)}".encode())
-            for t in split.tensors() if isinstance(split, Held) else ():
+            for t in split.tensors() if isinstance(split, InMemory) else ():
                 root.update(f"{t.dtype}{tuple(t.shape)}".encode())
                 root.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return root.hexdigest()[:16]
 
 
 def size(split: Dataset[Any]) -> int:
-    """Examples of a split."""
+    """Return the number of examples in a split."""
     return len(cast(Sized, split))
 
 
-def moved(split: Dataset[Any], device: torch.device) -> Dataset[Any]:
-    """A split in memory on the device, where each step would copy from otherwise; any other as it is."""
+def split_on_device(split: Dataset[Any], device: torch.device) -> Dataset[Any]:
+    """Return a split in memory on the device, so that steps need not copy it; any other as it is."""
     if not isinstance(split, Split) or device.type == "cpu":
         return split
     return Split(tree_map(lambda t: t.to(device), split.x), tree_map(lambda t: t.to(device), split.y))
@@ -133,16 +155,16 @@ def batches(
     `read`. Raises SubcompressError where the data set raises, and for numbers that are not finite.
     """
     order = torch.arange(size(split)) if order is None else order
-    if isinstance(split, Held):
+    if isinstance(split, InMemory):
         found = _held(split, batch_size, order)
     else:
         found = read(on_demand(split), batch_size, order, torch.initial_seed() if seed is None else seed, numbers)
     with closing(found):
         for x, y in found:
-            yield placed(x, device), placed(y, device)
+            yield to_device(x, device), to_device(y, device)
 
 
-def _held(split: Held, batch_size: int, order: Tensor) -> Generator[tuple[Tree, Tree], None, None]:
+def _held(split: InMemory, batch_size: int, order: Tensor) -> Generator[tuple[Tree, Tree], None, None]:
     for i in order.split(batch_size):
         try:
             pair = split[i]
@@ -154,7 +176,8 @@ def _held(split: Held, batch_size: int, order: Tensor) -> Generator[tuple[Tree, 
 
 
 def call(module: nn.Module, x: Tree) -> Any:
-    """forward of one tensor, of a tuple's tensors, or of a dict's by name; of transformers' outputs the main one."""
+    """Call the module on a tensor, a tuple of tensors or a dict of tensors by name; return the main output of
+    transformers' outputs."""
     args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, (tuple, list)) else (x,), {})
     main = main_output(found := module(*args, **kwargs))
     return found if main is None else main[1]
@@ -168,15 +191,15 @@ def main_output(found: Any) -> tuple[str, Tensor] | None:
     return next(((n, t) for n in ("logits", "last_hidden_state") if isinstance(t := found.get(n), Tensor)), None)
 
 
-def normalised(images: Tensor, labels: Tensor, facts: Facts) -> Split:
-    """uint8 images (N, C, H, W) and labels (N,) -> a Split under the facts' preprocessing."""
+def image_split(images: Tensor, labels: Tensor, facts: Facts) -> Split:
+    """Prepare uint8 images (N, C, H, W) and labels (N,) as a Split, under the facts' preprocessing."""
     mean = torch.tensor(facts.mean).view(1, -1, 1, 1)
     std = torch.tensor(facts.std).view(1, -1, 1, 1)
     return Split((images.float() / 255 - mean) / std, labels.long())
 
 
 def collate_name(split: Dataset[Any]) -> str:
-    """What makes its batches, empty where that is torch's own."""
+    """Return the name of the collate function, empty for torch's own."""
     collate = split.collate if isinstance(split, OnDemand) else None
     return "" if collate is None else getattr(collate, "__qualname__", type(collate).__qualname__)
 
@@ -193,7 +216,7 @@ def _prepared(name: str, split: Any, collate: Collate | None, workers: int | Non
     else:
         _check_length(name, split)
         _first(name, split)
-    if isinstance(split, Held) and collate is None:
+    if isinstance(split, InMemory) and collate is None:
         return split
     if collate is None and not workers and not isinstance(split, OnDemand):
         return cast("Dataset[Any]", split)
@@ -218,13 +241,13 @@ def _in_memory(name: str, split: Any) -> Dataset[Any]:
         raise SubcompressError(
             f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
         )
-    if not isinstance(split, Held) and _is_text(item[0]):
+    if not isinstance(split, InMemory) and _is_text(item[0]):
         return _gathered(name, inner)
     return cast("Dataset[Any]", split)
 
 
 def _stacked(split: Listed) -> Split | None:
-    """Examples as a Split, where they are pairs of tensors and numbers that stack."""
+    """Return the examples as a Split if they are pairs of tensors and numbers that stack."""
     try:
         x, y = default_collate(split.examples)
     except Exception:  # told where they are learned from
@@ -262,10 +285,10 @@ def _check_length(name: str, split: Any) -> None:
 
 
 def _check_tensors(name: str, split: Split) -> None:
-    if {len(t) for t in leaves((split.x, split.y))} != {len(split)}:
+    if {len(t) for t in tensors_in((split.x, split.y))} != {len(split)}:
         raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: give as many")
-    for t in leaves((split.x, split.y)):
-        if not finite(t):
+    for t in tensors_in((split.x, split.y)):
+        if not is_finite(t):
             at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
             raise SubcompressError(f"examples are finite numbers; example {at} of the {name} split is not: clean it")
 
@@ -290,7 +313,7 @@ def _gathered(name: str, split: Any) -> Dataset[Any]:
 
 
 def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
-    """The shapes and dtypes of one example's inputs, so that a receiver can export a graph."""
+    """Add shape and dtype of the inputs of an example to the facts, so that a receiver can export a graph."""
     if isinstance(train, OnDemand) and train.collate is not None:
         return facts  # what a collate makes of one example tells little of others
     x, _ = next(batches(train, 1, order=torch.arange(1)))
@@ -302,7 +325,7 @@ def _with_inputs(facts: Facts, train: Dataset[Any]) -> Facts:
     if isinstance(x, Tensor):
         dtype = layout.tensors[0].dtype
         return replace(facts, input_shape=layout.tensors[0].shape[1:], input_dtype="" if dtype == "F32" else dtype)
-    names, varying = isinstance(x, dict), train.varying if isinstance(train, Held) else ()
+    names, varying = isinstance(x, dict), train.varying if isinstance(train, InMemory) else ()
     shapes = [(0, *t.shape[2:]) if t.name in varying else t.shape[1:] for t in layout]
     inputs = (Input(t.name if names else "", t.dtype, shape) for t, shape in zip(layout, shapes, strict=True))
     return replace(facts, inputs=tuple(inputs))
@@ -314,9 +337,9 @@ __all__ = [
     "Split",
     "batches",
     "call",
-    "finite",
+    "image_split",
+    "is_finite",
     "main_output",
-    "moved",
-    "normalised",
     "size",
+    "split_on_device",
 ]

@@ -1,4 +1,4 @@
-"""What people call labels and outputs, as losses and metrics take them."""
+"""Converting labels and outputs, in the forms users provide, to those that losses and metrics take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError
 
@@ -20,7 +20,8 @@ MAIN = "logits"
 
 
 def main_tensor(outputs: Any) -> Tensor | None:
-    """The tensor itself, or the main one of a dictionary, a tuple or an object: its `logits`, or the only one."""
+    """Return the main tensor of outputs: the tensor itself, or of a dictionary, tuple or object its `logits`, or the
+    only one."""
     if isinstance(outputs, Tensor):
         return outputs
     named = outputs.get(MAIN) if isinstance(outputs, Mapping) else getattr(outputs, MAIN, None)
@@ -32,7 +33,7 @@ def main_tensor(outputs: Any) -> Tensor | None:
 
 
 def the_outputs(outputs: Any, name: str) -> Tensor:
-    """`main_tensor`. Raises SubcompressError, naming the loss or metric that wants it, where there is none."""
+    """Return the main tensor. Raises SubcompressError, naming the loss or metric, if there is none."""
     if (found := main_tensor(outputs)) is None:
         raise SubcompressError(
             f"{name} takes one tensor of outputs; the model gives {_kind(outputs)}: return one tensor, or call it "
@@ -42,7 +43,7 @@ def the_outputs(outputs: Any, name: str) -> Tensor:
 
 
 def the_labels(y: Any, name: str) -> Tensor:
-    """y. Raises SubcompressError, naming the loss or metric, where it is no tensor."""
+    """Return y. Raises SubcompressError, naming the loss or metric, if it is no tensor."""
     if not isinstance(y, Tensor):
         raise SubcompressError(
             f"{name} takes labels or values as one tensor; a batch of the data has {_kind(y)}: make them numbers, one "
@@ -52,7 +53,7 @@ def the_labels(y: Any, name: str) -> Tensor:
 
 
 def _kind(x: Any) -> str:
-    """What something is, for a message."""
+    """Describe a value for a message."""
     if isinstance(x, Mapping):
         return f"a {type(x).__name__} of {', '.join(map(str, list(x)[:4])) or 'nothing'}"
     if isinstance(x, (tuple, list)):
@@ -100,7 +101,7 @@ def check_between(y: Tensor, name: str) -> None:
 
 
 def one_hot_classes(y: Tensor) -> Tensor:
-    """Classes of one-hot rows of integers, (N, C) -> (N,); anything else comes back as it is."""
+    """Convert one-hot rows of integers, (N, C), to classes, (N,); return anything else as it is."""
     if y.ndim == 2 and y.shape[1] > 1 and counts(y) and bool(((y == 0) | (y == 1)).all() & (y.sum(1) == 1).all()):
         return y.argmax(1)
     return y
@@ -143,7 +144,7 @@ def shaped(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def counts(y: Tensor) -> bool:
-    """Whether y holds integers or truth values."""
+    """Return whether y holds integers or booleans."""
     return not y.is_floating_point() and not y.is_complex()
 
 
@@ -161,7 +162,7 @@ def prepare_labels(data: Data, loss_name: str) -> Data:
 
 
 def _converted(split: Dataset[Any], convert: Callable[[Tensor], Tensor]) -> Dataset[Any]:
-    if not isinstance(split, Held) or not isinstance(split.y, Tensor) or not counts(split.y):
+    if not isinstance(split, InMemory) or not isinstance(split.y, Tensor) or not counts(split.y):
         return split
     y = convert(split.y)
     if y is split.y:
@@ -180,5 +181,5 @@ def _floats(y: Tensor) -> Tensor:
 
 
 def _wide(shape: Any) -> list[int]:
-    """The axes that are longer than one."""
+    """Return the axes longer than one."""
     return [n for n in shape if n != 1]

@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, with a class or a value each, from a file, as the tokens of a model."""
+"""Data sets of texts, or pairs of texts, with a class or a value each, read from a file and tokenized for a model."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
     table = read(path)
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
-    fills = {IDS: pad_of(tokenizer)}
+    fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
 
     def part(rows: Tensor) -> Ragged:
         x = {name: [tensors[i] for i in rows.tolist()] for name, tensors in values.items()}
-        return Ragged(x, table.labels[rows], fills)
+        return Ragged(x, table.labels[rows], fills, words=words)
 
     parts = train, validation, test = part(table.splits[0]), part(table.splits[1]), part(table.splits[2])
     notes = [f"{Path(path).name}: " + ", ".join(f"{len(p)} {name}" for p, name in zip(parts, NAMES, strict=True))]
@@ -75,6 +75,20 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
     if cut:
         notes.append(f"{cut} of {len(table.texts)} texts are cut to length={length} tokens")
     return Data(train, validation, test, facts=Facts(labels=table.classes or (VALUE,)), notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The text of tokens, without special ones."""
+
+    tokenizer: Any
+
+    def __call__(self, ids: Tensor) -> str:
+        """Raises SubcompressError for a tokenizer that does not decode."""
+        try:
+            return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        except Exception as e:  # the user's own tokenizer may raise anything
+            raise SubcompressError(f"the tokenizer does not decode its tokens ({one_line(e)}): give another") from e
 
 
 def read(path: str | Path) -> Table:
@@ -104,7 +118,7 @@ def read(path: str | Path) -> Table:
 
 
 def _values(labels: Sequence[str]) -> Tensor | None:
-    """Labels as numbers, (N,), where all of them are finite ones and one is not whole."""
+    """Return labels as numbers, (N,), if all are finite and at least one is not an integer."""
     try:
         values = [float(label) for label in labels]
     except ValueError:
@@ -115,7 +129,7 @@ def _values(labels: Sequence[str]) -> Tensor | None:
 
 
 def pad_of(tokenizer: Any) -> int:
-    """The token that batches are padded with: that of the tokenizer, or its end of text, or 0."""
+    """Return the padding token: the tokenizer's, or its end of text, or 0."""
     return next((n for n in (tokenizer.pad_token_id, tokenizer.eos_token_id) if n is not None), 0)
 
 
@@ -151,7 +165,7 @@ def _splits(path: str | Path, given: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 def _tokens(
     tokenizer: Any, texts: list[str], pairs: list[str] | None, length: int
 ) -> tuple[dict[str, list[Tensor]], int]:
-    """Name -> a tensor a text, and how many texts are cut."""
+    """Tokenize the texts; return name -> a tensor for each text, and how many texts were cut."""
 
     def given(rows: Sequence[int]) -> list[list[str]]:
         return [[column[i] for i in rows] for column in (texts, pairs) if column is not None]

@@ -1,9 +1,9 @@
-"""Coordinates as bytes: an adaptive binary range coder in integers only (docs/FORMAT.md, "Coordinates").
+"""Entropy coding of coordinates: an adaptive binary range coder in integers only (docs/FORMAT.md, "Coordinates").
 
 Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979, in the carry-propagating
-binary form of LZMA (Pavlov), with 16-bit probabilities from Krichevsky-Trofimov counts in place of shifts. A
-coordinate is spelt as decisions: zero?, sign, class of the magnitude (floor of its log2), then the bits below the
-leading one. Signs share the contexts of the magnitude, which halves what the adaptation costs.
+binary form of LZMA (Pavlov), with 16-bit probabilities from Krichevsky-Trofimov counts in place of shifts. A coordinate
+is coded as binary decisions: zero?, sign, class of the magnitude (floor of its log2), then the bits below the leading
+one. Signs share the contexts of the magnitude, which halves the cost of adaptation.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ MIN_BITS, MAX_BITS = 2, 12
 _TOP = 1 << 24  # the range is kept at or above this
 
 MAX_D = 1 << 22
-"""Coordinates of a file."""
+"""The most coordinates in a file."""
 
 FREE_DECISIONS, DECISIONS_A_BYTE = 1 << 19, 1 << 8
-"""Decisions that all nonzero coordinates of a file take at most beside their first, and how many more for each byte.
+"""The most decisions that the nonzero coordinates of a file may take after their first, and how many more per byte.
 
-They are 23 a coordinate at most, so that no file whose signs cost it a bit each comes near. Without a bound, a few
-hundred bytes of equal coordinates ask for as many decisions as fifty megabytes do."""
+A coordinate takes at most 23, so a file whose signs cost a bit each stays far below. Without a bound, a few hundred
+bytes of equal coordinates would take as many decisions, and as long to decode, as fifty megabytes.
+"""
 
 FEW_ALIKE = 512
-"""Decisions of equal coordinates in a row after which more of them are read many at a time."""
+"""Decisions of equal coordinates in a row after which further ones are decoded in batches."""
 
 MANY_DECISIONS = 1 << 12
-"""Of a stretch that is read at once."""
+"""The most decisions that are decoded in one batch."""
 
 
 class _Contexts:
-    """One group's adaptive state: a pair of half-counts [zeros, ones] for each kind of decision."""
+    """The adaptive state of a group: half-counts [zeros, ones] for each kind of decision."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -48,12 +49,14 @@ class _Contexts:
 
 
 class _Encoder:
+    """A binary range encoder."""
+
     def __init__(self) -> None:
         self.low, self.range, self.bytes = 0, 0xFFFFFFFF, bytearray()
-        self.held = b""  # the last byte written and the 0xFF bytes after it: a carry may still change them
+        self.pending = b""  # the last byte written and the 0xFF bytes after it: a carry may still change them
 
     def bit(self, context: list[int], value: int) -> int:
-        """Code one decision and count it."""
+        """Encode a decision and count it."""
         bound = (self.range * _probability(context)) >> 16
         if value:
             self.low += bound
@@ -67,28 +70,29 @@ class _Encoder:
         return value
 
     def _shift(self) -> None:
-        """Move the top byte of `low` out."""
+        """Move the top byte of `low` to the output."""
         carry, top = self.low >> 32, (self.low >> 24) & 0xFF
-        if carry and self.held:
-            self.held = bytes([self.held[0] + 1]) + bytes(len(self.held) - 1)
+        if carry and self.pending:
+            self.pending = bytes([self.pending[0] + 1]) + bytes(len(self.pending) - 1)
         if top == 0xFF:
-            self.held += b"\xff"
+            self.pending += b"\xff"
         else:
-            self.bytes += self.held
-            self.held = bytes([top])
+            self.bytes += self.pending
+            self.pending = bytes([top])
         self.low = (self.low << 8) & 0xFFFFFFFF
 
     def finish(self) -> bytes:
-        """The shortest bytes that decode: of the values left in the range the one that ends in most zero bytes."""
+        """Return the shortest bytes that decode: the value in the final range with the most trailing zero bytes."""
         last = self.low + self.range - 1
         self.low = next(v for k in (32, 24, 16, 8, 0) if (v := last >> k << k) >= self.low)
         for _ in range(5):
             self._shift()
-        return bytes(self.bytes + self.held).rstrip(b"\0")
+        return bytes(self.bytes + self.pending).rstrip(b"\0")
 
 
 class _Decoder:
-    """left: decisions that nonzero coordinates may still take beside their first, below zero where they took more."""
+    """A binary range decoder. left: decisions that nonzero coordinates may still take after their first; negative once
+    exceeded."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at, self.range = data, 4, 0xFFFFFFFF
@@ -96,7 +100,7 @@ class _Decoder:
         self.left = FREE_DECISIONS + DECISIONS_A_BYTE * len(data)
 
     def bit(self, context: list[int], value: int) -> int:
-        """Read one decision and count it; `value` is not used."""
+        """Decode a decision and count it; `value` is ignored."""
         bound = (self.range * _probability(context)) >> 16
         if self.code < bound:
             self.range, value = bound, 0
@@ -110,7 +114,7 @@ class _Decoder:
         return value
 
     def zeros(self, context: list[int], most: int) -> int:
-        """`bit` for as long as it gives 0, at most so many times; returns how often it did."""
+        """Decode decisions while they are 0, at most `most`; return how many."""
         zeros, ones = context
         code, width, read = self.code, self.range, 0
         while read < most:
@@ -127,12 +131,12 @@ class _Decoder:
         return read
 
     def repeat(self, path: list[tuple[list[int], int]], most: int) -> int:
-        """Read coordinates of this path, (context, value) of each decision, for as long as they are, at most so many
-        and none that the range grows in; returns how many.
+        """Decode coordinates that equal the previous one, at most `most`, until the range must be refilled; return how
+        many.
 
-        A decision takes (a * range + b) >> 16 off the range. Ranges are guessed for all of them at once and computed
-        from the guess, until nothing changes: each round makes the first one that was wrong right, and far more as a
-        rule, for a range that is off by a little takes the same off.
+        path: (context, value) of each decision of that coordinate. A decision takes (a * range + b) >> 16 off the
+        range. All ranges are guessed at once and recomputed from the guess until nothing changes: each round corrects
+        the first wrong one, and usually far more, because a range that is off by a little takes the same off.
         """
         decisions = len(path)
         counts = np.array([context for context, _ in path], np.int64)
@@ -141,22 +145,22 @@ class _Decoder:
         p = np.clip((zeros << 16) // (zeros + ones), 1, 65535)
         a = np.where(values == 1, p, 65536 - p).reshape(-1)
         a = a[: int(np.searchsorted(np.cumsum(a), 65536)) // decisions * decisions]  # a range that falls by a third
-        wanted = np.broadcast_to(values == 1, p.shape).reshape(-1)[: len(a)]
-        b = np.where(wanted, 0, 65535)
+        is_one = np.broadcast_to(values == 1, p.shape).reshape(-1)[: len(a)]
+        b = np.where(is_one, 0, 65535)
         ranges = np.empty(len(a) + 1, np.int64)
         ranges[0] = self.range
         # What rounding takes off is half a unit each time, on average.
         ranges[1:] = self.range * np.cumprod(1 - a / 65536) - np.cumsum(b / 65536 - 0.5)
-        taken = (a * ranges[:-1] + b) >> 16
+        decrements = (a * ranges[:-1] + b) >> 16
         while True:
-            ranges[1:] = self.range - np.cumsum(taken)
-            again = (a * ranges[:-1] + b) >> 16
-            if np.array_equal(again, taken):
+            ranges[1:] = self.range - np.cumsum(decrements)
+            recomputed = (a * ranges[:-1] + b) >> 16
+            if np.array_equal(recomputed, decrements):
                 break
-            taken = again
+            decrements = recomputed
         codes = np.full(len(ranges), self.code, np.int64)
-        codes[1:] -= np.cumsum(np.where(wanted, taken, 0))
-        fits = (ranges[1:] >= _TOP) & np.where(wanted, codes[1:] >= 0, codes[1:] < ranges[1:])
+        codes[1:] -= np.cumsum(np.where(is_one, decrements, 0))
+        fits = (ranges[1:] >= _TOP) & np.where(is_one, codes[1:] >= 0, codes[1:] < ranges[1:])
         read = len(a) // decisions if fits.all() else int(np.argmin(fits)) // decisions
         self.range, self.code = int(ranges[read * decisions]), int(codes[read * decisions])
         for context, value in path:
@@ -164,8 +168,8 @@ class _Decoder:
         return read
 
     @property
-    def taken(self) -> float:
-        """Bits of the stream that what was read took."""
+    def bits_consumed(self) -> float:
+        """The bits of the stream that were consumed."""
         return 8 * self.at - math.log2(self.range)
 
     def _refill(self) -> None:
@@ -176,13 +180,13 @@ class _Decoder:
 
 
 def _probability(context: list[int]) -> int:
-    """Of a zero, in 65,536ths, never 0 nor 1."""
+    """Return the probability of a zero in 65,536ths, never 0 or 1."""
     zeros, ones = context
     return min(max((zeros << 16) // (zeros + ones), 1), 65535)
 
 
-def _coordinate(coder: _Encoder | _Decoder | _Path, c: _Contexts, value: int) -> int:
-    """Spell one coordinate: the encoder writes `value`, the decoder ignores it; both return what was coded."""
+def _code_coordinate(coder: _Encoder | _Decoder | _PathRecorder, c: _Contexts, value: int) -> int:
+    """Code one coordinate: the encoder writes `value`, the decoder ignores it; both return the coded value."""
     bit = coder.bit
     if not bit(c.zero, int(value != 0)):
         return 0
@@ -190,8 +194,8 @@ def _coordinate(coder: _Encoder | _Decoder | _Path, c: _Contexts, value: int) ->
     magnitude = abs(value)
     # Two's complement: only a negative value reaches 2^(bits-1), the one member of the last class.
     last = c.bits - 1 if negative else c.bits - 2
-    k, want = 0, magnitude.bit_length() - 1
-    while k < last and bit(c.classes[k], int(want > k)):
+    k, value_class = 0, magnitude.bit_length() - 1
+    while k < last and bit(c.classes[k], int(value_class > k)):
         k += 1
     m = 1
     for i in reversed(range(k if k < c.bits - 1 else 0)):
@@ -202,67 +206,71 @@ def _coordinate(coder: _Encoder | _Decoder | _Path, c: _Contexts, value: int) ->
     return -m if negative else m
 
 
-class _Path:
-    """Hears the decisions that spell a coordinate; codes and counts nothing."""
+class _PathRecorder:
+    """Records the decisions that code a coordinate, without coding or counting them."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[list[int], int]] = []
+        self.decisions: list[tuple[list[int], int]] = []
 
     def bit(self, context: list[int], value: int) -> int:
-        """One decision."""
-        self.taken.append((context, value))
+        """Record a decision."""
+        self.decisions.append((context, value))
         return value
 
 
-def _reader(coder: _Decoder) -> Callable[[int, int], np.ndarray]:
-    """(d, bits) -> the next group; compiled where it can be."""
+def _group_decoder(coder: _Decoder) -> Callable[[int, int], np.ndarray]:
+    """Return a function (d, bits) -> the next group, compiled if possible."""
     native = library()
     if native is None:
-        return lambda d, bits: _plainly(coder, d, bits)
-    read = native.subcompress_decode
-    held = Decoder(coder.data, len(coder.data), coder.at, coder.range, coder.code, coder.left)
+        return lambda d, bits: _decode_group(coder, d, bits)
+    decode = native.subcompress_decode
+    state = Decoder(coder.data, len(coder.data), coder.at, coder.range, coder.code, coder.left)
 
     def compiled(d: int, bits: int) -> np.ndarray:
         out = np.zeros(d, np.int32)
-        read(ctypes.byref(held), bits, d, out.ctypes.data)
-        coder.at, coder.range, coder.code, coder.left = held.at, held.range, held.code, held.left
+        decode(ctypes.byref(state), bits, d, out.ctypes.data)
+        coder.at, coder.range, coder.code, coder.left = state.at, state.range, state.code, state.left
         return out
 
     return compiled
 
 
-def _plainly(coder: _Decoder, d: int, bits: int) -> np.ndarray:
-    """The next group, zero from where `left` is used up. Coordinates that repeat are read many at a time."""
+def _decode_group(coder: _Decoder, d: int, bits: int) -> np.ndarray:
+    """Decode the next group in Python; zero from where `left` is exhausted. Repeated coordinates are decoded in
+    batches."""
     contexts, out = _Contexts(bits), np.zeros(d, np.int32)
     paths = {0: [(contexts.zero, 0)]}
-    last = alike = at = 0
+    last = repeats = at = 0
     while at < d and coder.left >= 0:
         if read := coder.zeros(contexts.zero, min(FEW_ALIKE, d - at)):
             value = 0
         else:
-            value, read = _coordinate(coder, contexts, 0), 1
+            value, read = _code_coordinate(coder, contexts, 0), 1
             out[at] = value
         if (path := paths.get(value)) is None:
-            path = paths[value] = _path(contexts, value)
-        at, alike, last = at + read, alike + read if value == last else read, value
+            path = paths[value] = _decisions_of(contexts, value)
+        at, repeats, last = at + read, repeats + read if value == last else read, value
         coder.left -= len(path) - 1
         k = abs(value).bit_length() - 1
         # Classes between these have decisions without a context, each a whole bit of the file: they are few.
-        if alike * len(path) >= FEW_ALIKE and (k <= 2 or k == bits - 1):
-            at, alike = _stretches(coder, path, out, at), 0
+        if repeats * len(path) >= FEW_ALIKE and (k <= 2 or k == bits - 1):
+            at, repeats = _decode_repeats(coder, path, out, at), 0
     return out
 
 
-def _path(contexts: _Contexts, value: int) -> list[tuple[list[int], int]]:
-    """The decisions that spell a coordinate."""
-    heard = _Path()
-    _coordinate(heard, contexts, value)
-    return heard.taken
+def _decisions_of(contexts: _Contexts, value: int) -> list[tuple[list[int], int]]:
+    """Return the decisions that code a coordinate."""
+    recorder = _PathRecorder()
+    _code_coordinate(recorder, contexts, value)
+    return recorder.decisions
 
 
-def _stretches(coder: _Decoder, path: list[tuple[list[int], int]], out: np.ndarray, at: int) -> int:
-    """Read coordinates while they are what the one before `at` is, of that path; returns the place of the first that
-    is not, or where the range must grow first. What is read at once becomes twice as much each time."""
+def _decode_repeats(coder: _Decoder, path: list[tuple[list[int], int]], out: np.ndarray, at: int) -> int:
+    """Decode coordinates while they equal the one before `at`, whose decisions are `path`, doubling the batch each
+    time.
+
+    Returns the index of the first that differs, or before which the range must be refilled.
+    """
     most, cost = FEW_ALIKE // len(path), len(path) - 1
     while at < len(out) and coder.left >= 0:
         most = min(2 * most, len(out) - at, MANY_DECISIONS // len(path), coder.left // cost + 1 if cost else MAX_D)
@@ -275,9 +283,9 @@ def _stretches(coder: _Decoder, path: list[tuple[list[int], int]], out: np.ndarr
 
 
 def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
-    """Groups of coordinates, each (d,) integers of `bits` bits in two's complement -> bytes.
+    """Encode groups of coordinates, each (d,) integers of `bits` bits in two's complement.
 
-    Raises SubcompressError for a coordinate outside its bits.
+    Raises SubcompressError for a coordinate that does not fit its bits.
     """
     coder = _Encoder()
     for values, bits in groups:
@@ -289,25 +297,28 @@ def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
             )
         contexts = _Contexts(bits)
         for v in values.tolist():
-            _coordinate(coder, contexts, v)
+            _code_coordinate(coder, contexts, v)
     return coder.finish()
 
 
-def decode(data: bytes, groups: Sequence[tuple[int, int]], taken: list[float] | None = None) -> list[np.ndarray]:
-    """Bytes and (d, bits) of each group -> the coordinates, int32 (d,) each. taken: gets the bits that each group took.
+def decode(
+    data: bytes, groups: Sequence[tuple[int, int]], bits_consumed: list[float] | None = None
+) -> list[np.ndarray]:
+    """Decode groups given as (d, bits) into int32 (d,) coordinates. bits_consumed: receives the bits that each group
+    took.
 
-    Raises SubcompressError where the bytes are not what `encode` would have written for so many coordinates.
+    Raises SubcompressError if `encode` would not have written these bytes for so many coordinates.
     """
     coder = _Decoder(data)
-    read = _reader(coder)
+    read = _group_decoder(coder)
     if coder.code >= coder.range or (data and not groups):
         raise SubcompressError("the coordinates are not what a range coder writes: the file is damaged or forged")
     out = []
     for d, bits in groups:
-        before = coder.taken
+        before = coder.bits_consumed
         out.append(read(d, bits))
-        if taken is not None:
-            taken.append(coder.taken - before)
+        if bits_consumed is not None:
+            bits_consumed.append(coder.bits_consumed - before)
     if coder.left < 0:
         raise SubcompressError(
             f"nonzero coordinates take at most {FREE_DECISIONS} decisions and {DECISIONS_A_BYTE} a byte; these take "

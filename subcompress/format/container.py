@@ -1,4 +1,4 @@
-"""The safetensors shell around the payload, and what else may lie in its place."""
+"""The safetensors container around the payload, and error messages for files of other kinds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _RULE = "a subcompress file is a safetensors file with one tensor z"
 
 
 def header(n: int) -> bytes:
-    """The one safetensors header of a payload of n bytes: a tensor `z` of n bytes, no padding, no metadata."""
+    """Return the only safetensors header of an n-byte payload: a tensor `z` of n bytes, no padding, no metadata."""
     text = b'{"z":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (n, n)
     return len(text).to_bytes(8, "little") + text
 
 
 def wrap(payload: bytes) -> bytes:
-    """The file around a payload."""
+    """Wrap a payload in a safetensors file."""
     return header(len(payload)) + payload
 
 
 def unwrap(data: bytes) -> bytes:
-    """The payload of a file. Raises SubcompressError that says what the bytes are when they are not ours."""
+    """Return the payload of a file. Raises SubcompressError that says what the bytes are, if not a packed file."""
     n = int.from_bytes(data[:8], "little")
     payload = data[8 + n :] if 8 + n <= len(data) else b""
     if payload and data[: 8 + n] == header(len(payload)):
@@ -34,7 +34,7 @@ def unwrap(data: bytes) -> bytes:
 
 
 def _diagnosis(data: bytes) -> str:
-    """One line on bytes that are not a file of ours."""
+    """Describe in one line bytes that are not a packed file."""
     text = data[:512].lstrip().lower()
     kinds = [
         (not data, "an empty file"),
@@ -57,8 +57,8 @@ def _safetensors_diagnosis(data: bytes) -> str:
     if match := _FORM.match(data, 8):
         claimed = int(match[1])
         if match[1] == match[2] and n == len(match[0]):
-            there = len(data) - 8 - n
-            return f"the file is cut or padded: its header claims {claimed} bytes, {there} are there; fetch it again"
+            present = len(data) - 8 - n
+            return f"the file is cut or padded: its header claims {claimed} bytes, {present} are there; fetch it again"
         return "the safetensors header is damaged: its sizes disagree; fetch the file again"
     if n > len(data) - 8 or not head.startswith(b"{"):
         return f"{_RULE}; this is neither, or it is cut: fetch it again"
@@ -67,7 +67,7 @@ def _safetensors_diagnosis(data: bytes) -> str:
     except (ValueError, RecursionError) as e:
         why = str(e) if str(e).startswith("duplicate") else "not JSON"
         return f"the safetensors header is damaged ({why}); fetch the file again"
-    held = [k for k in tensors if k != "__metadata__"] if isinstance(tensors, dict) else []
-    if held == ["z"]:
+    names = [k for k in tensors if k != "__metadata__"] if isinstance(tensors, dict) else []
+    if names == ["z"]:
         return "the safetensors header is not the canonical one (metadata, spaces, dtype): fetch the original file"
-    return f"{_RULE}; this one holds {len(held)} others: is it the dense model?"
+    return f"{_RULE}; this one holds {len(names)} others: is it the dense model?"

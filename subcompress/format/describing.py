@@ -1,4 +1,4 @@
-"""The shortest form of chosen values: a constant, a ramp, a table that repeats, or runs of a few constants."""
+"""The shortest description of given start values: a constant, a ramp, a repeated table, or runs of a few constants."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from subcompress.tensors.layout import DTYPES
 from subcompress.tensors.rounding import TINY
 
 MAX_DESCRIBED_RUNS = 1 << 20
-"""Runs of one tensor in a file, beyond which values are said as a table."""
+"""The most runs of a tensor in a file; beyond it the values are written as a table."""
 
 EXACT = 1 << 20
-"""Bytes up to which a cost is counted; that of more is estimated."""
+"""Bytes up to which a cost is computed exactly; beyond it is estimated."""
 
 FEW = 4
-"""Different constants that runs are tried for."""
+"""The most different constants for which runs are tried."""
 
 Runs = tuple[tuple[int, int], ...]
 Described = tuple[list[Chosen], Runs]
 
 
 def describe(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> Described:
-    """The forms of (n,) finite values in a dtype of the format, and the runs of those forms. shape: what the values
-    have when they are a tensor, whose rows may repeat. One form needs no runs: they are empty."""
+    """Return the shortest forms of (n,) finite values in a dtype of the format, and the runs of those forms.
+
+    shape: the shape of the values as a tensor, whose rows may repeat. The runs of a single form are empty.
+    """
     if (one := _constant(values, dtype)) is not None:
         return [one], ()
     period = _period(values, shape)
@@ -39,30 +41,30 @@ def describe(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> Describe
 
 
 def cost_of(described: Described) -> int:
-    """About how many bytes forms and runs take in a file."""
+    """Estimate the bytes that forms and runs take in a file."""
     forms, runs = described
     return sum(map(form_cost, forms)) + runs_cost(runs)
 
 
 @lru_cache(64)
 def form_cost(form: Chosen) -> int:
-    """About how many bytes a chosen start takes in a file."""
+    """Estimate the bytes that a start takes in a file."""
     if isinstance(form, Table):
-        return deflated(form.data)
+        return deflated_size(form.data)
     return 24 if isinstance(form, Ramp) else 5
 
 
 def runs_cost(runs: Runs) -> int:
-    """About how many bytes runs take in a file."""
+    """Estimate the bytes that runs take in a file."""
     if not runs:
         return 0
     numbers = np.array(runs, np.int64)
     kind = np.uint8 if numbers.max() < 128 else np.uint16 if numbers.max() < 1 << 14 else np.uint32
-    return deflated(numbers.astype(kind).tobytes())
+    return deflated_size(numbers.astype(kind).tobytes())
 
 
-def deflated(raw: bytes | memoryview) -> int:
-    """How many bytes these take deflated; beyond EXACT about how many, from pieces of them."""
+def deflated_size(raw: bytes | memoryview) -> int:
+    """Return the deflated size of the bytes; for more than EXACT of them an estimate from samples."""
     if len(raw) <= EXACT:
         return len(zlib.compress(raw, 9)) if len(raw) else 0
     size = EXACT // 16
@@ -71,7 +73,7 @@ def deflated(raw: bytes | memoryview) -> int:
 
 
 def _constant(values: np.ndarray, dtype: str) -> float | None:
-    """The one value of all, where float32 holds it exactly and a file may say it so."""
+    """Return the single value of all if float32 holds it exactly and a file can express it, else None."""
     if len(values) and not (values == values[0]).all():
         return None
     value = _number(values[0], dtype) if len(values) else 0.0
@@ -87,7 +89,7 @@ def _number(value: np.generic, dtype: str) -> float:
 
 
 def _period(values: np.ndarray, shape: tuple[int, ...]) -> int:
-    """Values before they repeat: those of the last axes, where all before them are alike."""
+    """Return after how many values they repeat: the size of the last axes if all slices before them are equal."""
     size = 1
     for axis in reversed(shape):
         size *= axis
@@ -99,7 +101,7 @@ def _period(values: np.ndarray, shape: tuple[int, ...]) -> int:
 
 
 def _ramp(first: np.ndarray, dtype: str) -> Ramp | None:
-    """The ramp that gives these values to the bit, None where none of those tried does."""
+    """Return a ramp that gives exactly these values, None if none of those tried does."""
     if len(first) < 4:
         return None
     numbers = [_number(v, dtype) for v in (first[0], first[1], first[-1])]
@@ -112,7 +114,7 @@ def _ramp(first: np.ndarray, dtype: str) -> Ramp | None:
 
 
 def _halves(first: np.ndarray, dtype: str, n: int) -> Iterator[Described]:
-    """torch.linspace counts its first half from the first value and its second from the last."""
+    """Yield two ramps for values of torch.linspace, which counts its second half back from the last value."""
     half = len(first) // 2
     if len(first) < n or half < 4 or DTYPES[dtype] == np.uint16:
         return
@@ -125,7 +127,7 @@ def _halves(first: np.ndarray, dtype: str, n: int) -> Iterator[Described]:
 
 
 def _constants(first: np.ndarray, dtype: str) -> Iterator[Described]:
-    """Runs of a few constants: an identity, a diagonal, a sparse tensor."""
+    """Yield runs of a few constants, as in an identity, a diagonal or a sparse tensor."""
     # The bits: zeros of both signs are alike, and numbers of any dtype can be counted.
     distinct, items = np.unique(first, return_inverse=True)
     if len(distinct) > FEW:
@@ -136,7 +138,8 @@ def _constants(first: np.ndarray, dtype: str) -> Iterator[Described]:
 
 
 def runs_of(items: np.ndarray) -> Runs | None:
-    """(n,) numbers as the shortest runs of (number, length) that, repeated, give them; None where they are too many."""
+    """Return the shortest runs of (number, length) that, repeated, give the (n,) numbers; None if there are too
+    many."""
     items = items.reshape(-1)
     starts = np.concatenate([[0], 1 + np.flatnonzero(items[1:] != items[:-1])])
     lengths = np.diff(starts, append=len(items))
@@ -148,7 +151,7 @@ def runs_of(items: np.ndarray) -> Runs | None:
 
 
 def _repeated(named: np.ndarray, lengths: np.ndarray) -> int:
-    """How many runs come before they repeat; the last ones may be cut short by the end."""
+    """Return after how many runs they repeat; the end may cut the last ones short."""
     count = len(named)
     for size in range(1, min(count // 2, 4096) + 1):
         if named[0] != named[size] or lengths[0] != lengths[size]:

@@ -1,4 +1,4 @@
-"""What a receiver needs beside the weights: the input's shape and dtype, its preprocessing, the labels."""
+"""Facts about a network's inputs and outputs: shape, dtype, preprocessing, labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Input:
-    """One of several inputs: its name where `forward` takes it by name, else empty; shape without the batch axis."""
+    """An input of a network with several: its name if `forward` takes it by name, else empty; its shape without the
+    batch axis."""
 
     name: str
     dtype: str
@@ -44,13 +45,13 @@ class Facts:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Facts:
-        """What `to_json` gave."""
+        """Rebuild facts from the result of `to_json`."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         values["inputs"] = tuple(Input(n, t, tuple(shape)) for n, t, shape in fields.get("inputs", ()))
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that are set, as plain JSON values."""
+        """Return the fields that are set as JSON values."""
         found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
         if self.inputs:
             found["inputs"] = [[i.name, i.dtype, list(i.shape)] for i in self.inputs]

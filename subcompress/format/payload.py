@@ -1,4 +1,4 @@
-"""A record as the bytes of a payload, and back (docs/FORMAT.md)."""
+"""Encoding a record as a payload and decoding it (docs/FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from subcompress.format.record import (
     Coded,
     Entry,
     Group,
-    Kept,
     Record,
-    Same,
     Stored,
+    Tied,
+    Unchanged,
     check_peaks,
     check_piece,
     check_start,
@@ -37,12 +37,12 @@ from subcompress.format.record import (
 from subcompress.format.rules import Rules
 from subcompress.format.sections import (
     MAX_DENSE_BYTES,
-    Standing,
+    BasedLayout,
     read_facts,
     read_layout,
+    write_based_layout,
     write_facts,
     write_layout,
-    write_standing,
 )
 from subcompress.format.wire import Reader, Writer
 from subcompress.operators import EXACT, ExactOperator
@@ -57,13 +57,13 @@ MAX_STORED_BYTES = 1 << 30
 _CRC_SIZE = 4
 MAX_TAGS_BYTES = 1 << 24
 PALETTE = 3
-Tag = tuple[int, float] | Stored | Same
+Tag = tuple[int, float] | Stored | Tied
 _GroupSpec = tuple[type[ExactOperator], list[int], int]
 _BY_CODE: dict[int, type[ExactOperator]] = {op.code: op for op in EXACT.values()}
 
 
 def write(record: Record) -> bytes:
-    """The payload of a record. Raises SubcompressError where the record breaks a rule of the format."""
+    """Encode a record as a payload. Raises SubcompressError if the record breaks a rule of the format."""
     record.check()
     w = Writer()
     w.raw(MAGIC + bytes([VERSION]))
@@ -73,7 +73,7 @@ def write(record: Record) -> bytes:
         write_layout(w, record.layout)
     else:
         new = Layout(record.layout.tensors[len(record.base.layout) :])
-        write_standing(w, record.base.reference, new, record.layout.nbytes)
+        write_based_layout(w, record.base.reference, new, record.layout.nbytes)
     w.varint(len(record.groups))
     for group in record.groups:
         for number in (group.operator.code, *group.operator.parameters(), group.bits):
@@ -91,10 +91,10 @@ def write(record: Record) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """A payload as it was read: all that it says without its base, where it stands on one. ledger: bytes by part."""
+    """A decoded payload, complete but for the base, if it has one. ledger: bytes by part."""
 
     seed: int
-    layout: Layout | Standing
+    layout: Layout | BasedLayout
     groups: tuple[Group, ...]
     entries: tuple[Entry, ...]
     stored: bytes
@@ -102,58 +102,58 @@ class Parsed:
     test_accuracy: float | None
     digest: bytes
     ledger: dict[str, int]
-    taken: tuple[float, ...]
-    """Bits that the coordinates of each group take."""
-    whole: Record | None = None
-    """The record, where it stands on no base: checked."""
+    coordinate_bits: tuple[float, ...]
+    """The bits that the coordinates of each group take."""
+    complete: Record | None = None
+    """The checked record of a file without a base."""
 
     @property
     def base(self) -> BaseReference | None:
-        """What it stands on."""
-        return self.layout.base if isinstance(self.layout, Standing) else None
+        """The reference to the base, None if the file has none."""
+        return self.layout.base if isinstance(self.layout, BasedLayout) else None
 
     @property
     def trained(self) -> list[Group]:
-        """See `Record.trained`."""
+        """The groups of weights; see `Record.trained`."""
         return trained(self.groups)
 
     @property
     def tied_bytes(self) -> int:
-        """Dense bytes of tensors that are the same as an earlier one, of those whose sizes are known without a base."""
-        new = self.layout.new if isinstance(self.layout, Standing) else self.layout
+        """Dense bytes of tied tensors, of those whose sizes are known without a base."""
+        new = self.layout.new if isinstance(self.layout, BasedLayout) else self.layout
         entries = self.entries[len(self.entries) - len(new) :]
-        return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Same))
+        return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Tied))
 
     def record(self, base: Base | None = None) -> Record:
-        """The record, checked. base: the one that it was made on. Raises SubcompressError."""
-        if self.whole is not None:
-            return self.whole
-        assert isinstance(self.layout, Standing), "parse has checked all others"
+        """Return the checked record. base: the base of a file that has one. Raises SubcompressError."""
+        if self.complete is not None:
+            return self.complete
+        assert isinstance(self.layout, BasedLayout), "without a base the record is complete"
         assert base is not None, "format.from_bytes finds it"
         base.require(self.layout.base)
         return self._record(self.layout.on(base.layout), OnBase(self.layout.base, base))
 
     def checked(self) -> Parsed:
-        """The same, once all is checked that can be without a base. Raises SubcompressError for what no record is."""
+        """Check everything that needs no base and return the result. Raises SubcompressError for an invalid record."""
         if isinstance(self.layout, Layout):
-            return replace(self, whole=self._record(self.layout, None))
-        _check_on_base(self.layout, self)
+            return replace(self, complete=self._record(self.layout, None))
+        _check_without_base(self.layout, self)
         return self
 
-    def _record(self, layout: Layout, standing: OnBase | None) -> Record:
+    def _record(self, layout: Layout, base: OnBase | None) -> Record:
         _check_stored(layout, self.entries, self.stored)
         facts, accuracy = self.facts, self.test_accuracy
         record = Record(
-            self.seed, layout, self.groups, self.entries, self.stored, facts, accuracy, self.digest, standing
+            self.seed, layout, self.groups, self.entries, self.stored, facts, accuracy, self.digest, base
         )  # fmt: skip
         record.check()
         return record
 
 
 def parse(data: bytes) -> Parsed:
-    """What a payload says.
+    """Decode a payload.
 
-    Raises SubcompressError, before anything large is made, for damage, forgery and what a newer version wrote.
+    Raises SubcompressError, before anything large is allocated, for damage, forgery and newer versions.
     """
     r = Reader(data[:-_CRC_SIZE])
     r.part("header")
@@ -176,32 +176,34 @@ def parse(data: bytes) -> Parsed:
     if sum(dict(zip(operator.limits, numbers, strict=True)).get("K", 0) for operator, numbers, _ in specs) > MAX_FROZEN:
         raise r.fail(f"a file has at most {MAX_FROZEN} frozen slots")
     r.part("tensors")
-    listed = _read_list(r, layout, len(specs))
-    entries, weights = listed.entries, listed.sizes
+    tensor_list = _read_list(r, layout, len(specs))
+    entries, group_weights = tensor_list.entries, tensor_list.sizes
     r.part("facts")
     facts = read_facts(r)
     accuracy = r.varint("the accuracy", 10_001)
     r.part("weights digest")
     digest = r.raw(DIGEST_SIZE)
     r.part("stored")
-    stored = _read_stored(r, layout, listed)
-    if listed.rules is not None and (tables := sum(listed.rules.table_sizes)):
-        entries = listed.rules.entries(None if isinstance(layout, Standing) else layout, stored[:tables])
+    stored = _read_stored(r, layout, tensor_list)
+    if tensor_list.rules is not None and (tables := sum(tensor_list.rules.table_sizes)):
+        entries = tensor_list.rules.entries(None if isinstance(layout, BasedLayout) else layout, stored[:tables])
         stored = stored[tables:]
-    operators = _operators(specs, weights, seed)
+    operators = _operators(specs, group_weights, seed)
     r.part("coordinates")
     sizes = [(op.d, bits) for op, (_, _, bits) in zip(operators, specs, strict=True)]
-    taken: list[float] = []
-    coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes, taken)
+    coordinate_bits: list[float] = []
+    coordinates = codec.decode(r.raw(len(r.data) - r.at), sizes, coordinate_bits)
     r.part("")
     groups = tuple(Group(op, bits, c) for op, (_, bits), c in zip(operators, sizes, coordinates, strict=True))
     ledger = {k: v for k, v in {**r.ledger, "checksum": _CRC_SIZE}.items() if v}
     measured = (accuracy - 1) / 10_000 if accuracy else None
-    return Parsed(seed, layout, groups, entries, stored, facts, measured, digest, ledger, tuple(taken)).checked()
+    return Parsed(
+        seed, layout, groups, entries, stored, facts, measured, digest, ledger, tuple(coordinate_bits)
+    ).checked()
 
 
 def _read_group(r: Reader) -> _GroupSpec:
-    """The operator, its parameters and the bits of a group."""
+    """Read a group's operator, its parameters and its bits."""
     code = r.varint("an operator", 1 << 32)
     if code not in _BY_CODE:
         known = ", ".join(f"{c} {op.name}" for c, op in _BY_CODE.items())
@@ -222,16 +224,19 @@ def _operators(specs: list[_GroupSpec], sizes: list[int], seed: int) -> list[Exa
 
 
 def _write_entries(w: Writer, record: Record) -> bytes:
-    """The tensor list, as rules where they are needed; returns the bytes of its tables, which are stored."""
-    if rules.needed(record):
+    """Write the tensor list, as rules if it needs them; return the bytes of their tables, which are stored."""
+    if rules.needs_rules(record):
         return rules.write_rules(w, record)
     _write_tags(w, record)
     return b""
 
 
 def _write_tags(w: Writer, record: Record) -> None:
-    """Of a record on a base what `_write_palette` does. Else 0 and the scales where every tensor is coded in group 0
-    from zero, 1, a tag a tensor and the scales; or 2 and the same deflated, where that is shorter."""
+    """Write the tensor list in the shortest of the kinds without rules.
+
+    Kind 0, the scales alone: every tensor is coded in group 0 from zero. Kind 1: a tag for each tensor, then the
+    scales; kind 2: the same, deflated, if that is shorter. A file on a base has kind 3, see `_write_palette`.
+    """
     if record.base is not None:
         _write_palette(w, record)
         return
@@ -243,7 +248,7 @@ def _write_tags(w: Writer, record: Record) -> None:
     for entry in record.entries:
         if isinstance(entry, Stored):
             body.varint(0)
-        elif isinstance(entry, Same):
+        elif isinstance(entry, Tied):
             body.varint(1 + 2 * len(record.groups))
             body.varint(entry.index)
         elif isinstance(entry, Coded):
@@ -258,13 +263,13 @@ def _write_tags(w: Writer, record: Record) -> None:
 
 
 def _constant(entry: Coded) -> float:
-    """The one value that a tensor starts at, where no rules are needed."""
-    assert isinstance(entry.start, float), "rules say other starts"
+    """Return the constant that a tensor starts at; other starts need rules."""
+    assert isinstance(entry.start, float), "other starts need rules"
     return entry.start
 
 
 def _write_scales(w: Writer, record: Record) -> None:
-    """A bit a coded tensor, whether its scale is another than the one before it, and those scales."""
+    """Write one bit for each coded tensor, set if its scale differs from the previous one, then those scales."""
     scales = [e.scale for e in record.entries if isinstance(e, Coded)]
     fresh = [i == 0 or s != scales[i - 1] for i, s in enumerate(scales)]
     w.raw(np.packbits(np.array(fresh, bool), bitorder="little").tobytes())
@@ -274,56 +279,58 @@ def _write_scales(w: Writer, record: Record) -> None:
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """A tensor list: its entries, the weights of each group, and the rules that it is made of, where it is. Tables are
-    empty in the entries: they are stored."""
+class _TensorList:
+    """A decoded tensor list: entries, group sizes, and the rules that it was made of, if it was.
+
+    Tables are empty in the entries, because their bytes are in the stored part.
+    """
 
     entries: tuple[Entry, ...]
     sizes: list[int]
     rules: Rules | None = None
 
 
-def _read_list(r: Reader, layout: Layout | Standing, groups: int) -> _Listed:
-    kind, standing = r.varint("the kind of the tensor list", rules.DEFLATED), isinstance(layout, Standing)
+def _read_list(r: Reader, layout: Layout | BasedLayout, groups: int) -> _TensorList:
+    kind, on_base = r.varint("the kind of the tensor list", rules.DEFLATED), isinstance(layout, BasedLayout)
     if kind >= rules.PLAIN:
         return _read_ruled(r, layout, groups, kind)
-    if standing != (kind == PALETTE):
+    if on_base != (kind == PALETTE):
         raise r.fail(f"the tensor list of a file on a base, and of no other, is of kind {PALETTE}")
-    if isinstance(layout, Standing):
+    if isinstance(layout, BasedLayout):
         entries, sizes = _read_palette(r, len(layout), groups)
-        return _Listed(entries, sizes)
+        return _TensorList(entries, sizes)
     entries = _read_entries(r, layout, groups, kind)
-    return _Listed(entries, group_sizes(layout, entries, groups))
+    return _TensorList(entries, group_sizes(layout, entries, groups))
 
 
-def _read_ruled(r: Reader, layout: Layout | Standing, groups: int, kind: int) -> _Listed:
-    standing = isinstance(layout, Standing)
+def _read_ruled(r: Reader, layout: Layout | BasedLayout, groups: int, kind: int) -> _TensorList:
+    on_base = isinstance(layout, BasedLayout)
     body = r
     if kind == rules.DEFLATED:
         body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
         body.part("tensors")
-    found = rules.read_rules(body, len(layout), groups, standing, MAX_STORED_BYTES)
+    found = rules.read_rules(body, len(layout), groups, on_base, MAX_STORED_BYTES)
     if body is not r and body.at != len(body.data):
         raise r.fail("a tensor list ends with the last tensor")
-    if isinstance(layout, Standing):
+    if isinstance(layout, BasedLayout):
         sizes = [r.varint("the size of a group", MAX_DENSE_BYTES) for _ in range(groups)]
-        return _Listed(found.entries(None), sizes, found)
+        return _TensorList(found.entries(None), sizes, found)
     entries = found.entries(layout)
-    return _Listed(entries, group_sizes(layout, entries, groups), found)
+    return _TensorList(entries, group_sizes(layout, entries, groups), found)
 
 
 def _read_entries(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
     if kind < 2:
-        return _read_tagged(r, layout, groups, kind)
+        return _read_tags_and_scales(r, layout, groups, kind)
     body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
     body.part("tensors")
-    entries = _read_tagged(body, layout, groups, kind)
+    entries = _read_tags_and_scales(body, layout, groups, kind)
     if body.at != len(body.data):
         raise r.fail("a tensor list ends with its last scale")
     return entries
 
 
-def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
+def _read_tags_and_scales(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Entry, ...]:
     tags: list[Tag] = [(0, 0.0)] * len(layout)
     if kind:
         tags = [_read_tag(r, groups, i) for i in range(len(layout))]
@@ -336,7 +343,7 @@ def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Ent
         raise r.fail("the first coded tensor brings a scale, and no bit stands for none")
     scale, flags = 0.0, iter(fresh)
     entries: list[Entry] = []
-    alike: dict[tuple[float, int, float], Coded] = {}  # one and the same, which is checked once
+    shared: dict[tuple[float, int, float], Coded] = {}  # equal entries are one object, which is checked once
     for spec, tag in zip(layout, tags, strict=True):
         if not isinstance(tag, tuple):
             entries.append(tag)
@@ -346,23 +353,24 @@ def _read_tagged(r: Reader, layout: Layout, groups: int, kind: int) -> tuple[Ent
         if spec.dtype not in CODED_DTYPES or not LOWEST_SCALE <= scale < HIGHEST_SCALE:
             raise r.fail(f"{spec} cannot be coded at scale {scale}")
         key = (scale, *tag)
-        if key not in alike:
-            alike[key] = Coded(*key)
-        entries.append(alike[key])
+        if key not in shared:
+            shared[key] = Coded(*key)
+        entries.append(shared[key])
     return tuple(entries)
 
 
 def _read_tag(r: Reader, groups: int, at: int) -> Tag:
-    """(group, start) where tensor number `at` is coded."""
-    return _read_plain(r, r.varint("a tensor's tag", 2 * groups + 1), groups, at - 1)
+    """Read the tag of tensor number `at`: (group, start) if it is coded."""
+    return _parse_common_tag(r, r.varint("a tensor's tag", 2 * groups + 1), groups, at - 1)
 
 
-def _read_plain(r: Reader, tag: int, groups: int, last: int) -> Tag:
-    """What a tag means, of those that every file may have; last: the largest number of a tensor to be tied to."""
+def _parse_common_tag(r: Reader, tag: int, groups: int, last: int) -> Tag:
+    """Decode a tag that files with and without a base share. last: the highest tensor number that one may be tied
+    to."""
     if tag == 0:
         return Stored()
     if tag == 2 * groups + 1:
-        return Same(r.varint("the number of the earlier tensor that one is tied to", last))
+        return Tied(r.varint("the number of the earlier tensor that one is tied to", last))
     start = r.float32() if tag % 2 == 0 else 0.0
     if tag % 2 == 0 and not SMALLEST_START <= abs(start) < math.inf:
         raise r.fail("a constant start is finite, normal and not zero")
@@ -370,8 +378,11 @@ def _read_plain(r: Reader, tag: int, groups: int, last: int) -> Tag:
 
 
 def _write_palette(w: Writer, record: Record) -> None:
-    """3; the different entries, each a tag and, where it is coded, its scale; the number of its entry for each tensor;
-    all of it deflated; then the size of each group."""
+    """Write a kind 3 tensor list, of a file on a base.
+
+    Deflated: the distinct entries, each a tag and, if coded, a scale; then the number of its entry for each tensor. The
+    size of each group follows.
+    """
     G = len(record.groups)
     kinds: dict[bytes, int] = {}
     chosen = Writer()
@@ -379,10 +390,10 @@ def _write_palette(w: Writer, record: Record) -> None:
         kind = Writer()
         if isinstance(entry, Stored):
             kind.varint(0)
-        elif isinstance(entry, Same):
+        elif isinstance(entry, Tied):
             kind.varint(1 + 2 * G)
             kind.varint(entry.index)
-        elif isinstance(entry, Kept):
+        elif isinstance(entry, Unchanged):
             kind.varint(2 + 2 * G)
         elif isinstance(entry, Coded) and entry.based:
             kind.varint(3 + 2 * G + entry.group)
@@ -404,18 +415,18 @@ def _write_palette(w: Writer, record: Record) -> None:
 
 
 def _read_palette(r: Reader, tensors: int, groups: int) -> tuple[tuple[Entry, ...], list[int]]:
-    """The entries of so many tensors, and the sizes of the groups."""
+    """Read the entries of `tensors` tensors and the sizes of the groups."""
     body = Reader(r.deflated("tensor list", MAX_TAGS_BYTES), r.bytes)
     body.part("tensors")
     kinds: list[Entry] = []
     for _ in range(body.varint("the number of entries", tensors)):
         tag = body.varint("a tensor's tag", 2 + 3 * groups)
         if tag == 2 + 2 * groups:
-            kinds.append(Kept())
+            kinds.append(Unchanged())
         elif tag > 2 + 2 * groups:
             kinds.append(Coded(_read_scale(body), tag - 3 - 2 * groups, 0.0, True))
         else:
-            plain = _read_plain(body, tag, groups, tensors - 1)
+            plain = _parse_common_tag(body, tag, groups, tensors - 1)
             kinds.append(Coded(_read_scale(body), *plain) if isinstance(plain, tuple) else plain)
     entries = tuple(kinds[k] for k in body.varints(tensors if kinds else 0, "the number of an entry", len(kinds) - 1))
     if body.at != len(body.data) or len(entries) != tensors:
@@ -430,12 +441,12 @@ def _read_scale(r: Reader) -> float:
     return scale
 
 
-def _read_stored(r: Reader, layout: Layout | Standing, listed: _Listed) -> bytes:
-    """The stored part, of at most the bytes that tables and tensors take, on a base those of all tensors."""
-    tables = 0 if listed.rules is None else sum(listed.rules.table_sizes)
-    if not tables and not any(isinstance(e, Stored) for e in listed.entries):
+def _read_stored(r: Reader, layout: Layout | BasedLayout, tensor_list: _TensorList) -> bytes:
+    """Read the stored part, bounded by the bytes of the tables and the tensors (on a base, of all tensors)."""
+    tables = 0 if tensor_list.rules is None else sum(tensor_list.rules.table_sizes)
+    if not tables and not any(isinstance(e, Stored) for e in tensor_list.entries):
         return b""
-    size = layout.nbytes if isinstance(layout, Standing) else _stored_size(layout, listed.entries)
+    size = layout.nbytes if isinstance(layout, BasedLayout) else _stored_size(layout, tensor_list.entries)
     data = r.deflated("stored tensors", min(tables + size, MAX_STORED_BYTES))
     if len(data) < tables:
         raise r.fail("tables are stored")
@@ -447,19 +458,18 @@ def _stored_size(layout: Layout, entries: tuple[Entry, ...]) -> int:
     return sum(s.nbytes for s, e in pairs if isinstance(e, Stored) and e.same is None)
 
 
-def _check_on_base(layout: Standing, parsed: Parsed) -> None:
-    """Raise SubcompressError for what no record on a base is, whatever the base: what its tensors are is not known, but
-    for those that it does not give."""
+def _check_without_base(layout: BasedLayout, parsed: Parsed) -> None:
+    """Raise SubcompressError for what is invalid whatever the base; only tensors that it lacks are known."""
     check_peaks(parsed.groups)
-    given, tables, stored = len(layout) - len(layout.new), set[tuple[int, str]](), 0
+    count, tables, stored = len(layout) - len(layout.new), set[tuple[int, str]](), 0
     for i, entry in enumerate(parsed.entries):
-        spec = layout.new.tensors[i - given] if i >= given else None
+        spec = layout.new.tensors[i - count] if i >= count else None
         what = spec or f"number {i}"
-        if isinstance(entry, Same) or (isinstance(entry, Stored) and entry.same is not None):
+        if isinstance(entry, Tied) or (isinstance(entry, Stored) and entry.same is not None):
             check_tie(parsed.entries, i, what)
         elif isinstance(entry, Stored):
             stored += 0 if spec is None else spec.nbytes
-        if spec is not None and (isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based)):
+        if spec is not None and (isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based)):
             raise SubcompressError(
                 f"a tensor that starts at the base's values is in the base; {what} is not: the file is forged"
             )
@@ -467,12 +477,12 @@ def _check_on_base(layout: Standing, parsed: Parsed) -> None:
             check_start(what, part, tables)
             if spec is not None:
                 check_piece(spec, part, tables)
-    kept = any(isinstance(e, Stored) and e.same is None for e in parsed.entries[:given])
-    if len(parsed.stored) < stored or (len(parsed.stored) > stored and not kept):
-        raise _wrong_stored(stored, parsed.stored)
+    stores_base_tensors = any(isinstance(e, Stored) and e.same is None for e in parsed.entries[:count])
+    if len(parsed.stored) < stored or (len(parsed.stored) > stored and not stores_base_tensors):
+        raise _stored_size_error(stored, parsed.stored)
 
 
-def _wrong_stored(size: int, stored: bytes) -> SubcompressError:
+def _stored_size_error(size: int, stored: bytes) -> SubcompressError:
     return SubcompressError(
         f"stored tensors take {size} bytes, {len(stored)} are there: the file is damaged or forged; fetch it again"
     )
@@ -480,7 +490,7 @@ def _wrong_stored(size: int, stored: bytes) -> SubcompressError:
 
 def _check_stored(layout: Layout, entries: tuple[Entry, ...], stored: bytes) -> None:
     if len(stored) != (size := _stored_size(layout, entries)):
-        raise _wrong_stored(size, stored)
+        raise _stored_size_error(size, stored)
     at = 0
     for spec, entry in zip(layout, entries, strict=True):
         if isinstance(entry, Stored) and entry.same is None:

@@ -1,4 +1,4 @@
-"""What a file holds, in memory: fit makes a Record, the format writes and reads it, the backends expand it."""
+"""The contents of a file in memory: fit makes a Record, the format encodes it, the backends expand it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import finite
 
 STATISTICS_BITS = 7
-"""Running statistics, integers one by one, have as many bits or more; weights one by one have fewer as a rule."""
+"""The fewest bits of quantized running statistics. Quantized weights usually have fewer."""
 
 LIMIT = 1 << 16
-"""Integers of a weight stay below this in absolute value: times a bfloat16 scale they are exact in float32."""
+"""The bound on the absolute value of a weight's integer: times a bfloat16 scale it is exact in float32."""
 
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -60, 30
 LOWEST_SCALE, HIGHEST_SCALE = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONENT + 1)
-"""Scales lie in [2^-60, 2^31): no product with an integer below 2^16 is subnormal or infinite."""
+"""The range of scales, [2^-60, 2^31), in which no product with an integer below 2^16 is subnormal or infinite."""
 
 
 RAMP_LIMIT = 1e30
-"""Numbers of a ramp stay below this in absolute value."""
+"""The bound on the absolute value of a ramp's numbers."""
 
 SMALLEST_START = 2.0**-126
-"""Constant starts are zero or normal float32 values."""
+"""The smallest constant start other than zero: the smallest normal float32 value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tensors that share coordinates: an operator over their D weights, and z as (d,) integers of so many bits."""
+    """Tensors that share coordinates: an operator over their D weights, and (d,) integer coordinates of `bits` bits."""
 
     operator: ExactOperator
     bits: int
@@ -45,14 +45,17 @@ class Group:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether every value has a coordinate of its own: quantised values, no subspace."""
+        """Whether every value has its own coordinate: quantized values, no subspace."""
         return self.operator.block == 1 and self.operator.d == self.operator.D
 
 
 @dataclass(frozen=True)
 class Coded:
-    """theta = start + scale * integer; `group` indexes the record's groups; start is a form (a number is one constant
-    for all values), or, based, the values of the base."""
+    """An entry with theta = start + scale * integer.
+
+    group: index of the group; start: a form, where a number is one constant for all values; based: the values start at
+    the base's instead.
+    """
 
     scale: float
     group: int = 0
@@ -61,22 +64,22 @@ class Coded:
 
     @property
     def plain(self) -> bool:
-        """Whether the values start at one constant."""
+        """Whether all values start at one constant."""
         return isinstance(self.start, float) and not self.based
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """theta = start: no coordinate acts on the values."""
+    """An entry with theta = start, on which no coordinate acts."""
 
     start: Form = 0.0
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Values of one tensor that are made in different ways: value by value, the item that the runs name.
+    """An entry whose values belong to different items, as the runs say.
 
-    runs: (item, length), repeated until all values have an item; complex tensors count as pairs of values.
+    runs: (item, length), repeated until all values have an item; a complex value counts as two.
     """
 
     items: tuple[Coded | Fixed, ...]
@@ -84,12 +87,12 @@ class Mixed:
 
     @cached_property
     def period(self) -> int:
-        """Values before the runs repeat."""
+        """The number of values after which the runs repeat."""
         return int(table_of(self.runs)[:, 1].sum())
 
     @cached_property
-    def sound(self) -> bool:
-        """Whether the runs name every item, and none is empty."""
+    def is_valid(self) -> bool:
+        """Whether the runs name every item and none is empty."""
         items, lengths = table_of(self.runs).T
         return np.array_equal(np.unique(items), np.arange(len(self.items))) and bool((lengths >= 1).all())
 
@@ -98,7 +101,8 @@ class Mixed:
         return {}
 
     def counts(self, size: int) -> list[int]:
-        """Of a tensor of so many real numbers, how many each item makes: many tensors may share the entry."""
+        """Return how many of `size` real numbers belong to each item; cached, because many tensors may share the
+        entry."""
         if size not in self._counts:
             self._counts[size] = counts_of(self.runs, len(self.items), size)
         return self._counts[size]
@@ -106,31 +110,35 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Stored:
-    """The values themselves travel in the file: buffers, integers. same: the number of an earlier stored tensor that
-    has the same values, which are then stored once."""
+    """An entry whose values are in the file: buffers, integers.
+
+    same: the number of an earlier stored tensor with the same values, which are then stored once.
+    """
 
     same: int | None = None
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The base's values, as they are."""
+class Unchanged:
+    """An entry whose values are the base's."""
 
 
 @dataclass(frozen=True)
-class Same:
-    """A tied tensor: all of it is what tensor number `index` of the layout, an earlier one, is."""
+class Tied:
+    """A tied tensor: the same as tensor number `index` of the layout, an earlier one."""
 
     index: int
 
 
-Entry = Coded | Fixed | Mixed | Stored | Same | Kept
+Entry = Coded | Fixed | Mixed | Stored | Tied | Unchanged
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Values of a tensor that are made alike. row: the first of their rows in their group, where they are coded;
-    seeded: the first of their numbers among all seeded starts of the file."""
+    """The values of a tensor that share an entry.
+
+    row: if coded, their first row in their group; seeded: the number of the first among all seeded starts of the file.
+    """
 
     entry: Coded | Fixed
     reals: int
@@ -139,7 +147,7 @@ class Piece:
 
 
 def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, int]]:
-    """The entries of a tensor's pieces, and how many values each has; nothing for a tensor that is not made."""
+    """Yield the entries of a tensor's pieces with their numbers of values; nothing for one that is not computed."""
     if isinstance(entry, Mixed):
         yield from zip(entry.items, entry.counts(spec.reals), strict=True)
     elif isinstance(entry, (Coded, Fixed)):
@@ -148,11 +156,13 @@ def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, i
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """entries: one a tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
+    """The contents of a packed file.
 
-    base: what it stands on, None for most; its tensors come first in the layout, in their order.
-    digest: 16 bytes over the rebuilt tensors (subcompress.tensors.digest), empty before it is known.
-    test_accuracy: on the test split, when it was measured.
+    entries: one for each tensor of the layout; stored: dense little-endian bytes of the Stored ones, in layout order.
+
+    base: the base that the file was made on, None for most; its tensors come first in the layout, in their order.
+    digest: 16 bytes over the rebuilt tensors (subcompress.tensors.digest), empty before it is known. test_accuracy:
+    accuracy on the test split, None if it was not measured.
     """
 
     seed: int
@@ -167,27 +177,27 @@ class Record:
 
     @property
     def d(self) -> int:
-        """Coordinates that were trained."""
+        """The number of trained coordinates."""
         return sum(g.operator.d for g in self.trained)
 
     @property
     def D(self) -> int:
-        """Weights that they span: real numbers, two a complex weight."""
+        """The number of weights that they span, in real numbers: a complex weight is two."""
         return sum(g.operator.D for g in self.trained)
 
     @property
     def trained(self) -> list[Group]:
-        """Groups of weights. Those of running statistics, values one by one too, come after the first."""
+        """The groups of weights, without those of quantized running statistics, which are never the first."""
         return trained(self.groups)
 
     @property
     def sizes(self) -> list[int]:
-        """Coded real numbers of each group."""
+        """The number of coded real numbers in each group."""
         return group_sizes(self.layout, self.entries, len(self.groups))
 
     @cached_property
     def pieces(self) -> list[tuple[Piece, ...]]:
-        """For each tensor, the pieces that it is made of: one, or several where it is mixed; none for others."""
+        """The pieces of each tensor: one, several if it is mixed, none if it is not computed."""
         rows, seeded = [0] * len(self.groups), 0
         found: list[tuple[Piece, ...]] = []
         for spec, entry in zip(self.layout, self.entries, strict=True):
@@ -203,19 +213,19 @@ class Record:
 
     @cached_property
     def patterns(self) -> dict[int, Pattern]:
-        """Of mixed tensors, by number."""
+        """The pattern of each mixed tensor, by its number."""
         pairs = enumerate(zip(self.layout, self.entries, strict=True))
         return {i: Pattern(entry.runs, spec.reals) for i, (spec, entry) in pairs if isinstance(entry, Mixed)}
 
     @cached_property
     def seeded_operator(self) -> HadamardBlocks:
-        """Its rows are the integers of all seeded starts. Needs one at least."""
+        """The operator whose rows are the integers of all seeded starts; needs at least one."""
         reals = sum(p.reals for own in self.pieces for p in own if isinstance(p.entry.start, Seeded))
         return seeded_integers(self.seed, reals)
 
     @cached_property
     def stored_at(self) -> dict[int, int]:
-        """The first byte in `stored` of each stored tensor, by its number."""
+        """The offset in `stored` of each stored tensor, by its number."""
         at = 0
         found: dict[int, int] = {}
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
@@ -225,7 +235,7 @@ class Record:
         return found
 
     def check(self) -> None:
-        """Raise SubcompressError where exact regeneration would not be assured."""
+        """Raise SubcompressError unless exact regeneration is assured."""
         for g, size in zip(self.groups, self.sizes, strict=True):
             if size != g.operator.D or len(g.coordinates) != g.operator.d:
                 raise SubcompressError(
@@ -234,11 +244,11 @@ class Record:
                 )
         check_peaks(self.groups)
         tables: Tables = set()
-        checked: set[tuple[int, str]] = set()  # entries by what holds them: many tensors share one
+        checked: set[tuple[int, str]] = set()  # entries by identity and dtype: many tensors share one
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
-            if isinstance(entry, Kept) or (isinstance(entry, Coded) and entry.based):
+            if isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based):
                 self._check_based(spec, isinstance(entry, Coded))
-            if isinstance(entry, Same):
+            if isinstance(entry, Tied):
                 self._check_same(i, spec, entry.index)
             elif isinstance(entry, Stored) and entry.same is not None:
                 self._check_same(i, spec, entry.same)
@@ -265,16 +275,16 @@ class Record:
 
 
 Tables = set[tuple[int, str]]
-"""Tables that were checked before, which many tensors may share: what holds their bytes, and the dtype."""
+"""Tables that were already checked, by the identity of their bytes and the dtype; many tensors may share one."""
 
 
 def parts_of(entry: Entry) -> tuple[Coded | Fixed, ...]:
-    """The entries of a tensor's pieces; none for a tensor that is not made."""
+    """Return the entries of a tensor's pieces; none for one that is not computed."""
     return entry.items if isinstance(entry, Mixed) else (entry,) if isinstance(entry, (Coded, Fixed)) else ()
 
 
 def check_peaks(groups: tuple[Group, ...]) -> None:
-    """Raise SubcompressError where the integers of a weight are not exact."""
+    """Raise SubcompressError if a weight's integer may exceed what is exact."""
     for g in groups:
         if g.operator.peak_at_most(int(np.abs(g.coordinates).max(initial=0))) < LIMIT:
             continue
@@ -286,23 +296,24 @@ def check_peaks(groups: tuple[Group, ...]) -> None:
 
 
 def check_tie(entries: tuple[Entry, ...], at: int, what: object) -> None:
-    """Raise SubcompressError unless tensor number `at`, called `what`, is tied to an earlier one that is not tied."""
+    """Raise SubcompressError unless tensor number `at`, called `what`, is tied to an earlier one that is not itself
+    tied."""
     entry = entries[at]
-    index = entry.index if isinstance(entry, Same) else entry.same if isinstance(entry, Stored) else None
+    index = entry.index if isinstance(entry, Tied) else entry.same if isinstance(entry, Stored) else None
     first = entries[index] if index is not None and 0 <= index < at else None
     kind = Stored if isinstance(entry, Stored) else Entry
-    again = isinstance(first, Stored) and first.same is not None and kind is Stored
-    if not isinstance(first, kind) or isinstance(first, Same) or again:
+    is_copy = isinstance(first, Stored) and first.same is not None and kind is Stored
+    if not isinstance(first, kind) or isinstance(first, Tied) or is_copy:
         raise SubcompressError(f"a tied tensor is that of an earlier one; {what} is not: fit again")
 
 
 def trained(groups: tuple[Group, ...]) -> list[Group]:
-    """See `Record.trained`."""
+    """Return the groups of weights; see `Record.trained`."""
     return [g for i, g in enumerate(groups) if i == 0 or not g.one_by_one or g.bits < STATISTICS_BITS]
 
 
 def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list[int]:
-    """Coded real numbers of each group."""
+    """Return the number of coded real numbers in each group."""
     sizes = [0] * groups
     for spec, entry in zip(layout, entries, strict=True):
         if isinstance(entry, Coded):
@@ -315,14 +326,14 @@ def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list
 
 
 def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
-    if not entry.sound or entry.period > spec.reals:
+    if not entry.is_valid or entry.period > spec.reals:
         raise SubcompressError(f"runs name every item of a tensor, and fit into it; those of {spec} do not: fit again")
     if any(isinstance(item, Coded) and item.based for item in entry.items):
         raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
 
 
 def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables) -> None:
-    """Raise SubcompressError for a piece that no tensor like this one has."""
+    """Raise SubcompressError for a piece that is invalid in a tensor of this dtype."""
     if spec.dtype not in CODED_DTYPES:
         raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
     check_start(spec, part, tables)
@@ -332,7 +343,7 @@ def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables) -> None:
 
 
 def check_start(spec: object, part: Coded | Fixed, tables: Tables) -> None:
-    """Raise SubcompressError for numbers that no piece has, of a tensor called `spec`."""
+    """Raise SubcompressError for an invalid start or scale. spec: the tensor, for the message."""
     if isinstance(part, Coded):
         _check_scale(spec, part.scale)
     start = part.start
@@ -366,7 +377,7 @@ def _check_scale(spec: object, scale: float) -> None:
 
 
 def bfloat16(x: float) -> float:
-    """x rounded to the nearest bfloat16, ties to even."""
+    """Round x to the nearest bfloat16, ties to even."""
     bits = int(np.float32(x).view(np.uint32))
     bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return float(np.uint32(bits).view(np.float32))

@@ -1,6 +1,6 @@
-"""The tensor list of a file as rules: how values start and what acts on them, each said once for all tensors alike.
+"""Tensor lists as rules: how values start and which coordinates act on them, written once for all tensors alike.
 
-docs/FORMAT.md, section 5, kinds 4 and 5. A tensor is a rule's number, and how often the rule's scale is halved for it.
+docs/FORMAT.md, section 5, kinds 4 and 5. A tensor is the number of a rule and how often the rule's scale is halved.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from subcompress.format.record import (
     Coded,
     Entry,
     Fixed,
-    Kept,
     Mixed,
     Record,
-    Same,
     Stored,
+    Tied,
+    Unchanged,
     bfloat16,
 )
 from subcompress.format.wire import Reader, Writer
@@ -33,7 +33,7 @@ from subcompress.operators.forms import FANS, Chosen, Form, Ramp, Seeded, Table,
 from subcompress.tensors.layout import DTYPES, Layout
 
 PLAIN, DEFLATED = 4, 5
-"""The numbers of a tensor list of rules, as it is and deflated."""
+"""The kinds of tensor lists of rules, plain and deflated."""
 
 HALVINGS = 16
 """A rule's scale is halved fewer times than this."""
@@ -42,23 +42,23 @@ MAX_ITEMS = 255
 MAX_RUNS = 1 << 20
 MAX_PERIOD = 1 << 36
 MAX_PIECES = 1 << 18
-"""Items of all mixed tensors of a file."""
+"""The most items in all mixed tensors of a file."""
 
 MAX_ALL_RUNS = 1 << 20
-"""Runs of all mixed tensors of a file."""
+"""The most runs in all mixed tensors of a file."""
 
 FREE_RUNS, RUNS_A_BYTE = 1 << 16, 64
-"""Runs of all rules at most, and how many more for each byte of the file. (Runs that repeat are written once.)"""
+"""The most runs in all rules, and how many more per byte of the file. (Runs that repeat are written once.)"""
 
-_STORED, _TIED, _KEPT, _FIXED, _CODED, _MIXED = range(6)
+_STORED, _TIED, _UNCHANGED, _FIXED, _CODED, _MIXED = range(6)
 _ZERO, _CONSTANT, _BASE, _TABLE, _RAMP, _SEEDED = range(6)
 _CODES = list(DTYPES)
 _ON_BASE = "base"
-"""What a rule's key has for a start, where values start at the base's."""
+"""The start in the key of a rule whose values start at the base's."""
 
 
-def needed(record: Record) -> bool:
-    """Whether the older kinds of tensor lists cannot say what the record holds."""
+def needs_rules(record: Record) -> bool:
+    """Return whether the record needs a tensor list of rules, because the older kinds cannot express it."""
     return any(
         isinstance(e, (Fixed, Mixed))
         or (isinstance(e, Coded) and not e.plain and not e.based)
@@ -68,24 +68,24 @@ def needed(record: Record) -> bool:
 
 
 class _Fans:
-    """Of each tensor of a layout the fans of an initializer: its own, or those of the nearest one before it that has
-    two axes; None where there is none."""
+    """The fans of each tensor for initializers: its own, or those of the nearest earlier tensor with two axes; None if
+    there is none."""
 
     def __init__(self, layout: Layout) -> None:
-        self._near: list[tuple[int, int] | None] = []
+        self._fans: list[tuple[int, int] | None] = []
         for spec in layout:
-            before = self._near[-1] if self._near else None
-            self._near.append(fans(spec.shape) or before)
+            before = self._fans[-1] if self._fans else None
+            self._fans.append(fans(spec.shape) or before)
 
     def scale(self, number: int, at: int) -> float | None:
-        """The scale of a seeded start of tensor `at` under that number of FANS."""
-        near = self._near[at]
-        return None if near is None else bfloat16(seeded_scale(FANS[number](*near)))
+        """Return the scale of a seeded start of tensor `at` under an entry of FANS."""
+        found = self._fans[at]
+        return None if found is None else bfloat16(seeded_scale(FANS[number](*found)))
 
 
 @dataclass(frozen=True)
 class _Fan:
-    """A seeded start whose scale is that of FANS under this number, around `center`."""
+    """A seeded start around `center` whose scale is that of entry `number` of FANS."""
 
     number: int
     center: Chosen
@@ -99,9 +99,9 @@ _Start = Form | _Fan
 
 @dataclass
 class _Palette:
-    """The rules of a record, numbered as they come.
+    """The rules of a record, numbered in order of first use.
 
-    heads: by what rules have in common, the scales of which all others are halvings.
+    heads: by key, the scales from which all others of that key are halvings.
     """
 
     fans: _Fans
@@ -111,7 +111,7 @@ class _Palette:
     tables: list[bytes] = field(default_factory=list)
 
     def number(self, key: tuple[object, ...], body: bytes, table: bytes = b"") -> int:
-        """Of the rule of that key, which is made where it is new."""
+        """Return the number of the rule with this key, adding it if it is new."""
         if key not in self.rules:
             self.rules[key] = len(self.bodies)
             self.bodies.append(body)
@@ -120,7 +120,7 @@ class _Palette:
 
 
 def write_rules(w: Writer, record: Record) -> bytes:
-    """Write the tensor list, deflated where that is shorter; returns the bytes of its tables, which are stored."""
+    """Write the tensor list, deflated if that is shorter; return the bytes of its tables, which are stored."""
     palette = _Palette(_Fans(record.layout))
     palette.heads = _heads(palette, record)
     codes = [_code_of(palette, record, i) for i in range(len(record.entries))]
@@ -145,20 +145,20 @@ def write_rules(w: Writer, record: Record) -> bytes:
 
 
 def _parts(record: Record) -> Iterator[tuple[int, Coded | Fixed]]:
-    """Every piece of the record, with the number of its tensor."""
+    """Yield every piece of the record with the number of its tensor."""
     for i, own in enumerate(record.pieces):
         for piece in own:
             yield i, piece.entry
 
 
 def _key(palette: _Palette, record: Record, i: int, part: Coded | Fixed) -> tuple[object, ...]:
-    """What the rules of pieces have in common that differ by halvings of the scale only."""
+    """Return the key shared by pieces whose rules differ only by halvings of the scale."""
     start = _ON_BASE if isinstance(part, Coded) and part.based else _start_of(palette, record, i, part.start)
     return (part.group, start) if isinstance(part, Coded) else (None, start)
 
 
 def _start_of(palette: _Palette, record: Record, i: int, start: Form) -> _Start:
-    """The start, its scale as that of an initializer where it is one."""
+    """Return the start, as a `_Fan` if its scale is that of an initializer."""
     if isinstance(start, Seeded) and record.base is None:
         for number in FANS:
             if palette.fans.scale(number, i) == start.scale:
@@ -167,23 +167,23 @@ def _start_of(palette: _Palette, record: Record, i: int, start: Form) -> _Start:
 
 
 def _heads(palette: _Palette, record: Record) -> dict[tuple[object, ...], list[float]]:
-    """By key, the scales of its rules: of each, those of others are halvings."""
+    """Return, by key, the scales from which all others of that key are halvings."""
     scales: dict[tuple[object, ...], set[float]] = {}
     for i, part in _parts(record):
         if isinstance(part, Coded):
             scales.setdefault(_key(palette, record, i, part), set()).add(part.scale)
     found: dict[tuple[object, ...], list[float]] = {}
-    for key, all_of_it in scales.items():
+    for key, distinct in scales.items():
         heads: list[float] = []
-        for scale in sorted(all_of_it, reverse=True):
-            if _below(heads, scale) is None:
+        for scale in sorted(distinct, reverse=True):
+            if _find_head(heads, scale) is None:
                 heads.append(scale)
         found[key] = heads
     return found
 
 
-def _below(heads: list[float], scale: float) -> tuple[float, int] | None:
-    """The head that the scale is a halving of, and how often."""
+def _find_head(heads: list[float], scale: float) -> tuple[float, int] | None:
+    """Return the head that the scale is a halving of, and how many times; None if there is none."""
     for head in heads:
         mantissa, exponent = math.frexp(head / scale)
         if mantissa == 0.5 and exponent - 1 < HALVINGS:
@@ -195,13 +195,13 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
     entry = record.entries[i]
     if isinstance(entry, Stored):
         return HALVINGS * palette.number(("stored", i if entry.same is None else entry.same), bytes([_STORED]))
-    if isinstance(entry, Same):
+    if isinstance(entry, Tied):
         body = Writer()
         body.varint(_TIED)
         body.varint(entry.index)
         return HALVINGS * palette.number(("tied", entry.index), bytes(body.data))
-    if isinstance(entry, Kept):
-        return HALVINGS * palette.number(("kept",), bytes([_KEPT]))
+    if isinstance(entry, Unchanged):
+        return HALVINGS * palette.number(("kept",), bytes([_UNCHANGED]))
     if not isinstance(entry, Mixed):
         return _code_of_piece(palette, record, i, entry)
     body = Writer()
@@ -219,7 +219,7 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
 def _code_of_piece(palette: _Palette, record: Record, i: int, part: Coded | Fixed) -> int:
     key, body, halvings = _key(palette, record, i, part), Writer(), 0
     if isinstance(part, Coded):
-        found = _below(palette.heads[key], part.scale)
+        found = _find_head(palette.heads[key], part.scale)
         assert found is not None, "heads were made of all scales"
         head, halvings = found
         body.varint(_CODED)
@@ -265,8 +265,11 @@ def _write_start(w: Writer, start: object) -> bytes:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A rule as it was read. part: its piece, with empty tables; codes and runs of a mixed one; start: what cannot be
-    told without the layout; table: the number of its table, and its bytes."""
+    """A decoded rule.
+
+    part: its piece, with empty tables; index: the tensor that one is tied to; codes, runs: of a mixed one; fan: the
+    entry of FANS that gives the scale, 0 for none; table: the number of its table.
+    """
 
     tag: int
     part: Coded | Fixed | None = None
@@ -279,7 +282,7 @@ class _Rule:
 
 @dataclass(frozen=True)
 class Rules:
-    """A tensor list of rules. sizes: of the groups, on a base; table_sizes: bytes of each table."""
+    """A decoded tensor list of rules. sizes: of the groups, on a base; table_sizes: bytes of each table."""
 
     rules: tuple[_Rule, ...]
     codes: tuple[int, ...]
@@ -287,14 +290,17 @@ class Rules:
     sizes: tuple[int, ...] = ()
 
     def entries(self, layout: Layout | None, stored: bytes = b"") -> tuple[Entry, ...]:
-        """One for each tensor. layout: of the file, None on a base; stored: begins with the tables, or is empty, and
-        then they are empty too. Raises SubcompressError for a list that does not fit the layout."""
-        making = _Making(self, layout, stored)
-        return tuple(making.entry(code, i) for i, code in enumerate(self.codes))
+        """Return the entry of each tensor.
+
+        layout: that of the file, None on a base; stored: bytes that begin with the tables; if empty, tables are empty
+        too. Raises SubcompressError for a list that does not fit the layout.
+        """
+        builder = _EntryBuilder(self, layout, stored)
+        return tuple(builder.entry(code, i) for i, code in enumerate(self.codes))
 
 
-class _Making:
-    """Makes the entries of tensors, in order; those alike are one and the same."""
+class _EntryBuilder:
+    """Builds the entries of tensors in order; equal entries are one object."""
 
     def __init__(self, rules: Rules, layout: Layout | None, stored: bytes) -> None:
         self.rules = rules.rules
@@ -309,7 +315,7 @@ class _Making:
         self.mixed: dict[int, Mixed] = {}
 
     def entry(self, code: int, i: int) -> Entry:
-        """Of tensor i."""
+        """Build the entry of tensor i."""
         number, halvings = divmod(code, HALVINGS)
         rule = self.rules[number]
         if halvings and rule.tag != _CODED:
@@ -318,9 +324,9 @@ class _Making:
             first = self.first.setdefault(number, i)
             return Stored(None if first == i else first)
         if rule.tag == _TIED:
-            return Same(rule.index)
-        if rule.tag == _KEPT:
-            return Kept()
+            return Tied(rule.index)
+        if rule.tag == _UNCHANGED:
+            return Unchanged()
         if rule.tag == _MIXED:
             if number not in self.mixed or any(self.rules[c // HALVINGS].fan for c in rule.codes):
                 self.mixed[number] = Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
@@ -341,7 +347,7 @@ class _Making:
         return self.pieces[code, scale]
 
     def _scale(self, fan: int, i: int) -> float:
-        """That of an initializer for tensor i."""
+        """Return the scale of an initializer for tensor i."""
         found = self.fans.scale(fan, i) if self.fans is not None else None
         if found is None:
             raise SubcompressError(
@@ -350,7 +356,7 @@ class _Making:
         return found
 
     def _start(self, start: Form, rule: _Rule, scale: float) -> Form:
-        """A start with its table, and with the scale of the initializer that it names."""
+        """Return the start with its table and, if it names an initializer, with that scale."""
         if isinstance(start, Seeded):
             center = start.center
             if isinstance(center, Table) and rule.table is not None:
@@ -362,16 +368,16 @@ class _Making:
 
 
 def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: int) -> Rules:
-    """What `write_rules` wrote, after its kind, up to the sizes of the groups."""
+    """Read what `write_rules` wrote, from after the kind up to the sizes of the groups."""
     count = r.varint("the number of rules", tensors + MAX_PIECES)
     sizes: list[int] = []
     rules: list[_Rule] = []
-    items = runs = taken = 0
+    items = runs = table_bytes = 0
     for _ in range(count):
         before = len(sizes)
         rules.append(_read_rule(r, rules, tensors, groups, on_base, sizes))
-        taken += sum(sizes[before:])
-        if taken > most_bytes:
+        table_bytes += sum(sizes[before:])
+        if table_bytes > most_bytes:
             raise r.fail(f"tables take at most {most_bytes} bytes")
         items, runs = items + len(rules[-1].codes), runs + len(rules[-1].runs)
         _check_mixing(r, items, runs)
@@ -382,8 +388,8 @@ def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: 
     _check_mixing(
         r, sum(k * len(rules[n].codes) for n, k in used.items()), sum(k * len(rules[n].runs) for n, k in used.items())
     )
-    named = set(used)
-    if len(named | {code // HALVINGS for n in named for code in rules[n].codes}) != count:
+    used_by_tensors = set(used)
+    if len(used_by_tensors | {code // HALVINGS for n in used_by_tensors for code in rules[n].codes}) != count:
         raise r.fail("every rule is that of a tensor, or of an item of one")
     return Rules(tuple(rules), codes, tuple(sizes))
 
@@ -394,7 +400,7 @@ def _check_mixing(r: Reader, items: int, runs: int) -> None:
 
 
 def _read_codes(r: Reader, tensors: int, rules: int) -> tuple[int, ...]:
-    """Of each tensor, its rule and how often its scale is halved."""
+    """Read the code of each tensor: its rule and how often the scale is halved."""
     if rules == 0:
         if tensors:
             raise r.fail("tensors need a rule")
@@ -411,7 +417,7 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
     tag = r.varint("a rule's tag", _MIXED)
     if tag == _TIED:
         return _Rule(tag, index=r.varint("the number of the earlier tensor that one is tied to", max(0, tensors - 1)))
-    if tag == _KEPT and not on_base:
+    if tag == _UNCHANGED and not on_base:
         raise r.fail("only a file on a base keeps its tensors")
     if tag == _MIXED:
         return _read_mixed(r, rules)
@@ -426,7 +432,7 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
         based = on_base and r.varint("how values start", _SEEDED) == _BASE
         if based:
             return _Rule(tag, Coded(scale, group, 0.0, True))
-        r.at = at  # what was looked at ahead is read again
+        r.at = at  # rewind after the look-ahead
         start, fan, table = _read_start(r, on_base, sizes, False)
         return _Rule(tag, Coded(scale, group, start), fan=fan, table=table)
     return _Rule(tag)
@@ -449,7 +455,7 @@ def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:
 
 
 def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tuple[Form, int, int | None]:
-    """A start, the number of the initializer whose scale it has, and that of its table."""
+    """Read a start; return it with the entry of FANS that gives its scale, and the number of its table."""
     kind = r.varint("how values start", _SEEDED)
     if kind == _ZERO:
         return 0.0, 0, None
@@ -471,7 +477,7 @@ def _read_start(r: Reader, on_base: bool, sizes: list[int], center: bool) -> tup
     fan = r.varint("an initializer's number", 0 if on_base else max(FANS))
     scale = 0.0 if fan else _read_scale(r)
     form, _, table = _read_start(r, on_base, sizes, True)
-    assert not isinstance(form, Seeded), "a center is none"
+    assert not isinstance(form, Seeded), "the recursive call refuses seeded starts"
     return Seeded(scale, form), fan, table
 
 

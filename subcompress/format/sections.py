@@ -1,4 +1,4 @@
-"""Layout and facts as bytes: the sections of a payload that need more than a number or two."""
+"""The layout and facts sections of a payload."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from subcompress.format import tables
 from subcompress.format.facts import Facts, Input
 from subcompress.format.wire import Reader, Writer, unique_keys
 from subcompress.tensors.digest import SIZE as DIGEST_SIZE
-from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, sound_name, sound_text
+from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, is_valid_name, is_valid_text
 
 ON_BASE = 7
-"""The number, among those of layouts, of one that stands on a base; no table holds it."""
+"""The layout number that marks a layout on a base; the table does not use it."""
 
 MAX_TENSORS = 1 << 16
 FREE_TENSORS, TENSORS_A_BYTE = 1 << 14, 4
-"""Tensors of a list at most, and how many more for each byte of the file: those of regular networks of thousands of
-layers take a fifth of a byte each, and only a list that was made to be long takes less."""
+"""The most tensors in a list, and how many more per byte of the file. In regular networks of thousands of layers a
+tensor takes a fifth of a byte; only a forged list takes less."""
 
 MAX_AXES = 16
 MAX_DENSE_BYTES = 1 << 36
@@ -35,7 +35,7 @@ _LISTS = {"input_shape": int, "mean": float, "std": float, "labels": str}
 
 
 def write_layout(w: Writer, layout: Layout) -> None:
-    """Its number in the table, or 0 and the deflated list of tensors, names front-coded."""
+    """Write the layout's number in the table, or 0 and the deflated list of tensors, names front-coded."""
     if number := tables.number_of(tables.layouts(), layout):
         w.varint(number)
         return
@@ -59,11 +59,11 @@ def _write_list(w: Writer, layout: Layout) -> None:
         previous = name
 
 
-def read_layout(r: Reader) -> Layout | Standing:
-    """What `write_layout` or `write_standing` wrote, its sizes bounded before anything of them is made."""
+def read_layout(r: Reader) -> Layout | BasedLayout:
+    """Read what `write_layout` or `write_based_layout` wrote, checking sizes before allocating anything."""
     number = r.varint("the layout's number", 1 << 32)
     if number == ON_BASE:
-        return _read_standing(r)
+        return _read_based_layout(r)
     if number:
         if number not in tables.layouts():
             raise r.fail(f"layout {number} is unknown to this version: a newer subcompress may know it; otherwise")
@@ -91,9 +91,9 @@ def _read_list(r: Reader) -> Layout:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The layout of a file on a base: the base's, changed as `base` says, and `new` tensors after it. nbytes: of
-    all of them when dense."""
+class BasedLayout:
+    """The layout of a file on a base: the base's tensors as `base` maps them, then the `new` ones. nbytes: dense bytes
+    of all."""
 
     base: BaseReference
     new: Layout
@@ -103,17 +103,17 @@ class Standing:
         return self.base.count - len(self.base.unused) + len(self.new)
 
     def on(self, base: Layout) -> Layout:
-        """The layout of the model. Raises SubcompressError where the base is another one."""
+        """Return the layout of the model, given the base's. Raises SubcompressError if it is another base."""
         layout = Layout((*self.base.layout(base), *self.new))
         if len({s.name for s in layout}) != len(layout) or layout.nbytes != self.nbytes:
             raise SubcompressError("a file on a base names each tensor once and knows their bytes: the file is forged")
-        if bad := next((s for s in layout if not sound_text(s.name) or not sound_name(s.name)), None):
+        if bad := next((s for s in layout if not is_valid_text(s.name) or not is_valid_name(s.name)), None):
             raise SubcompressError(f"a file on a base calls a tensor {bad.name[:80]!r}, which is no name: it is forged")
         return layout
 
 
-def write_standing(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> None:
-    """The number of layouts on a base, what names it, and what differs from it."""
+def write_based_layout(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> None:
+    """Write the layout number of a file on a base, the reference to the base, and the differences from it."""
     w.varint(ON_BASE)
     _write_text(w, base.name)
     w.varint(1 if base.revision else 0)
@@ -132,7 +132,7 @@ def write_standing(w: Writer, base: BaseReference, new: Layout, nbytes: int) -> 
     w.varint(nbytes)
 
 
-def _read_standing(r: Reader) -> Standing:
+def _read_based_layout(r: Reader) -> BasedLayout:
     r.part("base")
     name = _read_text(r, "the base's name")
     if not name:
@@ -152,7 +152,7 @@ def _read_standing(r: Reader) -> Standing:
     if count - len(unused) + len(new) > MAX_TENSORS:
         raise r.fail(f"a file has at most {MAX_TENSORS} tensors")
     dense = r.varint("the bytes of all tensors", MAX_DENSE_BYTES)
-    return Standing(BaseReference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
+    return BasedLayout(BaseReference(name, revision, digest, count, strip, add, dtype, tuple(unused)), new, dense)
 
 
 def _write_text(w: Writer, text: str) -> None:
@@ -182,13 +182,13 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
         text = name.decode()
     except UnicodeDecodeError as e:
         raise body.fail("a tensor's name is UTF-8") from e
-    if not sound_name(text):
+    if not is_valid_name(text):
         raise body.fail("a tensor's name has no control characters and is not __metadata__")
     return TensorSpec(text, dtype, shape), name
 
 
 def write_facts(w: Writer, facts: Facts) -> None:
-    """0 for none, its number in the table, or 1 and deflated JSON."""
+    """Write 0 for no facts, their number in the table, or 1 and deflated JSON."""
     if facts == Facts():
         w.varint(0)
     elif number := tables.number_of(tables.facts(), facts):
@@ -199,7 +199,7 @@ def write_facts(w: Writer, facts: Facts) -> None:
 
 
 def read_facts(r: Reader) -> Facts:
-    """What `write_facts` wrote."""
+    """Read what `write_facts` wrote."""
     number = r.varint("the facts' number", 1 << 32)
     if number == 0:
         return Facts()
@@ -209,13 +209,13 @@ def read_facts(r: Reader) -> Facts:
         return tables.facts()[number]
     try:
         found = json.loads(r.deflated("facts", MAX_FACTS_BYTES).decode(), object_pairs_hook=unique_keys)
-        return _facts(found)
+        return _parse_facts(found)
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
         raise r.fail("facts are a JSON object of known fields") from e
 
 
-def _facts(found: Any) -> Facts:
-    """Raises TypeError or ValueError for anything but known fields of their types."""
+def _parse_facts(found: Any) -> Facts:
+    """Convert JSON to facts. Raises TypeError or ValueError for unknown fields and wrong types."""
     if not isinstance(found, dict):
         raise TypeError(found)
     if "input_dtype" in found and found["input_dtype"] not in DTYPES:
@@ -235,24 +235,24 @@ def _facts(found: Any) -> Facts:
         if kind is float and not all(map(math.isfinite, values)):
             raise ValueError(key)
         lists[key] = tuple(values)
-    if not _sound_shape(lists.get("input_shape", ())):
+    if not _is_valid_shape(lists.get("input_shape", ())):
         raise ValueError("input_shape")
     if any(k <= 0 for k in lists.get("std", ())):
         raise ValueError("std")
     for label in lists.get("labels", ()):
         label.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    return Facts(input_dtype=dtype, inputs=tuple(_input(*each) for each in inputs), **lists)
+    return Facts(input_dtype=dtype, inputs=tuple(_parse_input(*each) for each in inputs), **lists)
 
 
-def _sound_shape(shape: tuple[int, ...]) -> bool:
+def _is_valid_shape(shape: tuple[int, ...]) -> bool:
     return len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and math.prod(max(1, k) for k in shape) <= MAX_INPUT
 
 
-def _input(name: Any, dtype: Any, shape: Any) -> Input:
-    """Raises TypeError or ValueError for anything but a name, a dtype and a shape."""
+def _parse_input(name: Any, dtype: Any, shape: Any) -> Input:
+    """Convert a name, a dtype and a shape to an Input. Raises TypeError or ValueError."""
     if type(name) is not str or type(shape) is not list or any(type(k) is not int for k in shape):
         raise TypeError(name)
     name.encode()
-    if dtype not in DTYPES or not _sound_shape(tuple(shape)):
+    if dtype not in DTYPES or not _is_valid_shape(tuple(shape)):
         raise ValueError(name)
     return Input(name, dtype, tuple(shape))

@@ -1,4 +1,4 @@
-"""What a file may name instead of spelling it: layouts and facts, kept as data. Entries are added, never changed."""
+"""Numbered layouts and facts that a file can refer to instead of spelling them out. Entries are only ever added."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _tables() -> dict[str, Any]:
 
 @cache
 def layouts() -> dict[int, Layout]:
-    """Layouts by number; 0 stands for an embedded one."""
+    """Return the known layouts by number; in a file, 0 stands for an embedded one."""
     return {
         int(number): Layout(tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in entry["tensors"]))
         for number, entry in _tables()["layouts"].items()
@@ -30,22 +30,22 @@ def layouts() -> dict[int, Layout]:
 
 @cache
 def facts() -> dict[int, Facts]:
-    """Facts by number; 0 stands for none, 1 for embedded ones."""
+    """Return the known facts by number; in a file, 0 stands for none and 1 for embedded ones."""
     return {int(number): Facts.from_json(entry["facts"]) for number, entry in _tables()["facts"].items()}
 
 
 def number_of(table: dict[int, T], value: T) -> int | None:
-    """The number under which a table holds that value."""
-    return next((n for n, held in table.items() if held == value), None)
+    """Return the number of a value in a table, None if it is not in it."""
+    return next((n for n, known in table.items() if known == value), None)
 
 
 def name_of(layout: Layout) -> str | None:
-    """The name a layout has in the table: that of the reference network it belongs to."""
+    """Return the name of a known layout, which is that of its reference network."""
     number = number_of(layouts(), layout)
     return None if number is None else str(_tables()["layouts"][str(number)]["name"])
 
 
 def network_of(layout: Layout) -> str | None:
-    """The reference network whose tensors these are, in whatever order: that of a base, for a file on one."""
+    """Return the reference network with these tensors in any order; for a file on a base, that of the base."""
     tensors = set(layout)
     return next((name_of(known) for known in layouts().values() if set(known) == tensors), None)

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The versions that a run was made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("subcompress", "torch", "numpy", "onnx", "onnxruntime-gpu", "onnxrun
 
 
 def about() -> dict[str, Any]:
-    """Date, machine and versions."""
+    """Return the date, the machine and the versions of packages."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

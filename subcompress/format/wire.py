@@ -1,4 +1,5 @@
-"""Bytes in and out: variable-length integers, little-endian numbers, bounded deflate, and a ledger of the parts."""
+"""Reading and writing bytes: variable-length integers, little-endian numbers, bounded deflate, and a ledger of
+parts."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ import numpy as np
 from subcompress.errors import SubcompressError
 
 FEW = 64
-"""Varints that are read faster one by one."""
+"""The number of varints below which reading them one by one is faster."""
 
 LONG = 8
-"""Bytes of a varint that an int64 holds."""
+"""The longest varint, in bytes, that an int64 holds."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json.loads, which takes the last of two equal keys: raises ValueError instead."""
+    """Build a dict for json.loads (object_pairs_hook). Raises ValueError for duplicate keys, of which json keeps the
+    last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("duplicate JSON keys")
@@ -26,7 +28,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Writer:
-    """Appends to one buffer; `part` names what follows, for the ledger."""
+    """An append-only buffer."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -35,7 +37,7 @@ class Writer:
         self.data += data
 
     def varint(self, value: int) -> None:
-        """Unsigned LEB128: seven bits a byte, low first, the top bit set on all but the last."""
+        """Append an unsigned LEB128 integer: seven bits per byte, low first, the top bit set on all but the last."""
         while value > 0x7F:
             self.data.append(value & 0x7F | 0x80)
             value >>= 7
@@ -45,7 +47,7 @@ class Writer:
         self.data += struct.pack("<f", value)
 
     def deflated(self, data: bytes) -> None:
-        """Length of the data, length of its raw deflate stream, the stream."""
+        """Append the length of the data, the length of its raw deflate stream, and the stream."""
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         stream = packer.compress(data) + packer.flush()
         self.varint(len(data))
@@ -54,23 +56,23 @@ class Writer:
 
 
 class Reader:
-    """Reads one buffer front to back; every length is checked before it is used."""
+    """A cursor over a buffer that checks every length before using it."""
 
     def __init__(self, data: bytes, of: int | None = None) -> None:
-        """of: bytes of the file that the data were inflated from, by default the data are all of it."""
+        """of: bytes of the file that the data were inflated from; by default the data are the whole file."""
         self.data, self.at = data, 0
         self.bytes = len(data) if of is None else of
         self.ledger: dict[str, int] = {}
         self._part, self._since = "", 0
 
     def part(self, name: str) -> None:
-        """What follows is counted under that name."""
+        """Count the bytes that follow under this name in the ledger."""
         if self._part:
             self.ledger[self._part] = self.ledger.get(self._part, 0) + self.at - self._since
         self._part, self._since = name, self.at
 
     def fail(self, rule: str) -> SubcompressError:
-        """The error for a broken rule of the part being read."""
+        """Return the error for a broken rule in the current part."""
         return SubcompressError(f"{rule}, in the {self._part} part: the file is damaged or forged; fetch it again")
 
     def raw(self, n: int) -> bytes:
@@ -80,9 +82,9 @@ class Reader:
         return self.data[self.at - n : self.at]
 
     def varint(self, what: str, limit: int) -> int:
-        """An unsigned LEB128 integer of at most `limit`, in its shortest form."""
+        """Read an unsigned LEB128 integer of at most `limit`, in its shortest form."""
         if self.at < len(self.data) and (value := self.data[self.at]) < 0x80 and value <= limit:
-            self.at += 1  # nearly all of them: a file of 5 kB may hold a million
+            self.at += 1  # the fast path: a file of 5 kB may hold a million varints
             return value
         value = shift = 0
         while True:
@@ -100,32 +102,32 @@ class Reader:
         return value
 
     def varints(self, n: int, what: str, limit: int) -> list[int]:
-        """So many of them, one after another."""
+        """Read n consecutive varints."""
         short = self.data[self.at : self.at + n]
         if len(short) == n and (not n or max(short) < 0x80):
             self.at += n
             found = list(short)
         else:
-            found = self._long(n, what)
+            found = self._multibyte_varints(n, what)
         if found and max(found) > limit:
             raise self.fail(f"{what} is at most {limit}, given {max(found)}")
         return found
 
-    def _long(self, n: int, what: str) -> list[int]:
-        """So many of them, of which some may be longer than a byte."""
+    def _multibyte_varints(self, n: int, what: str) -> list[int]:
+        """Read n varints, some of which may be longer than a byte."""
         if n < FEW:
             return [self.varint(what, (1 << 64) - 1) for _ in range(n)]
-        held = np.frombuffer(self.data, np.uint8)[self.at :]
-        ends = np.flatnonzero(held < 0x80)[:n] + 1
+        remaining = np.frombuffer(self.data, np.uint8)[self.at :]
+        ends = np.flatnonzero(remaining < 0x80)[:n] + 1
         lengths = np.diff(ends, prepend=0)
-        if len(ends) < n or lengths.max() > LONG:  # what is wrong, or long, is found out one by one
+        if len(ends) < n or lengths.max() > LONG:  # read one by one to find the error or the long varint
             return [self.varint(what, (1 << 64) - 1) for _ in range(n)]
-        if (held[ends - 1][lengths > 1] == 0).any():
+        if (remaining[ends - 1][lengths > 1] == 0).any():
             raise self.fail(f"{what} is not in its shortest form")
         found = np.zeros(n, np.int64)
         for i in range(int(lengths.max())):
-            there = lengths > i
-            found[there] |= (held[(ends - lengths)[there] + i].astype(np.int64) & 0x7F) << 7 * i
+            is_longer = lengths > i
+            found[is_longer] |= (remaining[(ends - lengths)[is_longer] + i].astype(np.int64) & 0x7F) << 7 * i
         self.at += int(ends[-1])
         numbers: list[int] = found.tolist()
         return numbers
@@ -134,7 +136,7 @@ class Reader:
         return float(struct.unpack("<f", self.raw(4))[0])
 
     def deflated(self, what: str, limit: int) -> bytes:
-        """What `Writer.deflated` wrote; never more than `limit` bytes are made."""
+        """Read what `Writer.deflated` wrote; never inflates to more than `limit` bytes."""
         size = self.varint(f"the size of the {what}", limit)
         stream = self.raw(self.varint(f"the packed size of the {what}", len(self.data)))
         unpacker = zlib.decompressobj(-15)

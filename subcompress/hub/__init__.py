@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: push a file, pull it, load it. huggingface_hub is imported when it is needed, not before.
+"""Sharing packed files on the Hugging Face Hub: push, pull, load. huggingface_hub is imported on first use.
 
 subcompress.push("net.safetensors", "ORG/NAME", module)
 subcompress.pull("ORG/NAME", "net.safetensors")

@@ -1,6 +1,6 @@
-"""The card of a repository, README.md: its front matter, which the Hub reads, and its page, which people do.
+"""The card of a repository, README.md: YAML front matter for the Hub and a page for readers.
 
-Ours stands between two marks, and a few keys of the front matter are ours; the rest of a card belongs to its owner.
+The generated part is between two marks, and a few keys of the front matter are generated; the rest is the owner's.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ TEMPLATE = "card.md.j2"
 BEGIN = "<!-- subcompress: `subcompress push` writes what stands from here to the next mark; the rest is yours -->"
 END = "<!-- /subcompress -->"
 
-OURS = ("library_name", "base_model", "base_model_relation", "datasets", "metrics", "model-index")
-"""Keys of the front matter that say what was measured of one file: what a push wrote there, the next one replaces, and
-what others wrote there stays."""
+GENERATED_KEYS = ("library_name", "base_model", "base_model_relation", "datasets", "metrics", "model-index")
+"""Generated keys of the front matter. A push replaces what the previous push wrote under them and keeps what others
+wrote."""
 
 EMPTY = re.compile(r"\s*---[ \t]*(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\r|\n|$)")
-"""A front matter without a key, which the client's own pattern takes for one that never ends."""
+"""An empty front matter, which the pattern of huggingface_hub takes for one that never ends."""
 
 DATASETS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
-"""What the Hub calls the data that are known by name here."""
+"""The built-in data sets -> their names on the Hub."""
 
-LENGTH = 8
-"""Of an example's text."""
+EXAMPLE_LENGTH = 8
+"""The length of the example input for an axis that varies."""
 
 NUMPY = {
     "F64": "float64",
@@ -51,8 +51,11 @@ NUMPY = {
 
 @dataclass(frozen=True)
 class About:
-    """What a file does not say of itself. run: the run folder it was packed from; dataset: the Hub's name of the data;
-    task: the Hub's name of what it is for, image-classification say; license: as the Hub spells it."""
+    """What the file itself does not state.
+
+    run: the run folder that it was packed from; dataset: the Hub's name of the data; task: the Hub's name of the task,
+    such as image-classification; license: as the Hub spells it.
+    """
 
     run: str | Path | None = None
     dataset: str | None = None
@@ -62,7 +65,7 @@ class About:
 
 @dataclass(frozen=True)
 class Measured:
-    """values: split -> value of the metric, on the data of that name; recipe: of the training."""
+    """The measured quality of a file. values: split -> metric; data: the data set; recipe: training options."""
 
     metric: str
     values: dict[str, float]
@@ -73,7 +76,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Page:
-    """What a card says: the repository, what `info` says of the file, SHA-256 and bytes of each file beside it."""
+    """The contents of a card. info: the result of `info`; files: SHA-256 and bytes of each other file."""
 
     id: str
     info: dict[str, Any]
@@ -83,7 +86,7 @@ class Page:
 
     @property
     def task(self) -> str | None:
-        """The pipeline tag: as told, else of what labels a picture."""
+        """The pipeline tag: the one given, or image-classification for a classifier of images."""
         shape = self.info["facts"].get("input_shape", ())
         picture = len(shape) == 3 and shape[0] in (1, 3)
         accuracy = self.measured is not None and self.measured.metric.endswith("accuracy")
@@ -91,15 +94,15 @@ class Page:
 
     @property
     def base(self) -> str | None:
-        """The repository whose weights the file adds to, where it does and they lie on the Hub."""
+        """The repository of the base on the Hub, None if there is none."""
         base = self.info.get("base")
         return Reference.of(base["id"]).id if base and base["id"].startswith(PREFIX) else None
 
 
-def measured(info: dict[str, Any], about: About) -> Measured | None:
-    """What is known of how well the file does: of its run, or what it carries itself, else nothing.
+def measurement_of(info: dict[str, Any], about: About) -> Measured | None:
+    """Return the measured quality of the file: that of its run, or the accuracy that it carries, or None.
 
-    Raises SubcompressError for a folder that is no run of this file.
+    Raises SubcompressError for a folder that is not the run of this file.
     """
     if about.run is None:
         if info["test_accuracy"] is None:
@@ -114,12 +117,12 @@ def measured(info: dict[str, Any], about: About) -> Measured | None:
     return Measured(fit.metric, values, name, about.dataset or DATASETS.get(name), recipe)
 
 
-def measured_before(held: Any) -> Measured | None:
-    """What an earlier push noted of the same weights, None where it is not of its form."""
+def previous_measurement(recorded: Any) -> Measured | None:
+    """Parse the measurement of the same weights that an earlier push recorded; None if it is malformed."""
     try:
-        values = {str(k): float(v) for k, v in held["values"].items()}
-        texts = [held[k] for k in ("metric", "data", "dataset")]
-        recipe = {str(k): v for k, v in held["recipe"].items() if isinstance(v, (int, float, str))}
+        values = {str(k): float(v) for k, v in recorded["values"].items()}
+        texts = [recorded[k] for k in ("metric", "data", "dataset")]
+        recipe = {str(k): v for k, v in recorded["recipe"].items() if isinstance(v, (int, float, str))}
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
     if "test" not in values or not all(isinstance(t, str) or t is None for t in texts):
@@ -128,103 +131,111 @@ def measured_before(held: Any) -> Measured | None:
 
 
 def data_name(text: str) -> str:
-    """What to call the data of --data: without folders, and without what follows a file of texts."""
+    """Return the display name of --data: without folders and options."""
     return text.partition(",")[0].rpartition("/")[2]
 
 
-def own(page: Page) -> dict[str, Any]:
-    """What a push writes under the keys of OURS, for the next one to know."""
-    return {k: v for k, v in _matter(page).items() if k in OURS}
+def own_front_matter(page: Page) -> dict[str, Any]:
+    """Return what a push writes under GENERATED_KEYS, to be recorded for the next push."""
+    return {k: v for k, v in _front_matter(page).items() if k in GENERATED_KEYS}
 
 
-def write(page: Page, held: str | None, *, anew: bool = False, wrote: dict[str, Any] | None = None) -> str:
-    """The card, with what its owner wrote of the one that is there kept. anew: nothing is; wrote: what the push that
-    wrote the one that is there noted of `own`.
+def write_card(page: Page, existing: str | None, *, anew: bool = False, previous: dict[str, Any] | None = None) -> str:
+    """Write the card, keeping what its owner wrote in the existing one.
 
-    Raises SubcompressError where the front matter that is there cannot be read.
+    existing: the text of the present card; anew: keep nothing; previous: the `own_front_matter` that the last push
+    recorded. Raises SubcompressError if the existing front matter cannot be read.
     """
-    before, text = ({}, "") if held is None or anew else _parts(page.id, held)
-    matter = _with_theirs(_matter(page), before, wrote or {})
-    theirs = {k: v for k, v in before.items() if k not in (*OURS, *matter)}
-    held_tags = before.get("tags")
-    held_tags = [held_tags] if isinstance(held_tags, str) else held_tags
-    tags = [t for t in held_tags if isinstance(t, str)] if isinstance(held_tags, list) else []
+    before, text = ({}, "") if existing is None or anew else _split_card(page.id, existing)
+    matter = _merge_front_matter(_front_matter(page), before, previous or {})
+    others = {k: v for k, v in before.items() if k not in (*GENERATED_KEYS, *matter)}
+    existing_tags = before.get("tags")
+    existing_tags = [existing_tags] if isinstance(existing_tags, str) else existing_tags
+    tags = [t for t in existing_tags if isinstance(t, str)] if isinstance(existing_tags, list) else []
     if page.about.task is None and "pipeline_tag" in matter and isinstance(before.get("pipeline_tag"), str):
         matter["pipeline_tag"] = before["pipeline_tag"]  # its owner knows better than our guess
-    matter = {**matter, **theirs, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
-    ours = f"{BEGIN}\n{_text(page)}\n{END}"
+    matter = {**matter, **others, "tags": list(dict.fromkeys([*matter["tags"], *tags]))}
+    generated = f"{BEGIN}\n{_render(page)}\n{END}"
     head, _, rest = text.partition(BEGIN[:17])
-    marked = END in rest
-    text = head + ours + rest.partition(END)[2] if marked else f"{ours}\n\n{text.strip()}".rstrip() + "\n"
+    has_marks = END in rest
+    text = head + generated + rest.partition(END)[2] if has_marks else f"{generated}\n\n{text.strip()}".rstrip() + "\n"
     return f"---\n{_yaml(matter).strip()}\n---\n{text}"
 
 
-def there(page: Page, held: str | None) -> dict[str, Any]:
-    """What stands under the keys of OURS in a card. Raises SubcompressError as `write` does."""
-    return {} if held is None else {k: v for k, v in _parts(page.id, held)[0].items() if k in OURS}
+def existing_front_matter(page: Page, existing: str | None) -> dict[str, Any]:
+    """Return the values under GENERATED_KEYS in a card. Raises SubcompressError as `write_card` does."""
+    return (
+        {} if existing is None else {k: v for k, v in _split_card(page.id, existing)[0].items() if k in GENERATED_KEYS}
+    )
 
 
-def replaced(page: Page, held: str | None, wrote: dict[str, Any] | None) -> list[str]:
-    """Lines on what others wrote in the front matter and a card of this page has no place for. See `write`; wrote: None
-    where nobody knows what the last push wrote."""
-    before, now = there(page, held), _matter(page)
+def replaced_lines(page: Page, existing: str | None, previous: dict[str, Any] | None) -> list[str]:
+    """Describe, a line each, values of others in the front matter that the new card replaces.
+
+    previous: see `write_card`; None if it is unknown what the last push wrote.
+    """
+    old, new = existing_front_matter(page, existing), _front_matter(page)
     lines = []
-    for key in OURS:
-        if wrote is None:
-            lost = key in before and before[key] != now.get(key)
+    for key in GENERATED_KEYS:
+        if previous is None:
+            lost = key in old and old[key] != new.get(key)
         else:
-            lost = key in SINGLE and _theirs(before.get(key), wrote.get(key)) not in (None, now.get(key)) and key in now
+            lost = (
+                key in SINGLE_VALUED
+                and _values_of_others(old.get(key), previous.get(key)) not in (None, new.get(key))
+                and key in new
+            )
         if lost:
-            shown = one_line(Exception(str(before[key])), 80)
+            shown = one_line(Exception(str(old[key])), 80)
             lines.append(f"{key} in the card of {page.id} was {shown}: it is written anew")
     return lines
 
 
-SINGLE = ("library_name", "base_model_relation")
-"""Those of OURS that have one value; the others list theirs beside ours."""
+SINGLE_VALUED = ("library_name", "base_model_relation")
+"""The keys of OURS with one value; the others are lists, in which values of others are kept."""
 
 
-def _with_theirs(matter: dict[str, Any], before: dict[str, Any], wrote: dict[str, Any]) -> dict[str, Any]:
-    """Our front matter, and under keys of OURS also what others wrote there."""
+def _merge_front_matter(matter: dict[str, Any], before: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any]:
+    """Return the generated front matter with the values of others under GENERATED_KEYS added."""
     found = dict(matter)
-    for key in OURS:
-        theirs = _theirs(before.get(key), wrote.get(key))
-        if theirs is None:
+    for key in GENERATED_KEYS:
+        others = _values_of_others(before.get(key), previous.get(key))
+        if others is None:
             continue
         if key not in matter:
-            found[key] = theirs
+            found[key] = others
         elif key == "model-index":
-            found[key] = _models([*matter[key], *_listed(theirs)])
-        elif key not in SINGLE:
-            found[key] = _listed(matter[key]) + [x for x in _listed(theirs) if x not in _listed(matter[key])]
+            found[key] = _models([*matter[key], *_as_list(others)])
+        elif key not in SINGLE_VALUED:
+            found[key] = _as_list(matter[key]) + [x for x in _as_list(others) if x not in _as_list(matter[key])]
     return found
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _theirs(held: Any, wrote: Any) -> Any:
-    """What of a value others wrote; None for nothing."""
-    if held == wrote or held is None:
+def _values_of_others(value: Any, previous: Any) -> Any:
+    """Return the part of a value that the previous push did not write; None if it wrote all."""
+    if value == previous or value is None:
         return None
-    if not isinstance(held, list):
-        return held
-    ours = [*_listed(wrote), *(r for m in _listed(wrote) for r in _results(m))]
-    left = [x for x in held if x not in ours]
+    if not isinstance(value, list):
+        return value
+    written = [*_as_list(previous), *(r for m in _as_list(previous) for r in _results(m))]
+    rest = [x for x in value if x not in written]
     # Of a model's results, those that are not ours.
-    left = [{**m, "results": [r for r in _results(m) if r not in ours]} if _results(m) else m for m in left]
-    return [m for m in left if not (isinstance(m, dict) and m.get("results") == [])] or None
+    rest = [{**m, "results": [r for r in _results(m) if r not in written]} if _results(m) else m for m in rest]
+    return [m for m in rest if not (isinstance(m, dict) and m.get("results") == [])] or None
 
 
 def _results(model: Any) -> list[Any]:
-    """Of a model in a model-index."""
+    """Return the results of a model in a model-index."""
     results = model.get("results") if isinstance(model, dict) else None
     return results if isinstance(results, list) else []
 
 
 def _models(models: list[Any]) -> list[Any]:
-    """A model-index in which each name stands once."""
+    """Merge the models of a model-index by name."""
     found: list[Any] = []
     for model in models:
         name = model.get("name") if isinstance(model, dict) else None
@@ -237,7 +248,7 @@ def _models(models: list[Any]) -> list[Any]:
 
 
 def evaluation(page: Page) -> str | None:
-    """The results as `.eval_results/*.yaml` has them, None without data that the Hub knows."""
+    """Return the results in the format of `.eval_results/*.yaml`; None if the Hub does not know the data."""
     found = page.measured
     if found is None or found.dataset is None:
         return None
@@ -249,15 +260,15 @@ def evaluation(page: Page) -> str | None:
     return _yaml([entry])
 
 
-def _parts(id: str, held: str) -> tuple[dict[str, Any], str]:
-    """Front matter and text of a card."""
+def _split_card(id: str, card: str) -> tuple[dict[str, Any], str]:
+    """Split a card into front matter and text."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    held = held.removeprefix("\ufeff")
-    if (empty := EMPTY.match(held)) is not None:
-        return {}, held[empty.end() :]
-    match = REGEX_YAML_BLOCK.search(held)
-    if match is None and held.lstrip().startswith("---\n"):
+    card = card.removeprefix("\ufeff")
+    if (empty := EMPTY.match(card)) is not None:
+        return {}, card[empty.end() :]
+    match = REGEX_YAML_BLOCK.search(card)
+    if match is None and card.lstrip().startswith("---\n"):
         raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: mend it, or --replace-card")
     try:
         matter = yaml.safe_load(match[2]) if match else {}
@@ -270,11 +281,11 @@ def _parts(id: str, held: str) -> tuple[dict[str, Any], str]:
             f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: mend it there, or "
             "--replace-card"
         )
-    return matter or {}, held[match.end() :] if match else held
+    return matter or {}, card[match.end() :] if match else card
 
 
-def _matter(page: Page) -> dict[str, Any]:
-    """The front matter that is ours, empty keys left out."""
+def _front_matter(page: Page) -> dict[str, Any]:
+    """Generate the front matter, without empty keys."""
     from huggingface_hub import EvalResult, ModelCardData
 
     found, name = page.measured, page.id.partition("/")[2]
@@ -309,8 +320,8 @@ def _matter(page: Page) -> dict[str, Any]:
     return matter
 
 
-def _text(page: Page) -> str:
-    """The page."""
+def _render(page: Page) -> str:
+    """Render the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -329,7 +340,7 @@ def _text(page: Page) -> str:
                 (
                     name,
                     NUMPY.get(dtype, "float32"),
-                    (1, *(k or LENGTH for k in shape)),
+                    (1, *(k or EXAMPLE_LENGTH for k in shape)),
                     "ones" if "mask" in name else "zeros",
                 )
                 for name, dtype, shape in inputs
@@ -348,6 +359,6 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A text of the user's that cannot leave its place in a table or end a mark."""
+    """Escape a user's text so that it cannot leave a table cell or a mark."""
     text = " ".join(str(value).split())
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""What is on the Hub as a file here: pull, from_pretrained, and `hub:ORG/NAME` wherever a file is taken."""
+"""Reading packed files from the Hub: pull, from_pretrained, and `hub:ORG/NAME` wherever a file is accepted."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.errors import SubcompressError
-from subcompress.remote import CONFIG, FILE, Fetched, Hub, Reference, Say, download, is_reference, quiet
+from subcompress.remote import CONFIG, FILE, Fetched, Hub, Log, Reference, download, is_reference, log_to_listeners
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def fetch(ref: Reference, *, token: str | bool | None = None, cached: bool = False, say: Say = quiet) -> Fetched:
-    """`remote.download` of our file, and its own checksum compared. Raises SubcompressError."""
-    found = download(ref, token=token, cached=cached, say=say)
+def fetch(
+    ref: Reference, *, token: str | bool | None = None, cached: bool = False, say: Log = log_to_listeners
+) -> Fetched:
+    """Download the packed file of a repository into the cache and check that it can be parsed. Raises
+    SubcompressError."""
+    found = download(ref, token=token, cached=cached, log=say)
     _check(ref, found.path)
     return found
 
@@ -30,9 +33,11 @@ def _check(ref: Reference, path: Path) -> None:
         raise SubcompressError(f"{ref} holds something else under the name {FILE}: {e}") from e
 
 
-def local(name: str | Path, *, token: str | bool | None = None, say: Say = quiet) -> Path:
-    """Where a FILE lies: `hub:ORG/NAME` and `hub:ORG/NAME@REV` in the cache, fetched and checked; any other name where
-    it says. Raises SubcompressError as `fetch` does."""
+def local(name: str | Path, *, token: str | bool | None = None, say: Log = log_to_listeners) -> Path:
+    """Return the local path of a FILE: `hub:ORG/NAME[@REV]` is downloaded into the cache and checked.
+
+    Any other name is a path already. Raises SubcompressError as `fetch` does.
+    """
     if is_reference(name):
         return fetch(Reference.of(str(name)), token=token, say=say).path
     return Path(name)
@@ -44,7 +49,7 @@ def pull(
     *,
     digest: str | None = None,
     token: str | bool | None = None,
-    say: Say = quiet,
+    say: Log = log_to_listeners,
 ) -> Fetched:
     """Download the file of a repository on the Hugging Face Hub, check it, and write it.
 
@@ -65,9 +70,11 @@ def pull(
     ref = Reference.of(repository)
     found = fetch(ref, token=token, say=say)
     data = read_bytes(found.path, MAX_FILE_BYTES)
-    held = format.parse(data).digest.hex()
-    if digest is not None and digest.lower() != held:
-        raise SubcompressError(f"weights of digest {digest} were asked for; {ref} holds those of {held}: name a commit")
+    found_digest = format.parse(data).digest.hex()
+    if digest is not None and digest.lower() != found_digest:
+        raise SubcompressError(
+            f"weights of digest {digest} were asked for; {ref} holds those of {found_digest}: name a commit"
+        )
     write_bytes(output, data)
     return found
 
@@ -99,12 +106,12 @@ def from_pretrained(
     """
     from subcompress.api.unpack import load  # which imports torch, and a pull does not
 
-    file = Path(repository) if Path(repository).is_file() else place(repository, revision, token) / FILE
+    file = Path(repository) if Path(repository).is_file() else local_folder(repository, revision, token) / FILE
     return load(file, module, base=base, check=check)
 
 
-def place(name: str, revision: str | None, token: str | bool | None = None, *, cached: bool = False) -> Path:
-    """The folder that holds the file of a repository, or of a folder here, and its config.json where there is one."""
+def local_folder(name: str, revision: str | None, token: str | bool | None = None, *, cached: bool = False) -> Path:
+    """Return the folder with a repository's packed file and its config.json, if any; a local folder as it is."""
     if Path(name).is_dir():
         return Path(name)
     ref = Reference.of(name)

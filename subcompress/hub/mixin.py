@@ -16,14 +16,14 @@ from subcompress.api.info import info
 from subcompress.api.unpack import load
 from subcompress.errors import SubcompressError, one_line
 from subcompress.hub.card import About
-from subcompress.hub.fetching import place
-from subcompress.hub.publishing import Parcel, described, push
+from subcompress.hub.fetching import local_folder
+from subcompress.hub.publishing import Upload, build_files, push
 from subcompress.rebuild.expand import digest_of
 from subcompress.remote import CARD, CONFIG, FILE, LARGE, json_object
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 RESERVED = {"self", "cls", "model_id", "revision", "cache_dir", "force_download", "local_files_only", "token"}
-"""Names that huggingface_hub gives values to itself, on the way to `__init__`."""
+"""Names of arguments that huggingface_hub sets itself before it calls `__init__`."""
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):
@@ -43,14 +43,14 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
     _left_out: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> HubMixin:
-        """The base class notes what config.json will hold; this one, what it will not."""
+        """Create the network. The base class records what config.json will hold, this one what it cannot hold."""
         net = super().__new__(cls, *args, **kwargs)
-        net._left_out = cls._beyond_config(args, kwargs)
+        net._left_out = cls._unsaved_arguments(args, kwargs)
         return net
 
     @classmethod
-    def _beyond_config(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
-        """Names of arguments of `__init__` that config.json cannot bring back."""
+    def _unsaved_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of arguments of `__init__` that config.json cannot restore."""
         parameters = list(cls._hub_mixin_init_parameters.values())[1:]
         by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         given = {p.name: value for p, value in zip(by_place, args, strict=False)} | kwargs
@@ -91,41 +91,49 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         """
         name = str(pretrained_model_name_or_path)
         if Path(name).is_file():
-            return cls._from_pretrained(model_id=name, standing_on=base, **model_kwargs)
-        folder = place(name, revision, token, cached=local_files_only)
+            return cls._from_pretrained(model_id=name, base_source=base, **model_kwargs)
+        folder = local_folder(name, revision, token, cached=local_files_only)
         text = read_bytes(folder / CONFIG, LARGE) if (folder / CONFIG).exists() else b"{}"
-        if (held := json_object(text)) is None:
+        if (config := json_object(text)) is None:
             raise SubcompressError(f"{CONFIG} of {name} is no JSON object in UTF-8: is it the right repository?")
-        if taken := sorted(held.keys() & RESERVED & cls._names_given(held)):
-            raise SubcompressError(f"{CONFIG} of {name} sets {taken[0]}, which no network is made with: mend it")
-        return super().from_pretrained(folder, standing_on=base, **model_kwargs)
+        if reserved := sorted(config.keys() & RESERVED & cls._names_given(config)):
+            raise SubcompressError(f"{CONFIG} of {name} sets {reserved[0]}, which no network is made with: mend it")
+        return super().from_pretrained(folder, base_source=base, **model_kwargs)
 
     @classmethod
     def _names_given(cls, config: dict[str, Any]) -> set[str]:
-        """The names in a configuration that `__init__` will be given."""
+        """Return the names in a configuration that are passed to `__init__`."""
         parameters = cls._hub_mixin_init_parameters
         takes_all = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         return set(config) if takes_all else set(config) & parameters.keys()
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, standing_on: Any = None, **kwargs: Any) -> Any:
-        ours = {"revision", "cache_dir", "force_download", "local_files_only", "token", "subcompress", "library_name"}
-        given = {k: v for k, v in kwargs.items() if k not in ours or k in cls._hub_mixin_init_parameters}
+    def _from_pretrained(cls, *, model_id: str, base_source: Any = None, **kwargs: Any) -> Any:
+        handled_here = {
+            "revision",
+            "cache_dir",
+            "force_download",
+            "local_files_only",
+            "token",
+            "subcompress",
+            "library_name",
+        }
+        arguments = {k: v for k, v in kwargs.items() if k not in handled_here or k in cls._hub_mixin_init_parameters}
         file = Path(model_id) / FILE if Path(model_id).is_dir() else Path(model_id)
         packed = read_bytes(file, MAX_FILE_BYTES)
         try:
-            made = cls(**given)
+            module = cls(**arguments)
         except Exception as e:  # whatever the user's code raises for what a repository says
             raise SubcompressError(
-                f"{cls.__name__} cannot be made with {', '.join(sorted(map(str, given))) or 'nothing'}, as {CONFIG} or "
-                f"the call has it ({type(e).__name__}: {one_line(e)}): is it the right repository?"
+                f"{cls.__name__} cannot be made with {', '.join(sorted(map(str, arguments))) or 'nothing'}, "
+                f"as {CONFIG} or the call has it ({type(e).__name__}: {one_line(e)}): is it the right repository?"
             ) from e
-        net = load(file, made, base=standing_on)  # type: ignore[arg-type]
-        net._packed, net._base = packed, standing_on  # type: ignore[assignment]
+        net = load(file, module, base=base_source)  # type: ignore[arg-type]
+        net._packed, net._base = packed, base_source  # type: ignore[assignment]
         return net
 
     def _file(self) -> bytes:
-        """The file of the weights as they are now. Raises SubcompressError where there is none."""
+        """Return the packed file of the present weights. Raises SubcompressError if there is none."""
         if self._packed is None:
             raise SubcompressError(
                 "save_pretrained keeps the file that a network was loaded from, and this one was not: fit, pack, and "
@@ -140,20 +148,20 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
             )
         return self._packed
 
-    def _parcel(self) -> Parcel:
+    def _upload(self) -> Upload:
         data = self._file()
         with tempfile.TemporaryDirectory() as folder:
             write_bytes(Path(folder) / FILE, data)
-            return Parcel(data, info(Path(folder) / FILE), None, About(), self._config())
+            return Upload(data, info(Path(folder) / FILE), None, About(), self._config())
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        files = described(f"ORG/{save_directory.name}", self._parcel())
+        files = build_files(f"ORG/{save_directory.name}", self._upload())
         for name in (FILE, CONFIG):
             write_bytes(save_directory / name, files[name])
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card that `push_to_hub` writes, of a repository without a name yet. Raises SubcompressError."""
-        return ModelCard(described("ORG/NAME", self._parcel())[CARD].decode())
+        """Return the card that `push_to_hub` writes, with a placeholder for the repository. Raises SubcompressError."""
+        return ModelCard(build_files("ORG/NAME", self._upload())[CARD].decode())
 
     def push_to_hub(
         self,
@@ -165,7 +173,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         model_card_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """Publish, with model.onnx of this network, in one commit, whose address is returned.
+        """Publish the file, with model.onnx of this network, in one commit, and return the commit's address.
 
         model_card_kwargs: the fields of `subcompress.hub.About`; options: `private`, `token` and the others of
         `subcompress.push`. Raises SubcompressError.
@@ -188,7 +196,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
             ).url
 
     def _config(self) -> dict[str, Any]:
-        """What `__init__` was given. Raises SubcompressError where JSON cannot hold all of it."""
+        """Return the arguments of `__init__`. Raises SubcompressError if JSON cannot hold all of them."""
         if self._left_out:
             raise SubcompressError(
                 f"config.json holds what {type(self).__name__} was given, and cannot hold {', '.join(self._left_out)}: "

@@ -1,4 +1,4 @@
-"""push: a file, its settings, its card and its graph to a repository, in one commit or none."""
+"""push: publish a packed file with its settings, card and graph in one commit or none."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from subcompress.hub.card import About, Page
 from subcompress.remote import CARD, COMMIT, CONFIG, FILE, GRAPH, Reference, settings, small_file, transport
 from subcompress.remote.transport import (
     Hub,
+    Log,
     MissingError,
     MovedError,
     NoRevisionError,
     Remote,
-    Say,
     UnreachableError,
-    asked_wait,
-    quiet,
+    log_to_listeners,
+    requested_wait,
 )
 from subcompress.support.names import GRAPHS
 
 EVALUATION = ".eval_results/subcompress.yaml"
 
-RACES = 20
-"""Times that others may commit first."""
+MAX_RACES = 20
+"""How many times others may commit first before a push gives up."""
 
-OTHERS = re.compile(
+IGNORED_WEIGHTS = re.compile(
     r"(model|pytorch_model|consolidated)([-.]\d+([-.]of[-.]\d+)?)?\.(safetensors|bin|pt|pth)|.*\.(safetensors|bin)\.index\.json"
     r"|tf_model\.h5|flax_model\.msgpack"
 )
-"""Names of weights that loaders would no longer look at beside a model.safetensors."""
+"""Names of weights that loaders ignore if there is a model.safetensors."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """commit: where the branch is; changed: whether this push made it; files: bytes of each in the repository."""
+    """The result of a push. commit: of the branch; changed: whether this push made it; files: bytes of each file."""
 
     id: str
     commit: str
@@ -57,9 +57,12 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What is to be published. graph: model.onnx; None leaves one of the same weights there if `keep` says so; config:
-    what else config.json holds; force: over what is not ours."""
+class Upload:
+    """What is to be published.
+
+    graph: model.onnx; with None, an existing graph of the same weights stays if `keep` is set; config: further entries
+    of config.json; force: replace files that subcompress did not write.
+    """
 
     data: bytes
     info: dict[str, Any]
@@ -86,7 +89,7 @@ def push(
     replace_card: bool = False,
     config: dict[str, Any] | None = None,
     token: str | bool | None = None,
-    say: Say = quiet,
+    say: Log = log_to_listeners,
 ) -> Pushed:
     """Publish a file on the Hugging Face Hub, with a model card and an ONNX file.
 
@@ -117,25 +120,31 @@ def push(
         SubcompressError: The Hub refuses, or files of somebody else are in the way.
     """
     ref, about = Reference.of(repository), about or About()
+    _check_arguments(ref, module, onnx)
+    data, description, hub = format.file_bytes(path), info(path), Hub(token, say)
+    if tag is not None:
+        hub.check_tag(Reference.of(f"{ref.id}@{tag}"))  # before anything is published
+    card.measurement_of(description, about)  # reports a wrong run before anything is traced or sent
+    graph = _trace_graph(path, description, module, onnx, base)
+    upload = Upload(data, description, graph, about, config or {}, onnx != "none", force, replace_card)
+    pushed = _publish(hub, ref, upload, private, message or f"Push {len(data)} bytes with subcompress")
+    if tag is not None:
+        hub.tag(Reference(pushed.id), tag, pushed.commit)
+    return pushed
+
+
+def _check_arguments(ref: Reference, module: nn.Module | None, onnx: str) -> None:
     if onnx == "dense" and module is None:
         raise SubcompressError("a graph is traced from the network: give it, or leave the dense graph out")
     if ref.revision is not None and COMMIT.fullmatch(ref.revision):
         raise SubcompressError(
             f"a push goes to a branch; {ref.revision} is a commit: name a branch after @, or nothing"
         )
-    data, found, hub = format.file_bytes(path), info(path), Hub(token, say)
-    if tag is not None:
-        hub.check_tag(Reference.of(f"{ref.id}@{tag}"))  # before anything is published
-    card.measured(found, about)  # what is wrong with the run is said before anything is traced or sent
-    graph = _graph(path, found, module, onnx, base)
-    parcel = Parcel(data, found, graph, about, config or {}, onnx != "none", force, replace_card)
-    pushed = _publish(hub, ref, parcel, private, message or f"Push {len(data)} bytes with subcompress")
-    if tag is not None:
-        hub.tag(Reference(pushed.id), tag, pushed.commit)
-    return pushed
 
 
-def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str, base: Any) -> bytes | None:
+def _trace_graph(
+    path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str, base: Any
+) -> bytes | None:
     if onnx not in GRAPHS:
         raise SubcompressError(f"--onnx is one of {', '.join(GRAPHS)}; given {onnx!r}")
     if module is None or onnx == "none" or (onnx == "auto" and found.get("base")):
@@ -148,127 +157,133 @@ def _graph(path: str | Path, found: dict[str, Any], module: nn.Module | None, on
             raise SubcompressError(f"{e} (or push without a graph: --onnx none)") from e
 
 
-def _publish(hub: Hub, ref: Reference, parcel: Parcel, private: bool | None, message: str) -> Pushed:
-    """Commit until the branch holds the parcel: built anew where others came first, looked at again where nobody knows
-    whether a commit came through."""
-    waits, races, tried = list(transport.WAITS), 0, False
+def _publish(hub: Hub, ref: Reference, upload: Upload, private: bool | None, message: str) -> Pushed:
+    """Commit until the branch holds the upload.
+
+    If others commit first, the files are built again; if it is unknown whether a commit was made, the branch is looked
+    at again.
+    """
+    waits, races, attempted = list(transport.WAITS), 0, False
     while True:
-        remote = _there(hub, ref, private)
-        files, stays = contents(hub, ref, remote, parcel)
-        sizes = {name: len(data) for name, data in files.items()} | stays
+        remote = _ensure_branch(hub, ref, private)
+        files, unchanged = plan_files(hub, ref, remote, upload)
+        sizes = {name: len(data) for name, data in files.items()} | unchanged
         gone = [n for n in (GRAPH, EVALUATION) if n in remote.files and n not in sizes]
         changed = {n: d for n, d in files.items() if n not in remote.files or not remote.files[n].holds(d)}
         if not changed and not gone:
-            return _pushed(remote.id, remote.commit, tried, sizes)
+            return _pushed(remote.id, remote.commit, attempted, sizes)
         try:
             commit = hub.commit(replace(ref, id=remote.id), remote.commit, changed, gone, message)
             return _pushed(remote.id, commit, True, sizes)
         except MovedError:
-            tried, races = True, races + 1
-            if races == RACES:
+            attempted, races = True, races + 1
+            if races == MAX_RACES:
                 raise
             hub.wait(transport.WAITS[0] * random.uniform(0.1, 0.5), f"others have changed {ref.id} meanwhile")
         except UnreachableError as e:
-            tried = True
-            if not waits or transport.offline() or asked_wait(e) > transport.LONGEST_WAIT:
+            attempted = True
+            if not waits or transport.offline() or requested_wait(e) > transport.LONGEST_WAIT:
                 raise
-            hub.wait(max(waits.pop(0), asked_wait(e)), e.what)
+            hub.wait(max(waits.pop(0), requested_wait(e)), e.what)
 
 
 def _pushed(id: str, commit: str, changed: bool, sizes: dict[str, int]) -> Pushed:
     return Pushed(id, commit, f"{transport.endpoint()}/{id}/commit/{commit}", changed, sizes)
 
 
-def _there(hub: Hub, ref: Reference, private: bool | None) -> Remote:
-    """The repository and its branch, made where they are not there."""
+def _ensure_branch(hub: Hub, ref: Reference, private: bool | None) -> Remote:
+    """Return the repository and its branch, creating them if they are missing."""
     for make in (True, True, False):
         try:
             remote = hub.look(ref)
             break
         except (MissingError, NoRevisionError) as e:
-            lacking = e
-        if not make or (isinstance(lacking, NoRevisionError) and ref.revision is None):
-            raise lacking
-        if isinstance(lacking, MissingError):
+            missing = e
+        if not make or (isinstance(missing, NoRevisionError) and ref.revision is None):
+            raise missing
+        if isinstance(missing, MissingError):
             hub.create(ref.id, private)
         else:
             hub.branch(ref.id, str(ref.revision))
     if private is not None and remote.private != private:
-        asked, is_ = ("private", "public") if private else ("public", "private")
+        requested, actual = ("private", "public") if private else ("public", "private")
         raise SubcompressError(
-            f"{ref.id} is {is_}, and {asked} was asked for: change it in its settings, or leave it out"
+            f"{ref.id} is {actual}, and {requested} was asked for: change it in its settings, or leave it out"
         )
     return remote
 
 
-def contents(hub: Hub, ref: Reference, remote: Remote, parcel: Parcel) -> tuple[dict[str, bytes], dict[str, int]]:
-    """The files that the repository is to hold, and the bytes of those that stay as they are.
+def plan_files(hub: Hub, ref: Reference, remote: Remote, upload: Upload) -> tuple[dict[str, bytes], dict[str, int]]:
+    """Return the files that the repository is to hold, and the sizes of those that stay unchanged.
 
-    Raises SubcompressError where files of others stand under their names, and for a card that cannot be read.
+    Raises SubcompressError if files of others are in the way, and for a card that cannot be read.
     """
     config = settings(hub, ref, remote)
-    if not parcel.force:
+    if not upload.force:
         _require_replaceable(ref, remote, config)
-    stays = {}
-    same = config.get("subcompress", {}).get("digest") == parcel.info["digest"]
-    if parcel.graph is None and parcel.keep and same and GRAPH in remote.files:
-        stays = {GRAPH: remote.files[GRAPH]}
-    text, held = small_file(hub, ref, remote, CARD), None
+    unchanged = {}
+    same_weights = config.get("subcompress", {}).get("digest") == upload.info["digest"]
+    if upload.graph is None and upload.keep and same_weights and GRAPH in remote.files:
+        unchanged = {GRAPH: remote.files[GRAPH]}
+    text, card_text = small_file(hub, ref, remote, CARD), None
     try:
-        held = text if text is None else text.decode()
+        card_text = text if text is None else text.decode()
     except UnicodeDecodeError as e:
-        if not parcel.replace_card:
+        if not upload.replace_card:
             raise SubcompressError(
                 f"README.md of {ref.id} is not UTF-8, and what its owner wrote would be lost: mend it, or give "
                 "--replace-card"
             ) from e
-    there = {name: (f.oid, f.size) for name, f in stays.items()}
-    files = described(remote.id, parcel, there, config, held, hub.say)
-    return files, {name: f.size for name, f in stays.items()}
+    sums = {name: (f.oid, f.size) for name, f in unchanged.items()}
+    files = build_files(remote.id, upload, sums, config, card_text, hub.log)
+    return files, {name: f.size for name, f in unchanged.items()}
 
 
-def described(
+def build_files(
     id: str,
-    parcel: Parcel,
+    upload: Upload,
     stays: dict[str, tuple[str, int]] | None = None,
     config: dict[str, Any] | None = None,
-    held: str | None = None,
-    say: Say = lambda line: None,
+    card_text: str | None = None,
+    log: Log = lambda line: None,
 ) -> dict[str, bytes]:
-    """The file and the graph, with settings and card. stays: SHA-256 and bytes of what is there and stays beside them;
-    config, held: the settings and the card that are there; say: told what others wrote in the card and is replaced."""
-    files = {FILE: parcel.data} | ({} if parcel.graph is None else {GRAPH: parcel.graph})
+    """Build the packed file, the graph, the settings and the card.
+
+    stays: SHA-256 and bytes of files that stay unchanged; config, card_text: the existing settings and card; log:
+    called with lines about what others wrote in the card and is replaced.
+    """
+    files = {FILE: upload.data} | ({} if upload.graph is None else {GRAPH: upload.graph})
     sums = {n: (hashlib.sha256(data).hexdigest(), len(data)) for n, data in files.items()} | (stays or {})
-    found = card.measured(parcel.info, parcel.about)
-    before = (config or {}).get("subcompress", {})
-    if parcel.about.run is None and before.get("digest") == parcel.info["digest"]:
-        found = card.measured_before(before.get("measured")) or found  # of the same weights
-    page = Page(id, parcel.info, sums, parcel.about, found)
+    found = card.measurement_of(upload.info, upload.about)
+    previous_config = (config or {}).get("subcompress", {})
+    if upload.about.run is None and previous_config.get("digest") == upload.info["digest"]:
+        found = card.previous_measurement(previous_config.get("measured")) or found  # of the same weights
+    page = Page(id, upload.info, sums, upload.about, found)
     keys = ("format_version", "seed", "d", "D", "bits", "operator", "layout", "digest", "facts")
-    ours = {k: parcel.info[k] for k in keys} | {"base": parcel.info.get("base")}
-    ours["measured"] = asdict(found) if found is not None and found.recipe else None
-    ours["front_matter"] = card.own(page)
-    ours["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
-    whole = {**(config or {}), **parcel.config, "library_name": "subcompress", "subcompress": ours}
-    files[CONFIG] = (json.dumps(whole, indent=2, sort_keys=True) + "\n").encode()
-    wrote = None
-    if not parcel.replace_card:
-        wrote = before.get("front_matter") if before else {}
-        wrote = wrote if isinstance(wrote, dict) else None
-        for line in card.replaced(page, held, wrote):
-            say(line)
-        if wrote is None:  # of a push before they were noted: all that is there is taken for ours
-            wrote = card.there(page, held)
-    files[CARD] = card.write(page, held, anew=parcel.replace_card, wrote=wrote).encode()
+    own = {k: upload.info[k] for k in keys} | {"base": upload.info.get("base")}
+    own["measured"] = asdict(found) if found is not None and found.recipe else None
+    own["front_matter"] = card.own_front_matter(page)
+    own["sha256"] = {name: sha256 for name, (sha256, _) in sums.items()}
+    merged = {**(config or {}), **upload.config, "library_name": "subcompress", "subcompress": own}
+    files[CONFIG] = (json.dumps(merged, indent=2, sort_keys=True) + "\n").encode()
+    previous = None
+    if not upload.replace_card:
+        previous = previous_config.get("front_matter") if previous_config else {}
+        previous = previous if isinstance(previous, dict) else None
+        for line in card.replaced_lines(page, card_text, previous):
+            log(line)
+        if previous is None:  # an older push did not record its keys: assume that it wrote all of them
+            previous = card.existing_front_matter(page, card_text)
+    files[CARD] = card.write_card(page, card_text, anew=upload.replace_card, previous=previous).encode()
     if (results := card.evaluation(page)) is not None:
         files[EVALUATION] = results.encode()
     return files
 
 
 def _require_replaceable(ref: Reference, remote: Remote, config: dict[str, Any]) -> None:
-    """Raise SubcompressError where a push would replace what no push of ours wrote."""
+    """Raise SubcompressError if a push would replace files that no push of subcompress wrote."""
     sums = config.get("subcompress", {}).get("sha256", {})
-    others = sorted(n for n in remote.files if n != FILE and OTHERS.fullmatch(n))
+    others = sorted(n for n in remote.files if n != FILE and IGNORED_WEIGHTS.fullmatch(n))
     if others and FILE not in sums:
         raise SubcompressError(
             f"{ref.id} holds weights in {', '.join(others[:2])}, and beside a {FILE} nobody would load them: name "

@@ -1,6 +1,7 @@
-"""The compiled part of the package, native.c and coder.c, through ctypes.
+"""The compiled extension (native.c and coder.c), loaded through ctypes.
 
-setuptools compiles it where there is a compiler; elsewhere `library()` is None, and torch and Python compute the same.
+setuptools compiles it if there is a compiler. Without it `library()` is None, and torch and Python compute the same
+results.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_ui
 from subcompress.errors import SubcompressError
 
 VECTORS = "SUBCOMPRESS_VECTORS"
-"""The environment variable that chooses among the ways to compute on a CPU."""
+"""The environment variable that selects how the CPU computes."""
 
 PATHS = "plain", "avx2", "avx512"
 """The versions of native.c by their number there, the fastest last. `plain` is what every processor of its kind has:
 SSE2 on x86-64, NEON on 64-bit ARM."""
 
 NUMPY = "numpy"
-"""Asks for no compiled code at all."""
+"""The value that disables all compiled code."""
 
 KINDS = *PATHS, NUMPY
 
@@ -47,7 +48,7 @@ class Blocks(Structure):
 
 
 class Rows(Structure):
-    """native.c, segment_t: rows of a group and their numbers."""
+    """native.c, segment_t: a range of rows and the values that start and scale them."""
 
     _fields_ = [
         ("lo", c_int64),
@@ -64,7 +65,7 @@ class Rows(Structure):
 
 
 class Decoder(Structure):
-    """coder.c, decoder_t: what is being read, and where it stands."""
+    """coder.c, decoder_t: the stream being decoded and the position in it."""
 
     _fields_ = [
         ("data", c_char_p),
@@ -92,8 +93,8 @@ SIGNATURES = {
 
 
 @functools.cache
-def _loaded() -> ctypes.CDLL | None:
-    """The compiled part, None where it was not built or does not load."""
+def _load() -> ctypes.CDLL | None:
+    """Load the compiled extension; None if it was not built or does not load."""
     spec = importlib.util.find_spec("subcompress._native")
     if spec is None or spec.origin is None:
         return None
@@ -108,58 +109,61 @@ def _loaded() -> ctypes.CDLL | None:
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled part, None where it was not built or does not load, and where NumPy is asked for."""
-    return None if asked() == NUMPY else _loaded()
+    """Return the compiled extension; None if it is missing or NumPy is requested."""
+    return None if requested_kind() == NUMPY else _load()
 
 
-def asked() -> str:
-    """What the environment variable SUBCOMPRESS_VECTORS asks for, empty where it does not.
+def requested_kind() -> str:
+    """Return the value of the environment variable SUBCOMPRESS_VECTORS, empty if it is unset.
 
-    Raises SubcompressError for what is none of its values.
+    Raises SubcompressError for an unknown value.
     """
-    said = os.environ.get(VECTORS, "")
-    if said not in ("", *KINDS):
-        raise SubcompressError(f"{VECTORS} is one of {', '.join(KINDS)}, or unset; given {said!r}: unset it")
-    return said
+    value = os.environ.get(VECTORS, "")
+    if value not in ("", *KINDS):
+        raise SubcompressError(f"{VECTORS} is one of {', '.join(KINDS)}, or unset; given {value!r}: unset it")
+    return value
 
 
 @contextmanager
-def forced(kind: str) -> Iterator[None]:
-    """Within it SUBCOMPRESS_VECTORS asks for that kind, in all threads; an empty one leaves it as it is."""
-    before = os.environ.get(VECTORS)
-    os.environ[VECTORS] = kind or before or ""
+def force_kind(kind: str) -> Iterator[None]:
+    """Set SUBCOMPRESS_VECTORS to `kind` within the block, for all threads; an empty kind changes nothing."""
+    previous = os.environ.get(VECTORS)
+    os.environ[VECTORS] = kind or previous or ""
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del os.environ[VECTORS]
         else:
-            os.environ[VECTORS] = before
+            os.environ[VECTORS] = previous
 
 
-def paths() -> tuple[str, ...]:
-    """The kinds of vectors that the compiled part has code for and this processor runs, the fastest last; empty where
-    nothing was compiled."""
-    found = _loaded()
+def available_kinds() -> tuple[str, ...]:
+    """Return the vector kinds that are compiled in and that this processor supports, the fastest last.
+
+    Empty if nothing was compiled.
+    """
+    found = _load()
     bits = 0 if found is None else int(found.subcompress_paths())
     return tuple(name for i, name in enumerate(PATHS) if bits >> i & 1)
 
 
-def path() -> str:
-    """The one that is taken: what SUBCOMPRESS_VECTORS asks for, else the fastest.
+def selected_kind() -> str:
+    """Return the vector kind in use: the one that SUBCOMPRESS_VECTORS requests, else the fastest.
 
-    Raises SubcompressError where this processor does not run what was asked for.
+    Raises SubcompressError if this processor does not support the requested one.
     """
-    here, said = paths(), asked()
-    if said and said not in here:
-        raise SubcompressError(f"{VECTORS}={said}: vectors here are {', '.join(here) or 'none'}; ask for one of them")
-    return said or here[-1]
+    available, requested = available_kinds(), requested_kind()
+    if requested and requested not in available:
+        raise SubcompressError(
+            f"{VECTORS}={requested}: vectors here are {', '.join(available) or 'none'}; ask for one of them"
+        )
+    return requested or available[-1]
 
 
-def taken() -> str:
-    """What weights are rebuilt with on the CPU: a kind of vectors, `numpy` where that is asked for, and `torch` where
-    nothing was compiled and nothing is asked for.
+def cpu_engine() -> str:
+    """Return what rebuilds weights on the CPU: a vector kind, `numpy` if requested, or `torch` without compiled code.
 
-    Raises SubcompressError where this processor does not run what was asked for.
+    Raises SubcompressError if this processor does not support the requested kind.
     """
-    return NUMPY if asked() == NUMPY else path() if asked() or paths() else "torch"
+    return NUMPY if requested_kind() == NUMPY else selected_kind() if requested_kind() or available_kinds() else "torch"

@@ -1,4 +1,4 @@
-"""ONNX: graphs traced from modules, with weights inside or computed in the graph, checked before they are kept."""
+"""ONNX: graphs traced from modules, with weights inside or computed in the graph, checked before they are written."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,7 @@
-"""Bags of embeddings in a graph. What the exporter makes of `embedding_bag`, a loop over a sequence of tensors, ends
-ONNX Runtime; within `plain_bags` they are gathered and reduced.
+"""Embedding bags in ONNX graphs.
+
+The exporter turns `embedding_bag` into a loop over a sequence of tensors, which crashes ONNX Runtime; within
+`plain_bags` it becomes a gather and a reduction.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 @contextmanager
 def plain_bags() -> Iterator[None]:
-    """Within, `embedding_bag` is made of plain operators, for torch.export: layers and the function alike."""
+    """Decompose `embedding_bag`, in layers and as a function, into plain operators for torch.export within the
+    block."""
     of_rows, of_torch = functional.embedding_bag, torch.embedding_bag
     names, torchs = vars(functional), vars(torch)
 
@@ -73,7 +76,7 @@ def _flat(
 
 
 def _gathered(weight: Tensor, indices: Tensor, padding: int | None, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows of the table, (..., F), and which of them count."""
+    """Return rows of the table, (..., F), and which of them count."""
     found = functional.embedding(indices, weight)
     if factors is not None:
         found = found * factors.reshape(indices.shape)[..., None]
@@ -83,7 +86,7 @@ def _gathered(weight: Tensor, indices: Tensor, padding: int | None, factors: Ten
 
 
 def _reduced(rows: Tensor, inside: Tensor, mode: int) -> Tensor:
-    """(..., L, F) and (..., L) -> (..., F); zero where a bag is empty."""
+    """Reduce (..., L, F) under the mask (..., L) to (..., F); zero for an empty bag."""
     if mode == MAX:
         found = rows.masked_fill(~inside[..., None], -torch.inf).amax(-2)
         return found.masked_fill(~inside.any(-1, keepdim=True), 0)

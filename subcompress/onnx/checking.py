@@ -1,4 +1,4 @@
-"""What a graph computes in ONNX Runtime: its outputs against torch's, its weights against the file's, its accuracy."""
+"""Checking graphs in ONNX Runtime: outputs against torch's, weights against the file's, accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import MAIN
 from subcompress.errors import SubcompressError, one_line
@@ -25,11 +25,11 @@ from subcompress.onnx.tracing import (
     arrays,
     example_inputs,
     graphs_within,
+    has_varying_axes,
+    inputs_by_name,
     lengths_of,
-    named,
     outputs_of,
     sizes_of,
-    varies,
 )
 from subcompress.tensors.layout import array_of, raw_bytes
 
@@ -40,14 +40,14 @@ TOLERANCE = 1e-4
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
 
 
-def accuracy_of_graph(data: bytes, split: Held, device: str = "cpu") -> float:
-    """Fraction of a split in memory that the graph puts first, one example at a time, in ONNX Runtime there."""
+def accuracy_of_graph(data: bytes, split: InMemory, device: str = "cpu") -> float:
+    """Return the accuracy of the graph on a split in memory, one example at a time, in ONNX Runtime on the device."""
     session = open_graph(data, device)
     taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
     names = [o.name for o in session.get_outputs()]
     main, right = MAIN if MAIN in names else names[0], 0
     for x, y in batches(split, 1):
-        given = ort_values(arrays({name: t for name, t in named(x).items() if name in taken}))
+        given = ort_values(arrays({name: t for name, t in inputs_by_name(x).items() if name in taken}))
         (scores,) = session.run_with_ort_values([main], given)
         right += int(np.argmax(_array(scores))) == int(y)
     return right / size(split)
@@ -68,7 +68,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
             f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
     for n, length in sizes_of(facts):
-        at = f"batch size {n}" + (f" and length {length}" if varies(facts) else "")
+        at = f"batch size {n}" + (f" and length {length}" if has_varying_axes(facts) else "")
         if why := _unlike(session, module, facts, values, n, length):
             baked = not _unlike(session, module, facts, values, *TRACED)
             raise SubcompressError(
@@ -80,7 +80,7 @@ def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, 
 
 
 def _unlike(session: Any, module: nn.Module, facts: Facts, values: Mapping[str, Any], n: int, length: int) -> str:
-    """How a graph's outputs for n examples are not torch's; empty where they are."""
+    """Describe how a graph's outputs for n examples differ from torch's; empty if they agree."""
     fed = arrays(example_inputs(facts, n, length, lengths_of(module, facts)))
     taken = {i.name for i in session.get_inputs()}  # the exporter drops inputs that nothing depends on
     given = {name: x for name, x in (ort_values(fed) | dict(values)).items() if name in taken}
@@ -103,8 +103,8 @@ def _array(value: Any) -> np.ndarray:
 
 
 def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
-    """Raise SubcompressError unless the values of these names in the graph are the expected ones bit for bit, with
-    graph optimisation off and on."""
+    """Raise SubcompressError unless the named values in the graph equal the expected ones bit for bit, with graph
+    optimization off and on."""
     if not expected:
         return
     model = weights_only(data, {name: tensor.dtype for name, tensor in expected.items()})
@@ -127,7 +127,7 @@ def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
 
 
 def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
-    """The part of a graph that computes those values, which become its outputs; bfloat16 ones as float32."""
+    """Return the part of a graph that computes those values, which become its outputs; bfloat16 ones as float32."""
     model = onnx.load_from_string(data)
     graph = model.graph
     needed, outputs = set(dtypes), []
@@ -160,12 +160,12 @@ def _options(level: str = "ORT_ENABLE_ALL") -> onnxruntime.SessionOptions:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """That of float32, or some steps of a shorter type."""
+    """Return the tolerance of float32, or some steps of a shorter type."""
     return max(TOLERANCE, 16 * torch.finfo(dtype).eps) if dtype in (torch.float16, torch.bfloat16) else TOLERANCE
 
 
 def _difference(expected: Tensor, found: np.ndarray) -> float:
-    """The largest difference, as a share of the largest finite value where that is above one."""
+    """Return the largest difference, relative to the largest finite value if that is above one."""
     if expected.is_complex():  # a graph has pairs
         expected = torch.view_as_real(expected)
     if expected.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""unpack to ONNX: a graph with its weights inside, or one that computes them from seed and coordinates."""
+"""Exporting to ONNX: a graph with its weights inside, or one that computes them from seed and coordinates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Record, Same
+from subcompress.format.record import Record, Tied
 from subcompress.onnx.checking import check_weights, compare
 from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
 from subcompress.onnx.pieces import repeats
@@ -67,7 +67,7 @@ def _traced(record: Record, module: nn.Module) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where an initialiser comes from: the tensor of the state dict, the order its axes are in, its dtype and sizes."""
+    """The origin of an initializer: the tensor of the state dict, the order of its axes, its dtype and sizes."""
 
     name: str
     axes: tuple[int, ...] | None
@@ -75,16 +75,16 @@ class _Origin:
     dims: tuple[int, ...]
 
     def arranged(self, state: dict[str, Tensor]) -> Tensor:
-        """Its values."""
+        """Return its values, with the axes in order."""
         return state[self.name] if self.axes is None else state[self.name].permute(self.axes)
 
 
 def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -> dict[str, _Origin]:
-    """Initialiser -> origin, of those that hold a tensor that nodes compute: as it is, a tied one's, or with its axes
-    exchanged."""
+    """Map initializers to their origins, for those that nodes compute: a tensor, a tied one's, or one with its axes
+    permuted."""
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Same) else spec.name
+        first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Tied) else spec.name
     coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if repeats(e, s)]
     found = {}
     for tensor in graph.initializer:
@@ -109,7 +109,7 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
 
 
 def _arrangement(tensor: Tensor, data: bytes) -> tuple[int, ...] | None:
-    """The order of axes in which the tensor has these bytes, () for its own, None where there is none."""
+    """Return the order of axes in which the tensor has these bytes, () for its own, None if there is none."""
     if tensor.nbytes != len(data):
         return None
     if raw_bytes(tensor) == data:
@@ -124,7 +124,7 @@ def _arrangement(tensor: Tensor, data: bytes) -> tuple[int, ...] | None:
 def _unfolding(
     model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
 ) -> tuple[onnx.ModelProto, dict[_Origin, str]]:
-    """The model with the tensors found in it computed, and the name of each."""
+    """Return the model with nodes that compute the tensors found in it, and the name of each."""
     graph = model.graph
     nodes = Nodes(short_names(every_name(graph) | found.keys()))
     flat = unfold(record, nodes, {origin.name for origin in found.values()})
@@ -148,7 +148,7 @@ def _unfolding(
 
 
 def _finished(nodes: Nodes, value: str, origin: _Origin, shape: tuple[int, ...]) -> str:
-    """What the initialiser was, from flat float32 values."""
+    """Convert flat float32 values to what the initializer was."""
     if origin.data_type != TensorProto.FLOAT:
         value = nodes("Cast", value, to=origin.data_type)
     sizes = origin.dims if origin.axes is None else shape

@@ -1,4 +1,4 @@
-"""Writing ONNX nodes with few bytes: short names, no node names, every constant once."""
+"""Building compact ONNX graphs: short names, no node names, every constant once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKED = {
 
 
 def short_names(taken: Iterable[str]) -> Iterator[str]:
-    """Identifiers of one character, then of two, ... that are not among the taken ones."""
+    """Yield identifiers of one character, then of two, ..., that are not taken."""
     used = set(taken)
     for length in itertools.count(0):
         for first in string.ascii_letters:
@@ -36,7 +36,7 @@ DOMAIN = "subcompress"
 
 
 class Nodes:
-    """Nodes and constants in the order they were asked for; call it with an operator's name to add one."""
+    """A list of nodes and constants in order of creation; calling it with an operator's name adds one."""
 
     def __init__(self, names: Iterator[str]) -> None:
         self.names = names
@@ -59,7 +59,7 @@ class Nodes:
         return found if outputs > 1 else found[0]
 
     def constant(self, value: Any) -> str:
-        """The name of that constant, the only one of its kind."""
+        """Return the name of the constant, adding it if it is new."""
         array = np.asarray(value) if isinstance(value, np.ndarray | np.generic) else np.asarray(value, np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
@@ -73,7 +73,7 @@ class Nodes:
         return self._known[key]
 
     def rename(self, value: str, name: str) -> None:
-        """Give the output of a node, which nothing reads yet, another name."""
+        """Rename the output of a node that nothing reads yet."""
         maker = next(node for node in reversed(self.nodes) if value in node.output)
         maker.output[list(maker.output).index(value)] = name
 

@@ -1,4 +1,4 @@
-"""Tensors of rules as nodes: what values start from, sums of starts and products, and mixed tensors.
+"""Nodes for tensors of rules: start values, sums of starts and products, and mixed tensors.
 
 The order of rounding is that of docs/FORMAT.md, section 10: starts are rounded to float32 or the tensor's dtype, and
 sums once, in float32, or in float64 where the tensor has it and its starts are of its own.
@@ -32,7 +32,7 @@ Key = tuple[int, int, bool]
 
 
 def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
-    """Whether the values of a tensor are float64 in a graph: what float32 does not hold. All others are float32."""
+    """Return whether a tensor's values are float64 in the graph, because float32 cannot hold them."""
     return spec.dtype == "F64" and any(
         isinstance(p.entry.start, (Table, Ramp)) or (isinstance(p.entry, Coded) and isinstance(p.entry.start, Seeded))
         for p in own
@@ -54,7 +54,7 @@ class Pieces:
         self.record, self.nodes, self.products = record, nodes, products
 
     def tensor(self, i: int) -> str:
-        """The values of tensor i, flat: float64 where it is wide, else float32."""
+        """Return the values of tensor i, flat: float64 if it is wide, else float32."""
         spec, own, n = self.record.layout.tensors[i], self.record.pieces[i], self.nodes
         wide = is_wide(spec, own)
         if not spec.reals:
@@ -128,7 +128,7 @@ class Pieces:
         """The values of a mixed tensor: runs side by side, or, where they are many, one period after the other."""
         n, size, period = self.nodes, pattern.size, pattern.period
         if len(pattern.runs) * (size // period + 1) <= APART:
-            return self._beside(unrolled(pattern), made, 0)
+            return self._concatenated(unrolled(pattern), made, 0)
         count = -(-size // period)
         per_period = pattern.before(period)
         blocks = []
@@ -138,14 +138,14 @@ class Pieces:
                 value = n("Concat", value, n("Expand", zero, [missing]), axis=0)
             blocks.append(n("Reshape", value, [count, each]))
         if 4 * len(pattern.runs) <= period:
-            values = self._beside(merged(pattern.runs), blocks, 1)
+            values = self._concatenated(merged(pattern.runs), blocks, 1)
         else:
             values = n("Gather", n("Concat", *blocks, axis=1), columns(pattern), axis=1)
         values = n("Reshape", values, [-1])
         return str(n("Slice", values, [0], [size]) if count * period > size else values)
 
-    def _beside(self, runs: list[tuple[int, int]], made: list[str], axis: int) -> str:
-        """The values of items, in runs along an axis."""
+    def _concatenated(self, runs: list[tuple[int, int]], made: list[str], axis: int) -> str:
+        """Concatenate the values of items, in runs along an axis."""
         n = self.nodes
         left: list[list[str]] = []
         for item, value in enumerate(made):
@@ -156,12 +156,12 @@ class Pieces:
 
 
 def merged(runs: Any) -> list[tuple[int, int]]:
-    """Runs of which no two of one item follow each other."""
+    """Merge adjacent runs of the same item."""
     return [(item, sum(length for _, length in same)) for item, same in groupby(runs, key=lambda run: run[0])]
 
 
 def unrolled(pattern: Pattern) -> list[tuple[int, int]]:
-    """The runs of all values, merged; few of them."""
+    """Return the merged runs of all values; there are few."""
     found, left = [], pattern.size
     while left:
         for item, length in pattern.runs:
@@ -172,7 +172,7 @@ def unrolled(pattern: Pattern) -> list[tuple[int, int]]:
 
 
 def columns(pattern: Pattern) -> list[int]:
-    """Where the values of one period lie when they stand item by item."""
+    """Return where the values of one period are when they are ordered by item."""
     items = np.repeat([item for item, _ in pattern.runs], [length for _, length in pattern.runs])
     order = np.argsort(items, kind="stable")
     places = np.empty_like(order)

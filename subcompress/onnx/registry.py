@@ -1,4 +1,4 @@
-"""torch's table of ONNX operators, read once in a process.
+"""A cache of torch's registry of ONNX operators, which is read once per process.
 
 `torch.onnx.export` reads the sources of some 500 operators for every graph, which is 40 % of its time for a small
 network. They do not change while a process runs.
@@ -18,7 +18,7 @@ PLACE = "torch.onnx._internal.exporter._registration"
 
 @contextmanager
 def operators_read_once() -> Iterator[None]:
-    """Exports within the block share the table that the first one of this process has read."""
+    """Share the registry among exports within the block; the first export of the process reads it."""
     try:
         registry: Any = importlib.import_module(PLACE).ONNXRegistry
         original = registry.__dict__["from_torchlib"]

@@ -1,4 +1,4 @@
-"""A graph in ONNX Runtime as a module: what measures a module measures it too."""
+"""A module that runs a graph in ONNX Runtime, so that code that evaluates modules evaluates graphs too."""
 
 from __future__ import annotations
 

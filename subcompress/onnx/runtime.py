@@ -1,4 +1,4 @@
-"""ONNX Runtime: a graph and the values it is given, opened on one device and on no other. Torch is not needed here."""
+"""Opening graphs in ONNX Runtime on exactly one device. Does not need torch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def open_graph(
 
 
 def runs_on(onnxruntime: Any, provider: str) -> bool:
-    """Whether a graph of one node runs on a provider."""
+    """Return whether a graph of one node runs on a provider."""
     from onnx import TensorProto, helper
 
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
@@ -100,7 +100,7 @@ def runs_on(onnxruntime: Any, provider: str) -> bool:
 
 
 def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The arrays' memory as ONNX Runtime sees it: uint16 is BF16, and complex numbers are pairs."""
+    """Wrap arrays for ONNX Runtime without copying: uint16 is BF16, and complex numbers are pairs."""
     from onnxruntime import OrtValue
 
     found = {}
@@ -114,13 +114,14 @@ def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def give_back() -> None:
-    """Return to the system what was freed, which glibc would keep for later: after folding as much as the weights."""
+    """Return freed memory to the system, which glibc would keep; after constant folding it can be as much as the
+    weights."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _diagnosis(model: Path | bytes, e: Exception) -> str:
-    """Why ONNX Runtime does not open a graph: it is too old, by what the file says of itself, or its own words."""
+    """Explain why ONNX Runtime does not open a graph: its version is too old for it, or its own message."""
     import onnx
     import onnxruntime
 

@@ -1,8 +1,8 @@
-"""Packed sequences in a graph. torch.export knows none: within `padded`, what is packed stays padded, and recurrent
-layers run over all of it and give what they would give, taken where each sequence ends.
+"""Packed sequences in ONNX graphs, which torch.export does not support.
 
-The cell state of an LSTM is that after the padding: where a network uses it, its graph differs from torch, and is
-refused like any other that does.
+Within `padded`, packed data stay padded; recurrent layers run over all of them, and the results are taken where each
+sequence ends. The cell state of an LSTM is the one after the padding: if a network uses it, its graph differs from
+torch and is refused, like any other that differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def padded(module: nn.Module) -> Iterator[None]:
 
 
 class _Packing:
-    """What `torch.nn.utils.rnn` calls to pack and to pad."""
+    """Replaces the functions that `torch.nn.utils.rnn` calls to pack and to pad."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_VF, name)
@@ -61,12 +61,12 @@ class _Packing:
 
 
 def _inside(data: Tensor, lengths: Tensor) -> Tensor:
-    """(T, N): whether a step is one of the sequence's."""
+    """Return a mask (T, N): whether a step belongs to the sequence."""
     return torch.arange(data.shape[0])[:, None] < lengths
 
 
 def _lengths(data: Tensor, reached: Tensor) -> Tensor:
-    """(N,), from how many sequences reach each step."""
+    """Return the lengths (N,), given how many sequences reach each step."""
     return (reached[:, None] > torch.arange(data.shape[1])).sum(0)
 
 
@@ -97,13 +97,13 @@ def _forward(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
 
 
 def _one(layer: nn.RNNBase, x: Tensor, start: Any, weights: Any) -> Any:
-    """One level in one direction: outputs, and the last hidden state and cell state."""
+    """Run one layer in one direction; return outputs, the last hidden state and cell state."""
     run = getattr(_VF, layer.mode.lower())
     return run(x, start, weights, layer.bias, 1, 0.0, False, False, False)
 
 
 def _start(layer: nn.RNNBase, x: Tensor, given: Any, at: int) -> Any:
-    """The states that one level in one direction starts from."""
+    """Return the initial states of one layer in one direction."""
     if given is not None:
         return tuple(t[at : at + 1] for t in given) if isinstance(given, tuple) else given[at : at + 1]
     hidden = x.new_zeros(1, x.shape[1], layer.proj_size or layer.hidden_size)
@@ -111,7 +111,7 @@ def _start(layer: nn.RNNBase, x: Tensor, given: Any, at: int) -> Any:
 
 
 def _turned(x: Tensor, lengths: Tensor, way: int) -> Tensor:
-    """(T, N, F): each sequence backwards, its padding where it is; for way 0 as it is. Twice is no change."""
+    """Reverse each sequence, leaving its padding in place; for direction 0 return x. It is its own inverse."""
     if not way:
         return x
     step = torch.arange(x.shape[0])[:, None]

@@ -18,8 +18,8 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
 from subcompress.rebuild.expand import expand, expand_checked
 from subcompress.subspace.unwrapping import unwrapped_for
-from subcompress.support.devices import AUTO, Device, chosen
-from subcompress.support.suggesting import meant
+from subcompress.support.devices import AUTO, Device, choose_device
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout, array_of
 
 
@@ -52,7 +52,7 @@ class Session:
         tf32: bool = False,
     ) -> None:
         if device == AUTO:
-            device = chosen_for_graphs(device).name
+            device = choose_graph_device(device).name
         require_device(device)
         self.device = torch.device(device)
         self._weights: dict[str, Tensor] = {}
@@ -71,7 +71,7 @@ class Session:
 
     def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
-        from subcompress.onnx.lifting import holding, lifted
+        from subcompress.onnx.weightless import loaded_weights, trace_weightless
 
         record, _ = format.read(path, base)
         if module is None:
@@ -80,8 +80,8 @@ class Session:
         record.layout.require(Layout.of(module.state_dict()), "the model")
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
-        with holding(module, state):
-            graph = lifted(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
+        with loaded_weights(module, state):
+            graph = trace_weightless(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
         if self.device.type == "cuda":
             state = rebuilt(record, "cuda")
         if self.device.type == "cuda":
@@ -123,7 +123,8 @@ class Session:
         return found[0] if len(found) == 1 else tuple(found)
 
     def _placed(self, name: str, x: Any) -> Tensor:
-        """An input as a dense tensor on the device. Raises SubcompressError where it is not what the network takes."""
+        """Return an input as a dense tensor on the device. Raises SubcompressError if the network does not accept
+        it."""
         try:
             array = torch.from_numpy(np.require(x, None, ["C", "W"])) if isinstance(x, np.ndarray) else x
             tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
@@ -146,7 +147,7 @@ def _how(device: str, tf32: bool) -> How:
     return How(stream=torch.cuda.current_stream().cuda_stream, tf32=tf32) if device == "cuda" else PLAIN
 
 
-def chosen_for_graphs(asked: str) -> Device:
+def choose_graph_device(asked: str) -> Device:
     """Where ONNX Runtime computes: by `auto` on CUDA where torch and ONNX Runtime both do, else on the CPU. Raises
     SubcompressError for a device that is not there."""
     import onnxruntime
@@ -154,7 +155,7 @@ def chosen_for_graphs(asked: str) -> Device:
     if asked != AUTO:
         require_device(asked)
         return Device(asked, f"device: {asked}, as asked")
-    found = chosen(AUTO)
+    found = choose_device(AUTO)
     if found.name == "cpu" or runs_on(onnxruntime, PROVIDERS["cuda"]):
         return Device(found.name.partition(":")[0], found.line)
     return Device(
@@ -168,7 +169,7 @@ def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in PROVIDERS:
         raise SubcompressError(
-            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{meant(device, PROVIDERS)}"
+            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{suggestion(device, PROVIDERS)}"
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(
@@ -178,7 +179,7 @@ def require_device(device: str) -> None:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """As ONNX has it: complex numbers are pairs."""
+    """Convert complex numbers to pairs, as in ONNX."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

@@ -1,4 +1,4 @@
-"""The same graph in fewer bytes: what can be computed beforehand is, names are short, defaults are left out."""
+"""Shrinking graphs: constants folded, short names, default attributes left out."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str])
 
 
 def every_name(graph: onnx.GraphProto) -> set[str]:
-    """Names of values in a graph and in the graphs within it."""
+    """Return the names of values in a graph and in its subgraphs."""
     found = {v.name for v in [*graph.input, *graph.output, *graph.initializer]}
     for node in graph.node:
         found |= {*node.input, *node.output}
@@ -105,7 +105,7 @@ def every_name(graph: onnx.GraphProto) -> set[str]:
 
 
 def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
-    """Whether a node means the same without the attribute."""
+    """Return whether the attribute has its default value, so that the node means the same without it."""
     value = helper.get_attribute_value(attribute)
     if attribute.name in SPELT_OUT and not node.domain:
         return set(value) == {SPELT_OUT[attribute.name]}

@@ -1,4 +1,4 @@
-"""torch to ONNX: the graph of a module, without what names the machine it was traced on."""
+"""Tracing modules to ONNX graphs, without metadata that identifies the machine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import Tree, leaves
+from subcompress.data.in_memory import Tree, tensors_in
 from subcompress.data.splits import main_output
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import Record
 from subcompress.onnx.bags import plain_bags
+from subcompress.onnx.crash_check import require_no_crash
 from subcompress.onnx.registry import operators_read_once
 from subcompress.onnx.sequences import padded
-from subcompress.onnx.surviving import require_survival
 from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
 
 OPSET = 18
@@ -55,7 +55,7 @@ def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     _require_axes(model, facts)
     strip(model)
     lengths = lengths_of(module, facts)
-    require_survival(model, (arrays(example_inputs(facts, *size, lengths)) for size in sizes_of(facts)))
+    require_no_crash(model, (arrays(example_inputs(facts, *size, lengths)) for size in sizes_of(facts)))
     return model
 
 
@@ -64,12 +64,12 @@ TRACED = (2, 5)
 
 
 def sizes_of(facts: Facts) -> tuple[tuple[int, int], ...]:
-    """Sizes of the batch, and of axes that vary, at which a graph is compared with torch."""
-    return ((1, 5), (3, 5), (2, 1), (1, 8)) if varies(facts) else ((1, 5), (3, 5))
+    """Return the sizes of the batch and of varying axes at which a graph is compared with torch."""
+    return ((1, 5), (3, 5), (2, 1), (1, 8)) if has_varying_axes(facts) else ((1, 5), (3, 5))
 
 
 def arrays(x: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Inputs as ONNX Runtime is given them; those of bfloat16, which NumPy lacks, by their bits."""
+    """Return inputs for ONNX Runtime; bfloat16, which NumPy lacks, as its bits."""
     return {name: array_of(t) for name, t in x.items()}
 
 
@@ -125,7 +125,7 @@ def _lengths(n: int, whole: int, size: int) -> Tensor:
 
 
 def _check_example(facts: Facts, n: int, size: int) -> None:
-    """Raise SubcompressError where facts, which anybody may have written, ask for a large example."""
+    """Raise SubcompressError for facts, which may be forged, that need a large example."""
     widths = {name: max(4, kind.itemsize) for name, kind in DTYPES.items()}  # float32 is what is drawn
     taken = n * sum(math.prod(k or size for k in each.shape) * widths[each.dtype] for each in _inputs(facts))
     if taken > MAX_EXAMPLE:
@@ -136,8 +136,8 @@ def _check_example(facts: Facts, n: int, size: int) -> None:
         )
 
 
-def named(x: Tree) -> dict[str, Tensor]:
-    """A batch by its names in the graph."""
+def inputs_by_name(x: Tree) -> dict[str, Tensor]:
+    """Return a batch by the names of inputs in the graph."""
     if isinstance(x, dict):
         return x
     return {f"input_{i}": t for i, t in enumerate(x)} if isinstance(x, tuple) else {"input": x}
@@ -147,21 +147,21 @@ def _inputs(facts: Facts) -> tuple[Input, ...]:
     return facts.inputs or (Input("input", facts.input_dtype or "F32", facts.input_shape),)
 
 
-def varies(facts: Facts) -> bool:
-    """Whether an input has axes whose sizes vary."""
+def has_varying_axes(facts: Facts) -> bool:
+    """Return whether an input has axes of varying size."""
     return any(0 in each.shape for each in _inputs(facts))
 
 
 def _arguments(module: nn.Module, facts: Facts, n: int, size: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The example as `forward` takes it: in order, and by name."""
-    named = example_inputs(facts, n, size, lengths_of(module, facts))
+    """Return the example as positional and keyword arguments of `forward`."""
+    inputs = example_inputs(facts, n, size, lengths_of(module, facts))
     if facts.inputs and all(each.name for each in facts.inputs):
-        return (), named
-    return tuple(named.values()), {}
+        return (), inputs
+    return tuple(inputs.values()), {}
 
 
 def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[Tensor]:
-    """What torch gives for the example. Raises SubcompressError where it is not one tensor or several."""
+    """Return torch's outputs for the example. Raises SubcompressError unless they are one tensor or several."""
     return list(_outputs(module, *_arguments(module, facts, n, size)).values())
 
 
@@ -171,7 +171,7 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
         found = module(*args, **kwargs)
     if main := main_output(found):
         return dict([main])
-    if not (tensors := list(leaves(found))):
+    if not (tensors := list(tensors_in(found))):
         raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
     if len(tensors) == 1:
         return {"output": tensors[0]}
@@ -184,11 +184,11 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 def _names_one(entry: tuple[Any, Any]) -> bool:
     """Whether an entry of a dictionary is a tensor under a name that a graph may have, or no tensor at all."""
     name, value = entry
-    return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*leaves(value)]
+    return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*tensors_in(value)]
 
 
 def _called(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> set[str]:
-    """What the inputs are called in the graph."""
+    """Return the names of the inputs in the graph."""
     return {*kwargs, "input", *(f"input_{i}" for i in range(len(args)))}
 
 
@@ -226,13 +226,16 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
 
 
 def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
-    """What varies in the inputs, as torch.export takes it: as `forward` does, several that `*args` collects together.
-    names: of the inputs, where they are given by name."""
-    given, named = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
+    """Return the dynamic axes as torch.export takes them: bound to the parameters of `forward`, `*args` collecting
+    several.
+
+    names: of the inputs, if they are given by name.
+    """
+    positional, keywords = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
     try:
-        return inspect.signature(module.forward).bind(*given, **named).arguments
+        return inspect.signature(module.forward).bind(*positional, **keywords).arguments
     except (TypeError, ValueError):  # it tells nothing of its arguments
-        return named or given
+        return keywords or positional
 
 
 def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
@@ -260,7 +263,7 @@ def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
 
 @contextmanager
 def _traceable(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Within, the module is such as torch can export."""
+    """Make the module exportable by torch within the block."""
     with _main_alone(module), _of_their_own(module, outputs, inputs), padded(module), plain_bags():
         yield
 
@@ -272,7 +275,7 @@ def _main_alone(module: nn.Module) -> Iterator[None]:
     def picked(_: nn.Module, __: Any, found: Any) -> Any:
         if main := main_output(found):
             return main[1]
-        return tuple(leaves(found)) if isinstance(found, dict) else found
+        return tuple(tensors_in(found)) if isinstance(found, dict) else found
 
     hook = module.register_forward_hook(picked)
     try:
@@ -312,7 +315,7 @@ def _of_their_own(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Errors only, for that logger and all below it: torch reports there that torchvision is absent."""
+    """Silence a logger and all below it except errors: torch warns there that torchvision is missing."""
     loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -325,7 +328,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def graphs_within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The branches and bodies of an If, a Loop or a Scan."""
+    """Return the subgraphs of an If, a Loop or a Scan."""
     found = []
     for attribute in node.attribute:
         found += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
@@ -333,7 +336,7 @@ def graphs_within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove node metadata and doc strings: the exporter writes the user's source paths there."""
+    """Remove node metadata and doc strings, in which the exporter writes the user's source paths."""
     graphs: list[Any] = [model.graph, *model.functions]
     for graph in graphs:  # grows: If and Loop hold graphs of their own
         graphs += [inner for node in graph.node for inner in graphs_within(node)]
@@ -352,7 +355,7 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def describe(model: onnx.ModelProto, record: Record) -> None:
-    """What a receiver needs, as the model's metadata: the facts and the weights' digest."""
+    """Write the facts and the weights' digest to the model's metadata."""
     for key, value in record.facts.to_json().items():
         model.metadata_props.add(key=key, value=json.dumps(value, separators=(",", ":")))
     model.metadata_props.add(key="weights_digest", value=record.digest.hex())

@@ -1,4 +1,4 @@
-"""Weights as a graph: a record's tensors computed from its seed and coordinates by standard ONNX operators.
+"""Self-unfolding graphs: a record's tensors computed from its seed and coordinates by standard ONNX operators.
 
 The graph spells out docs/FORMAT.md, sections 8 to 10, in operators that ONNX Runtime folds to constants when a
 session starts. Folding runs node by node on one thread and keeps every intermediate value for a while, so few nodes
@@ -192,7 +192,7 @@ class Walsh:
 
 @dataclass(frozen=True)
 class Rows:
-    """Integers of a group that make one piece of a tensor, start + scale * integer, and whether it is wanted."""
+    """Integers of a group that form a piece of a tensor, start + scale * integer, and whether it is wanted."""
 
     key: Key
     reals: int
@@ -218,12 +218,12 @@ class Part:
 
     @property
     def wanted(self) -> list[Key]:
-        """Keys of the wanted rows."""
+        """The keys of the wanted rows."""
         return [rows.key for rows in self.rows if rows.wanted]
 
     @property
     def large(self) -> bool:
-        """Whether work counts for more than nodes."""
+        """Whether computation matters more than the number of nodes."""
         return self.op.padded >= LARGE
 
     @property
@@ -239,11 +239,11 @@ class Part:
 
     @property
     def call_count(self) -> int:
-        """Calls of Philox in all."""
+        """The number of calls of Philox."""
         return -(-self.op.padded // 128) if self.op.m < 128 else self.op.blocks * self.calls_per_block
 
     def calls(self) -> str:
-        """Their numbers, (calls, 1) int64."""
+        """Return the numbers of the calls, (calls, 1) int64."""
         n, op = self.nodes, self.op
         if op.m < 128 or self.calls_per_block == op.m // 128:
             return str(n("Reshape", n("Range", 0, self.call_count, 1), [-1, 1]))
@@ -282,7 +282,7 @@ class Part:
                 values = n("Concat", n("Expand", np.float32(op.A), [op.blocks, op.K]), values, axis=1)
             values = n("Gather", values, slots, axis=1)
         x = n("Mul", self._signs(slots), values)
-        if not self._some_in_first_row():
+        if not self._first_row_is_nonzero():
             x = n("Add", x, self._zero())
         return str(n("MatMul", x, low))
 
@@ -433,7 +433,7 @@ class Part:
         _, slots = n("TopK", cells, [rows * columns], outputs=2, largest=0)
         return str(n("Reshape", slots, [rows, columns]))
 
-    def _some_in_first_row(self) -> bool:
+    def _first_row_is_nonzero(self) -> bool:
         """Whether every block has a slot that is not zero in the grid's first row, which enters every sum with sign +1:
         then no sum of the transform has only zeros to add, all of which might be -0.0."""
         op, z, (h, a) = self.op, self.group.coordinates, self.high_low

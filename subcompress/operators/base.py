@@ -1,4 +1,4 @@
-"""The contract of an operator P: (d,) -> (D,), and what follows from it.
+"""The interface of an operator P: (d,) -> (D,), and the methods that derive from it.
 
 theta = theta_0 + P z (Li et al. 2018, arXiv:1804.08838, equation 2). An operator gives `matvec`, `rmatvec` and the
 frozen `start`; being differentiable, twice, is derived from these.
@@ -23,7 +23,7 @@ CHUNK = 1 << 18
 
 
 class Operator(ABC):
-    """A linear map from d coordinates to D weights that depends on nothing but its sizes and its seed."""
+    """A linear map from d coordinates to D weights that is determined by its sizes and its seed."""
 
     exact: ClassVar[bool] = False
     """True where integer coordinates give the same integers on every device, so that a file may hold them."""
@@ -38,33 +38,33 @@ class Operator(ABC):
     @classmethod
     @abstractmethod
     def sized(cls, D: int, d: int, seed: int) -> Operator:
-        """The operator of these sizes, everything else at its default. Raises SubcompressError where d does not fit."""
+        """Return the operator of these sizes with default parameters. Raises SubcompressError if d does not fit."""
 
     @abstractmethod
     def matvec(self, z: Tensor) -> Tensor:
-        """P z, (d,) -> (D,), in the dtype and on the device of z."""
+        """Compute P z, (d,) -> (D,), in the dtype and on the device of z."""
 
     @abstractmethod
     def rmatvec(self, g: Tensor) -> Tensor:
-        """P^T g, (D,) -> (d,), in the dtype and on the device of g."""
+        """Compute P^T g, (D,) -> (d,), in the dtype and on the device of g."""
 
     def start(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """The frozen part that is added to P z, (D,), float32 by default: zero unless the operator brings a random
+        """Return the frozen part that is added to P z, (D,), float32 by default; zero unless the operator has a random
         start."""
         return torch.zeros(self.D, dtype=dtype or torch.float32, device=device)
 
     def affine(self, z: Tensor) -> Tensor:
-        """start + P z, (d,) -> (D,), a tensor of its own."""
+        """Compute start + P z, (d,) -> (D,), as a new tensor."""
         return self.start(z.dtype, z.device) + self.matvec(z)
 
     def write(self, z: Tensor, segments: Sequence[Segment]) -> None:
-        """start + scale * (frozen part + P z) into each segment's rows, with no gradient."""
+        """Write start + scale * (frozen part + P z) to each segment's rows, without gradients."""
         theta = self.affine(z)
         for s in segments:
             s.out.copy_(theta[s.lo : s.hi].mul_(s.scale).add_(s.start))
 
     def adjoint(self, pieces: Sequence[Piece]) -> Tensor:
-        """P^T of scale * g at the rows of each piece, zero at all others: (d,), with no gradient."""
+        """Compute P^T applied to scale * g at the rows of each piece and zero elsewhere: (d,), without gradients."""
         g = pieces[0][1]
         whole = torch.zeros(self.padded, dtype=g.dtype, device=g.device)
         for lo, g, scale in pieces:
@@ -74,23 +74,26 @@ class Operator(ABC):
     @property
     @abstractmethod
     def row_norm(self) -> float:
-        """Root mean square length of the rows of P: coordinates that move by one, each in a direction of its own, move
-        a weight by so much."""
+        """Return the root mean square norm of the rows of P.
+
+        If each coordinate moves by one in an independent direction, a weight moves by this much.
+        """
 
     @property
     def padded(self) -> int:
-        """A length above D that `rmatvec` takes as well, for less copying; what lies beyond D is zero."""
+        """A length of at least D that `rmatvec` accepts too, to avoid a copy; the values beyond D are zero."""
         return self.D
 
     def __call__(self, z: Tensor) -> Tensor:
-        """P z with its gradient P^T, (d,) -> (D,)."""
+        """Compute P z, (d,) -> (D,), differentiable, with the gradient P^T."""
         from subcompress.operators.gradients import matvec
 
         return matvec(z, self)
 
 
 class ExactOperator(Operator):
-    """An operator whose integers a file may hold: `rows` gives the same values for NumPy and torch, on any device."""
+    """An operator with integer rows that a file may use: `rows` gives the same values with NumPy and torch on any
+    device."""
 
     exact: ClassVar[bool] = True
     code: ClassVar[int]
@@ -101,7 +104,7 @@ class ExactOperator(Operator):
 
     @property
     def block(self) -> int:
-        """Rows that are expanded together at least: slices that begin and end at its multiples waste nothing."""
+        """The fewest rows that are expanded together; ranges aligned to its multiples waste no work."""
         return 1
 
     @abstractmethod
@@ -114,17 +117,17 @@ class ExactOperator(Operator):
 
     @abstractmethod
     def peak(self, c: np.ndarray) -> int:
-        """The largest sum of absolute integers that a row adds, frozen ones included: below 2^16 in a valid file."""
+        """Return the largest sum of absolute integers in a row, frozen ones included; below 2^16 in a valid file."""
 
     def peak_at_most(self, largest: int) -> int:
-        """What `peak` does not exceed for coordinates of at most that absolute value; 2^16 where only `peak` tells."""
+        """Return an upper bound of `peak` for coordinates of at most that absolute value; 2^16 if unknown."""
         return 1 << 16
 
     @classmethod
     @abstractmethod
     def of(cls, D: int, seed: int, group: int, numbers: Sequence[int]) -> ExactOperator:
-        """The operator that a file describes: `numbers` are the values of `limits`. Raises SubcompressError."""
+        """Return the operator that a file describes; `numbers` are the values of `limits`. Raises SubcompressError."""
 
     def parameters(self) -> tuple[int, ...]:
-        """The values of `limits`, in its order."""
+        """Return the values of `limits`, in order."""
         return tuple(getattr(self, name) for name in self.limits)

@@ -64,12 +64,12 @@ class DenseGaussian(Reference):
     """P is float32 whatever the dtype of its argument."""
 
     def rows(self, lo: int, hi: int) -> Tensor:
-        """Rows [lo, hi) of P, (hi - lo, d) float32: entry (i, j) is number i d + j of a stream of normals."""
+        """Return rows [lo, hi) of P, (hi - lo, d) float32; entry (i, j) is number i d + j of a stream of normals."""
         return torch.from_numpy(normals(self.seed, 0, lo * self.d, (hi - lo) * self.d)).view(hi - lo, self.d)
 
     @property
     def _step(self) -> int:
-        """Rows of a piece."""
+        """The number of rows of a piece."""
         return max(1, PIECE // self.d)
 
     def _drawn(self) -> Iterator[Tensor]:
@@ -77,16 +77,16 @@ class DenseGaussian(Reference):
             yield self.rows(lo, min(lo + self._step, self.D))
 
     @cached_property
-    def _kept(self) -> dict[torch.device, tuple[Tensor, ...]]:
+    def _cache(self) -> dict[torch.device, tuple[Tensor, ...]]:
         return {}
 
     def _pieces(self, device: torch.device) -> Iterable[Tensor]:
-        """P in pieces of `_step` rows, on a device."""
+        """Yield P in pieces of `_step` rows, on a device."""
         if self.D * self.d > KEPT:
             return (piece.to(device) for piece in self._drawn())
-        if device not in self._kept:
-            self._kept[device] = tuple(piece.to(device) for piece in self._drawn())
-        return self._kept[device]
+        if device not in self._cache:
+            self._cache[device] = tuple(piece.to(device) for piece in self._drawn())
+        return self._cache[device]
 
     def matvec(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -101,14 +101,14 @@ class DenseGaussian(Reference):
 
 
 def words(seed: int, stream: int, start: int, count: int) -> np.ndarray:
-    """Words [start, start + count) of a stream, (count,) int64 below 2^32."""
+    """Return words [start, start + count) of a stream, (count,) int64 below 2^32."""
     first, last = start // 4, -(-(start + count) // 4)
     flat: np.ndarray = philox.words(seed, stream, np.arange(first, last, dtype=np.int64)).reshape(-1)
     return flat[start - 4 * first :][:count]
 
 
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:
-    """A random order of 0 .. count - 1, (count,) int64."""
+    """Return a random permutation of 0 .. count - 1, (count,) int64."""
     return np.argsort(words(seed, stream, 0, count), kind="stable")
 
 

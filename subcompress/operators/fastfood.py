@@ -39,7 +39,7 @@ class Fastfood(Reference):
         return -(-self.D >> self.log2_l)
 
     def draws(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """B, Pi, G, (blocks, l) each: signs; the slot that each slot reads; g_b / |g_b|."""
+        """Draw B, Pi and G, (blocks, l) each: signs; the slot that each slot reads; g_b / |g_b|."""
         shape = self.blocks, 1 << self.log2_l
         count = shape[0] * shape[1]
         signs = 1 - 2 * philox.bits(self.seed, 0, 0, count).view(np.int8).reshape(shape)
@@ -48,32 +48,32 @@ class Fastfood(Reference):
         return signs, reads, g / np.linalg.norm(g, axis=1, keepdims=True)
 
     @cached_property
-    def _kept(self) -> dict[tuple[torch.dtype, torch.device], _Kept]:
+    def _cache(self) -> dict[tuple[torch.dtype, torch.device], _TrainingTables]:
         return {}
 
-    def _training(self, like: Tensor) -> _Kept:
-        """What training keeps, of the dtype and device of `like`."""
+    def _training_tables(self, like: Tensor) -> _TrainingTables:
+        """Return the tables for training, of the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
-        if key not in self._kept:
+        if key not in self._cache:
             signs, reads, g = self.draws()
             reads += np.arange(self.blocks)[:, None] << self.log2_l
-            self._kept[key] = _Kept(
+            self._cache[key] = _TrainingTables(
                 torch.from_numpy(signs).to(like.device, like.dtype),
                 torch.from_numpy(reads.reshape(-1)).to(like.device),
                 torch.from_numpy(g).to(like.device, like.dtype),
                 walsh.Grid.of(np.arange(1 << self.log2_l), self.log2_l).factors(like.dtype, like.device),
             )
-        return self._kept[key]
+        return self._cache[key]
 
     def matvec(self, z: Tensor) -> Tensor:
-        k = self._training(z)
+        k = self._training_tables(z)
         with torch.autocast(z.device.type, enabled=False):
             x = walsh.expand(k.signs * torch.nn.functional.pad(z, (0, k.signs.shape[1] - self.d)), k.factors)
             y = x.view(-1).index_select(0, k.reads).view_as(x).mul_(k.g)
             return walsh.expand(y, k.factors).view(-1)[: self.D]
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        k = self._training(g)
+        k = self._training_tables(g)
         with torch.autocast(g.device.type, enabled=False):
             y = torch.nn.functional.pad(g, (0, k.signs.numel() - self.D)).view_as(k.signs)
             y = walsh.gather(y, k.factors).mul_(k.g)
@@ -81,9 +81,9 @@ class Fastfood(Reference):
             return walsh.gather(x, k.factors).mul_(k.signs).sum(0)[: self.d]
 
 
-class _Kept(NamedTuple):
-    """signs, g: B and G, (blocks, l); reads: Pi as places in the flattened blocks, (blocks l,); factors: those of H
-    (`walsh.Grid`)."""
+class _TrainingTables(NamedTuple):
+    """Tables for training. signs, g: B and G, (blocks, l); reads: Pi as indices of the flattened blocks, (blocks l,);
+    factors: those of H (`walsh.Grid`)."""
 
     signs: Tensor
     reads: Tensor

@@ -1,4 +1,4 @@
-"""What a tensor's values start from, said in few bytes: constants, tables, ramps and seeded random numbers.
+"""Start values in few bytes: constants, tables, ramps and seeded random numbers.
 
 A form gives the start of any range of values of a tensor as an array, without torch (docs/FORMAT.md, section 5). A
 `Pattern` says which of several forms each value of a tensor has.
@@ -27,18 +27,18 @@ SLICES = 64
 
 @dataclass(frozen=True)
 class Table:
-    """Values of their own, little-endian bytes of the dtype, repeated until all values have one."""
+    """Explicit values, as little-endian bytes of the dtype, repeated until all values have one."""
 
     data: bytes
     dtype: str
 
     @property
     def period(self) -> int:
-        """Values before they repeat."""
+        """The number of values after which they repeat."""
         return len(self.data) // DTYPES[self.dtype].itemsize
 
     def values(self, lo: int, n: int) -> np.ndarray:
-        """Values lo .. lo + n, (n,)."""
+        """Return values lo .. lo + n, (n,)."""
         held = np.frombuffer(self.data, DTYPES[self.dtype])
         return held[lo : lo + n].copy() if lo + n <= len(held) else held[np.arange(lo, lo + n) % len(held)]
 
@@ -53,7 +53,7 @@ class Ramp:
     dtype: str = "F32"
 
     def values(self, lo: int, n: int) -> np.ndarray:
-        """Values lo .. lo + n, (n,)."""
+        """Return values lo .. lo + n, (n,)."""
         k = (np.arange(lo, lo + n, dtype=np.int64) % self.period).astype(np.float64)
         return rounded(self.first + self.step * k, DTYPES[self.dtype])
 
@@ -64,7 +64,8 @@ Chosen = float | Table | Ramp
 
 @dataclass(frozen=True)
 class Seeded:
-    """center + scale * integer: the integers are sums of SEEDED_SLOTS random signs, drawn from the seed."""
+    """Random values center + scale * integer, where an integer is a sum of SEEDED_SLOTS random signs drawn from the
+    seed."""
 
     scale: float
     center: Chosen = 0.0
@@ -74,14 +75,14 @@ Form = Chosen | Seeded
 
 
 def chosen_values(form: Chosen, lo: int, n: int, dtype: str) -> np.ndarray:
-    """Values lo .. lo + n of a chosen start, (n,), in a dtype of the format's names; a table has its own."""
+    """Return values lo .. lo + n of a start that is not seeded, (n,), in a dtype of the format; a table has its own."""
     if isinstance(form, float):
         return rounded(np.full(n, form, np.float32), DTYPES[dtype])
     return form.values(lo, n)
 
 
 def seeded_integers(seed: int, n: int) -> HadamardBlocks:
-    """The operator without coordinates whose rows are the integers of all seeded values of a file."""
+    """Return the operator without coordinates whose rows are the integers of all seeded values of a file."""
     return HadamardBlocks(n, 0, seed, 6, SEEDED_SLOTS, 1, SEEDED_GROUP)
 
 
@@ -98,19 +99,19 @@ Bengio 2010, LeCun et al. 1998. Numbers are part of the format."""
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """fan_in and fan_out of a weight with two axes or more, None for others and for empty ones."""
+    """Return fan_in and fan_out of a weight with two or more axes; None for others and for empty ones."""
     if len(shape) < 2 or math.prod(shape) == 0:
         return None
     return math.prod(shape[1:]), math.prod(shape) // shape[1]
 
 
 def seeded_scale(variance: float) -> float:
-    """The scale of a seeded start of that variance, before it is rounded to bfloat16."""
+    """Return the scale of a seeded start of that variance, not rounded to bfloat16 yet."""
     return math.sqrt(variance / SEEDED_SLOTS)
 
 
 def counts_of(runs: tuple[tuple[int, int], ...], items: int, size: int) -> list[int]:
-    """Of `size` values that runs say the items of, how many each of the items has."""
+    """Return how many of `size` values belong to each item, according to the runs."""
     if len(runs) > SLICES:
         held, lengths = table_of(runs).T
         times, rest = divmod(size, int(lengths.sum()))
@@ -126,13 +127,13 @@ def counts_of(runs: tuple[tuple[int, int], ...], items: int, size: int) -> list[
 
 
 def table_of(runs: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Runs as (n, 2) int64."""
+    """Return the runs as (n, 2) int64."""
     return np.fromiter(chain.from_iterable(runs), np.int64, 2 * len(runs)).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which item each of `size` values of a tensor belongs to: runs of (item, length), repeated until all have one."""
+    """Maps each of `size` values of a tensor to an item: runs of (item, length), repeated until all have one."""
 
     runs: tuple[tuple[int, int], ...]
     size: int
@@ -147,16 +148,16 @@ class Pattern:
 
     @cached_property
     def items(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return int(self._items.max()) + 1
 
     @property
     def period(self) -> int:
-        """Values before the runs repeat."""
+        """The number of values after which the runs repeat."""
         return int(self._ends[-1])
 
     def before(self, at: int) -> list[int]:
-        """How many of the values before value `at` each item has."""
+        """Return how many of the values before value `at` belong to each item."""
         whole, rest = divmod(at, self.period)
         lengths = np.diff(self._ends, prepend=0)
         inside = np.minimum(lengths, np.maximum(0, rest - (self._ends - lengths)))
@@ -166,14 +167,14 @@ class Pattern:
 
     @cached_property
     def counts(self) -> list[int]:
-        """Values of each item."""
+        """The number of values of each item."""
         return self.before(self.size)
 
     def places(self, lo: int, n: int) -> Iterator[tuple[int, int, slice | np.ndarray]]:
         """For values lo .. lo + n: an item, how many of its values come before those that follow, and where they lie,
         counted from lo. An item may come several times, with its values in order."""
         ranks = self.before(lo)
-        near = list(self._near(lo, n))
+        near = list(self._runs_in(lo, n))
         if len(near) <= SLICES:
             for item, begin, end in near:
                 yield item, ranks[item], slice(begin, end)
@@ -185,8 +186,8 @@ class Pattern:
             if len(at := np.flatnonzero(found == item)):
                 yield item, ranks[item], at
 
-    def _near(self, lo: int, n: int) -> Iterator[tuple[int, int, int]]:
-        """(item, begin, end) of the runs in the range, at most one more than SLICES of them."""
+    def _runs_in(self, lo: int, n: int) -> Iterator[tuple[int, int, int]]:
+        """Return (item, begin, end) of the runs in the range, at most one more than SLICES of them."""
         at, hi = lo, lo + n
         run = int(np.searchsorted(self._ends, at % self.period, side="right"))
         for _ in range(SLICES + 1):

@@ -1,4 +1,4 @@
-"""An operator's products with their gradients, of any order: each is the other's."""
+"""Differentiable products with an operator, of any order: the gradient of each is the other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Products(Protocol):
-    """P z and P^T g, of an operator."""
+    """The two products of an operator, P z and P^T g."""
 
     def matvec(self, z: Tensor) -> Tensor:
         """(d,) -> (D,)."""
@@ -19,13 +19,13 @@ class Products(Protocol):
 
 
 def matvec(z: Tensor, op: Products) -> Tensor:
-    """P z with its gradient P^T, (d,) -> (D,)."""
+    """Compute P z, (d,) -> (D,), with the gradient P^T."""
     out: Tensor = _MatVec.apply(z, op)
     return out
 
 
 def rmatvec(g: Tensor, op: Products) -> Tensor:
-    """P^T g with its gradient P, (D,) -> (d,)."""
+    """Compute P^T g, (D,) -> (d,), with the gradient P."""
     out: Tensor = _RMatVec.apply(g, op)
     return out
 

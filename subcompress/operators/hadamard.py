@@ -91,15 +91,15 @@ class HadamardBlocks(ExactOperator):
         return cls(D, d, seed, log2_m, K, A, group)
 
     def with_constant(self, A: int) -> Self:
-        """The same with its frozen slots at A; tables that do not depend on it are shared."""
+        """Return a copy with the frozen slots set to A; it shares tables that do not depend on A."""
         found = replace(self, A=A)
-        shared = ("columns", "_grid", "_kept")
+        shared = ("columns", "_grid", "_cache")
         found.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
         return found
 
     @property
     def m(self) -> int:
-        """Rows of a block."""
+        """The number of rows in a block."""
         return 1 << self.log2_m
 
     @property
@@ -108,12 +108,12 @@ class HadamardBlocks(ExactOperator):
 
     @property
     def blocks(self) -> int:
-        """Blocks in D, the last one cut."""
+        """The number of blocks in D, the last one cut."""
         return -(-self.D // self.m)
 
     @property
     def free(self) -> int:
-        """Slots of a block that are not frozen."""
+        """The number of slots in a block that are not frozen."""
         return self.m - self.K
 
     @property
@@ -122,7 +122,7 @@ class HadamardBlocks(ExactOperator):
 
     @property
     def used(self) -> int:
-        """Slots of a block that hold a coordinate."""
+        """The number of slots in a block that hold a coordinate."""
         return min(self.d, self.free)
 
     @cached_property
@@ -195,13 +195,13 @@ class HadamardBlocks(ExactOperator):
         return self.K * self.A + int((prefix[start + self.free] - prefix[start]).max())
 
     @cached_property
-    def _kept(self) -> dict[tuple[torch.dtype, torch.device], _Kept]:
+    def _cache(self) -> dict[tuple[torch.dtype, torch.device], _TrainingTables]:
         return {}
 
-    def _training(self, like: Tensor) -> _Kept:
-        """What training keeps, of the dtype and device of `like`."""
+    def _training_tables(self, like: Tensor) -> _TrainingTables:
+        """Return the tables for training, of the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
-        if key not in self._kept:
+        if key not in self._cache:
             cells = self._grid.cells
             signs = np.zeros((self.blocks, self._grid.size), np.int8)
             signs[:, cells] = self._signs(0, self.blocks)
@@ -210,14 +210,14 @@ class HadamardBlocks(ExactOperator):
                 whole = np.zeros((self.blocks, self._grid.size), np.int64)
                 whole[:, cells[self.K :]] = reading
                 placed = torch.from_numpy(whole).to(like.device)
-            self._kept[key] = _Kept(
+            self._cache[key] = _TrainingTables(
                 torch.from_numpy(signs).to(like.device, like.dtype),
                 torch.from_numpy(cells[: self.K]).to(like.device),
                 torch.from_numpy(cells[self.K :]).to(like.device),
                 placed,
                 self._grid.factors(like.dtype, like.device),
             )
-        return self._kept[key]
+        return self._cache[key]
 
     def _kernel(self, like: Tensor) -> ModuleType | None:
         return kernel(like.device, self, True) if like.dtype == torch.float32 else None
@@ -240,12 +240,12 @@ class HadamardBlocks(ExactOperator):
         return fast.adjoint(self, pieces)
 
     def _apply(self, z: Tensor, frozen: int) -> Tensor:
-        """P z with the frozen slots at that value."""
+        """Compute P z with the frozen slots set to `frozen`."""
         if (fast := self._kernel(z)) is not None:
             out = z.new_empty(self.D)
             fast.affine(self, z, float(frozen), [Segment(0, out, 1.0)])
             return out
-        k = self._training(z)
+        k = self._training_tables(z)
         cells = z.new_zeros(self._grid.size).index_copy_(0, k.free, z) if k.reading is None else z[k.reading]
         cells.index_fill_(-1, k.frozen, frozen)
         with torch.autocast(z.device.type, enabled=False):
@@ -258,7 +258,7 @@ class HadamardBlocks(ExactOperator):
     def rmatvec(self, g: Tensor) -> Tensor:
         if (fast := self._kernel(g)) is not None:
             return fast.adjoint(self, [(0, g[: self.D], 1.0)])
-        k = self._training(g)
+        k = self._training_tables(g)
         padded = g if len(g) == self.padded else torch.nn.functional.pad(g, (0, self.padded - self.D))
         with torch.autocast(g.device.type, enabled=False):
             y = walsh.gather(padded.view(self.blocks, self.m), k.factors).mul_(k.signs)
@@ -272,9 +272,12 @@ class HadamardBlocks(ExactOperator):
         return torch.cat(parts).to(dtype or torch.float32)
 
 
-class _Kept(NamedTuple):
-    """signs: diag(s_b) by cell, (blocks, cells), zero where no slot is; frozen, free: the cells of the slots; reading:
-    the coordinate of each cell, (blocks, cells), where it differs from block to block; factors: see `walsh.Grid`."""
+class _TrainingTables(NamedTuple):
+    """Tables for training.
+
+    signs: diag(s_b) by cell, (blocks, cells), zero in cells without a slot; frozen, free: the cells of the slots;
+    reading: the coordinate of each cell, (blocks, cells), if it differs between blocks; factors: see `walsh.Grid`.
+    """
 
     signs: Tensor
     frozen: Tensor

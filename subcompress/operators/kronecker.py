@@ -61,32 +61,32 @@ class KroneckerProduct(Reference):
         return math.sqrt(self.r) * q * np.sign(np.diag(triangle))
 
     @cached_property
-    def _kept(self) -> dict[tuple[torch.dtype, torch.device], _Kept]:
+    def _cache(self) -> dict[tuple[torch.dtype, torch.device], _TrainingTables]:
         return {}
 
-    def _training(self, like: Tensor) -> _Kept:
+    def _training_tables(self, like: Tensor) -> _TrainingTables:
         """What training keeps, of the dtype and device of `like`."""
         key = (like.dtype, like.device)
-        if key not in self._kept:
+        if key not in self._cache:
             first, second = (torch.from_numpy(q).to(like.device, like.dtype) for q in self.factors())
             rows, columns = (torch.from_numpy(chosen).to(like.device) for chosen in (self.rows, self.columns))
-            self._kept[key] = _Kept(rows, columns, first, second)
-        return self._kept[key]
+            self._cache[key] = _TrainingTables(rows, columns, first, second)
+        return self._cache[key]
 
     def matvec(self, z: Tensor) -> Tensor:
-        k = self._training(z)
+        k = self._training_tables(z)
         with torch.autocast(z.device.type, enabled=False):
             grid = z.new_zeros(self.k**2).index_copy_(0, k.columns, z).view(self.k, self.k)
             return (k.first @ grid @ k.second.T).view(-1).index_select(0, k.rows)
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        k = self._training(g)
+        k = self._training_tables(g)
         with torch.autocast(g.device.type, enabled=False):
             grid = g.new_zeros(self.r**2).index_copy_(0, k.rows, g).view(self.r, self.r)
             return (k.first.T @ grid @ k.second).view(-1).index_select(0, k.columns)
 
 
-class _Kept(NamedTuple):
+class _TrainingTables(NamedTuple):
     """rows, columns: see `KroneckerProduct`; first, second: the factors, (r, k)."""
 
     rows: Tensor

@@ -47,13 +47,13 @@ class SparseProjection(Reference):
         return row, np.concatenate(columns), signs
 
     @cached_property
-    def _kept(self) -> dict[torch.device, _Kept]:
+    def _cache(self) -> dict[torch.device, _TrainingTables]:
         return {}
 
-    def _on(self, device: torch.device) -> _Kept:
-        if device not in self._kept:
-            self._kept[device] = _Kept(*(torch.from_numpy(array).to(device) for array in self._nonzeros))
-        return self._kept[device]
+    def _on(self, device: torch.device) -> _TrainingTables:
+        if device not in self._cache:
+            self._cache[device] = _TrainingTables(*(torch.from_numpy(array).to(device) for array in self._nonzeros))
+        return self._cache[device]
 
     def matvec(self, z: Tensor) -> Tensor:
         k = self._on(z.device)
@@ -66,7 +66,7 @@ class SparseProjection(Reference):
         return g.new_zeros(self.d).index_add_(0, k.columns, terms).mul_(self.D**0.25)
 
 
-class _Kept(NamedTuple):
+class _TrainingTables(NamedTuple):
     """The nonzeros of P on a device, see `_nonzeros`."""
 
     rows: Tensor

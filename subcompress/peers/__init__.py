@@ -1,4 +1,5 @@
-"""Other ways to ship a network, by name. A new one is one file and one line here; being listed is being tested."""
+"""Other ways to ship a network, by name. A new one is one file and one line here; the tests cover every one in the
+list."""
 
 from subcompress.peers.adapters import lora, unilora, vera
 from subcompress.peers.bench import Bench, Peer, Row, SkippedError

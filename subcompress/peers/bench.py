@@ -1,4 +1,4 @@
-"""What every peer is measured on: one network, one data set, one training budget, one way to judge."""
+"""The setting in which all peers are measured: the same network, data, training budget and metric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.held import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
 from subcompress.subspace.copying import copied
@@ -23,7 +23,7 @@ from subcompress.subspace.module import Subspace
 from subcompress.subspace.plan import make_plan
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.training.loop import DeadRunError, Direct, Trainee, TrainOptions, train
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.training.tasks import Task, evaluate
@@ -42,7 +42,7 @@ class Row:
 
 
 class SkippedError(Exception):
-    """This peer cannot be had here; the message says why."""
+    """The peer is not available here; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def new(self) -> list[str]:
-        """Modules that the base does not give any tensor of: heads."""
+        """Return the modules of which the base has no tensor: heads."""
         if (base := self.record.base) is None:
             return []
         owners = {name: name.rpartition(".")[0] for name, _ in self.model.named_parameters()}
@@ -102,7 +102,7 @@ class Bench:
         return module, seconds
 
     def forget(self) -> None:
-        """Train anew what `direct` kept."""
+        """Discard the network that `direct` stored, so that it is trained again."""
         (self.folder / DIRECT).unlink(missing_ok=True)
 
     def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], Tensor, float]:
@@ -145,7 +145,7 @@ class Bench:
         from subcompress.onnx import accuracy_of_graph
 
         test = self.data.test
-        if not self.task.is_accuracy or not isinstance(test, Held):
+        if not self.task.is_accuracy or not isinstance(test, InMemory):
             raise SkippedError("ONNX Runtime judges accuracies of examples in memory")
         with fails("ONNX Runtime does not run it"):
             return accuracy_of_graph(data, test)

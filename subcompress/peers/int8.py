@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from subcompress.data.held import Held
+from subcompress.data.in_memory import InMemory
 from subcompress.data.splits import batches, size
 from subcompress.peers.bench import Bench, Row, SkippedError, fails
 
@@ -22,7 +22,7 @@ def int8(bench: Bench) -> list[Row]:
     """`quantize_static`: weights and activations of 8 bits, a scale a channel."""
     module, seconds = bench.direct
     train = bench.data.train
-    if not isinstance(train, Held):
+    if not isinstance(train, InMemory):
         raise SkippedError("calibration takes a training split in memory")
     graph, began = bench.graph(module), time.perf_counter()
     data = _quantised(graph, train)
@@ -31,11 +31,11 @@ def int8(bench: Bench) -> list[Row]:
     return [Row("ONNX Runtime int8", size, bench.value_of_graph(data), seconds + took, "static, a scale a channel")]
 
 
-def _quantised(graph: bytes, train: Held) -> bytes:
+def _quantised(graph: bytes, train: InMemory) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from subcompress.onnx.tracing import named
+    from subcompress.onnx.tracing import inputs_by_name
 
     order = torch.arange(min(CALIBRATION, size(train)))
 
@@ -45,7 +45,7 @@ def _quantised(graph: bytes, train: Held) -> bytes:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.left, None)
-            return None if batch is None else {name: t.numpy() for name, t in named(batch[0]).items()}
+            return None if batch is None else {name: t.numpy() for name, t in inputs_by_name(batch[0]).items()}
 
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""From a record to weights as NumPy arrays, on the host and without torch."""
+"""Rebuilding a record's weights as NumPy arrays, on the CPU and without torch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Entry, Kept, Record, Same
-from subcompress.rebuild.backends import on_host
+from subcompress.format.record import Entry, Record, Tied, Unchanged
+from subcompress.rebuild.backends import host_backend
 from subcompress.rebuild.backends.memory import HOST
-from subcompress.rebuild.filling import fill, on_base
-from subcompress.tensors.digest import Leaf, hashed, leaves_of, root_digest
+from subcompress.rebuild.filling import fill, require_base
+from subcompress.tensors.digest import Chunk, chunks_of, hash_chunks, root_digest
 from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 
 def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool = True) -> dict[str, np.ndarray]:
-    """Tensors of the state dict, name -> array, all of them or those of `names`: the bits of `expand`, BF16 as uint16.
+    """Rebuild tensors of the state dict, name -> array, all of them or those in `names`; BF16 is uint16.
 
-    Tied tensors are one array. What the base keeps is read-only, in the base's own memory where it has the dtype.
-    check: compare the digest, that of all tensors; what the base keeps is not hashed again. Raises SubcompressError for
-    another digest, for a name that the record lacks, and for weights that this machine's memory cannot hold.
+    The bits are those of `expand`. Tied tensors are one array. Tensors that are the base's are read-only and, if it has
+    their dtype, views of its memory. check: compare the digest of all tensors; the base's are not hashed again. Raises
+    SubcompressError for another digest, an unknown name, and weights that exceed this machine's memory.
     """
     layout = record.layout
     order = [spec.name for spec in layout] if names is None else list(names)
@@ -31,40 +31,40 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
         raise SubcompressError(
             f"tensors are named as in the file's layout; {min(unknown)!r} is none of its {len(layout)}: name another"
         )
-    wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Same) and s.name in wanted}
-    check_room(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Kept, Same))))
+    wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Tied) and s.name in wanted}
+    check_memory(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Unchanged, Tied))))
     state: dict[str, np.ndarray] = {}
     for spec, entry in _pairs(record):
-        if isinstance(entry, Same):
+        if isinstance(entry, Tied):
             if (first := layout.tensors[entry.index].name) in state:
                 state[spec.name] = state[first]
-        elif isinstance(entry, Kept):
-            if spec.name in wanted or (check and on_base(record).leaf(spec.name, 0) is None):
-                state[spec.name] = on_base(record).array(spec.name)
+        elif isinstance(entry, Unchanged):
+            if spec.name in wanted or (check and require_base(record).chunk_digest(spec.name, 0) is None):
+                state[spec.name] = require_base(record).array(spec.name)
         elif check or spec.name in wanted:
             state[spec.name] = HOST.empty(spec.shape, spec.dtype)
-    fill(record, state, on_host(), kept=False)
+    fill(record, state, host_backend(), unchanged=False)
     if check:
         check_digest(record, _digest(record, state))
     return {name: state[name] for name in order}
 
 
-def acting(record: Record) -> tuple[str, ...]:
-    """The names of the tensors that are not among those of the base which are kept as they are."""
-    return tuple(spec.name for spec, entry in _pairs(record) if not isinstance(entry, Kept))
+def changed_names(record: Record) -> tuple[str, ...]:
+    """Return the names of the tensors that are not simply the base's."""
+    return tuple(spec.name for spec, entry in _pairs(record) if not isinstance(entry, Unchanged))
 
 
-def check_room(nbytes: int) -> None:
+def check_memory(nbytes: int) -> None:
     """Raise SubcompressError for weights that are larger than this machine's memory."""
-    if nbytes > (memory := _memory()):
+    if nbytes > (memory := _physical_memory()):
         raise SubcompressError(
             f"weights are rebuilt in memory; this file's take {nbytes} bytes, this machine has {memory}: "
             "use a larger one, if the file is to be trusted"
         )
 
 
-def _memory() -> float:
-    """Bytes of physical memory, infinite where the system does not tell."""
+def _physical_memory() -> float:
+    """Return the bytes of physical memory, infinite if the system does not tell."""
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -80,24 +80,24 @@ def check_digest(record: Record, found: bytes) -> None:
 
 
 def _digest(record: Record, state: Mapping[str, np.ndarray]) -> bytes:
-    """That of all tensors; `state` may lack what the base knows the leaves of."""
-    specs, leaves = record.layout.tensors, list(leaves_of(record.layout))
-    found = [b""] * len(leaves)
-    todo: list[Leaf] = []
-    for leaf in leaves:
-        spec, entry = specs[leaf.index], record.entries[leaf.index]
-        if isinstance(entry, Kept) and (known := on_base(record).leaf(spec.name, leaf.at)):
-            found[leaf.number] = known
-        elif not isinstance(entry, Same):
-            todo.append(leaf)
-    raw = {leaf.index: raw_bytes(state[specs[leaf.index].name]) for leaf in todo}
-    for leaf, digest in zip(todo, hashed([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
-        found[leaf.number] = digest
-    numbers = {(leaf.index, leaf.at): leaf.number for leaf in leaves}
-    for leaf in leaves:
-        if isinstance(entry := record.entries[leaf.index], Same):
-            found[leaf.number] = found[numbers[entry.index, leaf.at]]
-    return root_digest(record.layout, found)
+    """Compute the digest of all tensors; `state` may lack those whose chunk digests the base knows."""
+    specs, chunks = record.layout.tensors, list(chunks_of(record.layout))
+    digests = [b""] * len(chunks)
+    todo: list[Chunk] = []
+    for chunk in chunks:
+        spec, entry = specs[chunk.index], record.entries[chunk.index]
+        if isinstance(entry, Unchanged) and (known := require_base(record).chunk_digest(spec.name, chunk.at)):
+            digests[chunk.number] = known
+        elif not isinstance(entry, Tied):
+            todo.append(chunk)
+    raw = {chunk.index: raw_bytes(state[specs[chunk.index].name]) for chunk in todo}
+    for chunk, digest in zip(todo, hash_chunks([raw[x.index][x.at : x.at + x.size] for x in todo]), strict=True):
+        digests[chunk.number] = digest
+    numbers = {(chunk.index, chunk.at): chunk.number for chunk in chunks}
+    for chunk in chunks:
+        if isinstance(entry := record.entries[chunk.index], Tied):
+            digests[chunk.number] = digests[numbers[entry.index, chunk.at]]
+    return root_digest(record.layout, digests)
 
 
 def _pairs(record: Record) -> Iterator[tuple[TensorSpec, Entry]]:

@@ -1,6 +1,6 @@
-"""Dense weights as a safetensors file, of any size in bounded memory.
+"""Writing dense weights of any size as a safetensors file, in bounded memory.
 
-The library writes what is in memory; this writes the same bytes from a stream, each leaf at its place as it comes.
+The safetensors library writes what is in memory; this writes the same bytes chunk by chunk, each at its offset.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
 from subcompress.rebuild.arrays import check_digest
 from subcompress.rebuild.streaming import stream
-from subcompress.tensors.digest import Leaf
+from subcompress.tensors.digest import Chunk
 from subcompress.tensors.layout import DTYPES, Layout, raw_bytes
 from subcompress.tensors.rounding import rounded
 
 ORDER = ("I64", "F64", "C64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
-"""safetensors lays tensors out by dtype, the widest first, so that each is aligned; and by name."""
+"""The order of dtypes in a safetensors file, the widest first, so that each tensor is aligned; within a dtype by
+name."""
 
 FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-"""What floating-point tensors can be written as, and its name in the file."""
+"""The dtypes that floating-point tensors can be written as -> the name in the file."""
 
 
 def write_dense(
     record: Record, path: Path, *, dtype: str | None = None, done: Callable[[int], None] | None = None
 ) -> None:
-    """Write the record's weights to a file that is there, checked against its digest while they are written.
+    """Write the record's weights to an existing file, and check them against its digest on the way.
 
-    dtype: one of FLOATS, what real floating-point tensors are rounded to; done: see `stream`. Raises SubcompressError
-    for an unknown dtype, for weights of another digest, and where the disk has no room.
+    dtype: one of FLOATS, to which real floating-point tensors are rounded; done: see `stream`. Raises SubcompressError
+    for an unknown dtype, for weights of another digest, and if the disk has too little space.
     """
     if dtype is not None and dtype not in FLOATS:
         raise SubcompressError(f"weights are written as {', '.join(FLOATS)}; given {dtype}: give one of them")
@@ -52,19 +53,19 @@ def write_dense(
         put = _writer(f)
         put(head, 0)
 
-        def sink(leaf: Leaf, values: np.ndarray) -> None:
-            spec, to = layout.tensors[leaf.index], written.tensors[leaf.index]
-            at = len(head) + places[leaf.index] + leaf.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
+        def sink(chunk: Chunk, values: np.ndarray) -> None:
+            spec, to = layout.tensors[chunk.index], written.tensors[chunk.index]
+            at = len(head) + places[chunk.index] + chunk.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
             put(raw_bytes(_rounded(values, DTYPES[to.real_dtype])), at)
 
         check_digest(record, stream(record, sink, done=done))
 
 
 LARGE = 1 << 20
-"""Bytes that are worth to be sent to the disk by themselves."""
+"""The fewest bytes that are flushed to the disk at once."""
 
 PIECE = 1 << 15
-"""Values that are rounded together: what a core's first caches hold."""
+"""The number of values that are rounded at a time, so that they fit into a core's cache."""
 
 
 def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -77,13 +78,13 @@ def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def rounded_layout(layout: Layout, dtype: str) -> Layout:
-    """The layout with real floating-point tensors of another dtype."""
+    """Return the layout with another dtype for real floating-point tensors."""
     floats = ("F32", "F16", "BF16", "F64")
     return Layout(tuple(replace(s, dtype=dtype) if s.dtype in floats else s for s in layout))
 
 
 def header(layout: Layout) -> tuple[bytes, list[int]]:
-    """What stands before the values, and the first byte of each tensor after it, in the layout's order."""
+    """Return the safetensors header, and the offset of each tensor after it in the layout's order."""
     order = sorted(range(len(layout)), key=lambda i: (ORDER.index(layout.tensors[i].dtype), layout.tensors[i].name))
     places, at = [0] * len(layout), 0
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -98,8 +99,9 @@ def header(layout: Layout) -> tuple[bytes, list[int]]:
 
 
 def _writer(f: FileIO) -> Callable[[bytes | memoryview, int], None]:
-    """Writes data at a place of the file, from any thread; one at a time where the system has no such call."""
-    turn = threading.Lock()
+    """Return a function that writes data at an offset of the file, from any thread; serialized if the system lacks
+    pwrite."""
+    lock = threading.Lock()
 
     def put(data: bytes | memoryview, at: int) -> None:
         view, begin = memoryview(data), at
@@ -107,12 +109,12 @@ def _writer(f: FileIO) -> Callable[[bytes | memoryview, int], None]:
             if hasattr(os, "pwrite"):
                 n = os.pwrite(f.fileno(), view, at)
             else:
-                with turn:
+                with lock:
                     f.seek(at)
                     n = f.write(view)
             view, at = view[n:], at + n
         if at - begin >= LARGE and hasattr(os, "posix_fadvise"):
-            # The system begins to write these out now, and not when all is there and waited for.
+            # Start writing these out now, so that the final fsync waits less.
             os.posix_fadvise(f.fileno(), begin, at - begin, os.POSIX_FADV_DONTNEED)
 
     return put

@@ -1,4 +1,4 @@
-"""From a record to weights in memory: the tensors themselves, and whether they are the ones that were packed."""
+"""Rebuilding a record's weights as torch tensors, and checking them against the digest."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from subcompress.format.record import Kept, Record, Same
-from subcompress.rebuild.arrays import check_digest, check_room
+from subcompress.format.record import Record, Tied, Unchanged
+from subcompress.rebuild.arrays import check_digest, check_memory
 from subcompress.rebuild.backends import Backend, backend_of
 from subcompress.rebuild.filling import fill
 from subcompress.tensors.digest import weights_digest
@@ -16,17 +16,16 @@ from subcompress.tensors.layout import raw_bytes
 
 
 def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
-    """Every tensor of the state dict, name -> tensor on the backend's device, the same bits on each of them. Tied
-    tensors are one and the same.
+    """Rebuild the state dict, name -> tensor on the backend's device; all backends give the same bits.
 
-    backend: one of BACKENDS, or the fastest for "cpu" or "cuda". Raises SubcompressError for an unknown one, and for
-    weights that this machine's memory cannot hold.
+    Tied tensors are one object. backend: one of BACKENDS, or "cpu" or "cuda" for the fastest there. Raises
+    SubcompressError for an unknown backend, and for weights that exceed this machine's memory.
     """
     chosen = backend_of(backend)
-    check_room(record.layout.nbytes)
+    check_memory(record.layout.nbytes)
     state: dict[str, Tensor] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same):
+        if isinstance(entry, Tied):
             state[spec.name] = state[record.layout.tensors[entry.index].name]
         else:
             state[spec.name] = torch.empty(spec.shape, dtype=spec.torch_dtype, device=chosen.device)
@@ -35,31 +34,35 @@ def expand(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
 
 
 def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
-    """`expand` into tensors at hand, contiguous, of the record's dtypes and shapes and all of one device: no other
-    memory is taken. Raises SubcompressError where no backend runs on that device."""
+    """Rebuild into existing tensors, contiguous, of the record's dtypes and shapes, on one device; allocates nothing.
+
+    Raises SubcompressError if no backend runs on that device.
+    """
     device = next(iter(state.values())).device if state else torch.device("cpu")
     _fill(record, state, backend_of(device.type).on(device))
 
 
-def expand_acting(record: Record, state: Mapping[str, Tensor]) -> None:
-    """`expand_into` for the tensors of the record that differ from the base; `state` may lack the others."""
+def expand_changed(record: Record, state: Mapping[str, Tensor]) -> None:
+    """Rebuild, like `expand_into`, only the tensors that differ from the base; `state` may lack the others."""
     device = next(iter(state.values())).device if state else torch.device("cpu")
-    _fill(record, state, backend_of(device.type).on(device), kept=False)
+    _fill(record, state, backend_of(device.type).on(device), unchanged=False)
 
 
-def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, kept: bool = True) -> None:
-    written = (s.name for s, e in zip(record.layout, record.entries, strict=True) if kept or not isinstance(e, Kept))
+def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, unchanged: bool = True) -> None:
+    written = (
+        s.name for s, e in zip(record.layout, record.entries, strict=True) if unchanged or not isinstance(e, Unchanged)
+    )
     with torch.no_grad():
-        fill(record, {name: backend.memory.of(state[name]) for name in written}, backend, kept=kept)
+        fill(record, {name: backend.memory.of(state[name]) for name in written}, backend, unchanged=unchanged)
 
 
 def digest_of(record: Record, state: dict[str, Tensor]) -> bytes:
-    """The digest of a state dict under the record's layout."""
+    """Compute the digest of a state dict under the record's layout."""
     return weights_digest(record.layout, {name: raw_bytes(tensor) for name, tensor in state.items()})
 
 
 def expand_checked(record: Record, backend: str = "cpu") -> dict[str, Tensor]:
-    """`expand`, refused unless the digest in the file is the one of what was rebuilt."""
+    """Rebuild like `expand`. Raises SubcompressError unless the weights have the digest in the file."""
     state = expand(record, backend)
     check_digest(record, digest_of(record, state))
     return state

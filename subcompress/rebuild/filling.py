@@ -1,4 +1,4 @@
-"""From a record to values in memory that is there, on any backend."""
+"""Filling existing memory with a record's values, on any backend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.format.record import Fixed, Kept, Mixed, Piece, Record, Same, Stored
+from subcompress.format.record import Fixed, Mixed, Piece, Record, Stored, Tied, Unchanged
 from subcompress.operators.forms import NO_COORDINATES, Form, Seeded, chosen_values
 from subcompress.operators.kernels import SeededRows, Segment
 from subcompress.rebuild.backends.memory import HOST
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 class Filling:
-    """Ranges of a record's tensors that are to be written, and then written all at once: each group's rows in one call.
+    """Collects ranges of tensors to compute, then computes them together, each group's rows in one call.
 
-    coordinates: of each group, in the backend's memory.
+    coordinates: those of each group, in the backend's memory.
     """
 
     def __init__(self, record: Record, backend: Backend, coordinates: list[Any]) -> None:
         self.record, self.backend, self.memory, self.coordinates = record, backend, backend.memory, coordinates
         self._segments: list[list[Segment]] = [[] for _ in record.groups]
         self._seeded: list[Segment] = []
-        self._then: list[Callable[[], None]] = []
+        self._deferred: list[Callable[[], None]] = []
         self._based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
 
     def add(self, i: int, at: int, out: Any) -> None:
-        """Real numbers at .. at + len(out) of tensor i, which is coded, fixed or mixed, into `out`, flat and of the
+        """Request real numbers at .. at + len(out) of tensor i (coded, fixed or mixed) in `out`, flat and of the
         tensor's dtype."""
         spec, entry = self.record.layout.tensors[i], self.record.entries[i]
         pieces = self.record.pieces[i]
@@ -46,10 +46,10 @@ class Filling:
                 continue
             values = self.memory.empty((len(places),), spec.real_dtype)
             self._add(spec, pieces[item], first, values)
-            self._then.append(partial(self.memory.scatter, out, places, values))
+            self._deferred.append(partial(self.memory.scatter, out, places, values))
 
     def _add(self, spec: TensorSpec, piece: Piece, at: int, out: Any) -> None:
-        """Values at .. at + len(out) of a piece."""
+        """Request values at .. at + len(out) of a piece."""
         entry, n = piece.entry, len(out)
         if isinstance(entry, Fixed):
             self._add_start(spec, entry.start, piece.seeded + at, at, out)
@@ -68,15 +68,17 @@ class Filling:
         values = self.memory.empty((n,), "F32") if out.itemsize < 4 else out
         segments.append(Segment(first, values, entry.scale))
         if entry.based:
-            self._based.append((out, values, on_base(self.record).reals(spec.name, at, n)))
+            self._based.append((out, values, require_base(self.record).reals(spec.name, at, n)))
             return
         start = self.memory.empty((n,), "F32" if isinstance(entry.start, Seeded) else spec.real_dtype)
         self._add_start(spec, entry.start, piece.seeded + at, at, start)
-        self._then.append(lambda: self.memory.add_base(out, values, start))
+        self._deferred.append(lambda: self.memory.add_base(out, values, start))
 
     def _fused(self, start: Form, seeded: int, out: Any) -> SeededRows | None:
-        """A start that the backend computes where it writes the rest, None where it is to be added in another way. The
-        order of roundings is that of sums in float32, so float64 is none of them."""
+        """Return a start that the backend computes together with the rest, None if it must be added separately.
+
+        The sum is then rounded as in float32, so float64 is excluded.
+        """
         if not self.backend.seeds or not isinstance(start, Seeded) or out.dtype == np.float64:
             return None
         if not isinstance(start.center, float):
@@ -84,12 +86,12 @@ class Filling:
         return SeededRows(self.record.seeded_operator, seeded, start.scale, start.center)
 
     def _in_place(self, start: Form, out: Any) -> bool:
-        """Whether a start can be written first, and the rest be added to it where it lies."""
+        """Return whether a start can be written first and the rest added to it in place."""
         plain = isinstance(start, Seeded) and isinstance(start.center, float)
         return plain and self.memory is HOST and out.dtype == np.float32
 
     def _add_start(self, spec: TensorSpec, start: Form, seeded: int, at: int, out: Any) -> None:
-        """Values at .. at + len(out) of a start; seeded: the number of the first among all seeded ones."""
+        """Request values at .. at + len(out) of a start; seeded: the number of the first among all seeded ones."""
         n = len(out)
         if not isinstance(start, Seeded):
             self.memory.put(out, chosen_values(start, at, n, spec.real_dtype))
@@ -99,59 +101,61 @@ class Filling:
             values = out if out.itemsize == 4 else self.memory.empty((n,), "F32")  # its sum is in float32
             center = self.memory.of(chosen_values(start.center, at, n, spec.real_dtype))
             self._seeded.append(Segment(seeded, values, start.scale))
-            self._then.append(lambda: self.memory.add_base(out, values, center))
+            self._deferred.append(lambda: self.memory.add_base(out, values, center))
 
     def write(self) -> None:
-        """Compute what was added."""
-        # What is written may lie where the base does.
-        ours = {self.memory.address(out) for out, _, _ in self._based}
-        based = [(out, values, b.copy() if HOST.address(b) in ours else b) for out, values, b in self._based]
+        """Compute everything that was requested."""
+        # The output may share memory with the base.
+        written = {self.memory.address(out) for out, _, _ in self._based}
+        based = [(out, values, b.copy() if HOST.address(b) in written else b) for out, values, b in self._based]
         if self._seeded:
-            none = self.memory.of(NO_COORDINATES)
-            self.backend.fill(self.record.seeded_operator, none, sorted(self._seeded, key=_first_row))
+            no_coordinates = self.memory.of(NO_COORDINATES)
+            self.backend.fill(self.record.seeded_operator, no_coordinates, sorted(self._seeded, key=_first_row))
         for group, c, segments in zip(self.record.groups, self.coordinates, self._segments, strict=True):
             if segments:
                 self.backend.fill(group.operator, c, sorted(segments, key=_first_row))
         for out, values, base in based:
             self.memory.add_base(out, values, base)
-        for then in self._then:
-            then()
+        for call in self._deferred:
+            call()
 
 
 def _first_row(segment: Segment) -> int:
     return segment.lo
 
 
-def fill(record: Record, places: Mapping[str, Any], backend: Backend, *, kept: bool = True) -> None:
-    """Write the record's tensors to `places`, name -> what the backend's memory holds, contiguous and of the record's
-    dtypes and shapes. Tensors without a place are left out, and without `kept` those that are the base's too."""
+def fill(record: Record, places: Mapping[str, Any], backend: Backend, *, unchanged: bool = True) -> None:
+    """Write a record's tensors to `places`, name -> contiguous memory of the record's dtypes and shapes.
+
+    Tensors without a place are skipped, and without `unchanged` those that are the base's too.
+    """
     memory = backend.memory
-    made = Filling(record, backend, [memory.of(group.coordinates) for group in record.groups])
+    filling = Filling(record, backend, [memory.of(group.coordinates) for group in record.groups])
     for i, (spec, entry) in enumerate(zip(record.layout, record.entries, strict=True)):
-        if not spec.size or spec.name not in places or isinstance(entry, Same):
+        if not spec.size or spec.name not in places or isinstance(entry, Tied):
             continue
         place = places[spec.name]
         if isinstance(entry, Stored):
             at = record.stored_at[i]
-            memory.put(place, stored(record, at, spec.nbytes, spec.dtype).reshape(spec.shape))
-        elif not isinstance(entry, Kept):
-            made.add(i, 0, memory.reals(place))
-        elif kept:
-            memory.put(place, on_base(record).values(spec.name))
-    made.write()
+            memory.put(place, stored_values(record, at, spec.nbytes, spec.dtype).reshape(spec.shape))
+        elif not isinstance(entry, Unchanged):
+            filling.add(i, 0, memory.reals(place))
+        elif unchanged:
+            memory.put(place, require_base(record).values(spec.name))
+    filling.write()
     for spec, entry in zip(record.layout, record.entries, strict=True):
-        if isinstance(entry, Same) and spec.name in places:
+        if isinstance(entry, Tied) and spec.name in places:
             place, other = places[spec.name], places.get(record.layout.tensors[entry.index].name)
             if other is not None and memory.address(place) != memory.address(other):
                 place[...] = other
 
 
-def on_base(record: Record) -> OnBase:
-    """What the record stands on, for one whose `check` has passed."""
-    assert record.base is not None, "check() saw to it"
+def require_base(record: Record) -> OnBase:
+    """Return the base of a record whose check has passed and that has one."""
+    assert record.base is not None, "check() requires a base"
     return record.base
 
 
-def stored(record: Record, at: int, n: int, dtype: str) -> np.ndarray:
-    """n bytes of the stored tensors as values, a copy."""
+def stored_values(record: Record, at: int, n: int, dtype: str) -> np.ndarray:
+    """Copy n bytes of the stored tensors as values of a dtype."""
     return np.frombuffer(record.stored, np.uint8, n, at).copy().view(DTYPES[dtype])

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a place where files lie: names, the one module that asks it, downloads."""
+"""The Hugging Face Hub as storage: references to repositories, requests and downloads."""
 
 from subcompress.remote.downloads import (
     CARD,
@@ -14,7 +14,7 @@ from subcompress.remote.downloads import (
     weights_of,
 )
 from subcompress.remote.references import COMMIT, PREFIX, Reference, is_reference
-from subcompress.remote.transport import Hub, Say, quiet
+from subcompress.remote.transport import Hub, Log, log_to_listeners
 
 __all__ = [
     "CARD",
@@ -26,12 +26,12 @@ __all__ = [
     "PREFIX",
     "Fetched",
     "Hub",
+    "Log",
     "Reference",
-    "Say",
     "download",
     "is_reference",
     "json_object",
-    "quiet",
+    "log_to_listeners",
     "settings",
     "small_file",
     "weights_of",

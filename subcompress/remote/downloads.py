@@ -1,4 +1,4 @@
-"""Files of repositories in the cache, each what the Hub promises: ours, what lies beside it, a base's weights."""
+"""Verified downloads into the cache: packed files, their companions, and the weights of bases."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from subcompress.errors import SubcompressError
 from subcompress.remote.references import COMMIT, PREFIX, Reference
 from subcompress.remote.shards import INDEX, weight_map
-from subcompress.remote.transport import Hub, Remote, Say, UnreachableError, quiet
+from subcompress.remote.transport import Hub, Log, Remote, UnreachableError, log_to_listeners
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes
 
 FILE, CONFIG, CARD, GRAPH = "model.safetensors", "config.json", "README.md", "model.onnx"
-"""What a repository holds."""
+"""The names of the files in a repository."""
 
 LARGE = 1 << 24
-"""Bytes from which a file is not fetched before its repository has said that it is ours."""
+"""The size in bytes above which a file is downloaded only if the repository's config.json is one of subcompress."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """path: the file in the cache; commit: of the repository, where it lies; cached: the Hub was not asked."""
+    """A downloaded file. path: in the cache; id, commit: of its repository; cached: whether the Hub was not asked."""
 
     id: str
     commit: str
@@ -33,14 +33,17 @@ class Fetched:
     cached: bool
 
 
-def download(ref: Reference, *, token: str | bool | None = None, cached: bool = False, say: Say = quiet) -> Fetched:
-    """The file of a repository in the cache, compared with what the Hub says of it. Where the Hub is out of reach, the
-    copy of before is used, and said to be. cached: the Hub is not asked at all.
+def download(
+    ref: Reference, *, token: str | bool | None = None, cached: bool = False, log: Log = log_to_listeners
+) -> Fetched:
+    """Download the packed file of a repository into the cache and compare it with what the Hub states.
 
-    Raises SubcompressError for a repository that is not there or not open, one that holds something else, and a file
-    that comes damaged twice.
+    If the Hub cannot be reached, the copy in the cache is used, and that is logged. cached: do not ask the Hub at all.
+
+    Raises SubcompressError for a repository that is missing or not accessible, one that holds something else, and a
+    file that is damaged twice.
     """
-    hub = Hub(token, say)
+    hub = Hub(token, log)
     try:
         if cached:
             raise UnreachableError("the Hub is not asked", f"{ref} is not in the cache")
@@ -52,26 +55,26 @@ def download(ref: Reference, *, token: str | bool | None = None, cached: bool = 
             raise e from None
         found = Fetched(ref.id, path.parent.name, path, True)
         if not cached:
-            say(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
+            log(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
     return found
 
 
 def _from_hub(hub: Hub, ref: Reference) -> Fetched:
     remote = hub.look(ref)
-    _require_ours(hub, ref, remote)
+    _require_packed_file(hub, ref, remote)
     pinned = replace(ref, revision=remote.commit)
-    path = hub.download(ref, FILE)  # by its name first: so it is found again where there is no Hub
-    if path.parent.name != remote.commit:  # the branch has moved since we looked, or this is the copy of before
+    path = hub.download(ref, FILE)  # by the branch's name first, so that it is found in the cache when offline
+    if path.parent.name != remote.commit:  # the branch has moved, or this is an older copy
         path = hub.download(pinned, FILE)
-    return Fetched(remote.id, remote.commit, _promised(hub, pinned, FILE, remote, path), False)
+    return Fetched(remote.id, remote.commit, _verified(hub, pinned, FILE, remote, path), False)
 
 
-def _promised(hub: Hub, pinned: Reference, name: str, remote: Remote, path: Path) -> Path:
-    """The file that was downloaded to `path`, fetched once more where it is not what the Hub promises: its client does
-    not look."""
+def _verified(hub: Hub, pinned: Reference, name: str, remote: Remote, path: Path) -> Path:
+    """Return the downloaded file, downloading it again if it is not what the Hub states, which the Hub's client does
+    not check."""
     if remote.files[name].is_at(path):
         return path
-    hub.say(f"{name} of {pinned.id} came damaged; fetching it once more")
+    hub.log(f"{name} of {pinned.id} came damaged; fetching it once more")
     path = hub.download(pinned, name, again=True)
     if not remote.files[name].is_at(path):
         raise SubcompressError(
@@ -81,8 +84,8 @@ def _promised(hub: Hub, pinned: Reference, name: str, remote: Remote, path: Path
     return path
 
 
-def _require_ours(hub: Hub, ref: Reference, remote: Remote) -> None:
-    """Raise SubcompressError for what need not be fetched to see that it is not ours."""
+def _require_packed_file(hub: Hub, ref: Reference, remote: Remote) -> None:
+    """Raise SubcompressError if the repository evidently holds no packed file, before downloading it."""
     if FILE not in remote.files:
         raise SubcompressError(f"a repository of ours holds {FILE}; {ref} does not: is it the right one?")
     most = MAX_FILE_BYTES
@@ -91,31 +94,30 @@ def _require_ours(hub: Hub, ref: Reference, remote: Remote) -> None:
 
 
 def settings(hub: Hub, ref: Reference, remote: Remote) -> dict[str, Any]:
-    """The config.json of a repository, at the commit that was seen; empty where no push of ours wrote it."""
+    """Return the config.json of a repository at that commit; empty if no push of subcompress wrote it."""
     return known_settings(text) if (text := small_file(hub, ref, remote, CONFIG)) is not None else {}
 
 
 def json_object(text: bytes) -> dict[str, Any] | None:
-    """The object that a text is in JSON, in UTF-8 without a mark, as other readers of it want it; None for any other
-    text."""
+    """Parse a JSON object in UTF-8 without a byte order mark; None for anything else."""
     try:
-        held = json.loads(text.decode())
+        value = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
-    return held if isinstance(held, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def known_settings(text: bytes) -> dict[str, Any]:
-    """A config.json of ours, empty where it is none."""
-    if (held := json_object(text)) is None:
+    """Parse a config.json that a push wrote; empty if it is none."""
+    if (config := json_object(text)) is None:
         return {}
-    ours = held.get("subcompress")
-    return held if isinstance(ours, dict) and isinstance(ours.get("sha256", {}), dict) else {}
+    own = config.get("subcompress")
+    return config if isinstance(own, dict) and isinstance(own.get("sha256", {}), dict) else {}
 
 
 def small_file(hub: Hub, ref: Reference, remote: Remote, name: str) -> bytes | None:
-    """A text beside the file, at the commit that was seen; None where there is none. Raises SubcompressError for one
-    that is too large to be a text."""
+    """Return the bytes of a text file at that commit, None if there is none. Raises SubcompressError if it is too
+    large."""
     if name not in remote.files:
         return None
     if remote.files[name].size > LARGE:
@@ -123,8 +125,8 @@ def small_file(hub: Hub, ref: Reference, remote: Remote, name: str) -> bytes | N
     return read_bytes(hub.download(replace(ref, revision=remote.commit), name), LARGE)
 
 
-def _cached(hub: Hub, ref: Reference, files: Sequence[str]) -> Fetched | None:
-    """The first of the files that is in the cache, and with it those that it names."""
+def _find_cached(hub: Hub, ref: Reference, files: Sequence[str]) -> Fetched | None:
+    """Return the first of the files that is in the cache, complete with its shards if it is an index."""
     for file in files:
         with contextlib.suppress(SubcompressError):
             path = hub.download(ref, file, cached=True)
@@ -142,54 +144,55 @@ def weights_of(
     *,
     cached: bool = False,
     token: str | bool | None = None,
-    say: Say = quiet,
+    log: Log = log_to_listeners,
 ) -> Fetched:
-    """The weights of a base, `hub:ORG/NAME[@REV]`: the first of `files` that it has, of at most `most` bytes, in the
-    cache, compared with what the Hub says of it. Where the Hub is out of reach, the copy of before; with `cached`, that
-    one wherever REV is a commit, nothing asked.
+    """Download the weights of a base, `hub:ORG/NAME[@REV]`: the first of `files` that it has, of at most `most` bytes.
 
-    Raises SubcompressError as `fetch` does, and for a repository that has none of them, or a larger one.
+    The file is compared with what the Hub states. If the Hub cannot be reached, the copy in the cache is used; with
+    `cached` it is used without asking if REV is a commit.
+
+    Raises SubcompressError as `download` does, and if the repository has none of the files, or a larger one.
     """
-    ref, hub = Reference.of(name), Hub(token, say)
-    if cached and COMMIT.fullmatch(ref.revision or "") and (found := _cached(hub, ref, files)):
+    ref, hub = Reference.of(name), Hub(token, log)
+    if cached and COMMIT.fullmatch(ref.revision or "") and (found := _find_cached(hub, ref, files)):
         return found
     try:
         remote = hub.look(ref)
     except UnreachableError as e:
-        if (found := _cached(hub, ref, files)) is None:
+        if (found := _find_cached(hub, ref, files)) is None:
             raise
-        hub.say(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
+        hub.log(f"{e.what}: using the copy in the cache, of commit {found.commit[:12]}")
         return found
-    held = [file for file in files if file in remote.files]
-    if not held:
+    present = [file for file in files if file in remote.files]
+    if not present:
         raise SubcompressError(
-            f"a base has its weights in {' or '.join(files)}, one file; {ref} has {', '.join(list(remote.files)[:4])}: "
+            f"a base has its weights in {' or '.join(files)}, one file; {ref} has "
+            f"{', '.join(list(remote.files)[:4])}: "
             "fetch it, make one file of it, and give that"
         )
-    if (size := remote.files[held[0]].size) > most:
+    if (size := remote.files[present[0]].size) > most:
         raise SubcompressError(
-            f"a base has about as many bytes as the weights of the file that names it; {held[0]} of {ref} has {size}: "
-            "if you trust it, fetch it and give it with --base"
+            f"a base has about as many bytes as the weights of the file that names it; {present[0]} of {ref} has "
+            f"{size}: if you trust it, fetch it and give it with --base"
         )
-    hub.say(f"{held[0]} of {remote.id} at commit {remote.commit}, {size:,} bytes, is the base")
-    path = _pinned(hub, ref, held[0], remote)
-    if held[0].endswith(INDEX):
+    hub.log(f"{present[0]} of {remote.id} at commit {remote.commit}, {size:,} bytes, is the base")
+    path = _download_verified(hub, ref, present[0], remote)
+    if present[0].endswith(INDEX):
         _fetch_shards(hub, ref, path, remote, most)
     return Fetched(remote.id, remote.commit, path, False)
 
 
-def _pinned(hub: Hub, ref: Reference, file: str, remote: Remote) -> Path:
-    """A file of a repository in the cache, at the commit that was seen, as the Hub promises it."""
+def _download_verified(hub: Hub, ref: Reference, file: str, remote: Remote) -> Path:
+    """Download a file at that commit into the cache and compare it with what the Hub states."""
     pinned = replace(ref, revision=remote.commit)
-    path = hub.download(ref, file)  # by its name first, as in _from_hub
+    path = hub.download(ref, file)  # by the branch's name first, as in _from_hub
     if path.parent.name != remote.commit:
         path = hub.download(pinned, file)
-    return _promised(hub, pinned, file, remote, path)
+    return _verified(hub, pinned, file, remote, path)
 
 
 def _fetch_shards(hub: Hub, ref: Reference, index: Path, remote: Remote, most: float) -> None:
-    """Fetch the files that an index names, beside it. Raises SubcompressError where one is not there, or all are more
-    than `most` bytes."""
+    """Download the files that an index names. Raises SubcompressError if one is missing, or all exceed `most` bytes."""
     files = dict.fromkeys(weight_map(read_bytes(index, LARGE), f"{index.name} of {ref}").values())
     if missing := next((file for file in files if file not in remote.files), None):
         raise SubcompressError(f"a base is whole; {index.name} of {ref} names {missing}, which is not there")
@@ -199,4 +202,4 @@ def _fetch_shards(hub: Hub, ref: Reference, index: Path, remote: Remote, most: f
             "if you trust it, fetch it and give it with --base"
         )
     for file in files:
-        _pinned(hub, ref, file, remote)
+        _download_verified(hub, ref, file, remote)

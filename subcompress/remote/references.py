@@ -1,4 +1,5 @@
-"""What names a repository: `hub:ORG/NAME` or `hub:ORG/NAME@REV`, a branch, tag, commit or pull request after the @."""
+"""References to repositories: `hub:ORG/NAME` or `hub:ORG/NAME@REV`, where REV is a branch, tag, commit or pull
+request."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}")
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository, and what of it: the default branch where `revision` is None."""
+    """A repository and a revision of it; None is the default branch."""
 
     id: str
     revision: str | None = None
@@ -29,7 +30,7 @@ class Reference:
 
     @classmethod
     def of(cls, text: str) -> Reference:
-        """The repository of a text, with the prefix or without. Raises SubcompressError."""
+        """Parse a reference with or without the prefix. Raises SubcompressError."""
         name, at, revision = text.removeprefix(PREFIX).partition("@")
         if not _ID.fullmatch(name) or len(name) > 96 or "--" in name or ".." in name or name.endswith(".git"):
             raise SubcompressError(
@@ -41,5 +42,5 @@ class Reference:
 
 
 def is_reference(name: str | Path) -> bool:
-    """Whether a FILE is one on the Hub. A file of such a name is given as `./hub:...`."""
+    """Return whether a FILE argument names a repository. A local file of such a name is given as `./hub:...`."""
     return isinstance(name, str) and name.startswith(PREFIX)

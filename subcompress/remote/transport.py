@@ -1,7 +1,7 @@
-"""The only module that talks to the Hub: huggingface_hub does, and what it raises becomes one line here.
+"""Requests to the Hub: the only module that calls huggingface_hub, whose errors become one line each.
 
-Reads are tried again where the Hub or the line is at fault. A commit names the one it was built on, so that it is safe
-to try again too: it either lands whole, or is refused because the branch has moved, by others or by itself.
+Reads are retried if the Hub or the network is at fault. A commit states the one it was built on, so that it is safe to
+retry too: it is either made completely or refused because the branch has moved.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from subcompress.remote.references import Reference
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-Say = Callable[[str], None]
-"""Told, a line at a time, what a person who waits would want to know."""
+Log = Callable[[str], None]
+"""Receives lines for a user who waits."""
 
 WAITS = (1.0, 2.0, 4.0)
-"""Seconds before each further try of what failed through no fault of the user's."""
+"""Seconds before each retry of a request that failed through no fault of the user."""
 
 LONGEST_WAIT = 60.0
-"""Seconds; where the Hub asks for more, the user is told instead."""
+"""The longest wait, in seconds, that the Hub may ask for; the user is told about a longer one instead."""
 
 TIMEOUT = 30.0
-"""Seconds without an answer to a question after which nobody answers."""
+"""Seconds without an answer after which a request has failed."""
 
-PASSING = (408, 429, 500, 502, 503, 504)
-"""Statuses that another try may cure."""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses that are worth a retry."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-"""What a system says of a disk that takes no more."""
+"""Error numbers of a disk that cannot be written."""
 
-_turn = threading.RLock()
-"""The client's log and Python's warnings are the process's: one call at a time listens to them."""
-
-
-LISTENERS: list[Say] = []
-"""Who is told where a call names nobody: the command line, for one."""
+_lock = threading.RLock()
+"""Serializes calls, because the client's log and Python's warnings, which are captured, are global to the process."""
 
 
-def quiet(line: str) -> None:
-    """Tell LISTENERS, nobody unless somebody has asked for it."""
-    for say in LISTENERS:
-        say(line)
+LISTENERS: list[Log] = []
+"""Receive the lines of calls without a `log` of their own. The command line adds one."""
+
+
+def log_to_listeners(line: str) -> None:
+    """Pass a line to all LISTENERS."""
+    for listener in LISTENERS:
+        listener(line)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """size in bytes; oid: SHA-256 of a large file, git's SHA-1 of a small one."""
+    """A file of a repository. size: in bytes; oid: SHA-256 of a large file, git's SHA-1 of a small one."""
 
     size: int
     oid: str
 
     def holds(self, data: bytes) -> bool:
-        """Whether it is these bytes."""
+        """Return whether the file has these bytes."""
         git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         return self.oid in (git, hashlib.sha256(data).hexdigest())
 
     def is_at(self, path: Path) -> bool:
-        """Whether it is the file there, of any size."""
+        """Return whether the file at a path has the same bytes; reads it in blocks."""
         hashes = hashlib.sha1(b"blob %d\0" % path.stat().st_size), hashlib.sha256()
         with path.open("rb") as f:
             while data := f.read(1 << 20):
@@ -85,7 +85,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one commit. id: its present name, where it was renamed."""
+    """A repository at a commit. id: its present name, even if it was asked for by an old one."""
 
     id: str
     commit: str
@@ -94,7 +94,7 @@ class Remote:
 
 
 class UnreachableError(SubcompressError):
-    """The Hub cannot be reached, or has trouble: another try may do, or a copy at hand."""
+    """The Hub cannot be reached or has a problem: a retry may help, or a copy in the cache."""
 
     def __init__(self, what: str, then: str) -> None:
         super().__init__(f"{what}: {then}")
@@ -102,7 +102,7 @@ class UnreachableError(SubcompressError):
 
 
 class MissingError(SubcompressError):
-    """There is no such repository, or none that this token may see."""
+    """The repository does not exist, or the token may not see it."""
 
 
 class NoRevisionError(SubcompressError):
@@ -114,45 +114,47 @@ class MovedError(SubcompressError):
 
 
 class Hub:
-    """The Hub as one user sees it, who is told through `say` what is waited for.
+    """A client of the Hub for one user, whose messages go to `log`.
 
-    token: True or None for the one that `hf auth login` or HF_TOKEN left, False for none. Every method raises
+    token: True or None for the one that `hf auth login` or HF_TOKEN stored, False for none. Every method raises
     SubcompressError.
     """
 
-    def __init__(self, token: str | bool | None = None, say: Say = quiet) -> None:
+    def __init__(self, token: str | bool | None = None, log: Log = log_to_listeners) -> None:
         if isinstance(token, str):
             token = token.strip()
             if not token or not token.isprintable():
                 raise SubcompressError("a token is one line of printable characters: look at the one that was given")
-        self.token, self.renamed, self._say = token, "", say
+        self.token, self.renamed, self._log = token, "", log
 
-    def say(self, line: str) -> None:
-        """Tell who waits, without the token."""
-        self._say(without_token(line, self.token))
+    def log(self, line: str) -> None:
+        """Log a line with the token removed."""
+        self._log(without_token(line, self.token))
 
     @property
     def api(self) -> HfApi:
-        """The client."""
+        """The client of huggingface_hub."""
         from huggingface_hub import HfApi
 
         return HfApi(token=self.token, library_name="subcompress")
 
     def look(self, ref: Reference) -> Remote:
-        """What is there now."""
+        """Return the repository's present commit and files."""
         call = partial(self.api.model_info, ref.id, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
-        found = self._steadily(ref, call)
+        found = self._with_retries(ref, call)
         files = {}
         for s in found.siblings or ():
             files[s.rfilename] = RemoteFile(s.size or 0, s.lfs.sha256 if s.lfs else s.blob_id or "")
         if found.id not in (ref.id, self.renamed):
             self.renamed = found.id
-            self.say(f"{ref.id} is called {found.id} now")
+            self.log(f"{ref.id} is called {found.id} now")
         return Remote(found.id, found.sha or "", bool(found.private), files)
 
     def download(self, ref: Reference, name: str, *, again: bool = False, cached: bool = False) -> Path:
-        """A file in the cache, of the commit that its folder is named after. again: also where it is in the cache
-        already; cached: only if it is, without a request."""
+        """Download a file into the cache; the path's folder is named after the commit.
+
+        again: even if it is in the cache already; cached: only from the cache, without a request.
+        """
         from huggingface_hub import hf_hub_download
 
         def call() -> str:
@@ -167,33 +169,36 @@ class Hub:
             )
 
         if cached:
-            with self._words(ref):
+            with self._translating_errors(ref):
                 return Path(call())
-        return Path(self._steadily(ref, call))
+        return Path(self._with_retries(ref, call))
 
     def create(self, id: str, private: bool | None) -> None:
-        """Make a repository, unless another process just has."""
-        self._steadily(Reference(id), lambda: self.api.create_repo(id, private=private, exist_ok=True))
+        """Create a repository unless it exists."""
+        self._with_retries(Reference(id), lambda: self.api.create_repo(id, private=private, exist_ok=True))
 
     def branch(self, id: str, name: str) -> None:
-        """Make a branch of the default one, unless it is there."""
-        self._steadily(Reference(id), lambda: self.api.create_branch(id, branch=name, exist_ok=True))
+        """Create a branch off the default one unless it exists."""
+        self._with_retries(Reference(id), lambda: self.api.create_branch(id, branch=name, exist_ok=True))
 
     def commit(self, ref: Reference, parent: str, files: dict[str, bytes], gone: list[str], message: str) -> str:
-        """Put the files on top of `parent`, all or none, and take the gone ones away; the new commit. Tried once: it
-        raises MovedError where the branch is elsewhere, UnreachableError where nobody knows whether it came through."""
+        """Add files on top of `parent` and delete those in `gone`, all or none; return the new commit.
+
+        It is tried once. Raises MovedError if the branch is at another commit, and UnreachableError if it is unknown
+        whether the commit was made.
+        """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         changes: list[Any] = [CommitOperationAdd(name, data) for name, data in files.items()]
         changes += [CommitOperationDelete(name, is_folder=False) for name in gone]
         call = partial(self.api.create_commit, ref.id, changes, commit_message=message, revision=ref.revision)
-        with self._words(ref):
+        with self._translating_errors(ref):
             return str(_interruptible(partial(call, parent_commit=parent)).oid)
 
     def check_tag(self, ref: Reference) -> None:
-        """Raise SubcompressError where a repository has that tag, at another commit than its newest."""
+        """Raise SubcompressError if the tag exists at another commit than a branch's newest."""
         with contextlib.suppress(MissingError):
-            refs = self._steadily(ref, lambda: self.api.list_repo_refs(ref.id))
+            refs = self._with_retries(ref, lambda: self.api.list_repo_refs(ref.id))
             newest = {b.target_commit for b in refs.branches}
             for t in refs.tags:
                 if t.name == ref.revision and t.target_commit not in newest:
@@ -203,71 +208,71 @@ class Hub:
 
     def tag(self, ref: Reference, name: str, commit: str) -> None:
         """Tag a commit, unless it has the tag."""
-        for t in self._steadily(ref, lambda: self.api.list_repo_refs(ref.id)).tags:
+        for t in self._with_retries(ref, lambda: self.api.list_repo_refs(ref.id)).tags:
             if t.name == name and t.target_commit == commit:
                 return
             if t.name == name:
                 raise SubcompressError(
                     f"a tag stays where it is; {name} of {ref.id} is at {t.target_commit}: name another"
                 )
-        self._steadily(ref, lambda: self.api.create_tag(ref.id, tag=name, revision=commit, exist_ok=True))
+        self._with_retries(ref, lambda: self.api.create_tag(ref.id, tag=name, revision=commit, exist_ok=True))
 
     def wait(self, seconds: float, why: str) -> None:
-        """Say so, then wait."""
-        self.say(f"{why}; trying again in {seconds:.2g} s")
+        """Log why, then wait."""
+        self.log(f"{why}; trying again in {seconds:.2g} s")
         time.sleep(seconds)
 
-    def _steadily(self, ref: Reference, call: Callable[[], Any]) -> Any:
-        """What the call returns, tried again while its failure may pass."""
+    def _with_retries(self, ref: Reference, call: Callable[[], Any]) -> Any:
+        """Call and return the result, with retries while the failure may be transient."""
         for wait in (*WAITS, None):
             try:
-                with self._words(ref):
+                with self._translating_errors(ref):
                     return call()
             except UnreachableError as e:
-                if wait is None or offline() or asked_wait(e) > LONGEST_WAIT:
+                if wait is None or offline() or requested_wait(e) > LONGEST_WAIT:
                     raise
-                self.wait(max(wait, asked_wait(e)), e.what)
+                self.wait(max(wait, requested_wait(e)), e.what)
         raise AssertionError
 
     @contextmanager
-    def _words(self, ref: Reference) -> Iterator[None]:
-        """What the client raises, in a line of ours; what it logs and warns of, said."""
+    def _translating_errors(self, ref: Reference) -> Iterator[None]:
+        """Translate exceptions of the client into SubcompressError, and log its messages and warnings."""
         try:
-            with _turn, _listening(self.say), warnings.catch_warnings(record=True) as heard:
+            with _lock, _capturing_log(self.log), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 yield
-            for w in heard:
-                if issubclass(w.category, UserWarning):  # of a card; not what is deprecated in the client
-                    self.say(one_line(Exception(str(w.message))))
+            for w in caught:
+                if issubclass(w.category, UserWarning):  # about a card; deprecations in the client are not for the user
+                    self.log(one_line(Exception(str(w.message))))
         except SubcompressError:
             raise
         except Exception as e:
-            raise _translated(e, ref, self.token) from e
+            raise _translate(e, ref, self.token) from e
 
 
 def offline() -> bool:
-    """Whether the user has said that there is no Hub."""
+    """Return whether the user disabled requests to the Hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def endpoint() -> str:
-    """The Hub's address."""
+    """Return the Hub's address."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
 @contextmanager
-def _listening(say: Say) -> Iterator[None]:
-    """The client's progress bars hidden, of its log only what it waits for, said."""
+def _capturing_log(log: Log) -> Iterator[None]:
+    """Hide the client's progress bars, and pass on the lines of its log about waiting and retrying."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if any(word in record.getMessage() for word in ("Retrying", "Waiting", "resume")):
-                say(" ".join(record.getMessage().split()))
+                log(" ".join(record.getMessage().split()))
 
     logger = logging.getLogger("huggingface_hub")
     handlers, propagate, shown = logger.handlers[:], logger.propagate, not are_progress_bars_disabled()
@@ -283,7 +288,7 @@ def _listening(say: Say) -> Iterator[None]:
 
 
 def _interruptible(call: Callable[[], Any]) -> Any:
-    """The call in a thread of its own: Xet waits in native code, where Ctrl-C would not be heard before it is done."""
+    """Run the call in a thread, because Xet waits in native code, which Ctrl-C does not interrupt."""
     done: Future[Any] = Future()
 
     def work() -> None:
@@ -296,8 +301,8 @@ def _interruptible(call: Callable[[], Any]) -> Any:
     return done.result()
 
 
-def asked_wait(e: BaseException) -> float:
-    """Seconds that the Hub asks to wait, zero where it does not."""
+def requested_wait(e: BaseException) -> float:
+    """Return the seconds that the Hub asks to wait, zero if it does not."""
     for cause in _chain(e):
         headers = getattr(getattr(cause, "response", None), "headers", {})
         after, limit = headers.get("Retry-After", ""), headers.get("RateLimit", "")
@@ -306,12 +311,12 @@ def asked_wait(e: BaseException) -> float:
     return 0.0
 
 
-def _translated(e: Exception, ref: Reference, token: str | bool | None) -> SubcompressError:
-    """One line on what the client raised."""
+def _translate(e: Exception, ref: Reference, token: str | bool | None) -> SubcompressError:
+    """Convert an exception of the client into an error of one line."""
     from huggingface_hub import errors
 
     causes = list(_chain(e))
-    first, said = causes[-1], without_token(one_line(causes[-1], 200), token)
+    first, message = causes[-1], without_token(one_line(causes[-1], 200), token)
 
     def of(kind: Any) -> Any:
         return next((c for c in causes if isinstance(c, kind)), None)
@@ -329,14 +334,14 @@ def _translated(e: Exception, ref: Reference, token: str | bool | None) -> Subco
             "you are not logged in (`hf auth login`)"
         )
     if (answer := of(errors.HfHubHTTPError)) is not None:
-        return _status(answer, ref, token)
+        return _translate_status(answer, ref, token)
     if of(errors.OfflineModeIsEnabled):
         return UnreachableError("HF_HUB_OFFLINE forbids to ask the Hub", f"unset it, for {ref} is asked of it")
     if of(json.JSONDecodeError):
         return UnreachableError(f"the Hub at {endpoint()} answers with something else than JSON", "try again later")
     if of(errors.HfHubHTTPError.__bases__[0]):  # httpx's, under the name that it has there
         return UnreachableError(
-            f"the Hub at {endpoint()} cannot be reached ({said})", "check the network, or try again"
+            f"the Hub at {endpoint()} cannot be reached ({message})", "check the network, or try again"
         )
     if isinstance(first, OSError) and first.errno in UNWRITABLE:
         return SubcompressError(
@@ -348,14 +353,14 @@ def _translated(e: Exception, ref: Reference, token: str | bool | None) -> Subco
         return UnreachableError(f"a file of {ref} came cut", "try again")
     if "Invalid metadata in README.md" in str(e):
         return SubcompressError(f"the Hub refuses the card of {ref}: {without_token(one_line(e, 200), token)}")
-    return SubcompressError(f"{ref}: {type(first).__name__}: {said}")
+    return SubcompressError(f"{ref}: {type(first).__name__}: {message}")
 
 
-def _status(e: Any, ref: Reference, token: str | bool | None) -> SubcompressError:
-    """One line on an answer of the Hub that is not one of its named cases."""
-    status, said = int(e.response.status_code), e.server_message or ""
-    page = said.lstrip().startswith("<")
-    reason = f" ({without_token(one_line(Exception(said), 160), token)})" if said and not page else ""
+def _translate_status(e: Any, ref: Reference, token: str | bool | None) -> SubcompressError:
+    """Convert an HTTP status without an exception class of its own into an error of one line."""
+    status, message = int(e.response.status_code), e.server_message or ""
+    page = message.lstrip().startswith("<")
+    reason = f" ({without_token(one_line(Exception(message), 160), token)})" if message and not page else ""
     if status == 401:
         return SubcompressError(
             f"the Hub knows its users by a token; for {ref.id} yours is missing, wrong or expired{reason}: "
@@ -366,11 +371,11 @@ def _status(e: Any, ref: Reference, token: str | bool | None) -> SubcompressErro
     if status in (409, 412):
         return MovedError(f"{ref} was changed meanwhile{reason}: give the command again")
     if status == 429:
-        wait = asked_wait(e)
+        wait = requested_wait(e)
         return UnreachableError(
             f"the Hub has had too many requests{reason}", f"try again {f'in {wait:.0f} s' if wait else 'later'}"
         )
-    if status in PASSING or status >= 500:
+    if status in TRANSIENT or status >= 500:
         return UnreachableError(f"the Hub answers {status}, it has trouble of its own{reason}", "try again later")
     return SubcompressError(
         f"the Hub refuses this for {ref}: {status}{reason or ', ' + without_token(one_line(e, 160), token)}"
@@ -378,7 +383,7 @@ def _status(e: Any, ref: Reference, token: str | bool | None) -> SubcompressErro
 
 
 def _chain(e: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it was raised from."""
+    """Yield an exception and its causes."""
     at: BaseException | None = e
     while at is not None:
         yield at
@@ -386,10 +391,10 @@ def _chain(e: BaseException) -> Iterator[BaseException]:
 
 
 def without_token(text: str, token: str | bool | None = None) -> str:
-    """A token is never shown."""
+    """Remove tokens from a text."""
     from huggingface_hub import get_token
 
-    for held in (token, get_token()):
-        if isinstance(held, str) and held.strip():
-            text = text.replace(held.strip(), "hf_...")
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret.strip():
+            text = text.replace(secret.strip(), "hf_...")
     return re.sub(r"hf_[\w.-]{20,}", "hf_...", text)

@@ -1,1 +1,1 @@
-"""Serving: many small files as networks that answer requests, in one process, and for servers of others."""
+"""Serving many packed files as networks in one process, and exporting them for other servers."""

@@ -1,4 +1,4 @@
-"""Hosts and origins as requests name them: what is no host or no origin is None, and raises nothing."""
+"""Parsing hosts and origins in requests; an invalid one is None."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PORTS = {"http": "80", "https": "443"}
 
 
 def host_of(authority: str) -> str | None:
-    """The host in HOST or HOST:PORT, in lower case, without the brackets of an IPv6 address."""
+    """Return the host in HOST or HOST:PORT in lower case, without the brackets of an IPv6 address; None if invalid."""
     found = _AUTHORITY.fullmatch(authority)
     if found is None:
         return None
@@ -31,7 +31,8 @@ def host_of(authority: str) -> str | None:
 
 
 def origin_of(text: str) -> str | None:
-    """An origin, SCHEME://HOST or SCHEME://HOST:PORT, as browsers spell it: lower case, and without the usual port."""
+    """Normalize an origin, SCHEME://HOST[:PORT], as browsers spell it: lower case, without the default port; None if
+    invalid."""
     found = _ORIGIN.fullmatch(text)
     if found is None or (host := host_of(found["authority"])) is None:
         return None
@@ -42,14 +43,14 @@ def origin_of(text: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Return whether the host is reachable from this machine only."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def allowed(origins: Iterable[str]) -> frozenset[str]:
-    """The origins of a list that was given. Raises SubcompressError for what is none."""
+def parse_origins(origins: Iterable[str]) -> frozenset[str]:
+    """Normalize a list of origins. Raises SubcompressError for an invalid one."""
     found = {text: origin_of(text) for text in origins}
     for text, origin in found.items():
         if origin is None:

@@ -1,4 +1,4 @@
-"""The server's surface: Open Inference Protocol v2 over HTTP, the repository extension, metrics, and a page."""
+"""The HTTP application: Open Inference Protocol v2, the repository extension, metrics and a status page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
 from subcompress.serving import encodings, protocol
 from subcompress.serving.addresses import host_of, is_loopback, origin_of
-from subcompress.serving.documents import parsed
+from subcompress.serving.documents import parse_json
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Model, Models, now
@@ -76,34 +76,34 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Limits:
-    """waiting: requests in the server at once; body: bytes of one."""
+    """Limits of a server. waiting: the most requests at once; body: the most bytes of a request's body."""
 
     waiting: int = 1024
     body: int = 64 << 20
 
 
 class _Incoming:
-    """A request's body as it comes. whole: whether all of it has; over: whether nobody waits for the rest."""
+    """A request's body as it arrives. whole: all of it has arrived; over: the rest is no longer awaited."""
 
     def __init__(self, headers: dict[bytes, bytes], receive: Receive, awaited: set[_Incoming]) -> None:
-        self.headers, self.whole, self.over = headers, False, False
+        self.headers, self.is_complete, self.is_abandoned = headers, False, False
         self._receive, self._awaited, self._until = receive, awaited, now() + IDLE
         self._task: asyncio.Task[Any] | None = None
 
     def check(self) -> None:
-        """Give up waiting for its next bytes where they are late. Called every second: a clock for each costs more."""
-        if now() > self._until and not self.over and self._task is not None:
-            self.over = True
+        """Stop waiting for bytes that are late. Called every second, which is cheaper than a timer for each body."""
+        if now() > self._until and not self.is_abandoned and self._task is not None:
+            self.is_abandoned = True
             self._task.cancel()
 
-    async def part(self) -> bytes:
-        """The next bytes. Raises RefusedError, 408, where they come too slowly, and 400 where it is cut off."""
+    async def next_bytes(self) -> bytes:
+        """Return the next bytes. Raises RefusedError: 408 if they come too slowly, 400 if the body is cut off."""
         self._task = asyncio.current_task()
         self._awaited.add(self)
         try:
             message = await self._receive()
         except asyncio.CancelledError as e:
-            if not self.over or self._task is None:  # the server ends
+            if not self.is_abandoned or self._task is None:  # the server ends
                 raise
             self._task.uncancel()
             raise RefusedError(
@@ -112,27 +112,29 @@ class _Incoming:
         finally:
             self._awaited.discard(self)
         if message["type"] == "http.disconnect":
-            self.over = True
+            self.is_abandoned = True
             raise RefusedError(400, "the request was cut off")
-        self.whole = not message.get("more_body", False)
-        part: bytes = message.get("body", b"")
-        self._until = min(now() + IDLE, self._until + len(part) / PACE)
-        return part
+        self.is_complete = not message.get("more_body", False)
+        next_bytes: bytes = message.get("body", b"")
+        self._until = min(now() + IDLE, self._until + len(next_bytes) / PACE)
+        return next_bytes
 
     async def discard(self) -> None:
-        """Read the rest, or much of it: who is still sending would not hear the answer."""
+        """Read and drop the rest, up to a limit, because a client that is still sending does not read the answer."""
         most = DISCARDED
         if b"expect" in self.headers:  # who waits to be asked for the body
             return
         with suppress(RefusedError):
-            while not (self.whole or self.over) and most > 0:
+            while not (self.is_complete or self.is_abandoned) and most > 0:
                 self._until = now() + LINGER
-                most -= len(await self.part())
+                most -= len(await self.next_bytes())
 
 
 class Server:
-    """An ASGI application that serves `models`. token: what requests must bear, None for nothing; origins: whose pages
-    may use it, as `origin_of` spells them."""
+    """The ASGI application that serves `models`.
+
+    token: required of requests, None for none; origins: whose pages may use the server, as `origin_of` spells them.
+    """
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class Server:
         path: str = scope["path"]
         headers = dict(scope["headers"])
         if self._allowed(headers):
-            send = _told(send, headers[b"origin"])
+            send = _with_cors(send, headers[b"origin"])
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
                 return
@@ -209,17 +211,17 @@ class Server:
                 await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
 
     def _allowed(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a page whose origin is among those allowed sends the request."""
+        """Return whether the request comes from a page of an allowed origin."""
         origin = headers.get(b"origin") if self._origins else None
         return origin is not None and origin_of(origin.decode("latin-1")) in self._origins
 
     def check(self) -> None:
-        """Give up bodies that come too slowly. Called every second."""
+        """Give up on bodies that arrive too slowly. Called every second."""
         for incoming in list(self._awaited):
             incoming.check()
 
     def _forbidden(self, path: str, headers: dict[bytes, bytes], method: str) -> Response | None:
-        """Why a request is not heard: it lacks the token, or a page of another site sends it."""
+        """Return why a request is refused before it is read: no token, or a page of another site."""
         if self._token is not None and path not in OPEN:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)):
@@ -253,14 +255,14 @@ class Server:
                 body = await self._body(incoming)
                 began = now()
                 try:
-                    async with self.models.using(model) as engine:
+                    async with self.models.engine_of(model) as engine:
                         length = incoming.headers.get(HEADER_LENGTH)
                         text = None if length is None else length.decode("latin-1")
-                        asked = protocol.read(body, text, engine.inputs, engine.outputs, engine.batched)
+                        asked = protocol.parse_request(body, text, engine.inputs, engine.outputs, engine.batched)
                         values = await model.batches.run(engine, asked)
                         if model.engine is engine:
-                            model.proof = ""  # it has run
-                    answer, kind, json_bytes = protocol.answer(model.name, asked, engine.outputs, values)
+                            model.trial_error = ""  # it has run
+                    answer, kind, json_bytes = protocol.encode_answer(model.name, asked, engine.outputs, values)
                 finally:
                     self.held -= len(body)
             finally:
@@ -280,7 +282,7 @@ class Server:
             if code == 500:
                 logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
             await incoming.discard()
-        if incoming.over or (not incoming.whole and b"expect" in incoming.headers):
+        if incoming.is_abandoned or (not incoming.is_complete and b"expect" in incoming.headers):
             extra.append((b"connection", b"close"))  # what comes next may be the body, or not
         start = {
             "type": "http.response.start",
@@ -296,14 +298,16 @@ class Server:
         await send({"type": "http.response.body", "body": answer})
 
     def _admit(self) -> None:
-        """Count a request in. Raises RefusedError, 503, where there are as many as may be."""
+        """Count a request as admitted. Raises RefusedError, 503, if there are too many."""
         if self.waiting >= self.limits.waiting:
             raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
         self.waiting += 1
 
     async def _body(self, incoming: _Incoming) -> bytes:
-        """The body, and its bytes counted as held. Raises RefusedError: 413 for one that is too large, 503 where
-        others take the memory, 408 for one that does not come, 415 for one that is compressed in a form not taken."""
+        """Read the body and count its bytes as held in memory.
+
+        Raises RefusedError: 413 if it is too large, 503 if others take the memory, 408 if it is too slow.
+        """
         encoding = incoming.headers.get(b"content-encoding")
         if encoding is None or encodings.is_plain(encoding):
             return await self._sent(incoming)
@@ -314,7 +318,7 @@ class Server:
             self.held -= len(data)
 
     async def _inflated(self, data: bytes, encoding: bytes) -> bytes:
-        """What was compressed, its bytes counted as held. Raises RefusedError as `_body` does."""
+        """Decompress a body, counting its bytes as held. Raises RefusedError as `_body` does."""
         parts: list[bytes] = []
         size = 0
         try:
@@ -329,7 +333,7 @@ class Server:
         return b"".join(parts)
 
     def _hold(self, size: int, more: int) -> None:
-        """Count a part of a body of `size` bytes by now. Raises RefusedError: 413 and 503, as `_body` does."""
+        """Count more bytes of a body that has `size` by now. Raises RefusedError as `_body` does."""
         self.held += more
         if size > self.limits.body:
             raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
@@ -337,7 +341,7 @@ class Server:
             raise RefusedError(503, "others' requests take the memory: ask again in a moment")
 
     async def _sent(self, incoming: _Incoming) -> bytes:
-        """The body as it was sent. See `_body`."""
+        """Read the body as it was sent; see `_body`."""
         most, headers = self.limits.body, incoming.headers
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > most:
@@ -345,8 +349,8 @@ class Server:
         parts: list[bytes] = []
         size = 0
         try:
-            while not incoming.whole:
-                part = await incoming.part()
+            while not incoming.is_complete:
+                part = await incoming.next_bytes()
                 size += len(part)
                 self._hold(size, len(part))
                 parts.append(part)
@@ -367,7 +371,7 @@ class Server:
         return Response(status_code=503 if self.draining else 200)
 
     async def _model_ready(self, request: Request) -> Response:
-        await self.models.prove(self._of(request))
+        await self.models.require_running(self._of(request))
         return Response()
 
     def _of(self, request: Request) -> Model:
@@ -378,7 +382,7 @@ class Server:
 
     async def _metadata(self, request: Request) -> Response:
         model = self._of(request)
-        async with self.models.using(model) as engine:
+        async with self.models.engine_of(model) as engine:
             told = {"inputs": ports(engine.inputs), "outputs": ports(engine.outputs)}
         packed = model.content.packed
         facts = {} if packed is None else packed.facts.to_json()
@@ -390,7 +394,7 @@ class Server:
 
     async def _config(self, request: Request) -> Response:
         model = self._of(request)
-        async with self.models.using(model) as engine:
+        async with self.models.engine_of(model) as engine:
             first = 1 if engine.batched else 0
             sides = [
                 [{"name": p.name, "data_type": f"TYPE_{p.datatype}", "dims": list(p.shape[first:])} for p in side]
@@ -409,15 +413,15 @@ class Server:
         body = await self._small(request)
         with suppress(TimeoutError):  # where somebody loads, what is known has to do
             async with asyncio.timeout(LOOK):
-                await self.models.look()
-                await asyncio.shield(self.models.proving())
+                await self.models.refresh()
+                await asyncio.shield(self.models.start_trials())
         models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
         return _json(
             [
                 {
                     "name": m.name,
                     "version": protocol.VERSION,
-                    "state": "READY" if m.ready else "LOADING" if m.loading or m.untried else "UNAVAILABLE",
+                    "state": "READY" if m.ready else "LOADING" if m.loading or m.is_untried else "UNAVAILABLE",
                     "reason": "unloaded" if m.unloaded else m.reason,
                 }
                 for m in models
@@ -437,12 +441,12 @@ class Server:
         return Response()
 
     async def _small(self, request: Request) -> dict[str, Any]:
-        """The body of a request about the repository: an object, or nothing."""
+        """Return the body of a repository request: an object, or nothing."""
         data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive, self._awaited))
         self.held -= len(data)
         if not data.strip():
             return {}
-        said = parsed(data)
+        said = parse_json(data)
         if not isinstance(said, dict):
             raise RefusedError(400, "a request is a JSON object")
         return said
@@ -473,7 +477,7 @@ class Server:
 
 
 def _statistics(model: Model) -> dict[str, Any]:
-    """As Triton's statistics extension has them, as far as they are known."""
+    """Return a model's statistics in the form of Triton's extension, as far as they are known."""
     good = model.requests - model.failed
     return {
         "name": model.name,
@@ -497,8 +501,8 @@ def _name(path: str) -> str:
     return "/".join(parts)
 
 
-def _told(send: Send, origin: bytes) -> Send:
-    """A `send` that tells a browser that pages of this origin may read the answer."""
+def _with_cors(send: Send, origin: bytes) -> Send:
+    """Wrap `send` so that a browser lets pages of this origin read the answer."""
     headers = [
         (b"access-control-allow-origin", origin),
         (b"access-control-expose-headers", HEADER_LENGTH),
@@ -543,7 +547,7 @@ async def _bug(request: Request, e: Exception) -> Response:
 
 
 def _failed(e: Exception) -> tuple[int, str]:
-    """The status and the text for a request that failed by no fault of its own: 503 where it may go well later."""
+    """Return the status and the text for a request that failed through no fault of its own: 503 if a retry may help."""
     if isinstance(e, SubcompressError):  # files that went away
         return 503, str(e)
     if memory_ran_out(e):

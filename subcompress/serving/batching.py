@@ -1,4 +1,4 @@
-"""Greedy micro-batching: what waits when a run ends shares the next one; what comes while nothing runs never waits."""
+"""Greedy micro-batching: requests that wait while a run is under way share the next one; others start at once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 
 from subcompress.errors import SubcompressError
 from subcompress.serving.engines import Engine
-from subcompress.serving.protocol import Asked
+from subcompress.serving.protocol import InferenceRequest
 
 BRIEF = 0.0005
-"""Seconds of a run up to which the loop does it itself: handing it to a thread and back takes a fifth of that."""
+"""Seconds of a run up to which the event loop executes it itself, because a thread costs a fifth of that."""
 
 Outputs = list[np.ndarray]
-_Waiting = tuple[Engine, Asked, "asyncio.Future[Outputs]"]
+_Waiting = tuple[Engine, InferenceRequest, "asyncio.Future[Outputs]"]
 
 
 class Batches:
-    """The requests of one model: at most one run at a time, of at most `most` examples.
+    """Runs the requests of one model, one run at a time, each of at most `most` examples.
 
-    pool: where runs go that take their time. ran: told the examples and the seconds of a run.
+    pool: executes runs that are not brief; ran: called with the examples and the seconds of a run.
     """
 
     def __init__(self, pool: Executor, most: int, ran: Callable[[int, float], None]) -> None:
@@ -34,8 +34,8 @@ class Batches:
         self._usual: float | None = None  # seconds of a run lately, None before the first
         self._brief = 0  # bytes of inputs up to which a run is expected to be brief
 
-    async def run(self, engine: Engine, asked: Asked) -> Outputs:
-        """The outputs. Raises RefusedError."""
+    async def run(self, engine: Engine, asked: InferenceRequest) -> Outputs:
+        """Return the outputs of a request. Raises RefusedError."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outputs] = loop.create_future()
         self._waiting.append((engine, asked, future))
@@ -51,9 +51,9 @@ class Batches:
             return
         size = sum(a.nbytes for _, asked, _ in jobs for a in asked.feeds.values())
         if self._usual is not None and self._usual < BRIEF and size <= self._brief:
-            self._done(loop, jobs, size, *_timed(jobs, self._most))
+            self._done(loop, jobs, size, *_run_timed(jobs, self._most))
         else:
-            work = loop.run_in_executor(self._pool, _timed, jobs, self._most)
+            work = loop.run_in_executor(self._pool, _run_timed, jobs, self._most)
             work.add_done_callback(lambda done: self._done(loop, jobs, size, *done.result()))
 
     def _done(
@@ -82,7 +82,7 @@ class Batches:
             self._busy = False
 
     def _take(self) -> list[_Waiting]:
-        """The first that waits, and those after it that can share its run."""
+        """Take the first waiting request, and those after it that can share its run."""
         jobs: list[_Waiting] = []
         rows = 0
         while self._waiting:
@@ -101,42 +101,44 @@ class Batches:
         return jobs
 
 
-def _timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float, float]:
-    """The outputs, the seconds that passed, and those that this thread worked: the rest it waited for the
-    interpreter's lock, or for a core, which says nothing of the network."""
+def _run_timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exception], float, float]:
+    """Run the requests; return the outputs, the elapsed seconds, and the seconds that this thread computed.
+
+    The rest it waited for the GIL or for a core, which says nothing about the network.
+    """
     began, work = time.perf_counter(), time.thread_time()
     engine, asked = jobs[0][0], [asked for _, asked, _ in jobs]
     try:
-        found = _together(engine, asked, most)
+        found = _run_joined(engine, asked, most)
     except Exception as e:  # whoever waits is told, whatever it is
         found = [e] * len(asked)
     return found, time.perf_counter() - began, time.thread_time() - work
 
 
-def _together(engine: Engine, asked: Sequence[Asked], most: int) -> list[Outputs | Exception]:
-    """The outputs of each request, or why there are none: one that cannot be answered does not spoil the others'."""
+def _run_joined(engine: Engine, asked: Sequence[InferenceRequest], most: int) -> list[Outputs | Exception]:
+    """Return the outputs of each request or its error; a request that fails does not affect the others."""
     if len(asked) == 1:
-        return [_alone(engine, asked[0], most)]
+        return [_run_single(engine, asked[0], most)]
     sizes = [a.rows for a in asked]
     joined = {name: np.concatenate([a.feeds[name] for a in asked]) for name in asked[0].feeds}
-    if not _separate(engine, joined):
-        return [_alone(engine, a, most) for a in asked]
+    if not _are_independent(engine, joined):
+        return [_run_single(engine, a, most) for a in asked]
     try:
         outputs = engine.run(joined)
     except SubcompressError:
-        return [_alone(engine, a, most) for a in asked]
+        return [_run_single(engine, a, most) for a in asked]
     if any(o.shape[:1] != (sum(sizes),) for o in outputs):  # its length depends on the values
         engine.batched = False
-        return [_alone(engine, a, most) for a in asked]
+        return [_run_single(engine, a, most) for a in asked]
     ends = np.cumsum(sizes)[:-1]
     parts = [np.split(o, ends) for o in outputs]
     return [[p[i] for p in parts] for i in range(len(asked))]
 
 
-def _alone(engine: Engine, asked: Asked, most: int) -> Outputs | Exception:
-    """In pieces where there are many examples, so that what a run takes of memory is bounded."""
+def _run_single(engine: Engine, asked: InferenceRequest, most: int) -> Outputs | Exception:
+    """Run one request, in parts if it has many examples, to bound the memory of a run."""
     try:
-        if not engine.batched or asked.rows <= most or not _separate(engine, asked.feeds):
+        if not engine.batched or asked.rows <= most or not _are_independent(engine, asked.feeds):
             return engine.run(asked.feeds)
         found: list[Outputs] = []
         for lo in range(0, asked.rows, most):
@@ -147,17 +149,17 @@ def _alone(engine: Engine, asked: Asked, most: int) -> Outputs | Exception:
 
 
 CLOSE = 1e-2
-"""Of the largest value of an output: what rounding may make of an example that runs beside another."""
+"""The tolerated effect of rounding on an example that shares a run, relative to the output's largest value."""
 
 
-def _separate(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
-    """Whether examples may share a run of the engine: asked of the network itself, before the first that they do.
+def _are_independent(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
+    """Return whether examples are independent, so that they may share a run: tested once, with the network itself.
 
-    A first axis that varies may be time, and a network may set each example against the others of its run.
+    A first axis that varies may be time, and a network may normalize over the batch.
     """
     if engine.batched and not engine.separate:
         first = {name: a[:1] for name, a in feeds.items()}
-        second = _other(first)
+        second = _different_example(first)
         both = {name: np.concatenate([first[name], second[name]]) for name in feeds}
         try:
             wanted = zip(engine.run(first), engine.run(second), strict=True)
@@ -169,8 +171,8 @@ def _separate(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
     return engine.batched
 
 
-def _other(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Another one, of values that a network takes: the same in another order, or others where all are the same."""
+def _different_example(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a different valid example: the same values in another order, or others if all are equal."""
     rolled = {name: np.roll(a.reshape(-1), 1).reshape(a.shape) for name, a in example.items()}
     if any((rolled[name] != a).any() for name, a in example.items()):
         return rolled
@@ -178,7 +180,7 @@ def _other(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _close(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether an output of two examples is, but for rounding, those of one each."""
+    """Return whether an output of two examples equals, up to rounding, those of each alone."""
     if not first.shape[:1] == second.shape[:1] == (1,) or first.shape[1:] != second.shape[1:]:
         return False
     alone = np.concatenate([first, second])

@@ -1,5 +1,4 @@
-"""What is served: models by name, found in files, folders, `hub:` ids and .onnx graphs, and looked at again while it
-is served."""
+"""The catalogue of served models: files, folders, `hub:` ids and .onnx graphs by name, checked for changes."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX, Reference
 from subcompress.serving.networks import Packed
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes
-from subcompress.tensors.layout import sound_text
+from subcompress.tensors.layout import is_valid_text
 
 PACKED, GRAPH = SUFFIXES = (".safetensors", ".onnx")
 
@@ -22,9 +21,9 @@ Signature = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file that is to be served under a name. signature: what changes when the file does; of the Hub, nothing does.
-    wrong: why it is not one."""
+class FoundFile:
+    """A file to serve under a name. signature: changes when the file does, constant for the Hub; wrong: why it cannot
+    be served."""
 
     name: str
     place: str
@@ -35,27 +34,28 @@ class Found:
 
 @dataclass
 class Content:
-    """What a file holds: a packed one, or a graph that is opened from where it lies."""
+    """The content of a file: a packed file, or a graph that is opened from its path."""
 
-    found: Found
+    found: FoundFile
     packed: Packed | None = None
     nbytes: int = 0
 
 
-def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -> tuple[dict[str, Found], list[str]]:
-    """Every model by name: NAME=PATH, or the name of the file without its suffix, of a repository its own. And what is
-    wrong with sources.
+def find_models(
+    sources: Sequence[str], listed: dict[str, list[FoundFile]] | None = None
+) -> tuple[dict[str, FoundFile], list[str]]:
+    """Return every model by name, and the problems with sources.
 
-    Two files of one name are both left out, and the name says why. listed: what each source held when it was looked at
-    last, which it holds on where it went away; it is kept up to date. Raises SubcompressError for a source that is
-    nothing and never was: a path that is not there, or no file of ours.
+    A name is NAME in NAME=PATH, the file's name without suffix, or that of the repository. Two files of one name are
+    both left out, and the name's entry says why. listed: what each source held at the previous call, updated; a source
+    that has disappeared keeps it. Raises SubcompressError for a source that never was valid.
     """
-    by_name: dict[str, Found] = {}
+    by_name: dict[str, FoundFile] = {}
     wrong_sources: list[str] = []
     listed = {} if listed is None else listed
     for source in sources:
         try:
-            listed[source] = list(_of(source))
+            listed[source] = list(_files_of(source))
         except (SubcompressError, OSError) as e:
             reason = str(e) if isinstance(e, SubcompressError) else f"{source} cannot be read: {e.strerror or e}"
             if source not in listed:
@@ -68,19 +68,19 @@ def look(sources: Sequence[str], listed: dict[str, list[Found]] | None = None) -
                     f"two files are called {found.name}: {places[0]} and {places[1]}; "
                     "rename one, or give it as NAME=PATH"
                 )
-                found = Found(found.name, other.place, wrong=wrong)
+                found = FoundFile(found.name, other.place, wrong=wrong)
             by_name[found.name] = found
     return by_name, wrong_sources
 
 
-def _of(source: str) -> Iterable[Found]:
-    name, source = _split(source)
-    if name is not None and not sound(name):
+def _files_of(source: str) -> Iterable[FoundFile]:
+    name, source = _split_source(source)
+    if name is not None and not is_valid_name(name):
         raise SubcompressError(
             f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
         )
     if source.startswith(PREFIX):
-        yield Found(name or Reference.of(source).id.rpartition("/")[2], source)
+        yield FoundFile(name or Reference.of(source).id.rpartition("/")[2], source)
         return
     path = Path(source)
     if path.is_dir():
@@ -89,7 +89,7 @@ def _of(source: str) -> Iterable[Found]:
         with os.scandir(path) as entries:
             files = sorted(e.path for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith("."))
         for file in files:
-            if (found := _file(Path(file))) is not None:
+            if (found := _found_file(Path(file))) is not None:
                 yield found
         return
     if path.suffix not in SUFFIXES and not path.exists():
@@ -98,59 +98,59 @@ def _of(source: str) -> Iterable[Found]:
         raise SubcompressError(
             f"what is served is a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; given {source}"
         )
-    if (found := _file(path, name)) is not None:
+    if (found := _found_file(path, name)) is not None:
         yield found
 
 
-def _split(source: str) -> tuple[str | None, str]:
-    """The name in NAME=PATH, None where there is none, and the path: one may have an = itself."""
+def _split_source(source: str) -> tuple[str | None, str]:
+    """Split NAME=PATH into name and path, where a path may contain an =; the name is None if there is none."""
     name, equals, rest = source.partition("=")
     return (name, rest) if equals and not os.path.exists(source) else (None, source)
 
 
-def _file(path: Path, name: str | None = None) -> Found | None:
-    """None for a file that went away meanwhile."""
+def _found_file(path: Path, name: str | None = None) -> FoundFile | None:
+    """Return the file, None if it has disappeared meanwhile."""
     try:
         status = path.stat()
     except OSError:
         return None
     name, place = name or path.stem, _legible(str(path))
-    if not sound(name):
-        return Found(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
+    if not is_valid_name(name):
+        return FoundFile(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
-        return Found(name, place, wrong=f"a model is a file; {place} is none: take it away")
+        return FoundFile(name, place, wrong=f"a model is a file; {place} is none: take it away")
     if path.suffix == PACKED and status.st_size > MAX_FILE_BYTES:
-        wrong = f"a file of ours has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
-        return Found(name, place, wrong=wrong)
+        wrong = f"a packed file has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
+        return FoundFile(name, place, wrong=wrong)
     # Its times are those of its content, and of its mode and its name.
-    return Found(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return FoundFile(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def _legible(text: str) -> str:
-    """A path as JSON and people may have it: on one line, and without the bytes that are no text."""
+    """Return a path as one line of valid text, for JSON and messages."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
-def sound(name: str) -> bool:
-    """Whether a model may be called so: it is part of a URL, of a metric and of a table."""
+def is_valid_name(name: str) -> bool:
+    """Return whether a model may have this name, which becomes part of URLs, metrics and tables."""
     return (
         0 < len(name) <= 200
-        and sound_text(name)
+        and is_valid_text(name)
         and all(c.isalnum() or c in "._-" for c in name)
         and not name.startswith(".")
     )
 
 
 def require_all(sources: Sequence[str]) -> None:
-    """Raise SubcompressError for a source that is not there: at the start a mistake, later a file that went away."""
+    """Raise SubcompressError for a missing source: a mistake at the start, later merely a file that disappeared."""
     for source in sources:
-        _, place = _split(source)
+        _, place = _split_source(source)
         if not place.startswith(PREFIX) and not os.path.exists(place):
             raise SubcompressError(f"what is served is there; {place} is not: check the path")
 
 
-def read(found: Found) -> Content:
-    """What the file holds. Raises SubcompressError for what cannot be served."""
+def read_content(found: FoundFile) -> Content:
+    """Read a file. Raises SubcompressError if it cannot be served."""
     if found.wrong:
         raise SubcompressError(found.wrong)
     if found.path is None:

@@ -1,5 +1,7 @@
-"""Connections that nobody can hold, or fill, by what is sent slowly, without end, or never read; and whose requests
-end where every proxy in front thinks that they do."""
+"""HTTP connections with limits, so that slow, endless or unread data cannot occupy them.
+
+They also refuse requests whose end a proxy in front could see elsewhere (request smuggling).
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def wrong_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> Wrong | 
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's, within bounds. Requests to change to another protocol are heard as they are."""
+    """Uvicorn's connection with limits. Requests to switch the protocol are treated as plain requests."""
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio."""

@@ -1,4 +1,4 @@
-"""JSON that others send: parsed only where it is not nested so deep that a later step would fail on it."""
+"""Parsing JSON from requests, refusing deep nesting that would make a later step fail."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _OPEN, _CLOSE, _QUOTE = b"[{", b"]}", b'"'
 _OTHERS = bytes(c for c in range(256) if c not in _OPEN + _CLOSE + _QUOTE)
 
 
-def parsed(data: bytes) -> Any:
-    """What the JSON says. Raises RefusedError, 400, for what is no JSON, and for JSON nested more than MOST_DEEP."""
+def parse_json(data: bytes) -> Any:
+    """Parse JSON. Raises RefusedError, 400, for invalid JSON and for nesting deeper than MOST_DEEP."""
     if _opened(data) > MOST_DEEP and depth(data) > MOST_DEEP:
         raise RefusedError(400, f"JSON is nested at most {MOST_DEEP} deep; this is deeper: send flat lists")
     try:
@@ -63,7 +63,7 @@ def has_word(data: bytes, word: bytes) -> bool:
 
 
 def depth(data: bytes) -> int:
-    """How deep lists and objects lie within each other, those in texts not counted."""
+    """Return how deep lists and objects are nested, ignoring brackets within strings."""
     if b"\\" in data:  # within texts: what a backslash precedes ends none
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks = np.frombuffer(data.translate(None, _OTHERS), np.uint8)

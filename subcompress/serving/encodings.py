@@ -1,4 +1,4 @@
-"""Bodies that were compressed on their way: taken apart in pieces, so that nobody makes gigabytes of kilobytes."""
+"""Decompressing request bodies piece by piece, so that a small body cannot expand to gigabytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
 def is_plain(encoding: bytes) -> bool:
-    """Whether a body of this Content-Encoding comes as it is. Raises RefusedError, 415, for a form not taken."""
+    """Return whether a body with this Content-Encoding is uncompressed. Raises RefusedError, 415, for an unsupported
+    one."""
     encoding = encoding.strip().lower()
     if encoding not in (b"", b"identity", *_BITS):
         raise RefusedError(
@@ -28,7 +29,7 @@ def is_plain(encoding: bytes) -> bool:
 
 
 def pieces(data: bytes, encoding: bytes) -> Iterator[bytes]:
-    """What was compressed, in pieces of at most PIECE. Raises RefusedError, 400, where it is damaged."""
+    """Yield the decompressed body in pieces of at most PIECE bytes. Raises RefusedError, 400, if it is damaged."""
     name = encoding.strip().lower()
     rest = data
     try:

@@ -1,7 +1,7 @@
-"""A network ready to run in ONNX Runtime: arrays in, arrays out. No torch here: importing it alone takes 190 MB.
+"""Networks ready to run in ONNX Runtime: arrays in, arrays out. Torch is not imported, which would take 190 MB.
 
-An engine has a session of its own, or shares one with others that differ in a few tensors, which then are inputs of
-the graph: so the base of many files is held once.
+An engine has its own session, or shares one with others that differ in a few tensors, which are then inputs of the
+graph, so that the base of many files is in memory once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
-from subcompress.support.threads import number
+from subcompress.support.threads import thread_count
 
 DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(float)": ("FP32", np.dtype(np.float32)),
@@ -45,8 +45,11 @@ FIXED = 300_000
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output. shape: -1 where sizes vary; axis: the name of the first axis where that varies; ranked:
-    whether the graph says how many axes there are, shape is [-1] where it does not."""
+    """An input or an output.
+
+    shape: -1 for sizes that vary; axis: the name of the first axis if it varies; ranked: whether the graph states the
+    number of axes; if not, shape is [-1].
+    """
 
     name: str
     datatype: str
@@ -62,9 +65,10 @@ class Port:
 
 
 class Engine:
-    """A session, and the values of those inputs that are weights. path: the .onnx file of the session, where it is one.
+    """A session with the values of those inputs that are weights. path: the session's .onnx file, if it has one.
 
-    Raises SubcompressError for inputs and outputs that the protocol has no numbers for."""
+    Raises SubcompressError for inputs and outputs whose types the protocol lacks.
+    """
 
     def __init__(self, session: Any, weights: Mapping[str, np.ndarray] | None = None, path: Path | None = None) -> None:
         self._session, self._weights = session, ort_values(weights or {})
@@ -80,11 +84,12 @@ class Engine:
         self.separate = False  # whether it was seen that they do not change each other's outputs, see `batching`
 
     def shares(self, session: Any) -> bool:
-        """Whether it runs in that session."""
+        """Return whether the engine uses that session."""
         return session is self._session
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs, in order. Raises RefusedError where ONNX Runtime cannot: 503 without memory, 400 else."""
+        """Return the outputs in order. Raises RefusedError: 503 if memory is short, 400 for other errors of ONNX
+        Runtime."""
         try:
             found = self._session.run(self._names, {**self._weights, **feeds})
         except Exception as e:  # its exceptions have no common base of their own
@@ -98,19 +103,23 @@ class Engine:
 def open_session(
     graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None, folder: Path | None = None
 ) -> Any:
-    """A session on the CPU that leaves the loop its core. weights: of initialisers whose values lie outside; folder: of
-    files that initialisers lie in. Raises SubcompressError where ONNX Runtime does not open it."""
+    """Open a session on the CPU. weights: values of external initializers; folder: of files that hold initializers.
+
+    Raises SubcompressError if ONNX Runtime does not open the graph.
+    """
     size = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
     small = folder is None and size + sum(a.nbytes for a in (weights or {}).values()) < SMALL
     # An arena would keep what the largest batch took.
-    how = How(threads=1 if small else number(), spin=False, arena=False, folder=folder)
+    how = How(threads=1 if small else thread_count(), spin=False, arena=False, folder=folder)
     return open_graph(graph, "cpu", weights, how)
 
 
-def beside(path: Path) -> dict[str, np.ndarray]:
-    """Values of initialisers that lie in other files than the graph, BF16 as uint16: to be given to `open_session`.
-    ONNX Runtime would map the files, and one that is cut short under it would end this process.
-    Raises SubcompressError where one cannot be read."""
+def external_values(path: Path) -> dict[str, np.ndarray]:
+    """Load initializers that are in other files than the graph, BF16 as uint16, for `open_session`.
+
+    ONNX Runtime would map those files, and truncating a mapped file would end this process. Raises SubcompressError if
+    one cannot be read.
+    """
     if not _holds(path, b"\n\x08location"):  # a key of external_data, as protobuf writes it
         return {}
     import onnx
@@ -133,7 +142,7 @@ def beside(path: Path) -> dict[str, np.ndarray]:
 
 
 def _holds(path: Path, part: bytes) -> bool:
-    """Whether these bytes are anywhere in a file."""
+    """Return whether a file contains these bytes."""
     with path.open("rb") as f:
         end = b""
         while piece := f.read(1 << 20):
@@ -143,9 +152,11 @@ def _holds(path: Path, part: bytes) -> bool:
     return False
 
 
-def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
-    """The graph, where ONNX Runtime finds initialisers in a file: what it arranges anew for its kernels it then lets go
-    of, and the rest stays in the file. places: file and first byte, by name."""
+def place_initializers(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
+    """Return the graph with initializers that refer to files, so that ONNX Runtime can map them.
+
+    places: file and offset by name.
+    """
     import onnx
 
     model = onnx.load_from_string(graph)
@@ -160,14 +171,13 @@ def placed(graph: bytes, places: Mapping[str, tuple[Path, int]]) -> bytes:
 
 
 def session_bytes(weights: int, graph: int) -> int:
-    """Memory that a session will take, from the bytes of its weights and of its graph: half as much again is what ONNX
-    Runtime arranges anew for its kernels."""
+    """Estimate the memory of a session: weights, graph, and half the weights again for repacked copies."""
     return weights + weights // 2 + 10 * graph + FIXED
 
 
 def _unranked(path: Path) -> set[str]:
-    """Inputs and outputs of which an .onnx file does not say how many axes they have: ONNX Runtime calls them scalars.
-    Raises SubcompressError."""
+    """Return the inputs and outputs for which an .onnx file states no number of axes, which ONNX Runtime reports as
+    scalars. Raises SubcompressError."""
     import onnx
 
     try:
@@ -192,9 +202,11 @@ def _port(value: Any, unranked: Collection[str] = ()) -> Port:
 
 
 def ports(values: Sequence[Port]) -> list[dict[str, Any]]:
-    """As the protocol describes them."""
-    told: list[dict[str, Any]] = [{"name": p.name, "datatype": p.datatype, "shape": list(p.shape)} for p in values]
-    for port, said in zip(values, told, strict=True):
+    """Describe inputs or outputs as the protocol does."""
+    descriptions: list[dict[str, Any]] = [
+        {"name": p.name, "datatype": p.datatype, "shape": list(p.shape)} for p in values
+    ]
+    for port, description in zip(values, descriptions, strict=True):
         if not port.ranked:
-            said["parameters"] = {"any_rank": True}
-    return told
+            description["parameters"] = {"any_rank": True}
+    return descriptions

@@ -1,4 +1,4 @@
-"""What is counted: for Prometheus, for the protocol's statistics, and for the page."""
+"""Metrics for Prometheus, for the protocol's statistics, and for the status page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.models import Model, Models, now, resident_bytes
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -19,7 +19,7 @@ WINDOW = 10
 
 
 class Metrics:
-    """Requests are told here as they end; the rest is read from the models when it is asked for."""
+    """Counts requests as they end; everything else is read from the models on demand."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -40,7 +40,7 @@ class Metrics:
         self._by_second: deque[tuple[int, int]] = deque(maxlen=WINDOW + 1)
 
     def ended(self, model: Model | None, code: int, seconds: float) -> None:
-        """A request has been answered. model: None for a name that is not served, so that names cannot fill memory."""
+        """Count an answered request. model: None for an unknown name, so that names cannot fill memory."""
         label = ("" if model is None else model.name, code)
         if (counter := self._by_label.get(label)) is None:
             counter = self._by_label[label] = self._requests.labels(*map(str, label))
@@ -63,11 +63,11 @@ class Metrics:
             model.recent.append(seconds)
 
     def ran(self, examples: int) -> None:
-        """A run has ended."""
+        """Count a run."""
         self._examples.observe(examples)
 
     def per_second(self) -> float:
-        """Requests a second, of the last whole ones."""
+        """Return the requests per second over the last full seconds."""
         second = int(now())
         span = min(WINDOW, max(1, int(now() - self.began)))
         return sum(n for at, n in self._by_second if second - span <= at < second) / span
@@ -76,7 +76,7 @@ class Metrics:
         """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked."""
         self._memory.labels("models").set(models.used)
         self._memory.labels("bases").set(models.networks.bases.nbytes)
-        self._memory.labels("process").set(resident())
+        self._memory.labels("process").set(resident_bytes())
         self._limit.set(models.limit)
         self._waiting.set(waiting)
         states = dict.fromkeys(("idle", "loading", "expanded", "unavailable", "unloaded"), 0)
@@ -92,7 +92,7 @@ class Metrics:
 
 
 def percentile(seconds: Sequence[float], share: float) -> float | None:
-    """In milliseconds, to the microsecond; None of nothing."""
+    """Return a percentile in milliseconds, to the microsecond; None for no values."""
     if not seconds:
         return None
     ordered = sorted(seconds)

@@ -1,5 +1,5 @@
-"""The models of a server: rebuilt when first asked for, the most recently used kept within a limit of memory, and
-looked at again when their files change."""
+"""The models of a server: rebuilt on first use, dropped least recently used when memory is full, reloaded when files
+change."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.onnx.runtime import give_back
 from subcompress.serving import catalogue
 from subcompress.serving.batching import Batches
-from subcompress.serving.catalogue import GRAPH, Content, Found
+from subcompress.serving.catalogue import GRAPH, Content, FoundFile
 from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.trial import DIED, Trials, of_file, try_once
-from subcompress.support.threads import number
+from subcompress.serving.trial import DIED, Trials, open_graph_file, try_once
+from subcompress.support.threads import thread_count
 
 RECENT = 256
-"""Latencies of a model that its median and its 99th percentile are taken of."""
+"""The number of latencies of a model from which its median and 99th percentile are computed."""
 
 TRIM = 1 << 24
-"""Bytes of weights given up after which freed memory is returned to the system."""
+"""The bytes of dropped weights after which freed memory is returned to the system."""
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Model:
-    """A name that is served. state: one of idle, loading, expanded, unavailable, unloaded."""
+    """A served model. state: idle, loading, expanded, unavailable or unloaded."""
 
     def __init__(self, content: Content, pool: Executor, most: int, ran: Callable[[int], None]) -> None:
         self.content = content
-        self.batches = Batches(pool, most, self._told)
+        self.batches = Batches(pool, most, self._count_run)
         self.engine: Engine | None = None
         self.memory = 0  # bytes of the engine
         self.users = 0  # requests that need it now
         self.loading = False
         self.unloaded = False
-        self.wrong = ""  # with the file, though an earlier one may be served
-        self.trouble = ""  # of the last attempt to rebuild it
-        self.proof: str | None = None  # empty once it has run, why it has not, None before it is tried
+        self.file_error = ""  # what is wrong with the file; an earlier version may still be served
+        self.load_error = ""  # why the last attempt to rebuild it failed
+        self.trial_error: str | None = None  # None before the first trial, empty once it has run, else why it failed
         self.requests = self.failed = self.runs = self.examples = 0
         self.seconds = 0.0  # of runs
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.last: float | None = None
         self._ran = ran
 
-    def _told(self, examples: int, seconds: float) -> None:
+    def _count_run(self, examples: int, seconds: float) -> None:
         self.runs += 1
         self.examples += examples
         self.seconds += seconds
@@ -63,13 +63,13 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What it is asked for by."""
+        """The name in requests."""
         return self.content.found.name
 
     @property
     def reason(self) -> str:
-        """Why it is not served, or not as its file is."""
-        return self.wrong or self.trouble or self.proof or ""
+        """Why the model is not served, or not as in its file."""
+        return self.file_error or self.load_error or self.trial_error or ""
 
     @property
     def is_graph(self) -> bool:
@@ -79,34 +79,34 @@ class Model:
 
     @property
     def readable(self) -> bool:
-        """Whether something can be served: the file as it is, or as it was."""
+        """Whether there is something to serve: the file's present content or an earlier one."""
         graph = self.is_graph and not self.content.found.wrong
         return self.content.packed is not None or (graph and self.content.nbytes > 0)
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered: it has run."""
-        return self.readable and not self.unloaded and self.proof == ""
+        return self.readable and not self.unloaded and self.trial_error == ""
 
     @property
-    def untried(self) -> bool:
-        """Whether it is still to be found out if it runs."""
-        return self.readable and not self.unloaded and self.proof is None
+    def is_untried(self) -> bool:
+        """Whether it is still unknown if it runs."""
+        return self.readable and not self.unloaded and self.trial_error is None
 
     @property
     def state(self) -> str:
-        """As the page and the index say it."""
+        """The state as the page and the index show it."""
         if self.unloaded:
             return "unloaded"
-        if not self.readable or self.proof:
+        if not self.readable or self.trial_error:
             return "unavailable"
         return "loading" if self.loading else "idle" if self.engine is None else "expanded"
 
 
 class Models:
-    """All models. memory: bytes that those that are rebuilt take together at most.
+    """All models of a server. memory: the most bytes that rebuilt models may take together.
 
-    Its methods run on one loop; files are read and weights rebuilt in one thread beside it, one model at a time.
+    Its methods run on one event loop; one other thread reads files and rebuilds weights, one model at a time.
     """
 
     def __init__(
@@ -116,27 +116,27 @@ class Models:
         *,
         memory: int,
         most: int,
-        say: Say,
+        log: Log,
         ran: Callable[[int], None] = lambda examples: None,
     ) -> None:
         self.sources, self.networks, self.limit = list(sources), networks, memory
         self.used, self.most = 0, most
-        self._say, self._ran = say, ran
+        self._log, self._ran = log, ran
         self._by_name: dict[str, Model] = {}
         self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._pool = ThreadPoolExecutor(number(), thread_name_prefix="run")
-        self._trier = ThreadPoolExecutor(1, thread_name_prefix="try")
+        self._pool = ThreadPoolExecutor(thread_count(), thread_name_prefix="run")
+        self._trial_thread = ThreadPoolExecutor(1, thread_name_prefix="try")
         self._trials = Trials()
-        self._proving: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()  # of who loads, or looks at files
-        self._free = asyncio.Event()
-        self._given_up: list[Engine] = []  # the loader's thread lets go of them
-        self._given_bytes = 0
-        self._looked = self._opened = False
+        self._trial_task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()  # held while loading a model or reading files
+        self._idle = asyncio.Event()
+        self._released: list[Engine] = []  # freed by the loader's thread
+        self._released_bytes = 0
+        self._has_refreshed = self._has_opened_graph = False
         self._news: list[tuple[str, str]] = []
-        self._listed: dict[str, list[Found]] = {}
-        self._wrong: list[str] = []  # with sources, as it was said
+        self._listed: dict[str, list[FoundFile]] = {}
+        self._source_errors: list[str] = []  # problems with sources that were logged
 
     def __iter__(self) -> Any:
         return iter(self._by_name.values())
@@ -144,42 +144,46 @@ class Models:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    async def _beside(self, work: Callable[..., Any], *args: Any) -> Any:
+    async def _in_loader(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
 
-    async def warm(self) -> None:
-        """Import what the first model would wait for."""
-        await self._beside(importlib.import_module, "onnxruntime")
+    async def preload(self) -> None:
+        """Import what the first model would have to wait for."""
+        await self._in_loader(importlib.import_module, "onnxruntime")
 
-    async def look(self, again: str = "") -> None:
-        """Read what is new or has changed, forget what is gone, and trace the networks that are not known. again: the
-        name of a model for which that is done also where it was tried before."""
-        async with self._turn:
-            found, wrong = await self._beside(catalogue.look, self.sources, self._listed)
+    async def refresh(self, again: str = "") -> None:
+        """Read new and changed files, forget missing ones, and trace networks that are not known yet.
+
+        again: the name of a model to read and trace even if that failed before.
+        """
+        async with self._lock:
+            found, wrong = await self._in_loader(catalogue.find_models, self.sources, self._listed)
             for reason in wrong:
-                if reason not in self._wrong:
-                    self._say(reason)
-            self._wrong = wrong
+                if reason not in self._source_errors:
+                    self._log(reason)
+            self._source_errors = wrong
             served = len(self._by_name)
             for name in self._by_name.keys() - found.keys():
-                self._say(f"{name}: its file is gone, and it is no longer served")
+                self._log(f"{name}: its file is gone, and it is no longer served")
                 self._drop(self._by_name.pop(name))
-            changed = [f for f in found.values() if f.name == again or self._differs(f)]
+            changed = [f for f in found.values() if f.name == again or self._has_changed(f)]
             if changed:
-                read: list[Content | SubcompressError] = await self._beside(_read_all, changed)
+                read: list[Content | SubcompressError] = await self._in_loader(_read_all, changed)
                 packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
-                untraced = await self._beside(self._prepare, packed, again)
+                untraced = await self._in_loader(self._prepare, packed, again)
                 for f, content in zip(changed, read, strict=True):
-                    self._take(f, content, untraced.get(f.name, ""))
-                self._tell()
+                    self._update(f, content, untraced.get(f.name, ""))
+                self._log_news()
             if changed or len(self._by_name) < served:
                 self._drop_outdated()
-                await self._beside(self.networks.keep, [p for m in self if (p := m.content.packed) is not None])
-            await self._beside(self._let_go)
-            self._looked = True
+                await self._in_loader(
+                    self.networks.discard_unused, [p for m in self if (p := m.content.packed) is not None]
+                )
+            await self._in_loader(self._free_released)
+            self._has_refreshed = True
 
     def _drop_outdated(self) -> None:
-        """Give up what holds a base's session that new engines do not share."""
+        """Drop engines that share a base's session that new engines do not use."""
         for model in list(self._expanded.values()):
             file, engine = model.content.packed, model.engine
             if file is not None and engine is not None and self.networks.outdated(file, engine):
@@ -189,62 +193,65 @@ class Models:
         wrong = self.networks.prepare([f for f in files if f.name != again])
         return wrong | self.networks.prepare([f for f in files if f.name == again], again=True)
 
-    def _tell(self) -> None:
-        """Say what happened to the files: once for all to which the same did."""
+    def _log_news(self) -> None:
+        """Log what happened to the files, one line for all to which the same happened."""
         names: dict[str, list[str]] = {}
         for name, what in self._news:
             names.setdefault(what, []).append(name)
         self._news.clear()
         for what, of in names.items():
             more = f" and {len(of) - 2} more" if len(of) > 2 else ""
-            self._say(f"{', '.join(of[:2])}{more}: {what}")
+            self._log(f"{', '.join(of[:2])}{more}: {what}")
 
     def _new(self, content: Content) -> Model:
         return Model(content, self._pool, self.most, self._ran)
 
-    def _differs(self, found: Found) -> bool:
+    def _has_changed(self, found: FoundFile) -> bool:
         model = self._by_name.get(found.name)
         return model is None or model.content.found != found
 
-    def _take(self, found: Found, content: Content | SubcompressError, untraced: str) -> None:
-        """Serve what was read. Where it cannot be, what was served before goes on, and the reason is kept.
-        untraced: why its network is not known."""
+    def _update(self, found: FoundFile, content: Content | SubcompressError, untraced: str) -> None:
+        """Serve the content of a file that was read.
+
+        If it cannot be served, the previous content stays and the reason is recorded. untraced: why its network could
+        not be traced, or empty.
+        """
         model = self._by_name.get(found.name)
         reason = str(content) if isinstance(content, SubcompressError) else untraced
         if reason:
             if isinstance(content, SubcompressError) and isinstance(content.__cause__, OSError) and found.path:
-                found = replace(found, signature=())  # the next look tries again
+                found = replace(found, signature=())  # so that the next refresh tries again
             if model is not None and model.readable and not found.wrong:
                 reason = f"{reason} (what was read before is still served)"
                 model.content.found = found
             else:
-                nothing = Content(found, None, 0 if isinstance(content, SubcompressError) else content.nbytes)
+                empty = Content(found, None, 0 if isinstance(content, SubcompressError) else content.nbytes)
                 if model is None:
-                    model = self._by_name[found.name] = self._new(nothing)
+                    model = self._by_name[found.name] = self._new(empty)
                 self._drop(model)
-                model.content = nothing
-            if model.wrong != reason:
+                model.content = empty
+            if model.file_error != reason:
                 self._news.append((found.name, reason))
-            model.wrong = reason
+            model.file_error = reason
             return
         assert isinstance(content, Content)
         if model is None:
             self._by_name[found.name] = self._new(content)
-            if self._looked:
+            if self._has_refreshed:
                 self._news.append((found.name, "a new file, and served"))
             return
-        before, now_ = model.content.packed, content.packed
-        same = before is not None and now_ is not None and before.data == now_.data
-        if not (same or (before is now_ is None and model.content.found == found)):
+        old, new = model.content.packed, content.packed
+        is_same = old is not None and new is not None and old.data == new.data
+        if not (is_same or (old is new is None and model.content.found == found)):
             self._news.append((found.name, "its file has changed, and is served from now on"))
             self._drop(model)
-            model.proof = None
-        elif model.wrong:
+            model.trial_error = None
+        elif model.file_error:
             self._news.append((found.name, "its file is what it was before"))
-        model.content, model.wrong, model.trouble = content, "", ""
+        model.content, model.file_error, model.load_error = content, "", ""
 
     def find(self, name: str) -> Model:
-        """Raises RefusedError: 404 for a name that is not served, 503 for one that cannot be now."""
+        """Return a model. Raises RefusedError: 404 for an unknown name, 503 for a model that cannot be served now."""
         model = self._by_name.get(name)
         if model is None:
             raise RefusedError(404, f"no model is called {shown(name)}: see /v2/repository/index")
@@ -252,76 +259,79 @@ class Models:
             raise RefusedError(503, f"{name} was unloaded: load it first, POST /v2/repository/models/{name}/load")
         if not model.readable:
             raise RefusedError(503, f"{name} cannot be served: {model.reason}")
-        if model.proof == DIED:
+        if model.trial_error == DIED:
             raise RefusedError(503, f"{name} cannot be served: {DIED}")
         return model
 
-    def proving(self) -> asyncio.Task[None]:
-        """A task that finds out of every model that was not tried yet whether it runs: the one under way, or another.
-        Who waits for it and gives up shields it."""
-        if self._proving is None or self._proving.done():
-            self._proving = asyncio.create_task(self._prove_all())
-        return self._proving
+    def start_trials(self) -> asyncio.Task[None]:
+        """Return the task that runs every untried model once, starting it if needed; shield it when awaiting with a
+        timeout."""
+        if self._trial_task is None or self._trial_task.done():
+            self._trial_task = asyncio.create_task(self._try_all())
+        return self._trial_task
 
-    async def _prove_all(self) -> None:
-        graphs = [m for m in self if m.untried and m.is_graph]
-        await self._prove_graphs(graphs)
+    async def _try_all(self) -> None:
+        graphs = [m for m in self if m.is_untried and m.is_graph]
+        await self._try_graphs(graphs)
         for model in list(self):
-            if model.untried and not model.is_graph:
-                await self._prove_packed(model)
+            if model.is_untried and not model.is_graph:
+                await self._try_packed(model)
 
-    async def prove(self, model: Model) -> None:
-        """Find out whether it runs, unless it has. A packed file that did not is tried again: a base, or memory, may be
-        there now. Raises RefusedError, 503, where it does not."""
-        if model.is_graph and model.proof is None:
-            await self._prove_graphs([model])
-        elif not model.is_graph and model.proof != "":
-            await self._prove_packed(model)
-        if model.proof:
-            raise RefusedError(503, f"{model.name} is not ready: {model.proof}")
+    async def require_running(self, model: Model) -> None:
+        """Run the model once, unless it has run.
 
-    async def _prove_graphs(self, models: Sequence[Model]) -> None:
+        A packed file that failed is tried again: a base or memory may be available now. Raises RefusedError, 503, if it
+        does not run.
+        """
+        if model.is_graph and model.trial_error is None:
+            await self._try_graphs([model])
+        elif not model.is_graph and model.trial_error != "":
+            await self._try_packed(model)
+        if model.trial_error:
+            raise RefusedError(503, f"{model.name} is not ready: {model.trial_error}")
+
+    async def _try_graphs(self, models: Sequence[Model]) -> None:
         contents = [m.content for m in models]
         paths = [c.found.path for c in contents if c.found.path is not None]
         if not paths:
             return
         try:
-            reasons = await asyncio.get_running_loop().run_in_executor(self._trier, self._trials, paths)
-        except Exception as e:  # whatever it is, the server goes on
+            reasons = await asyncio.get_running_loop().run_in_executor(self._trial_thread, self._trials, paths)
+        except Exception as e:  # the server goes on whatever happens here
             reasons = [f"it could not be tried ({type(e).__name__}: {one_line(e)})"] * len(paths)
         for model, content, reason in zip(models, contents, reasons, strict=True):
             if model.content is content:
-                self._proved(model, reason)
+                self._record_trial(model, reason)
 
-    async def _prove_packed(self, model: Model) -> None:
-        """Run it once. It is rebuilt for that, and given up again where no request came for it."""
-        content, was = model.content, model.engine is not None
+    async def _try_packed(self, model: Model) -> None:
+        """Rebuild it and run it once, then drop it again unless a request used it."""
+        content, was_expanded = model.content, model.engine is not None
         try:
-            async with self.using(model) as engine:
+            async with self.engine_of(model) as engine:
                 reason = await asyncio.get_running_loop().run_in_executor(self._pool, try_once, engine)
         except SubcompressError as e:
-            reason = model.trouble or str(e)
-        except Exception as e:  # one model takes none of the others along
+            reason = model.load_error or str(e)
+        except Exception as e:  # an error in one model must not affect the others
             reason = f"it cannot be run ({type(e).__name__}: {one_line(e)})"
         if self._by_name.get(model.name) is not model or model.content is not content or model.unloaded:
             return
-        if model.proof != "" and not (was or model.users):
+        if model.trial_error != "" and not (was_expanded or model.users):
             self._drop(model)
-        self._proved(model, reason)
+        self._record_trial(model, reason)
 
-    def _proved(self, model: Model, reason: str) -> None:
-        """Note how a trial ended, unless a request was answered meanwhile."""
-        if model.proof == "":
+    def _record_trial(self, model: Model, reason: str) -> None:
+        """Record the result of a trial, unless a request was answered meanwhile."""
+        if model.trial_error == "":
             return
-        if reason and reason != model.proof:
-            self._say(f"{model.name}: not ready: {reason}")
-        model.proof = reason
+        if reason and reason != model.trial_error:
+            self._log(f"{model.name}: not ready: {reason}")
+        model.trial_error = reason
 
     @asynccontextmanager
-    async def using(self, model: Model) -> AsyncIterator[Engine]:
-        """The model's engine, which stays while it is used. Raises RefusedError, 503."""
+    async def engine_of(self, model: Model) -> AsyncIterator[Engine]:
+        """Provide the model's engine, which is not dropped while in use. Raises RefusedError, 503."""
         engine = model.engine or await self._load(model)
-        # Who waits for its turn to load holds nothing yet: it would keep others from making room.
+        # Counted only now: a user that still waits to load would keep others from making room.
         model.users += 1
         self._expanded.move_to_end(model.name)
         try:
@@ -329,10 +339,10 @@ class Models:
         finally:
             model.users -= 1
             if not model.users:
-                self._free.set()
+                self._idle.set()
 
     async def _load(self, model: Model) -> Engine:
-        async with self._turn:
+        async with self._lock:
             if model.engine is not None:
                 return model.engine
             if self.find(model.name) is not model:
@@ -340,147 +350,149 @@ class Models:
             content = model.content
             model.loading = True
             try:
-                takes = await self._beside(self._takes, content)
+                size = await self._in_loader(self._estimate_memory, content)
                 self._drop_outdated()
-                await self._make_room(model, takes)
-                engine, grown = await self._beside(self._build, content)
-                if content.packed is None:  # how much a graph unfolds to is known afterwards only
-                    takes = max(takes, grown)
-                    await self._make_room(model, takes)
+                await self._make_room(model, size)
+                engine, grown = await self._in_loader(self._build, content)
+                if content.packed is None:  # how much memory a graph unfolds to is known only now
+                    size = max(size, grown)
+                    await self._make_room(model, size)
             except SubcompressError as e:
-                model.trouble = str(e)
+                model.load_error = str(e)
                 raise e if isinstance(e, RefusedError) else RefusedError(503, f"{model.name}: {e}") from e
             finally:
                 model.loading = False
             if model.unloaded:  # meanwhile
-                self._given_up.append(engine)
+                self._released.append(engine)
                 self.find(model.name)
-            model.engine, model.memory, model.trouble = engine, takes, ""
-            self.used += takes
+            model.engine, model.memory, model.load_error = engine, size, ""
+            self.used += size
             self._expanded[model.name] = model
             return engine
 
-    def _takes(self, content: Content) -> int:
-        """Bytes of memory that its engine will take."""
+    def _estimate_memory(self, content: Content) -> int:
+        """Return the bytes of memory that the engine will take."""
         if content.packed is None:
             return 2 * content.nbytes + FIXED
         self.networks.prepare([content.packed])
-        return self.networks.takes(content.packed)
+        return self.networks.engine_bytes(content.packed)
 
     def _build(self, content: Content) -> tuple[Engine, int]:
-        """The engine, and by how many bytes the process grew."""
-        self._let_go()
+        """Build the engine; return it and by how many bytes the process grew."""
+        self._free_released()
         path = content.found.path
         try:
-            if content.packed is None and not self._opened:  # what the first graph takes once is not its own
+            if (
+                content.packed is None and not self._has_opened_graph
+            ):  # opened twice, because the first graph allocates memory for all
                 assert path is not None
-                of_file(path)
-            self._opened = True
-            before = resident()
+                open_graph_file(path)
+            self._has_opened_graph = True
+            before = resident_bytes()
             if content.packed is not None:
                 engine = self.networks.engine(content.packed)
             else:
                 assert path is not None
-                engine = of_file(path)
+                engine = open_graph_file(path)
         except SubcompressError:
             raise
         except Exception as e:
             if memory_ran_out(e):
                 raise RefusedError(503, "there is not enough memory to rebuild its weights: lower --memory") from e
             raise SubcompressError(f"its weights cannot be rebuilt ({one_line(e)})") from e
-        return engine, max(0, resident() - before)
+        return engine, max(0, resident_bytes() - before)
 
-    def _let_go(self) -> None:
-        """Free the engines that were given up, and return to the system what the C library would keep of it."""
-        if not self._given_up:
+    def _free_released(self) -> None:
+        """Free the dropped engines, and return memory that the C library would keep to the system."""
+        if not self._released:
             return
-        self._given_up.clear()
-        if self._given_bytes > TRIM:
-            self._given_bytes = 0
+        self._released.clear()
+        if self._released_bytes > TRIM:
+            self._released_bytes = 0
             give_back()
 
-    async def _make_room(self, model: Model, takes: int) -> None:
-        """Give up what was used least recently, until there is room; what requests need now is waited for."""
-        if takes > self.limit:
+    async def _make_room(self, model: Model, size: int) -> None:
+        """Drop the least recently used models until there is room, waiting for those in use."""
+        if size > self.limit:
             raise RefusedError(
-                503, f"{model.name} takes {takes} bytes of memory, and --memory is {self.limit}: give the server more"
+                503, f"{model.name} takes {size} bytes of memory, and --memory is {self.limit}: give the server more"
             )
-        while self.used + takes > self.limit:
+        while self.used + size > self.limit:
             idle = next((m for m in self._expanded.values() if not m.users), None)
             if idle is not None:
                 self._drop(idle)
             else:
-                self._free.clear()
-                await self._free.wait()
+                self._idle.clear()
+                await self._idle.wait()
 
     def _drop(self, model: Model) -> None:
-        """Give up the model's engine, if it has one; whoever runs it still ends."""
+        """Drop the model's engine, if it has one; runs under way still end."""
         if self._expanded.pop(model.name, None) is None:
             return
         assert model.engine is not None
-        self._given_up.append(model.engine)
-        self._given_bytes += model.memory
+        self._released.append(model.engine)
+        self._released_bytes += model.memory
         self.used -= model.memory
         model.engine, model.memory = None, 0
 
     async def load(self, name: str) -> None:
-        """Read the file again, and rebuild its weights now. Raises RefusedError."""
-        await self.look(again=name)
+        """Read the file again and rebuild its weights now. Raises RefusedError."""
+        await self.refresh(again=name)
         if (model := self._by_name.get(name)) is not None:
             if model.unloaded:
-                self._say(f"{name}: loaded again")
-            model.unloaded, model.proof = False, None
-        async with self.using(model := self.find(name)):
+                self._log(f"{name}: loaded again")
+            model.unloaded, model.trial_error = False, None
+        async with self.engine_of(model := self.find(name)):
             with suppress(RefusedError):  # the index says why; some inputs cannot be made up
-                await self.prove(model)
-        if model.wrong:  # what is served is not what lies there
-            raise RefusedError(503, f"{name} was not loaded: {model.wrong}")
+                await self.require_running(model)
+        if model.file_error:  # what is served is not what lies there
+            raise RefusedError(503, f"{name} was not loaded: {model.file_error}")
 
     def unload(self, name: str) -> None:
-        """Give up its weights, and answer no more requests to it. Raises RefusedError."""
+        """Drop the model's weights and refuse requests to it. Raises RefusedError."""
         if (model := self._by_name.get(name)) is None:
             self.find(name)
         else:
             self._drop(model)
             if not model.unloaded:
-                self._say(f"{name}: unloaded")
+                self._log(f"{name}: unloaded")
             model.unloaded = True
-            self._loader.submit(self._let_go)
+            self._loader.submit(self._free_released)
 
     def close(self) -> None:
-        """End the threads, once what they do is done."""
-        if self._proving is not None:
-            self._proving.cancel()
+        """Stop the threads once their present work is done."""
+        if self._trial_task is not None:
+            self._trial_task.cancel()
         self._trials.close()
-        self._trier.shutdown()
+        self._trial_thread.shutdown()
         self.networks.close()
         self._loader.shutdown()
         self._pool.shutdown()
         self.networks.bases.close()
 
 
-def _read_all(found: Sequence[Found]) -> list[Content | SubcompressError]:
-    """Contents, or why there is none."""
+def _read_all(found: Sequence[FoundFile]) -> list[Content | SubcompressError]:
+    """Read the contents of files, or why they cannot be read."""
     contents: list[Content | SubcompressError] = []
     for f in found:
         try:
-            contents.append(catalogue.read(f))
+            contents.append(catalogue.read_content(f))
         except SubcompressError as e:
             contents.append(e)
         except Exception as e:  # one file takes none of the others along, whatever is in it
-            wrong = SubcompressError(f"{f.place} cannot be read ({type(e).__name__}: {one_line(e)})")
-            wrong.__cause__ = e
-            contents.append(wrong)
+            error = SubcompressError(f"{f.place} cannot be read ({type(e).__name__}: {one_line(e)})")
+            error.__cause__ = e
+            contents.append(error)
     return contents
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds, 0 where the system does not tell."""
+def resident_bytes() -> int:
+    """Return the bytes of memory that this process holds, 0 if the system does not tell."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def now() -> float:
-    """Seconds of a clock that only goes forward."""
+    """Return the seconds of a monotonic clock."""
     return time.monotonic()

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2: a request's bytes to arrays, and arrays to an answer's bytes.
+"""Open Inference Protocol v2: decoding requests to arrays and encoding arrays as answers.
 
 JSON, and the binary tensor extension: the JSON comes first, `Inference-Header-Content-Length` bytes of it, and the
 values of the tensors after it, in their order, as little-endian bytes.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from subcompress.serving.documents import has_word, parsed
+from subcompress.serving.documents import has_word, parse_json
 from subcompress.serving.engines import Port
 from subcompress.serving.refusals import RefusedError, shown
 
@@ -37,8 +37,8 @@ assert sys.byteorder == "little", "tensors on the wire are little-endian"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request asks: values by input, and the outputs that are wanted, each in binary or not."""
+class InferenceRequest:
+    """A decoded request: values by input, and the requested outputs, each in binary or not."""
 
     id: str
     feeds: dict[str, np.ndarray]
@@ -46,41 +46,44 @@ class Asked:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """What requests have in common that can share a run."""
+        """The shapes that requests must share to share a run."""
         return tuple((n, a.shape[1:]) for n, a in sorted(self.feeds.items()))
 
     @property
     def rows(self) -> int:
-        """Examples: the size of the first axis."""
+        """The number of examples: the size of the first axis."""
         return next((len(a) for a in self.feeds.values() if a.ndim), 1)
 
 
-def read(
+def parse_request(
     body: bytes, header_length: str | None, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool
-) -> Asked:
-    """What a request to a model asks. header_length: the header of that name, None where there is none.
+) -> InferenceRequest:
+    """Decode a request to a model. header_length: the value of that header, None without it.
 
-    Raises RefusedError, 400, for whatever is not a request to this model, saying what would be."""
+    Raises RefusedError, 400, for an invalid request, saying what is valid.
+    """
     if header_length == "0":
         return _raw(body, inputs, outputs, batched)
     head, tail = _parts(body, header_length)
-    said = parsed(head)
-    if not isinstance(said, dict):
-        raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(said)}")
-    id_ = "" if said.get("id") is None else said["id"]
+    document = parse_json(head)
+    if not isinstance(document, dict):
+        raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(document)}")
+    id_ = "" if document.get("id") is None else document["id"]
     if not isinstance(id_, str):
         raise RefusedError(400, f"id is text; given {_kind(id_)}")
     # A truth value among numbers is none of them, and to ask each value would cost as much as to read it.
     plain = not (has_word(head, b"true") or has_word(head, b"false"))
-    feeds = _feeds(said.get("inputs"), tail, inputs, plain)
+    feeds = _feeds(document.get("inputs"), tail, inputs, plain)
     if batched and len(sizes := {len(a) for a in feeds.values()}) > 1:
         raise RefusedError(400, f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
-    return Asked(id_, feeds, _wanted(said, outputs))
+    return InferenceRequest(id_, feeds, _wanted(document, outputs))
 
 
-def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool) -> Asked:
-    """A raw binary request: the body is the values of the only input, one example where it has a batch axis, and all
-    outputs are wanted in binary. Raises RefusedError, 400, where the shape cannot be told from the size."""
+def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: bool) -> InferenceRequest:
+    """Decode a raw binary request: the values of the only input (one example if it has a batch axis).
+
+    All outputs are requested in binary. Raises RefusedError, 400, if the size does not determine the shape.
+    """
     if len(inputs) != 1:
         raise RefusedError(400, f"a raw binary request is for models of one input; this one has {_expected(inputs)}")
     port = inputs[0]
@@ -97,11 +100,11 @@ def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: 
         one = "one example of " if batched else ""
         raise RefusedError(400, f"a raw binary request holds {one}{port}; given {len(body)} bytes")
     feeds = {port.name: _from_bytes(memoryview(body), len(body), tuple(shape), port)}
-    return Asked("", feeds, tuple((i, True) for i in range(len(outputs))))
+    return InferenceRequest("", feeds, tuple((i, True) for i in range(len(outputs))))
 
 
 def _parts(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON and the bytes after it."""
+    """Split a body into the JSON and the bytes after it."""
     view = memoryview(body)
     if header_length is None:
         return body, view[:0]
@@ -186,9 +189,9 @@ def _fits(given: Sequence[int], port: Port) -> bool:
     return len(given) == len(port.shape) and all(want in (-1, k) for want, k in zip(port.shape, given, strict=True))
 
 
-def _parameters(said: dict[str, Any], what: str) -> dict[str, Any]:
+def _parameters(container: dict[str, Any], what: str) -> dict[str, Any]:
     """What stands under `parameters`, nothing where that is null. what: how a refusal calls them."""
-    parameters = said.get("parameters")
+    parameters = container.get("parameters")
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
@@ -263,13 +266,13 @@ def _flat(values: list[Any], port: Port) -> list[Any]:
     return values
 
 
-def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:
+def _wanted(document: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:
     """Outputs by number, and whether each comes in binary; all in order where none is named."""
-    parameters = _parameters(said, "parameters")
+    parameters = _parameters(document, "parameters")
     if any(key.startswith("sequence_") for key in parameters):
         raise RefusedError(400, "every request stands by itself; sequences are not offered")
     binary = parameters.get("binary_data_output", False)
-    given = said.get("outputs")
+    given = document.get("outputs")
     if not given:
         return tuple((i, binary is True) for i in range(len(ports)))
     numbers = {p.name: i for i, p in enumerate(ports)}
@@ -287,10 +290,13 @@ def _wanted(said: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, boo
     return tuple(found)
 
 
-def answer(name: str, asked: Asked, ports: Sequence[Port], values: Sequence[np.ndarray]) -> tuple[bytes, str, int]:
-    """The body of an answer, its content type, and the bytes of its JSON where values follow it, else 0.
+def encode_answer(
+    name: str, asked: InferenceRequest, ports: Sequence[Port], values: Sequence[np.ndarray]
+) -> tuple[bytes, str, int]:
+    """Encode an answer; return the body, its content type, and the length of its JSON if binary values follow, else 0.
 
-    In JSON, values that are not finite are null."""
+    In JSON, values that are not finite are null.
+    """
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for i, binary in asked.wanted:

@@ -1,4 +1,4 @@
-"""What a request is refused with: a status of HTTP and one line."""
+"""Refusals of requests: an HTTP status and one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_ECHOED = 100
 
 
 class RefusedError(SubcompressError):
-    """A request that is not answered: 4xx where the request is at fault, 503 where it may be given again."""
+    """A refused request: 4xx if the request is at fault, 503 if it may be repeated."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(" ".join(text.split()))
@@ -17,6 +17,6 @@ class RefusedError(SubcompressError):
 
 
 def shown(value: object) -> str:
-    """What a request said, as a message may repeat it: on one line, quoted, and not long."""
+    """Quote a value from a request for a message: on one line and not too long."""
     text = repr(value)
     return text if len(text) <= MOST_ECHOED else f"{text[:MOST_ECHOED]}..."

@@ -1,4 +1,4 @@
-"""A server as a process: a socket, uvicorn, signals, and an end that lets everybody finish."""
+"""Running a server in a process: socket, uvicorn, signals, and a graceful end."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ import uvicorn
 from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalogue
-from subcompress.serving.addresses import allowed, is_loopback
+from subcompress.serving.addresses import is_loopback, parse_origins
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
-from subcompress.serving.models import Models, Say
+from subcompress.serving.models import Log, Models
 from subcompress.serving.networks import Bases, Networks, Trace
 from subcompress.serving.refusals import shown
 
-EVERY = 1.0
-"""Seconds between looks at the files."""
+REFRESH_SECONDS = 1.0
+"""Seconds between checks of the files."""
 
-SWITCH = 0.001
-"""Seconds after which a thread that has run a network gets the interpreter back from the loop; Python's own five are
-longer than most answers take."""
+SWITCH_SECONDS = 0.001
+"""The thread switch interval of the interpreter in seconds; Python's default of five milliseconds is longer than most
+answers take."""
 
-DRAIN = 30
-"""Seconds that requests may take to end, once the server is told to."""
+DRAIN_SECONDS = 30
+"""Seconds that requests may take to finish once the server is stopping."""
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises SubcompressError where it cannot."""
+def open_socket(host: str, port: int) -> socket.socket:
+    """Open a listening socket; port 0 is any free port. Raises SubcompressError if that fails."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
@@ -63,7 +63,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers. stop: lets requests end, and then `serve` return; from any thread."""
+    """A server that answers requests. stop: lets requests finish and `serve` return; may be called from any thread."""
 
     address: str
     models: Models
@@ -83,35 +83,38 @@ def serve(
     limits: Limits | None = None,
     token: str | None = None,
     origins: Sequence[str] = (),
-    say: Say,
+    log: Log,
     ready: Callable[[Running], None],
 ) -> bool:
-    """Serve until SIGTERM or Ctrl-C, then answer what was asked; returns whether all of it was.
+    """Serve until SIGTERM or Ctrl-C, then finish the requests under way; return whether all were answered.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
-    bytes of rebuilt models together; most: examples of a run; origins: pages that may use it, SCHEME://HOST[:PORT].
-    ready: told once requests are answered.
-    Raises SubcompressError where nothing can be served at all.
+    the most bytes of rebuilt models; most: the most examples in a run; origins: pages that may use the server,
+    SCHEME://HOST[:PORT]; ready: called once requests are answered. Raises SubcompressError if nothing can be served.
     """
     catalogue.require_all(sources)
-    pages = allowed(origins)
+    pages = parse_origins(origins)
     for base in bases:
         if not base.startswith(HUB):
             weights_files(Path(base))
     before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with suppress(_EndedError), listening(host, port) as sock, asyncio.Runner(loop_factory=_loops()) as runner:
+        with (
+            suppress(_EndedError),
+            open_socket(host, port) as sock,
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             networks = Networks(trace, Bases(bases))
-            of_server = (limits or Limits(), token, pages)
-            return runner.run(_serve(sock, sources, networks, memory, most, of_server, say, ready))
+            server_options = (limits or Limits(), token, pages)
+            return runner.run(_serve(sock, sources, networks, memory, most, server_options, log, ready))
     finally:
         sys.setswitchinterval(before)
     return True
 
 
-def _loops() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The faster loop, where there is one for this system."""
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop factory if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -125,17 +128,17 @@ async def _serve(
     networks: Networks,
     memory: int,
     most: int,
-    of_server: tuple[Limits, str | None, frozenset[str]],
-    say: Say,
+    server_options: tuple[Limits, str | None, frozenset[str]],
+    log: Log,
     ready: Callable[[Running], None],
 ) -> bool:
     metrics = Metrics()
-    models = Models(sources, networks, memory=memory, most=most, say=say, ran=metrics.ran)
-    server = Server(models, metrics, *of_server)
+    models = Models(sources, networks, memory=memory, most=most, log=log, ran=metrics.ran)
+    server = Server(models, metrics, *server_options)
     try:
-        with _ended_by_a_signal():
-            await models.warm()
-            await models.look()
+        with _interruptible_start():
+            await models.preload()
+            await models.refresh()
         if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
             raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
         config = uvicorn.Config(
@@ -147,7 +150,7 @@ async def _serve(
             lifespan="off",
             server_header=False,
             proxy_headers=False,  # nothing here asks who sent a request
-            timeout_graceful_shutdown=DRAIN,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
             timeout_keep_alive=75,
         )
         host, port = sock.getsockname()[:2]
@@ -160,7 +163,7 @@ async def _serve(
                 loop.call_soon_threadsafe(process.handle_exit, signal.SIGTERM, None)
 
         ready(Running(address, models, server, stop))
-        async with _looking(models, say):
+        async with _refreshing(models, log):
             await process.serve(sockets=[sock])
         return not (process.force_exit or server.cut)
     finally:
@@ -168,29 +171,31 @@ async def _serve(
 
 
 class _EndedError(Exception):
-    """A signal has come before anything was served."""
+    """A signal arrived before the server was ready."""
 
 
 @contextmanager
-def _ended_by_a_signal() -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C give the task up. Raises _EndedError then: Python's own handlers would raise in the
-    loop, which goes on."""
+def _interruptible_start() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C cancel the block.
+
+    Raises _EndedError then: Python's own handlers would raise inside the event loop, which goes on.
+    """
     if threading.current_thread() is not threading.main_thread():  # no signals come here
         yield
         return
-    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), []
+    loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
     assert task is not None
 
-    def end(number: int) -> None:
-        came.append(number)
+    def cancel(number: int) -> None:
+        received.append(number)
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, number)
+        loop.add_signal_handler(number, cancel, number)
     try:
         yield
     except asyncio.CancelledError as e:
-        if came:
+        if received:
             task.uncancel()
             raise _EndedError from e
         raise
@@ -200,23 +205,23 @@ def _ended_by_a_signal() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
-    """Within, files are looked at every second."""
+async def _refreshing(models: Models, log: Log) -> AsyncIterator[None]:
+    """Check the files every second while the block lasts."""
 
-    async def look() -> None:
-        said = ""
-        models.proving()
+    async def refresh_forever() -> None:
+        logged = ""
+        models.start_trials()
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await models.look()
-                models.proving()
-            except Exception as e:  # whatever it is: what is served stays, and the next look may find it mended
-                if (text := one_line(e)) != said:
-                    said = text
-                    say(f"files could not be looked at: {text}")
+                await models.refresh()
+                models.start_trials()
+            except Exception as e:  # whatever it is: models stay served, and the next check may succeed
+                if (text := one_line(e)) != logged:
+                    logged = text
+                    log(f"files could not be looked at: {text}")
 
-    task = asyncio.create_task(look())
+    task = asyncio.create_task(refresh_forever())
     try:
         yield
     finally:
@@ -226,14 +231,14 @@ async def _looking(models: Models, say: Say) -> AsyncIterator[None]:
 
 
 class _Uvicorn(uvicorn.Server):
-    """A first signal lets everybody finish, a second ends at once; the process then goes on where it was called."""
+    """Finishes requests on a first signal and ends at once on a second; the process then continues after `serve`."""
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second."""
+        """Check for slow bodies and connections once a second; called ten times a second."""
         if counter % 10 == 0:
             self._server.check()
             for connection in list(self.server_state.connections):
@@ -242,7 +247,7 @@ class _Uvicorn(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """See `capture_signals`."""
+        """Stop gracefully, or at once on a second signal."""
         self._server.draining = True
         if self.should_exit:
             self.force_exit = True
@@ -250,7 +255,7 @@ class _Uvicorn(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Uvicorn's own would raise the signal again at the end."""
+        """Handle signals while serving; uvicorn's own version raises them again at the end."""
         if threading.current_thread() is not threading.main_thread():  # no signals come here
             yield
             return

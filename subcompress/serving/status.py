@@ -1,4 +1,4 @@
-"""What the page for people shows: the server in a few figures, and its models in some order."""
+"""The data of the status page: the server's figures and its models, sorted and searched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from subcompress import __version__
 from subcompress.serving.catalogue import GRAPH
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics, percentile, uptime
-from subcompress.serving.models import Model, Models, now, resident
+from subcompress.serving.models import Model, Models, now, resident_bytes
 
 SORTS: dict[str, Callable[[Model], Any]] = {
     "requests": lambda m: (-m.requests, m.name),
@@ -49,9 +49,8 @@ def _row(model: Model) -> dict[str, Any]:
 
 
 async def status(models: Models, metrics: Metrics, limit: int, sort: str, search: str) -> dict[str, Any]:
-    """The figures, and at most so many of the models that have `search` in their names or as their state.
-
-    sort: one of SORTS."""
+    """Return the figures, and at most `limit` models with `search` in their names or as their state. sort: one of
+    SORTS."""
     keyed: list[tuple[Any, Model]] = []
     for i, m in enumerate(list(models)):
         if i % 256 == 255:
@@ -68,7 +67,7 @@ async def status(models: Models, metrics: Metrics, limit: int, sort: str, search
             "limit": models.limit,
             "models": models.used,
             "bases": models.networks.bases.nbytes,
-            "process": resident(),
+            "process": resident_bytes(),
         },
         "requests": {
             "total": metrics.total,

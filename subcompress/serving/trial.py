@@ -1,7 +1,7 @@
-"""Whether a model runs at all: it is run once, with values made up, before anybody is told that it is ready.
+"""Trial runs: a model is run once with made-up inputs before it is reported as ready.
 
-What others wrote, an .onnx file, is run in a process of its own: some graphs end the process that runs them, and some
-never end. `python -m subcompress.serving.trial` reads paths from stdin, a JSON list, and writes a line for each.
+An .onnx file, which others wrote, runs in a child process, because some graphs crash or never end. `python -m
+subcompress.serving.trial` reads a JSON list of paths from stdin and writes a line for each.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving.engines import Engine, Port, beside, open_session
+from subcompress.serving.engines import Engine, Port, external_values, open_session
 
 PATIENCE = 60
 """Seconds that opening a graph and its first run may take."""
 
 SIZES = (1, 8, 32, 128)
-"""What axes that vary are tried as: a graph may ask for more than one."""
+"""The sizes tried for axes that vary; a graph may need more than one."""
 
 LARGEST = 1 << 22
-"""Values of an input that is made up."""
+"""The most values of a made-up input."""
 
 DIED = "it ends the process that runs it"
-"""What is said of a graph at which ONNX Runtime dies."""
+"""The reason given for a graph that crashes ONNX Runtime."""
 
 
 def try_once(engine: Engine) -> str:
-    """Run the engine with values made up. Empty where a run has ended well, else why the first one did not."""
-    said = ""
+    """Run the engine on made-up inputs; return an empty string if a run succeeded, else why the first one failed."""
+    reason = ""
     for feeds in _examples(engine):
         try:
             engine.run(feeds)
             return ""
         except SubcompressError as e:
-            said = said or str(e)
-    return f"it has not run yet: {said or 'its inputs are too large to be made up'}"
+            reason = reason or str(e)
+    return f"it has not run yet: {reason or 'its inputs are too large to be made up'}"
 
 
 def _examples(engine: Engine) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of several sizes: ones, which are in every vocabulary and no empty length, then zeros."""
+    """Yield inputs of several sizes: ones, which are valid token numbers and lengths, then zeros."""
     seen = set()
     for size in SIZES:
         shapes = {p.name: _shape(p, size, engine.batched) for p in engine.inputs}
@@ -60,7 +60,8 @@ def _examples(engine: Engine) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _shape(port: Port, size: int, batched: bool) -> tuple[int, ...]:
-    """One example, each axis that varies of that size; where the number of axes varies, as many as SIZES come to it."""
+    """Return the shape of one example with axes that vary set to `size`; an unranked input gets as many axes as its
+    index in SIZES."""
     if not port.ranked:
         return (1,) * (SIZES.index(size) + 1)
     sizes = tuple(size if k == -1 else k for k in port.shape)
@@ -68,7 +69,7 @@ def _shape(port: Port, size: int, batched: bool) -> tuple[int, ...]:
 
 
 class Trials:
-    """Runs .onnx files in processes of their own, one after another; not for several threads at once."""
+    """Runs .onnx files in child processes, one after another; not thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -76,18 +77,18 @@ class Trials:
         self._closed = False
 
     def __call__(self, paths: Sequence[Path]) -> list[str]:
-        """Of each file: empty where it has run, else why not, DIED for one that took its process along."""
+        """Return for each file an empty string if it has run, else why not: DIED if it crashed the child."""
         found: list[str] = []
         while len(found) < len(paths) and not self._closed:
             rest = [str(p.absolute()) for p in paths[len(found) :]]
             try:
-                found += self._some(rest)
+                found += self._run_until_failure(rest)
             except OSError as e:
                 return found + [f"it could not be tried ({one_line(e)})"] * len(rest)
         return found + ["the server is ending"] * (len(paths) - len(found))
 
     def close(self) -> None:
-        """End what is under way, from another thread."""
+        """Kill the child; may be called from another thread."""
         with self._lock:
             self._closed = True
             if self._child is not None:
@@ -107,8 +108,8 @@ class Trials:
             )
             return self._child
 
-    def _some(self, paths: Sequence[str]) -> list[str]:
-        """Of as many of the first files as a child gets through, and of the one at which it ends."""
+    def _run_until_failure(self, paths: Sequence[str]) -> list[str]:
+        """Run files in a new child until one ends it; return the results up to and including that one."""
         if (child := self._start()) is None:
             return []
         assert child.stdin is not None and child.stdout is not None
@@ -133,7 +134,7 @@ class Trials:
 
 
 def _line(child: subprocess.Popen[str]) -> tuple[str, bool]:
-    """What the child says next, and whether it was ended because that came too late."""
+    """Read the child's next line; return it and whether the child was killed because it was late."""
     late = threading.Event()
 
     def end() -> None:
@@ -149,22 +150,22 @@ def _line(child: subprocess.Popen[str]) -> tuple[str, bool]:
         clock.cancel()
 
 
-def of_file(path: Path) -> Engine:
-    """The engine of an .onnx file. Raises SubcompressError."""
-    return Engine(open_session(path, beside(path)), path=path)
+def open_graph_file(path: Path) -> Engine:
+    """Open the engine of an .onnx file. Raises SubcompressError."""
+    return Engine(open_session(path, external_values(path)), path=path)
 
 
 def main() -> None:
-    """The child: a line of JSON for each path, empty text where its graph has run."""
+    """Run the child: write a line of JSON for each path, an empty text if its graph has run."""
     paths = json.load(sys.stdin)
     answers: Any = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     for path in paths:
         try:
-            said = try_once(of_file(Path(path)))
-        except Exception as e:  # whatever it is, others are tried
-            said = one_line(e)
-        print(json.dumps(said), file=answers, flush=True)
+            reason = try_once(open_graph_file(Path(path)))
+        except Exception as e:  # whatever it is, go on with the next file
+            reason = one_line(e)
+        print(json.dumps(reason), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Model repositories of NVIDIA's Triton Inference Server: a folder for each model, its configuration and its graph."""
+"""Exporting to model repositories of NVIDIA Triton Inference Server: a folder for each model with configuration and
+graph."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.support.files import read_bytes, replacing_folder, write_bytes
-from subcompress.support.suggesting import meant
+from subcompress.support.files import atomic_folder, read_bytes, write_bytes
+from subcompress.support.suggestions import suggestion
 
 if TYPE_CHECKING:  # loaded where they are needed
     import onnx
@@ -114,13 +115,13 @@ def export(
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
-        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{meant(backend, BACKENDS)}")
+        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{suggestion(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
         raise SubcompressError(f"a batch has 1 example or more, 0 says not to join requests; given {max_batch}")
     sources, repository = list(sources), Path(repository)
     check_names((source.name, source.path) for source in sources)
     for source in sources:
-        if not force and not ours(repository / source.name):
+        if not force and not is_own_export(repository / source.name):
             raise SubcompressError(
                 f"{repository / source.name} is there and is not as an export wrote it: move it away, or give --force"
             )
@@ -130,7 +131,7 @@ def export(
 
 
 def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
-    """Raise SubcompressError unless Triton takes the names of these files, and each is there once. named: pairs."""
+    """Raise SubcompressError unless Triton accepts the names of these files and each occurs once. named: pairs."""
     seen: dict[str, str | Path] = {}
     for name, file in named:
         if not NAME.fullmatch(name):
@@ -146,8 +147,8 @@ def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
         seen[name] = file
 
 
-def ours(folder: Path) -> bool:
-    """Whether a model's folder may be replaced: it is not there, or it is as an export wrote it."""
+def is_own_export(folder: Path) -> bool:
+    """Return whether a model's folder may be replaced: it is missing, or unchanged since an export wrote it."""
     if not os.path.lexists(folder):
         return True
     try:
@@ -189,12 +190,12 @@ def _require(source: Source, dense: bool) -> None:
 
 def _export(source: Source, repository: Path, backend: str, dense: bool, max_batch: int) -> Exported:
     kind, target = BACKENDS[backend], repository / source.name
-    with replacing_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / VERSION).mkdir()
         model = _graph(source, folder / VERSION / GRAPH, dense)
         for name, template in kind.files.items():
             write_bytes(folder / VERSION / name, (TEMPLATES / template).read_bytes())
-        joined = max_batch if batched(model.graph) else 0
+        joined = max_batch if has_batch_axis(model.graph) else 0
         text = configuration(source, model.graph, backend, joined)
         write_bytes(folder / CONFIG, text.encode())
         write_bytes(folder / CONFIG, f"# Written by `subcompress export`: {_digest(folder, 0)}\n{text}".encode())
@@ -204,7 +205,7 @@ def _export(source: Source, repository: Path, backend: str, dense: bool, max_bat
 
 
 def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
-    """Write the graph of a source, which is returned."""
+    """Write the graph of a source and return it."""
     import onnx
 
     from subcompress.api.unpack import unpack
@@ -217,7 +218,7 @@ def _graph(source: Source, path: Path, dense: bool) -> onnx.ModelProto:
 
 
 def _checked(path: Path) -> bytes:
-    """An .onnx file that ONNX Runtime opens by itself. Raises SubcompressError."""
+    """Load an .onnx file that ONNX Runtime opens without other files. Raises SubcompressError."""
     import onnx
 
     from subcompress.onnx.runtime import open_graph
@@ -246,8 +247,8 @@ def _axes(value: onnx.ValueInfoProto) -> list[int | str]:
     return [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
 
-def batched(graph: onnx.GraphProto) -> bool:
-    """Whether all inputs and outputs have a first axis that varies, and by one name: the batch's, in our graphs."""
+def has_batch_axis(graph: onnx.GraphProto) -> bool:
+    """Return whether all inputs and outputs have the same varying first axis, the batch's."""
     axes = [_axes(value) for value in [*_inputs(graph), *graph.output]]
     return all(a and isinstance(a[0], str) for a in axes) and len({a[0] for a in axes}) == 1
 
@@ -266,7 +267,7 @@ def configuration(source: Source, graph: onnx.GraphProto, backend: str, max_batc
     return "\n".join(lines) + "\n"
 
 
-def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
+def _tensor(source: Source, value: onnx.ValueInfoProto, has_batch_axis: bool) -> str:
     import onnx
 
     of = value.type.tensor_type
@@ -276,13 +277,13 @@ def _tensor(source: Source, value: onnx.ValueInfoProto, batched: bool) -> str:
             f"Triton takes tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of {source.path} is "
             f"{kind}{'' if of.HasField('shape') else ', without a shape'}"
         )
-    axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(batched) :]
+    axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(has_batch_axis) :]
     # Triton has no tensor without axes: one of a single value stands for it outside.
     shape = f"dims: [ {', '.join(map(str, axes))} ]" if axes else "dims: [ 1 ]\n    reshape { shape: [ ] }"
     return f"  {{\n    name: {quoted(value.name)}\n    data_type: {TYPES[kind]}\n    {shape}\n  }}"
 
 
 def quoted(text: str) -> str:
-    """A string of protobuf's text format."""
+    """Quote a string in protobuf's text format."""
     plain = [chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:03o}" for c in text.encode()]
     return f'"{"".join(plain)}"'

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from subcompress.tensors.layout import holdable
+from subcompress.tensors.layout import is_storable
 
 
 def extra_states(module: nn.Module) -> dict[str, Tensor]:
     """Name in the state dict -> the extra state of a module that has one which is a tensor."""
     found = {name: child.get_extra_state() for name, child in _with_extra(module).items()}
-    return {name: state for name, state in found.items() if isinstance(state, Tensor) and holdable(state)}
+    return {name: state for name, state in found.items() if isinstance(state, Tensor) and is_storable(state)}
 
 
 def restore(module: nn.Module, now: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import tensors_in
 from subcompress.data.splits import call
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied, places
@@ -141,7 +141,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 def _outputs(module: nn.Module, x: Any) -> list[Tensor]:
     with torch.random.fork_rng(), torch.no_grad():
         seed_everything(0, 0)
-        return [t.detach() for t in leaves(call(module, x))]
+        return [t.detach() for t in tensors_in(call(module, x))]
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:

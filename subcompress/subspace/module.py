@@ -35,7 +35,7 @@ from subcompress.subspace.recording import recorded
 from subcompress.subspace.rounding import Rounding
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.tensors.layout import holdable
+from subcompress.tensors.layout import is_storable
 
 
 class Subspace(nn.Module):
@@ -73,8 +73,8 @@ class Subspace(nn.Module):
         frozen = {
             n for n, s in plan.starts.items() if s.kind in ("stored", "kept", "dropped")
         }  # forward may change them
-        self._buffer_names = [name for name, b in self.module.named_buffers() if holdable(b)]
-        self._buffer_names += [n for n, p in self.module.named_parameters() if n in frozen and holdable(p)]
+        self._buffer_names = [name for name, b in self.module.named_buffers() if is_storable(b)]
+        self._buffer_names += [n for n, p in self.module.named_parameters() if n in frozen and is_storable(p)]
         self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
         self._again: Any = None

@@ -22,11 +22,11 @@ from subcompress.format.record import LIMIT, LOWEST_SCALE
 from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.operators.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.operators.kernels import Segment
-from subcompress.rebuild.backends import on_host
+from subcompress.rebuild.backends import host_backend
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
 
@@ -185,7 +185,7 @@ def check_options(bits: int, seed: int, operator: str) -> None:
     if operator not in (AUTO, *OPERATORS):
         raise SubcompressError(
             f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them"
-            + meant(operator, (AUTO, *OPERATORS))
+            + suggestion(operator, (AUTO, *OPERATORS))
         )
 
 
@@ -292,9 +292,9 @@ class _Planner:
         plain = isinstance(form.center, float)
         assert self.numbers is not None
         center = form.center if isinstance(form.center, float) else 0.0
-        on_host().fill(self.numbers, NO_COORDINATES, [Segment(first, out, form.scale, center)])
+        host_backend().fill(self.numbers, NO_COORDINATES, [Segment(first, out, form.scale, center)])
         if not plain:
-            on_host().memory.add_base(out, out, chosen_values(form.center, 0, n, spec.real_dtype))
+            host_backend().memory.add_base(out, out, chosen_values(form.center, 0, n, spec.real_dtype))
         return out.astype(np.float64) if spec.dtype == "F64" else out  # where sums are in float64
 
     def _part(self, rows: list[_Row], group: int) -> Part:

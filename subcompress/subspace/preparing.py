@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress.base import OnBase, open_base, stand_on
+from subcompress.base import OnBase, attach_base, open_base
 from subcompress.subspace.copying import copied
 from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
 from subcompress.subspace.observing import built
@@ -45,7 +45,7 @@ def prepared(
     module, build = built(module, seed)
     standing = None
     if base is not None:
-        standing = stand_on(open_base(base, base_name), module, tuple(new))
+        standing = attach_base(open_base(base, base_name), module, tuple(new))
         module = standing.loaded(copied(module))
     starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
     return Prepared(module, starts, standing)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Entry, Fixed, Group, Kept, Mixed, Record, Same, Stored, bfloat16
+from subcompress.format.record import Coded, Entry, Fixed, Group, Mixed, Record, Stored, Tied, Unchanged, bfloat16
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace.buffers import coded_buffers
@@ -84,7 +84,7 @@ def _entries(
     for i, spec in enumerate(plan.layout):
         start = plan.starts[spec.name]
         if start.kind == "tied":
-            entries.append(Same(start.index))
+            entries.append(Tied(start.index))
         elif start.kind == "dropped":
             entries.append(Fixed() if spec.dtype in CODED_DTYPES else Stored())
             stored += [bytes(spec.nbytes)] if spec.dtype not in CODED_DTYPES else []
@@ -93,7 +93,7 @@ def _entries(
         elif start.kind == "coded":
             entries.append(_entry_of(spec.name, start, coded))
         elif start.kind == "kept" and spec.name not in moved:
-            entries.append(Kept())
+            entries.append(Unchanged())
         else:
             raw = raw_bytes(state[spec.name])
             same = first.setdefault((spec.dtype, spec.shape, hashlib.sha256(raw).digest()), i)

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from subcompress.base import ties_of
+from subcompress.base import tied_names
 from subcompress.errors import SubcompressError
 from subcompress.support.names import ROLES
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
 """By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""
@@ -58,9 +58,9 @@ def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
         else:
             raise SubcompressError(
                 f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
-                f"none that {word!r} is: its first is {next(iter(roles), '')}{meant(word, (*ROLES, *roles))}"
+                f"none that {word!r} is: its first is {next(iter(roles), '')}{suggestion(word, (*ROLES, *roles))}"
             )
-    return found.union(*(names for names in ties_of(module) if not found.isdisjoint(names)))
+    return found.union(*(names for names in tied_names(module) if not found.isdisjoint(names)))
 
 
 def looks_trained(module: nn.Module) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress.base import OnBase, ties_of
+from subcompress.base import OnBase, tied_names
 from subcompress.errors import SubcompressError
-from subcompress.format.describing import EXACT, Runs, deflated, describe, form_cost, runs_cost, runs_of
+from subcompress.format.describing import EXACT, Runs, deflated_size, describe, form_cost, runs_cost, runs_of
 from subcompress.format.record import bfloat16
 from subcompress.operators.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.subspace import roles
@@ -201,7 +201,7 @@ def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[s
     """The starts of the base's tensors, by name; those that are tied to another are left out."""
     if base is None:
         return {}
-    new = frozenset(names[0] for names in ties_of(module) if not any(n in base for n in names))
+    new = frozenset(names[0] for names in tied_names(module) if not any(n in base for n in names))
     acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
     parameters = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     found, ties = {}, _tied(base.layout, state)
@@ -261,7 +261,7 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
 
 def cost(tensor: Tensor) -> int:
     """Bytes that the values of a tensor take in a file, estimated where they are many."""
-    return deflated(raw_bytes(tensor))
+    return deflated_size(raw_bytes(tensor))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

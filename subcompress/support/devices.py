@@ -1,7 +1,7 @@
-"""Where torch computes: a device that is asked for, or, by default, CUDA where it works.
+"""Choosing the device on which torch computes: the one requested, or by default CUDA where it works.
 
-A driver that is there does not say that a kernel runs: a build of torch without the device's capability, or a driver
-that is too old, shows only when one is started. So one is.
+A driver that is installed does not mean that kernels run: a torch build without the device's compute capability, or a
+driver that is too old, fails only when a kernel starts. So one is started.
 """
 
 from __future__ import annotations
@@ -19,44 +19,46 @@ from subcompress.errors import SubcompressError, one_line
 AUTO = "auto"
 
 VARIABLE = "SUBCOMPRESS_DEVICE"
-"""The environment variable that says what `auto` means, where it is set."""
+"""The environment variable that overrides what `auto` means."""
 
 DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia/version")
-"""What is there where the system has NVIDIA's driver."""
+"""Paths of which one exists where NVIDIA's driver is installed."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """name: cpu, cuda or cuda:N; line: one for a person, which says why it is this one."""
+    """The device chosen. name: cpu, cuda or cuda:N; line: one line for the user that says why it was chosen."""
 
     name: str
     line: str
 
 
-def chosen(asked: str) -> Device:
-    """The device that is meant: by `auto` CUDA where a kernel runs on it, else the CPU.
+def choose_device(requested: str) -> Device:
+    """Choose the device for a --device value; `auto` is CUDA if a kernel runs on it, else the CPU.
 
-    Raises SubcompressError for a name that is none, and for a CUDA device that does not work: there is no other in its
-    place.
+    Raises SubcompressError for an unknown name, and for a CUDA device that does not work: no other device is used in
+    its place.
     """
-    if asked == AUTO and (told := os.environ.get(VARIABLE, AUTO)) != AUTO:
-        found = chosen(told)
+    if requested == AUTO and (configured := os.environ.get(VARIABLE, AUTO)) != AUTO:
+        found = choose_device(configured)
         return Device(found.name, found.line.replace("as asked", f"as {VARIABLE} says"))
-    if asked == AUTO:
-        return _automatic()
-    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", asked):
-        raise SubcompressError(f"--device is auto, cpu, cuda or cuda:N; given {asked}")
-    if asked == "cpu":
-        return Device(asked, "device: cpu, as asked")
-    if (fault := fault_of_cuda(int(asked.partition(":")[2] or 0))) is not None:
+    if requested == AUTO:
+        return _choose_automatically()
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", requested):
+        raise SubcompressError(f"--device is auto, cpu, cuda or cuda:N; given {requested}")
+    if requested == "cpu":
+        return Device(requested, "device: cpu, as asked")
+    index = int(requested.partition(":")[2] or 0)
+    if (fault := cuda_fault(index)) is not None:
         raise SubcompressError(
-            f"--device {asked} needs a GPU that torch can use, and none is here ({fault}): leave it out, or give cpu"
+            f"--device {requested} needs a GPU that torch can use, and none is here ({fault}): "
+            "leave it out, or give cpu"
         )
-    return Device(asked, f"device: {asked} ({_name(asked)}), as asked")
+    return Device(requested, f"device: {requested} ({_name(requested)}), as asked")
 
 
-def _automatic() -> Device:
-    fault = fault_of_cuda(0)
+def _choose_automatically() -> Device:
+    fault = cuda_fault(0)
     if fault is None:
         return Device("cuda", f"device: cuda ({_name('cuda')}); --device cpu computes without it")
     if cuda_is_present():
@@ -65,26 +67,26 @@ def _automatic() -> Device:
 
 
 def cuda_is_present() -> bool:
-    """Whether the machine has an NVIDIA device, whether torch can use it or not."""
-    return any(os.path.exists(path) for path in DRIVER) or _count() > 0
+    """Return whether the machine has an NVIDIA device, even one that torch cannot use."""
+    return any(os.path.exists(path) for path in DRIVER) or _device_count() > 0
 
 
-def fault_of_cuda(index: int) -> str | None:
-    """Why a CUDA device cannot be computed with, None where a kernel has just run on it."""
+def cuda_fault(index: int) -> str | None:
+    """Return why a CUDA device does not work, or None if a kernel has just run on it."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
-    if index >= _count():
-        return _why_none() if not _count() else f"torch sees {_count()}, from cuda:0 on"
-    return _fault_of_kernel(index)
+    if index >= _device_count():
+        return _no_device_reason() if not _device_count() else f"torch sees {_device_count()}, from cuda:0 on"
+    return _kernel_fault(index)
 
 
-def _count() -> int:
+def _device_count() -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as of a driver that is too old, which `_why_none` says
+        warnings.simplefilter("ignore")  # such as of a driver that is too old, which `_no_device_reason` reports
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _why_none() -> str:
+def _no_device_reason() -> str:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides it"
     try:
@@ -97,18 +99,18 @@ def _why_none() -> str:
 
 
 @cache
-def _fault_of_kernel(index: int) -> str | None:
-    """One product and one sum, whose result is looked at."""
+def _kernel_fault(index: int) -> str | None:
+    """Run a product and a sum on the device and check the result."""
     try:
         x = torch.arange(4.0, device=f"cuda:{index}")
-        right = float((x * x).sum()) == 14.0
+        is_correct = float((x * x).sum()) == 14.0
     except Exception as e:  # whatever a driver or a build that does not fit raises
         return one_line(e, 160)
-    return None if right else "a sum of four numbers came out wrong"
+    return None if is_correct else "a sum of four numbers came out wrong"
 
 
 def _name(device: str) -> str:
     return str(torch.cuda.get_device_name(device))
 
 
-__all__ = ["AUTO", "Device", "chosen"]
+__all__ = ["AUTO", "Device", "choose_device"]

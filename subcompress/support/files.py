@@ -1,4 +1,4 @@
-"""Whole files or none: write beside the target, then rename. Every output goes through here."""
+"""Atomic writes: a file or folder is written next to its target and renamed. All output goes through here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from subcompress.errors import SubcompressError
 
 MAX_FILE_BYTES = 1 << 30
-"""Of a file of ours."""
+"""The largest packed file that is read."""
 
 
 @contextmanager
-def parents_of(path: Path) -> Iterator[None]:
-    """Make the folders above an output that are not there; take those away again that are empty when the block fails.
+def create_parents(path: Path) -> Iterator[None]:
+    """Create the missing parent folders of an output; remove them again, if empty, when the block fails.
 
-    Raises OSError where one cannot be made.
+    Raises OSError if one cannot be created.
     """
     missing = [folder for folder in path.parents if not os.path.lexists(folder)]  # the innermost first
     try:
@@ -33,17 +33,16 @@ def parents_of(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block succeeds and is deleted when it fails.
 
-    Folders above it are made where they are missing. Raises SubcompressError where the folder cannot be written or the
-    disk is full.
+    Missing parent folders are created. Raises SubcompressError if the folder cannot be written or the disk is full.
     """
-    path = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
+    path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     if os.path.exists(path) and not os.path.isfile(path):
         raise SubcompressError(f"{path} is there and is no file: give another place")
     try:
-        with parents_of(path), _beside(path) as temporary:
+        with create_parents(path), _temporary_sibling(path) as temporary:
             yield temporary
             with temporary.open("rb") as f:
                 os.fsync(f.fileno())
@@ -52,12 +51,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
     except OSError as e:
-        raise _unwritable(path, e) from e
+        raise _write_error(path, e) from e
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """An empty file in the same folder, which vanishes."""
+def _temporary_sibling(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file in the same folder and delete it at the end."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
@@ -66,27 +65,27 @@ def _beside(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, e: OSError) -> SubcompressError:
+def _write_error(path: Path, e: OSError) -> SubcompressError:
     return SubcompressError(f"{path} cannot be written: {e.strerror or e}; give a writable place with room")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file or none. Raises SubcompressError where it cannot be written."""
-    with replacing(path) as temporary:
+    """Write a file atomically. Raises SubcompressError if it cannot be written."""
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """`replacing` for a folder: a new one that becomes `path`, in place of whatever is there, when the block ends well.
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder that replaces whatever is at `path` when the block succeeds.
 
-    Its parent is made where it is not there. A program may take every folder in that parent for its own, so the new one
-    lies beside the parent meanwhile, and in it only where that is another disk or may not be written. Raises
+    A missing parent is created. Another program may watch that parent and use every folder in it, so the new folder is
+    staged next to the parent, and inside it only if the folder above is on another disk or is not writable. Raises
     SubcompressError.
     """
     path = Path(os.path.abspath(path))
     try:
-        with parents_of(path), _staged(path) as (new, old):
+        with create_parents(path), _staging_folder(path) as (new, old):
             yield new
             try:
                 if os.path.lexists(path):
@@ -97,15 +96,15 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
                     old.rename(path)
                 raise
     except OSError as e:
-        raise _unwritable(path, e) from e
+        raise _write_error(path, e) from e
 
 
 @contextmanager
-def _staged(path: Path) -> Iterator[tuple[Path, Path]]:
-    """A new folder and a place for what is replaced, on the disk of `path`; what is left there vanishes."""
-    beside = path.parent.parent
-    apart = os.access(beside, os.W_OK) and beside.stat().st_dev == path.parent.stat().st_dev
-    stage = Path(tempfile.mkdtemp(prefix=".subcompress.", suffix=".part", dir=beside if apart else path.parent))
+def _staging_folder(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield paths for the new folder and the one it replaces, on the same disk as `path`; delete both at the end."""
+    grandparent = path.parent.parent
+    outside = os.access(grandparent, os.W_OK) and grandparent.stat().st_dev == path.parent.stat().st_dev
+    stage = Path(tempfile.mkdtemp(prefix=".subcompress.", suffix=".part", dir=grandparent if outside else path.parent))
     try:
         (stage / "new").mkdir()
         yield stage / "new", stage / "old"
@@ -114,12 +113,12 @@ def _staged(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
-    """A whole file of at most `limit` bytes. Raises SubcompressError where it is missing, unreadable or larger."""
+    """Read a file of at most `limit` bytes. Raises SubcompressError if it is missing, unreadable or larger."""
     try:
         with Path(path).open("rb") as f:
             data = f.read(limit + 1)
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     if len(data) > limit:
-        raise SubcompressError(f"a file of ours has at most {limit} bytes; {path} is larger: is it the dense model?")
+        raise SubcompressError(f"a packed file has at most {limit} bytes; {path} is larger: is it the dense model?")
     return data

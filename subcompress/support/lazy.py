@@ -1,5 +1,5 @@
-"""What is imported when it is first used, and not before: torch takes 190 MB and a second, and whoever reads a file and
-rebuilds its weights on the host needs neither."""
+"""Modules that are imported on first use: importing torch takes a second and 190 MB, and reading a file and rebuilding
+its weights on the CPU does not need it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Module:
-    """A module by name, imported when one of its attributes is read."""
+    """A module that is imported when one of its attributes is first read."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -21,7 +21,7 @@ class _Module:
 
 
 def module(name: str) -> Any:
-    """The module of that name, imported when one of its attributes is first read."""
+    """Return a proxy that imports the module when one of its attributes is first read."""
     return _Module(name)
 
 
@@ -32,15 +32,15 @@ else:
 
 
 def exports(package: str, names: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package (PEP 562) whose names come from its modules when they are first read.
+    """Build `__getattr__` and `__dir__` (PEP 562) for a package whose exports are imported on first use.
 
-    names: module, within the package -> what of it the package exports. Modules of the package are attributes too.
+    names: module within the package -> names that the package exports from it. Submodules are attributes too.
     """
-    places = {name: module for module, held in names.items() for name in held}
+    origins = {name: origin for origin, exported in names.items() for name in exported}
 
-    def get(name: str) -> Any:
-        if name in places:
-            value = getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+    def get_attribute(name: str) -> Any:
+        if name in origins:
+            value = getattr(importlib.import_module(f"{package}.{origins[name]}"), name)
         elif not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
             value = importlib.import_module(f"{package}.{name}")
         else:
@@ -48,7 +48,7 @@ def exports(package: str, names: Mapping[str, Iterable[str]]) -> tuple[Callable[
         setattr(sys.modules[package], name, value)
         return value
 
-    def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places})
+    def list_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *origins})
 
-    return get, listed
+    return get_attribute, list_names

@@ -1,6 +1,6 @@
-"""What options can be set to, by name: for help texts and completion, which must not import torch to list them.
+"""Names that options accept, for help texts and completion, which must not import torch to list them.
 
-What each name stands for lies in the registry that the comment above it names; tests compare the two.
+The comment above each constant names the registry that it mirrors; tests compare the two.
 """
 
 # subcompress_models.MODELS
@@ -46,6 +46,9 @@ GRAPHS = ("auto", "dense", "none")
 # subcompress.operators.OPERATORS, and EXACT, those that pack
 OPERATORS = ("hadamard", "scattered", "dense", "sparse", "fastfood", "onehot", "kronecker")
 EXACT = ("hadamard", "scattered")
+
+# subcompress.search.executors.EXECUTORS
+EXECUTORS = ("processes", "ray", "slurm")
 
 # What subcompress.subspace.plan takes beside subcompress.operators.OPERATORS
 AUTO = "auto"

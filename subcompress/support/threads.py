@@ -1,4 +1,4 @@
-"""Work that releases the interpreter's lock, on as many threads as torch takes where it is there."""
+"""A thread pool for work that releases the GIL, with as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
-_here = threading.local()
+_local = threading.local()
 
 
-def number() -> int:
-    """Threads to take: torch's number, or, while it is not imported, OMP_NUM_THREADS as torch would, or all cores."""
-    if (asked := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
-        return int(asked())
-    return _without_torch()
+def thread_count() -> int:
+    """Return torch's thread count, or, before torch is imported, OMP_NUM_THREADS or the number of cores."""
+    if (torch_threads := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
+        return int(torch_threads())
+    return _default_thread_count()
 
 
 @functools.cache
-def _without_torch() -> int:
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdecimal() and int(said):
-        return int(said)
+def _default_thread_count() -> int:
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    if configured.isdecimal() and int(configured):
+        return int(configured)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(work: Callable[[T], object], items: Iterable[T]) -> None:
-    """work(item) for every item, begun in order, this thread among those that work.
+def for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
+    """Call work(item) for every item, started in order, on the pool and on the calling thread.
 
-    Within such work it goes on in one thread: the others are taken. The first error ends all and is raised.
+    Calls from within `work` run on one thread, because the others are busy. The first error stops all work and is
+    raised.
     """
     todo = list(items)
-    threads = min(len(todo), number())
-    if threads <= 1 or getattr(_here, "busy", False):
+    threads = min(len(todo), thread_count())
+    if threads <= 1 or getattr(_local, "busy", False):
         for item in todo:
             work(item)
         return
     todo.reverse()
 
     def run() -> None:
-        _here.busy = True
+        _local.busy = True
         try:
             while todo:
                 try:
@@ -56,7 +57,7 @@ def each(work: Callable[[T], object], items: Iterable[T]) -> None:
             todo.clear()  # the others find nothing more to do
             raise
         finally:
-            _here.busy = False
+            _local.busy = False
 
     others: list[Future[None]] = []
     with suppress(RuntimeError):  # the interpreter is ending: this thread goes on alone
@@ -73,5 +74,5 @@ def each(work: Callable[[T], object], items: Iterable[T]) -> None:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads for this process: a fork has none of its parent's."""
+    """Return the thread pool of this process; a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="subcompress")

@@ -1,4 +1,4 @@
-"""The weights' digest: 16 bytes of a two-level SHA-256 over names, shapes, dtypes and values (docs/FORMAT.md)."""
+"""The weights digest: 16 bytes of a two-level SHA-256 over names, shapes, dtypes and values (docs/FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.layout import Layout
 
 CHUNK = 1 << 22
-"""Bytes of one leaf: leaves are independent, so that they can be hashed in parallel and while streaming."""
+"""Bytes of a chunk. Chunks are independent, so they can be hashed in parallel and while streaming."""
 
 SIZE = 16
 
 FEW = 1 << 20
-"""Bytes that are hashed before another thread has begun."""
+"""Bytes below which one thread hashes faster than several, because starting a thread takes longer."""
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """Bytes [at, at + size) of tensor `index` of the layout: leaf `number` of the digest."""
+class Chunk:
+    """A unit of hashing: bytes [at, at + size) of tensor `index` of the layout, chunk `number` of the digest."""
 
     number: int
     index: int
@@ -28,46 +28,46 @@ class Leaf:
     size: int
 
 
-def leaves_of(layout: Layout) -> Iterator[Leaf]:
-    """All leaves, in the digest's order."""
+def chunks_of(layout: Layout) -> Iterator[Chunk]:
+    """Yield all chunks of a layout in the digest's order."""
     number = 0
     for index, spec in enumerate(layout):
         for at in range(0, spec.nbytes, CHUNK):
-            yield Leaf(number, index, at, min(CHUNK, spec.nbytes - at))
+            yield Chunk(number, index, at, min(CHUNK, spec.nbytes - at))
             number += 1
 
 
 def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
-    """tensors: name -> little-endian bytes of the tensor, nbytes of them. Returns the first 16 bytes of the root."""
-    return root_digest(layout, leaf_digests(layout, tensors))
+    """Compute the weights digest. tensors: name -> the tensor's little-endian bytes."""
+    return root_digest(layout, chunk_digests(layout, tensors))
 
 
-def leaf_digests(layout: Layout, tensors: Mapping[str, memoryview]) -> list[bytes]:
-    """Those of all leaves, in order."""
-    return hashed([tensors[layout.tensors[x.index].name][x.at : x.at + x.size] for x in leaves_of(layout)])
+def chunk_digests(layout: Layout, tensors: Mapping[str, memoryview]) -> list[bytes]:
+    """Hash every chunk, in the digest's order."""
+    return hash_chunks([tensors[layout.tensors[x.index].name][x.at : x.at + x.size] for x in chunks_of(layout)])
 
 
-def hashed(leaves: Sequence[memoryview]) -> list[bytes]:
-    """`leaf_digest` of each, on several threads where they are many bytes."""
-    if sum(map(len, leaves)) < FEW:
-        return [leaf_digest(leaf) for leaf in leaves]
-    found = [b""] * len(leaves)
+def hash_chunks(chunks: Sequence[memoryview]) -> list[bytes]:
+    """Hash each chunk with `chunk_digest`, on several threads if there are many bytes."""
+    if sum(map(len, chunks)) < FEW:
+        return [chunk_digest(chunk) for chunk in chunks]
+    digests = [b""] * len(chunks)
 
     def work(i: int) -> None:
-        found[i] = leaf_digest(leaves[i])
+        digests[i] = chunk_digest(chunks[i])
 
-    each(work, range(len(leaves)))
-    return found
+    for_each(work, range(len(chunks)))
+    return digests
 
 
-def leaf_digest(data: memoryview | bytes) -> bytes:
-    """SHA-256 of the bytes of one leaf."""
+def chunk_digest(data: memoryview | bytes) -> bytes:
+    """Hash the bytes of one chunk with SHA-256."""
     return hashlib.sha256(data).digest()
 
 
-def root_digest(layout: Layout, leaves: Sequence[bytes]) -> bytes:
-    """The weights' digest from those of all leaves, in order."""
+def root_digest(layout: Layout, digests: Sequence[bytes]) -> bytes:
+    """Combine the digests of all chunks, in order, into the weights digest."""
     root = hashlib.sha256(hashlib.sha256(layout.text()).digest())
-    for leaf in leaves:
-        root.update(leaf)
+    for digest in digests:
+        root.update(digest)
     return root.digest()[:SIZE]

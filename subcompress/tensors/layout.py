@@ -1,4 +1,4 @@
-"""The names, dtypes and shapes of a state dict, in its order: what a file must know to rebuild it without any code."""
+"""Layouts: the names, dtypes and shapes of a state dict, in order, which suffice to rebuild it without any code."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),
 }
-"""safetensors' names, with NumPy's dtype: that of its bits for BF16, which NumPy lacks, and no other is uint16. The
-order is part of the format."""
+"""The names that safetensors uses -> NumPy's dtype. NumPy lacks bfloat16: BF16 is uint16, the dtype of its bits, which
+no other name maps to. The order is part of the format."""
 
 CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
 
 
 @cache
 def torch_dtype(name: str) -> torch.dtype:
-    """What torch calls it."""
+    """Return the torch dtype for a dtype's name."""
     found: torch.dtype = getattr(torch, "bfloat16" if name == "BF16" else DTYPES[name].name)
     return found
 
@@ -55,21 +55,21 @@ def _name(values: Tensor | np.ndarray) -> str | None:
 
 
 MAX_NAME = 1 << 10
-"""Bytes of a name in a file."""
+"""The largest length of a name in a file, in bytes."""
 
 
-def holdable(tensor: Tensor) -> bool:
-    """Whether a safetensors file, and so a checkpoint, can hold the tensor."""
+def is_storable(tensor: Tensor) -> bool:
+    """Return whether a safetensors file, and so a checkpoint, can hold the tensor."""
     return tensor.layout == torch.strided and _name(tensor) is not None
 
 
-def sound_name(name: str) -> bool:
-    """Whether a tensor may be called so: no control characters, and not the one key that safetensors keeps."""
+def is_valid_name(name: str) -> bool:
+    """Return whether a tensor may have this name: no control characters, and not the key safetensors reserves."""
     return name != "__metadata__" and (not name or min(name) >= " ")
 
 
-def sound_text(text: str) -> bool:
-    """Whether a file can hold it as a name: UTF-8 of at most MAX_NAME bytes, no control characters."""
+def is_valid_text(text: str) -> bool:
+    """Return whether a file can hold the text as a name: UTF-8 of at most MAX_NAME bytes, no control characters."""
     try:
         return len(text.encode()) <= MAX_NAME and (not text or min(text) >= " ")
     except UnicodeEncodeError:
@@ -86,12 +86,12 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """Values in the tensor."""
+        """The number of values in the tensor."""
         return math.prod(self.shape)
 
     @property
     def reals(self) -> int:
-        """Real numbers in the tensor: two a complex value."""
+        """The number of real numbers in the tensor: two for each complex value."""
         return self.size * (2 if self.dtype == "C64" else 1)
 
     @property
@@ -101,12 +101,12 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when dense."""
+        """The bytes of the dense tensor."""
         return self.size * DTYPES[self.dtype].itemsize
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch names it."""
+        """The dtype as torch's."""
         return torch_dtype(self.dtype)
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """The entries of a state dict, in its order."""
+    """The tensors of a state dict, in order."""
 
     tensors: tuple[TensorSpec, ...]
 
@@ -127,20 +127,19 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors when dense, headers not counted."""
+        """The bytes of all dense tensors, without headers."""
         return sum(t.nbytes for t in self)
 
     def text(self) -> bytes:
-        """One line a tensor, for digests: `name dtype d0,d1,...`."""
+        """Return the text that is hashed: one line per tensor, `name dtype d0,d1,...`."""
         return "".join(f"{t.name} {t.dtype} {','.join(map(str, t.shape))}\n" for t in self).encode()
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor | np.ndarray]) -> Layout:
-        """The layout of a state dict, of tensors or of arrays. Raises SubcompressError for a dtype that the format does
-        not hold."""
+        """Return the layout of a state dict of tensors or arrays. Raises SubcompressError for an unsupported dtype."""
         specs = []
         for name, tensor in state.items():
-            if not sound_name(name):
+            if not is_valid_name(name):
                 raise SubcompressError(
                     f"a tensor's name has no control characters and is not __metadata__; given {name!r}: rename it"
                 )
@@ -153,25 +152,25 @@ class Layout:
 
     def require(self, other: Layout, what: str) -> None:
         """Raise SubcompressError, naming the first difference, unless `other` (called `what`) is the same layout."""
-        mine, theirs = {t.name: t for t in self}, {t.name: t for t in other}
-        for name, spec in mine.items():
-            if name not in theirs:
+        expected, given = {t.name: t for t in self}, {t.name: t for t in other}
+        for name, spec in expected.items():
+            if name not in given:
                 raise SubcompressError(
                     f"the file holds {spec}, which {what} lacks: give the model the file was made from"
                 )
-            if theirs[name] != spec:
+            if given[name] != spec:
                 raise SubcompressError(
-                    f"the file holds {spec}, {what} has {theirs[name]}: give the model the file was made from"
+                    f"the file holds {spec}, {what} has {given[name]}: give the model the file was made from"
                 )
-        for name, spec in theirs.items():
-            if name not in mine:
+        for name, spec in given.items():
+            if name not in expected:
                 raise SubcompressError(
                     f"{what} has {spec}, which the file lacks: give the model the file was made from"
                 )
 
 
 def array_of(values: Tensor | np.ndarray) -> np.ndarray:
-    """A tensor's values as an array in row-major order, in the tensor's own memory where they lie so on the host."""
+    """Return values as an array in row-major order, without a copy if they already lie so in CPU memory."""
     if isinstance(values, np.ndarray):
         return values
     tensor = values.detach().cpu().resolve_conj().resolve_neg().contiguous()
@@ -179,11 +178,11 @@ def array_of(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
-    """An array as a tensor, in the same memory where that may be written to."""
+    """Return an array as a tensor, without a copy if the array is writable."""
     tensor: Tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.view(torch.bfloat16) if array.dtype == DTYPES["BF16"] else tensor
 
 
 def raw_bytes(values: Tensor | np.ndarray) -> memoryview:
-    """The bytes of values in row-major order."""
+    """Return the bytes of the values in row-major order."""
     return np.ascontiguousarray(array_of(values)).reshape(-1).view(np.uint8).data

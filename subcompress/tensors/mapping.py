@@ -1,4 +1,4 @@
-"""A safetensors file as arrays that lie in the file itself: mapped, not read."""
+"""Memory-mapped safetensors files: arrays that are views of the file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.tensors.layout import DTYPES
 
 
-def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by name, in the file's order: those of the format's dtypes, BF16 as uint16; and the dtypes of the others.
-    What is written to them stays in this process. Raises SubcompressError for what is no safetensors file."""
+def map_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Map a safetensors file: its arrays by name, in file order, and the dtypes of tensors that are left out.
+
+    BF16 arrays are uint16. Tensors of dtypes outside the format are left out. Writes to the arrays stay in this
+    process. Raises SubcompressError if this is no safetensors file.
+    """
     try:
         with safetensors.safe_open(path, "np"):  # the library checks sizes, offsets and names
             pass
@@ -27,43 +30,43 @@ def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         table = json.loads(data[8 : 8 + size])
         table.pop("__metadata__", None)
         others = {name: str(entry["dtype"]) for name, entry in table.items() if entry["dtype"] not in DTYPES}
-        return {n: _array(data, 8 + size, **entry) for n, entry in table.items() if n not in others}, others
-    # The last of them where the file was written over since the library looked.
+        return {n: _view(data, 8 + size, **entry) for n, entry in table.items() if n not in others}, others
+    # The last three: the file was overwritten after the library checked it.
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as e:
         raise SubcompressError(
             f"a base is a safetensors file or a torch state dict; {path} is neither: {one_line(e, 160)}"
         ) from e
 
 
-def place_of(array: np.ndarray) -> tuple[Path, int] | None:
-    """The file that a mapped array lies in, and its first byte there; None for one that lies elsewhere."""
-    file = _file_of(array)
+def file_location(array: np.ndarray) -> tuple[Path, int] | None:
+    """Return the file and the offset of a mapped array in it; None for other arrays."""
+    file = _mapped_file(array)
     if file is None or not array.flags.c_contiguous:
         return None
     return file.path, array.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
 
 
-def let_go(array: np.ndarray) -> None:
-    """Give back the memory that the file of a mapped array takes: it is read again where it is used again."""
-    file = _file_of(array)
+def release_pages(array: np.ndarray) -> None:
+    """Release the memory pages of a mapped array's file; they are read again on the next access."""
+    file = _mapped_file(array)
     if file is not None and hasattr(mmap, "MADV_DONTNEED"):
         file.madvise(mmap.MADV_DONTNEED)
 
 
 class _File(mmap.mmap):
-    """A mapped file that knows which."""
+    """A memory-mapped file that knows its path."""
 
     path: Path
 
 
-def _file_of(array: np.ndarray) -> _File | None:
-    held: Any = array
-    while isinstance(held, (np.ndarray, memoryview)):
-        held = held.base if isinstance(held, np.ndarray) else held.obj
-    return held if isinstance(held, _File) else None
+def _mapped_file(array: np.ndarray) -> _File | None:
+    owner: Any = array
+    while isinstance(owner, (np.ndarray, memoryview)):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    return owner if isinstance(owner, _File) else None
 
 
-def _array(data: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+def _view(data: mmap.mmap, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     kind, (first, last) = DTYPES[dtype], data_offsets
     array = np.frombuffer(data, kind, (last - first) // kind.itemsize, begin + first).reshape(shape)
     return array if array.flags.aligned else array.copy()

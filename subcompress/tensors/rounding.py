@@ -1,4 +1,4 @@
-"""From one floating-point dtype to another, the same bits in every library and at every place of an array."""
+"""Conversion between floating-point dtypes with the same bits in every library and at every place of an array."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ _BF16 = DTYPES["BF16"]
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Values of F32, F16, BF16 or F64 as another of them, rounded to nearest even: float64 by way of float32, nan to
-    one of its bit patterns. Values that have the dtype are returned as they are."""
+    """Convert F32, F16, BF16 or F64 values to another of these dtypes, rounding to nearest, ties to even.
+
+    float64 is converted by way of float32, and every nan becomes the same bit pattern. Values that already have the
+    dtype are returned as they are.
+    """
     if values.dtype == dtype:
         return values
     shape, values = values.shape, values.reshape(-1)
@@ -37,5 +40,5 @@ def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def finite(values: np.ndarray) -> bool:
-    """Whether all floating-point values are."""
+    """Return whether all floating-point values are finite."""
     return bool(np.isfinite(rounded(values, DTYPES["F32"]) if values.dtype == _BF16 else values).all())

@@ -52,20 +52,23 @@ class Attempts:
         else:
             self.epochs, self.seconds, self.reason = int(died["epochs"]), float(died["seconds"]), str(died["note"])
         yield self.second
-        raise DiedTwiceError(
+        raise DiedTwiceError(self.text, self.epochs, self.seconds)
+
+    @property
+    def text(self) -> str:
+        """What is said of a training that died twice."""
+        return (
             f"the run died twice, at lr {self.first.options.lr:.2g} and {self.second.options.lr:.2g} ({self.reason}): "
-            "raise --d or --bits, or give a smaller --lr or another --seed",
-            self.epochs,
-            self.seconds,
+            "raise --d or --bits, or give a smaller --lr or another --seed"
         )
 
     def died(self, attempt: Attempt, error: DeadRunError) -> None:
-        """Count a try that died, and note it in the run folder if it was the first."""
+        """Count a try that died, and note it in the run folder."""
         trained = min(self.options.epochs, 1 + int(self.options.epochs * error.share))
         self.epochs, self.seconds, self.reason = self.epochs + trained, self.seconds + error.seconds, str(error)
-        if attempt is self.first:
-            entry = {"epochs": trained, "seconds": error.seconds, "note": self.reason}
-            self.run.note(f"{self.key}-died", entry)
+        first = attempt is self.first
+        entry = {"epochs": trained, "seconds": error.seconds, "note": self.reason if first else self.text}
+        self.run.note(f"{attempt.key}-died", entry)
 
 
 __all__ = ["Attempt", "Attempts", "DiedTwiceError"]

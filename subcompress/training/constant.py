@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from subcompress.data.held import Held, leaves
+from subcompress.data.in_memory import InMemory, tensors_in
 from subcompress.data.reading import OnDemand, on_demand
 from subcompress.data.splits import batches, size
 from subcompress.data.targets import counts, main_tensor, one_hot_classes
@@ -40,7 +40,7 @@ class Constant(nn.Module):
         self.register_buffer("values", values)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        n = len(next(leaves((args, kwargs))))
+        n = len(next(tensors_in((args, kwargs))))
         return self.get_buffer("values").expand(n, *self.get_buffer("values").shape)
 
 
@@ -71,7 +71,7 @@ def value_of_constant(task: Task, values: Tensor, validation: Dataset[Any]) -> f
 def _labels(train: Dataset[Any]) -> Tensor | None:
     """y of the training split, or of a part of it that is read in one pass, where it is one tensor."""
     try:
-        found = train.y if isinstance(train, Held) else _labels_read(_part(train, LABELS))
+        found = train.y if isinstance(train, InMemory) else _labels_read(_part(train, LABELS))
     except Exception:  # what the data set raises is told where it is learned from
         return None
     return found if isinstance(found, Tensor) and not found.is_complex() and found.ndim else None
@@ -91,7 +91,7 @@ def _labels_read(split: Dataset[Any]) -> Tensor:
 def _part(split: Dataset[Any], most: int) -> Dataset[Any]:
     """A split in memory, or small enough, as it is; of any other so many examples, evenly spaced: the examples of one
     class often lie side by side."""
-    if isinstance(split, Held) or size(split) <= most:
+    if isinstance(split, InMemory) or size(split) <= most:
         return split
     whole = on_demand(split)
     chosen = Subset(whole.examples, [i * size(split) // most for i in range(most)])

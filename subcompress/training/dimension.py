@@ -12,11 +12,10 @@ smoother.
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 
 from subcompress.errors import SubcompressError
 from subcompress.support.files import write_bytes
+from subcompress.support.tables import html_png, html_table
+from subcompress.training.dimension_chart import HEIGHT, WIDTH, dimension_png, number
 
 FRACTION = 0.9  # of the baseline, the paper's threshold
 RESAMPLES = 2_000
 SEED = 0  # of the resampling: the same points give the same interval
 TAIL = 0.05  # left out at each end of the interval
-WIDTH, HEIGHT = 1600, 1000  # of the plot, pixels; its letters are sized to be read at half of that
 
 # Leaving the repeat out instead would count only the ones that went well.
 _DIVERGED = "repeat that training with a lower learning rate"
@@ -225,14 +225,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else f"{math.floor(1000 * share) / 10:g} %"
 
 
-def _number(x: float, digits: int = 4) -> str:
-    """A metric's value to so many digits, zeros at the end kept."""
-    return f"{x:,.0f}" if abs(x) >= 10 ** (digits - 1) else f"{x:#.{digits}g}".rstrip(".")
-
-
 def _spread(values: Sequence[float]) -> str:
     std = _std(values)
-    return _number(_mean(values)) + (f" ± {_number(std, 2)}" if std is not None else "")
+    return number(_mean(values)) + (f" ± {number(std, 2)}" if std is not None else "")
 
 
 def _dimensions(d: float) -> str:
@@ -288,6 +283,36 @@ class Dimension:
         low = _dimensions(e.low) if e.low is not None else above if e.never >= 1 - TAIL else below
         high = _dimensions(e.high) if e.high is not None else below if e.at_once >= 1 - TAIL else above
         return low if low == high and e.low is None else f"{low} to {high}"
+
+    def __repr__(self) -> str:
+        on = f" on {self.data}" if self.data else ""
+        lines = [f"Dimension of {self.model}{on}, D = {self.D:,}, measured at {_list([p.d for p in self.points])}"]
+        warnings = [f"warning: {w}" for w in self.warnings]
+        return "\n  ".join([*lines, *map(self._estimate_text, self.estimates), *warnings])
+
+    def _estimate_text(self, e: Estimate) -> str:
+        """An estimate in one line."""
+        interval, text = self.interval_text(e), self.d_text(e)
+        spread = f" ({interval})" if interval not in ("", text) else ""
+        sign = "= " if e.d is not None else ""
+        return f"d_int {sign}{text}{spread} at {e.threshold.name}, {self.metric} {number(e.threshold.value)}"
+
+    def _repr_html_(self) -> str:
+        """The tables and the plot, for a notebook."""
+        points = [(f"{p.d:,}", _spread(p.values), len(p.values), f"{p.seconds:,.3g}") for p in self.points]
+        estimates = [
+            (e.threshold.name, number(e.threshold.value), self.d_text(e), self.interval_text(e), e.note)
+            for e in self.estimates
+        ]
+        told = [f"<p>warning: {escape(warning)}</p>" for warning in self.warnings]
+        return "".join(
+            [
+                html_table(estimates, ("threshold", self.metric, "d_int", "5 to 95 %", "note")),
+                html_table(points, ("d", self.metric, "repeats", "seconds")),
+                *told,
+                html_png(dimension_png(self), WIDTH // 2, f"d against {self.metric}"),
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON holds it: plain numbers, None for what is not known."""
@@ -365,7 +390,7 @@ class Dimension:
         head += ([] if known is None else ["known"]) + ["note"]
         lines += ["", _row(*head), "|" + "---|" * len(head)]
         for e in self.estimates:
-            cells = [e.threshold.name, ("≤ " if self.minimise else "≥ ") + _number(e.threshold.value)]
+            cells = [e.threshold.name, ("≤ " if self.minimise else "≥ ") + number(e.threshold.value)]
             cells += [self.d_text(e), self.interval_text(e), "" if e.d_grid is None else f"{e.d_grid:,}"]
             cells += ([] if known is None else [known.get(e.threshold.name, "")]) + [e.note]
             lines.append(_row(*cells))
@@ -382,114 +407,17 @@ class Dimension:
 
         Raises SubcompressError where matplotlib is not installed or the file cannot be written.
         """
-        write_bytes(path, _png(self))
+        write_bytes(path, dimension_png(self))
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; the dashes tell the lines apart without any colour.
-_CURVE, _INK, _QUIET = "#0072B2", "#333333", "#8c8c8c"
-_LINES = (("#D55E00", (0, (6, 2))), ("#009E73", (0, (2, 2))), ("#CC79A7", (0, (6, 2, 1, 2))), ("#E69F00", (0, (1, 1))))
-
-
-def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Middles of labels of those heights, in [0, 1], as near to `wanted` (ascending) as not overlapping allows."""
-    at = list(wanted)
-    for _ in range(200):
-        for i in range(len(at) - 1):
-            push = ((heights[i] + heights[i + 1]) / 2 - (at[i + 1] - at[i])) / 2
-            if push > 0:
-                at[i], at[i + 1] = at[i] - push, at[i + 1] + push
-        at = [min(max(y, h / 2), 1 - h / 2) for y, h in zip(at, heights, strict=True)]
-    return at
-
-
-def _ticks(ds: Sequence[int], left: float, right: float, width: float) -> list[int]:
-    """The measured d's whose numbers fit side by side on a log axis of `width` characters, the ends first."""
-    kept: list[tuple[float, int]] = []
-    for d in [ds[0], ds[-1], *ds[1:-1]]:
-        at = width * math.log(d / left) / math.log(right / left)
-        if all(abs(at - x) > 1 + (len(f"{d:,}") + len(f"{other:,}")) / 2 for x, other in kept):
-            kept.append((at, d))
-    return sorted(d for _, d in kept)
-
-
-def _png(result: Dimension) -> bytes:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-        from matplotlib.ticker import NullFormatter, NullLocator
-    except ImportError as missing:
-        raise SubcompressError("a plot needs matplotlib, which is not installed: pip install matplotlib") from missing
-
-    dpi, size = 200, 9.5
-    figure = Figure(figsize=(WIDTH / dpi, HEIGHT / dpi), dpi=dpi, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, 0.13, 0.61, 0.77), facecolor="white")
-    ds = [p.d for p in result.points]
-    left, right = ds[0] / 1.25, ds[-1] * 1.25
-
-    values = [v for p in result.points for v in p.values] + [e.threshold.value for e in result.estimates]
-    values += [] if result.baseline is None else [_mean(result.baseline)]
-    span = max(values) - min(values) or abs(max(values)) or 1.0
-    bottom, top = min(values) - 0.06 * span, max(values) + 0.06 * span
-    axes.set_xscale("log")
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-
-    labels: list[tuple[float, str, str]] = []
-    if result.baseline is not None:
-        mean = _mean(result.baseline)
-        axes.axhline(mean, color=_INK, linewidth=1.2, zorder=2)
-        labels.append((mean, f"all D weights: {_number(mean)}", _INK))
-    for i, e in enumerate(result.estimates):
-        colour, dashes = _LINES[i % len(_LINES)]
-        value, interval = e.threshold.value, result.interval_text(e)
-        axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.2, zorder=2)
-        if interval and (e.low is not None or e.high is not None):
-            low, high = e.low if e.low is not None else left, e.high if e.high is not None else right
-            axes.fill_between([low, high], bottom, value, color=colour, alpha=0.2, linewidth=0, zorder=1)
-        if e.d is not None:
-            axes.vlines(e.d, bottom, value, color=colour, linewidth=1.1, zorder=4)
-            axes.plot([e.d], [value], "o", color=colour, markersize=5, mew=0, zorder=6)
-        name = textwrap.fill(f"{e.threshold.name}: {_number(value)}", 32)
-        found = f"d_int = {result.d_text(e)}" if e.d is not None else f"d_int {result.d_text(e)}"
-        labels.append(
-            (value, f"{name}\n{found}" + (f" ({interval})" if interval not in ("", result.d_text(e)) else ""), colour)
-        )
-
-    each = [(p.d, v) for p in result.points for v in p.values]
-    axes.plot(
-        [d for d, _ in each], [v for _, v in each], "o", color=_CURVE, alpha=0.35, markersize=4.5, mew=0, zorder=3
-    )
-    means = [p.mean for p in result.points]
-    axes.plot(ds, means, "-", color=_CURVE, linewidth=1.8, zorder=5)
-    axes.plot(ds, means, "o", color=_CURVE, markersize=3, zorder=5)
-
-    # Names stand beside the lines, outside of the axes, where no curve passes; a short stroke leads to those moved.
-    labels.sort(key=lambda label: label[0])
-    line = 1.3 * size / 72 / (0.77 * HEIGHT / dpi)
-    wanted = [(value - bottom) / (top - bottom) for value, _, _ in labels]
-    heights = [line * (text.count("\n") + 1.6) for _, text, _ in labels]
-    for y, at, (_, text, colour) in zip(wanted, _apart(wanted, heights), labels, strict=True):
-        axes.add_line(
-            Line2D([1.0, 1.035], [y, at], color=colour, linewidth=1.0, transform=axes.transAxes, clip_on=False)
-        )
-        axes.text(1.045, at, text, transform=axes.transAxes, va="center", fontsize=size, color=_INK, parse_math=False)
-
-    shown = _ticks(ds, left, right, 0.61 * WIDTH / dpi * 72 / (0.62 * size))
-    axes.set_xticks(shown, [f"{d:,}" for d in shown])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks([d for d in ds if d not in shown], minor=True)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="both", labelsize=size, colors=_INK, color=_QUIET)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_QUIET)
-    axes.set_xlabel("d, dimensions of the subspace (log scale)", fontsize=size + 0.5, color=_INK)
-    axes.set_ylabel(result.metric, fontsize=size + 0.5, color=_INK, parse_math=False)
-    title = f"{result.model} on {result.data}, D = {result.D:,}"
-    axes.set_title(title, loc="left", fontsize=size + 1.5, color=_INK, parse_math=False)
-    data = io.BytesIO()
-    canvas.print_figure(data, format="png", dpi=dpi, metadata={"Software": None})
-    return data.getvalue()
+__all__ = [
+    "HEIGHT",
+    "WIDTH",
+    "Dimension",
+    "Estimate",
+    "Point",
+    "Threshold",
+    "absolute",
+    "estimate",
+    "of_baseline",
+]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from subcompress.subspace.changing import extra_states, restore
-from subcompress.tensors.layout import holdable
+from subcompress.tensors.layout import is_storable
 
 
 class Direct:
@@ -30,7 +30,7 @@ class Direct:
     def moving(self) -> dict[str, Tensor]:
         """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if holdable(t)} | extra_states(self.module)
+        return {name: t.detach() for name, t in named if is_storable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""

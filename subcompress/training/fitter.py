@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,25 +30,38 @@ from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
-from subcompress.support.listening import Listener
+from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
 from subcompress.training import likeness, records
-from subcompress.training.attempts import Attempt, Attempts
+from subcompress.training.attempts import Attempt, Attempts, DiedTwiceError
 from subcompress.training.command import Network, command_of
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
-from subcompress.training.loop import DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
+from subcompress.training.loop import Checkpoint, DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.training.pressure import Pressure
 from subcompress.training.probe import Fit, Probe
 from subcompress.training.run import DISCARD, JOURNAL, Run
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
-from subcompress.training.sharding import Shards
+from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
 from subcompress.training.tasks import Task, evaluate
 
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A training as workers tell one another of it. before: coordinates to begin with, of each part; room: see
+    `Fitter.probe`; moves: what the plan needs to know of the network."""
+
+    d: int
+    seed: int
+    recipe: TrainOptions
+    before: list[Tensor] | None
+    room: int | None
+    moves: Moves | None
 
 
 class Fitter:
@@ -195,7 +208,12 @@ class Fitter:
 
     def measure(self) -> None:
         """See how far each tensor moves, once for all trainings of the run, and say what that shows."""
-        self.moves = found = self.shards.alone(self._moves)
+        with self._run.worker.alone(MOVES):
+            self._run.refresh()
+            if MOVES not in self._run.journal:
+                self.listener.note("measuring how far each tensor moves in direct training")
+                self._run.note(MOVES, self._measured().to_json())
+        self.moves = found = self._checked_moves(self._run.journal[MOVES])
         self.starts = self.known.of(found.still)
         how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
         self.listener.note(
@@ -213,14 +231,6 @@ class Fitter:
                 f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
                 "start"
             )
-
-    def _moves(self) -> Moves:
-        """Those of the journal, measured where it has none."""
-        if (held := self._run.journal.get(MOVES)) is None:
-            self.listener.note("measuring how far each tensor moves in direct training")
-            self._run.note(MOVES, self._measured().to_json())
-            held = self._run.journal[MOVES]
-        return self._checked_moves(held)
 
     def _checked_moves(self, held: dict[str, Any]) -> Moves:
         """The moves of a journal. Raises SubcompressError for those of another network."""
@@ -274,9 +284,6 @@ class Fitter:
 
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
-        self.shards.alone(lambda: self._say_cost(d, fits, minutes))
-
-    def _say_cost(self, d: int, fits: float, minutes: float) -> None:
         plan = self.plan(d, self.settings.seed)
         subspace = Subspace(copied(self.model, self.settings.device), plan)
         recipe = self.settings.recipe(self.settings.seed, plan)
@@ -287,22 +294,13 @@ class Fitter:
         """Adam's largest steps for the network trained directly, the usual one first."""
         return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
 
-    def baseline(self, seed: int | None = None, lr: float | None = None) -> Probe:
-        """The network trained directly, in all of its weights, from its own start. lr: Adam's largest step, the usual
-        one by default. One worker trains it. Raises SubcompressError where it dies."""
-        return self.shards.alone(lambda: self._baseline(seed, lr))
-
-    def _baseline(self, seed: int | None, lr: float | None) -> Probe:
-        seed = self.settings.seed if seed is None else seed
-        usual = self.baseline_rates[0]
-        lr = usual if lr is None else lr
-        key = f"direct-s{seed}" + (f"-lr{lr:g}" if lr != usual else "")
-        if (held := self._held(key)) is not None:
-            return replace(held, lr=lr)
-        if (died := self._run.journal.get(f"{key}-died")) is not None:
-            raise SubcompressError(died["note"])
-        recipe = self.settings.recipe(seed, lr=lr)
-        self.listener.run(f"trained directly, lr {lr:g}", recipe.epochs)
+    def baseline(self, seed: int, lr: float | None = None) -> Probe:
+        """Train the network directly, in all of its weights, from its own start. lr: Adam's largest step, None for the
+        usual one. Raises DiedTwiceError where it dies."""
+        rate = self.baseline_rates[0] if lr is None else lr
+        key = f"direct-s{seed}" + ("" if lr is None else f"-lr{lr:g}")
+        recipe = self.settings.recipe(seed, lr=rate)
+        self.listener.run(f"trained directly, lr {rate:g}", recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
         try:
@@ -312,31 +310,38 @@ class Fitter:
         except DeadRunError as e:
             died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
             self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
-            raise SubcompressError(died) from e
-        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=lr))
+            raise DiedTwiceError(died, 0, e.seconds) from e
+        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=rate))
 
     def probe(
         self,
         d: int,
         seed: int,
         *,
-        within: int | None = None,
+        limit: int | None = None,
         room: int | None = None,
-        warm: Probe | None = None,
+        warm: int = 0,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
-        """Train in d coordinates; a dead run is tried once more with a smaller step. `within`: shorten the file to so
-        many bytes; `room`: press the coordinates into so many, from when rounding begins. `warm`: an ended training of
-        the same seed and rows whose coordinates this one begins with, for half of the time: a look from afar, no
-        file."""
-        key = _key(d, seed) + (f"-from{warm.d}" if warm else "")
-        self._run.journal = self.shards.alone(lambda: self._run.journal)
-        if (held := self._held(key)) is not None:
-            return held
+        """Train in d coordinates; a dead run is tried once more with a smaller step.
+
+        Args:
+            d: Number of coordinates.
+            seed: Seed of the subspace and of the training.
+            limit: Shorten the file to so many bytes.
+            room: Press the coordinates into so many bytes, from when rounding begins.
+            warm: The d of an ended training of the same seed and rows whose coordinates this one begins with, for half
+                of the time and without a file; 0 for a start of its own.
+            hopeless: Whether to stop, by the metric after each epoch.
+
+        Raises:
+            DiedTwiceError: Both tries died.
+        """
+        key = _key(d, seed) + (f"-from{warm}" if warm else "")
         plan = self.plan(d, seed)
-        before = None if warm is None else self.shards.alone(lambda: self._coordinates(warm, plan))
-        note = f"d = {d}, seed {seed}" + (f", from {warm.d}" if warm else "")
-        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm is not None))
+        before = self._coordinates(warm, seed, plan) if warm else None
+        note = f"d = {d}, seed {seed}" + (f", from {warm}" if warm else "")
+        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm > 0))
         for attempt in attempts:
             self.listener.run(attempt.note, attempt.options.epochs)
             try:
@@ -345,30 +350,13 @@ class Fitter:
             except DeadRunError as e:
                 attempts.died(attempt, e)
                 continue
-            return self.shards.alone(
-                partial(self._ended, key, plan, seed, subspace, outcome, attempt, attempts, warm, within)
-            )
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and not warm
+            kept = kept_of(subspace, self.sizes, limit) if packs else Kept()
+            probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
+            for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
+                self.listener.note(f"warning: {attempt.note}: {remark}")
+            return self._note(key, probe, kept.record)
         raise AssertionError("attempts end with a result or an error")
-
-    def _ended(
-        self,
-        key: str,
-        plan: Plan,
-        seed: int,
-        subspace: Subspace,
-        outcome: Outcome,
-        attempt: Attempt,
-        attempts: Attempts,
-        warm: Probe | None,
-        within: int | None,
-    ) -> Probe:
-        """Remember a training that has ended, and make its file where there is to be one."""
-        packs = plan.exact and self.settings.rounded and not outcome.stopped and warm is None
-        kept = kept_of(subspace, self.sizes, within) if packs else Kept()
-        probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
-        for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
-            self.listener.note(f"warning: {attempt.note}: {remark}")
-        return self._note(key, probe, kept.record)
 
     def _probe(
         self,
@@ -379,11 +367,11 @@ class Fitter:
         kept: Kept,
         attempt: Attempt,
         attempts: Attempts,
-        warm: Probe | None,
+        warm: int,
     ) -> Probe:
         """What is remembered of a training that has ended."""
         value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
-        judged = not outcome.stopped and warm is None
+        judged = not outcome.stopped and not warm
         return Probe(
             plan.d,
             seed,
@@ -393,7 +381,7 @@ class Fitter:
             attempts.seconds + outcome.seconds,
             outcome.stopped,
             "; ".join(remark for remark in (attempt.remark, kept.note) if remark),
-            0 if warm is None else warm.d,
+            warm,
             attempt.options.lr,
             kept.other + kept.coded,
             kept.coded,
@@ -440,34 +428,20 @@ class Fitter:
     def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
         """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
         are those of all trainings, also of those before an interruption."""
-        plan = self.plan(chosen.d, chosen.seed)
-        recipe = self.settings.recipe(chosen.seed, plan)
-        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
-        subspace: Subspace | None = None
-        if not plan.exact:
-            key = _key(chosen.d, chosen.seed)
-            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
-        return self.shards.alone(lambda: self._finished(chosen, plan, recipe, subspace, found, origin))
-
-    def _finished(
-        self,
-        chosen: Probe,
-        plan: Plan,
-        recipe: TrainOptions,
-        subspace: Subspace | None,
-        found: dict[str, Any],
-        origin: dict[str, Any],
-    ) -> Fit:
-        """subspace: trained again, where there is no record to rebuild it from."""
-        seconds = sum(float(entry["seconds"]) for entry in self._run.journal.values())
+        seconds = sum(float(entry["seconds"]) for key, entry in self._run.journal.items() if not key.endswith("-died"))
         s = self.settings
+        key = _key(chosen.d, chosen.seed)
+        plan = self.plan(chosen.d, chosen.seed)
+        recipe = s.recipe(chosen.seed, plan)
+        recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
-        if subspace is None:
-            record = self._read(_key(chosen.d, chosen.seed), plan)
+        if plan.exact:
+            record = self._read(key, plan)
             test = evaluate(self._rebuilt(record), self.data.test, self.task)
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
         else:
+            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
             subspace.eval()
             with torch.no_grad(), subspace.materialised() as module:
                 test = evaluate(module, self.data.test, self.task)
@@ -501,13 +475,9 @@ class Fitter:
         assert self.run is not None, "begin() comes first"
         return self.run
 
-    def _held(self, key: str) -> Probe | None:
-        entry = self._run.journal.get(key)
-        return None if entry is None else Probe.from_json(entry)
-
     def _note(self, key: str, probe: Probe, record: Record | None = None) -> Probe:
         self._run.note(key, asdict(probe), record)
-        return probe
+        return Probe.from_json(self._run.journal[key])  # another worker may have been faster
 
     def _train(
         self,
@@ -519,6 +489,33 @@ class Fitter:
         note: str,
         room: int | None = None,
     ) -> tuple[Subspace, Outcome]:
+        checkpoint = self._run.checkpoint(key)
+        with self.shards.joined(Shared(plan.d, plan.seed, recipe, before, room, self.moves)):
+            return self._train_in(plan, recipe, checkpoint, before, hopeless, note, room)
+
+    def join(self, training: Shared) -> None:
+        """Run this worker's shards of a training that the first worker has begun, which keeps what comes of it."""
+        if training.moves is not None:
+            self.moves, self.starts = training.moves, self.known.of(training.moves.still)
+        plan = self.plan(training.d, training.seed)
+        try:
+            self._train_in(plan, training.recipe, NoCheckpoint(), training.before, None, "", training.room)
+        except WorkerLostError:
+            raise
+        except (DeadRunError, SubcompressError):
+            pass  # all workers met it, and the first one says what becomes of it
+
+    def _train_in(
+        self,
+        plan: Plan,
+        recipe: TrainOptions,
+        checkpoint: Checkpoint,
+        before: list[Tensor] | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+        note: str,
+        room: int | None,
+    ) -> tuple[Subspace, Outcome]:
+        """Train a subspace of that plan."""
         s = self.settings
         subspace = Subspace(copied(self.model, s.device), plan)
         if before is not None:
@@ -534,15 +531,14 @@ class Fitter:
             quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
             listener=self.listener,
             note=note,
-            checkpoint=self._run.checkpoint(key),
+            checkpoint=checkpoint,
             hopeless=hopeless,
             pressure=None if room is None else Pressure(subspace, room),
             shards=self.shards,
         )
         if s.rounded and subspace.bits not in (s.bits, 0):
-            raise SubcompressError(
-                f"{self._run.path} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}"
-            )
+            where = getattr(checkpoint, "path", "the run folder")
+            raise SubcompressError(f"{where} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}")
         return subspace, outcome
 
     def _read(self, key: str, plan: Plan) -> Record:
@@ -550,9 +546,9 @@ class Fitter:
         base = None if self.base is None else self.base.base
         return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
 
-    def _coordinates(self, probe: Probe, plan: Plan) -> list[Tensor]:
+    def _coordinates(self, d: int, seed: int, plan: Plan) -> list[Tensor]:
         """z of an ended training, in units of the scales of this plan."""
-        record = self._read(_key(probe.d, probe.seed), self.plan(probe.d, probe.seed))
+        record = self._read(_key(d, seed), self.plan(d, seed))
         return records.coordinates(record, plan)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:

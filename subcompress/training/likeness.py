@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subcompress.data.held import leaves
+from subcompress.data.in_memory import tensors_in
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
@@ -54,7 +54,7 @@ def _once(subspace: Subspace, data: Data) -> Outputs:
     with torch.random.fork_rng(devices=[]), subspace.materialised() as module:
         seed_everything(0, 0)
         found = call(module, x)
-    return [_kept(t) for t in leaves(found) if t.is_floating_point() or t.is_complex()]
+    return [_kept(t) for t in tensors_in(found) if t.is_floating_point() or t.is_complex()]
 
 
 def _kept(t: Tensor) -> dict[str, Any]:

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from subcompress.data import Data
-from subcompress.data.held import Held, Tree, leaves
-from subcompress.data.splits import batches, finite, moved, size
+from subcompress.data.in_memory import InMemory, Tree, tensors_in
+from subcompress.data.splits import batches, is_finite, size, split_on_device
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states
 from subcompress.subspace.module import Subspace
 from subcompress.subspace.seeds import seed_everything
-from subcompress.support.listening import Listener, Progress, StepProgress
+from subcompress.support.listener import Listener, Progress, StepProgress
 from subcompress.training.direct import Direct
 from subcompress.training.judging import WINDOW, DeadRunError, Judge
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
@@ -107,7 +108,7 @@ def train(
         run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure, shards)
         return run.run(quantise, checkpoint, hopeless)
     except DeadRunError as e:
-        e.seconds = shards.alone(lambda: time.perf_counter() - began)
+        e.seconds = time.perf_counter() - began
         raise
 
 
@@ -127,7 +128,7 @@ class _Run:
         self.listener, self.note, self.pressure = listener, note, pressure
         self.parameters = list(trainee.parameters())
         self.device = self.parameters[0].device
-        self.examples = moved(data.train, self.device)
+        self.examples = split_on_device(data.train, self.device)
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.total(size(data.train))
         self.begin_rounding = int(self.total * recipe.quantise_after)
@@ -170,7 +171,7 @@ class _Run:
             self.listener.epoch(
                 Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
             )
-            if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
+            if epoch < recipe.epochs and self.shards.alone(partial(_says, hopeless, tuple(self.curve))):
                 return self._outcome(seconds, True)
             if checkpoint is not None:
                 self._save(checkpoint, seconds)
@@ -204,7 +205,7 @@ class _Run:
         if self.pressure is not None:
             self.pressure.look()
         used = shuffled[: min(self.steps_per_epoch, self.total - self.step) * self.recipe.batch_size]
-        if isinstance(self.data.train, Held):
+        if isinstance(self.data.train, InMemory):
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for parts in self._parts(used, drawn):
@@ -408,8 +409,12 @@ class _Run:
         self.judge.worst, self.judge.before = meta["worst"], meta["before"]
 
 
+def _says(hopeless: Callable[[tuple[float, ...]], bool] | None, curve: tuple[float, ...]) -> bool:
+    return hopeless is not None and hopeless(curve)
+
+
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
-    if not all(finite(t) for t in leaves(batch)):
+    if not all(is_finite(t) for t in tensors_in(batch)):
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
 
 

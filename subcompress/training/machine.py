@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from subcompress.errors import SubcompressError
-from subcompress.support.devices import chosen
+from subcompress.support.devices import choose_device
 
 
 @contextmanager
 def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
     """The device checked, the threads set and given back, the caller's random states untouched."""
-    device = chosen(device).name
+    device = choose_device(device).name
     if threads is not None and not 1 <= threads <= 1024:
         raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
     before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subcompress.data.held import Tree, leaves, placed
+from subcompress.data.in_memory import Tree, tensors_in, to_device
 from subcompress.data.targets import as_classes, counts, main_tensor, shaped
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import near
+from subcompress.support.suggestions import close_matches
 
 MOST_BYTES = 2 << 30
 """What a metric of the whole split may keep of its outputs and y."""
@@ -110,7 +110,7 @@ class Whole:
     def see(self, outputs: Any, y: Tree, n: int) -> None:
         """One batch."""
         self.parts.append((_kept(outputs), _kept(y)))
-        self.bytes += sum(t.nbytes for t in leaves(self.parts[-1]))
+        self.bytes += sum(t.nbytes for t in tensors_in(self.parts[-1]))
         self.seen += n
         # In an order of its own the longest come first, and tell little of the rest.
         whole = self.bytes if self.order is not None else self.bytes * self.examples // self.seen
@@ -142,7 +142,7 @@ class Whole:
 
     def _sorted(self, x: Any) -> Any:
         """Rows as the split has them."""
-        rows = [t.shape[0] if t.ndim else 0 for t in leaves(x)]
+        rows = [t.shape[0] if t.ndim else 0 for t in tensors_in(x)]
         if self.order is None or any(n != len(self.order) for n in rows):
             return x
         back = self.order.argsort()
@@ -163,8 +163,8 @@ class Accumulated:
     def see(self, outputs: Any, y: Tree, n: int) -> None:
         """One batch."""
         with torch.no_grad():
-            if (first := next(leaves(outputs), None)) is not None:
-                self.metric = placed(self.metric, first.device)
+            if (first := next(tensors_in(outputs), None)) is not None:
+                self.metric = to_device(self.metric, first.device)
             main = main_tensor(outputs) if self.theirs else None
             if main is not None and isinstance(y, Tensor):
                 outputs, y = main, self._labels(main, y)
@@ -271,7 +271,7 @@ def _kind(name: str) -> Any:
         if isinstance(kind, type) and issubclass(kind, module.Metric) and not n.startswith("_")
     }
     if name not in known:
-        close = ", ".join(near(name, known, cutoff=0.5))
+        close = ", ".join(close_matches(name, known, cutoff=0.5))
         raise SubcompressError(f"torchmetrics has no metric {name!r}" + (f"; close to it: {close}" if close else ""))
     return known[name]
 

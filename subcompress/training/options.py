@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from subcompress.errors import SubcompressError
 from subcompress.support.names import AUTO
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 if TYPE_CHECKING:
     from subcompress.training.tasks import Loss, Metric
@@ -122,11 +122,15 @@ class Machine:
         device: auto, cpu, cuda or cuda:N. auto takes CUDA if a kernel runs on it, else the CPU, and a note says which.
         threads: CPU threads that torch uses. By default torch's own number, or 1 if a batch has several shards.
         workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
+        jobs: Trainings at a time. More than one shares the CPU threads among them, where `threads` is not given.
+        executor: Where the others run: processes, on this machine; ray; or slurm.
     """
 
     device: str = AUTO
     threads: int | None = None
     workers: int | None = None
+    jobs: int = 1
+    executor: str = "processes"
 
 
 class RecipeShortcuts(TypedDict, total=False):
@@ -153,6 +157,8 @@ class RecipeShortcuts(TypedDict, total=False):
     device: str
     threads: int | None
     workers: int | None
+    jobs: int
+    executor: str
 
 
 class Shortcuts(RecipeShortcuts, total=False):
@@ -231,7 +237,7 @@ def options_of(
     if given:
         known = [*(f.name for kind in GROUPS.values() for f in fields(kind)), *RENAMED]
         name = next(iter(given))
-        raise SubcompressError(f"{caller}() has no option {name!r}{meant(name, known)}")
+        raise SubcompressError(f"{caller}() has no option {name!r}{suggestion(name, known)}")
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data
-from subcompress.data.held import Held, Tree
+from subcompress.data.in_memory import InMemory, Tree
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
@@ -44,7 +44,7 @@ def check_first_of(
 ) -> None:
     """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
     module.eval()
-    order, n = split.swept(EXAMPLES) if isinstance(split, Held) else (torch.arange(size(split)), EXAMPLES)
+    order, n = split.swept(EXAMPLES) if isinstance(split, InMemory) else (torch.arange(size(split)), EXAMPLES)
     first = order[: batch_size or n]
     try:
         batch = next(batches(split, len(first), device, first, seed=0))
@@ -126,7 +126,7 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: st
     outputs = main_tensor(outputs)
     if outputs is None or not isinstance(y, Tensor) or y.is_complex():
         return
-    y = split.y if isinstance(split, Held) and isinstance(split.y, Tensor) else y
+    y = split.y if isinstance(split, InMemory) and isinstance(split.y, Tensor) else y
     if loss == "bce":
         return check_between(y, name)
     if outputs.ndim < 2 or not counts(y):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,24 +12,27 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from subcompress.base import open_base, stand_on
+from subcompress.base import attach_base, open_base
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
-from subcompress.support.devices import chosen
-from subcompress.support.listening import Listener
+from subcompress.support.devices import choose_device
+from subcompress.support.listener import Listener
 from subcompress.support.names import DEFAULT_ROLES
 from subcompress.support.world import local_rank
+from subcompress.support.world import workers as world_size
 from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
-from subcompress.training.options import Base, Options, Recipe
+from subcompress.training.options import Base, Machine, Options, Recipe
 from subcompress.training.preflight import naming_memory
 from subcompress.training.settings import Settings
 from subcompress.training.sharding import Shards
 from subcompress.training.tasks import Task
+
+MAX_JOBS = 256
 
 FEW = 64
 """Coordinates up to which more bits cost less than what coarse rounding loses."""
@@ -53,6 +57,19 @@ def data_of(data: Data | Sequence[Dataset[Any]], workers: int | None) -> Data:
             f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
         )
     return data if workers is None else replace(data, workers=workers)
+
+
+def divided(machine: Machine) -> Machine:
+    """The machine, with its CPU threads divided among the trainings that run at a time. Raises SubcompressError."""
+    if not 1 <= machine.jobs <= MAX_JOBS:
+        raise SubcompressError(f"--jobs is between 1 and {MAX_JOBS}; given {machine.jobs}")
+    if machine.jobs > 1 and world_size() > 1:
+        raise SubcompressError(
+            f"--jobs is of a command that is started once; {world_size()} workers were started: leave it out"
+        )
+    if machine.jobs == 1 or machine.threads is not None:
+        return machine
+    return replace(machine, threads=max(1, (os.cpu_count() or 1) // machine.jobs))
 
 
 def check_base_options(base: Base) -> None:
@@ -90,13 +107,13 @@ def prepared(
     for line in data.notes:
         listener.note(line)
     shards = shards or Shards(recipe.shards)
-    place = chosen(options.machine.device)
-    if place.name == "cuda" and (own := local_rank()) and shards.workers > 1:
-        place = chosen(f"cuda:{own}")
+    place = choose_device(options.machine.device)
+    if place.name == "cuda" and shards.workers > 1 and (own := local_rank()):
+        place = choose_device(f"cuda:{own}")
     settings = settings_of(options, size(data.train), place.name, rounded)
     on_base = None
     if base.source is not None:
-        on_base = stand_on(open_base(base.source, base.name), model, tuple(base.new))
+        on_base = attach_base(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
     threads = options.machine.threads or (1 if recipe.shards > 1 else None)
     with machine(place.name, threads, recipe.seed), naming_memory(recipe.batch_size):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError
+from subcompress.support.tables import html_table
+
+DIED = "died twice"
+"""The note of a training that died, its second try too; its only warning says why."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,33 @@ class Fit:
     """Why the file should not be used as it is: the target is missed, or nothing was learned."""
     baseline_lr: float | None = None
     """The step of the direct training that the target counts from, where there was one."""
+
+    def __repr__(self) -> str:
+        size = f" {self.bytes:,} bytes," if self.bytes else ""
+        line = (
+            f"Fit: {self.D:,} weights in {self.d:,} coordinates of {self.bits} bits:{size} {self.metric} "
+            f"{self.validation:.4f} on validation, {self.test:.4f} on test, {self.seconds:.1f} s, in {self.run}"
+        )
+        told = [self.failure] if self.failure else []
+        return "\n  ".join([line, *told, *(f"warning: {w}" for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        """The figures as a table, for a notebook."""
+        number = "{:.4f}".format
+        rows = [
+            ("file", f"{self.bytes:,} bytes" if self.bytes else "none: the operator is a reference"),
+            ("weights", f"{self.D:,} in {self.d:,} coordinates of {self.bits} bits"),
+            (f"validation {self.metric}", number(self.validation)),
+            (f"test {self.metric}", number(self.test)),
+            ("target", None if self.target is None else f"{self.target:.4g}, {'met' if self.reached else 'missed'}"),
+            ("bytes allowed", None if self.within is None else f"{self.within:,}"),
+            ("trained directly", None if self.baseline is None else number(self.baseline)),
+            ("trainings", f"{max(1, len(self.probes))}, {self.seconds:.1f} s"),
+            ("run folder", self.run),
+        ]
+        told = [f"<p><b>{escape(self.failure)}</b></p>"] if self.failure else []
+        told += [f"<p>warning: {escape(warning)}</p>" for warning in self.warnings]
+        return "".join([html_table(row for row in rows if row[1] is not None), *told])
 
     @property
     def validation_accuracy(self) -> float:

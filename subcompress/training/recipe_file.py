@@ -22,7 +22,7 @@ import tomli_w
 
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.support.files import read_bytes, write_bytes
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.training.options import GROUPS, Goal, Machine, Options, Recipe, options_of
 from subcompress.training.run import RECIPE
 
@@ -55,7 +55,11 @@ TYPES: dict[str, Any] = {
     "new": tuple[str, ...],
     "baseline": float | str,
     **dict.fromkeys(
-        ("bits", "epochs", "steps", "batch_size", "shards", "seed", "d", "bytes", "seeds", "threads", "workers"), int
+        (
+            *("bits", "epochs", "steps", "batch_size", "shards", "seed"),
+            *("d", "bytes", "seeds", "threads", "workers", "jobs"),
+        ),
+        int,
     ),
     **dict.fromkeys(
         ("rate", "lr", "min_accuracy", "max_drop", "target", "baseline_lr", "max_fits", "max_minutes"), float
@@ -110,16 +114,15 @@ def _check_section(path: Path, section: str, held: Any) -> None:
     if section not in SECTIONS:
         names = ", ".join(f"[{name}]" for name in SECTIONS)
         raise SubcompressError(
-            f"{path}: a recipe file has the sections {names}; given {shown(section)}{meant(section, SECTIONS)}"
+            f"{path}: a recipe file has the sections {names}; given {shown(section)}{suggestion(section, SECTIONS)}"
         )
     if not isinstance(held, dict):
         raise SubcompressError(f"{path}: {section} is a section: write [{section}] on a line of its own")
     known = [f.name for f in fields(SECTIONS[section])]
     for name, value in held.items():
         if name not in known:
-            raise SubcompressError(
-                f"{path}: [{section}] has no option {shown(name)}{meant(name, known) or '; it has ' + ', '.join(known)}"
-            )
+            more = suggestion(name, known) or "; it has " + ", ".join(known)
+            raise SubcompressError(f"{path}: [{section}] has no option {shown(name)}{more}")
         kind = TYPES.get(name, str)
         try:
             msgspec.convert(value, kind)

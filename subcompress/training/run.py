@@ -7,9 +7,9 @@
     journal.json             the trainings that have ended
     probes/                  their records
     outputs.json             what the network gives for a few examples, see `subcompress.training.likeness`
-    checkpoint.safetensors   the training that is under way
+    checkpoints/             the trainings that are under way
     compare/, compare.*      what `compare` left; report.html: what `report` did
-    .lock                    held by the process that works here
+    workers/, claims/        the processes that work here, see `subcompress.training.workers`
 
 Every file is replaced whole: a process may be killed at any moment. Every file that is read is checked first
 (`subcompress.training.schemas`): somebody may have edited it.
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from subcompress import format
@@ -39,9 +38,13 @@ from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 from subcompress.training import schemas
 from subcompress.training.loop import Like
 from subcompress.training.probe import Fit
+from subcompress.training.workers import Other, Worker
 
 RECORD, SUMMARY = "record.safetensors", "run.json"
-COMMAND, JOURNAL, CHECKPOINT, PROBES, LOCK = "command.json", "journal.json", "checkpoint.safetensors", "probes", ".lock"
+COMMAND, JOURNAL, PROBES, CHECKPOINTS = "command.json", "journal.json", "probes", "checkpoints"
+
+OLD_CHECKPOINT = "checkpoint.safetensors"
+"""The one checkpoint of a folder from before several processes could work in it."""
 
 RECIPE = "recipe.toml"
 """See `subcompress.training.recipe_file`."""
@@ -54,14 +57,14 @@ AGAIN = "fit again, with --restart"
 
 
 class Run:
-    """A folder that this process holds. command: in groups, see `schemas`; journal: the trainings that have ended, by
-    name; earlier: limits that were in force before those of the command, each until so many of them."""
+    """A folder that this process works in, perhaps with others. command: in groups, see `schemas`; journal: the
+    trainings that have ended, by name, in the order in which they ended."""
 
-    def __init__(self, path: Path, command: dict[str, Any]) -> None:
-        self.path, self.command = path, json.loads(json.dumps(command, default=_plain))
+    def __init__(self, path: Path, command: dict[str, Any], worker: Worker) -> None:
+        self.path, self.command, self.worker = path, json.loads(json.dumps(command, default=_plain)), worker
         schemas.check_command(self.command, "the options", "give others")
         self.journal: dict[str, Any] = {}
-        self.earlier: list[dict[str, Any]] = []
+        self._read_at: tuple[int, ...] | None = None
 
     @property
     def finished(self) -> dict[str, Any] | None:
@@ -76,64 +79,109 @@ class Run:
         """Take up what is there, or clear it for a new command; whether there is something to go on from.
 
         The limits of a command may differ from those before, also of a run that has ended: it goes on. Raises
-        SubcompressError where the folder holds an unfinished run of another command, or is damaged.
+        SubcompressError where the folder holds an unfinished run of another command, where others work on something
+        else in it, or where it is damaged.
         """
+        others = self._others()
         before = None if restart else self._before()
         if before is not None:
             differences = _differences(before, self.command)
             if not differences:
-                return self._go_on(before)
+                return self._go_on(before, others)
             if self._worked() and schemas.summary(self.path / SUMMARY, AGAIN) is None:
                 raise SubcompressError(
                     f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
                     "options to go on (limits may change), another folder, or --restart to discard it"
                 )
-        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
+        if others:
+            raise SubcompressError(
+                f"another process works in {self.path} ({others[0]}): wait for it, or give another folder"
+            )
+        for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINTS, OLD_CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
             _remove(self.path / name)
-        self._write_command()
+        self._write_command({})
         return False
 
-    def _go_on(self, before: dict[str, Any]) -> bool:
+    def _others(self) -> list[Other]:
+        """Other workers that are alive. Raises SubcompressError where they do something else, or are of another
+        version."""
+        found, own = self.worker.others(), self.worker.about
+        for other in found:
+            if other.about.get("task", own["task"]) != own["task"]:
+                raise SubcompressError(
+                    f"another process works in {self.path} ({other}): wait for it, or give another folder"
+                )
+            if (version := other.about.get("version", own["version"])) != own["version"]:
+                raise SubcompressError(
+                    f"workers in a folder are of one version; {other} is {shown(str(version))}, this one "
+                    f"{own['version']}: install the same"
+                )
+        return found
+
+    def _go_on(self, before: dict[str, Any], others: list[Other]) -> bool:
         """Take up the trainings of a command that differs in its limits at most."""
-        self.journal = schemas.journal(self.path / JOURNAL, DISCARD)
-        self.earlier = before.get("earlier", [])
+        self.refresh()
+        earlier = before.get("earlier", [])
         if (limits := before.get("limits", {})) != self.command.get("limits", {}):
+            if others:
+                raise SubcompressError(
+                    f"{others[0]} works in {self.path} with other limits: give the same ones, or wait for it"
+                )
             ended = sum("value" in entry for entry in self.journal.values())
-            self.earlier = [e for e in self.earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
+            earlier = [e for e in earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
             for name in (SUMMARY, RECORD, PEERS, *COMPARED):
                 _remove(self.path / name)
-        self._write_command()
-        return bool(self.journal) or (self.path / CHECKPOINT).exists()
+        self._write_command({"earlier": earlier} if earlier else {})
+        return bool(self.journal) or self._checkpointed() or bool(others)
 
-    def _write_command(self) -> None:
-        history = {"earlier": self.earlier} if self.earlier else {}
+    def _write_command(self, history: dict[str, Any]) -> None:
         write_bytes(self.path / COMMAND, _json(self.command | history))
 
     def _worked(self) -> bool:
-        return (self.path / JOURNAL).exists() or (self.path / CHECKPOINT).exists()
+        return (self.path / JOURNAL).exists() or self._checkpointed()
+
+    def _checkpointed(self) -> bool:
+        return (self.path / OLD_CHECKPOINT).exists() or any((self.path / CHECKPOINTS).glob("*"))
+
+    def refresh(self) -> None:
+        """Read what has ended in the meantime. Raises SubcompressError for a damaged journal."""
+        try:
+            stat = (self.path / JOURNAL).stat()
+            at: tuple[int, ...] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            at = ()
+        if at != self._read_at:
+            self.journal, self._read_at = schemas.journal(self.path / JOURNAL, DISCARD), at
 
     def note(self, key: str, entry: dict[str, Any], record: Record | None = None) -> None:
-        """Remember a training that has ended; its checkpoint is no longer needed."""
-        if record is not None:
-            make_folder(self.path / PROBES)
-            format.save(record, self.probe(key))
-        self.journal[key] = json.loads(json.dumps(entry))
-        write_bytes(self.path / JOURNAL, _json(self.journal))
-        _remove(self.path / CHECKPOINT)
+        """Remember a training that has ended, unless another worker did; its checkpoint is no longer needed."""
+        with self.worker.alone("journal"):
+            self.refresh()
+            if key not in self.journal:
+                if record is not None:
+                    make_folder(self.path / PROBES)
+                    format.save(record, self.probe(key))
+                self.journal[key] = json.loads(json.dumps(entry))
+                write_bytes(self.path / JOURNAL, _json(self.journal))
+                self._read_at = None
+        for name in (f"{CHECKPOINTS}/{key}.safetensors", OLD_CHECKPOINT):
+            _remove(self.path / name)
 
     def probe(self, key: str) -> Path:
         """Where the record of a training lies."""
         return self.path / PROBES / f"{key}.safetensors"
 
     def checkpoint(self, key: str) -> _Checkpoint:
-        """Of the training of that name."""
-        return _Checkpoint(self.path / CHECKPOINT, key)
+        """The checkpoint of the training of that name."""
+        old, path = self.path / OLD_CHECKPOINT, self.path / CHECKPOINTS / f"{key}.safetensors"
+        return _Checkpoint(old if old.exists() and not path.exists() else path, key)
 
     def finish(self, record: Record | None, summary: Any) -> None:
         """Write the record, then the summary that marks the run as finished."""
         if record is not None:
             format.save(record, self.path / RECORD)
         write_bytes(self.path / SUMMARY, _json(asdict(summary) if is_dataclass(summary) else summary))  # type: ignore[arg-type]
+        _remove(self.path / CHECKPOINTS)
 
 
 class _Checkpoint:
@@ -185,33 +233,32 @@ class _Checkpoint:
 
 
 @contextmanager
-def holding(folder: str | Path, command: dict[str, Any]) -> Iterator[Run]:
-    """Make the folder, see that it can be written before hours are spent, and hold it against other processes.
-
-    Raises SubcompressError where it cannot be made or another process works in it.
-    """
+def working(folder: str | Path, command: dict[str, Any], task: str) -> Iterator[Run]:
+    """Make the folder, see that it can be written before hours are spent, and work in it, beside other processes that
+    do the same. Raises SubcompressError where it cannot be made or written."""
     path = Path(folder)
-    with locked(path):
-        yield Run(path, command)
+    _check_writable(path)
+    with Worker(path, task) as worker:
+        yield Run(path, command, worker)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a folder against other processes. Raises SubcompressError."""
+def locked(folder: str | Path, task: str) -> Iterator[None]:
+    """Work in a folder alone. Raises SubcompressError where another process works there."""
+    path = Path(folder)
+    _check_writable(path)
+    with Worker(path, task) as worker:
+        if others := worker.others():
+            raise SubcompressError(
+                f"another process works in {path} ({others[0]}): wait for it, or give another folder"
+            )
+        yield
+
+
+def _check_writable(path: Path) -> None:
     make_folder(path)
     write_bytes(path / ".writable", b"")
     (path / ".writable").unlink(missing_ok=True)
-    lock = FileLock(path / LOCK)  # the system lets go of it when a process ends, however it ends
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as e:
-        raise SubcompressError(f"another process works in {path}: wait for it, or give another folder") from e
-    except OSError as e:
-        raise SubcompressError(f"{path / LOCK} cannot be held: {e.strerror or e}; remove it") from e
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def make_folder(path: Path) -> None:
@@ -301,7 +348,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 def _remove(path: Path) -> None:
     """Delete what lies there; a folder only where ours is one. Raises SubcompressError where that cannot be."""
     try:
-        if path.name in (PROBES, PEERS) and path.is_dir() and not path.is_symlink():
+        if path.name in (PROBES, PEERS, CHECKPOINTS) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.held import Held, Tree, tree_map
+from subcompress.data.in_memory import InMemory, Tree, tree_map
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.data.targets import (
     as_classes,
@@ -24,7 +24,7 @@ from subcompress.data.targets import (
     the_outputs,
 )
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.training.metrics import (
     TORCHMETRICS,
     Accumulated,
@@ -154,7 +154,7 @@ class Task:
         given = _direction(minimise, minimize)
         if isinstance(loss, str) and loss not in LOSSES:
             raise SubcompressError(
-                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{meant(loss, LOSSES)}"
+                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{suggestion(loss, LOSSES)}"
             )
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
@@ -166,7 +166,7 @@ class Task:
             if metric_name not in METRICS:
                 raise SubcompressError(
                     f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
-                    f"them{meant(metric_name, METRICS)}"
+                    f"them{suggestion(metric_name, METRICS)}"
                 )
             g, less = METRICS[metric_name]
             if less and given is False:
@@ -270,7 +270,7 @@ class Task:
 
     def guess(self, split: Dataset[Any]) -> float | None:
         """What the best constant answer costs, where that is known: the entropy of the labels, in nats."""
-        if self.loss_name != "cross-entropy" or not isinstance(split, Held) or not isinstance(split.y, Tensor):
+        if self.loss_name != "cross-entropy" or not isinstance(split, InMemory) or not isinstance(split.y, Tensor):
             return None
         y = one_hot_classes(split.y).reshape(-1)
         if y.is_floating_point() or int(y.min()) < 0:
@@ -286,7 +286,7 @@ def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int
     """
     module.eval()
     device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
-    order, batch_size = split.swept(batch_size) if isinstance(split, Held) else (None, batch_size)
+    order, batch_size = split.swept(batch_size) if isinstance(split, InMemory) else (None, batch_size)
     if batch_size > 2 and size(split) % batch_size == 1:
         batch_size -= 1  # one example alone has no statistics, where those of the batch are taken
     meter = task.meter(size(split), order)

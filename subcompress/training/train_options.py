@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from subcompress.errors import SubcompressError
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 from subcompress.training.optimizers import OPTIMISERS
 from subcompress.training.schemas import MAX_LR
 
@@ -82,11 +82,12 @@ def check_recipe(recipe: TrainOptions, examples: int) -> None:
     if recipe.optimiser not in OPTIMISERS:
         raise SubcompressError(
             f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
-            + meant(recipe.optimiser, OPTIMISERS)
+            + suggestion(recipe.optimiser, OPTIMISERS)
         )
     if recipe.precision not in PRECISIONS:
         raise SubcompressError(
-            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}{meant(recipe.precision, PRECISIONS)}"
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
+            + suggestion(recipe.precision, PRECISIONS)
         )
     for holds, rule, given in rules:
         if not holds:

@@ -1,4 +1,5 @@
-"""Fast paths of operators 1 and 2, a module a kind of machine: exact weights, and the products that training takes.
+"""Fast kernels of operators 1 and 2, one module for each kind of machine: exact weights, and the products for
+training.
 
 Each has `fill`, `affine` and `adjoint`; what they compute is said by docs/FORMAT.md and by the operator that they are
 given. Where none serves, torch's own operators compute the same.
@@ -27,7 +28,7 @@ MAX_LOG2_M = 15
 
 @dataclass(frozen=True)
 class SeededRows:
-    """A start that varies: center + scale * integer, the integers of the rows from `row` on of an operator without
+    """A varying start: center + scale * integer, the integers being rows from `row` on of an operator without
     coordinates."""
 
     operator: SignedBlocks
@@ -52,7 +53,7 @@ class Segment:
 
     @property
     def hi(self) -> int:
-        """The row after the last."""
+        """The end of the rows, exclusive."""
         return self.lo + len(self.out)
 
 
@@ -61,7 +62,7 @@ Piece = tuple[int, "Tensor", float]
 
 
 class SignedBlocks(Protocol):
-    """What kernels read of an operator 1 or 2: see `subcompress.operators.hadamard`."""
+    """The attributes of operators 1 and 2 that kernels read; see `subcompress.operators.hadamard`."""
 
     def __hash__(self) -> int: ...
     @property
@@ -94,20 +95,20 @@ class SignedBlocks(Protocol):
 
 
 def kernel(device: torch.device, op: SignedBlocks, training: bool) -> ModuleType | None:
-    """The module that serves the operator on the device, None where torch's operators must do. training: `affine` and
-    `adjoint` are wanted, else `fill`."""
+    """Return the module that serves the operator on the device, None if there is none. training: for `affine` and
+    `adjoint`, else for `fill`."""
     if device.type == "cpu":
         return on_cpu()
     return on_cuda(op, training, device) if device.type == "cuda" else None
 
 
 def on_cpu() -> ModuleType | None:
-    """`native`, None where it was not compiled."""
+    """Return `native`, None if it was not compiled."""
     return None if library() is None else importlib.import_module("subcompress.operators.kernels.native")
 
 
 def on_cuda(op: SignedBlocks, training: bool, device: torch.device) -> ModuleType | None:
-    """`triton_hadamard`, None without a CUDA device, and where Triton is not there or cannot compile for it."""
+    """Return `triton_hadamard`, None without a CUDA device or if Triton is missing or cannot compile for it."""
     if op.log2_m > MAX_LOG2_M or not torch.cuda.is_available():
         return None
     try:

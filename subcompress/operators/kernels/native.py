@@ -1,4 +1,4 @@
-"""native.c: operators 1 and 2 on a CPU's cores."""
+"""CPU kernels of operators 1 and 2, in native.c."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from subcompress.native.compiled import PATHS, Blocks, Rows, asked, library, path, paths
+from subcompress.native.compiled import PATHS, Blocks, Rows, available_kinds, library, requested_kind, selected_kind
 from subcompress.operators.kernels import Piece, SeededRows, Segment, SignedBlocks
 from subcompress.operators.walsh import hadamard
 from subcompress.support import threads
 from subcompress.support.lazy import torch
-from subcompress.support.threads import each
+from subcompress.support.threads import for_each
 from subcompress.tensors.layout import array_of
 
 if TYPE_CHECKING:
@@ -49,19 +49,20 @@ CACHED = 1 << 25
 
 
 def fill(op: SignedBlocks, c: Tensor | np.ndarray, segments: Sequence[Segment]) -> None:
-    """Exact weights, from (d,) integers: segments are sorted by rows; blocks that none touches cost nothing."""
+    """Write exact weights from (d,) integers. segments: sorted by rows; blocks outside all of them are skipped."""
     integers = array_of(c)  # NumPy: torch would start threads of its own in each of ours
     short = op.log2_m >= SHORT_LOG2_M and op.peak(integers) < 1 << 15
     _write(op, integers.astype(np.int16 if short else np.float32), float(op.A), segments)
 
 
 def affine(op: SignedBlocks, z: Tensor, frozen: float, segments: Sequence[Segment]) -> None:
-    """start + scale * (frozen + P z), from (d,) float32, in the order of additions that `fill` takes."""
+    """Write start + scale * (frozen + P z), from (d,) float32, adding in the same order as `fill`."""
     _write(op, z.detach().float().contiguous(), frozen, segments)
 
 
 def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
-    """P^T of scale * g at the rows from lo on, for pieces (lo, g, scale) sorted by rows: (d,) float32."""
+    """Compute P^T applied to scale * g at the rows from lo on, for pieces (lo, g, scale) sorted by rows: (d,)
+    float32."""
     held = [(lo, g.resolve_neg().float().contiguous(), scale) for lo, g, scale in pieces if len(g)]
     if not held:
         return torch.zeros(op.d, dtype=torch.float32, device="cpu")
@@ -79,7 +80,7 @@ def adjoint(op: SignedBlocks, pieces: Sequence[Piece]) -> Tensor:
     def work(i: int) -> None:
         call(kind, byref(blocks.c), table, len(held), bounds[i], bounds[i + 1], sums[i].data_ptr(), blocks.scratch())
 
-    each(work, range(len(bounds) - 1))
+    for_each(work, range(len(bounds) - 1))
     return sums.sum(0) if len(sums) > 1 else sums[0]
 
 
@@ -97,7 +98,7 @@ def _write(
     seeded = [_tables(s.start.operator) if isinstance(s.start, SeededRows) else None for s in segments]
     table = (Rows * len(segments))(*map(_row, segments, seeded))
     first, last = segments[0].lo // op.m, -(-segments[-1].hi // op.m)
-    shares = min(threads.number(), -(-(last - first) * op.m // SHARE))
+    shares = min(threads.thread_count(), -(-(last - first) * op.m // SHARE))
     bounds = _bounds(op, first, last, 1 if shares == 1 else 4 * shares)
     blocks = _tables(op)
     far = sum(s.out.nbytes for s in segments) > CACHED
@@ -108,11 +109,11 @@ def _write(
         rows, place = (table, len(segments), bounds[i], bounds[i + 1]), blocks.scratch()
         call(kind, byref(blocks.c), _address(values), short, frozen, *rows, far, place)
 
-    each(work, range(len(bounds) - 1))
+    for_each(work, range(len(bounds) - 1))
 
 
 def _row(s: Segment, seeded: _Tables | None) -> Rows:
-    """What the kernel reads of a segment. seeded: the tables of its start's operator."""
+    """Return the struct that the kernel reads for a segment. seeded: the tables of its start's operator."""
     row = Rows(s.lo, s.hi, _address(s.out), scale=s.scale, dtype=_number(s.out.dtype))
     if isinstance(s.start, SeededRows):
         assert seeded is not None, "see _write"
@@ -143,21 +144,21 @@ def _library() -> ctypes.CDLL:
 
 
 def _path() -> int:
-    return PATHS.index(path()) if asked() else _fastest()
+    return PATHS.index(selected_kind()) if requested_kind() else _fastest()
 
 
 @cache
 def _fastest() -> int:
-    """The fastest version that is proven, or computes what plain C does where it is tried."""
+    """Return the fastest version that gives the same results as plain C."""
     plain = PATHS.index("plain")
-    for kind in reversed(paths()):
-        if kind not in UNPROVEN or _tried(PATHS.index(kind)) == _tried(plain):
+    for kind in reversed(available_kinds()):
+        if kind not in UNPROVEN or _trial_weights(PATHS.index(kind)) == _trial_weights(plain):
             return PATHS.index(kind)
     return plain
 
 
-def _tried(kind: int) -> bytes:
-    """Weights of small operators: short and long blocks, short and long integers, every dtype, seeded starts."""
+def _trial_weights(kind: int) -> bytes:
+    """Compute weights of small operators: short and long blocks and integers, every dtype, seeded starts."""
     from subcompress.operators.forms import seeded_integers
     from subcompress.operators.hadamard import HadamardBlocks
 
@@ -180,7 +181,7 @@ def _tried(kind: int) -> bytes:
 
 
 class _Tables:
-    """What the kernel reads of an operator, and the arrays that it points to."""
+    """The struct that the kernel reads for an operator, and the arrays that it points to."""
 
     def __init__(self, op: SignedBlocks) -> None:
         near: np.ndarray | None = op.columns.astype(np.uint16)
@@ -240,7 +241,7 @@ def _tables(op: SignedBlocks) -> _Tables:
 
 
 def _bounds(op: SignedBlocks, first: int, last: int, shares: int) -> list[int]:
-    """Blocks first .. last in about equal shares, whole tiles each."""
+    """Split blocks first .. last into about equal shares of whole tiles."""
     step = max(1, _library().subcompress_tile() // op.m)
     tiles = -(-(last - first) // step)
     shares = min(shares, tiles)

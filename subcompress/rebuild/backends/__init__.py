@@ -1,10 +1,10 @@
-"""Backends by name: each turns integers into weights, the same bits. A new one is one file and one line here."""
+"""The backends by name: each turns integers into the same weights. A new one is one file and one line here."""
 
 from subcompress.errors import SubcompressError
-from subcompress.native.compiled import NUMPY, asked
+from subcompress.native.compiled import NUMPY, requested_kind
 from subcompress.rebuild.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.rebuild.backends.base import Backend
-from subcompress.support.suggesting import meant
+from subcompress.support.suggestions import suggestion
 
 BACKENDS: dict[str, Backend] = {
     "numpy": numpy_backend.BACKEND,
@@ -13,37 +13,39 @@ BACKENDS: dict[str, Backend] = {
     "torch-cuda": torch_backend.on("cuda"),
     "triton": kernel_backend.TRITON,
 }
-"""The later of two that run on one kind of device is the faster."""
+"""Of those for the same kind of device, the last is the fastest."""
 
 
 def available() -> list[str]:
-    """The backends that can run on this machine."""
-    return [name for name, backend in BACKENDS.items() if backend.there()]
+    """Return the names of the backends that can run on this machine."""
+    return [name for name, backend in BACKENDS.items() if backend.is_available()]
 
 
 def backend_of(name: str) -> Backend:
-    """The backend of that name; of "cpu" and "cuda" the fastest that is there, of "cpu" NumPy where the environment
-    asks for it.
+    """Return the backend of a name; for "cpu" and "cuda" the fastest available, or NumPy if the environment requests
+    it.
 
-    Raises SubcompressError for an unknown name, and for one that cannot run here.
+    Raises SubcompressError for an unknown name, and for a backend that cannot run here.
     """
-    if name == "cpu" and asked() == NUMPY:
+    if name == "cpu" and requested_kind() == NUMPY:
         return BACKENDS["numpy"]
     if name in ("cpu", "cuda"):
         for backend in reversed(BACKENDS.values()):
-            if backend.device == name and backend.there():
+            if backend.device == name and backend.is_available():
                 return backend
         raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
     if name not in BACKENDS:
-        raise SubcompressError(f"backends are {', '.join(BACKENDS)}; {name!r} is none of them{meant(name, BACKENDS)}")
-    if not BACKENDS[name].there():
+        raise SubcompressError(
+            f"backends are {', '.join(BACKENDS)}; {name!r} is none of them{suggestion(name, BACKENDS)}"
+        )
+    if not BACKENDS[name].is_available():
         raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
     return BACKENDS[name]
 
 
-def on_host() -> Backend:
-    """The fastest that is there of those that work on NumPy's arrays."""
-    return backend_of("native" if BACKENDS["native"].there() else "numpy")
+def host_backend() -> Backend:
+    """Return the fastest available backend that works on NumPy arrays."""
+    return backend_of("native" if BACKENDS["native"].is_available() else "numpy")
 
 
-__all__ = ["BACKENDS", "Backend", "available", "backend_of", "on_host"]
+__all__ = ["BACKENDS", "Backend", "available", "backend_of", "host_backend"]

@@ -1,4 +1,4 @@
-"""What a backend is, and the walk that those without a kernel take over the rows of a group."""
+"""The Backend class, and the iteration over the rows of a group for backends without a kernel."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ Fill = Callable[[ExactOperator, Any, Sequence[Segment]], None]
 
 @dataclass(frozen=True)
 class Backend:
-    """fill: the weights of segments, sorted by rows, from (d,) int32 coordinates, all of them in `memory`, on `device`;
-    there: whether it can run on this machine; beside: whether calls from several threads run beside each other, each on
-    one core; else one call takes all of them; seeds: whether `fill` takes starts that are SeededRows."""
+    """A way to turn coordinates into weights.
+
+    fill: computes the weights of segments, sorted by rows, from (d,) int32 coordinates, all in `memory`, on `device`;
+    is_available: whether it can run on this machine; concurrent: whether each call uses one core, so that several
+    threads can call it at a time; seeds: whether `fill` accepts starts that are SeededRows.
+    """
 
     device: str
     memory: Memory
     fill: Fill
-    there: Callable[[], bool]
-    beside: bool = False
+    is_available: Callable[[], bool]
+    concurrent: bool = False
     seeds: bool = False
 
     def on(self, device: torch.device) -> Backend:
-        """The same for one of several devices of that kind."""
+        """Return this backend for one of several devices of its kind."""
         return self if device.type == "cpu" else replace(self, memory=Device(str(device)))
 
 
 def pieces(operator: ExactOperator, c: Any, segments: Sequence[Segment]) -> Iterator[tuple[Segment, slice, Any]]:
-    """The integers of the segments' rows, a bounded number at a time and each computed once: segment, place in it,
-    integers."""
+    """Yield (segment, slice of it, integers) for the segments' rows, a bounded number at a time, computing each row
+    once."""
     segments = [s for s in segments if len(s.out)]
     if not segments:
         return

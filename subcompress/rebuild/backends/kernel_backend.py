@@ -1,4 +1,4 @@
-"""The kernels of subcompress.operators.kernels, and NumPy or torch for what they do not serve."""
+"""Backends that use the compiled kernels, with NumPy or torch for operators that these do not serve."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def fill_on_host(operator: ExactOperator, c: np.ndarray | Tensor, segments: Sequence[Segment]) -> None:
-    """Weights on the CPU."""
+    """Compute weights on the CPU."""
     fast = kernels.on_cpu() if isinstance(operator, HadamardBlocks) else None
     (numpy_backend if fast is None else fast).fill(operator, c, segments)
 
 
 def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
-    """Weights on the device of c."""
+    """Compute weights on the device of c."""
     with torch.no_grad():
         fast = kernels.kernel(c.device, operator, False) if isinstance(operator, HadamardBlocks) else None
         (torch_backend if fast is None else fast).fill(operator, c, segments)
 
 
-_SMALL = HadamardBlocks.sized(10_000, 100, 0)
-"""What decides whether a backend is there."""
+_PROBE = HadamardBlocks.sized(10_000, 100, 0)
+"""The operator on which availability is tested."""
 
-NATIVE = Backend("cpu", HOST, fill_on_host, lambda: kernels.on_cpu() is not None, beside=True, seeds=True)
-TRITON = Backend("cuda", Device("cuda"), fill, lambda: kernels.on_cuda(_SMALL, False, torch.device("cuda")) is not None)
+NATIVE = Backend("cpu", HOST, fill_on_host, lambda: kernels.on_cpu() is not None, concurrent=True, seeds=True)
+TRITON = Backend("cuda", Device("cuda"), fill, lambda: kernels.on_cuda(_PROBE, False, torch.device("cuda")) is not None)

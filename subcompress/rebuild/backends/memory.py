@@ -1,4 +1,4 @@
-"""Where a backend's values lie: in NumPy's arrays on the host, or in torch's tensors on a device."""
+"""Where a backend keeps values: NumPy arrays on the CPU, or torch tensors on a device."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ if TYPE_CHECKING:
 
 
 class Memory(Protocol):
-    """What rebuilding does with values, of dtypes in the format's names. Arrays are the host's."""
+    """Operations on values of the format's dtypes. Arrays are on the CPU."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Any:
-        """New ones, not set."""
+        """Allocate values without initializing them."""
 
     def view(self, raw: Any, dtype: str) -> Any:
-        """(n,) U8 values, as bytes of others."""
+        """View (n,) U8 values as another dtype."""
 
     def reals(self, values: Any) -> Any:
-        """The same memory as real numbers in a row, two a complex value."""
+        """View values as flat real numbers; a complex value is two."""
 
     def of(self, values: Any) -> Any:
-        """An array, or a tensor on the device, as values here; what is there stays where it lies."""
+        """Convert an array or a tensor to values here, without a copy if they are on the device already."""
 
     def put(self, place: Any, values: np.ndarray) -> None:
-        """Copy an array of that shape, rounded to the dtype of the place."""
+        """Copy an array into `place`, of the same shape, rounding to its dtype."""
 
     def address(self, values: Any) -> int:
-        """Of the first one."""
+        """Return the address of the first value."""
 
     def scatter(self, place: Any, at: np.ndarray, values: Any) -> None:
-        """Copy (n,) values to these (n,) places of `place`."""
+        """Copy (n,) values to the (n,) indices `at` of `place`."""
 
     def add_base(self, place: Any, values: Any, base: Any) -> None:
-        """base + values into `place`, all (n,): one rounding of the sum, in float64 for a float64 place and in float32
-        else, and another to its dtype.
+        """Write base + values, all (n,), to `place`.
 
-        values: scale * integer, exact, in float32 or in the place itself, and lost. Float32 values below 2^-126 are
-        zero, before and after.
+        The sum is rounded once, in float64 for a float64 place and otherwise in float32, and then to the place's dtype.
+        values: scale * integer, exact, in float32 or in the place itself; they are overwritten. Float32 values below
+        2^-126 count as zero, before and after.
         """
 
     def array(self, values: Any) -> np.ndarray:
-        """The values on the host."""
+        """Return the values as an array on the CPU."""
 
 
 class Host:
-    """NumPy's arrays; bfloat16 as the uint16 of its bits."""
+    """NumPy arrays; bfloat16 is the uint16 of its bits."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         return np.empty(shape, DTYPES[dtype])
@@ -96,7 +96,7 @@ class Host:
 
 
 class Device:
-    """torch's tensors on a device."""
+    """Torch tensors on a device."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -123,12 +123,12 @@ class Device:
         place[tensor_of(at).to(place.device)] = values
 
     def add_base(self, place: Tensor, values: Tensor, base: np.ndarray | Tensor) -> None:
-        there = self.of(base)
+        moved = self.of(base)
         if values.dtype == torch.float64:
-            values.add_(there)
+            values.add_(moved)
         else:
-            there = there.float()
-            values.add_(there.where(there.abs() >= TINY, 0.0))
+            moved = moved.float()
+            values.add_(moved.where(moved.abs() >= TINY, 0.0))
             values.masked_fill_(values.abs() < TINY, 0.0)
         if values is not place:
             place.copy_(values)

@@ -1,4 +1,4 @@
-"""NumPy: int32 additions and one float32 rounding a weight. The plainest reading of the format."""
+"""The NumPy backend: int32 additions and one float32 rounding per weight, the plainest reading of the format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fill(operator: ExactOperator, c: np.ndarray | Tensor, segments: Sequence[Segment]) -> None:
-    """Weights: start + scale * integer, rounded once."""
+    """Compute weights: start + scale * integer, rounded once."""
     for s, place, w in pieces(operator, array_of(c), segments):
         start = s.start[place] if isinstance(s.start, np.ndarray) else np.float32(s.start)
         theta = start + np.float32(s.scale) * w.astype(np.float32)
@@ -27,4 +27,4 @@ def fill(operator: ExactOperator, c: np.ndarray | Tensor, segments: Sequence[Seg
         out[:] = rounded(theta, out.dtype)
 
 
-BACKEND = Backend("cpu", HOST, fill, lambda: True, beside=True)
+BACKEND = Backend("cpu", HOST, fill, lambda: True, concurrent=True)

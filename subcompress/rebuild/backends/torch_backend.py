@@ -1,4 +1,4 @@
-"""torch on any device: float64 products of small Hadamard factors, exact for the format's integers."""
+"""The torch backend, for any device: float64 products of small Hadamard factors, exact for the format's integers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def on(device: str) -> Backend:
-    """The backend for that device."""
+    """Return the backend for a device."""
     return Backend(device, Device(device), fill, lambda: device == "cpu" or torch.cuda.is_available())
 
 
 def fill(operator: ExactOperator, c: Tensor, segments: Sequence[Segment]) -> None:
-    """Weights on the device of c."""
+    """Compute weights on the device of c."""
     with torch.no_grad():
         for s, place, w in pieces(operator, c, segments):
             # scale * w is exact in float32, so the one rounding is the sum's, fused or not.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ T = TypeVar("T")
 
 class WorkerLostError(SubcompressError):
     """Another worker has ended, or does not answer."""
+
+
+class NoCheckpoint:
+    """The checkpoint of a worker that keeps none: the first one does."""
+
+    def load(self, expected: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 class Shards:
@@ -43,16 +54,21 @@ class Shards:
     def meet(self, device: torch.device) -> None:
         """Wait until every worker has read its data and built its network."""
 
-    def alone(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the first worker, in each worker. It may take long. Raises what it raises; other workers
-        raise a ToldError then."""
+    def alone(self, work: Callable[[], T], join: Callable[[Any], None] | None = None) -> T:
+        """What `work` gives in the first worker, in each worker. It may take long. The others do `join(message)` for
+        each block of `joined` that it enters. Raises what it raises; other workers raise a ToldError then."""
         return work()
+
+    @contextmanager
+    def joined(self, message: Any) -> Iterator[None]:
+        """Within `alone`, in the first worker: a block that the others join, each by `join(message)`."""
+        yield
 
     def together(self, work: Callable[[], T]) -> T:
         """`work` in each worker; where it raises in one, it raises in all."""
         return work()
 
-    def alike(self, what: str, value: str) -> None:
+    def check_same(self, what: str, value: str) -> None:
         """Raise SubcompressError unless each worker has the same value."""
 
     def largest(self, values: Tensor) -> Tensor:
@@ -70,4 +86,4 @@ class Shards:
             raise error
 
 
-__all__ = ["Shards", "ToldError", "WorkerLostError"]
+__all__ = ["NoCheckpoint", "Shards", "ToldError", "WorkerLostError"]

@@ -40,7 +40,8 @@ PATIENCE = timedelta(minutes=30)
 BEAT = 5.0
 """Seconds between two signs of life of the first worker, while it works alone."""
 
-WORKING, DONE = 0, 1
+WORKING, JOIN, DONE = 0, 1, 2
+"""What the first worker says while it works alone: that it does, that the others join, and that it is done."""
 
 _meetings = itertools.count()
 """Trainings of this process so far: each has names of its own in the store."""
@@ -94,6 +95,7 @@ class Workers(Shards):
         self._device = torch.device("cpu")
         self._group: Any = None
         self._fast: Any = None
+        self._beats: _Beats | None = None
 
     def _rendezvous(self) -> Any:
         """Where workers leave word before there is a group: torchrun's own store, or that of MASTER_ADDR."""
@@ -142,59 +144,66 @@ class Workers(Shards):
             with suppress(RuntimeError):
                 dist.destroy_process_group()
 
-    def alone(self, work: Callable[[], T]) -> T:
+    def alone(self, work: Callable[[], T], join: Callable[[Any], None] | None = None) -> T:
         """See `Shards.alone`."""
-        return self._lead(work) if self.first else self._follow()
+        return self._lead(work) if self.first else self._follow(join)
 
     def _lead(self, work: Callable[[], T]) -> T:
         error: Exception | None = None
         found: Any = None
-        with self._beating():
-            try:
-                found = work()
-            except Exception as e:
-                error = e
-        with _losing():
-            dist.broadcast(torch.tensor([DONE]), 0, group=self._group)
-        self._given(found if error is None else None, "" if error is None else str(error) or type(error).__name__)
+        around, self._beats = self._beats, _Beats(self._group)
+        try:
+            found = work()
+        except Exception as e:
+            error = e
+        finally:
+            self._beats.stop()
+            self._beats = around
+        if isinstance(error, WorkerLostError):
+            raise error
+        text = "" if error is None else str(error) or type(error).__name__
+        self._tell(DONE, (found if error is None else None, text))
         if error is not None:
             raise error
         return found
 
-    def _follow(self) -> Any:
-        state = torch.tensor([WORKING])
-        while int(state) != DONE:
-            with _losing():
-                dist.broadcast(state, 0, group=self._group)
-        found, error = self._given(None, "")
+    @contextmanager
+    def joined(self, message: Any) -> Iterator[None]:
+        """See `Shards.joined`."""
+        assert self._beats is not None, "within `alone`"
+        self._beats.stop()
+        self._tell(JOIN, message)
+        try:
+            yield
+        finally:
+            self._beats = _Beats(self._group)
+
+    def _follow(self, join: Callable[[Any], None] | None) -> Any:
+        while True:
+            state, message = self._hear()
+            if state == DONE:
+                break
+            assert join is not None, "nothing to join"
+            join(message)
+        found, error = message
         if error:
             raise ToldError(error)
         return found
 
-    def _given(self, found: Any, error: str) -> tuple[Any, str]:
-        """What the first worker gives, and its error if there is one."""
-        held = [found, error]
+    def _tell(self, state: int, message: Any) -> None:
+        """Say what the others do next."""
         with _losing():
+            dist.broadcast(torch.tensor([state]), 0, group=self._group)
+            dist.broadcast_object_list([message], 0, group=self._group, device=torch.device("cpu"))
+
+    def _hear(self) -> tuple[int, Any]:
+        """What `_tell` says in the first worker, which may take long to say it."""
+        state, held = torch.tensor([WORKING]), [None]
+        with _losing():
+            while int(state) == WORKING:
+                dist.broadcast(state, 0, group=self._group)
             dist.broadcast_object_list(held, 0, group=self._group, device=torch.device("cpu"))
-        return held[0], held[1]
-
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Signs of life for as long as the block lasts."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            with suppress(RuntimeError):  # the main thread meets it next
-                while not ended.wait(BEAT):
-                    dist.broadcast(torch.tensor([WORKING]), 0, group=self._group)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return int(state), held[0]
 
     def together(self, work: Callable[[], T]) -> T:
         """See `Shards.together`."""
@@ -222,8 +231,8 @@ class Workers(Shards):
             raise error
         raise SubcompressError(held[rank])
 
-    def alike(self, what: str, value: str) -> None:
-        """See `Shards.alike`."""
+    def check_same(self, what: str, value: str) -> None:
+        """See `Shards.check_same`."""
         mine = self.alone(lambda: value)
 
         def check() -> None:
@@ -246,6 +255,25 @@ class Workers(Shards):
         with _losing():
             dist.all_reduce(values, dist.ReduceOp.SUM, group=self._fast if values.is_cuda else self._group)
         return values
+
+
+class _Beats:
+    """Signs of life of the first worker, from now on until `stop`."""
+
+    def __init__(self, group: Any) -> None:
+        self._group, self._ended = group, threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        with suppress(RuntimeError):  # the main thread meets it next
+            while not self._ended.wait(BEAT):
+                dist.broadcast(torch.tensor([WORKING]), 0, group=self._group)
+
+    def stop(self) -> None:
+        """End them; the connections are free then."""
+        self._ended.set()
+        self._thread.join()
 
 
 def _timeout() -> timedelta:

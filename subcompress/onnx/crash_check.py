@@ -1,7 +1,7 @@
 """Does a graph end the process that runs it? ONNX Runtime is not safe from every graph that torch exports: one with
 operators at risk is run in a process of its own first.
 
-`python -m subcompress.onnx.surviving FOLDER` opens the graph in that folder and runs it for each file of inputs there.
+`python -m subcompress.onnx.crash_check FOLDER` runs the graph in that folder on each file of inputs there.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ RISKS = ("Loop", "Scan", "If", "Sequence", "SplitToSequence", "ConcatFromSequenc
 """What the names of operators begin with that are seldom used, and on which ONNX Runtime was seen to die."""
 
 
-def risks(model: onnx.ModelProto) -> list[str]:
-    """The operators of a graph that are at risk: control flow, sequences, texts, and those of no standard."""
+def risky_operators(model: onnx.ModelProto) -> list[str]:
+    """Return the operators of a graph that may crash ONNX Runtime: control flow, sequences, strings, and non-standard
+    ones."""
     own = {function.domain for function in model.functions}
     nodes = [node for part in (model.graph, *model.functions) for node in part.node]  # a branch's are in an If's risk
     odd = (n for n in nodes if n.op_type.startswith(RISKS) or n.domain not in {"", "ai.onnx", *own})
     return sorted({n.op_type for n in odd})
 
 
-def require_survival(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Raise SubcompressError where a graph with operators at risk ends the process that runs it, or does not end. Any
-    other mistake of it is told where it is compared. feeds: inputs by name, one run each."""
-    if not (found := risks(model)) or model.ByteSize() >= 1 << 31:
+def require_no_crash(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Raise SubcompressError if a graph with risky operators crashes the process that runs it, or does not end.
+
+    Other errors of the graph are reported where it is used.
+    """
+    if not (found := risky_operators(model)) or model.ByteSize() >= 1 << 31:
         return
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, GRAPH).write_bytes(model.SerializeToString())
@@ -57,12 +60,12 @@ GRAPH = "graph.onnx"
 MARK = "input "
 """Before the names of inputs: NumPy has arguments of its own, such as `file`."""
 
-CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.surviving")
+CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.crash_check")
 """By -P, what lies in the working directory is no module of ours."""
 
 
 def _ended(folder: str) -> str:
-    """How a child ends in which the graph of a folder runs; empty where it lives on."""
+    """Run the graph of a folder in a child process; return how the child crashed, empty if it did not."""
     try:
         nowhere = subprocess.DEVNULL
         code = subprocess.run(
@@ -80,7 +83,7 @@ def _inputs(folder: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    """The child. It ends with 1 where ONNX Runtime refuses the graph, which is no death."""
+    """Run the child, which exits with 1 if ONNX Runtime rejects the graph; that is not a crash."""
     folder = Path(sys.argv[1])
     session = open_graph(folder / GRAPH)
     taken = {i.name for i in session.get_inputs()}

@@ -71,6 +71,11 @@ class Curve:
         d = math.exp(min(max(at + centre, 0.0), math.log(self.D)))
         return d, math.sqrt(variance) / -b
 
+    def expected(self, d: int) -> float:
+        """The metric on the line at d."""
+        (a, b), _, centre = self._line()
+        return self._metric(float(a + b * (math.log(d) - centre)))
+
     @property
     def slope(self) -> float:
         """What log(error) gains with each unit of log(d)."""
@@ -105,6 +110,15 @@ class Curve:
         if self.task.metric_name.endswith("accuracy") or (value <= 1 and self.target <= 1):
             return math.log(max(1 - value, 1e-6))
         return -value / max(abs(self.target), 1e-12)
+
+    def _metric(self, log_error: float) -> float:
+        """The metric of that `log_error`."""
+        if self.task.minimise:
+            values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
+            return math.exp(log_error) if self.target > 0 else log_error * values[0]
+        if self.task.metric_name.endswith("accuracy") or self.target <= 1:
+            return 1 - math.exp(log_error)
+        return -log_error * max(abs(self.target), 1e-12)
 
 
 def frontier(probes: Iterable[Probe], minimise: bool) -> tuple[Probe, ...]:

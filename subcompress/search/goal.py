@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,9 @@ MAX_FITS, TRIED = 8.0, 2.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a search may spend: seeds at a d, trainings, minutes."""
-
-    seeds: int
-    max_fits: float
-    max_minutes: float
-
-
-@dataclass(frozen=True)
 class SearchGoal:
     """A goal that can be met: one of d, value (of the metric), drop (below the baseline) and bytes (of the whole file)
-    is given. earlier: the limits of interrupted calls, each with the number of trainings until which it applied."""
+    is given."""
 
     d: int | None = None
     value: float | None = None
@@ -39,31 +29,15 @@ class SearchGoal:
     max_fits: float = MAX_FITS
     max_minutes: float = math.inf
     baseline_lr: float | None = None
-    earlier: tuple[tuple[int, Limits], ...] = ()
-
-    def limits(self, trainings: int) -> Limits:
-        """Those in force when so many trainings have ended: a run that went on under others takes the same way again
-        up to there."""
-        now = Limits(self.seeds, self.max_fits, self.max_minutes)
-        return next((limits for until, limits in self.earlier if trainings < until), now)
-
-    def after(self, earlier: Sequence[Mapping[str, Any]]) -> SearchGoal:
-        """This goal, in a run folder that began with other limits, as it keeps them."""
-        names = ("seeds", "max_fits", "max_minutes")
-        now = asdict(self.limits(0))
-        held = []
-        for each in earlier:
-            known = {name: each[name] for name in names if each.get(name) is not None}
-            held.append((each["trainings"], Limits(**{**now, **known})))
-        return replace(self, earlier=tuple(held))
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same, and the limits, which may differ; see `subcompress.training.schemas`."""
         named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
         if self.d is not None:
             return {"goal": named}
+        limits = {"seeds": self.seeds, "max_fits": self.max_fits, "max_minutes": self.max_minutes}
         step = {} if self.baseline_lr is None else {"baseline_lr": self.baseline_lr}
-        return {"goal": named | {"baseline": self.baseline} | step, "limits": asdict(self.limits(0))}
+        return {"goal": named | {"baseline": self.baseline} | step, "limits": limits}
 
 
 def checked(goal: Goal, task: Task) -> SearchGoal:

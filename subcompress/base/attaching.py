@@ -1,4 +1,4 @@
-"""How a network stands on a base: which of its tensors the base has, and which are new."""
+"""Attaching a network to a base: which of its tensors the base has, and which are new."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from subcompress.base.held import Base, BaseReference, OnBase
-from subcompress.base.names import FLOATS, Pairing, alike, canonical, prefix_of
+from subcompress.base.base import Base, BaseReference, OnBase
+from subcompress.base.names import FLOATS, Pairing, canonical, is_convertible, prefix_of
 from subcompress.errors import SubcompressError
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import DTYPES, Layout, raw_bytes
@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NEW_LAYERS = 3
-"""Layers at the end of a network that may be new without being named: a head has one, two or three."""
+"""The most layers at the end of a network that may be new without being named: a head has one, two or three."""
 
 
-def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
-    """How a module stands on a base: equal names and shapes, up to a prefix that all share, parts that wrappers add and
-    old names (`subcompress.base.names`). Of an embedding with another number of rows those are taken that are there.
+def attach_base(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
+    """Match the tensors of a module to those of a base.
 
-    Parameters of the module that the base lacks, or has in another shape, start from the seed. They are the last ones
-    of the module, its head, or are named in `new` (patterns, or names), and so do others that are named there. Raises
-    SubcompressError, naming the first tensor, where others are missing, and where the base has different values for
-    tensors that the module ties, and a tensor of the same name and shape on both sides that does not come together.
+    Tensors match by equal name and shape, up to a common prefix, parts that wrappers add, and old names
+    (`subcompress.base.names`). An embedding with another number of rows is cut or extended.
+
+    Parameters that the base lacks, or has in another shape, start from the seed. They must be the last ones of the
+    module, its head, or be named in `new` (names or patterns), which may name others too. Raises SubcompressError,
+    naming the first tensor, if others are missing; if the base has different values for tensors that the module ties;
+    and if tensors of equal name and shape do not match.
     """
-    anew = {n for names in ties_of(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
+    anew = {n for names in tied_names(module) if any(fnmatchcase(n, p) for n in names for p in new) for n in names}
     state = {n: t for n, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
-    base, pairing = _suited(base, module, state, anew)
+    base, pairing = _fit_to_module(base, module, state, anew)
     prefix = prefix_of(base.layout, Layout.of(state))
     reference = BaseReference(base.name, base.revision, base.digest, len(base.layout), prefix.strip, prefix.add)
     unused, dtypes = [], set()
@@ -58,8 +60,8 @@ def stand_on(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase
     return found
 
 
-def _suited(base: Base, module: nn.Module, state: Mapping[str, Tensor], anew: Set[str]) -> tuple[Base, Pairing]:
-    """The base, changed where its names or its rows need it, and what the names say of both."""
+def _fit_to_module(base: Base, module: nn.Module, state: Mapping[str, Tensor], anew: Set[str]) -> tuple[Base, Pairing]:
+    """Return the base, changed if its names or row counts need it, and the pairing of both."""
     tables = [child for child in module.modules() if isinstance(child, (torch.nn.Embedding, torch.nn.EmbeddingBag))]
     rows = {id(child.weight) for child in tables}
     names = {n for n, p in module.named_parameters(remove_duplicate=False) if id(p) in rows}
@@ -71,26 +73,26 @@ def _suited(base: Base, module: nn.Module, state: Mapping[str, Tensor], anew: Se
 
 
 def _check_dropped(found: OnBase, pairing: Pairing) -> None:
-    """Raise SubcompressError where a tensor would start from the seed although the base has one of its name."""
+    """Raise SubcompressError if a tensor would start from the seed although the base has one of that name."""
     lacking = {canonical(s.name): s for s in pairing.lacking}
     for name, why in found.base.left_out.items():
         plain = canonical(name)
-        if (wanted := lacking.get(pairing.prefix.of(plain) or plain)) is not None:
+        if (target := lacking.get(pairing.prefix.of(plain) or plain)) is not None:
             raise SubcompressError(
                 f"a base holds tensors of {', '.join(DTYPES)}; {found.base.name} has {name} as {why}: convert it, or "
-                f"give --new '{wanted.name}' to start it from the seed"
+                f"give --new '{target.name}' to start it from the seed"
             )
-    for held, wanted in pairing.named_alike():
-        if held.shape == wanted.shape:
-            why = "" if alike(held, wanted) else f" ({held.dtype} there, {wanted.dtype} here)"
+    for source, target in pairing.named_alike():
+        if source.shape == target.shape:
+            why = "" if is_convertible(source, target) else f" ({source.dtype} there, {target.dtype} here)"
             raise SubcompressError(
-                f"a tensor is the base's or new; the base's {held.name} and the model's {wanted.name} look the same "
-                f"and do not come together{why}: rename one, or give --new '{wanted.name}' to start it from the seed"
+                f"a tensor is the base's or new; the base's {source.name} and the model's {target.name} look the same "
+                f"and do not come together{why}: rename one, or give --new '{target.name}' to start it from the seed"
             )
 
 
-def ties_of(module: nn.Module) -> list[list[str]]:
-    """The names of each parameter, in the module's order: two or more of one that is tied."""
+def tied_names(module: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter in the module's order: two or more for a tied one."""
     found: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), []).append(name)
@@ -98,7 +100,7 @@ def ties_of(module: nn.Module) -> list[list[str]]:
 
 
 def _check_ties(found: OnBase, module: nn.Module) -> None:
-    for names in ties_of(module):
+    for names in tied_names(module):
         first, *others = [n for n in names if n in found] or names[:1]
         for name in others:
             if raw_bytes(found.values(first)) != raw_bytes(found.values(name)):
@@ -110,18 +112,18 @@ def _check_ties(found: OnBase, module: nn.Module) -> None:
 
 def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor], new: tuple[str, ...]) -> None:
     shapes = {found.reference.renamed(s.name): s.shape for s in found.base.layout}
-    tied = ties_of(module)
+    tied = tied_names(module)
     parameters = [names[0] for names in tied]
     present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:
         raise SubcompressError(
-            f"a base has the model's tensors; {found.base.name} has {_some(found.base.arrays)}, the model "
-            f"{_some(state)}: give the base of this network"
+            f"a base has the model's tensors; {found.base.name} has {_first_names(found.base.arrays)}, the model "
+            f"{_first_names(state)}: give the base of this network"
         )
     for pattern in new:
         if not any(fnmatchcase(n, pattern) for n in state):
             raise SubcompressError(
-                f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_some(state)}"
+                f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_first_names(state)}"
             )
     end = parameters[present[-1] + 1 :]
     layers = dict.fromkeys(name.rpartition(".")[0] for name in end)
@@ -142,6 +144,6 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
         )
 
 
-def _some(names: Mapping[str, Any]) -> str:
-    held = list(names)
-    return ", ".join(held[:2]) + (f" and {len(held) - 2} more" if len(held) > 2 else "")
+def _first_names(names: Mapping[str, Any]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:2]) + (f" and {len(listed) - 2} more" if len(listed) > 2 else "")

@@ -8,18 +8,19 @@ coordinates that become zero.
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from subcompress.errors import SubcompressError
+from subcompress.search.curve import frontier
+from subcompress.search.goal import SearchGoal
+from subcompress.search.spending import Spending
+from subcompress.search.target import judged
+from subcompress.search.trials import Hopeless, Trial
 from subcompress.subspace.plan import CODED_BITS
-from subcompress.training.attempts import DiedTwiceError
-from subcompress.training.curve import frontier
 from subcompress.training.fitter import Fitter
-from subcompress.training.goal import SearchGoal
 from subcompress.training.probe import Probe
-from subcompress.training.spending import Spending
 
 CUT = 0.01
 """Of the budget: a file that was cut by more is trained again, in fewer coordinates."""
@@ -47,31 +48,43 @@ def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
         )
 
 
-def best_within(fitter: Fitter, goal: SearchGoal) -> tuple[Probe, dict[str, Any]]:
-    """The training to keep, and the fields of a Fit that tell of the others.
+class BudgetSearch:
+    """The best file within a number of bytes; see the module. An `Engine`."""
 
-    Raises SubcompressError where no training makes a file that meets the budget.
-    """
-    return _Budget(fitter, goal).run()
-
-
-class _Budget:
     def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         assert goal.bytes is not None
-        self.fitter, self.task, self.bytes = fitter, fitter.task, goal.bytes
+        self.fitter, self.task, self.bytes, self.goal = fitter, fitter.task, goal.bytes, goal
+        self.spending = Spending(fitter.settings.epochs, goal)
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
-        self.goal, self.spending = goal, Spending(fitter, goal)
         self.probes: list[Probe] = []
         self.beside = fitter.beside()
+        fitter.say_cost(self._d(), len(self.seeds), goal.max_minutes)
 
-    def run(self) -> tuple[Probe, dict[str, Any]]:
-        self.fitter.say_cost(self._d(), len(self.seeds), self.goal.max_minutes)
+    def tell(self, trial: Trial, probe: Probe) -> None:
+        """Take the result of a trial."""
+        self.spending.pay(probe)
+        self.probes.append(judged(probe, self.probes, self.task.minimise))
+        self.fitter.listener.probes(tuple(self.probes))
+
+    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
+        """The next trial: with a seed that has none, or one more where a file misses the budget."""
+        room = self.spending.room(len(running))
         for seed in self.seeds:
-            if self.probes and self.spending.room() < 1:
-                break
-            self._probe(seed)
-            if self._misses(self.probes[-1]) and self.spending.room() >= 1 + self._missing():
-                self._probe(seed)
+            if any(trial.seed == seed for trial in running):
+                continue
+            own = [p for p in self.probes if p.seed == seed]
+            first = not own and (room >= 1 or not (self.probes or running))
+            if first or (len(own) == 1 and self._misses(own[0]) and room >= 1 + self._missing()):
+                return Trial(self._d(), seed, limit=self.bytes, room=self._room())
+        return None
+
+    def hopeless(self, trial: Trial) -> Hopeless | None:
+        """None: every training may be the best."""
+        return None
+
+    def result(self) -> tuple[Probe, dict[str, Any]]:
+        """The training to keep, and the fields of a Fit that tell of the others. Raises SubcompressError where no
+        training makes a file that meets the budget."""
         chosen = self._best()
         values = [p.value for p in self._fitting()]
         return chosen, {
@@ -103,18 +116,6 @@ class _Budget:
         allowed = max(CUT * self.bytes, LEAST), max(SPARE * self.bytes, LEAST)
         missed = probe.cut > allowed[0] or self.bytes - probe.bytes > allowed[1]
         return probe.bytes > 0 and missed and all(p.d != self._d() for p in self.probes if p.seed == probe.seed)
-
-    def _probe(self, seed: int) -> None:
-        d = self._d()
-        try:
-            probe = self.fitter.probe(d, seed, within=self.bytes, room=self._room())
-        except DiedTwiceError as e:
-            values = [p.value for p in self.probes]
-            worst = max(values, default=math.inf) if self.task.minimise else min(values, default=0.0)
-            probe = Probe(d, seed, worst, (), e.epochs, e.seconds, True, "died twice")
-        self.spending.pay(probe)
-        self.probes.append(probe)
-        self.fitter.listener.probes(tuple(self.probes))
 
     def _fitting(self) -> list[Probe]:
         return [p for p in self.probes if 0 < p.bytes <= self.bytes]

@@ -1,4 +1,4 @@
-"""The graph of a module without its weights, for sessions that are given them from outside."""
+"""Graphs of modules without their weights, for sessions that receive the weights separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from subcompress.tensors.layout import Layout
 
 
 @dataclass(frozen=True)
-class Lifted:
+class WeightlessGraph:
     """A graph, the names of the tensors of the state dict that it reads from outside, and whether it serves any weights
     of that network, or only those that it was traced with: it may hold something made of them."""
 
@@ -31,7 +31,7 @@ class Lifted:
     general: bool = True
 
 
-def lifted(module: nn.Module, facts: Facts, inputs: Collection[str] = ()) -> Lifted:
+def trace_weightless(module: nn.Module, facts: Facts, inputs: Collection[str] = ()) -> WeightlessGraph:
     """inputs: names of tensors that become inputs of the graph; of the others, what it reads become initialisers whose
     data lie elsewhere. What it holds under other names stays inside.
 
@@ -49,35 +49,36 @@ def lifted(module: nn.Module, facts: Facts, inputs: Collection[str] = ()) -> Lif
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="elsewhere")
-    return Lifted(model.SerializeToString(), tuple(tensor.name for tensor in held))
+    return WeightlessGraph(model.SerializeToString(), tuple(tensor.name for tensor in held))
 
 
-def lifted_of(record: Record, module: nn.Module, inputs: Collection[str] = ()) -> Lifted:
-    """`lifted` of the record's network, compared with torch: with the record's weights, and with others, which tells
-    whether the graph is general. The module stays as it is.
+def weightless_graph_of(record: Record, module: nn.Module, inputs: Collection[str] = ()) -> WeightlessGraph:
+    """Trace the record's network without its weights and compare the graph with torch.
 
-    Raises SubcompressError for another module's layout, and where ONNX Runtime computes something else.
+    It is compared with the record's weights, and with others, which tells whether the graph is general. The module is
+    left unchanged. Raises SubcompressError for a module with another layout, and if ONNX Runtime computes something
+    else.
     """
     module = unwrapped_for(module, record.layout)
     record.layout.require(Layout.of(module.state_dict()), "the model")
     state = expand(record)
-    with holding(module, state):
-        found = lifted(module, record.facts, inputs)
-        compare(found.data, module, record.facts, _given(found, state))
-    others = _others(state)
-    with holding(module, others):
+    with loaded_weights(module, state):
+        found = trace_weightless(module, record.facts, inputs)
+        compare(found.data, module, record.facts, _select(found, state))
+    others = _perturbed(state)
+    with loaded_weights(module, others):
         try:
-            compare(found.data, module, record.facts, _given(found, others))
+            compare(found.data, module, record.facts, _select(found, others))
         except SubcompressError:
-            return Lifted(found.data, found.names, general=False)
+            return WeightlessGraph(found.data, found.names, general=False)
     return found
 
 
-def _given(found: Lifted, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _select(found: WeightlessGraph, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in found.names}
 
 
-def _others(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Other weights near these, so that nothing overflows and no variance becomes negative: each a few parts in a
     hundred larger or smaller. Tied tensors stay tied, integers stay."""
     generator = torch.Generator().manual_seed(0)
@@ -91,7 +92,7 @@ def _others(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def holding(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+def loaded_weights(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
     """Within, the module holds these weights, in evaluation mode; afterwards it is as it was.
 
     A copy would not do: a tensor that shares a weight's memory without being in the state dict would keep its values,

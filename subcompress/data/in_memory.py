@@ -1,4 +1,4 @@
-"""Trees of tensors, and data sets that are held in memory."""
+"""Data sets in memory, and nested structures of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tree = Any
 
 
 def tree_map(f: Callable[[Tensor], Tensor], x: Tree) -> Tree:
-    """f of every tensor in x."""
+    """Apply f to every tensor in x."""
     if isinstance(x, Tensor):
         return f(x)
     if isinstance(x, dict):
@@ -24,55 +24,55 @@ def tree_map(f: Callable[[Tensor], Tensor], x: Tree) -> Tree:
     return x
 
 
-def leaves(x: Tree) -> Iterator[Tensor]:
-    """Every tensor in x."""
+def tensors_in(x: Tree) -> Iterator[Tensor]:
+    """Return every tensor in x."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, (dict, tuple, list)):
         for v in x.values() if isinstance(x, dict) else x:
-            yield from leaves(v)
+            yield from tensors_in(v)
 
 
-def finite(t: Tensor) -> bool:
-    """Whether no value is nan or inf."""
+def is_finite(t: Tensor) -> bool:
+    """Return whether no value is nan or infinite."""
     return not (t.is_floating_point() or t.is_complex()) or bool(t.isfinite().all())
 
 
-def placed(x: Tree, device: torch.device | str) -> Tree:
-    """x on the device: every tensor in it, and any other object that has a method `to`."""
+def to_device(x: Tree, device: torch.device | str) -> Tree:
+    """Move x to the device: every tensor in it, and any other object with a method `to`."""
     if isinstance(x, dict):
-        return {k: placed(v, device) for k, v in x.items()}
+        return {k: to_device(v, device) for k, v in x.items()}
     if isinstance(x, (tuple, list)):
-        return tuple(placed(v, device) for v in x)
+        return tuple(to_device(v, device) for v in x)
     if not callable(move := getattr(x, "to", None)):
         return x
     moved = move(device)
     return x if moved is None else moved  # some objects move in place
 
 
-class Held(Dataset[Any]):
-    """A data set in memory, which gives the batch of several indices at once."""
+class InMemory(Dataset[Any]):
+    """A data set in memory, which returns the batch of several indices at once."""
 
     y: Tree
     """(N, ...) labels or values, or a tree of them."""
 
     @property
     def varying(self) -> frozenset[str]:
-        """Names of the inputs whose first axis, after the batch's, is padded to the longest of a batch."""
+        """The names of inputs whose first axis after the batch's is padded to the longest example of a batch."""
         return frozenset()
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
+        """Return all tensors of the data set."""
         raise NotImplementedError
 
     def arranged(self, order: Tensor, batch_size: int) -> Tensor:
-        """The examples of an order, in the one that training takes them in."""
+        """Return the order in which training reads the examples, given a random one."""
         return order
 
     def swept(self, batch_size: int) -> tuple[Tensor, int]:
-        """All examples, in the order in which an evaluation goes through them, and how many at a time."""
+        """Return the order in which an evaluation reads the examples, and how many at a time."""
         return torch.arange(len(self)), batch_size
 
     def __len__(self) -> int:
-        """Examples."""
+        """Return the number of examples."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""What a file says of its base, the base at hand, and both.
+"""Bases and the references to them in files: theta = base + scale * integer.
 
-theta = base + scale * integer. A `BaseReference` is what a file says of its base, a `Base` the tensors at hand,
-`OnBase` both: how the tensors of the base become those of the model.
+A `BaseReference` is what a file records about its base, a `Base` the loaded tensors, and `OnBase` the two together: it
+maps the tensors of the base to those of the model.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from subcompress.base.changes import MARK, Changes, split
+from subcompress.base.changes import MARK, Changes, split_changes
 from subcompress.base.names import FLOATS
 from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX
 from subcompress.support.lazy import torch
-from subcompress.tensors.digest import leaf_digests, leaves_of, root_digest
-from subcompress.tensors.layout import DTYPES, MAX_NAME, Layout, TensorSpec, array_of, raw_bytes, sound_text, tensor_of
+from subcompress.tensors.digest import chunk_digests, chunks_of, root_digest
+from subcompress.tensors.layout import (
+    DTYPES,
+    MAX_NAME,
+    Layout,
+    TensorSpec,
+    array_of,
+    is_valid_text,
+    raw_bytes,
+    tensor_of,
+)
 from subcompress.tensors.rounding import rounded
 
 if TYPE_CHECKING:
@@ -31,12 +40,13 @@ HUB = PREFIX
 
 @dataclass(frozen=True)
 class BaseReference:
-    """name: `hub:ORG/NAME`, or the name of a file for people to read, and behind a mark what is changed of it;
-    revision: the commit, 40 hex digits, where it has one; digest: 16 bytes, of its tensors sorted by name; count: how
-    many those are.
+    """What a file records about its base.
 
-    Tensor `strip` + n of the base is tensor `add` + n of the model, its floats converted to `dtype` where that is not
-    empty; unused: the numbers of those that the model lacks, in the sorted order.
+    name: `hub:ORG/NAME`, or the name of a file for the reader, then a mark and the changes to it, if any; revision: the
+    commit, 40 hex digits, or empty; digest: 16 bytes over its tensors, sorted by name; count: the number of tensors.
+
+    The base's tensor named `strip` + n is the model's tensor `add` + n, its floats converted to `dtype` unless that is
+    empty; unused: the numbers, in sorted order, of tensors that the model lacks.
     """
 
     name: str
@@ -50,25 +60,28 @@ class BaseReference:
 
     @property
     def source(self) -> str:
-        """The name of the base itself."""
-        return split(self.name)[0]
+        """The name of the base without its changes."""
+        return split_changes(self.name)[0]
 
     @property
     def changes(self) -> Changes:
-        """What is changed of the base."""
-        return split(self.name)[1]
+        """The changes that are applied to the base."""
+        return split_changes(self.name)[1]
 
     @property
     def where(self) -> str:
-        """What to give a command to get it."""
+        """The argument of --base that gets this base."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
     def renamed(self, name: str) -> str | None:
-        """What the model calls the base's tensor, None for one that the prefix leaves out."""
+        """Return the model's name for a tensor of the base, None for one without the prefix."""
         return self.add + name[len(self.strip) :] if name.startswith(self.strip) else None
 
     def layout(self, base: Layout) -> Layout:
-        """The model's part of the base's layout, in its order. Raises SubcompressError where they do not fit."""
+        """Return the model's part of the base's layout, in the base's order.
+
+        Raises SubcompressError if the two do not fit.
+        """
         unused = set(self.unused)
         specs = []
         for i, spec in enumerate(base):
@@ -84,10 +97,10 @@ class BaseReference:
 
 
 class Base:
-    """The tensors of a base, sorted by name, as they lie in its file (a safetensors file is mapped, not read).
+    """The tensors of a base, sorted by name (a safetensors file is mapped, not read).
 
-    arrays: by name, BF16 as uint16, in memory that other tensors may share: nobody writes to it. left_out: by name what
-    its file holds beside them, and why that cannot be used. notes: what a person should know of it, a line each.
+    arrays: tensors by name, BF16 as uint16, in memory that others may share: read-only. left_out: tensors that cannot
+    be used, by name, and why. notes: lines for the user.
     """
 
     def __init__(
@@ -97,17 +110,17 @@ class Base:
         revision: str = "",
         left_out: Mapping[str, str] | None = None,
     ) -> None:
-        if not name or not sound_text(name):
+        if not name or not is_valid_text(name):
             raise SubcompressError(
                 f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
                 "rename it, or give --base-name"
             )
-        if bad := next((n for n in tensors if not sound_text(n)), None):
+        if bad := next((n for n in tensors if not is_valid_text(n)), None):
             raise SubcompressError(
                 f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
             )
         if meta := next((n for n, t in tensors.items() if not isinstance(t, np.ndarray) and t.is_meta), None):
-            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialise it first")
+            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialize it first")
         order = sorted(tensors, key=str.encode)
         self.layout = Layout.of({n: tensors[n] for n in order})
         self.arrays = {n: array_of(tensors[n]) for n in order}
@@ -117,44 +130,46 @@ class Base:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """The same as torch's tensors."""
+        """The arrays as torch tensors."""
         return {n: tensor_of(array) for n, array in self.arrays.items()}
 
     def rounded(self, name: str, dtype: np.dtype) -> np.ndarray:
-        """A tensor in that dtype, see `rounding.rounded`: one array for all who hold it at a time."""
-        if (held := self.arrays[name]).dtype == dtype:
-            return held
-        if (found := self._rounded.get((name, dtype))) is None:
-            found = self._rounded[name, dtype] = np.array(rounded(held, dtype))  # its own: views keep it alive
-        return found
+        """Return a tensor converted to a dtype (see `rounding.rounded`); concurrent users share one array."""
+        if (array := self.arrays[name]).dtype == dtype:
+            return array
+        if (cached := self._rounded.get((name, dtype))) is None:
+            cached = self._rounded[name, dtype] = np.array(
+                rounded(array, dtype)
+            )  # a copy of its own, which views keep alive
+        return cached
 
     @cached_property
-    def _leaves(self) -> list[bytes]:
-        return leaf_digests(self.layout, _raw(self.arrays))
+    def _chunk_digests(self) -> list[bytes]:
+        return chunk_digests(self.layout, _raw(self.arrays))
 
     @cached_property
     def digest(self) -> bytes:
         """16 bytes over names, shapes, dtypes and values (docs/FORMAT.md, section 11)."""
-        return root_digest(self.layout, self._leaves)
+        return root_digest(self.layout, self._chunk_digests)
 
     @cached_property
-    def leaves(self) -> dict[tuple[str, int], bytes]:
-        """The digest of the leaf that begins at that byte of a tensor: what a file keeps need not be hashed again."""
+    def digest_by_chunk(self) -> dict[tuple[str, int], bytes]:
+        """The digest of each chunk by tensor name and first byte, so that unchanged tensors are not hashed again."""
         return {
-            (self.layout.tensors[leaf.index].name, leaf.at): found
-            for leaf, found in zip(leaves_of(self.layout), self._leaves, strict=True)
+            (self.layout.tensors[chunk.index].name, chunk.at): found
+            for chunk, found in zip(chunks_of(self.layout), self._chunk_digests, strict=True)
         }
 
     def check_unchanged(self) -> None:
-        """Raise SubcompressError where the values are no longer those of the digest: a file was written over."""
-        if root_digest(self.layout, leaf_digests(self.layout, _raw(self.arrays))) != self.digest:
+        """Raise SubcompressError if the values no longer have the digest: the file was overwritten."""
+        if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays))) != self.digest:
             raise SubcompressError(
                 f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
                 "and begin anew"
             )
 
     def changed(self, changes: Changes) -> Base:
-        """The base with those changes, which its name says; itself without any."""
+        """Return the base with changes applied, which its name then records; itself if there are none."""
         if not changes:
             return self
         found = Base(changes.applied(self.arrays), f"{self.name}{MARK}{changes}", self.revision, self.left_out)
@@ -162,7 +177,8 @@ class Base:
         return found
 
     def matching(self, reference: BaseReference) -> Base | None:
-        """The base that a file was made on: this one, or this one changed as the file says; None for another."""
+        """Return the base that a file was made on: this one, or this one changed as the file says; None if neither
+        is."""
         known = self.__dict__.get("digest") == reference.digest
         if reference.changes and not known and all(i < len(self.arrays) for i, _ in reference.changes.rows):
             found = self.changed(reference.changes)
@@ -185,55 +201,56 @@ def _raw(arrays: Mapping[str, np.ndarray]) -> dict[str, memoryview]:
 
 @dataclass(frozen=True, eq=False)
 class OnBase:
-    """A base at hand, and how a model stands on it."""
+    """A loaded base and a reference to it: how a model maps onto the base."""
 
     reference: BaseReference
     base: Base
 
     @cached_property
     def layout(self) -> Layout:
-        """Tensors of the model that the base has, in the order of a file on it: sorted by their names in the base."""
+        """The model's tensors that the base has, in the order of a file on it: sorted by their names in the base."""
         return self.reference.layout(self.base.layout)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[str, np.dtype]]:
-        """By name in the model: the name in the base, and the model's dtype."""
+    def _sources(self) -> dict[str, tuple[str, np.dtype]]:
+        """The model's name -> the name in the base, and the model's dtype."""
         unused = set(self.reference.unused)
         names = [n for i, n in enumerate(self.base.arrays) if i not in unused]
         return {spec.name: (n, DTYPES[spec.dtype]) for n, spec in zip(names, self.layout, strict=True)}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._sources
 
     def values(self, name: str) -> np.ndarray:
-        """The base's values of a tensor of the model, in the model's dtype: in the base's memory, where it has that."""
-        held, dtype = self._places[name]
-        return self.base.rounded(held, dtype)
+        """Return the base's values of a model's tensor in the model's dtype, without a copy if the base has that
+        dtype."""
+        source, dtype = self._sources[name]
+        return self.base.rounded(source, dtype)
 
     def array(self, name: str) -> np.ndarray:
-        """The same, read-only."""
+        """Return `values` as a read-only array."""
         view = self.values(name).view()
         view.flags.writeable = False
         return view
 
     def tensor(self, name: str) -> Tensor:
-        """The same as a tensor on the CPU."""
+        """Return `values` as a tensor on the CPU."""
         return tensor_of(self.values(name))
 
-    def leaf(self, name: str, at: int) -> bytes | None:
-        """The digest of a leaf of a tensor, where it is the base's."""
-        held, dtype = self._places[name]
-        return self.base.leaves.get((held, at)) if self.base.arrays[held].dtype == dtype else None
+    def chunk_digest(self, name: str, at: int) -> bytes | None:
+        """Return the digest of a chunk of a tensor; None if the base's tensor has another dtype."""
+        source, dtype = self._sources[name]
+        return self.base.digest_by_chunk.get((source, at)) if self.base.arrays[source].dtype == dtype else None
 
     def reals(self, name: str, lo: int = 0, n: int | None = None) -> np.ndarray:
-        """The same as real numbers in a row, two a complex value: n of them from number `lo` on."""
-        held, dtype = self._places[name]
-        flat = self.base.arrays[held].reshape(-1)
+        """Return n real numbers of a tensor from number `lo` on, flat; a complex value is two."""
+        source, dtype = self._sources[name]
+        flat = self.base.arrays[source].reshape(-1)
         flat = flat.view(np.float32) if flat.dtype == np.complex64 else flat
         return rounded(flat[lo : None if n is None else lo + n], DTYPES["F32"] if dtype == np.complex64 else dtype)
 
     def loaded(self, module: nn.Module) -> nn.Module:
-        """The module, with the base's values in every tensor that the base has."""
+        """Copy the base's values into the module and return it."""
         state = module.state_dict()
         with torch.no_grad():
             for spec in self.layout:

@@ -1,0 +1,72 @@
+"""A search asks for trials, and is told their results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from subcompress.training.probe import Probe
+
+Hopeless = Callable[[tuple[float, ...]], bool]
+"""Whether a training is to be stopped, by the metric after each of its epochs so far."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training to run.
+
+    Args:
+        d: Coordinates, 0 for the network trained directly.
+        seed: Its seed.
+        warm: The d of an ended trial of the same seed whose coordinates this one begins with, for half of the time; 0
+            for a start of its own.
+        lr: The step of a direct training, None for the usual one.
+        limit: Most bytes of the file, None where any size will do.
+        room: Of these, what the coordinates may take.
+    """
+
+    d: int
+    seed: int
+    warm: int = 0
+    lr: float | None = None
+    limit: int | None = None
+    room: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the trial in the run folder."""
+        if self.d == 0:
+            return f"direct-s{self.seed}" + ("" if self.lr is None else f"-lr{self.lr:g}")
+        return f"d{self.d}-s{self.seed}" + (f"-from{self.warm}" if self.warm else "")
+
+
+def trial_of(key: str) -> Trial | None:
+    """The trial of that name, without its limits; None for the name of something else."""
+    if found := re.fullmatch(r"d(\d+)-s(\d+)(?:-from(\d+))?", key):
+        return Trial(int(found[1]), int(found[2]), int(found[3] or 0))
+    if found := re.fullmatch(r"direct-s(\d+)(?:-lr(.+))?", key):
+        return Trial(0, int(found[1]), lr=float(found[2]) if found[2] else None)
+    return None
+
+
+class Engine(Protocol):
+    """A search: what to train next, from what was trained so far. What it asks for and what it ends with depend on the
+    trials alone, not on who ran them."""
+
+    def ask(self, running: Sequence[Trial]) -> Trial | None:
+        """The next trial beside those that are running. None: wait for one of them, or, if none runs, the end."""
+
+    def tell(self, trial: Trial, probe: Probe) -> None:
+        """Take the result of a trial, also of one that was not asked for."""
+
+    def hopeless(self, trial: Trial) -> Hopeless | None:
+        """When to stop the trial, None for never."""
+
+    def result(self) -> tuple[Probe, dict[str, Any]]:
+        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError where no
+        training made a file."""
+
+
+__all__ = ["Engine", "Hopeless", "Trial", "trial_of"]

@@ -1,0 +1,105 @@
+"""Workers run the trials that an engine asks for: this process, and others that share its run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from subcompress.search.trials import Engine, Trial, trial_of
+from subcompress.training.attempts import DiedTwiceError
+from subcompress.training.fitter import Fitter
+from subcompress.training.probe import DIED, Fit, Probe
+from subcompress.training.run import Run
+from subcompress.training.workers import POLL
+
+FINISH = "finish"
+"""The claim of the worker that reads the test split and writes the result."""
+
+DEAD = "-died"
+"""The end of the names of trainings that died, in the journal."""
+
+
+def work(fitter: Fitter, engine: Engine, run: Run) -> tuple[Probe, dict[str, Any]]:
+    """Run trials until the engine has no more, beside other workers of the folder, and return the engine's result.
+
+    What other workers have trained counts as if it was trained here. Raises SubcompressError as the engine does.
+    """
+    told: set[str] = set()
+    while True:
+        run.refresh()
+        for trial, probe in _ended(run, told):
+            engine.tell(trial, probe)
+        claimed = [each for name in run.worker.claimed() if (each := trial_of(name)) is not None]
+        running = [each for each in claimed if each.key not in told]
+        _share_minutes(engine, len(running) + 1)
+        wanted = engine.ask(running)
+        if wanted is not None and run.worker.claim(wanted.key):
+            _train(fitter, engine, run, wanted)
+        elif wanted is not None or running:
+            time.sleep(POLL)
+        else:
+            return engine.result()
+
+
+def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
+    """Run a trial that this worker has claimed, unless another one ended it just before."""
+    try:
+        run.refresh()
+        if trial.key in run.journal:
+            return
+        run.worker.says(trial.key)
+        if trial.d == 0:
+            fitter.baseline(trial.seed, trial.lr)
+        else:
+            fitter.probe(
+                trial.d,
+                trial.seed,
+                limit=trial.limit,
+                room=trial.room,
+                warm=trial.warm,
+                hopeless=engine.hopeless(trial),
+            )
+    except DiedTwiceError:
+        pass  # the journal says so
+    finally:
+        run.worker.says("")
+        run.worker.release(trial.key)
+
+
+def _share_minutes(engine: Engine, workers: int) -> None:
+    """Tell a search with a limit of minutes how many workers share them."""
+    if (spending := getattr(engine, "spending", None)) is not None:
+        spending.workers = workers
+
+
+def _ended(run: Run, told: set[str]) -> Iterator[tuple[Trial, Probe]]:
+    """The trials of the journal that were not told yet, in the order in which they ended."""
+    for key, entry in run.journal.items():
+        name = key.removesuffix(DEAD).removesuffix("-again") if key.endswith(DEAD) else key
+        trial = trial_of(name)
+        if trial is None or name in told:
+            continue
+        if not key.endswith(DEAD):
+            told.add(name)
+            yield trial, Probe.from_json(entry)
+        elif trial.d == 0 or key.endswith("-again" + DEAD):
+            told.add(name)
+            epochs, seconds = int(entry["epochs"]), float(entry["seconds"])
+            if (first := run.journal.get(name + DEAD)) is not None and trial.d:
+                epochs, seconds = epochs + int(first["epochs"]), seconds + float(first["seconds"])
+            lost = Probe(
+                trial.d, trial.seed, 0.0, (), epochs, seconds, True, DIED, trial.warm, warnings=(entry["note"],)
+            )
+            yield trial, lost
+
+
+def finish(fitter: Fitter, run: Run, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
+    """Read the test split and write the result, or take it from the worker that did."""
+    with run.worker.alone(FINISH):
+        if (summary := run.finished) is not None:
+            return Fit.from_json(summary["fit"])
+        return fitter.finish(chosen, found, origin)
+
+
+__all__ = ["finish", "work"]

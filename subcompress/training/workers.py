@@ -1,0 +1,272 @@
+"""Who works in a run folder: processes on one machine or on several that share it, without a server.
+
+    workers/ID.json    of each process, written anew every few seconds: who it is, and what it does
+    claims/NAME        what one of them does alone: made by exclusive creation, and holding the ID of the worker
+
+A worker is dead when its process is gone or its file has not been written for a while. Its claims can then be taken.
+Ages are differences of times that the file system gives, so that clocks may differ from machine to machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subcompress import __version__
+from subcompress.errors import SubcompressError, shown
+
+BEAT = 2.0
+"""Seconds between two writings of a worker's file."""
+
+STALE = 60.0
+"""Seconds without one after which a worker is taken for dead."""
+
+POLL = 0.3
+"""Seconds between two looks at the folder, for a worker that waits for another."""
+
+MAX_BYTES = 1 << 14
+"""Of a worker's file."""
+
+WORKERS, CLAIMS = "workers", "claims"
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another worker in the folder. about: what its file says."""
+
+    id: str
+    about: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"process {self.about.get('pid', '?')} on {shown(str(self.about.get('host', '?')))}"
+
+
+class Worker:
+    """This process, as the others in the folder see it. task: what it does there, such as `fit`."""
+
+    def __init__(self, folder: Path, task: str) -> None:
+        self.folder = folder
+        self.id = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self.path = folder / WORKERS / f"{self.id}.json"
+        self.about: dict[str, Any] = {
+            "task": task,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "place": _place(),
+            "started": _started(os.getpid()),
+            "version": f"subcompress {__version__}, torch {torch.__version__}",
+            "status": "",
+        }
+        self._end, self._thread = threading.Event(), threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Worker:
+        self._write()
+        self._check_exclusive()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        for name in self._claims():
+            self.release(name)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+        for name in (WORKERS, CLAIMS):  # where nobody else is there
+            with suppress(OSError):
+                (self.folder / name).rmdir()
+
+    def _check_exclusive(self) -> None:
+        """Raise SubcompressError where the file system makes a file twice."""
+        path = self.folder / CLAIMS / f"{self.id}.exclusive"
+        try:
+            if not _create(path, "") or _create(path, ""):
+                raise SubcompressError(
+                    f"the file system of {self.folder} does not create files exclusively, so that two processes could "
+                    "do the same work: give a folder on another one"
+                )
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT):
+            with suppress(SubcompressError):  # a folder that is away for a moment
+                self._write()
+
+    def _write(self) -> None:
+        """Write the file of this worker. Raises SubcompressError where that cannot be."""
+        try:
+            for path in (self.folder / WORKERS, self.folder / CLAIMS):  # another one that left may have removed it
+                path.mkdir(exist_ok=True)
+            path = self.path
+            path.write_text(json.dumps(self.about) + "\n")
+        except OSError as e:
+            raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; remove it, or free the disk") from e
+
+    def says(self, status: str) -> None:
+        """Let the others know what this worker does."""
+        self.about["status"] = status
+
+    # --- the others ---
+
+    def others(self) -> list[Other]:
+        """The other workers that are alive."""
+        self._write()
+        now = self.path.stat().st_mtime
+        return [
+            other for other, written in workers(self.folder) if other.id != self.id and _alive(other, now - written)
+        ]
+
+    # --- claims ---
+
+    def claim(self, name: str) -> bool:
+        """Take a claim, if no worker that is alive has it."""
+        path = self.folder / CLAIMS / name
+        if _create(path, self.id):
+            return True
+        owner = _read(path)
+        if not owner or owner in {self.id, *(other.id for other in self.others())}:  # none: it was given back just now
+            return False
+        aside = path.with_name(f"{self.id}.dead")
+        try:
+            path.rename(aside)  # of several that see a dead owner, one moves its claim away
+        except OSError:
+            return False
+        taken = _read(aside) == owner
+        aside.unlink(missing_ok=True)
+        return taken and _create(path, self.id)
+
+    def release(self, name: str) -> None:
+        """Give a claim back."""
+        path = self.folder / CLAIMS / name
+        if _read(path) == self.id:
+            with suppress(OSError):
+                path.unlink()
+
+    def _claims(self) -> list[str]:
+        with suppress(OSError):
+            return [p.name for p in (self.folder / CLAIMS).iterdir() if _read(p) == self.id]
+        return []
+
+    def claimed(self) -> list[str]:
+        """The names that other workers which are alive have claimed."""
+        alive = {other.id for other in self.others()}
+        with suppress(OSError):
+            return sorted(p.name for p in (self.folder / CLAIMS).iterdir() if _read(p) in alive)
+        return []
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a claim, waiting for it."""
+        while not self.claim(name):
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+
+def workers(folder: Path) -> Iterator[tuple[Other, float]]:
+    """The workers of a folder, dead ones too, and when each wrote its file, by the file system's clock."""
+    try:
+        paths = sorted((folder / WORKERS).glob("*.json"))
+    except OSError:
+        return
+    for path in paths:
+        try:
+            text, written = path.read_text("utf-8")[:MAX_BYTES], path.stat().st_mtime
+            about = json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            about, written = {}, _age(path)
+        yield Other(path.stem, about if isinstance(about, dict) else {}), written
+
+
+def _age(path: Path) -> float:
+    """When a file that cannot be read was written: it is being written, or gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _alive(other: Other, age: float) -> bool:
+    """Whether a worker whose file is so many seconds old is alive."""
+    if age > STALE:
+        return False
+    if not other.about or other.about.get("place") != _place():
+        return True  # as far as can be told from here
+    pid = other.about.get("pid")
+    return isinstance(pid, int) and pid > 0 and _started(pid) == other.about.get("started")
+
+
+@cache
+def _place() -> str:
+    """This system and its numbering of processes: containers have their own."""
+    found = [platform.node()]
+    with suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(found)
+
+
+def _started(pid: int) -> str | None:
+    """What tells a process from a later one of the same number; None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _create(path: Path, text: str) -> bool:
+    """Make a file with that text, at once and unless it is there. Raises SubcompressError where it cannot be made."""
+    draft = path.with_name(f"{secrets.token_hex(6)}.draft")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        draft.write_text(text)
+        try:
+            os.link(draft, path)  # exclusive on network file systems too, and the text is there from the start
+        finally:
+            draft.unlink(missing_ok=True)
+    except FileExistsError:
+        return False
+    except OSError as e:
+        if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            return _create_without_links(path, text)
+        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; give another folder") from e
+    return True
+
+
+def _create_without_links(path: Path, text: str) -> bool:
+    try:
+        with path.open("x") as f:
+            f.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str | None:
+    """The worker that a claim names; None where there is no claim."""
+    try:
+        return path.read_text("utf-8")[:MAX_BYTES]
+    except (OSError, ValueError):
+        return None
+
+
+__all__ = ["POLL", "Other", "Worker", "workers"]
