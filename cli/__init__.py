@@ -14,7 +14,7 @@ from subcompress_cli.options import say
 SECTIONS = {
     "Train and pack": ("init", "fit", "pack", "dim"),
     "Inspect and rebuild": ("info", "verify", "unpack"),
-    "Compare and report": ("compare", "report"),
+    "Compare and report": ("compare", "report", "runs"),
     "Share and serve": ("push", "pull", "serve", "export"),
     "This machine": ("doctor",),
 }

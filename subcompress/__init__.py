@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subcompress.api.info import info
     from subcompress.api.pack import pack
     from subcompress.api.report import report
+    from subcompress.api.runs import RunState, runs
     from subcompress.api.unpack import load, unpack
     from subcompress.api.variants import Variants
     from subcompress.api.verify import Verification, verify
@@ -53,6 +54,7 @@ else:
             "training.options": ("Base", "Goal", "Machine", "Recipe"),
             "training.probe": ("Fit", "TargetMissedError"),
             "api.report": ("report",),
+            "api.runs": ("RunState", "runs"),
             "onnx.session": ("Session",),
             "subspace.module": ("Subspace",),
             "api.unpack": ("load", "unpack"),
@@ -76,6 +78,7 @@ __all__ = [
     "Machine",
     "Progress",
     "Recipe",
+    "RunState",
     "Session",
     "Split",
     "SubcompressError",
@@ -96,6 +99,7 @@ __all__ = [
     "pull",
     "push",
     "report",
+    "runs",
     "unpack",
     "verify",
 ]

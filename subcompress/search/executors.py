@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -68,8 +68,7 @@ def _waited(process: subprocess.Popen[str], text: str, future: Future[Any]) -> N
     if process.returncode == 0:
         future.set_result(None)
     else:
-        lines = errors[-TAIL:].strip().splitlines()
-        future.set_exception(SubcompressError(lines[-1] if lines else f"it ended with status {process.returncode}"))
+        future.set_exception(SubcompressError(f"status {process.returncode}: {_last_line(errors)}"))
 
 
 def _gpu(number: int) -> dict[str, str]:
@@ -152,6 +151,13 @@ def _job_waited(job: Any, future: Future[Any]) -> None:
         future.set_result(None)
 
 
+def _last_line(text: str) -> str:
+    """The line of a traceback that says what is wrong; submitit writes more behind a line of dashes."""
+    before, _, after = text[-TAIL:].rpartition("\n------")
+    lines = [line for line in (before or after).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
 def _imported(name: str, extra: str) -> Any:
     try:
         return __import__(name)
@@ -212,21 +218,22 @@ def helping(name: str, workers: int, folder: Path, call: Callable[[], Any], list
     if workers == 0:
         yield
         return
-    executor = EXECUTORS[name](folder)
-    done = False
+    executor, futures, done = EXECUTORS[name](folder), list[Future[Any]](), False
     try:
         for number in range(workers):
-            executor.submit(call).add_done_callback(_noting(number + 2, listener))
+            futures.append(executor.submit(call))
+            futures[-1].add_done_callback(_noting(number + 2, listener))
         yield
         done = True
     finally:
         executor.shutdown(wait=True, cancel_futures=not done)
+        wait(futures)
 
 
 def _noting(number: int, listener: Listener) -> Callable[[Future[Any]], None]:
     def note(future: Future[Any]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            listener.note(f"warning: worker {number} ended early: {one_line(error, 300)}")
+            listener.note(f"warning: worker {number} ended early: {shown(_last_line(str(error)))}")
 
     return note
 

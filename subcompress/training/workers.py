@@ -128,7 +128,7 @@ class Worker:
         self._write()
         now = self.path.stat().st_mtime
         return [
-            other for other, written in workers(self.folder) if other.id != self.id and _alive(other, now - written)
+            other for other, written in workers(self.folder) if other.id != self.id and is_alive(other, now - written)
         ]
 
     # --- claims ---
@@ -203,7 +203,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _alive(other: Other, age: float) -> bool:
+def is_alive(other: Other, age: float) -> bool:
     """Whether a worker whose file is so many seconds old is alive."""
     if age > STALE:
         return False
@@ -269,4 +269,4 @@ def _read(path: Path) -> str | None:
         return None
 
 
-__all__ = ["POLL", "Other", "Worker", "workers"]
+__all__ = ["POLL", "Other", "Worker", "is_alive", "workers"]

@@ -1,0 +1,275 @@
+"""Several processes in one run folder: claims, heartbeats, workers that die, executors, and `subcompress runs`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from commands import cli
+
+import subcompress
+from subcompress import Listener, SubcompressError
+from subcompress.search.executors import called, helping, payload
+from subcompress.search.trials import Trial, trial_of
+from subcompress.training import run, workers
+from subcompress.training.workers import Worker
+
+HERE = Path(__file__).parent
+OPTIONS = {"min_accuracy": 0.5, "epochs": 3, "batch_size": 32, "threads": 1, "seeds": 2, "max_fits": 6, "bits": 4}
+
+
+def fit(folder: Path, **options) -> subcompress.Fit:
+    case = networks.CASES["batch norm"]
+    torch.manual_seed(0)
+    return subcompress.fit(case.make, case.data(), folder, **OPTIONS | options)
+
+
+def left(folder: Path, **about) -> str:
+    """The ID of a worker whose file alone is there."""
+    with Worker(folder, "fit") as worker:
+        held = worker.about | about
+    (folder / workers.WORKERS).mkdir(exist_ok=True)
+    (folder / workers.WORKERS / "other.json").write_text(json.dumps(held))
+    (folder / workers.CLAIMS).mkdir(exist_ok=True)
+    return "other"
+
+
+# --- claims ---
+
+
+def test_one_of_two_has_a_claim(tmp_path):
+    with Worker(tmp_path, "fit") as a, Worker(tmp_path, "fit") as b:
+        assert a.claim("d9-s0")
+        assert not b.claim("d9-s0")
+        assert not a.claim("d9-s0")
+        assert (a.claimed(), b.claimed()) == ([], ["d9-s0"])
+        b.release("d9-s0")  # not its own
+        assert not b.claim("d9-s0")
+        a.release("d9-s0")
+        assert b.claim("d9-s0")
+        assert [other.id for other in a.others()] == [b.id]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("about", [{"pid": 2**22 + 1}, {"pid": os.getpid(), "started": "1"}, {"pid": "x"}])
+def test_the_claim_of_a_process_that_is_gone_is_taken(tmp_path, about):
+    owner = left(tmp_path, **about)
+    (tmp_path / workers.CLAIMS / "d9-s0").write_text(owner)
+    with Worker(tmp_path, "fit") as worker:
+        assert worker.others() == []
+        assert worker.claim("d9-s0")
+
+
+def test_the_claim_of_a_machine_that_is_silent_is_taken(tmp_path):
+    """By the file system's clock: this one may be wrong by hours."""
+    owner = left(tmp_path, place="another machine")
+    (tmp_path / workers.CLAIMS / "d9-s0").write_text(owner)
+    path = tmp_path / workers.WORKERS / f"{owner}.json"
+    with Worker(tmp_path, "fit") as worker:
+        assert not worker.claim("d9-s0")
+        assert [str(other) for other in worker.others()] == [f"process {os.getpid()} on {worker.about['host']}"]
+        old = path.stat().st_mtime - workers.STALE - 1
+        os.utime(path, (old, old))
+        assert worker.claim("d9-s0")
+
+
+def test_a_damaged_file_of_a_worker_is_alive_until_it_is_old(tmp_path):
+    path = tmp_path / workers.WORKERS / "other.json"
+    with Worker(tmp_path, "fit") as worker:
+        for text in ("", "[]", "{" * 5_000, '{"pid": [], "place": {}}'):
+            path.write_text(text)
+            assert [other.id for other in worker.others()] == ["other"]
+            assert "process" in str(worker.others()[0])
+
+
+def test_a_file_system_without_exclusive_creation_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_create", lambda path, text: True)
+    with pytest.raises(SubcompressError, match=r"^the file system of \S+ does not create files exclusively[^\n]*$"):
+        fit(tmp_path / "run")
+
+
+def test_a_file_system_without_links_does(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(workers.errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Worker(tmp_path, "fit") as a, Worker(tmp_path, "fit") as b:
+        assert a.claim("x")
+        assert not b.claim("x")
+
+
+def test_names_of_trials():
+    for trial in (Trial(9, 3), Trial(40, 0, warm=20), Trial(0, 1), Trial(0, 1, lr=4e-3)):
+        assert trial_of(trial.key) == trial
+    assert trial_of("moves") is trial_of("d9-s0-died") is None
+
+
+# --- several workers, one result ---
+
+
+@pytest.mark.parametrize("about", [{"version": "subcompress 0.0.1, torch 1.0"}, {"task": "compare"}])
+def test_workers_of_another_kind_are_refused(tmp_path, about):
+    (tmp_path / "run").mkdir()
+    left(tmp_path / "run", place="another machine", **about)
+    words = (
+        r"of one version; process \d+ on \S+ is subcompress 0.0.1" if "version" in about else "another process works"
+    )
+    with pytest.raises(SubcompressError, match=words):
+        fit(tmp_path / "run")
+
+
+def test_what_another_worker_trained_counts(tmp_path):
+    """The other ends trainings of the same command while this one searches: nothing is trained twice."""
+    whole = fit(tmp_path / "whole")
+    folder = tmp_path / "run"
+
+    class Shared(Listener):
+        def run(self, title, epochs):
+            if title.startswith("d = "):
+                return
+            shutil.copytree(tmp_path / "whole" / run.PROBES, folder / run.PROBES, dirs_exist_ok=True)
+
+        def note(self, text):
+            if text.startswith("measured"):
+                shutil.copytree(tmp_path / "whole" / run.PROBES, folder / run.PROBES, dirs_exist_ok=True)
+                shutil.copy(tmp_path / "whole" / run.JOURNAL, folder / run.JOURNAL)
+
+        def epoch(self, progress):
+            raise AssertionError("trained again")
+
+    assert fit(folder, listener=Shared()).probes == whole.probes
+
+
+def test_jobs_share_the_trials(tmp_path):
+    found = fit(tmp_path / "run", jobs=2)
+    assert found.reached
+    journal = json.loads((tmp_path / "run" / run.JOURNAL).read_text())
+    assert len(found.probes) == sum("value" in entry for entry in journal.values())
+    assert not (tmp_path / "run" / workers.WORKERS).exists()
+    assert cli("runs", tmp_path).stdout.splitlines()[1].split()[1] == "finished"
+
+
+START = """
+import sys; sys.path.insert(0, {here!r})
+import test_workers as t
+from pathlib import Path
+t.workers.STALE = 3.0
+t.fit(Path({folder!r}), epochs=40)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", START.format(here=str(HERE), folder=str(folder))])
+
+
+@pytest.mark.slow
+def test_one_worker_is_killed_and_one_is_frozen(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    killed = start(folder)
+    while not list(folder.glob(f"{workers.CLAIMS}/d*")):
+        time.sleep(0.05)
+    frozen = start(folder)
+    while len(list(folder.glob(f"{workers.CLAIMS}/d*"))) < 2:
+        time.sleep(0.05)
+    os.kill(killed.pid, 9)
+    os.kill(frozen.pid, 19)
+    monkeypatch.setattr(workers, "STALE", 3.0)
+    found = fit(folder, epochs=40)
+    os.kill(frozen.pid, 18)
+    assert frozen.wait(60) == 0
+    assert killed.wait() == -9
+    assert subcompress.fit is not None and found == fit(folder, epochs=40)
+    journal = json.loads((folder / run.JOURNAL).read_text())
+    assert {p.seed for p in found.probes if p.at(found.d)} == {0, 1}
+    assert len(found.probes) <= sum("value" in entry for entry in journal.values())
+
+
+# --- executors ---
+
+
+def test_a_payload_is_a_call(tmp_path):
+    called(payload(lambda: (tmp_path / "x").write_text("1")))
+    assert (tmp_path / "x").read_text() == "1"
+    called("")
+    lock = threading.Lock()
+    with pytest.raises(SubcompressError, match=r"^--jobs sends the network[^\n]*cannot be sent"):
+        payload(lambda: lock)
+
+
+def helped(name: str, folder: Path) -> list[str]:
+    """What two workers wrote, and what was noted of them."""
+    notes = []
+
+    class Heard(Listener):
+        def note(self, text):
+            notes.append(text)
+
+    def call(folder=folder):
+        import os
+        from pathlib import Path
+
+        Path(folder, f"{os.getpid()}.txt").write_text("")
+        raise ValueError("of this worker")
+
+    with helping(name, 2, folder, call, Heard()):
+        pass
+    assert len(list(folder.glob("*.txt"))) == 2
+    return notes
+
+
+@pytest.mark.parametrize("name", ["processes", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_executors(name, tmp_path):
+    pytest.importorskip({"slurm": "submitit"}.get(name, "subcompress" if name == "processes" else name))
+    notes = helped(name, tmp_path)
+    assert len(notes) == 2
+    assert all("ended early" in note and "of this worker" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"jobs": 0}, "--jobs is between 1 and 256; given 0"),
+        ({"executor": "slum"}, "--executor is one of processes, ray, slurm; given slum: did you mean slurm"),
+    ],
+)
+def test_wrong_options(tmp_path, options, words):
+    with pytest.raises(SubcompressError, match=words):
+        fit(tmp_path / "run", **options)
+
+
+# --- runs ---
+
+
+def test_states_of_runs(tmp_path, small_run):
+    shutil.copytree(small_run, tmp_path / "done")
+    shutil.copytree(small_run, tmp_path / "half")
+    (tmp_path / "half" / run.SUMMARY).unlink()
+    shutil.copytree(tmp_path / "half", tmp_path / "busy")
+    shutil.copytree(small_run, tmp_path / "hurt")
+    (tmp_path / "hurt" / run.JOURNAL).write_text("{")
+    with Worker(tmp_path / "busy", "fit") as worker:
+        worker.says("d300-s1")
+        worker._write()
+        found = {Path(s.folder).name: s for s in subcompress.runs([tmp_path])}
+    assert {name: s.state for name, s in found.items()} == {
+        "busy": "running",
+        "done": "finished",
+        "half": "interrupted",
+        "hurt": "damaged",
+    }
+    assert found["busy"].workers[0].endswith(": d300-s1")
+    assert found["done"].best == found["half"].best
+    assert (found["done"].goal, found["done"].trainings) == ("d = 200", 1)
+    assert "journal.json" in found["hurt"].problem
+    assert len(json.loads(cli("runs", tmp_path, "--json").stdout)) == 4
+    assert cli("runs", tmp_path / "no").stderr.startswith("error: ")
