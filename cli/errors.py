@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from subcompress import SubcompressError
+from subcompress.errors import ToldError
+from subcompress.support.world import rank
 
 COMMAND = "subcompress.command"
 """The key, in click's context, of the command as it was typed."""
@@ -34,12 +36,15 @@ class Group(click.Group):
         handler = signal.signal(signal.SIGTERM, _terminate) if _main_thread() else None
         try:
             return super().invoke(ctx)
+        except ToldError:
+            ctx.exit(1)
         except SubcompressError as e:
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
         except (KeyboardInterrupt, _Terminated) as e:
             then = INTERRUPTED.get(ctx.invoked_subcommand or "", "nothing was written")
-            click.echo(f"interrupted: {then}", err=True)
+            if not rank():  # of several workers, one says it
+                click.echo(f"interrupted: {then}", err=True)
             ctx.exit(143 if isinstance(e, _Terminated) else 130)
         finally:
             if handler is not None:

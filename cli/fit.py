@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from subcompress.support.world import rank
 from subcompress_cli import choices
 from subcompress_cli.errors import COMMAND
 from subcompress_cli.help import BASE, FILE, GOAL, SEARCH, Command, option
@@ -198,6 +199,8 @@ def fit(
             )
         except subcompress.TargetMissedError as e:
             found = e.fit
+    if rank():  # the first worker says it
+        click.get_current_context().exit(1 if found.failure else 0)
     if as_json:
         print_json(found.to_json())
     else:

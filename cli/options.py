@@ -191,6 +191,16 @@ training_options: Decorator = all_of(
         show_default=True,
     ),
     option(
+        "--shards",
+        type=int,
+        metavar="S",
+        default=1,
+        help="Parts that each batch is cut into, which workers share. Part of the recipe: the same number gives the "
+        "same file on any number of workers. Above 1, the default of --threads is 1.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    option(
         "--lr",
         type=float,
         help="Learning rate: the largest step of a coordinate.  [default: 0.35 / row length of P]",

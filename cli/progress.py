@@ -18,6 +18,7 @@ from rich.table import Table
 
 from subcompress.errors import printable
 from subcompress.support.listener import Listener, Progress, StepProgress
+from subcompress.support.world import rank
 from subcompress.training.probe import Probe
 
 EVERY = 30.0
@@ -88,7 +89,11 @@ class Screen(Lines):
 
 @contextmanager
 def listening(title: str, verbose: bool = False) -> Iterator[Listener]:
-    """Return a listener that prints to stderr, with `title` in front of its lines."""
+    """Return a listener that prints to stderr, with `title` in front of its lines; a silent one in any worker but the
+    first."""
+    if rank():
+        yield Listener()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Lines(console, title, verbose)

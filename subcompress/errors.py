@@ -32,6 +32,10 @@ class SubcompressError(Exception):
         return printable(super().__str__())
 
 
+class ToldError(SubcompressError):
+    """An error that another process of the same command tells: nobody needs to read it twice."""
+
+
 def one_line(e: BaseException, most: int = 300) -> str:
     """What an exception says, its type where that is nothing: on one line, cut between words."""
     return textwrap.shorten(str(e), most, placeholder=" ...") or type(e).__name__

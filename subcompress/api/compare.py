@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def compare(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "
             "and --metric as to fit"
         )
-    recipe = TrainOptions(**summary["recipe"])
+    recipe = replace(TrainOptions(**summary["recipe"]), shards=1)  # others train in whole batches
     folder = path / run.PEERS
     title = title or f"{type(model).__name__}, D = {fit.D:,}"
     with machine("cpu", threads, recipe.seed), run.locked(path, "compare"):

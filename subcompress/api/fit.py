@@ -32,6 +32,7 @@ from subcompress.training.options import Goal, Machine, Options, Recipe, Shortcu
 from subcompress.training.preparing import check_base_options, data_of, divided, prepared, task_of
 from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
+from subcompress.training.sharding import sharing
 
 
 @with_bars
@@ -58,7 +59,8 @@ def fit(
     or `bytes`, for which the best file of at most so many bytes is searched. The network that is given stays as it
     was. Before the first training, at most about 100 steps of direct training measure how far each tensor moves. The
     same seed, data, options and machine give the same file on a CPU, also if the call was interrupted and made again.
-    On CUDA, some sums have no fixed order.
+    On CUDA, some sums have no fixed order. Several processes that torchrun started, each of which makes this call,
+    share the shards of each batch; the first of them writes the folder and hears of progress.
 
     Args:
         model: The network, or a function without arguments that builds it. A function is better: it is called under
@@ -83,30 +85,45 @@ def fit(
         TargetMissedError: The target is not reached. The run folder holds the best file all the same.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
-    options = replace(options, machine=divided(options.machine))
-    listener = listener or Listener()
-    task = task_of(options.recipe)
-    search_goal = checked(options.goal, task, options.machine.jobs)
-    check_base_options(options.base)
-    schemas.check_origin(origin or {})
-    data = data_of(data, options.machine.workers)
-    join = partial(_join, model, data, Path(run_folder).absolute(), options, search_goal.max_fits, origin)
-    data = task.prepare_labels(data)
-    with prepared(model, data, options, task, listener) as fitter:
-        check(fitter, search_goal)
-        command = fitter.command() | search_goal.command()
-        if search_goal.baseline is not None:
-            search_goal = replace(search_goal, baseline=given_baseline(fitter, search_goal.baseline))
-        with run.working(run_folder, command, "fit") as folder:
-            with folder.worker.alone("begin"):
-                found = _finished(folder, fitter, restart)
-                if found is None:
-                    recipe_file.write(folder.path, options, origin or {}, torch.get_num_threads())
-            if found is None:
-                found = _searched(fitter, search_goal, folder, options.machine, join, origin or {})
+    with sharing(options.recipe.shards) as shards:
+        options = replace(options, machine=divided(options.machine))
+        listener = listener if listener is not None and shards.first else Listener()
+        task = task_of(options.recipe)
+        goals = checked(options.goal, task, options.machine.jobs)
+        check_base_options(options.base)
+        schemas.check_origin(origin or {})
+        data = data_of(data, options.machine.workers)
+        join = partial(_join, model, data, Path(run_folder).absolute(), options, goals.max_fits, origin)
+        data = task.prepare_labels(data)
+        with prepared(model, data, options, task, listener, shards=shards) as fitter:
+            shards.check_same("network, code and data", repr(fitter.command()["network"]))
+            fit_alone = partial(_fit, fitter, goals, options, Path(run_folder), restart, join, origin or {})
+            found = shards.alone(fit_alone, fitter.join)
     if not found.reached:
         raise TargetMissedError(found)
     return found
+
+
+def _fit(
+    fitter: Fitter,
+    goal: SearchGoal,
+    options: Options,
+    path: Path,
+    restart: bool,
+    join: Callable[[], None],
+    origin: dict[str, Any],
+) -> Fit:
+    """Take what the folder holds of this fit, or train. The first worker does; others join in its trainings."""
+    check(fitter, goal)
+    command = fitter.command() | goal.command()
+    if goal.baseline is not None:
+        goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
+    with run.working(path, command, "fit") as folder:
+        with folder.worker.alone("begin"):
+            found = _finished(folder, fitter, restart)
+            if found is None:
+                recipe_file.write(folder.path, options, origin, torch.get_num_threads())
+        return found or _searched(fitter, goal, folder, options.machine, join, origin)
 
 
 def _searched(

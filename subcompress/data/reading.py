@@ -6,7 +6,7 @@ import pickle
 import random
 import signal
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -262,13 +262,17 @@ def _pair(found: Any) -> tuple[Tree, Tree]:
     return dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x, y
 
 
-def read(split: OnDemand, batch_size: int, order: Tensor, seed: int) -> Generator[tuple[Tree, Tree], None, None]:
+def read(
+    split: OnDemand, batch_size: int, order: Tensor, seed: int, numbers: Sequence[int] | None = None
+) -> Generator[tuple[Tree, Tree], None, None]:
     """(x, y) of `batch_size` examples at a time, in that order.
 
     What the data set draws depends on the seed and on the number of the batch, not on the processes, and leaves the
-    caller's random states as they were. Raises SubcompressError as `OnDemand.batch` does, also from another process.
+    caller's random states as they were. numbers: of these batches; by default they are counted from 0 on. Raises
+    SubcompressError as `OnDemand.batch` does, also from another process.
     """
-    todo = _Batches(split, order.split(batch_size), seed)
+    parts = order.split(batch_size)
+    todo = _Batches(split, parts, seed, range(len(parts)) if numbers is None else numbers)
     found = _prefetched(todo, min(split.workers, len(todo))) if split.workers else todo.each()
     try:
         for item in found:
@@ -290,8 +294,8 @@ class _Failure:
 class _Batches(Dataset[Any]):
     """The batches of a pass, by number; a batch may be a failure."""
 
-    def __init__(self, split: OnDemand, parts: tuple[Tensor, ...], seed: int) -> None:
-        self.split, self.parts, self.seed = split, parts, seed
+    def __init__(self, split: OnDemand, parts: tuple[Tensor, ...], seed: int, numbers: Sequence[int]) -> None:
+        self.split, self.parts, self.seed, self.numbers = split, parts, seed, numbers
         self.failed: _Failure | None = None
 
     def __len__(self) -> int:
@@ -301,7 +305,7 @@ class _Batches(Dataset[Any]):
         if self.failed is not None:
             return self.failed
         try:
-            with _drawing(self.seed, k):
+            with _drawing(self.seed, self.numbers[k]):
                 found = self.split.batch(self.parts[k].tolist())
             if (worker := get_worker_info()) is not None and k < worker.num_workers:
                 _check_sent(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from html import escape
@@ -147,17 +147,18 @@ def batches(
     device: torch.device | str = "cpu",
     order: Tensor | None = None,
     seed: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Generator[tuple[Tree, Tree], None, None]:
     """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left.
 
-    seed: of what a data set that is not in memory draws; by default the last one that torch was given. Raises
-    SubcompressError where the data set raises, and for numbers that are not finite.
+    seed: of what a data set that is not in memory draws; by default the last one that torch was given; numbers: see
+    `read`. Raises SubcompressError where the data set raises, and for numbers that are not finite.
     """
     order = torch.arange(size(split)) if order is None else order
     if isinstance(split, InMemory):
         found = _held(split, batch_size, order)
     else:
-        found = read(on_demand(split), batch_size, order, torch.initial_seed() if seed is None else seed)
+        found = read(on_demand(split), batch_size, order, torch.initial_seed() if seed is None else seed, numbers)
     with closing(found):
         for x, y in found:
             yield to_device(x, device), to_device(y, device)

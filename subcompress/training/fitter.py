@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,16 +38,30 @@ from subcompress.training.attempts import Attempt, Attempts, DiedTwiceError
 from subcompress.training.command import Network, command_of
 from subcompress.training.fit_warnings import nothing_learned, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
-from subcompress.training.loop import DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
+from subcompress.training.loop import Checkpoint, DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.training.pressure import Pressure
 from subcompress.training.probe import Fit, Probe
 from subcompress.training.run import DISCARD, JOURNAL, Run
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
+from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
 from subcompress.training.tasks import Task, evaluate
 
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A training as workers tell one another of it. before: coordinates to begin with, of each part; room: see
+    `Fitter.probe`; moves: what the plan needs to know of the network."""
+
+    d: int
+    seed: int
+    recipe: TrainOptions
+    before: list[Tensor] | None
+    room: int | None
+    moves: Moves | None
 
 
 class Fitter:
@@ -63,9 +77,11 @@ class Fitter:
         base: OnBase | None = None,
         build: Build | None = None,
         device_line: str = "",
+        shards: Shards | None = None,
     ) -> None:
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
         self.base, self.build, self.device_line = base, build, device_line
+        self.shards = shards or Shards(settings.shards)
         s = settings
         check_options(s.bits, s.seed, s.operator)
         self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
@@ -473,6 +489,33 @@ class Fitter:
         note: str,
         room: int | None = None,
     ) -> tuple[Subspace, Outcome]:
+        checkpoint = self._run.checkpoint(key)
+        with self.shards.joined(Shared(plan.d, plan.seed, recipe, before, room, self.moves)):
+            return self._train_in(plan, recipe, checkpoint, before, hopeless, note, room)
+
+    def join(self, training: Shared) -> None:
+        """Run this worker's shards of a training that the first worker has begun, which keeps what comes of it."""
+        if training.moves is not None:
+            self.moves, self.starts = training.moves, self.known.of(training.moves.still)
+        plan = self.plan(training.d, training.seed)
+        try:
+            self._train_in(plan, training.recipe, NoCheckpoint(), training.before, None, "", training.room)
+        except WorkerLostError:
+            raise
+        except (DeadRunError, SubcompressError):
+            pass  # all workers met it, and the first one says what becomes of it
+
+    def _train_in(
+        self,
+        plan: Plan,
+        recipe: TrainOptions,
+        checkpoint: Checkpoint,
+        before: list[Tensor] | None,
+        hopeless: Callable[[tuple[float, ...]], bool] | None,
+        note: str,
+        room: int | None,
+    ) -> tuple[Subspace, Outcome]:
+        """Train a subspace of that plan."""
         s = self.settings
         subspace = Subspace(copied(self.model, s.device), plan)
         if before is not None:
@@ -488,14 +531,14 @@ class Fitter:
             quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
             listener=self.listener,
             note=note,
-            checkpoint=self._run.checkpoint(key),
+            checkpoint=checkpoint,
             hopeless=hopeless,
             pressure=None if room is None else Pressure(subspace, room),
+            shards=self.shards,
         )
         if s.rounded and subspace.bits not in (s.bits, 0):
-            raise SubcompressError(
-                f"{self._run.path} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}"
-            )
+            where = getattr(checkpoint, "path", "the run folder")
+            raise SubcompressError(f"{where} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}")
         return subspace, outcome
 
     def _read(self, key: str, plan: Plan) -> Record:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,76 +18,23 @@ from subcompress.data import Data
 from subcompress.data.in_memory import InMemory, Tree, tensors_in
 from subcompress.data.splits import batches, is_finite, size, split_on_device
 from subcompress.errors import SubcompressError, one_line, shown
-from subcompress.subspace.changing import extra_states, restore
+from subcompress.subspace.changing import extra_states
+from subcompress.subspace.module import Subspace
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listener import Listener, Progress, StepProgress
-from subcompress.support.suggestions import suggestion
-from subcompress.tensors.layout import is_storable
+from subcompress.training.direct import Direct
+from subcompress.training.judging import WINDOW, DeadRunError, Judge
 from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
 from subcompress.training.pressure import Pressure
-from subcompress.training.schemas import MAX_LR
+from subcompress.training.sharding import Shards, Step
 from subcompress.training.tasks import Task, evaluate
-
-WINDOW = 50
-"""Steps over which the training loss is averaged when a run is judged."""
-
-PATIENCE = 150
-"""Steps before a run may be called no better than guessing: the step size is still rising before."""
-
-FALLING = 0.99
-"""A loss that falls to this share of itself within a window may yet come below guessing."""
-
-EPOCHS = 10
-"""Of a training that is told neither epochs nor steps."""
+from subcompress.training.train_options import EPOCHS, PRECISIONS, TrainOptions, check_recipe, epochs_of
 
 TELL_EVERY = 2.0
 """Seconds within an epoch after which a listener hears how far it is."""
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, at the least: they are written at the ends of epochs."""
-
-
-PRECISIONS = ("fp32", "bf16")
-"""bf16: products of a training step in bfloat16, several times faster where the processor has them."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
-    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
-    after so many, within its last epoch, see `epochs_of`."""
-
-    epochs: int
-    lr: float
-    batch_size: int = 128
-    seed: int = 0
-    quantise_after: float = 0.5
-    rate: float = 0.0
-    optimiser: str = "adam"
-    precision: str = "fp32"
-    steps: int | None = None
-
-    def total(self, examples: int) -> int:
-        """Steps of the whole run."""
-        whole = self.epochs * (examples // self.batch_size)
-        return whole if self.steps is None else min(self.steps, whole)
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """What the forward pass of a step runs in."""
-        # No cache: it would keep the first step's weights for as long as any other autocast lasts around this one.
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
-
-
-def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: int) -> int:
-    """Passes over the training split: as told, or as many as so many steps begin. Raises SubcompressError."""
-    if steps is None:
-        return EPOCHS if epochs is None else epochs
-    if epochs is not None:
-        raise SubcompressError(f"--epochs and --steps both say how long to train; given {epochs} and {steps}: give one")
-    if steps < 1:
-        raise SubcompressError(f"--steps is at least 1; given {steps}")
-    return -(-steps // max(1, examples // max(1, batch_size)))
 
 
 @dataclass(frozen=True)
@@ -115,47 +62,6 @@ class Trainee(Protocol):
     def eval(self) -> Any: ...
 
 
-class Direct:
-    """A network trained in all of its weights: the baseline."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    @contextmanager
-    def materialised(self) -> Iterator[nn.Module]:
-        """The network itself."""
-        yield self.module
-
-    def coded_bits(self) -> Tensor | None:
-        """Nothing is coded."""
-        return None
-
-    def moving(self) -> dict[str, Tensor]:
-        """All weights, buffers and extra state."""
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if is_storable(t)} | extra_states(self.module)
-
-    def settings(self) -> dict[str, Any]:
-        """Nothing else."""
-        return {}
-
-    def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-        """Go on from what `moving` gave."""
-        restore(self.module, self.moving(), tensors)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Those that are not frozen."""
-        return (p for p in self.module.parameters() if p.requires_grad)
-
-    def train(self) -> Any:
-        """Training mode."""
-        return self.module.train()
-
-    def eval(self) -> Any:
-        """Evaluation mode."""
-        return self.module.eval()
-
-
 @dataclass(frozen=True)
 class Like:
     """A tensor of a checkpoint. shape: None where it may be any; needed: whether it is in each checkpoint; group: those
@@ -175,42 +81,6 @@ class Checkpoint(Protocol):
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None: ...
 
 
-class DeadRunError(Exception):
-    """The loss is not finite, or no better than guessing; `share` of the run's steps were trained, in `seconds`."""
-
-    def __init__(self, text: str, share: float = 1.0) -> None:
-        super().__init__(text)
-        self.share, self.seconds = share, 0.0
-
-
-def check_recipe(recipe: TrainOptions, examples: int) -> None:
-    """Raise SubcompressError for numbers that cannot be trained with."""
-    rules = [
-        (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
-        (
-            1 <= recipe.batch_size <= examples,
-            f"--batch-size is between 1 and the {examples} examples",
-            recipe.batch_size,
-        ),
-        (0 < recipe.lr <= MAX_LR, f"--lr is positive, and at most {MAX_LR:g}", recipe.lr),
-        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
-        (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
-    ]
-    if recipe.optimiser not in OPTIMISERS:
-        raise SubcompressError(
-            f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
-            + suggestion(recipe.optimiser, OPTIMISERS)
-        )
-    if recipe.precision not in PRECISIONS:
-        raise SubcompressError(
-            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
-            + suggestion(recipe.precision, PRECISIONS)
-        )
-    for holds, rule, given in rules:
-        if not holds:
-            raise SubcompressError(f"{rule}; given {given}")
-
-
 def train(
     trainee: Trainee,
     data: Data,
@@ -223,17 +93,19 @@ def train(
     checkpoint: Checkpoint | None = None,
     hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     pressure: Pressure | None = None,
+    shards: Shards | None = None,
 ) -> Outcome:
     """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
     The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
     called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
-    run. `pressure` prices the coordinates that a file has no room for. Raises DeadRunError early for a run whose loss
-    is not finite or not below guessing, SubcompressError for data and losses that cannot be trained with.
+    run. `pressure` prices the coordinates that a file has no room for. `shards`: who runs the parts of each batch; by
+    default this process. Raises DeadRunError early for a run whose loss is not finite or not below guessing,
+    SubcompressError for data and losses that cannot be trained with.
     """
-    began = time.perf_counter()
+    began, shards = time.perf_counter(), shards or Shards(recipe.shards)
     try:
-        run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure)
+        run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure, shards)
         return run.run(quantise, checkpoint, hopeless)
     except DeadRunError as e:
         e.seconds = time.perf_counter() - began
@@ -249,7 +121,8 @@ class _Run:
         recipe: TrainOptions,
         listener: Listener,
         note: str,
-        pressure: Pressure | None = None,
+        pressure: Pressure | None,
+        shards: Shards,
     ) -> None:
         self.trainee, self.data, self.task, self.recipe = trainee, data, task, recipe
         self.listener, self.note, self.pressure = listener, note, pressure
@@ -261,9 +134,15 @@ class _Run:
         self.begin_rounding = int(self.total * recipe.quantise_after)
         self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
-        self.judge = _Judge(task.guess(data.train), self.total)
+        self.judge = Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
         self.step, self.before = 0, 0.0
+        self.shards = shards if recipe.shards > 1 else Shards()
+        self.sharded: Step | None = None
+        if recipe.shards > 1:
+            assert isinstance(trainee, Subspace), "shards exchange the gradient of z"
+            self.sharded = Step(self.shards, trainee, recipe.seed)
+        self.seen: list[tuple[Tree, Tree]] = []
         z = getattr(trainee, "z", None)
         self.heard = None if z is None else torch.zeros_like(z, dtype=torch.bool)
 
@@ -274,15 +153,14 @@ class _Run:
         hopeless: Callable[[tuple[float, ...]], bool] | None,
     ) -> Outcome:
         recipe, began = self.recipe, time.perf_counter()
-        self.began = self.told = began
-        if checkpoint is not None and (held := checkpoint.load(self._expected())) is not None:
+        self.began = self.told = self.saved = began
+        if checkpoint is not None and (held := self._held(checkpoint)) is not None:
             try:
                 self._restore(*held, rounds=quantise is not None)
             except SubcompressError as e:
                 where = getattr(checkpoint, "path", "the checkpoint")
                 raise SubcompressError(f"{where}: {e}: remove it to begin this training anew") from e
         order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
-        saved = began
         for epoch in range(1, recipe.epochs + 1):
             shuffled = torch.randperm(size(self.data.train), generator=order)
             if epoch <= len(self.curve):
@@ -293,13 +171,26 @@ class _Run:
             self.listener.epoch(
                 Progress(epoch, recipe.epochs, loss, self.curve[-1], seconds, self.note, self.task.metric_name)
             )
-            if hopeless is not None and epoch < recipe.epochs and hopeless(tuple(self.curve)):
+            if epoch < recipe.epochs and self.shards.alone(partial(_says, hopeless, tuple(self.curve))):
                 return self._outcome(seconds, True)
-            if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
-                checkpoint.save(*self._state(seconds))
-                saved = time.perf_counter()
+            if checkpoint is not None:
+                self._save(checkpoint, seconds)
         self.judge.verdict(self.step)
         return self._outcome(self._seconds())
+
+    def _held(self, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        expected = self._expected()
+        return self.shards.alone(lambda: checkpoint.load(expected))
+
+    def _save(self, checkpoint: Checkpoint, seconds: float) -> None:
+        """Keep a checkpoint, where the last one was a while ago."""
+
+        def save() -> None:
+            if time.perf_counter() - self.saved > SAVE_EVERY:
+                checkpoint.save(*self._state(seconds))
+                self.saved = time.perf_counter()
+
+        self.shards.alone(save)
 
     def _seconds(self) -> float:
         return self.before + time.perf_counter() - self.began
@@ -317,22 +208,63 @@ class _Run:
         if isinstance(self.data.train, InMemory):
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
-            for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
+            for parts in self._parts(used, drawn):
                 if quantise is not None and self.step == self.begin_rounding:
                     quantise()
                     if self.pressure is not None:
                         self.pressure.look()
-                if self.data.augment is not None:
-                    batch = (self._augmented(batch[0], drawn), batch[1])
-                self._step(batch)
+                self._step(parts, drawn)
                 self._tell(epoch)
             self.trainee.eval()
-            with self.trainee.materialised() as module:
-                self.curve.append(evaluate(module, self.data.validation, self.task))
-        except DeadRunError as e:
-            raise _explained(e, batch) from e
+            self.curve.append(self.shards.alone(self._evaluated))
+        except DeadRunError:
+            self.shards.together(self._check_seen)  # else the examples are at fault
+            raise
 
-    def _step(self, batch: tuple[Tree, Tree]) -> None:
+    def _evaluated(self) -> float:
+        with self.trainee.materialised() as module:
+            return evaluate(module, self.data.validation, self.task)
+
+    def _check_seen(self) -> None:
+        for batch in self.seen:
+            _check_batch(batch)
+
+    def _parts(self, used: Tensor, drawn: torch.Generator) -> Iterator[Iterable[tuple[Tree, Tree]]]:
+        """For each step, its batch; or what gives this worker's shards of it."""
+        count, own = self.recipe.shards, self.shards.own
+        if count == 1:
+            for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
+                yield (batch,)
+            return
+        steps, each = len(used) // self.recipe.batch_size, self.recipe.batch_size // count
+        order = used.view(steps, count, each)[:, list(own)].reshape(-1)
+        numbers = [step * count + shard for step in range(steps) for shard in own]
+        with closing(batches(self.examples, each, self.device, order, drawn.initial_seed(), numbers)) as found:
+            for _ in range(steps):
+                yield found
+
+    def _step(self, parts: Iterable[tuple[Tree, Tree]], drawn: torch.Generator) -> None:
+        coming = iter(parts)
+        if self.sharded is None:
+            loss = self._backward(next(coming), drawn)
+        else:
+            self.seen = []
+            loss = self.sharded.run(self.step, lambda own: self._backward(next(coming), own))
+            if (price := self._priced(loss)).requires_grad:
+                price.backward()
+            self._say_sharing(self.sharded)
+        if self.heard is not None and (g := self.parameters[0].grad) is not None:
+            self.heard.logical_or_(g)
+        self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        self.judge.see(loss.detach(), self.step)
+
+    def _backward(self, batch: tuple[Tree, Tree], drawn: torch.Generator) -> Tensor:
+        """The loss of a batch, or a part of one, and its gradient; with the price, where the batch is whole."""
+        if self.data.augment is not None:
+            batch = (self._augmented(batch[0], drawn), batch[1])
+        self.seen = [batch] if self.sharded is None else [*self.seen, batch]
         with self.trainee.materialised() as module:
             with self.recipe.autocast(self.device):
                 loss = self.task.loss_of(module, batch)
@@ -340,13 +272,19 @@ class _Run:
             self.optimiser.zero_grad()
             # While the module holds the weights: checkpointed layers run once more in here.
             if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
-                self._priced(loss).backward()
-        if self.heard is not None and (g := self.parameters[0].grad) is not None:
-            self.heard.logical_or_(g)
-        self.optimiser.step()
-        self.schedule.step()
-        self.step += 1
-        self.judge.see(loss.detach(), self.step)
+                (self._priced(loss) if self.sharded is None else loss).backward()
+        return loss
+
+    def _say_sharing(self, step: Step) -> None:
+        """Say once what a step sends, and among how many."""
+        if self.shards.said:
+            return
+        self.shards.said = True
+        workers = f"{self.shards.workers} workers" if self.shards.workers > 1 else "1 worker"
+        self.listener.note(
+            f"{self.recipe.shards} shards a batch, {workers}: a step exchanges {step.body_bytes} bytes and a header of "
+            f"{step.header_bytes}"
+        )
 
     def _tell(self, epoch: int) -> None:
         """Say how far the epoch is, once in a while: what is said waits for the device."""
@@ -471,43 +409,27 @@ class _Run:
         self.judge.worst, self.judge.before = meta["worst"], meta["before"]
 
 
-class _Judge:
-    """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known."""
-
-    def __init__(self, guess: float | None, total: int) -> None:
-        self.guess, self.total, self.worst, self.before = guess, total, math.inf, math.inf
-        self.recent = deque[Tensor](maxlen=WINDOW)
-
-    def see(self, loss: Tensor, step: int) -> None:
-        """One more loss; a verdict every so many steps, since each one waits for the device."""
-        self.recent.append(loss.reshape(()))
-        if step == 1:
-            self.worst = 3 * max(self.guess or 0.0, abs(float(loss.detach()))) + 1
-        if step % WINDOW == 0:
-            self.verdict(step)
-
-    def mean(self) -> float:
-        """Over the last steps."""
-        return float(torch.stack([x.float().cpu() for x in self.recent]).mean())
-
-    def verdict(self, step: int) -> None:
-        """Raise DeadRunError where the loss is no number, far above the first, or late, not below guessing and not
-        falling any more."""
-        late = self.guess is not None and step >= max(0.3 * self.total, PATIENCE)
-        mean, before = self.mean(), self.before
-        self.before = mean
-        stuck = late and not mean < 0.99 * (self.guess or 0.0) and not mean < FALLING * before
-        if stuck or not mean < self.worst:
-            worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
-            raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}", step / self.total)
-
-
-def _explained(e: DeadRunError, batch: tuple[Tree, Tree]) -> Exception:
-    """The error itself, or that of the examples, where they are at fault."""
-    _check_batch(batch)
-    return e
+def _says(hopeless: Callable[[tuple[float, ...]], bool] | None, curve: tuple[float, ...]) -> bool:
+    return hopeless is not None and hopeless(curve)
 
 
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
     if not all(is_finite(t) for t in tensors_in(batch)):
         raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
+
+
+__all__ = [
+    "EPOCHS",
+    "PRECISIONS",
+    "WINDOW",
+    "Checkpoint",
+    "DeadRunError",
+    "Direct",
+    "Like",
+    "Outcome",
+    "TrainOptions",
+    "Trainee",
+    "check_recipe",
+    "epochs_of",
+    "train",
+]

@@ -38,6 +38,8 @@ class Recipe:
         epochs: Passes over the training split. By default 10.
         steps: Steps of one batch each, in place of `epochs`; the last pass is cut short.
         batch_size: Examples in a training step.
+        shards: Parts that each batch is cut into, which workers started by torchrun share. The same number gives the
+            same file on any number of workers.
         lr: Largest step of a coordinate. By default 0.35 / (root mean square of the row lengths of P).
         optimizer: adam or eigen; eigen needs fewer coordinates where there are few.
         precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
@@ -55,6 +57,7 @@ class Recipe:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 128
+    shards: int = 1
     lr: float | None = None
     optimizer: str = "adam"
     precision: str = "fp32"
@@ -117,7 +120,7 @@ class Machine:
 
     Args:
         device: auto, cpu, cuda or cuda:N. auto takes CUDA if a kernel runs on it, else the CPU, and a note says which.
-        threads: CPU threads that torch uses. By default torch's own number.
+        threads: CPU threads that torch uses. By default torch's own number, or 1 if a batch has several shards.
         workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
         jobs: Trainings at a time. More than one shares the CPU threads among them, where `threads` is not given.
         executor: Where the others run: processes, on this machine; ray; or slurm.
@@ -145,6 +148,7 @@ class RecipeShortcuts(TypedDict, total=False):
     epochs: int | None
     steps: int | None
     batch_size: int
+    shards: int
     lr: float | None
     optimizer: str
     optimiser: str

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -20,12 +21,15 @@ from subcompress.subspace.observing import built
 from subcompress.support.devices import choose_device
 from subcompress.support.listener import Listener
 from subcompress.support.names import DEFAULT_ROLES
+from subcompress.support.world import local_rank
+from subcompress.support.world import workers as world_size
 from subcompress.training.fitter import Fitter
 from subcompress.training.loop import epochs_of
 from subcompress.training.machine import machine
 from subcompress.training.options import Base, Machine, Options, Recipe
 from subcompress.training.preflight import naming_memory
 from subcompress.training.settings import Settings
+from subcompress.training.sharding import Shards
 from subcompress.training.tasks import Task
 
 MAX_JOBS = 256
@@ -59,6 +63,10 @@ def divided(machine: Machine) -> Machine:
     """The machine, with its CPU threads divided among the trainings that run at a time. Raises SubcompressError."""
     if not 1 <= machine.jobs <= MAX_JOBS:
         raise SubcompressError(f"--jobs is between 1 and {MAX_JOBS}; given {machine.jobs}")
+    if machine.jobs > 1 and world_size() > 1:
+        raise SubcompressError(
+            f"--jobs is of a command that is started once; {world_size()} workers were started: leave it out"
+        )
     if machine.jobs == 1 or machine.threads is not None:
         return machine
     return replace(machine, threads=max(1, (os.cpu_count() or 1) // machine.jobs))
@@ -78,6 +86,7 @@ def prepared(
     task: Task,
     listener: Listener,
     rounded: bool = True,
+    shards: Shards | None = None,
 ) -> Iterator[Fitter]:
     """Check the network, the data and the options, set the machine up, and yield the Fitter that trains.
 
@@ -88,6 +97,7 @@ def prepared(
         task: What `task_of` gave for the recipe.
         listener: Hears of progress.
         rounded: Whether coordinates are rounded to bits, as in a file.
+        shards: The workers that share each batch. By default this process alone.
 
     Raises:
         SubcompressError: Options, data or a network that cannot be trained with.
@@ -96,14 +106,20 @@ def prepared(
     model, build = built(model, recipe.seed, listener.note)
     for line in data.notes:
         listener.note(line)
+    shards = shards or Shards(recipe.shards)
     place = choose_device(options.machine.device)
+    if place.name == "cuda" and shards.workers > 1 and (own := local_rank()):
+        place = choose_device(f"cuda:{own}")
     settings = settings_of(options, size(data.train), place.name, rounded)
     on_base = None
     if base.source is not None:
         on_base = attach_base(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
-    with machine(place.name, options.machine.threads, recipe.seed), naming_memory(recipe.batch_size):
-        yield Fitter(model, data, task, settings, listener, on_base, build, place.line)
+    threads = options.machine.threads or (1 if recipe.shards > 1 else None)
+    with machine(place.name, threads, recipe.seed), naming_memory(recipe.batch_size):
+        fitter = Fitter(model, data, task, settings, listener, on_base, build, place.line, shards)
+        shards.meet(torch.device(place.name))
+        yield fitter
 
 
 def settings_of(options: Options, examples: int, device: str, rounded: bool) -> Settings:
@@ -125,4 +141,5 @@ def settings_of(options: Options, examples: int, device: str, rounded: bool) -> 
         precision=recipe.precision,
         drop=tuple(recipe.drop),
         steps=recipe.steps,
+        shards=recipe.shards,
     )

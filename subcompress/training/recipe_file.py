@@ -55,7 +55,11 @@ TYPES: dict[str, Any] = {
     "new": tuple[str, ...],
     "baseline": float | str,
     **dict.fromkeys(
-        ("bits", "epochs", "steps", "batch_size", "seed", "d", "bytes", "seeds", "threads", "workers", "jobs"), int
+        (
+            *("bits", "epochs", "steps", "batch_size", "shards", "seed"),
+            *("d", "bytes", "seeds", "threads", "workers", "jobs"),
+        ),
+        int,
     ),
     **dict.fromkeys(
         ("rate", "lr", "min_accuracy", "max_drop", "target", "baseline_lr", "max_fits", "max_minutes"), float

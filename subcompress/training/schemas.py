@@ -48,6 +48,7 @@ RANGES: dict[str, Any] = {
     "warm": Count,
     "epochs": Count,
     "batch_size": Positive,
+    "shards": Positive,
     "seed": Natural,
     "seconds": Size,
     "lr": Step,
@@ -283,7 +284,8 @@ def check_command(held: Any, where: str, then: str) -> None:
     from subcompress.training.settings import Settings
 
     check(held, Command, where, then)
-    more = ("loss", str), ("metric", str), ("minimise", bool), ("device", str, ""), ("steps", Positive | None, None)
+    named = ("loss", str), ("metric", str), ("minimise", bool), ("device", str, "")
+    more = *named, ("steps", Positive | None, None), ("shards", Positive, 1)
     check(held["recipe"], struct_of(Settings, True, *more), f"{where}: recipe", then)
 
 

@@ -34,11 +34,13 @@ class Settings:
     precision: str = "fp32"
     drop: tuple[str, ...] = ()
     steps: int | None = None
+    shards: int = 1
 
     def recipe(
         self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]
     ) -> TrainOptions:
-        """How to train in the plan's coordinates, or directly with that step. half: for half of the time."""
+        """How to train in the plan's coordinates, or directly with that step, which one worker does in whole batches.
+        half: for half of the time."""
         epochs, steps = self.epochs, self.steps
         if half:
             epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
@@ -54,6 +56,7 @@ class Settings:
             optimiser=self.optimiser,
             precision=self.precision,
             steps=steps,
+            shards=self.shards,
         )
 
 

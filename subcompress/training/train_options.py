@@ -1,0 +1,97 @@
+"""The numbers that one training is told, and which of them can be trained with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from subcompress.errors import SubcompressError
+from subcompress.support.suggestions import suggestion
+from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.schemas import MAX_LR
+
+EPOCHS = 10
+"""Of a training that is told neither epochs nor steps."""
+
+PRECISIONS = ("fp32", "bf16")
+"""bf16: products of a training step in bfloat16, several times faster where the processor has them."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
+    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
+    after so many, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by
+    several workers, see `subcompress.training.sharding`."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    seed: int = 0
+    quantise_after: float = 0.5
+    rate: float = 0.0
+    optimiser: str = "adam"
+    precision: str = "fp32"
+    steps: int | None = None
+    shards: int = 1
+
+    def total(self, examples: int) -> int:
+        """Steps of the whole run."""
+        whole = self.epochs * (examples // self.batch_size)
+        return whole if self.steps is None else min(self.steps, whole)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the forward pass of a step runs in."""
+        # No cache: it would keep the first step's weights for as long as any other autocast lasts around this one.
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
+
+def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: int) -> int:
+    """Passes over the training split: as told, or as many as so many steps begin. Raises SubcompressError."""
+    if steps is None:
+        return EPOCHS if epochs is None else epochs
+    if epochs is not None:
+        raise SubcompressError(f"--epochs and --steps both say how long to train; given {epochs} and {steps}: give one")
+    if steps < 1:
+        raise SubcompressError(f"--steps is at least 1; given {steps}")
+    return -(-steps // max(1, examples // max(1, batch_size)))
+
+
+def check_recipe(recipe: TrainOptions, examples: int) -> None:
+    """Raise SubcompressError for numbers that cannot be trained with."""
+    rules = [
+        (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
+        (
+            1 <= recipe.batch_size <= examples,
+            f"--batch-size is between 1 and the {examples} examples",
+            recipe.batch_size,
+        ),
+        (recipe.shards >= 1, "--shards is at least 1", recipe.shards),
+        (
+            recipe.shards < 1 or recipe.batch_size % recipe.shards == 0,
+            f"--shards cuts a batch in equal parts, and divides --batch-size, here {recipe.batch_size}",
+            recipe.shards,
+        ),
+        (0 < recipe.lr <= MAX_LR, f"--lr is positive, and at most {MAX_LR:g}", recipe.lr),
+        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
+        (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
+    ]
+    if recipe.optimiser not in OPTIMISERS:
+        raise SubcompressError(
+            f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
+            + suggestion(recipe.optimiser, OPTIMISERS)
+        )
+    if recipe.precision not in PRECISIONS:
+        raise SubcompressError(
+            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
+            + suggestion(recipe.precision, PRECISIONS)
+        )
+    for holds, rule, given in rules:
+        if not holds:
+            raise SubcompressError(f"{rule}; given {given}")
+
+
+__all__ = ["EPOCHS", "PRECISIONS", "TrainOptions", "check_recipe", "epochs_of"]
