@@ -189,11 +189,11 @@ def test_seeded_starts_are_added_where_rows_are_written(monkeypatch, sizes, kind
 @pytest.mark.skipif(len(VECTORS) < 2, reason="needs a kind of vectors beside plain C")
 def test_vectors_that_compute_something_else_are_not_taken(monkeypatch):
     native = importlib.import_module("subcompress.operators.kernels.native")
-    fastest, tried = PATHS.index(VECTORS[-1]), native._tried
+    fastest, tried = PATHS.index(VECTORS[-1]), native._trial_weights
     assert tried(fastest) == tried(0)
     monkeypatch.setattr(native, "UNPROVEN", VECTORS[-1:])
     for wrong, taken in ((False, fastest), (True, PATHS.index(VECTORS[-2]))):
-        monkeypatch.setattr(native, "_tried", lambda kind, wrong=wrong: b"" if wrong and kind else tried(0))
+        monkeypatch.setattr(native, "_trial_weights", lambda kind, wrong=wrong: b"" if wrong and kind else tried(0))
         native._fastest.cache_clear()
         assert native._fastest() == taken
     native._fastest.cache_clear()

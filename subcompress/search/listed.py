@@ -29,7 +29,8 @@ class Listed:
             where = f"at d = {trial.d}, seed {trial.seed}, " if len(self.trials) > 1 else ""
             raise SubcompressError(where + probe.warnings[0])
         self.ended[trial] = probe
-        self.listener.probes(tuple(self.probes()))
+        if trial.d:
+            self.listener.probes(tuple(self.probes()))
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
         """None: every training is wanted."""
