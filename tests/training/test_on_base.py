@@ -1,0 +1,565 @@
+"""Fits on a base: what moves is what was named, all else is the base's; and many files on one module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import networks
+import pytest
+import safetensors.torch
+import torch
+from commands import cli
+from stopping import Stopping, result
+from torch import Tensor, nn
+
+import subcompress
+from subcompress import Listener, SubcompressError, format
+from subcompress.api.variants import Variants
+from subcompress.base import Base, open_base, stand_on
+from subcompress.subspace.roles import acted_on, looks_trained, roles_of
+from subcompress.tensors.layout import raw_bytes
+from subcompress.training import run
+from subcompress.training.loop import Direct, Recipe, train
+from subcompress.training.tasks import Task
+
+FIT = {"d": 40, "epochs": 2, "batch_size": 64, "threads": 1}
+
+
+class Notes(Listener):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def net(kind: str = "batch norm", seed: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return networks.CASES[kind].make()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return raw_bytes(a) == raw_bytes(b) and a.shape == b.shape
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(SubcompressError) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tensor]:
+    """A batch norm network after 40 steps: the base of these tests."""
+    module, data = net(), networks.blobs()
+    optimiser = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
+        optimiser.step()
+    return {n: t.detach().clone() for n, t in module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def base_file(trained, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    safetensors.torch.save_file(trained, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(base_file, tmp_path_factory) -> Path:
+    """A file on it, all norms, biases and the head moved."""
+    folder = tmp_path_factory.mktemp("small")
+    subcompress.fit(net(seed=9), networks.blobs(), folder / "run", base=base_file, **FIT)
+    subcompress.pack(folder / "run", folder / "net.safetensors")
+    return folder / "net.safetensors"
+
+
+def moved(path: Path, base: dict[str, Tensor], kind: str = "batch norm") -> set[str]:
+    """The tensors that a file makes other than its base has them."""
+    state = subcompress.load(path, net(kind, 1), base=base).state_dict()
+    return {n for n, t in state.items() if n not in base or not same(t, base[n])}
+
+
+def test_a_fit_packs_and_comes_back_without_the_base_in_it(trained, base_file, small, tmp_path):
+    assert small.stat().st_size < 400
+    found = json.loads(cli("info", small, "--json").output)
+    assert found["base"] == {"id": "base.safetensors", "revision": "", "digest": Base(trained, "x").digest.hex()}
+    assert found["d"] == 40
+    assert f"on the base base.safetensors, digest {found['base']['digest']}" in cli("info", small).output
+    out = tmp_path / "dense.safetensors"
+    refused = cli("unpack", small, "-o", out)
+    assert refused.exit_code == 1
+    assert found["base"]["digest"] in refused.stderr
+    assert cli("unpack", small, "-o", out, "--base", base_file).exit_code == 0
+    assert cli("verify", small, "--base", base_file).exit_code == 0
+    dense, loaded = safetensors.torch.load_file(out), subcompress.load(small, net(seed=1), base=trained).state_dict()
+    assert dense.keys() == loaded.keys()
+    assert all(same(dense[n], loaded[n]) for n in dense)
+    assert subcompress.verify(small, base=base_file).ok
+
+
+def test_what_moves_by_default(trained, small):
+    parameters = {n for n, _ in net().named_parameters()}
+    assert moved(small, trained) == parameters - {"0.weight", "4.weight"}  # and the running statistics are the base's
+
+
+def test_a_session_runs_a_file_on_a_base(trained, small):
+    x = networks.blobs().test.x
+    session = subcompress.Session(small, net(seed=1), base=trained, check=True)
+    assert torch.allclose(session(x), subcompress.load(small, net(seed=2), base=trained)(x), atol=1e-4)
+    assert "--base" in refusal(subcompress.Session, small, net())
+
+
+@pytest.mark.parametrize(
+    ("act_on", "names"),
+    [
+        ("norms", {"1.weight", "1.bias", "5.weight", "5.bias"}),
+        ("heads", {"8.weight", "8.bias"}),
+        ("biases", {"4.bias"}),
+        ("matrices, 8.bias", {"0.weight", "4.weight", "8.bias"}),
+        ("4.*", {"4.weight", "4.bias"}),
+    ],
+)
+def test_what_moves_is_what_was_named(trained, tmp_path, act_on, names):
+    subcompress.fit(
+        net(), networks.blobs(), tmp_path / "run", base=trained, act_on=act_on, **FIT | {"epochs": 1, "d": 4}
+    )
+    assert moved(tmp_path / "run" / run.RECORD, trained) == names
+
+
+def test_act_on_is_checked(trained, tmp_path):
+    for words in ("nothing.*", "norm", "heads,9.weight"):
+        line = refusal(subcompress.fit, net(), networks.blobs(), tmp_path / "r", base=trained, act_on=words, **FIT)
+        assert "--act-on takes all, norms" in line
+    assert "--base" in refusal(subcompress.fit, net(), networks.blobs(), tmp_path / "r", act_on="norms", **FIT)
+    assert "none to train" in refusal(
+        subcompress.fit, net("mlp"), networks.blobs(), tmp_path / "r", base=net("mlp"), act_on="norms", **FIT
+    )
+
+
+def test_statistics_of_the_base_are_used_and_kept_while_it_trains(trained):
+    sub = subcompress.Subspace.of(net(seed=5), 30, base=trained)
+    x = networks.blobs().train.x
+    module = net(seed=6)
+    module.load_state_dict(trained)
+    assert torch.allclose(sub(x), module.eval()(x), atol=1e-6)
+    sub(x).square().mean().backward()
+    sub.round(4)
+    assert sub.training
+    record = sub.record()
+    assert record.base is not None
+    assert all(same(t, trained[n]) for n, t in sub.module.named_buffers() if "running" in n or "num" in n)
+
+
+def test_a_subspace_on_a_base_starts_there_and_packs(trained, tmp_path):
+    sub = subcompress.Subspace.of(net(seed=5), 30, base=trained, act_on="norms", base_name="hub:org/name")
+    for name, w in sub.weights().items():
+        assert torch.equal(w.detach(), trained[name])
+    with torch.no_grad():
+        sub.z.normal_()
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "net.safetensors")
+    assert format.contents(tmp_path / "net.safetensors").base.name == "hub:org/name"
+    loaded = subcompress.load(tmp_path / "net.safetensors", net(), base=trained).state_dict()
+    for name, w in sub.weights().items():
+        assert torch.allclose(w, loaded[name], atol=1e-3)
+        assert not torch.equal(loaded[name], trained[name])
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
+    args = (net(seed=9), networks.blobs())
+    subcompress.fit(*args, tmp_path / "whole", base=trained, **FIT)
+    with pytest.raises(KeyboardInterrupt):
+        subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT, listener=Stopping(2))
+    other = {"base_name": "another"}
+    line = refusal(subcompress.fit, *args, tmp_path / "stopped", base=trained, **other, **FIT)
+    assert "unfinished run of another command (its base was a state dict, now another)" in line
+    changed = trained | {"8.bias": trained["8.bias"] + 1}
+    assert "another command" in refusal(subcompress.fit, *args, tmp_path / "stopped", base=changed, **FIT)
+    subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT)
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+# --- what a base lacks ---
+
+
+def test_a_head_of_another_size_is_new(trained, tmp_path):
+    module = net(seed=5)
+    module[8] = nn.Linear(72, 6)
+    notes = Notes()
+    subcompress.fit(module, networks.blobs(), tmp_path / "run", base=trained, **FIT, listener=notes)
+    assert any("new, from the seed: 8.bias F32 [6], 8.weight" in n or "8.weight F32 [6, 72]" in n for n in notes.notes)
+    assert any("not used of the base: 8.bias, 8.weight" in n for n in notes.notes)
+    state = subcompress.load(tmp_path / "run" / run.RECORD, module, base=trained).state_dict()
+    assert state["8.weight"].shape == (6, 72)
+    assert same(state["0.weight"], trained["0.weight"])
+
+
+def test_an_inner_tensor_that_the_base_lacks_or_has_otherwise(trained, tmp_path):
+    args = (net(), networks.blobs(), tmp_path / "run")
+    lacking = {n: t for n, t in trained.items() if n != "4.weight"}
+    line = refusal(subcompress.fit, *args, base=lacking, **FIT)
+    assert "lacks it: 4.weight [8, 8, 3, 3]" in line
+    assert "--new '4.weight'" in line
+    reshaped = trained | {"4.weight": trained["4.weight"].view(8, 72)}
+    assert "has it as [8, 72]: 4.weight [8, 8, 3, 3]" in refusal(subcompress.fit, *args, base=reshaped, **FIT)
+    assert "give the base of this network" in refusal(subcompress.fit, *args, base={"w": torch.ones(3)}, **FIT)
+    assert "give the base of this network" in refusal(subcompress.fit, *args, base=net("gru"), **FIT)
+    assert "--new names tensors" in refusal(subcompress.fit, *args, base=trained, new=("9.*",), **FIT)
+    subcompress.fit(*args, base=lacking, new=("4.weight",), **FIT)
+    assert "4.weight" in moved(tmp_path / "run" / run.RECORD, lacking)
+
+
+def test_new_starts_anew_what_the_base_has(trained, tmp_path):
+    standing = stand_on(Base(trained, "base"), net(), ("8.*",))
+    assert {"8.weight", "8.bias"}.isdisjoint(s.name for s in standing.layout)
+    done = subcompress.fit(net(), networks.blobs(), tmp_path / "run", base=trained, new=("8.*",), **FIT)
+    assert sum(trained[n].numel() for n in ("1.weight", "1.bias", "5.weight", "5.bias", "4.bias")) + 292 == done.D
+    info = subcompress.info(tmp_path / "run" / run.RECORD)
+    assert info["tensors"] == len(trained)
+
+
+def test_prefixes_and_dtypes_of_a_base_are_found(trained):
+    wrapped = nn.Sequential()
+    wrapped.add_module("model", net())
+    for held in (
+        {f"module.{n}": t for n, t in trained.items()},
+        {f"a.b.{n}": t for n, t in trained.items()} | {"pooler.weight": torch.ones(2, 2)},
+        {n: t.bfloat16() if t.is_floating_point() else t for n, t in trained.items()},
+    ):
+        standing = stand_on(Base(held, "base"), wrapped)
+        loaded = standing.loaded(wrapped).state_dict()
+        assert len(standing.layout) == len(trained)
+        for name, t in trained.items():
+            assert torch.allclose(loaded[f"model.{name}"].double(), t.double(), rtol=1e-2)
+    mixed = net().bfloat16()
+    mixed[8].float()
+    assert "one dtype" in refusal(stand_on, Base(trained, "base"), mixed)
+
+
+def test_frozen_parameters_of_a_base_stay(trained, tmp_path):
+    module = net()
+    module[8].requires_grad_(False)
+    subcompress.fit(module, networks.blobs(), tmp_path / "run", base=trained, act_on="all", **FIT)
+    parameters = {n for n, _ in module.named_parameters()}
+    assert moved(tmp_path / "run" / run.RECORD, trained) == parameters - {"8.weight", "8.bias"}
+
+
+@pytest.mark.parametrize("held", ["embed.weight", "decoder.weight", "both"])
+def test_tied_weights_are_one_however_the_base_holds_them(tmp_path, held):
+    state = net("transformer").state_dict()
+    for name in {"embed.weight", "decoder.weight"} - {held}:
+        if held != "both":
+            del state[name]
+    base = tmp_path / "base.safetensors"
+    safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, base)
+    data, truth = networks.tokens(), net("transformer").state_dict()["embed.weight"]
+    for act_on, moves in (("norms", False), ("embeddings", True), ("decoder.*", True), ("embed.weight", True)):
+        folder = tmp_path / act_on
+        fit = FIT | {"epochs": 1, "d": 8}
+        subcompress.fit(net("transformer", 8), data, folder, base=base, act_on=act_on, **fit)
+        loaded = subcompress.load(folder / run.RECORD, net("transformer", 9), base=base).state_dict()
+        assert same(loaded["embed.weight"], loaded["decoder.weight"])
+        assert same(loaded["embed.weight"], truth) != moves, act_on
+    assert subcompress.Subspace.of(net("transformer"), 8, base=base).plan.starts[sorted(state)[0]].kind != "random"
+
+
+def test_a_base_with_two_values_for_tied_weights_is_refused():
+    state = net("transformer").state_dict()
+    state["decoder.weight"] = state["decoder.weight"] + 1
+    assert "the model ties embed.weight and decoder.weight" in refusal(
+        stand_on, Base(state, "base"), net("transformer")
+    )
+
+
+def test_roles():
+    roles = roles_of(net("transformer"))
+    assert roles["embed.weight"] == roles["decoder.weight"] == "embeddings"
+    assert roles["norm.weight"] == roles["encoder.layers.0.norm1.bias"] == "norms"
+    assert roles["encoder.layers.0.linear1.bias"] == "biases"
+    assert roles["encoder.layers.1.linear2.weight"] == "matrices"
+    assert acted_on(net("transformer"), "embeddings", frozenset()) == {"embed.weight", "decoder.weight"}
+    assert acted_on(net("mlp"), "norms", frozenset({"4.weight"})) == {"4.weight"}
+
+
+# --- goals ---
+
+
+def test_a_target_is_searched_on_a_base(trained, tmp_path):
+    data, options = networks.blobs(), {k: v for k, v in FIT.items() if k != "d"}
+    options |= {"epochs": 3, "seeds": 2, "max_fits": 5}
+    found = subcompress.fit(net(), data, tmp_path / "a", base=trained, min_accuracy=0.5, **options)
+    assert found.target == 0.5
+    assert found.validation >= 0.4
+    found = subcompress.fit(net(), data, tmp_path / "b", base=trained, within=200, **options)
+    assert found.bytes <= 200
+    assert subcompress.pack(tmp_path / "b", tmp_path / "net.safetensors") <= 200
+    assert subcompress.verify(tmp_path / "net.safetensors", base=trained).ok
+
+
+def test_the_command_line_fits_on_a_base(tmp_path):
+    base = tmp_path / "base.pt"
+    from subcompress_models import MODELS
+
+    torch.manual_seed(0)
+    torch.save({"state_dict": MODELS["lenet5"]().state_dict()}, base)
+    fit = ("fit", "--model", "lenet5", "--data", "digits", "--d", 20, "--epochs", 1, "--threads", 1)
+    done = cli(*fit, "--base", base, "--act-on", "norms,heads", "--new", "*.bias", "-o", tmp_path / "run")
+    assert done.exit_code == 0, done.stderr
+    out = tmp_path / "net.safetensors"
+    assert cli("pack", tmp_path / "run", "-o", out).exit_code == 0
+    assert cli("unpack", out, "-o", tmp_path / "dense.safetensors", "--base", base).exit_code == 0
+    assert json.loads(cli("verify", out, "--base", base, "--json").output)["ok"]
+    assert cli("verify", out).exit_code == 1
+    base.rename(tmp_path / "moved.pt")
+    assert cli("report", tmp_path / "run").exit_code == 0  # without the base
+    (tmp_path / "moved.pt").rename(base)
+    assert cli(*fit, "--act-on", "norms", "-o", tmp_path / "r").exit_code == 1
+    assert run.load(tmp_path / "run").base is not None  # where it was trained on is remembered
+
+
+# --- whether a network looks trained ---
+
+
+@pytest.mark.parametrize("kind", networks.CASES)
+def test_no_fresh_network_looks_trained(kind):
+    assert not any(looks_trained(net(kind, seed)) for seed in range(5))
+
+
+def test_trained_networks_get_a_warning(trained, tmp_path):
+    module, notes = net(), Notes()
+    module.load_state_dict(trained)
+    assert looks_trained(module)
+    subcompress.fit(module, networks.blobs(), tmp_path / "a", **FIT | {"epochs": 1}, listener=notes)
+    assert any("looks trained" in n and "--base" in n for n in notes.notes)
+    for i, options in enumerate(({"base": module}, {})):
+        notes = Notes()
+        args = (module if options else net(), networks.blobs(), tmp_path / f"b{i}")
+        subcompress.fit(*args, **FIT | {"epochs": 1}, **options, listener=notes)
+        assert not any("looks trained" in n for n in notes.notes)
+
+
+def test_a_trained_transformer_looks_trained():
+    """Its layer norms have moved."""
+    module, data = net("transformer"), networks.tokens()
+    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    for _ in range(10):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
+        optimiser.step()
+    assert looks_trained(module)
+
+
+# --- many files on one module ---
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory) -> dict[str, Path]:
+    """Of the base's head moved, kept, new and of another size; of random coordinates."""
+    folder, found = tmp_path_factory.mktemp("variants"), {}
+    for i, (name, act_on, outputs) in enumerate(
+        [("norms", "norms", 4), ("heads", "heads", 4), ("six", "biases", 6), ("nine", "norms", 9), ("all", "all", 4)]
+    ):
+        module = net(seed=i)
+        if outputs != 4:
+            module[8] = nn.Linear(72, outputs)
+        sub = subcompress.Subspace.of(module, 20, base=trained, act_on=act_on, seed=i)
+        with torch.no_grad():
+            sub.z.normal_(generator=torch.Generator().manual_seed(i))
+        sub.round(4)
+        subcompress.pack(sub, folder / name)
+        found[name] = folder / name
+    return found
+
+
+def sized(outputs: int) -> nn.Module:
+    module = net(seed=11)
+    module[8] = nn.Linear(72, outputs)
+    return module
+
+
+def loaded(path: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    outputs = {"six": 6, "nine": 9}.get(path.name, 4)
+    return subcompress.load(path, sized(outputs), base=base).state_dict()
+
+
+@pytest.mark.parametrize("kind", ["mapping", "the module itself", "another head"])
+def test_switching_gives_what_loading_gives_in_any_order(trained, files, kind):
+    module = sized(6 if kind == "another head" else 4)
+    if kind == "the module itself":
+        module.load_state_dict(trained)
+    variants = Variants(module, module if kind == "the module itself" else trained)
+    truth = {name: loaded(path, trained) for name, path in files.items()}
+    for name, path in files.items():
+        variants.add(name, path)
+    assert list(variants) == list(files)
+    assert all(isinstance(data, bytes) and len(data) < 500 for data in variants.values())
+    order = [a for one in files for other in files for a in (one, other)]
+    for name in order:
+        found = variants.use(name).state_dict()
+        assert variants.use(name) is module
+        assert all(same(found[n], t) for n, t in truth[name].items()), name
+        assert not module.training
+    x = networks.blobs().test.x
+    assert variants.use("nine")(x).shape == (32, 9)
+    assert variants.use("six")(x).shape == (32, 6)
+    again = Base(trained, "x").digest
+    assert again == variants.base.digest
+
+
+def test_variants_refuse_what_is_not_theirs(trained, files, tmp_path):
+    variants = Variants(net(), trained)
+    other = Base({n: t + 1 if t.is_floating_point() else t for n, t in trained.items()}, "other")
+    sub = subcompress.Subspace.of(net(), 20, base=other)
+    with torch.no_grad():
+        sub.z.normal_()
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "other")
+    line = refusal(variants.add, "other", tmp_path / "other")
+    assert other.digest.hex() in line
+    assert variants.base.digest.hex() in line
+    sub = subcompress.Subspace.of(net(), 20)
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "alone")
+    assert "stands on none" in refusal(variants.add, "alone", tmp_path / "alone")
+    assert "none yet" in refusal(variants.use, "norms")
+    (tmp_path / "damaged").write_bytes(files["norms"].read_bytes()[:-1])
+    refusal(variants.add, "damaged", tmp_path / "damaged")
+    assert not variants
+    stranger = Variants(net("mlp"), trained)
+    stranger.add("norms", files["norms"])
+    before = {n: t.clone() for n, t in stranger.module.state_dict().items()}
+    assert "which the module lacks" in refusal(stranger.use, "norms")
+    assert all(same(t, before[n]) for n, t in stranger.module.state_dict().items())
+
+
+def test_a_switch_that_fails_half_way_is_made_good(trained, files, monkeypatch):
+    variants = Variants(net(), trained)
+    for name in ("norms", "all", "heads"):
+        variants.add(name, files[name])
+    variants.use("norms")
+
+    def dies(record, state):
+        expand_acting(record, state)
+        raise KeyboardInterrupt
+
+    from subcompress.rebuild.expand import expand_acting
+
+    with monkeypatch.context() as m:
+        m.setattr("subcompress.api.variants.expand_acting", dies)
+        with pytest.raises(KeyboardInterrupt):
+            variants.use("all")
+    assert variants.name is None
+    truth = loaded(files["heads"], trained)
+    assert all(same(t, truth[n]) for n, t in variants.use("heads").state_dict().items())
+    variants.add("heads", files["norms"])
+    truth = loaded(files["norms"], trained)
+    assert all(same(t, truth[n]) for n, t in variants.use("heads").state_dict().items())
+
+
+def test_idle_variants_hold_no_tensors(trained, files):
+    import gc
+
+    variants = Variants(net(), trained)
+
+    def held() -> int:
+        gc.collect()
+        return sum(1 for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter))
+
+    before = held()
+    for i in range(50):
+        variants.add(f"v{i}", files["all"])
+    assert held() == before
+
+
+def test_tied_variants(tmp_path):
+    base = {n: t.clone() for n, t in net("transformer").state_dict().items() if n != "decoder.weight"}
+    variants, truth = Variants(net("transformer", 8), base), {}
+    for i, act_on in enumerate(["embeddings", "norms", "all", "biases"]):
+        sub = subcompress.Subspace.of(net("transformer", 5), 20, base=base, act_on=act_on, seed=i)
+        with torch.no_grad():
+            sub.z.normal_(generator=torch.Generator().manual_seed(i))
+        sub.round(4)
+        subcompress.pack(sub, tmp_path / act_on)
+        variants.add(act_on, tmp_path / act_on)
+        truth[act_on] = subcompress.load(tmp_path / act_on, net("transformer", 9), base=base).state_dict()
+    for name in [*truth, *reversed(truth), "embeddings", "biases"]:
+        module = variants.use(name)
+        assert module.decoder.weight is module.embed.weight
+        assert all(same(t, truth[name][n]) for n, t in module.state_dict().items()), name
+
+
+def test_a_base_of_other_dtype_is_as_good(trained, tmp_path):
+    half = {n: t.half() if t.is_floating_point() else t for n, t in trained.items()}
+    subcompress.fit(net(), networks.blobs(), tmp_path / "run", base=half, **FIT)
+    state = subcompress.load(tmp_path / "run" / run.RECORD, net(seed=2), base=half).state_dict()
+    assert same(state["0.weight"], half["0.weight"].float())
+    assert open_base(half).digest == run.load(tmp_path / "run", half).base.base.digest
+
+
+def test_a_base_is_not_what_changes_under_a_fit(trained, tmp_path):
+    """Tensors at hand are copied; a file that is written over in place is noticed before a file is made on it."""
+    module = net(seed=5)
+    module.load_state_dict(trained)
+    sub = subcompress.Subspace.of(module, 30, base=module)
+    with torch.no_grad():
+        module[-1].bias.add_(1.0)
+        sub.z.normal_()
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "net.safetensors")
+    assert subcompress.verify(tmp_path / "net.safetensors", base=trained).ok
+
+    path = tmp_path / "base.safetensors"
+    safetensors.torch.save_file(trained, path)
+    sub = subcompress.Subspace.of(net(seed=5), 30, base=path)
+    sub.round(4)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    with path.open("r+b") as f:
+        f.write(data)
+    assert "has changed" in refusal(sub.record)
+
+
+def test_a_base_without_the_statistics_of_a_norm_is_refused(trained):
+    name = next(n for n in trained if n.endswith("running_var"))
+    without = {n: t for n, t in trained.items() if n != name}
+    assert f"lacks it: {name}" in refusal(stand_on, Base(without, "b"), net())
+    reshaped = trained | {name: torch.ones(1 + len(trained[name]))}
+    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(stand_on, Base(reshaped, "b"), net())
+    assert name not in stand_on(Base(without, "b"), net(), new=(name,))
+
+
+def test_most_of_a_network_is_no_head():
+    deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+    held = deep.state_dict()
+    first = Base({n: t for n, t in held.items() if n.startswith(("0.", "1."))}, "b")
+    assert "lacks it: 2.weight" in refusal(stand_on, first, deep)
+    assert "5.weight" not in stand_on(Base({n: t for n, t in held.items() if n < "3"}, "b"), deep)
+    assert "2.weight" not in stand_on(first, deep, new=("[2345].*",))
+
+
+def test_a_base_in_a_folder_is_never_written_over(small, trained, tmp_path):
+    folder, linked = tmp_path / "base", tmp_path / "link.safetensors"
+    folder.mkdir()
+    safetensors.torch.save_file(trained, folder / "model.safetensors")
+    linked.symlink_to(folder / "model.safetensors")
+    before = (folder / "model.safetensors").read_bytes()
+    for output in (folder / "model.safetensors", linked):
+        assert "is its base (model.safetensors)" in refusal(subcompress.unpack, small, output, base=folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_steps_in_bfloat16_see_the_weights_as_they_are(digits):
+    """Inside another autocast, as `fit` has one: with a cache, every step would use the first step's weights."""
+    data, recipe = digits, Recipe(3, 2e-3, 32, precision="bf16")
+    torch.manual_seed(0)
+    direct = Direct(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)))
+    with torch.autocast("cpu", enabled=False):
+        assert train(direct, data, Task.of(), recipe).value > 0.75
