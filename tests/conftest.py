@@ -9,7 +9,8 @@ from pathlib import Path
 import networks
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from trained import net
 
 import subcompress
 from subcompress_models import MODELS
@@ -56,3 +57,15 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[su
         return held[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tensor]:
+    """A batch norm network after 40 steps: the base of these tests."""
+    module, data = net(), networks.blobs()
+    optimiser = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
+        optimiser.step()
+    return {n: t.detach().clone() for n, t in module.state_dict().items()}

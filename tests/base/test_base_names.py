@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import oracle_lists
 import pytest
 import safetensors.torch
 import torch
@@ -200,7 +201,7 @@ def test_changes_are_what_their_text_says(renames, rows, names):
     assert all(found.values())
     held = {name: ("U8", (), bytes([i])) for i, name in enumerate(sorted(names))}
     arrays = {name: np.array(i, np.uint8) for i, name in enumerate(sorted(names))}
-    assert oracle.changed(f"a#b#{changes}", held) == {
+    assert oracle_lists.changed(f"a#b#{changes}", held) == {
         name: ("U8", (), x.tobytes()) for name, x in changes.applied(arrays).items()
     }
 
@@ -214,14 +215,14 @@ def test_rows_are_what_the_text_of_the_format_says(dtype):
     for rows in (0, 4, 9):
         changes = Changes((("b", "z"),), tuple((i, rows) for i in range(len(base))))
         expected = {name: (x.shape, x.tobytes()) for name, x in changes.applied(arrays).items()}
-        found = oracle.changed(f"x#{changes}", of_bytes(base))
+        found = oracle_lists.changed(f"x#{changes}", of_bytes(base))
         assert {name: (shape, raw) for name, (_, shape, raw) in found.items()} == expected
 
 
 def test_a_name_with_the_mark_in_it_is_a_name():
     for name in ("a#b", "a#", "#1:2", "hub:o/n#x", "a#1:", "a#b,1:2"):
         assert split(name) == (name, Changes())
-        assert oracle.changed(name, {"b": ("U8", (1,), b"0")}) == {"b": ("U8", (1,), b"0")}
+        assert oracle_lists.changed(name, {"b": ("U8", (1,), b"0")}) == {"b": ("U8", (1,), b"0")}
 
 
 # --- several files ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from dataclasses import replace
 
@@ -11,12 +10,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from forging import BASES, FILES, body_of, forged, number, refused, resealed, shell
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from places import GOLDEN
 from records import (
     TABLES,
-    golden_bases,
     lenet_record,
     mixed_record,
     of_bytes,
@@ -29,35 +27,11 @@ from subcompress import SubcompressError, format
 from subcompress.format import container, payload
 from subcompress.format.facts import Facts
 from subcompress.format.record import Coded, Group, Record, Same, bfloat16
-from subcompress.format.wire import Reader, Writer
+from subcompress.format.wire import Reader
 from subcompress.operators import EXACT, HadamardBlocks
 from subcompress.rebuild.backends import available
 from subcompress.rebuild.expand import expand, expand_checked
 from subcompress.tensors.layout import Layout, TensorSpec
-
-BASES = golden_bases()
-FILES = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.safetensors"))}
-
-
-def resealed(body: bytes) -> bytes:
-    """A file around a payload whose checksum is put right: a forgery, not damage."""
-    return container.wrap(body + zlib.crc32(body).to_bytes(4, "little"))
-
-
-def body_of(data: bytes) -> bytes:
-    return container.unwrap(data)[:-4]
-
-
-def refused(data: bytes) -> str:
-    with pytest.raises(SubcompressError):
-        format.parse(data)  # `info` refuses what `unpack` does
-    with pytest.raises(SubcompressError) as error:
-        format.from_bytes(data)
-    line = str(error.value)
-    assert "\n" not in line
-    assert len(line) < 300
-    return line
-
 
 # --- round trips and the second decoder ---
 
@@ -248,8 +222,14 @@ def fuzzed(check, examples):
 
 
 test_mutated_files_are_refused = fuzzed(check_mutated, 400)
+
+
 test_forged_payloads_are_refused_by_both_decoders_or_by_neither = fuzzed(check_forged, 500)
+
+
 test_many_mutated_files_are_refused = pytest.mark.slow(fuzzed(check_mutated, 10_000))
+
+
 test_many_forged_payloads_are_refused = pytest.mark.slow(fuzzed(check_forged, 10_000))
 
 
@@ -281,10 +261,6 @@ def test_other_files_are_named(data, words):
     assert words in refused(data)
 
 
-def shell(text: str, n: int = 10) -> bytes:
-    return len(text.encode()).to_bytes(8, "little") + text.encode() + bytes(n)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -303,151 +279,6 @@ def shell(text: str, n: int = 10) -> bytes:
 )
 def test_other_shells_are_refused(text, words):
     assert words in refused(shell(text))
-
-
-# --- forgeries, one rule at a time ---
-
-
-def forged(**changes: object) -> bytes:
-    """The payload of a small record, with parts replaced by raw bytes."""
-    parts: dict[str, bytes] = {
-        "magic": b"SC",
-        "version": b"\1",
-        "generator": b"\1",
-        "seed": b"\0",
-        "layout": b"\2",
-        "groups": b"\1\1" + bytes([10, 8, 0, 0]) + b"\4",
-        "entries": b"\0",
-        "scales": b"\1\0" + b"\x80\x3b",
-        "facts": b"\0",
-        "accuracy": b"\0",
-        "digest": bytes(16),
-        "coordinates": b"",
-    }
-    parts.update(changes)  # type: ignore[arg-type]
-    return resealed(b"".join(parts.values()))
-
-
-def number(value: int) -> bytes:
-    w = Writer()
-    w.varint(value)
-    return bytes(w.data)
-
-
-def layout_of(*tensors: tuple[str, int, list[int]]) -> bytes:
-    """An embedded layout, written by hand."""
-    body, w = Writer(), Writer()
-    body.varint(len(tensors))
-    for name, dtype, shape in tensors:
-        for value in (0, len(name.encode())):
-            body.varint(value)
-        body.raw(name.encode())
-        for value in (dtype, len(shape), *shape):
-            body.varint(value)
-    w.varint(0)
-    w.deflated(bytes(body.data))
-    return bytes(w.data)
-
-
-def test_the_hand_made_payload_is_sound():
-    assert format.from_bytes(forged())[0].d == 10
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"magic": b"SD"}, "begins with SC"),
-        ({"version": b"\2"}, "the file has 2: upgrade"),
-        ({"generator": b"\2"}, "generator 2 is unknown"),
-        ({"seed": b"\xff" * 9 + b"\x7f"}, "the seed"),
-        ({"seed": b"\x80\0"}, "shortest form"),
-        ({"layout": b"\x63"}, "layout 99 is unknown"),
-        ({"groups": b"\1\x09" + bytes([10, 8, 0, 0]) + b"\4"}, "operator 9 is unknown"),
-        ({"groups": b"\1\1" + bytes([10, 8, 0, 0]) + b"\1"}, "2 to 12 bits"),
-        ({"groups": b"\1\1" + bytes([10, 8, 0, 0]) + b"\x0d"}, "at most 12"),
-        ({"groups": b"\1\1" + bytes([10, 21, 0, 0]) + b"\4"}, "log2_m is at most 20"),
-        ({"groups": b"\1\1" + number(44_427) + bytes([8, 0, 0]) + b"\4"}, "take 1 to 44426 coordinates"),
-        ({"groups": b"\1\1" + bytes([0, 8, 0, 0]) + b"\4"}, "take 1 to 44426 coordinates"),
-        ({"groups": b"\1\1" + number(1 << 23) + bytes([8, 0, 0]) + b"\4"}, "at most 4194304"),
-        ({"groups": b"\0"}, "need a group"),
-        ({"groups": b"\1\1" + bytes([10, 8, 200]) + b"\1" + number(400) + b"\4"}, "stay below 65536"),
-        ({"scales": b"\1\0\x80\x7f"}, "in the tensors part|a scale is"),
-        ({"scales": b"\1\0\xc0\x7f"}, "cannot be coded at scale nan"),
-        ({"scales": b"\1\0\x80\xbb"}, "cannot be coded at scale"),
-        ({"scales": b"\1\0\x80\x20"}, "cannot be coded at scale"),
-        ({"scales": b"\1\0\x80\x53"}, "cannot be coded at scale 1099511627776"),
-        ({"scales": b"\1\0\x80\x0d"}, "cannot be coded at scale 7.888"),
-        ({"scales": b"\0\0"}, "brings a scale"),
-        ({"scales": b"\1\x80\x80\x3b"}, "no bit stands for none"),
-        ({"facts": b"\x63"}, "facts 99 are unknown"),
-        ({"accuracy": number(10_002)}, "the accuracy is at most 10001"),
-        ({"coordinates": b"\xff" * 30}, "range coder"),
-        ({"coordinates": b"\1" * 30}, "more than d coordinates"),
-        ({"layout": layout_of(("w", 0, [2**18, 2**18]))}, "at most 68719476736 bytes"),
-        ({"layout": layout_of(("w", 0, [10**12]))}, "at most 68719476736"),
-        ({"layout": layout_of(("w", 0, [2**35, 2**35]))}, "at most 68719476736"),
-        ({"layout": layout_of(("w", 0, [3]), ("w", 0, [3]))}, "names each tensor once"),
-        ({"layout": layout_of(("a\nb", 0, [300]))}, "control characters"),
-        ({"layout": layout_of(("w", 4, [300]))}, "cannot be coded"),
-        ({"layout": layout_of(("__metadata__", 0, [300]))}, "is not __metadata__"),
-        ({"layout": layout_of(("w", 0, [2**36, 2**36, 0]))}, "at most 68719476736"),
-        ({"layout": layout_of(("w", 11, [300]))}, "a dtype is at most 10"),
-    ],
-)
-def test_forgeries_are_refused(changes, words):
-    assert re.search(words, refused(forged(**changes)))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"labels":["a"],"labels":["b"]}',
-        '{"mean":[NaN]}',
-        '{"mean":[1e999]}',
-        '{"mean":[1]}',
-        '{"std":[0.0]}',
-        '{"input_shape":[-1]}',
-        '{"input_shape":[true]}',
-        '{"input_shape":[1000000000000000]}',
-        '{"input_shape":[67108865]}',
-        '{"input_shape":[67108864,67108864,0]}',
-        '{"code":["x"]}',
-        '{"labels":["\\ud800"]}',
-        "[]",
-        "7",
-        '{"input_dtype":"F33"}',
-        "[" * 100_000,
-        '{"inputs":{}}',
-        '{"inputs":[["x","F32"]]}',
-        '{"inputs":[["x","F33",[1]]]}',
-        '{"inputs":[[1,"F32",[1]]]}',
-        '{"inputs":[["x","F32",[1.5]]]}',
-        '{"inputs":[["x","F32",[-1]]]}',
-        '{"inputs":[["x",["F32"],[1]]]}',
-        '{"inputs":[["\\ud800","F32",[1]]]}',
-        '{"inputs":[["x","F32",[67108864,2]]]}',
-        '{"inputs":[["x","F32",[1]],["y","F32",[1]],["x","F32",[1]]]}',
-        '{"input_dtype":""}',
-        '{"input_dtype":0}',
-        '{"input_dtype":false}',
-        '{"input_dtype":null}',
-        '{"input_dtype":[]}',
-        '\ufeff{"mean":[0.5]}',
-    ],
-)
-def test_facts_are_checked(text):
-    w = Writer()
-    w.varint(1)
-    w.deflated(text.encode())
-    assert "facts are a JSON object" in refused(forged(facts=bytes(w.data)))
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig", "latin-1"])
-def test_facts_are_utf8(encoding):
-    w = Writer()
-    w.varint(1)
-    w.deflated('{"labels":["ü"]}'.encode(encoding))
-    assert "facts are a JSON object" in refused(forged(facts=bytes(w.data)))
 
 
 def test_stored_bytes_are_counted_before_anything_is_rebuilt():

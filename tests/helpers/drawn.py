@@ -20,9 +20,6 @@ SPECIAL = [-0.0, 1e-40, -1e-44, 2.0**-126, -(2.0**-126), 5e-324, 6e-8, 1e-7, -0.
 """Zero and subnormal values of every dtype, what cancels, and the largest F16."""
 
 
-# --- any record: round trip, second decoder, backends, streams, modules ---
-
-
 def _values(rng: np.random.Generator, spec: TensorSpec, finite: bool, scale: float) -> Tensor:
     """Of a base's tensor: normal values, multiples of a scale that may cancel, and special ones."""
     n = spec.reals

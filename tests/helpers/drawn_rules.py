@@ -32,9 +32,6 @@ ODD = [0.0, -0.0, 1e-40, -1e-44, 2.0**-126, -(2.0**-126), 6e-8, -0.25, 65504.0, 
 """Values of tables: zeros, subnormal ones, what cancels, and large ones."""
 
 
-# --- any record ---
-
-
 class Making:
     """Random entries for tensors, from a generator."""
 
