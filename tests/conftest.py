@@ -10,12 +10,30 @@ import networks
 import pytest
 import torch
 from torch import Tensor, nn
+from traces import remembered
 from trained import net
 
 import subcompress
+from subcompress.onnx import tracing
 from subcompress_models import MODELS
 
 os.environ.setdefault("SUBCOMPRESS_DEVICE", "cpu")  # on a GPU too, sums have one order and files the same bytes
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this run share, and no other run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(shared: Path) -> None:
+    """What was traced is not traced again."""
+    (folder := shared / "traces").mkdir(exist_ok=True)
+    tracing._trace = remembered(folder, tracing._trace)
 
 
 @pytest.fixture(scope="session")

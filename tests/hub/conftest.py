@@ -11,7 +11,7 @@ from hub_client import Client
 from stand_in_hub import StandInHub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub(tmp_path_factory):
     """One Hub for all tests, each of which takes a repository of its own."""
     hub = StandInHub(tmp_path_factory.mktemp("xet"))
@@ -19,7 +19,7 @@ def hub(tmp_path_factory):
     hub.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def process(hub, tmp_path_factory):
     client = Client(hub.url, tmp_path_factory.mktemp("home"))
     yield client
@@ -44,7 +44,7 @@ def name(request):
 # Bases that lie on the Hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Two states of a base's weights, as files, and the code of a network on it, with a head of its own."""
     folder = tmp_path_factory.mktemp("bases")
