@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import networks
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from traces import remembered
 from trained import net
 
 import subcompress
+from subcompress.data import Split
 from subcompress.onnx import tracing
 from subcompress_models import MODELS
 
@@ -27,6 +30,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     folder = (own if worker_id == "master" else own.parent) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: subcompress.Data) -> subcompress.Data:
+    """A third of it."""
+    parts = [Split(split.x[::3], split.y[::3]) for split in (digits.train, digits.validation, digits.test)]
+    return subcompress.Data(*parts, digits.facts)
+
+
+@pytest.fixture(scope="session")
+def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """(name, make) -> a folder that the first process of this run to ask for it has made, and that all read."""
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name.replace(" ", "-")
+        with FileLock(f"{folder}.lock"):
+            if not folder.with_suffix(".made").exists():
+                folder.mkdir()
+                make(folder)
+                folder.with_suffix(".made").touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,36 +69,41 @@ def digits() -> subcompress.Data:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, digits: subcompress.Data) -> Path:
-    """A finished run of LeNet on the digits."""
-    folder = tmp_path_factory.mktemp("fits") / "run"
-    subcompress.fit(MODELS["lenet"](), digits, folder, d=200, epochs=12, batch_size=32, threads=1)
-    return folder
+def small_run(once: Callable[[str, Callable[[Path], object]], Path], digits: subcompress.Data) -> Path:
+    """A finished run of LeNet on the digits, with its file beside it."""
+
+    def make(folder: Path) -> None:
+        subcompress.fit(MODELS["lenet"](), digits, folder / "run", d=200, epochs=6, batch_size=32, threads=1)
+        subcompress.pack(folder / "run", folder / "net.safetensors")
+
+    return once("lenet", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def small_file(small_run: Path) -> Path:
     """The file of that run."""
-    path = small_run.parent / "net.safetensors"
-    subcompress.pack(small_run, path)
-    return path
+    return small_run.parent / "net.safetensors"
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
-    """Name of a network -> (fit, file, module), each fitted once."""
-    held: dict[str, tuple[subcompress.Fit, Path, nn.Module]] = {}
+def fitted(
+    once: Callable[[str, Callable[[Path], object]], Path],
+) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
+    """Name of a network -> (fit, file, module as it was before), each fitted once."""
 
     def get(name: str) -> tuple[subcompress.Fit, Path, nn.Module]:
-        if name not in held:
-            case, folder = networks.CASES[name], tmp_path_factory.mktemp("fit")
-            torch.manual_seed(3)
-            module = case.make()
-            options = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1, **case.options}
+        case = networks.CASES[name]
+        torch.manual_seed(3)
+        module = case.make()
+
+        def make(folder: Path) -> None:
+            options = {"d": 100, "epochs": 8, "batch_size": 32, "threads": 1, **case.options}
             found = subcompress.fit(module, case.data(), folder / "run", **options)
+            (folder / "fit").write_bytes(pickle.dumps(found))
             subcompress.pack(folder / "run", folder / "net.safetensors")
-            held[name] = found, folder / "net.safetensors", module
-        return held[name]
+
+        folder = once(name, make)
+        return pickle.loads((folder / "fit").read_bytes()), folder / "net.safetensors", module
 
     return get
 

@@ -31,7 +31,7 @@ from subcompress.tensors.rounding import rounded
 BASES = golden_bases()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(based_records())
 def test_both_decoders_and_everything_that_rebuilds_agree(tmp_path_factory, record):
     data = format.to_bytes(record)

@@ -34,7 +34,7 @@ transformers = pytest.importorskip("transformers")
 def packed(tiny, tmp_path_factory) -> Path:
     """The file of a fit of it on the command line."""
     folder = tmp_path_factory.mktemp("fitted")
-    options = ["--d", 300, "--lr", 0.01, "--epochs", 12, "--batch-size", 16, "--threads", 1, "-o", folder / "run"]
+    options = ["--d", 300, "--lr", 0.01, "--epochs", 6, "--batch-size", 16, "--threads", 1, "-o", folder / "run"]
     result = cli("fit", "--model", f"hf:{tiny[0]}", "--data", tiny[1], *options, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["test_accuracy"] > 0.8

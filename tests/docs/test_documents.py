@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import runpy
@@ -14,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 import yaml
@@ -34,14 +32,10 @@ from documents import (
 )
 from places import ROOT
 from serving import serving, traced_here
-from torch import nn
 
 from subcompress import Data
 from subcompress.data import DATA, Split, digits, mnist
-from subcompress.format.facts import Facts
-from subcompress.onnx import tracing
 from subcompress.subspace import moves
-from subcompress.tensors.layout import raw_bytes
 from subcompress_cli import main
 from subcompress_models import MODELS
 
@@ -52,29 +46,14 @@ REQUESTS = ("curl ", "python3 ")
 """What follows `subcompress serve`, from another terminal."""
 
 
-TRACED: dict[tuple[str, Facts], bytes] = {}
-"""Graphs by what they were traced from."""
-
-
 @pytest.fixture
 def cheap(monkeypatch):
-    """A sixth of the digits, a measurement of few steps before each fit, and one trace of each network with the same
-    weights and facts, which would come out the same again."""
+    """A sixth of the digits, and a measurement of few steps before each fit."""
     whole = digits.load()
     parts = [Split(split.x[::6], split.y[::6]) for split in (whole.train, whole.validation, whole.test)]
     monkeypatch.setitem(DATA, "digits", lambda folder=None: Data(*parts, whole.facts))
     monkeypatch.setattr(moves, "STEPS", 4)
     monkeypatch.setattr(moves, "LEAST", 4)
-    trace = tracing._trace
-
-    def once(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-        weights = b"".join(name.encode() + raw_bytes(t) for name, t in module.state_dict().items())
-        key = f"{module}{hashlib.sha256(weights).hexdigest()}", facts
-        if key not in TRACED:
-            TRACED[key] = trace(module, facts).SerializeToString()
-        return onnx.load_from_string(TRACED[key])
-
-    monkeypatch.setattr(tracing, "_trace", once)
 
 
 @pytest.fixture

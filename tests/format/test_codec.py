@@ -100,7 +100,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("n", [300, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("n", [300, 1_000, 10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", SOURCES)
 def test_within_three_percent_and_eight_bytes_of_the_entropy(source, n):
     bits, draw = SOURCES[source]

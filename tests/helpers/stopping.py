@@ -12,7 +12,7 @@ import subcompress
 from subcompress import Listener
 from subcompress.training import run
 
-FIT = {"d": 60, "epochs": 6, "batch_size": 32, "threads": 1}
+FIT = {"d": 60, "epochs": 4, "batch_size": 32, "threads": 1}
 
 
 class Stopping(Listener):

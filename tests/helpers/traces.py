@@ -1,4 +1,4 @@
-"""Traces of networks that were traced before: torch takes a second for each, and tests trace the same few over and over."""
+"""Traces that were made before: torch takes a second for each, and tests trace the same few networks over and over."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from subcompress.format.facts import Facts
 from subcompress.tensors.layout import raw_bytes
 
-LASTING = ("builtins", "collections", "torch", "networks", "subcompress_models", "subcompress", "numpy")
+LASTING = ("builtins", "collections", "torch", "networks", "oddities", "subcompress_models", "subcompress", "numpy")
 """Modules whose classes are the same in every process of a run."""
 
 
 class _Key(pickle.Pickler):
-    """Writes what a trace depends on: a module with all that it holds, tensors by their values and by who shares them."""
+    """Writes what a trace depends on: a module with all that it holds, tensors by values and by who shares them."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -35,9 +35,14 @@ class _Key(pickle.Pickler):
             place = self.places.setdefault(held.data_ptr(), len(self.places))
             layout = (type(held).__name__, str(held.dtype), tuple(held.shape), held.stride(), held.requires_grad)
             return tuple, ([*layout, place, values],)
-        if isinstance(held, type | FunctionType) and held.__module__.partition(".")[0] not in LASTING:
+        if not isinstance(held, type | FunctionType):
+            return NotImplemented
+        if held.__module__.partition(".")[0] not in LASTING or getattr(held, "__closure__", None):
             raise pickle.PicklingError(held)
-        return NotImplemented
+        if isinstance(held, type):
+            return NotImplemented
+        code = held.__code__
+        return tuple, ([held.__qualname__, code.co_code, code.co_names, repr(code.co_consts)],)
 
 
 def key_of(module: nn.Module, facts: Facts) -> str:

@@ -68,7 +68,7 @@ def records(draw):
     return Record(seed, layout, (Group(op, bits, z.astype(np.int32)),), (Coded(1.5 * 2.0**-9),))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(records(), st.sampled_from(LEVELS), st.booleans())
 def test_any_group_unfolds_to_what_expand_gives(record, level, large):
     with pytest.MonkeyPatch.context() as patch:
@@ -145,7 +145,7 @@ def unfolding_file(small_file, tmp_path_factory):
     return subcompress.unpack(small_file, path, MODELS["lenet"](), self_unfolding=True)
 
 
-@pytest.mark.parametrize(("d", "zipped"), [(290, 2_000), (2000, 2_200)])
+@pytest.mark.parametrize(("d", "zipped"), [(290, 2_000), pytest.param(2000, 2_200, marks=pytest.mark.slow)])
 def test_it_is_small(d, zipped, tmp_path):
     """Whole files on disk beside the coordinates as the file codes them."""
     record = lenet_record(d, spread=5.0)

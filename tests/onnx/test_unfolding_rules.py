@@ -41,7 +41,7 @@ def same(record: Record, level: str = "ORT_ENABLE_ALL") -> bool:
     return True
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(LEVELS), st.booleans())
 def test_any_record_unfolds_to_what_expand_gives(seed, level, large):
     rng = np.random.default_rng(seed)

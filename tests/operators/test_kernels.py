@@ -104,14 +104,14 @@ def test_any_rows_of_any_operator(case, dtype):
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize("name", OTHERS)
 def test_threads_and_pieces_change_nothing(name, number):
-    D = 3_000_001  # more than one thread's share
+    D = 1_500_001  # more than one thread's share
     op, c = HadamardBlocks.sized(D, 900, 1), coordinates(900)
     truth = filled("numpy", op, c, [(0, D)], torch.float32, 0.5, 0.0)
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         assert same(filled(name, op, c, [(0, D)], torch.float32, 0.5, 0.0), truth)
-        cuts = [(lo, min(lo + 700_001, D)) for lo in range(0, D, 700_001)]
+        cuts = [(lo, min(lo + 350_001, D)) for lo in range(0, D, 350_001)]
         assert torch.equal(torch.cat(filled(name, op, c, cuts, torch.float32, 0.5, 0.0)), truth[0])
     finally:
         torch.set_num_threads(before)

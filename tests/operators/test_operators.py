@@ -64,7 +64,9 @@ def test_adjoint(name, D, d):
     assert op.rmatvec(g).shape == (d,)
 
 
-@pytest.mark.parametrize(("D", "d"), [(7, 3), (50, 30), (1_450, 400), (3_001, 2_000)])
+@pytest.mark.parametrize(
+    ("D", "d"), [(7, 3), (50, 30), (1_450, 400), pytest.param(3_001, 2_000, marks=pytest.mark.slow)]
+)
 def test_linear_and_equal_to_the_dense_matrix(name, D, d):
     op = OPERATORS[name].sized(D, d, 3)
     P, z = dense(op), torch.randn(d, dtype=torch.float64)
@@ -91,7 +93,7 @@ def test_row_norm(name, D, d):
     assert dense(op).square().sum(1).mean().sqrt() == pytest.approx(op.row_norm, rel=0.1)
 
 
-@pytest.mark.parametrize(("D", "d"), [(100, 40), (1_450, 400), (3_001, 2_000)])
+@pytest.mark.parametrize(("D", "d"), [(100, 40), (1_450, 400), pytest.param(3_001, 2_000, marks=pytest.mark.slow)])
 def test_full_rank_where_D_fills_a_block(name, D, d):
     P = dense(OPERATORS[name].sized(D, d, 3))
     # The distance of each column from the span of those before it; Cholesky's factor has it on its diagonal.
@@ -117,7 +119,7 @@ def test_gradients(name):
     assert torch.autograd.gradgradcheck(op, (z,))
 
 
-@pytest.mark.parametrize("d", [64, 300, 1_000])
+@pytest.mark.parametrize("d", [64, 300, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_rows_of_a_square_matrix_are_distinct_and_nearly_uncorrelated(name, d):
     op = OPERATORS[name].sized(256 * 256, d, 3)
     signs = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], d))

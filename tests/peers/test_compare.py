@@ -16,7 +16,7 @@ from torch import nn
 import subcompress
 from subcompress import Listener, SubcompressError
 from subcompress.api.compare import Comparison
-from subcompress.data import augment_of
+from subcompress.data import DATA, augment_of
 from subcompress.peers import PEERS, Bench, SkippedError
 from subcompress.peers.tiny import Convolutions, Hidden, Pooled, _width, rounded
 from subcompress.training import run
@@ -26,10 +26,18 @@ from subcompress_models import MODELS
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def digits(few_digits):
+    """What the command line knows by that name in these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATA, "digits", lambda folder=None: few_digits)
+        yield few_digits
+
+
+@pytest.fixture(scope="module")
+def fitted(digits, tmp_path_factory):
     """A run of the command line, whose names compare finds again."""
     folder = tmp_path_factory.mktemp("compare") / "run"
-    options = "--bytes 250 --epochs 3 --batch-size 32 --seeds 2 --threads 1 --augment shift"
+    options = "--bytes 250 --epochs 2 --batch-size 32 --seeds 2 --threads 1 --augment shift"
     done = cli("fit", "--model", "lenet", "--data", "digits", *options.split(), "-o", folder)
     assert done.exit_code == 0, done.output
     return folder

@@ -102,7 +102,7 @@ def test_gradients_pass_straight_through_the_rounding():
 # --- many of them compiled ---
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @torch._dynamo.config.patch(recompile_limit=4)
 def test_many_compiled_subspaces_share_few_graphs(backend):
     torch._dynamo.reset()

@@ -107,16 +107,16 @@ def test_what_a_file_has_no_room_for_is_priced():
     assert Pressure(Subspace.of(nn.Linear(9, 9), 5), 10).of(loss) is None
 
 
-def test_a_price_makes_files_smaller(digits, tmp_path):
+def test_a_price_makes_files_smaller(few_digits, tmp_path):
     sizes = []
-    for rate in (0.0, 3e-4, 1e-3):
-        found = subcompress.fit(small(), digits, tmp_path / f"{rate}", d=800, rate=rate, **OPTIONS)
+    for rate in (0.0, 1e-3):
+        found = subcompress.fit(small(), few_digits, tmp_path / f"{rate}", d=800, rate=rate, **OPTIONS)
         sizes.append(found.bytes)
         assert found.bytes == subcompress.pack(tmp_path / f"{rate}", tmp_path / "net.safetensors")
         assert subcompress.verify(tmp_path / "net.safetensors").ok
-    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > sizes[1]
     with pytest.raises(SubcompressError, match="--rate is at least 0; given -1"):
-        subcompress.fit(small(), digits, tmp_path / "bad", d=800, rate=-1.0, **OPTIONS)
+        subcompress.fit(small(), few_digits, tmp_path / "bad", d=800, rate=-1.0, **OPTIONS)
 
 
 def test_a_coordinate_a_weight(digits, tmp_path):
@@ -139,10 +139,10 @@ def test_a_coordinate_a_weight(digits, tmp_path):
 
 
 @pytest.mark.parametrize("d", [100, None])
-def test_scattered_columns_train_and_pack(digits, tmp_path, d):
+def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
     """From the fit to the file; with a coordinate a weight (None) too."""
     D = sum(p.numel() for p in small().parameters())
-    found = subcompress.fit(small, digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
+    found = subcompress.fit(small, few_digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
     assert found.validation > 0.4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
     assert {g.operator.name for g in subcompress.training.run.load(tmp_path / "run").groups} == {"scattered"}
@@ -172,17 +172,17 @@ def test_augmentations_move_what_is_there(name):
     assert {(y, x) for y, x in places} <= {(y, x) for y in range(1, 10) for x in range(1, 11)}
 
 
-def test_augmentation_is_of_the_training_alone(digits, tmp_path):
+def test_augmentation_is_of_the_training_alone(few_digits, tmp_path):
     seen = []
 
     def mine(x, generator):
         seen.append(len(x))
         return shift(x, generator)
 
-    data = replace(digits, augment=mine)
+    data = replace(few_digits, augment=mine)
     found = subcompress.fit(small(), data, tmp_path / "run", d=100, epochs=2, batch_size=32, threads=1)
-    assert seen == [32] * (2 * (len(digits.train) // 32))
-    plain = subcompress.fit(small(), digits, tmp_path / "plain", d=100, epochs=2, batch_size=32, threads=1)
+    assert seen == [32] * (2 * (len(few_digits.train) // 32))
+    plain = subcompress.fit(small(), few_digits, tmp_path / "plain", d=100, epochs=2, batch_size=32, threads=1)
     assert found.validation != plain.validation
     with pytest.raises(SubcompressError, match="--augment is one of shift, flip, flip-shift"):
         augment_of("blur")
@@ -191,7 +191,7 @@ def test_augmentation_is_of_the_training_alone(digits, tmp_path):
         raise ValueError("no")
 
     with pytest.raises(SubcompressError, match=r"an augmentation takes a batch .* broken raises ValueError: no"):
-        subcompress.fit(small(), replace(digits, augment=broken), tmp_path / "broken", d=100, **OPTIONS)
+        subcompress.fit(small(), replace(few_digits, augment=broken), tmp_path / "broken", d=100, **OPTIONS)
 
 
 def test_mirrored_images():
@@ -200,7 +200,7 @@ def test_mirrored_images():
     assert 0.45 < rising < 0.55
 
 
-@pytest.mark.parametrize("d", [40, 1500])
+@pytest.mark.parametrize("d", [40, pytest.param(1500, marks=pytest.mark.slow)])
 def test_the_eigenbasis_descends_where_directions_differ(d):
     """A quadratic bowl, long in directions that are not the axes: the same steps lead further down. And in blocks."""
     g = torch.Generator().manual_seed(0)
@@ -243,19 +243,26 @@ def test_the_eigenbasis_goes_on_as_it_would_have():
     assert torch.equal(ends[0], ends[2])
 
 
-@pytest.mark.parametrize("options", [{"optimiser": "eigen"}, {"rate": 1e-4}, {}])
-def test_a_run_that_diverges_is_tried_again_and_told(digits, tmp_path, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimiser": "eigen"},
+        pytest.param({"rate": 1e-4}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_diverges_is_tried_again_and_told(few_digits, tmp_path, options):
     with pytest.raises(SubcompressError, match="the run died twice"):
-        subcompress.fit(small(), digits, tmp_path / "run", d=200, lr=1e6, **OPTIONS, **options)
+        subcompress.fit(small(), few_digits, tmp_path / "run", d=200, lr=1e6, **OPTIONS, **options)
 
 
-def test_a_refused_command_leaves_a_finished_run_alone(digits, tmp_path):
+def test_a_refused_command_leaves_a_finished_run_alone(few_digits, tmp_path):
     net = small()
-    found = subcompress.fit(net, digits, tmp_path / "run", d=50, **OPTIONS)
+    found = subcompress.fit(net, few_digits, tmp_path / "run", d=50, **OPTIONS)
     for options in ({"within": 60}, {"min_accuracy": 0.5, "baseline": "nowhere.safetensors"}):
         with pytest.raises(SubcompressError):
-            subcompress.fit(net, digits, tmp_path / "run", **OPTIONS, **options)
-    assert subcompress.fit(net, digits, tmp_path / "run", d=50, **OPTIONS) == found
+            subcompress.fit(net, few_digits, tmp_path / "run", **OPTIONS, **options)
+    assert subcompress.fit(net, few_digits, tmp_path / "run", d=50, **OPTIONS) == found
 
 
 def test_time_that_is_up_before_anything_is_searched(digits, tmp_path):

@@ -128,7 +128,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_json_with_anything_anywhere(name, finished, tmp_path, data):
     """A value of another kind at any place, or one more or one less: refused in a line, or read by who needs it."""

@@ -47,15 +47,15 @@ def test_it_learns_and_the_file_holds_what_was_measured(small_run, small_file, d
     assert abs(subcompress.info(small_file)["test_accuracy"] - summary["test_accuracy"]) < 1e-4
 
 
-def test_the_same_seed_gives_the_same_file_twice(network, digits, tmp_path):
+def test_the_same_seed_gives_the_same_file_twice(network, few_digits, tmp_path):
     files = []
     for name in ("a", "b"):
         torch.manual_seed(len(files))  # the caller's random state plays no part
-        subcompress.fit(network, digits, tmp_path / name, seed=3, **SMALL)
+        subcompress.fit(network, few_digits, tmp_path / name, seed=3, **SMALL)
         subcompress.pack(tmp_path / name, tmp_path / f"{name}.safetensors")
         files.append((tmp_path / f"{name}.safetensors").read_bytes())
     assert files[0] == files[1]
-    subcompress.fit(network, digits, tmp_path / "c", seed=4, **SMALL)
+    subcompress.fit(network, few_digits, tmp_path / "c", seed=4, **SMALL)
     assert (tmp_path / "c" / run.RECORD).read_bytes() != files[0]
 
 
@@ -87,10 +87,10 @@ def test_a_run_of_one_step(network, digits, tmp_path):
     assert found.d == 9
 
 
-def test_many_coordinates_of_many_bits_stay_exact(digits, tmp_path):
+def test_many_coordinates_of_many_bits_stay_exact(few_digits, tmp_path):
     """Blocks hold fewer coordinates then; the sum of a block's integers is bounded."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
-    subcompress.fit(net, digits, tmp_path / "run", d=9_000, bits=8, epochs=6, batch_size=64)
+    subcompress.fit(net, few_digits, tmp_path / "run", d=9_000, bits=8, epochs=6, batch_size=64)
     group = run.load(tmp_path / "run").groups[0]
     assert group.operator.d == 9_000 > group.operator.m
     assert group.operator.peak(group.coordinates) < 1 << 16
@@ -352,9 +352,9 @@ def test_outputs_and_values_of_other_shapes_are_not_stretched(tmp_path):
         subcompress.fit(nn.Linear(3, 2), data, tmp_path / "run", d=3, loss="mse", epochs=1, batch_size=8)
 
 
-def test_python_takes_three_data_sets_and_says_what_it_does_not_take(digits, tmp_path):
+def test_python_takes_three_data_sets_and_says_what_it_does_not_take(few_digits, tmp_path):
     options = {"d": 50, "epochs": 1, "batch_size": 32, "threads": 1}
-    triple = (digits.train, digits.validation, digits.test)
+    triple = (few_digits.train, few_digits.validation, few_digits.test)
     assert subcompress.fit(MODELS["lenet"](), triple, tmp_path / "run", **options).d == 50
     assert subcompress.fit(MODELS["lenet"], triple, tmp_path / "factory", **options).d == 50
     with pytest.raises(SubcompressError, match=r"fit takes an nn.Module, or a factory of one; given str"):

@@ -129,7 +129,9 @@ def test_the_command_line_takes_names_and_objects(tmp_path):
         function_of(f"{tmp_path / 'own_metrics.py'}:one", "--metric", {})
 
 
-@pytest.mark.parametrize(("flags", "less"), [([], True), (["--minimize"], True), (["--maximize"], False)])
+@pytest.mark.parametrize(
+    ("flags", "less"), [([], True), pytest.param(["--minimize"], True, marks=pytest.mark.slow), (["--maximize"], False)]
+)
 def test_the_command_line_says_which_direction_is_better(tmp_path, monkeypatch, flags, less):
     """compare keeps to it."""
     pytest.importorskip("torchmetrics")

@@ -81,14 +81,14 @@ def searched(known: Known, **goal) -> float:
 def test_known_curves_are_searched_in_at_most_eight_trainings():
     rng = np.random.default_rng(1)
     ratios = []
-    for seed in range(200):
+    for seed in range(80):
         D = int(10 ** rng.uniform(4, 6))
         d_true = min(math.sqrt(D) * math.exp(rng.normal(0, 0.6)), D / 4)
         slope, noise = -rng.uniform(0.45, 1.0), rng.uniform(0.03, 0.12)
         known = Known(float(rng.choice([0.9, 0.97])), D, d_true, slope, noise, seed)
         ratios.append(searched(known))
         assert known.epochs <= 80
-    assert np.isnan(ratios).sum() <= 10
+    assert np.isnan(ratios).sum() <= 4
     assert 0.9 < np.nanmedian(ratios) < 1.2, np.nanmedian(ratios)
     assert np.nanquantile(ratios, 0.9) < 1.6
 
@@ -247,11 +247,11 @@ def test_a_given_baseline_is_measured(digits, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [200, 260])
-def test_the_best_within_a_number_of_bytes(digits, tmp_path, limit):
+def test_the_best_within_a_number_of_bytes(few_digits, tmp_path, limit):
     torch.manual_seed(0)
     net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)), Heard()
     options = {"within": limit, "epochs": 2, "batch_size": 32, "threads": 1, "seeds": 2}
-    found = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    found = subcompress.fit(net, few_digits, tmp_path / "run", **options, listener=heard)
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
     assert 0.95 * limit < found.bytes <= limit
     assert found.validation == max(p.value for p in found.probes if 0 < p.bytes <= limit)
@@ -259,7 +259,7 @@ def test_the_best_within_a_number_of_bytes(digits, tmp_path, limit):
     assert found.full_fits == len(found.probes) <= 4
     assert all(p.cut <= max(2, 0.01 * limit) for p in found.probes[1:])
     assert subcompress.verify(tmp_path / "net.safetensors").ok
-    assert subcompress.fit(net, digits, tmp_path / "run", **options) == found
+    assert subcompress.fit(net, few_digits, tmp_path / "run", **options) == found
 
 
 def test_running_statistics_count(tmp_path):
