@@ -1,55 +1,61 @@
-"""Runs and files that many tests share; nothing here trains for more than a few seconds."""
+"""Runs and files that many tests share; nothing here trains for more than a few seconds.
+
+The process that hands tests out to others reads this file too, and needs no torch: fixtures import what they use.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import networks
 import pytest
-import torch
 from filelock import FileLock
-from torch import Tensor, nn
-from traces import remembered
-from trained import net
 
-import subcompress
-from subcompress.data import Split
-from subcompress.onnx import tracing
-from subcompress_models import MODELS
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    import subcompress
+
+    Once = Callable[[str, Callable[[Path], object]], Path]
 
 os.environ.setdefault("SUBCOMPRESS_DEVICE", "cpu")  # on a GPU too, sums have one order and files the same bytes
 
+FIRST = ("test_compare.py", "test_networks.py", "test_texts.py", "test_documents.py", "test_serving.py")
+"""Files that take long begin first, so that no process is left with one while the others have ended."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; tests of a file stay in their order."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of this run share, and no other run."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "shared"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def few_digits(digits: subcompress.Data) -> subcompress.Data:
-    """A third of it."""
-    parts = [Split(split.x[::3], split.y[::3]) for split in (digits.train, digits.validation, digits.test)]
-    return subcompress.Data(*parts, digits.facts)
-
-
-@pytest.fixture(scope="session")
-def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+def once(shared: Path) -> Once:
     """(name, make) -> a folder that the first process of this run to ask for it has made, and that all read."""
 
     def get(name: str, make: Callable[[Path], object]) -> Path:
         folder = shared / name.replace(" ", "-")
         with FileLock(f"{folder}.lock"):
-            if not folder.with_suffix(".made").exists():
+            if not (made := folder.with_suffix(".made")).exists():
+                shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)
-                folder.with_suffix(".made").touch()
+                made.touch()
         return folder
 
     return get
@@ -58,6 +64,10 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], object]], Path]:
 @pytest.fixture(scope="session", autouse=True)
 def traces(shared: Path) -> None:
     """What was traced is not traced again."""
+    from traces import remembered
+
+    from subcompress.onnx import tracing
+
     (folder := shared / "traces").mkdir(exist_ok=True)
     tracing._trace = remembered(folder, tracing._trace)
 
@@ -65,12 +75,27 @@ def traces(shared: Path) -> None:
 @pytest.fixture(scope="session")
 def digits() -> subcompress.Data:
     """The embedded data set."""
+    import subcompress
+
     return subcompress.load_data("digits")
 
 
 @pytest.fixture(scope="session")
-def small_run(once: Callable[[str, Callable[[Path], object]], Path], digits: subcompress.Data) -> Path:
+def few_digits() -> subcompress.Data:
+    """A third of it."""
+    import subcompress
+    from subcompress.data import Split
+
+    digits = subcompress.load_data("digits")
+    parts = [Split(split.x[::3], split.y[::3]) for split in (digits.train, digits.validation, digits.test)]
+    return subcompress.Data(*parts, digits.facts)
+
+
+@pytest.fixture(scope="session")
+def small_run(once: Once, digits: subcompress.Data) -> Path:
     """A finished run of LeNet on the digits, with its file beside it."""
+    import subcompress
+    from subcompress_models import MODELS
 
     def make(folder: Path) -> None:
         subcompress.fit(MODELS["lenet"](), digits, folder / "run", d=200, epochs=6, batch_size=32, threads=1)
@@ -86,10 +111,12 @@ def small_file(small_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(
-    once: Callable[[str, Callable[[Path], object]], Path],
-) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
+def fitted(once: Once) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
     """Name of a network -> (fit, file, module as it was before), each fitted once."""
+    import networks
+    import torch
+
+    import subcompress
 
     def get(name: str) -> tuple[subcompress.Fit, Path, nn.Module]:
         case = networks.CASES[name]
@@ -111,10 +138,6 @@ def fitted(
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tensor]:
     """A batch norm network after 40 steps: the base of these tests."""
-    module, data = net(), networks.blobs()
-    optimiser = torch.optim.Adam(module.parameters(), 5e-3)
-    for _ in range(40):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
-        optimiser.step()
-    return {n: t.detach().clone() for n, t in module.state_dict().items()}
+    from trained import state
+
+    return state()

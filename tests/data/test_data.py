@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from subcompress import Data, Split, SubcompressError, load_data
 from subcompress.data import cifar10, shuffle_labels, shuffle_pixels
@@ -40,6 +39,8 @@ def folder(tmp_path):
 
 
 def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
     data, truth = load_data("digits"), load_digits()
     assert len(data.train) + len(data.validation) + len(data.test) == 1797
     assert data.test.x.shape == (360, 1, 28, 28)

@@ -51,3 +51,14 @@ def sized(outputs: int) -> nn.Module:
 def loaded(path: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs = {"six": 6, "nine": 9}.get(path.name, 4)
     return subcompress.load(path, sized(outputs), base=base).state_dict()
+
+
+def state() -> dict[str, Tensor]:
+    """Of a batch norm network after 40 steps."""
+    module, data = net(), networks.blobs()
+    optimiser = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
+        optimiser.step()
+    return {n: t.detach().clone() for n, t in module.state_dict().items()}

@@ -86,7 +86,7 @@ def test_a_search_stopped_again_and_again(tmp_path):
     fit(tmp_path / "whole", SEARCH)
     for _ in range(40):
         try:
-            fit(tmp_path / "stopped", SEARCH, Stopping(5))
+            fit(tmp_path / "stopped", SEARCH, Stopping(11))
             break
         except KeyboardInterrupt:
             continue
@@ -160,21 +160,25 @@ def test_a_search_that_went_on_under_other_limits_goes_on_again(tmp_path):
 
 
 def test_the_second_process_is_told(tmp_path):
-    told = []
+    """What a folder is held with, another process finds held, and what that holds, a fit finds."""
+    code = (
+        "import sys; from filelock import FileLock, Timeout\n"
+        "try: FileLock(sys.argv[1]).acquire(timeout=0); print('held', flush=True); sys.stdin.read()\n"
+        "except Timeout: print('taken')"
+    )
+    command, told = [sys.executable, "-c", code, str(tmp_path / "run" / run.LOCK)], []
 
     class Second(Listener):
         def epoch(self, progress):
-            code = (
-                "import sys; sys.path.insert(0, sys.argv[2]); import stopping as t; from pathlib import Path\n"
-                "try: t.fit(Path(sys.argv[1]), t.FIT)\n"
-                "except t.subcompress.SubcompressError as e: print(e)"
-            )
-            if not told:
-                command = [sys.executable, "-c", code, str(tmp_path / "run"), str(HELPERS)]
-                told.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            told.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    fit(tmp_path / "run", FIT, Second())
-    assert "another process works in" in told[0]
+    fit(tmp_path / "run", {**FIT, "epochs": 1}, Second())
+    assert told == ["taken\n"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SubcompressError, match="another process works in"):
+            fit(tmp_path / "run", {**FIT, "bits": 5})
+        other.stdin.close()
 
 
 COMMAND = """fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --min-accuracy 0.5 --epochs 12
@@ -220,10 +224,10 @@ def test_killed_at_20_random_moments(tmp_path):
     assert hits >= 10
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interruption_is_one_line(tmp_path, number, status):
+    """In the default run test_ctrl_c_ends_all_processes of tests/data/test_loaders.py interrupts a fit."""
     here = HELPERS
     command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "
     command += f"--batch-size 16 --threads 1 -o {tmp_path / 'run'}"
