@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -26,7 +26,7 @@ slow: setup
 # Golden files on 64-bit ARM, in an emulator: tests/aarch64.sh says what it downloads.
 aarch64: setup
 	sh tests/aarch64.sh .aarch64 $(abspath $(BIN)/python)
-	$(BIN)/python -m pytest -m slow tests/test_aarch64.py
+	$(BIN)/python -m pytest -m slow tests/rebuild/test_aarch64.py
 
 lint: setup
 	$(BIN)/ruff check .

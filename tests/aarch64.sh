@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up what tests/test_aarch64.py runs: a 64-bit ARM Python under QEMU, and the compiled part for it.
+# Set up what tests/rebuild/test_aarch64.py runs: a 64-bit ARM Python under QEMU, and the compiled part for it.
 #
 #     sh tests/aarch64.sh FOLDER [PYTHON]
 #
@@ -54,4 +54,4 @@ LD_LIBRARY_PATH=tools/usr/lib/x86_64-linux-gnu tools/usr/bin/aarch64-linux-gnu-g
     "$here"/subcompress/native/native.c "$here"/subcompress/native/coder.c -lgcc -o built/_native.so
 rm -rf apt-amd64 apt-arm64
 touch ready
-echo "ready: $python -m pytest -m slow tests/test_aarch64.py"
+echo "ready: $python -m pytest -m slow tests/rebuild/test_aarch64.py"

@@ -1,58 +1,143 @@
-"""Runs and files that many tests share; nothing here trains for more than a few seconds."""
+"""Runs and files that many tests share; nothing here trains for more than a few seconds.
+
+The process that hands tests out to others reads this file too, and needs no torch: fixtures import what they use.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import networks
 import pytest
-import torch
-from torch import nn
+from filelock import FileLock
 
-import subcompress
-from subcompress_models import MODELS
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    import subcompress
+
+    Once = Callable[[str, Callable[[Path], object]], Path]
 
 os.environ.setdefault("SUBCOMPRESS_DEVICE", "cpu")  # on a GPU too, sums have one order and files the same bytes
+
+FIRST = ("test_compare.py", "test_networks.py", "test_texts.py", "test_documents.py", "test_serving.py")
+"""Files that take long begin first, so that no process is left with one while the others have ended."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; tests of a file stay in their order."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share, and no other run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared: Path) -> Once:
+    """(name, make) -> a folder that the first process of this run to ask for it has made, and that all read."""
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name.replace(" ", "-")
+        with FileLock(f"{folder}.lock"):
+            if not (made := folder.with_suffix(".made")).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(shared: Path) -> None:
+    """What was traced is not traced again."""
+    from traces import remembered
+
+    from subcompress.onnx import tracing
+
+    (folder := shared / "traces").mkdir(exist_ok=True)
+    tracing._trace = remembered(folder, tracing._trace)
 
 
 @pytest.fixture(scope="session")
 def digits() -> subcompress.Data:
     """The embedded data set."""
+    import subcompress
+
     return subcompress.load_data("digits")
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, digits: subcompress.Data) -> Path:
-    """A finished run of LeNet on the digits."""
-    folder = tmp_path_factory.mktemp("fits") / "run"
-    subcompress.fit(MODELS["lenet"](), digits, folder, d=200, epochs=12, batch_size=32, threads=1)
-    return folder
+def few_digits() -> subcompress.Data:
+    """A third of it."""
+    import subcompress
+    from subcompress.data import Split
+
+    digits = subcompress.load_data("digits")
+    parts = [Split(split.x[::3], split.y[::3]) for split in (digits.train, digits.validation, digits.test)]
+    return subcompress.Data(*parts, digits.facts)
+
+
+@pytest.fixture(scope="session")
+def small_run(once: Once, digits: subcompress.Data) -> Path:
+    """A finished run of LeNet on the digits, with its file beside it."""
+    import subcompress
+    from subcompress_models import MODELS
+
+    def make(folder: Path) -> None:
+        subcompress.fit(MODELS["lenet"](), digits, folder / "run", d=200, epochs=6, batch_size=32, threads=1)
+        subcompress.pack(folder / "run", folder / "net.safetensors")
+
+    return once("lenet", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def small_file(small_run: Path) -> Path:
     """The file of that run."""
-    path = small_run.parent / "net.safetensors"
-    subcompress.pack(small_run, path)
-    return path
+    return small_run.parent / "net.safetensors"
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
-    """Name of a network -> (fit, file, module), each fitted once."""
-    held: dict[str, tuple[subcompress.Fit, Path, nn.Module]] = {}
+def fitted(once: Once) -> Callable[[str], tuple[subcompress.Fit, Path, nn.Module]]:
+    """Name of a network -> (fit, file, module as it was before), each fitted once."""
+    import networks
+    import torch
+
+    import subcompress
 
     def get(name: str) -> tuple[subcompress.Fit, Path, nn.Module]:
-        if name not in held:
-            case, folder = networks.CASES[name], tmp_path_factory.mktemp("fit")
-            torch.manual_seed(3)
-            module = case.make()
-            options = {"d": 100, "epochs": 20, "batch_size": 32, "threads": 1, **case.options}
+        case = networks.CASES[name]
+        torch.manual_seed(3)
+        module = case.make()
+
+        def make(folder: Path) -> None:
+            options = {"d": 100, "epochs": 8, "batch_size": 32, "threads": 1, **case.options}
             found = subcompress.fit(module, case.data(), folder / "run", **options)
+            (folder / "fit").write_bytes(pickle.dumps(found))
             subcompress.pack(folder / "run", folder / "net.safetensors")
-            held[name] = found, folder / "net.safetensors", module
-        return held[name]
+
+        folder = once(name, make)
+        return pickle.loads((folder / "fit").read_bytes()), folder / "net.safetensors", module
 
     return get
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tensor]:
+    """A batch norm network after 40 steps: the base of these tests."""
+    from trained import state
+
+    return state()

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
+from places import GOLDEN
 from records import (
-    GOLDEN,
     based_record,
     lenet_record,
     mixed_record,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import subcompress
 
@@ -35,7 +36,10 @@ ROOMS = (
 )
 """From the ground up. A room may import those before it in this list."""
 
-LIMITS = {"rooms": 18, "modules at the top": 10}
+LIMITS = {"rooms": 18, "modules at the top": 10, "lines of a file of tests": 400}
+
+BESIDE = {"benchmarks", "cli", "docs", "examples", "golden", "helpers", "models"}
+"""Folders of tests that are of no room: what lies beside the package, golden files, and what tests share."""
 
 
 def modules() -> dict[str, Path]:
@@ -93,3 +97,18 @@ def test_public_names_stay_what_they_are_after_any_import(name):
                 importlib.import_module(f"subcompress.{room.name}")
     assert getattr(subcompress, name) is before
     assert name not in ROOMS
+
+
+def test_tests_lie_in_the_rooms_that_they_test():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - set(ROOMS) - BESIDE == set(), "a folder of tests is a room, or is listed above"
+    at_the_top = {path.name for path in (ROOT / "tests").glob("*.py")}
+    assert at_the_top == {"conftest.py", "make_golden.py", Path(__file__).name}, "tests lie in a room's folder"
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports files of tests by name: no two are called alike"
+
+
+def test_files_of_tests_are_short():
+    most = LIMITS["lines of a file of tests"]
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not (found := [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lines.items() if n > most]), found

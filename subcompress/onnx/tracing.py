@@ -37,7 +37,7 @@ MAX_EXAMPLE = 1 << 26
 lies between inputs and outputs takes many times as much."""
 
 OLDEST_RUNTIME = "1.15"
-"""The oldest ONNX Runtime that these graphs are tested with (tests/test_runtimes.py)."""
+"""The oldest ONNX Runtime that these graphs are tested with (tests/onnx/test_runtimes.py)."""
 
 
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
