@@ -3,9 +3,11 @@ what the search ends with, and what it costs.
 
     python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--strategies 4] [--epochs 10]
         [--runs runs/search] [-o OUT]
+    python benchmarks/search.py --simulate 300 [-o OUT]
 
 Runs `fit(min_accuracy=0.9)` on one thread, once a strategy; interrupted, it goes on. Validation decides, the test split
-is read once, at the end.
+is read once, at the end. With --simulate, so many searches on known power laws with 1, 2 and 4 workers: misses, what is
+found over the smallest d that meets the target, trainings, and time in trainings.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import subcompress
+from subcompress.search.goal import MAX_FITS, SearchGoal
+from subcompress.search.simulation import laws, simulate
 from subcompress_cli.progress import listening
 from subcompress_models import MODELS
 
@@ -38,9 +44,37 @@ def row(model: str, strategy: str, found: subcompress.Fit, size: int) -> str:
     return "| " + " | ".join([*cells, f"{found.full_fits:.1f}", f"{found.seconds:.0f}", edge]) + " |"
 
 
+def simulated(n: int) -> list[str]:
+    """Markdown: a row for each number of workers."""
+    lines = [
+        f"# Searches on {n} power laws, {time.strftime('%Y-%m-%d')}\n",
+        "| workers | misses | d over the smallest, median | 90 % | full trainings, mean | time, in trainings |",
+        "|---|---|---|---|---|---|",
+    ]
+    for workers in (1, 2, 4):
+        ratios, fits, rounds = [], [], []
+        for law in laws(n):
+            goal = SearchGoal(value=law.target, max_fits=MAX_FITS + workers - 1)
+            end = simulate(law, goal, workers)
+            ratios.append(end.chosen.d / law.d_true if end.found.get("reached", True) else np.nan)
+            fits.append(end.found["full_fits"])
+            rounds.append(end.rounds)
+        cells = [
+            f"{workers}",
+            f"{100 * np.isnan(ratios).mean():.1f} %",
+            f"{np.nanmedian(ratios):.2f}",
+            f"{np.nanquantile(ratios, 0.9):.2f}",
+            f"{np.mean(fits):.1f}",
+            f"{np.mean(rounds):.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--simulate", type=int, metavar="N")
     parser.add_argument("--models", default="mlp,lenet")
     parser.add_argument("--strategies", type=int, default=len(STRATEGIES), help="so many of them, from the first on")
     parser.add_argument("--target", type=float, default=0.9)
@@ -50,6 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
+    if options.simulate:
+        lines = simulated(options.simulate)
+        print("\n".join(lines))
+        if options.output:
+            (options.output / "search-simulated.md").write_text("\n".join([*lines, ""]))
+        return
+    if options.data_dir is None:
+        parser.error("--data-dir or --simulate is needed")
     data = subcompress.load_data("mnist", options.data_dir)
     lines = [
         f"# The smallest file at {options.target:g} on MNIST validation, {options.epochs} epochs, "
