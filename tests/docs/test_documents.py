@@ -145,13 +145,14 @@ def test_every_block_is_run_or_listed():
                 assert known or line.startswith(("subcompress ", *REQUESTS)), (document, line)
     assert seen == {*NOT_RUN, *ELSEWHERE}
     run_here = {"README.md", "docs/ONNX.md", "docs/SERVING.md", "docs/TRANSFORMERS.md", "examples/web/README.md"}
-    run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md"}
+    run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md", "docs/guides/many-machines.md"}
     assert {d for d in DOCUMENTS if lines(d) or python(d)} == run_here | {"docs/HUB.md"}
 
 
 def test_the_tour_and_what_builds_on_it(place, cheap):
     commands = commands_of_the_tour(CHEAPER)
-    run([*commands, *lines("docs/SERVING.md")], cheap=True)
+    jobs = [changed(line, CHEAPER) for line in lines("docs/guides/many-machines.md")]
+    run([*commands, *jobs, *lines("docs/SERVING.md")], cheap=True)
     ask(a_server_here)
     execute(python("docs/ONNX.md"), "ONNX.md")
     made = {p.name for p in place.iterdir()} - {"mnist"}
@@ -202,8 +203,11 @@ def test_the_graph_of_the_page(tmp_path, monkeypatch):
 
 
 def test_manifests_can_be_read():
-    found = [yaml.safe_load(block.text) for document in DOCUMENTS for block in blocks(document, "yaml")]
-    assert [each["kind"] for each in found] == ["InferenceService"] * 2
+    read = [yaml.safe_load(block.text) for document in DOCUMENTS for block in blocks(document, "yaml")]
+    found = [each for each in read if each["kind"] == "InferenceService"]
+    (job,) = [each for each in read if each["kind"] == "RayJob"]
+    assert job["spec"]["entrypoint"].startswith("subcompress fit ")
+    assert len(found) == 2
     (container,) = found[1]["spec"]["predictor"]["containers"]
     command, *arguments = container["args"]
     assert main.get_command(None, command).make_context(command, arguments).params["port"] == 8080
