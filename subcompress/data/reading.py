@@ -317,6 +317,7 @@ class _Batches(Dataset[Any]):
         """Initialize a worker process, which ignores signals: the parent handles them and ends it."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `_interruptions_held_back`
         try:
             if self.split.prepare is not None:
                 self.split.prepare(number)
@@ -386,7 +387,22 @@ def _begun(todo: _Batches, workers: int) -> Iterator[Any]:
             worker_init_fn=todo.begin_worker,
             generator=torch.Generator().manual_seed(0),  # else it draws from the training's
         )
-        return iter(loader)
+        with _interruptions_held_back():
+            return iter(loader)
+
+
+@contextmanager
+def _interruptions_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended.
+
+    A process that begins inside of it waits too, until it ignores Ctrl-C: one that came while it was being forked would
+    be lost in a callback, and leave it half begun.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(iterator: Any) -> None:

@@ -115,7 +115,7 @@ def prepared(
     if base.source is not None:
         on_base = attach_base(open_base(base.source, base.name), model, tuple(base.new))
         model = on_base.loaded(copied(model, "cpu"))
-    threads = options.machine.threads or (1 if recipe.shards > 1 else None)
+    threads = 1 if options.machine.threads is None and recipe.shards > 1 else options.machine.threads
     with machine(place.name, threads, recipe.seed), naming_memory(recipe.batch_size):
         fitter = Fitter(model, data, task, settings, listener, on_base, build, place.line, shards)
         shards.meet(torch.device(place.name))

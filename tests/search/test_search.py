@@ -50,7 +50,7 @@ def test_known_curves_are_searched_in_few_trainings(workers, most):
         assert law.epochs <= 10 * most
     assert np.isnan(ratios).sum() <= 4
     assert 0.9 < np.nanmedian(ratios) < 1.2, np.nanmedian(ratios)
-    assert np.nanquantile(ratios, 0.9) < 1.6
+    assert np.nanquantile(ratios, 0.9) < (1.6 if workers < 4 else 1.8)
 
 
 def test_two_workers_take_less_time():

@@ -65,7 +65,7 @@ def ranked() -> Data:
     return data
 
 
-MIXED = f"--model {HERE}:mixed --data {HERE.parent}/networks.py:blobs --d 40 --batch-size 32"
+MIXED = f"--model {HERE}:mixed --data {Path(networks.__file__)}:blobs --d 40 --batch-size 32"
 LENET = "--model lenet --data digits --d 40 --steps 4 --batch-size 32"
 
 
