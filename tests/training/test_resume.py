@@ -162,8 +162,8 @@ def test_a_search_that_went_on_under_other_limits_goes_on_again(tmp_path):
 def test_the_second_process_is_told(tmp_path):
     """What a folder is held with, another process finds held, and what that holds, a fit finds."""
     code = (
-        "import sys; from filelock import FileLock, Timeout\n"
-        "try: FileLock(sys.argv[1]).acquire(timeout=0); print('held', flush=True); sys.stdin.read()\n"
+        "import sys; from filelock import FileLock, Timeout; lock = FileLock(sys.argv[1])\n"
+        "try: lock.acquire(timeout=0); print('held', flush=True); sys.stdin.read()\n"
         "except Timeout: print('taken')"
     )
     command, told = [sys.executable, "-c", code, str(tmp_path / "run" / run.LOCK)], []
