@@ -72,6 +72,17 @@ def traces(shared: Path) -> None:
     tracing._trace = remembered(folder, tracing._trace)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> None:
+    """A fit times two steps for its estimate, and measures in fewer how far tensors move: tests/subspace/test_moves.py
+    and tests/training/test_moves.py hold what measurements find."""
+    from subcompress.subspace import moves
+    from subcompress.training import preflight
+
+    moves.STEPS, moves.LEAST = 20, 5
+    preflight.WARM_UP, preflight.TIMED = 1, 1
+
+
 @pytest.fixture(scope="session")
 def digits() -> subcompress.Data:
     """The embedded data set."""

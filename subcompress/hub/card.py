@@ -16,7 +16,6 @@ from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.remote import PREFIX, Reference
 from subcompress.remote.transport import endpoint
-from subcompress.training import run
 
 TEMPLATE = "card.md.j2"
 
@@ -108,6 +107,8 @@ def measurement_of(info: dict[str, Any], about: About) -> Measured | None:
         if info["test_accuracy"] is None:
             return None
         return Measured("accuracy", {"test": info["test_accuracy"]}, "", about.dataset)
+    from subcompress.training import run  # loads torch, which a file alone does not need
+
     fit, summary = run.fit_of(about.run), run.summary(about.run)
     if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
         raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")

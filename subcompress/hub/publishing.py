@@ -9,9 +9,7 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from subcompress import format
 from subcompress.api.info import info
@@ -32,6 +30,9 @@ from subcompress.remote.transport import (
     requested_wait,
 )
 from subcompress.support.names import GRAPHS
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EVALUATION = ".eval_results/subcompress.yaml"
 

@@ -41,7 +41,9 @@ def test_a_family_can_be_judged(name: str) -> None:
     assert family.meets(0.1, 0.2) == family.minimize
 
 
-@pytest.mark.parametrize("name", ["scalar_head", "checkpointed", "chosen"])
+@pytest.mark.parametrize(
+    "name", ["scalar_head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("checkpointed", "chosen"))]
+)
 def test_direct_training_learns(name: str) -> None:
     family = FAMILIES[name]
     torch.manual_seed(0)

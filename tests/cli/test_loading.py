@@ -52,7 +52,7 @@ def mistake(*args) -> str:
 
 
 def test_their_model_data_loss_and_metric(folder):
-    more = {"loss": "mine.py:loss", "metric": "mine.py:error", "epochs": 40, "d": 40}
+    more = {"loss": "mine.py:loss", "metric": "mine.py:error", "epochs": 10, "d": 40}
     result = cli("fit", *options(**more), "--minimize", "--json", "-v")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

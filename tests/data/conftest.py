@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from subcompress.data.splits import Data
 def tiny(tmp_path_factory) -> tuple[Path, Path]:
     """The folder of a tiny BERT without weights, and reviews."""
     pytest.importorskip("transformers")
-    return runpy.run_path(str(EXAMPLES / "tiny_bert.py"))["make"](tmp_path_factory.mktemp("tiny"))
+    folder, texts = runpy.run_path(str(EXAMPLES / "tiny_bert.py"))["make"](tmp_path_factory.mktemp("tiny"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    return folder, texts
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from subcompress import SubcompressError, format
 from subcompress.data import pretrained
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches
+from subcompress.subspace import moves
 from subcompress.tensors.layout import Layout
 from subcompress.training import loop as training
 from subcompress.training.tasks import Task, evaluate
@@ -35,7 +36,10 @@ def packed(tiny, tmp_path_factory) -> Path:
     """The file of a fit of it on the command line."""
     folder = tmp_path_factory.mktemp("fitted")
     options = ["--d", 300, "--lr", 0.01, "--epochs", 6, "--batch-size", 16, "--threads", 1, "-o", folder / "run"]
-    result = cli("fit", "--model", f"hf:{tiny[0]}", "--data", tiny[1], *options, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moves, "STEPS", 100)  # fewer do not tell how far such a network moves
+        patch.setattr(moves, "LEAST", 20)
+        result = cli("fit", "--model", f"hf:{tiny[0]}", "--data", tiny[1], *options, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["test_accuracy"] > 0.8
     assert "480 train, 60 validation, 60 test texts of 2 classes" in result.stderr
@@ -314,7 +318,7 @@ def test_examples(name, tmp_path, monkeypatch, capsys):
     if name == "trainer":
         pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(sys, "argv", [name, "--epochs", "4", "--d", "200", "-o", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--d", "200", "-o", str(tmp_path)])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert "test accuracy" in capsys.readouterr().out
     assert (content := (tmp_path / "net.safetensors").read_bytes()) and len(content) < 700

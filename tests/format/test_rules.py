@@ -59,8 +59,16 @@ LARGE = CHUNK // 4 * 5 // 4 + 7
 """Values of float32 that reach into a second leaf."""
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "C64"])
-@pytest.mark.parametrize("runs", [((0, LARGE // 3), (1, 5), (2, LARGE // 2)), ((2, 3), (0, 1), (1, 2), (0, 5)) * 20])
+LONG, SHORT = ((0, LARGE // 3), (1, 5), (2, LARGE // 2)), ((2, 3), (0, 1), (1, 2), (0, 5)) * 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "runs"),
+    [
+        *(("F32", LONG), ("BF16", SHORT), ("C64", LONG)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("F32", SHORT), ("BF16", LONG), ("C64", SHORT))),
+    ],
+)
 def test_leaves_of_mixed_tensors_are_made_alone(dtype, runs):
     """Ranges that begin in the middle of a run."""
     real = "F32" if dtype == "C64" else dtype

@@ -42,13 +42,14 @@ class Done:
 
 class Client:
     """A user with a cache: `client("push", file, "me/net")` is that command. token, cache, offline and xet hold for the
-    commands that follow."""
+    commands that follow. traces: where traces of networks are kept."""
 
-    def __init__(self, url: str, home: Path) -> None:
+    def __init__(self, url: str, home: Path, traces: Path | None = None) -> None:
         self.home, self.token, self.offline, self.xet = home, "hf_writer", False, False
         self.cache = home / "hub"
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         env = clean | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        env["TRACES"] = str(traces or "")
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -97,6 +98,8 @@ def serve() -> None:
     from subcompress_cli import main
 
     transport.WAITS = (0.05, 0.1, 0.2)
+    if folder := os.environ["TRACES"]:
+        _remember(Path(folder))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints by itself is no answer
     for line in sys.stdin:
@@ -114,6 +117,14 @@ def serve() -> None:
                 done = Done(99, result.stdout, "".join(traceback.format_exception(result.exception)))
         answers.write(json.dumps(done.__dict__) + "\n")
         answers.flush()
+
+
+def _remember(folder: Path) -> None:
+    from traces import remembered
+
+    from subcompress.onnx import tracing
+
+    tracing._trace = remembered(folder, tracing._trace)
 
 
 def _python(code: str) -> Done:

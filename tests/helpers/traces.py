@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from subcompress.format.facts import Facts
 from subcompress.tensors.layout import raw_bytes
 
-LASTING = ("builtins", "collections", "torch", "networks", "oddities", "subcompress_models", "subcompress", "numpy")
+LASTING = (
+    *("builtins", "collections", "numpy", "torch", "transformers"),
+    *("networks", "oddities", "subcompress", "subcompress_models"),
+)
 """Modules whose classes are the same in every process of a run."""
 
 

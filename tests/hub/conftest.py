@@ -20,8 +20,8 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def process(hub, tmp_path_factory):
-    client = Client(hub.url, tmp_path_factory.mktemp("home"))
+def process(hub, shared, tmp_path_factory):
+    client = Client(hub.url, tmp_path_factory.mktemp("home"), shared / "traces")
     yield client
     client.close()
 

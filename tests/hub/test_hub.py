@@ -106,6 +106,7 @@ def test_commands_of_the_documents(hub, client, name, small_file, small_run, tmp
 
 def test_by_xet(hub, client, name, tmp_path):
     client.xet = True
+    hub.objects.clear()  # another test may have sent this file
     data = SECOND.read_bytes()
     done = client("push", SECOND, name, "--onnx", "none", "--json")
     if done.exit_code != 0 or hub.xet_hash(hashlib.sha256(data).hexdigest()) is None:

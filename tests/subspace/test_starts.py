@@ -285,7 +285,7 @@ def masked(rows, columns):
 
 
 def test_a_fixed_sparse_pattern_is_kept_in_many_runs():
-    make = masked(512, 600)
+    make = masked(256, 600)
     subspace = Subspace.of(holding(make), 20)
     start = subspace.weights()["p"].detach()
     assert torch.equal(start == 0, make() == 0)

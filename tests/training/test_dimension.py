@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -132,6 +132,7 @@ measured = st.dictionaries(
 ).map(lambda found: [Point(d, tuple(v), 1.0) for d, v in found.items()])
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values)
 def test_estimate_lies_between_neighbouring_ds(points: list[Point], value: float) -> None:
     e = estimate(points, absolute(value))
@@ -147,6 +148,7 @@ def test_estimate_lies_between_neighbouring_ds(points: list[Point], value: float
         assert end is None or ordered[0].d <= end <= ordered[-1].d
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values, st.randoms(use_true_random=False))
 def test_order_does_not_matter(points: list[Point], value: float, random: Random) -> None:
     shuffled = [Point(p.d, tuple(sorted(p.values, reverse=True)), p.seconds) for p in points]
@@ -154,6 +156,7 @@ def test_order_does_not_matter(points: list[Point], value: float, random: Random
     assert estimate(shuffled, absolute(value)) == estimate(points, absolute(value))
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values, st.sampled_from([2, 8, 1024]))
 def test_scale_of_the_metric_does_not_matter(points: list[Point], value: float, by: int) -> None:
     e = estimate(points, absolute(value))
@@ -161,6 +164,7 @@ def test_scale_of_the_metric_does_not_matter(points: list[Point], value: float, 
     assert (scaled.d, scaled.d_grid, scaled.low, scaled.high, scaled.note) == (e.d, e.d_grid, e.low, e.high, e.note)
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values, st.sampled_from([2, 4, 64]))
 def test_estimate_scales_with_the_ds(points: list[Point], value: float, by: int) -> None:
     e = estimate(points, absolute(value))
@@ -169,6 +173,7 @@ def test_estimate_scales_with_the_ds(points: list[Point], value: float, by: int)
     assert scaled.low == (None if e.low is None else pytest.approx(by * e.low))
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values)
 def test_minimising_errors_is_maximising_their_negatives(points: list[Point], value: float) -> None:
     e = estimate(points, absolute(-value))
@@ -176,6 +181,7 @@ def test_minimising_errors_is_maximising_their_negatives(points: list[Point], va
     assert (negated.d, negated.low, negated.high, negated.note) == (e.d, e.low, e.high, e.note)
 
 
+@settings(max_examples=40, deadline=None)
 @given(measured, values, values)
 def test_harder_thresholds_need_no_fewer_dimensions(points: list[Point], a: float, b: float) -> None:
     def place(e: Estimate) -> float:
