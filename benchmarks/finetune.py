@@ -464,7 +464,8 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.output is not None:
-        (options.output / f"finetune-{kind}{options.task}.md").write_text("\n".join(lines) + "\n")
+        ending = "" if options.precision is None else f"-{options.precision}"
+        (options.output / f"finetune-{kind}{options.task}{ending}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
