@@ -93,7 +93,7 @@ class Run:
                     f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
                     "options to go on (limits may change), another folder, or --restart to discard it"
                 )
-        if others:
+        if others and (restart or before is not None):  # else all have just come, and the first one begins
             raise SubcompressError(
                 f"another process works in {self.path} ({others[0]}): wait for it, or give another folder"
             )

@@ -147,6 +147,9 @@ class Worker:
         except OSError:
             return False
         taken = _read(aside) == owner
+        if not taken:  # another worker took it in between: give its claim back
+            with suppress(OSError):
+                os.link(aside, path)
         aside.unlink(missing_ok=True)
         return taken and _create(path, self.id)
 
