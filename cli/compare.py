@@ -77,7 +77,7 @@ def compare(
             module,
             data,
             **task,
-            minimise=origin.get("minimize", origin.get("minimise") or None),
+            minimize=origin.get("minimize", origin.get("minimise") or None),
             base=base,
             peers=None if peers is None else peers.split(","),
             title=title,

@@ -94,7 +94,7 @@ def dim(
     try:
         dimensions = [int(d) for d in ds.split(",")]
     except ValueError as e:
-        raise SubcompressError(f"--d is a list of whole numbers, such as 100,200,400; given {ds}") from e
+        raise SubcompressError(f"--d must be a list of whole numbers, such as 100,200,400; got {ds}") from e
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
     build = factory(model_name, data)
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:

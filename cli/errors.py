@@ -1,13 +1,13 @@
 """Turning SubcompressError into one line on stderr and exit status 1."""
 
 import shlex
-import signal
 from typing import Any
 
 import click
 
 from subcompress import SubcompressError
 from subcompress.errors import ToldError
+from subcompress.support.interruption import Terminated, interruptions
 from subcompress.support.world import rank
 
 COMMAND = "subcompress.command"
@@ -33,33 +33,16 @@ class Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        handler = signal.signal(signal.SIGTERM, _terminate) if _main_thread() else None
         try:
-            return super().invoke(ctx)
+            with interruptions():
+                return super().invoke(ctx)
         except ToldError:
             ctx.exit(1)
         except SubcompressError as e:
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
             ctx.exit(1)
-        except (KeyboardInterrupt, _Terminated) as e:
+        except (KeyboardInterrupt, Terminated) as e:
             then = INTERRUPTED.get(ctx.invoked_subcommand or "", "nothing was written")
             if not rank():  # of several workers, one says it
                 click.echo(f"interrupted: {then}", err=True)
-            ctx.exit(143 if isinstance(e, _Terminated) else 130)
-        finally:
-            if handler is not None:
-                signal.signal(signal.SIGTERM, handler)
-
-
-class _Terminated(BaseException):
-    """SIGTERM was received."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise _Terminated
-
-
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
+            ctx.exit(143 if isinstance(e, Terminated) else 130)

@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     "--baseline-lr",
     type=float,
     metavar="LR",
-    help="The step of that direct training.  [default: the best of a few on the validation split]",
+    help="The learning rate of that direct training.  [default: the best of a few on the validation split]",
     group=GOAL,
 )
 @option(
@@ -88,15 +88,18 @@ if TYPE_CHECKING:
 @option(
     "--max-fits",
     type=float,
-    help="Most trainings that a search may take.  [default: 8, one more for each of --jobs, and 2 more if --max-drop "
-    "has to find the step of its baseline]",
+    help="Most trainings that a search may take.  [default: 8, one more for each job beyond the first, and 2 more if "
+    "--max-drop has to find the learning rate of its baseline]",
     group=SEARCH,
 )
 @option(
     "--max-minutes", type=float, metavar="M", help="Start no training that would end after M minutes.", group=SEARCH
 )
 @option(
-    "--bits", type=int, help="Bits of a coordinate before entropy coding.  [default: 4; 8 up to --d 64]", group=FILE
+    "--bits",
+    type=int,
+    help="Bits of a coordinate before entropy coding, 2 to 8.  [default: 4; 8 up to --d 64]",
+    group=FILE,
 )
 @option(
     "--rate",
@@ -111,15 +114,16 @@ if TYPE_CHECKING:
     type=click.Choice(choices.STRUCTURED),
     default="random",
     show_default=True,
-    help="What becomes of orthogonal and sparse random starts. random: start anew from the seed. store: keep their "
-    "values in the file. guess: judge every start by its values, as if the network could be built only once.",
+    help="What becomes of orthogonal and sparse random starts. random: replace them by independent random values "
+    "from the seed. store: keep their values in the file. guess: judge every start by its values, as if the network "
+    "could be built only once.",
     group=FILE,
 )
 @option(
     "--drop",
     multiple=True,
     metavar="PATTERN",
-    help="Leave buffers and frozen tensors of these names out of the file. Can be repeated.",
+    help="Leave buffers and frozen tensors of these names out of the file: they are rebuilt as zeros. Can be repeated.",
     group=FILE,
 )
 @base_option("Fine-tune these public weights instead of training from random ones.", BASE)

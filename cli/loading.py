@@ -53,7 +53,7 @@ def _known_or_user_model(name: str) -> nn.Module:
         if name not in MODELS:
             raise SubcompressError(
                 f"--model takes one of {', '.join(MODELS)}, file.py:factory, package.module:factory or hf:DIR_OR_ID; "
-                f"{name!r} is none of them{suggestion(name, MODELS)}"
+                f"got {name!r}{suggestion(name, MODELS)}"
             )
         factory: Any = MODELS[name]
     else:
@@ -77,7 +77,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
         if name not in DATA:
             raise SubcompressError(
                 f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; {name!r} "
-                f"is none of them{suggestion(name, DATA)}"
+                f"{suggestion(name, DATA)}"
             )
         return load_data(name, folder)
     if folder is not None:
@@ -130,7 +130,7 @@ def load_object(name: str, option: str) -> Any:
     own lines if their code raised."""
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
-        raise SubcompressError(f"{option} takes file.py:name or package.module:name; given {name!r}")
+        raise SubcompressError(f"{option} takes file.py:name or package.module:name; got {name!r}")
     module = _from_file(Path(where), option) if where.endswith(".py") else _from_package(where, option)
     found: Any = module
     for part in attribute.split("."):

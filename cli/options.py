@@ -203,7 +203,7 @@ training_options: Decorator = all_of(
     option(
         "--lr",
         type=float,
-        help="Learning rate: the largest step of a coordinate.  [default: 0.35 / row length of P]",
+        help="Learning rate of the coordinates, at its largest.  [default: 0.35 / RMS length of the rows of P]",
         group=TRAINING,
     ),
     option(
@@ -251,7 +251,8 @@ jobs_options: Decorator = all_of(
         metavar="N",
         default=1,
         show_default=True,
-        help="Trainings at a time. They share the CPU threads, where --threads is not given, and the GPUs.",
+        help="Number of trainings to run at the same time. They share the CPU threads, where --threads is not given, "
+        "and the GPUs.",
         group=SEARCH,
     ),
     option(
@@ -259,7 +260,7 @@ jobs_options: Decorator = all_of(
         type=click.Choice(choices.EXECUTORS),
         default="processes",
         show_default=True,
-        help="Where the others of --jobs run. ray takes the cluster of RAY_ADDRESS; slurm starts jobs.",
+        help="Where the other workers of --jobs run. ray takes the cluster of RAY_ADDRESS; slurm starts jobs.",
         group=SEARCH,
     ),
 )

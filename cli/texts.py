@@ -77,9 +77,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     head, *rest = re.split(r",(?=\w+=)", name)
     options = dict(part.split("=", 1) for part in rest)
     if unknown := [key for key in options if key not in known]:
-        raise SubcompressError(
-            f"{usage} takes {', '.join(known)}; {unknown[0]!r} is none of them{suggestion(unknown[0], known)}"
-        )
+        raise SubcompressError(f"{usage} takes {', '.join(known)}; got {unknown[0]!r}{suggestion(unknown[0], known)}")
     if not head:
         raise SubcompressError(f"{usage} names a place; {name!r} does not")
     return head, options
@@ -97,5 +95,5 @@ def _number(options: dict[str, Any], key: str, usage: str) -> int | None:
     if (text := options.get(key)) is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise SubcompressError(f"{key} is a whole number in {usage}; given {text!r}")
+        raise SubcompressError(f"{key} must be a whole number in {usage}; got {text!r}")
     return int(text)

@@ -236,7 +236,7 @@ def search(space: Space, pendulum: Pendulum, bits: int, seed: int, generations: 
             if done - improved >= PATIENCE:
                 break
         population = min(2 * population, 128)
-    raise SubcompressError(f"--generations is at least 1; given {generations}")
+    raise SubcompressError(f"--generations must be at least 1; got {generations}")
 
 
 def measure(d: int, options: argparse.Namespace) -> str:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from subcompress import format
 from subcompress.data import Data
+from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError
 from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
@@ -123,10 +125,11 @@ class Comparison:
 def compare(
     run_folder: str | Path,
     model: nn.Module,
-    data: Data,
+    data: Data | Sequence[Dataset[Any]],
     *,
     loss: str | Loss = "cross-entropy",
     metric: str | Metric | None = None,
+    minimize: bool | None = None,
     minimise: bool | None = None,
     base: Any = None,
     peers: Sequence[str] | None = None,
@@ -143,10 +146,11 @@ def compare(
     Args:
         run_folder: A folder that `fit` wrote.
         model: The network of the run.
-        data: The data of the run.
+        data: The data of the run, as for `fit`.
         loss: As given to `fit`.
         metric: As given to `fit`.
-        minimise: As given to `fit`.
+        minimize: As given to `fit`.
+        minimise: The former name of `minimize`.
         base: The base of the run, if it has one. By default the one that it was trained on; the others start there too.
         peers: Names of the ways to compare with. By default all; one that cannot be had is skipped, with the reason.
         title: The title of table and plot.
@@ -163,16 +167,14 @@ def compare(
     listener, path = listener or Listener(), Path(run_folder)
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise SubcompressError(
-            f"--peers are of {', '.join(PEERS)}; {unknown[0]!r} is none of them{suggestion(unknown[0], PEERS)}"
-        )
+        raise SubcompressError(f"--peers are of {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     model = unwrapped_for(model, record.layout)
     record.layout.require(Layout.of(model.state_dict()), "the model")
     if record.base is not None:
         model = record.base.loaded(copied(model, "cpu"))
-    task = Task.of(loss, metric, minimise)
-    data = task.prepare_labels(data)
+    task = Task.of(loss, metric, minimise if minimize is None else minimize)
+    data = task.prepare_labels(as_data(data))
     if task.metric_name != fit.metric:
         raise SubcompressError(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "

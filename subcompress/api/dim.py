@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
+from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError
 from subcompress.search.listed import Listed
 from subcompress.search.trials import Trial
@@ -25,7 +26,7 @@ from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import Fitter
 from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
-from subcompress.training.preparing import data_of, prepared, task_of
+from subcompress.training.preparing import prepared, task_of
 from subcompress.training.probe import Probe
 from subcompress.training.run import Run
 
@@ -86,7 +87,7 @@ def measure_dimension(
     options = options_of("measure_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
     ds = sorted(set(ds))
     _check(ds, repeats, shuffle)
-    data, on = _measured_on(data_of(data, options.machine.workers), shuffle, options.recipe.seed)
+    data, on = _measured_on(as_data(data, options.machine.workers), shuffle, options.recipe.seed)
     task = task_of(options.recipe)
     data = task.prepare_labels(data)
     with prepared(model, data, options, task, listener, rounded=False) as fitter:
@@ -94,7 +95,7 @@ def measure_dimension(
             fitter.check(d)
         goal = {"ds": list(ds), "thresholds": list(thresholds)}
         command = fitter.command() | {"goal": goal, "limits": {"repeats": repeats}}
-        with run.working(folder, command, "dim") as run_folder:
+        with run.working(folder, command, "dim", listener.note) as run_folder:
             with run_folder.worker.alone("begin"):
                 fitter.begin(run_folder, restart or run_folder.finished is not None)
             fitter.measure()
@@ -110,11 +111,13 @@ def measure_dimension(
 def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
     """Raise SubcompressError for options that cannot be measured with."""
     if not ds or ds[0] < 1:
-        raise SubcompressError(f"--d is a list of dimensions of at least 1, such as 100,200,400; given {list(ds)}")
+        raise SubcompressError(f"--d must be a list of dimensions of at least 1, such as 100,200,400; got {list(ds)}")
     if not 1 <= repeats <= 100:
-        raise SubcompressError(f"--repeats is between 1 and 100; given {repeats}")
+        raise SubcompressError(f"--repeats must be between 1 and 100; got {repeats}")
     if shuffle is not None and shuffle not in SHUFFLES:
-        raise SubcompressError(f"--shuffle is {' or '.join(SHUFFLES)}; given {shuffle}{suggestion(shuffle, SHUFFLES)}")
+        raise SubcompressError(
+            f"--shuffle must be {' or '.join(SHUFFLES)}; got {shuffle}{suggestion(shuffle, SHUFFLES)}"
+        )
 
 
 def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]:

@@ -18,7 +18,7 @@ from subcompress.api.unpack import load_record
 from subcompress.data import Data
 from subcompress.data.in_memory import InMemory, tensors_in
 from subcompress.data.ragged import Ragged
-from subcompress.data.splits import batches, size
+from subcompress.data.splits import as_data, batches, size
 from subcompress.data.targets import as_classes, counts, prepare_labels
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
@@ -85,14 +85,14 @@ class Examined:
 def examine(
     path: Path,
     model: nn.Module | Callable[[], nn.Module],
-    data: Data | Callable[[], Data],
+    data: Any,
     base: Any = None,
 ) -> Examined | None:
     """Ask the network of a finished run for the classes of its validation split. None where it tells no classes apart.
 
     Raises SubcompressError where the network or the data are not at hand, or are not those of the run.
     """
-    found = data if isinstance(data, Data) else data()
+    found = as_data(data() if callable(data) else data)
     held = schemas.command(path / run.COMMAND, run.AGAIN)
     if held is not None:
         found = prepare_labels(found, held["recipe"]["loss"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data
+from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError
 from subcompress.search.baseline import given_baseline
 from subcompress.search.budget import BudgetSearch, check_budget
@@ -29,7 +29,7 @@ from subcompress.training import recipe_file, run, schemas
 from subcompress.training.fitter import Fitter
 from subcompress.training.likeness import same_network
 from subcompress.training.options import Goal, Machine, Options, Recipe, Shortcuts
-from subcompress.training.preparing import check_base_options, data_of, divided, prepared, task_of
+from subcompress.training.preparing import check_base_options, divided, prepared, task_of
 from subcompress.training.probe import Fit, TargetMissedError
 from subcompress.training.run import Run
 from subcompress.training.sharding import sharing
@@ -85,75 +85,87 @@ def fit(
         TargetMissedError: The target is not reached. The run folder holds the best file all the same.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
-    with sharing(options.recipe.shards) as shards:
-        options = replace(options, machine=divided(options.machine))
-        listener = listener if listener is not None and shards.first else Listener()
-        task = task_of(options.recipe)
-        goals = checked(options.goal, task, options.machine.jobs)
-        check_base_options(options.base)
-        schemas.check_origin(origin or {})
-        data = data_of(data, options.machine.workers)
-        join = partial(_join, model, data, Path(run_folder).absolute(), options, goals.max_fits, origin)
-        data = task.prepare_labels(data)
-        with prepared(model, data, options, task, listener, shards=shards) as fitter:
-            shards.check_same("network, code and data", repr(fitter.command()["network"]))
-            fit_alone = partial(_fit, fitter, goals, options, Path(run_folder), restart, join, origin or {})
-            found = shards.alone(fit_alone, fitter.join)
+    found = _fit(model, data, Path(run_folder), options, listener or Listener(), restart, origin or {})
     if not found.reached:
         raise TargetMissedError(found)
     return found
 
 
 def _fit(
-    fitter: Fitter,
-    goal: SearchGoal,
-    options: Options,
+    model: Any,
+    data: Any,
     path: Path,
+    options: Options,
+    listener: Listener,
     restart: bool,
-    join: Callable[[], None],
     origin: dict[str, Any],
+    begun: Begun | None = None,
 ) -> Fit:
+    """The fit of these options. begun: what the process that began it says, where this one helps it with --jobs."""
+    with sharing(options.recipe.shards) as shards:
+        options = replace(options, machine=divided(options.machine))
+        listener = listener if shards.first else Listener()
+        task = task_of(options.recipe)
+        goal = checked(options.goal, task, options.machine.jobs)
+        check_base_options(options.base)
+        schemas.check_origin(origin)
+        data = task.prepare_labels(given := as_data(data, options.machine.workers))
+        with prepared(model, data, options, task, listener, shards=shards) as fitter:
+            shards.check_same("network, code and data", repr(fitter.command()["network"]))
+            call = Call(model, given, path.absolute(), options, origin, goal.max_fits)
+            return shards.alone(partial(_run, fitter, goal, call, restart, begun), fitter.join)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `fit`, to be made again in other processes. max_fits: the limit of its search."""
+
+    model: Any
+    data: Data
+    path: Path
+    options: Options
+    origin: dict[str, Any]
+    max_fits: float
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a helper cannot find out. code: the digest of the user's code, of which it has no source."""
+
+    code: str
+
+
+def _run(fitter: Fitter, goal: SearchGoal, call: Call, restart: bool, begun: Begun | None) -> Fit:
     """Take what the folder holds of this fit, or train. The first worker does; others join in its trainings."""
     check(fitter, goal)
     command = fitter.command() | goal.command()
+    if begun is not None:
+        command["network"]["code"] = begun.code
     if goal.baseline is not None:
         goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
-    with run.working(path, command, "fit") as folder:
+    with run.working(call.path, command, "fit", fitter.listener.note) as folder:
         with folder.worker.alone("begin"):
             found = _finished(folder, fitter, restart)
-            if found is None:
-                recipe_file.write(folder.path, options, origin, torch.get_num_threads())
-        return found or _searched(fitter, goal, folder, options.machine, join, origin)
+            if found is None and begun is None:
+                recipe_file.write(folder.path, call.options, call.origin, torch.get_num_threads())
+        machine, join = call.options.machine, partial(_join, call, Begun(command["network"]["code"]))
+        if found is not None:
+            return found
+        with helping(machine.executor, machine.jobs - 1, folder.path, join, fitter.listener):
+            fitter.measure()
+            chosen, details = work(fitter, engine_of(fitter, goal), folder)
+            if not details.get("reached", True):
+                fitter.warn(details["failure"])
+            return finish(fitter, folder, chosen, details, call.origin)
 
 
-def _searched(
-    fitter: Fitter, goal: SearchGoal, folder: Run, machine: Machine, join: Callable[[], None], origin: dict[str, Any]
-) -> Fit:
-    """Run the trainings, with the workers of --jobs, and write the result."""
-    with helping(machine.executor, machine.jobs - 1, folder.path, join, fitter.listener):
-        fitter.measure()
-        chosen, details = work(fitter, engine_of(fitter, goal), folder)
-        if not details.get("reached", True):
-            fitter.warn(details["failure"])
-        return finish(fitter, folder, chosen, details, origin)
-
-
-def _join(
-    model: Any, data: Data, run_folder: Path, options: Options, max_fits: float, origin: dict[str, Any] | None
-) -> None:
+def _join(call: Call, begun: Begun) -> None:
     """Work in a run folder beside the process that began it. What the fit comes to is told there."""
-    with suppress(TargetMissedError):
-        fit(
-            model,
-            data,
-            run_folder,
-            recipe=options.recipe,
-            goal=replace(options.goal, max_fits=max_fits),
-            base=options.base,
-            machine=replace(options.machine, jobs=1),
-            origin=origin,
-            listener=Listener(),
-        )
+    options = call.options
+    machine = replace(options.machine, jobs=1)
+    goal = replace(options.goal, max_fits=call.max_fits)
+    options = replace(options, machine=machine, goal=goal)
+    _fit(call.model, call.data, call.path, options, Listener(), False, call.origin, begun)
 
 
 def check(fitter: Fitter, goal: SearchGoal) -> None:

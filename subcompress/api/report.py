@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from subcompress import format
 from subcompress.api.compare import JSON, Comparison, read_comparison
@@ -43,7 +44,7 @@ def report(
     output: str | Path | None = None,
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
-    data: Data | Callable[[], Data] | None = None,
+    data: Data | Sequence[Dataset[Any]] | Callable[[], Any] | None = None,
     base: Any = None,
 ) -> Page:
     """Write one HTML page about a run. It needs no other file, and shows what `compare` left in the folder too.

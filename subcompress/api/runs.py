@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -64,12 +65,16 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         raise SubcompressError(f"{folder} is no folder: give run folders, or a folder that holds some")
     if _is_run(folder):
         yield folder
-    else:
-        yield from sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+        return
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as e:
+        raise SubcompressError(f"{folder} cannot be read: {e.strerror or e}") from e
+    yield from (path for path in paths if _is_run(path))
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (run.COMMAND, run.SUMMARY))
+    return any(os.path.isfile(folder / name) for name in (run.COMMAND, run.SUMMARY))  # false where it may not be read
 
 
 def _state(folder: Path) -> RunState:

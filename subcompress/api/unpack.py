@@ -168,7 +168,7 @@ def unpack(
             f"unpack writes {' and '.join(suffixes)} files; {output.name} is neither: rename the output"
         )
     if (kind := (output.suffix, self_unfolding)) not in EXPORTS:
-        raise SubcompressError(f"a self-unfolding graph is an .onnx file; given {output.name}: rename the output")
+        raise SubcompressError(f"a self-unfolding graph must be an .onnx file; got {output.name}: rename the output")
     if dtype is not None and output.suffix != DENSE:
         raise SubcompressError(f"a dtype is chosen for {DENSE} files; {output.name} has the network's: leave it out")
     taken = {"the file itself": Path(path)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from subcompress import format
 from subcompress.data import Data
-from subcompress.data.splits import batches, call
+from subcompress.data.splits import as_data, batches, call
 from subcompress.data.targets import counts
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
@@ -58,7 +58,7 @@ class Verification:
 
 def verify(
     path: str | Path,
-    data: Data | None = None,
+    data: Data | Sequence[Dataset[Any]] | None = None,
     module: nn.Module | None = None,
     *,
     base: Any = None,
@@ -75,7 +75,7 @@ def verify(
 
     Args:
         path: A packed file.
-        data: Data to measure the network on.
+        data: Data to measure the network on, as for `fit`.
         module: The network, to trace a graph of; needed with `data`.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
         device: auto, cpu or cuda, where the metric is computed. auto takes CUDA if it works.
@@ -104,7 +104,7 @@ def verify(
     if say is not None:
         say(on.line)
     task = Task.of("cross-entropy" if loss is None else loss, metric)
-    return _measured(found, record, module, data, task, told=not loss is metric is None, device=on.name)
+    return _measured(found, record, module, as_data(data), task, told=not loss is metric is None, device=on.name)
 
 
 def _measured(

@@ -112,12 +112,12 @@ class Base:
     ) -> None:
         if not name or not is_valid_text(name):
             raise SubcompressError(
-                f"a base is named in at most {MAX_NAME} bytes without control characters; given {name[:80]!r}: "
+                f"a base must be named in at most {MAX_NAME} bytes without control characters; got {name[:80]!r}: "
                 "rename it, or give --base-name"
             )
         if bad := next((n for n in tensors if not is_valid_text(n)), None):
             raise SubcompressError(
-                f"a tensor's name is text of at most {MAX_NAME} bytes; given {bad[:80]!r}: rename it"
+                f"a tensor's name must be text of at most {MAX_NAME} bytes; got {bad[:80]!r}: rename it"
             )
         if meta := next((n for n, t in tensors.items() if not isinstance(t, np.ndarray) and t.is_meta), None):
             raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialize it first")

@@ -58,7 +58,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
     if plain.startswith(HUB):
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
-        raise SubcompressError(f"a base is named with its commit, 40 hex digits, or with none; given {name}")
+        raise SubcompressError(f"a base must be named with its commit, 40 hex digits, or with none; got {name}")
     return Base(found.arrays, plain, revision, found.left_out)
 
 

@@ -31,9 +31,7 @@ def load_data(name: str, folder: str | Path | None = None) -> Data:
         SubcompressError: An unknown name, or files that are missing or damaged.
     """
     if name not in DATA:
-        raise SubcompressError(
-            f"--data takes one of {', '.join(DATA)}; {name!r} is none of them{suggestion(name, DATA)}"
-        )
+        raise SubcompressError(f"--data takes one of {', '.join(DATA)}; got {name!r}{suggestion(name, DATA)}")
     return DATA[name](Path(folder) if folder is not None else None)
 
 

@@ -49,7 +49,7 @@ def augment_of(name: str | Augment | None) -> Augment | None:
     if isinstance(name, str):
         if name not in AUGMENTS:
             raise SubcompressError(
-                f"--augment is one of {', '.join(AUGMENTS)} or file.py:f; {name!r} is none of them"
+                f"--augment must be one of {', '.join(AUGMENTS)} or file.py:f; got {name!r}"
                 + suggestion(name, AUGMENTS)
             )
         return AUGMENTS[name]

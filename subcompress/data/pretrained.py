@@ -43,9 +43,9 @@ def load_model(
     Raises SubcompressError for a place without a configuration, and whatever else transformers does not take.
     """
     if task not in TASKS:
-        raise SubcompressError(f"task is one of {', '.join(TASKS)}; {task!r} is none of them{suggestion(task, TASKS)}")
+        raise SubcompressError(f"task must be one of {', '.join(TASKS)}; got {task!r}{suggestion(task, TASKS)}")
     if labels is not None and not 1 <= labels <= 1 << 20:
-        raise SubcompressError(f"labels is between 1 and 2^20; given {labels}")
+        raise SubcompressError(f"labels must be between 1 and 2^20; got {labels}")
     with _transformers(place, f"as a network for {task}") as library:
         where, options = _where(place, revision)
         config = library.AutoConfig.from_pretrained(where, **options)

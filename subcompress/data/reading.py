@@ -359,20 +359,27 @@ def _drawing(seed: int, k: int) -> Iterator[None]:
 
 def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
     """Yield all batches in order, read ahead by worker processes, which end with this generator."""
-    iterator = None
     try:
-        iterator = _begun(todo, workers)
-        for _ in range(len(todo)):
-            yield next(iterator)
+        yield from _from_workers(todo, workers)
     except (RuntimeError, OSError, EOFError, *UNSENT) as e:
         raise DataError(
             f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
             "0 to read them in this one"
         ) from e
+
+
+def _from_workers(todo: _Batches, workers: int) -> Generator[Any, None, None]:
+    """Yield all batches. Torch's signal handler raises RuntimeError for a process that died at any moment, also while
+    another exception is on its way."""
+    iterator = None
+    try:
+        iterator = _begun(todo, workers)
+        for _ in range(len(todo)):
+            yield next(iterator)
     finally:
         try:
             _end(iterator)
-        except RuntimeError:  # torch's handler tells of a process that died, wherever we are
+        except RuntimeError:
             _end(iterator)
 
 

@@ -119,7 +119,7 @@ def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
             if isinstance(value, (int, float)) and name == "label":
                 value = str(int(value) if isinstance(value, bool) else value)
             if value is not None and not isinstance(value, str):
-                raise SubcompressError(f"{path}, line {line}: {name} is a text; given a {type(value).__name__}")
+                raise SubcompressError(f"{path}, line {line}: {name} must be a text; got a {type(value).__name__}")
             row[name] = value or ""
     return row
 

@@ -17,7 +17,7 @@ _LABELS = ((1 << 32) - 2, (1 << 32) - 3, (1 << 32) - 4)  # of train, validation 
 def _permutation(seed: int, stream: int, n: int) -> torch.Tensor:
     """Return a random permutation of 0 .. n - 1, (n,) int64, the same on every machine."""
     if not 0 <= seed < 1 << 64:
-        raise SubcompressError(f"a seed is between 0 and 2^64 - 1; given {seed}")
+        raise SubcompressError(f"a seed must be between 0 and 2^64 - 1; got {seed}")
     w = words(seed, stream, np.arange(-(-n // 2), dtype=np.int64)).reshape(-1, 2)
     keys = w[:n, 0] << 32 | w[:n, 1]
     return torch.from_numpy(np.argsort(keys, kind="stable"))

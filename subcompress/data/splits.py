@@ -30,6 +30,7 @@ from subcompress.data.reading import (
 )
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts, Input
+from subcompress.support.interruption import check_interrupted
 from subcompress.support.tables import html_table
 from subcompress.tensors.layout import Layout
 
@@ -91,7 +92,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
-            raise SubcompressError(f"--workers is between 0 and {MOST_WORKERS}; given {self.workers}")
+            raise SubcompressError(f"--workers must be between 0 and {MOST_WORKERS}; got {self.workers}")
         for name in ("train", "validation", "test"):
             split = _prepared(name, getattr(self, name), self.collate, self.workers)
             object.__setattr__(self, name, split)
@@ -129,6 +130,23 @@ class Data:
         return root.hexdigest()[:16]
 
 
+def as_data(data: Any, workers: int | None = None) -> Data:
+    """The data as `Data`. Raises SubcompressError for anything that is neither that nor three data sets.
+
+    workers: processes that read examples ahead; None for what the data say.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 3:
+        data = Data(*data)
+    if not isinstance(data, Data):
+        given, more = type(data).__name__, ""
+        if isinstance(data, (tuple, list)):
+            given += f" of {len(data)}"
+        elif callable(data):
+            more = ": call it, and give what it returns"
+        raise SubcompressError(f"data must be a Data or (train, validation, test); got a {given}{more}")
+    return data if workers is None else replace(data, workers=workers)
+
+
 def size(split: Dataset[Any]) -> int:
     """Return the number of examples in a split."""
     return len(cast(Sized, split))
@@ -161,6 +179,7 @@ def batches(
         found = read(on_demand(split), batch_size, order, torch.initial_seed() if seed is None else seed, numbers)
     with closing(found):
         for x, y in found:
+            check_interrupted()
             yield to_device(x, device), to_device(y, device)
 
 

@@ -72,12 +72,12 @@ def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
     wanted = (outputs.shape[0], *outputs.shape[2:])
     if counts(y) and y.shape != wanted:
         raise SubcompressError(
-            f"{name} takes one class for each output, {wanted}, or one-hot rows, {tuple(outputs.shape)}; given labels "
+            f"{name} takes one class for each output, {wanted}, or one-hot rows, {tuple(outputs.shape)}; got labels "
             f"{tuple(y.shape)}: reshape them"
         )
     if not counts(y) and y.shape != outputs.shape:
         raise SubcompressError(
-            f"{name} takes classes as integers, {wanted}, or probabilities, {tuple(outputs.shape)}; given {y.dtype} "
+            f"{name} takes classes as integers, {wanted}, or probabilities, {tuple(outputs.shape)}; got {y.dtype} "
             f"{tuple(y.shape)}: convert them with y.long(), or take --loss mse for values"
         )
 

@@ -104,7 +104,7 @@ def read(path: str | Path) -> Table:
     for row in rows:
         if row.split is not None and row.split.lower() not in SPLITS:
             raise SubcompressError(
-                f"{path}, line {row.line}: a split is train, validation or test; given {row.split!r}"
+                f"{path}, line {row.line}: a split must be train, validation or test; got {row.split!r}"
             )
     splits = torch.tensor([-1 if row.split is None else SPLITS[row.split.lower()] for row in rows])
     texts, pairs = [row.text for row in rows], [row.pair or "" for row in rows if row.pair is not None] or None

@@ -239,7 +239,7 @@ class Record:
         for g, size in zip(self.groups, self.sizes, strict=True):
             if size != g.operator.D or len(g.coordinates) != g.operator.d:
                 raise SubcompressError(
-                    f"a group's tensors, operator and coordinates agree; given {size} weights, an operator of "
+                    f"a group's tensors, operator and coordinates agree; got {size} weights, an operator of "
                     f"{g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit again"
                 )
         check_peaks(self.groups)

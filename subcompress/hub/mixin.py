@@ -180,7 +180,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         """
         known = {"private", "token", "onnx", "tag", "force", "replace_card", "base", "say"}
         if unknown := sorted(options.keys() - known):
-            raise SubcompressError(f"push_to_hub takes {', '.join(sorted(known))}; {unknown[0]} is none of them")
+            raise SubcompressError(f"push_to_hub takes {', '.join(sorted(known))}; got {unknown[0]}")
         assert isinstance(self, nn.Module)
         data = self._file()
         with tempfile.TemporaryDirectory() as folder:

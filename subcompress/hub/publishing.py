@@ -147,7 +147,7 @@ def _trace_graph(
     path: str | Path, found: dict[str, Any], module: nn.Module | None, onnx: str, base: Any
 ) -> bytes | None:
     if onnx not in GRAPHS:
-        raise SubcompressError(f"--onnx is one of {', '.join(GRAPHS)}; given {onnx!r}")
+        raise SubcompressError(f"--onnx must be one of {', '.join(GRAPHS)}; got {onnx!r}")
     if module is None or onnx == "none" or (onnx == "auto" and found.get("base")):
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -120,7 +120,7 @@ def requested_kind() -> str:
     """
     value = os.environ.get(VECTORS, "")
     if value not in ("", *KINDS):
-        raise SubcompressError(f"{VECTORS} is one of {', '.join(KINDS)}, or unset; given {value!r}: unset it")
+        raise SubcompressError(f"{VECTORS} must be one of {', '.join(KINDS)}, or unset; got {value!r}: unset it")
     return value
 
 

@@ -102,12 +102,12 @@ class Session:
         twice = len(given) < len(inputs) + len(named)
         if len(inputs) > len(self.inputs) or twice or set(given) != set(self.inputs):
             raise SubcompressError(
-                f"a session takes {', '.join(self.inputs)}; given {len(inputs)} in order and "
+                f"a session takes {', '.join(self.inputs)}; got {len(inputs)} in order and "
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
         tensors = {name: self._placed(name, x) for name, x in given.items()}
         if len(sizes := {len(tensor) for tensor in tensors.values()}) > 1:
-            raise SubcompressError(f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
+            raise SubcompressError(f"inputs come in batches of one size; got {', '.join(map(str, sorted(sizes)))}")
         binding = self._binding
         for name, tensor in tensors.items():
             _bind(binding, name, tensor)
@@ -139,7 +139,7 @@ class Session:
         if not fits or _ONNX_TYPES.get(tensor.dtype, ("",))[0] != kind:
             wanted = f"{kind.removeprefix('tensor(').removesuffix(')')} [{', '.join(map(str, sizes))}]"
             given = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise SubcompressError(f"input {name} is {wanted}; given {given}: convert it")
+            raise SubcompressError(f"input {name} must be {wanted}; got {given}: convert it")
         return tensor
 
 
@@ -169,7 +169,7 @@ def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in PROVIDERS:
         raise SubcompressError(
-            f"devices are {', '.join(PROVIDERS)}; {device!r} is none of them{suggestion(device, PROVIDERS)}"
+            f"devices must be among {', '.join(PROVIDERS)}; got {device!r}{suggestion(device, PROVIDERS)}"
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(

@@ -48,7 +48,7 @@ class Reference(Operator):
     def __post_init__(self) -> None:
         if not 1 <= self.d <= self.D:
             raise SubcompressError(
-                f"D = {self.D} weights take 1 to {self.D} coordinates; given d = {self.d}: give another d"
+                f"D = {self.D} weights take 1 to {self.D} coordinates; got d = {self.d}: give another d"
             )
 
     @classmethod

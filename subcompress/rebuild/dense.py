@@ -41,7 +41,7 @@ def write_dense(
     for an unknown dtype, for weights of another digest, and if the disk has too little space.
     """
     if dtype is not None and dtype not in FLOATS:
-        raise SubcompressError(f"weights are written as {', '.join(FLOATS)}; given {dtype}: give one of them")
+        raise SubcompressError(f"weights must be written as {', '.join(FLOATS)}; got {dtype}: give one of them")
     layout = record.layout
     written = layout if dtype is None else rounded_layout(layout, FLOATS[dtype])
     head, places = header(written)

@@ -34,10 +34,10 @@ class Reference:
         name, at, revision = text.removeprefix(PREFIX).partition("@")
         if not _ID.fullmatch(name) or len(name) > 96 or "--" in name or ".." in name or name.endswith(".git"):
             raise SubcompressError(
-                f"a repository is ORG/NAME or ORG/NAME@REV, of letters, digits and . _ - in at most 96; given {text!r}"
+                f"a repository must be ORG/NAME or ORG/NAME@REV, at most 96 letters, digits and . _ -; got {text!r}"
             )
         if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
-            raise SubcompressError(f"after @ stands a branch, a tag or a commit; given {text!r}: leave @ out for main")
+            raise SubcompressError(f"after @ stands a branch, a tag or a commit; got {text!r}: leave @ out for main")
         return cls(name, revision or None)
 
 

@@ -33,7 +33,7 @@ def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
         pass
     else:
         if not math.isfinite(number):
-            raise SubcompressError(f"--baseline is a finite number or a file of weights; given {given}")
+            raise SubcompressError(f"--baseline must be a finite number or a file of weights; got {given}")
         return number
     module = copied(fitter.model, "cpu")
     try:

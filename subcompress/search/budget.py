@@ -43,8 +43,8 @@ def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
     """Raise SubcompressError for a budget below the smallest file of the network."""
     if goal.bytes is not None and goal.bytes <= (beside := fitter.beside()):
         raise SubcompressError(
-            f"--bytes is at least {beside + 1}, the smallest file of this network, most of it header and digest; given "
-            f"{goal.bytes}"
+            f"--bytes must be at least {beside + 1}, the smallest file of this network, most of it header and digest; "
+            f"got {goal.bytes}"
         )
 
 

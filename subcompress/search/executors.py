@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -38,15 +39,17 @@ class Processes(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Start a process that makes the call. Its result is None; an error is its last line."""
-        code = "import sys; from subcompress.search.executors import called; called(sys.stdin.read())"
+        code = f"import sys; from subcompress.search.executors import called; called(sys.stdin.read(), {os.getpid()})"
+        places = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])]
         number = len(self.running) + 1
         process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],  # a file such as queue.py in this folder is no module of Python's
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **_gpu(number)},
+            start_new_session=True,  # Ctrl-C is for this process, which ends it
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), **_gpu(number)},
         )
         self.running.append(process)
         future: Future[Any] = Future()
@@ -121,6 +124,8 @@ class SlurmJobs(Executor):
     def __init__(self, folder: Path) -> None:
         submitit = _imported("submitit", "slurm")
         self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"))
+        found = self.executor.cluster == "slurm"
+        self.remark = "" if found else "no Slurm is found here: the workers run on this machine"
         self.executor.update_parameters(name="subcompress", timeout_min=60 * 24)
         self.jobs: list[Any] = []
 
@@ -177,7 +182,7 @@ def payload(call: Callable[[], Any]) -> str:
     for module in BY_VALUE:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return base64.b64encode(cloudpickle.dumps(call)).decode()
+        return base64.b64encode(pickle.dumps((sys.path, cloudpickle.dumps(call)))).decode()
     except Exception as e:
         raise SubcompressError(
             f"--jobs sends the network and the data to other processes, and these cannot be sent ({one_line(e, 200)}): "
@@ -188,14 +193,17 @@ def payload(call: Callable[[], Any]) -> str:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def called(text: str) -> None:
-    """Make the call of a payload; in a process of `Processes`, until the process that started it is gone."""
+def called(text: str, parent: int | None = None) -> None:
+    """Make the call of a payload. parent: the process that started this one, which ends with it."""
     import cloudpickle
 
     if text == "":  # who started it was killed
         return
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    cloudpickle.loads(base64.b64decode(text))()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    path, call = pickle.loads(base64.b64decode(text))
+    sys.path[:] = path
+    cloudpickle.loads(call)()
 
 
 def _end_with(parent: int) -> None:
@@ -213,26 +221,33 @@ def helping(name: str, workers: int, folder: Path, call: Callable[[], Any], list
     """
     if name not in EXECUTORS:
         raise SubcompressError(
-            f"--executor is one of {', '.join(EXECUTORS)}; given {shown(name)}{suggestion(name, EXECUTORS)}"
+            f"--executor must be one of {', '.join(EXECUTORS)}; got {shown(name)}{suggestion(name, EXECUTORS)}"
         )
     if workers == 0:
         yield
         return
-    executor, futures, done = EXECUTORS[name](folder), list[Future[Any]](), False
+    executor, futures = EXECUTORS[name](folder), list[Future[Any]]()
+    stopped = threading.Event()
+    if remark := getattr(executor, "remark", ""):
+        listener.note(remark)
     try:
         for number in range(workers):
             futures.append(executor.submit(call))
-            futures[-1].add_done_callback(_noting(number + 2, listener))
+            futures[-1].add_done_callback(_noting(number + 2, listener, stopped))
         yield
-        done = True
+    except BaseException:
+        stopped.set()
+        raise
     finally:
-        executor.shutdown(wait=True, cancel_futures=not done)
+        executor.shutdown(wait=True, cancel_futures=stopped.is_set())
         wait(futures)
 
 
-def _noting(number: int, listener: Listener) -> Callable[[Future[Any]], None]:
+def _noting(number: int, listener: Listener, stopped: threading.Event) -> Callable[[Future[Any]], None]:
+    """What notes the error of a worker, unless all of them are being stopped."""
+
     def note(future: Future[Any]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
+        if not stopped.is_set() and not future.cancelled() and (error := future.exception()) is not None:
             listener.note(f"warning: worker {number} ended early: {shown(_last_line(str(error)))}")
 
     return note

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, shown
+from subcompress.support.files import MAX_FILE_BYTES
 from subcompress.training.options import Goal
 from subcompress.training.tasks import Task
 
@@ -55,11 +56,11 @@ def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         words = " and ".join(given) if given else "none of them"
-        raise SubcompressError(f"fit takes one of {', '.join(options)}; given {words}")
+        raise SubcompressError(f"fit takes one of {', '.join(options)}; got {words}")
     _check_target(goal, task, given[0])
     _check_baseline(goal, given[0])
     if not 1 <= goal.seeds <= 100:
-        raise SubcompressError(f"--seeds is between 1 and 100; given {goal.seeds}")
+        raise SubcompressError(f"--seeds must be between 1 and 100; got {goal.seeds}")
     return SearchGoal(
         goal.d,
         goal.target if goal.min_accuracy is None else goal.min_accuracy,
@@ -81,13 +82,19 @@ def _check_target(goal: Goal, task: Task, given: str) -> None:
         )
     if goal.min_accuracy is not None and not (task.has_accuracy_range and 0 < goal.min_accuracy <= 1):
         raise SubcompressError(
-            f"--min-accuracy is an accuracy above 0 and up to 1; given {goal.min_accuracy} of {task.metric_name}: for "
-            "another metric give --target"
+            f"--min-accuracy must be an accuracy above 0 and up to 1; got {goal.min_accuracy} of {task.metric_name}: "
+            "for another metric give --target"
         )
     if goal.max_drop is not None and not 0 <= goal.max_drop < math.inf:
-        raise SubcompressError(f"--max-drop is at least 0; given {goal.max_drop}")
+        raise SubcompressError(f"--max-drop must be at least 0; got {goal.max_drop}")
+    if goal.max_drop is not None and task.has_accuracy_range and goal.max_drop >= 1:
+        raise SubcompressError(
+            f"--max-drop must be below 1 for an accuracy; got {goal.max_drop:g}: for one percentage point give 0.01"
+        )
+    if goal.bytes is not None and goal.bytes > MAX_FILE_BYTES:
+        raise SubcompressError(f"--bytes must be at most {MAX_FILE_BYTES}; got {shown(str(goal.bytes))}")
     if goal.target is not None and not math.isfinite(goal.target):
-        raise SubcompressError(f"--target is a finite number; given {goal.target}")
+        raise SubcompressError(f"--target must be a finite number; got {goal.target}")
 
 
 def _check_baseline(goal: Goal, given: str) -> None:
@@ -102,7 +109,7 @@ def _check_baseline(goal: Goal, given: str) -> None:
             "--max-drop, and without --baseline"
         )
     if not 0 < goal.baseline_lr < math.inf:
-        raise SubcompressError(f"--baseline-lr is positive; given {goal.baseline_lr:g}")
+        raise SubcompressError(f"--baseline-lr must be positive; got {goal.baseline_lr:g}")
 
 
 def _max_fits(goal: Goal, jobs: int) -> float:
@@ -111,7 +118,7 @@ def _max_fits(goal: Goal, jobs: int) -> float:
     limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + jobs - 1 + (TRIED if tries_steps else 0)
     least, words = (goal.seeds, "--seeds") if goal.bytes is not None else (goal.seeds + 1, "--seeds + 1")
     if goal.d is None and not limit >= least:
-        raise SubcompressError(f"--max-fits is at least {words} = {least}; given {limit:g}")
+        raise SubcompressError(f"--max-fits must be at least {words} = {least}; got {limit:g}")
     return limit
 
 
@@ -121,5 +128,5 @@ def _max_minutes(goal: Goal) -> float:
     if goal.d is not None:
         raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
     if not goal.max_minutes > 0:
-        raise SubcompressError(f"--max-minutes is positive; given {goal.max_minutes:g}")
+        raise SubcompressError(f"--max-minutes must be positive; got {goal.max_minutes:g}")
     return goal.max_minutes

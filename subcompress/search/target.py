@@ -138,9 +138,9 @@ class TargetSearch:
     def _refuse_above_baseline(self, target: float) -> None:
         if self.baseline is not None and self.task.better(target, self.baseline):
             raise SubcompressError(
-                f"a target is at most what the network reaches when all of its weights are trained; given {target:g}, "
-                f"that reaches {self.baseline:.4f} on the validation split: lower the target, or train with more "
-                "--epochs"
+                f"a target must be at most what the network reaches when all of its weights are trained; got "
+                f"{target:g}, that reaches {self.baseline:.4f} on the validation split: lower the target, or train "
+                "with more --epochs"
             )
 
     # --- what the trainings say so far ---

@@ -55,6 +55,6 @@ def parse_origins(origins: Iterable[str]) -> frozenset[str]:
     for text, origin in found.items():
         if origin is None:
             raise SubcompressError(
-                f"an origin is SCHEME://HOST or SCHEME://HOST:PORT, one by one; given {text!r}: give https://example.org"
+                f"an origin must be SCHEME://HOST or SCHEME://HOST:PORT; got {text!r}: give https://example.org"
             )
     return frozenset(origin for origin in found.values() if origin)

@@ -377,7 +377,7 @@ class Server:
     def _of(self, request: Request) -> Model:
         name, version = request.path_params["name"], request.path_params.get("version", protocol.VERSION)
         if version != protocol.VERSION:
-            raise RefusedError(404, f"{shown(name)} has version {protocol.VERSION}; given {shown(version)}")
+            raise RefusedError(404, f"{shown(name)} has only version {protocol.VERSION}; got {shown(version)}")
         return self.models.find(name)
 
     async def _metadata(self, request: Request) -> Response:
@@ -431,7 +431,7 @@ class Server:
     async def _load(self, request: Request) -> Response:
         body = await self._small(request)
         if body.get("parameters"):
-            raise RefusedError(400, "a model is loaded from its file; given parameters: leave them out")
+            raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
         await self.models.load(request.path_params["name"])
         return Response()
 
@@ -496,7 +496,7 @@ def _name(path: str) -> str:
     parts = path.split("/")[3:-1]
     if len(parts) == 3 and parts[1] == "versions":
         if parts[2] != protocol.VERSION:
-            raise RefusedError(404, f"{shown(parts[0])} has version {protocol.VERSION}; given {shown(parts[2])}")
+            raise RefusedError(404, f"{shown(parts[0])} has only version {protocol.VERSION}; got {shown(parts[2])}")
         return parts[0]
     return "/".join(parts)
 

@@ -77,7 +77,7 @@ def _files_of(source: str) -> Iterable[FoundFile]:
     name, source = _split_source(source)
     if name is not None and not is_valid_name(name):
         raise SubcompressError(
-            f"a model is named in letters, digits and . _ -, not beginning with a dot; given {name!r}"
+            f"a model must be named in letters, digits and . _ -, not beginning with a dot; got {name!r}"
         )
     if source.startswith(PREFIX):
         yield FoundFile(name or Reference.of(source).id.rpartition("/")[2], source)
@@ -96,7 +96,7 @@ def _files_of(source: str) -> Iterable[FoundFile]:
         raise SubcompressError(f"what is served is there; {source} is not: check the path")
     if path.suffix not in SUFFIXES:
         raise SubcompressError(
-            f"what is served is a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; given {source}"
+            f"serve takes a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; got {source}"
         )
     if (found := _found_file(path, name)) is not None:
         yield found

@@ -35,11 +35,11 @@ def wrong_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> Wrong | 
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         return 400, f"a request has one Host header; this one has {len(hosts)}"
     if hosts and hosts[0] and host_of(text := hosts[0].decode("latin-1")) is None:
-        return 400, f"Host is a name or an address, and a port where there is one; given {shown(text)}"
+        return 400, f"Host must be a name or an address, and a port where there is one; got {shown(text)}"
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
         given = shown(", ".join(value.decode("latin-1") for value in codings))
-        return 501, f"a request's Transfer-Encoding is chunked, in HTTP/1.1, or is left out; given {given}"
+        return 501, f"a request's Transfer-Encoding must be chunked, in HTTP/1.1, or left out; got {given}"
     return None
 
 

@@ -23,7 +23,7 @@ def is_plain(encoding: bytes) -> bool:
     encoding = encoding.strip().lower()
     if encoding not in (b"", b"identity", *_BITS):
         raise RefusedError(
-            415, f"a request comes as it is, or in {TAKEN}; given content-encoding {shown(encoding.decode('latin-1'))}"
+            415, f"a request comes as it is, or in {TAKEN}; got content-encoding {shown(encoding.decode('latin-1'))}"
         )
     return encoding not in _BITS
 

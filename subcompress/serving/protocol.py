@@ -67,15 +67,15 @@ def parse_request(
     head, tail = _parts(body, header_length)
     document = parse_json(head)
     if not isinstance(document, dict):
-        raise RefusedError(400, f"a request is a JSON object with inputs; given {_kind(document)}")
+        raise RefusedError(400, f"a request must be a JSON object with inputs; got {_kind(document)}")
     id_ = "" if document.get("id") is None else document["id"]
     if not isinstance(id_, str):
-        raise RefusedError(400, f"id is text; given {_kind(id_)}")
+        raise RefusedError(400, f"id must be text; got {_kind(id_)}")
     # A truth value among numbers is none of them, and to ask each value would cost as much as to read it.
     plain = not (has_word(head, b"true") or has_word(head, b"false"))
     feeds = _feeds(document.get("inputs"), tail, inputs, plain)
     if batched and len(sizes := {len(a) for a in feeds.values()}) > 1:
-        raise RefusedError(400, f"inputs come in batches of one size; given {', '.join(map(str, sorted(sizes)))}")
+        raise RefusedError(400, f"inputs come in batches of one size; got {', '.join(map(str, sorted(sizes)))}")
     return InferenceRequest(id_, feeds, _wanted(document, outputs))
 
 
@@ -98,7 +98,7 @@ def _raw(body: bytes, inputs: Sequence[Port], outputs: Sequence[Port], batched: 
         shape[shape.index(-1)] = len(body) // each if each else 0
     if not body or len(body) != math.prod(shape) * port.dtype.itemsize:
         one = "one example of " if batched else ""
-        raise RefusedError(400, f"a raw binary request holds {one}{port}; given {len(body)} bytes")
+        raise RefusedError(400, f"a raw binary request holds {one}{port}; got {len(body)} bytes")
     feeds = {port.name: _from_bytes(memoryview(body), len(body), tuple(shape), port)}
     return InferenceRequest("", feeds, tuple((i, True) for i in range(len(outputs))))
 
@@ -109,11 +109,13 @@ def _parts(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     if header_length is None:
         return body, view[:0]
     if not (header_length.isascii() and header_length.isdigit() and 0 < len(header_length) < 16):
-        raise RefusedError(400, f"Inference-Header-Content-Length is a number of bytes; given {shown(header_length)}")
+        raise RefusedError(
+            400, f"Inference-Header-Content-Length must be a number of bytes; got {shown(header_length)}"
+        )
     n = int(header_length)
     if not 0 < n <= len(body):
         raise RefusedError(
-            400, f"Inference-Header-Content-Length is between 1 and the body's {len(body)} bytes; given {n}"
+            400, f"Inference-Header-Content-Length must be between 1 and the body's {len(body)} bytes; got {n}"
         )
     return body[:n], view[n:]
 
@@ -131,7 +133,7 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port], plain: bool) -> 
     """Values by input. plain: whether the request's JSON has no truth values."""
     expected = _expected(ports)
     if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):
-        raise RefusedError(400, f"inputs is a list of tensors ({expected}); given {_kind(given)}")
+        raise RefusedError(400, f"inputs must be a list of tensors ({expected}); got {_kind(given)}")
     known = {p.name: p for p in ports}
     feeds: dict[str, np.ndarray] = {}
     at = 0
@@ -139,7 +141,7 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port], plain: bool) -> 
         name = tensor.get("name")
         port = known.get(name) if isinstance(name, str) else None
         if port is None:
-            raise RefusedError(400, f"inputs are {expected}; given {shown(name)}")
+            raise RefusedError(400, f"inputs must be {expected}; got {shown(name)}")
         if name in feeds:
             raise RefusedError(400, f"each input is given once; {name} came twice")
         shape = _shape(tensor.get("shape"), tensor.get("datatype"), port)
@@ -148,7 +150,7 @@ def _feeds(given: Any, tail: memoryview, ports: Sequence[Port], plain: bool) -> 
             feeds[name] = _from_json(tensor.get("data"), shape, port, plain)
         else:
             if tensor.get("data") is not None:
-                raise RefusedError(400, f"values of {name} come as data or as binary_data_size; given both")
+                raise RefusedError(400, f"values of {name} come as data or as binary_data_size; got both")
             feeds[name] = _from_bytes(tail[at : at + size], size, shape, port)
             at += size
     if missing := [p for p in ports if p.name not in feeds]:
@@ -166,7 +168,7 @@ def _shape(given: Any, datatype: Any, port: Port) -> tuple[int, ...]:
         takes = f"{list(port.shape)}" if port.ranked else "of any shape"
         raise RefusedError(
             400,
-            f"{_called(port)} is {port.datatype} {takes}; given {shown(datatype)} {what[:200]}: "
+            f"{_called(port)} must be {port.datatype} {takes}; got {shown(datatype)} {what[:200]}: "
             f"{_instead(given, sound, port)}",
         )
     if not all(given):
@@ -195,7 +197,7 @@ def _parameters(container: dict[str, Any], what: str) -> dict[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise RefusedError(400, f"{what} are a JSON object; given {_kind(parameters)}")
+        raise RefusedError(400, f"{what} must be a JSON object; got {_kind(parameters)}")
     return parameters
 
 
@@ -206,7 +208,7 @@ def _binary_size(tensor: dict[str, Any], name: str) -> int | None:
             raise RefusedError(400, "tensors come in the request; shared memory is not offered")
     size = parameters.get("binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
-        raise RefusedError(400, f"binary_data_size of {name} is a number of bytes; given {shown(size)}")
+        raise RefusedError(400, f"binary_data_size of {name} must be a number of bytes; got {shown(size)}")
     return size
 
 
@@ -226,11 +228,13 @@ def _from_bytes(held: memoryview, size: int, shape: tuple[int, ...], port: Port)
 def _from_json(data: Any, shape: tuple[int, ...], port: Port, plain: bool) -> np.ndarray:
     """The values in `data`. plain: whether none is true or false."""
     if not isinstance(data, list):
-        raise RefusedError(400, f"values of {port.name} are a list, data, or follow in binary; given {_kind(data)}")
+        raise RefusedError(
+            400, f"values of {port.name} must be a list called data, or follow in binary; got {_kind(data)}"
+        )
     values = _flat(data, port)
     if len(values) != math.prod(shape):
         raise RefusedError(
-            400, f"{_called(port)} of shape {list(shape)} has {math.prod(shape)} values; given {len(values)}"
+            400, f"{_called(port)} of shape {list(shape)} must have {math.prod(shape)} values; got {len(values)}"
         )
     kind = port.dtype.kind
     # NumPy looks last: where one value is text it would make text of all, each as long as the longest.
@@ -252,7 +256,7 @@ def _from_json(data: Any, shape: tuple[int, ...], port: Port, plain: bool) -> np
 
 
 def _of_another_kind(port: Port) -> RefusedError:
-    return RefusedError(400, f"data of {port.name} are values of {port.datatype}; given others, or null")
+    return RefusedError(400, f"data of {port.name} must be values of {port.datatype}; got others, or null")
 
 
 def _flat(values: list[Any], port: Port) -> list[Any]:
@@ -280,7 +284,7 @@ def _wanted(document: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int,
     for output in given if isinstance(given, list) else [given]:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in numbers:
-            raise RefusedError(400, f"outputs are {_expected(ports)}; given {shown(name)}")
+            raise RefusedError(400, f"outputs must be {_expected(ports)}; got {shown(name)}")
         own = _parameters(output, f"parameters of {name}")
         if own.get("classification"):
             raise RefusedError(400, f"outputs come as they are; classification of {name} is not offered")

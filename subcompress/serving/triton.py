@@ -115,9 +115,9 @@ def export(
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
-        raise SubcompressError(f"backends are {known}; {backend!r} is none of them{suggestion(backend, BACKENDS)}")
+        raise SubcompressError(f"backends must be among {known}; got {backend!r}{suggestion(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
-        raise SubcompressError(f"a batch has 1 example or more, 0 says not to join requests; given {max_batch}")
+        raise SubcompressError(f"a batch must have 1 example or more, 0 says not to join requests; got {max_batch}")
     sources, repository = list(sources), Path(repository)
     check_names((source.name, source.path) for source in sources)
     for source in sources:

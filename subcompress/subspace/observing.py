@@ -75,7 +75,7 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
     if isinstance(model, nn.Module):
         return taken(model), None
     if not callable(model):
-        raise SubcompressError(f"fit takes an nn.Module, or a factory of one; given {type(model).__name__}")
+        raise SubcompressError(f"fit takes an nn.Module, or a factory of one; got {type(model).__name__}")
 
     def build(seed: int) -> nn.Module:
         states = random.getstate(), np.random.get_state()

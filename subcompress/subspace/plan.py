@@ -156,14 +156,14 @@ def make_plan(
     check_options(bits, seed, operator)
     operator = "hadamard" if operator == AUTO else operator
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator is one that packs, {' or '.join(EXACT)}; given {operator}")
+        raise SubcompressError(f"on a base, --operator must be one that packs, {' or '.join(EXACT)}; got {operator}")
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
     if D == 0:
         raise SubcompressError("fit trains a model's weights; this one has none to train: give another")
     if not 1 <= d <= D:
-        raise SubcompressError(f"--d is between 1 and the model's D = {D} weights; given {d}")
+        raise SubcompressError(f"--d must be between 1 and the model's D = {D} weights; got {d}")
     return _Planner(known.layout, starts, d, D, bits, seed, operator, base, scales).plan()
 
 
@@ -179,12 +179,12 @@ def guessed_scales(starts: Mapping[str, Start]) -> dict[str, tuple[float, ...]]:
 def check_options(bits: int, seed: int, operator: str) -> None:
     """Raise SubcompressError for numbers and names that no plan takes."""
     if bits not in SPREAD:
-        raise SubcompressError(f"--bits is one of {', '.join(map(str, SPREAD))}; given {bits}")
+        raise SubcompressError(f"--bits must be one of {', '.join(map(str, SPREAD))}; got {bits}")
     if not 0 <= seed < 1 << 64:
-        raise SubcompressError(f"--seed is between 0 and 2^64 - 1; given {seed}")
+        raise SubcompressError(f"--seed must be between 0 and 2^64 - 1; got {seed}")
     if operator not in (AUTO, *OPERATORS):
         raise SubcompressError(
-            f"--operator is {AUTO} or one of {', '.join(OPERATORS)}; {operator!r} is none of them"
+            f"--operator must be {AUTO} or one of {', '.join(OPERATORS)}; got {operator!r}"
             + suggestion(operator, (AUTO, *OPERATORS))
         )
 

@@ -171,7 +171,7 @@ def recognize(
     MAX_STORED bytes.
     """
     if structured not in STRUCTURED:
-        raise SubcompressError(f"--structured is {', '.join(STRUCTURED)}; given {structured}")
+        raise SubcompressError(f"--structured must be {', '.join(STRUCTURED)}; got {structured}")
     state = _tensors(module)
     if base is not None:  # its tensors come first
         state = {t.name: state[t.name] for t in base.layout} | {n: t for n, t in state.items() if n not in base}

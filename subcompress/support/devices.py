@@ -45,7 +45,7 @@ def choose_device(requested: str) -> Device:
     if requested == AUTO:
         return _choose_automatically()
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", requested):
-        raise SubcompressError(f"--device is auto, cpu, cuda or cuda:N; given {requested}")
+        raise SubcompressError(f"--device must be auto, cpu, cuda or cuda:N; got {requested}")
     if requested == "cpu":
         return Device(requested, "device: cpu, as asked")
     index = int(requested.partition(":")[2] or 0)

@@ -141,7 +141,7 @@ class Layout:
         for name, tensor in state.items():
             if not is_valid_name(name):
                 raise SubcompressError(
-                    f"a tensor's name has no control characters and is not __metadata__; given {name!r}: rename it"
+                    f"a tensor's name must not be __metadata__ or have control characters; got {name!r}: rename it"
                 )
             if (dtype := _name(tensor)) is None:
                 raise SubcompressError(

@@ -18,7 +18,7 @@ def machine(device: str, threads: int | None, seed: int) -> Iterator[None]:
     """The device checked, the threads set and given back, the caller's random states untouched."""
     device = choose_device(device).name
     if threads is not None and not 1 <= threads <= 1024:
-        raise SubcompressError(f"--threads is between 1 and 1024; given {threads}")
+        raise SubcompressError(f"--threads must be between 1 and 1024; got {threads}")
     before, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
     try:
         torch.set_num_threads(threads or before)

@@ -255,7 +255,7 @@ def _present_names(caller: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
 def _changed(held: Group | None, kind: type[Group], section: str, given: dict[str, Any]) -> Group:
     """The object, or the defaults, with its own keywords taken out of `given`."""
     if held is not None and not isinstance(held, kind):
-        raise SubcompressError(f"{section} is a subcompress.{kind.__name__}; given {type(held).__name__}")
+        raise SubcompressError(f"{section} must be a subcompress.{kind.__name__}; got {type(held).__name__}")
     keywords = {name: name for name in (f.name for f in fields(kind))}
     if kind is Base:  # `name` and `source` alone would be unclear beside the options of everything else
         keywords = {"base_name": "name", "act_on": "act_on", "new": "new"}

@@ -156,7 +156,7 @@ def estimate_cost(
     line += f", {recipe.steps} a fit" if recipe.steps is not None else ""
     line += f": about {_time(one)} a fit"
     if fits > 1:
-        line += f", at most {_time(min(one * fits, 60 * minutes))} for {fits:g}"
+        line += f", about {_time(min(one * fits, 60 * minutes))} for {fits:g}"
     return f"{line}; memory {_peak() / 2**30:.1f} GiB"
 
 
@@ -195,9 +195,8 @@ def resolution_note(task: Task, data: Data, target: float, drop: float | None = 
     if error <= (0.005 if drop is None else max(drop, 1e-9) / 2):
         return None
     return (
-        f"warning: {n} validation examples know an accuracy of {target:.4g} to +-{error:.3f} (one standard error) "
-        f"only: "
-        "the d that is found is as uncertain; give more validation examples"
+        f"warning: with {n} validation examples, an accuracy of {target:.4g} has a standard error of {error:.3f}, so "
+        "the d that is found is uncertain too: give more validation examples"
     )
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from subcompress.base import attach_base, open_base
 from subcompress.data import Data
@@ -48,21 +46,10 @@ def bits_of(d: int | None) -> int:
     return 8 if d is not None and d <= FEW else 4
 
 
-def data_of(data: Data | Sequence[Dataset[Any]], workers: int | None) -> Data:
-    """The data as `Data`. Raises SubcompressError for anything that is neither that nor three data sets."""
-    if isinstance(data, (tuple, list)) and len(data) == 3:
-        data = Data(*data)
-    if not isinstance(data, Data):
-        raise SubcompressError(
-            f"fit takes a Data or (train, validation, test); given {type(data).__name__}: call it, if it is a factory"
-        )
-    return data if workers is None else replace(data, workers=workers)
-
-
 def divided(machine: Machine) -> Machine:
     """The machine, with its CPU threads divided among the trainings that run at a time. Raises SubcompressError."""
     if not 1 <= machine.jobs <= MAX_JOBS:
-        raise SubcompressError(f"--jobs is between 1 and {MAX_JOBS}; given {machine.jobs}")
+        raise SubcompressError(f"--jobs must be between 1 and {MAX_JOBS}; got {machine.jobs}")
     if machine.jobs > 1 and world_size() > 1:
         raise SubcompressError(
             f"--jobs is of a command that is started once; {world_size()} workers were started: leave it out"
@@ -92,7 +79,7 @@ def prepared(
 
     Args:
         model: The network, or a function without arguments that builds it.
-        data: As `data_of` gives them, with labels as `task` takes them.
+        data: As `as_data` gives them, with labels as `task` takes them.
         options: What was asked for; the goal is not looked at but for `d`.
         task: What `task_of` gave for the recipe.
         listener: Hears of progress.

@@ -137,7 +137,7 @@ class Fit:
             f"{self.validation:.4f} on validation, {self.test:.4f} on test, {self.seconds:.1f} s, in {self.run}"
         )
         told = [self.failure] if self.failure else []
-        return "\n  ".join([line, *told, *(f"warning: {w}" for w in self.warnings)])
+        return "\n  ".join([line, *told, *(f"warning: {w}" for w in self.warnings if w != self.failure)])
 
     def _repr_html_(self) -> str:
         """The figures as a table, for a notebook."""
@@ -154,7 +154,7 @@ class Fit:
             ("run folder", self.run),
         ]
         told = [f"<p><b>{escape(self.failure)}</b></p>"] if self.failure else []
-        told += [f"<p>warning: {escape(warning)}</p>" for warning in self.warnings]
+        told += [f"<p>warning: {escape(warning)}</p>" for warning in self.warnings if warning != self.failure]
         return "".join([html_table(row for row in rows if row[1] is not None), *told])
 
     @property

@@ -30,7 +30,7 @@ MAX_BYTES = 1 << 16
 """Of a recipe file."""
 
 HEADER = """\
-# The options of this run. Give them again: subcompress fit --recipe {name} -o FOLDER
+# The options of this run. Give them again: subcompress fit --recipe RUN/recipe.toml -o FOLDER
 # An option on the command line replaces the one here. Paths are relative to the folder where the command runs.
 """
 
@@ -98,7 +98,7 @@ def fields_of(path: str | Path) -> dict[tuple[str, str], Any]:
     """
     path = Path(path)
     try:
-        found = tomllib.loads(read_bytes(path, MAX_BYTES).decode("utf-8"))
+        found = tomllib.loads(read_bytes(path, MAX_BYTES).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise SubcompressError(f"{path} is no recipe file: it is no TOML ({one_line(e, 100)})") from e
     values = {}
@@ -114,7 +114,7 @@ def _check_section(path: Path, section: str, held: Any) -> None:
     if section not in SECTIONS:
         names = ", ".join(f"[{name}]" for name in SECTIONS)
         raise SubcompressError(
-            f"{path}: a recipe file has the sections {names}; given {shown(section)}{suggestion(section, SECTIONS)}"
+            f"{path}: the sections of a recipe file are {names}; got {shown(section)}{suggestion(section, SECTIONS)}"
         )
     if not isinstance(held, dict):
         raise SubcompressError(f"{path}: {section} is a section: write [{section}] on a line of its own")
@@ -123,12 +123,14 @@ def _check_section(path: Path, section: str, held: Any) -> None:
         if name not in known:
             more = suggestion(name, known) or "; it has " + ", ".join(known)
             raise SubcompressError(f"{path}: [{section}] has no option {shown(name)}{more}")
+        if "\0" in str(value):
+            raise SubcompressError(f"{path}: [{section}] {name} must be text without null characters")
         kind = TYPES.get(name, str)
         try:
             msgspec.convert(value, kind)
         except msgspec.ValidationError as e:
             words = WORDS.get(kind, "a number or text" if name == "baseline" else "a list of texts")
-            raise SubcompressError(f"{path}: [{section}] {name} is {words}; given {shown(str(value))}") from e
+            raise SubcompressError(f"{path}: [{section}] {name} must be {words}; got {shown(repr(value))}") from e
 
 
 def given_options(
@@ -175,8 +177,7 @@ def write(folder: Path, options: Options, origin: Mapping[str, Any], threads: in
         sections[section] = {name: _plain(value) for name, value in values.items() if _can_be_written(value)}
         unnamed += [name for name, value in values.items() if value is not None and not _can_be_written(value)]
     sections = {section: held for section, held in sections.items() if held and (section != "base" or "source" in held)}
-    lines = HEADER.format(name=folder / RECIPE)
-    lines += "".join(f"# {name} is an object of Python: give it again.\n" for name in unnamed)
+    lines = HEADER + "".join(f"# {name} is an object of Python: give it again.\n" for name in unnamed)
     write_bytes(folder / RECIPE, (lines + "\n" + tomli_w.dumps(sections)).encode())
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -97,6 +97,10 @@ class Run:
             raise SubcompressError(
                 f"another process works in {self.path} ({others[0]}): wait for it, or give another folder"
             )
+        if before is not None and (self.path / SUMMARY).exists():
+            self.worker.log(
+                f"warning: the finished run in {self.path} had other options ({'; '.join(differences)}): it is replaced"
+            )
         for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINTS, OLD_CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
             _remove(self.path / name)
         self._write_command({})
@@ -143,6 +147,17 @@ class Run:
     def _checkpointed(self) -> bool:
         return (self.path / OLD_CHECKPOINT).exists() or any((self.path / CHECKPOINTS).glob("*"))
 
+    def check_own(self) -> None:
+        """Raise SubcompressError where the folder is gone, or holds another run by now: this process was silent for so
+        long that another one has begun anew."""
+        before = self._before()
+        if before is None:
+            raise SubcompressError(f"{self.path} was removed while the run was under way: give the command again")
+        if _differences(before, self.command):
+            raise SubcompressError(
+                f"another process has begun another run in {self.path} while this one was silent: give another folder"
+            )
+
     def refresh(self) -> None:
         """Read what has ended in the meantime. Raises SubcompressError for a damaged journal."""
         try:
@@ -156,6 +171,7 @@ class Run:
     def note(self, key: str, entry: dict[str, Any], record: Record | None = None) -> None:
         """Remember a training that has ended, unless another worker did; its checkpoint is no longer needed."""
         with self.worker.alone("journal"):
+            self.check_own()
             self.refresh()
             if key not in self.journal:
                 if record is not None:
@@ -174,10 +190,11 @@ class Run:
     def checkpoint(self, key: str) -> _Checkpoint:
         """The checkpoint of the training of that name."""
         old, path = self.path / OLD_CHECKPOINT, self.path / CHECKPOINTS / f"{key}.safetensors"
-        return _Checkpoint(old if old.exists() and not path.exists() else path, key)
+        return _Checkpoint(old if old.exists() and not path.exists() else path, key, self.check_own)
 
     def finish(self, record: Record | None, summary: Any) -> None:
-        """Write the record, then the summary that marks the run as finished."""
+        """Write the record, then the summary that marks the run as finished. Raises SubcompressError as `check_own`."""
+        self.check_own()
         if record is not None:
             format.save(record, self.path / RECORD)
         write_bytes(self.path / SUMMARY, _json(asdict(summary) if is_dataclass(summary) else summary))  # type: ignore[arg-type]
@@ -185,8 +202,8 @@ class Run:
 
 
 class _Checkpoint:
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, key: str, check_own: Callable[[], None]) -> None:
+        self.path, self.key, self.check_own = path, key, check_own
         self.then = f"remove {path.name} to begin this training anew"
 
     def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -227,18 +244,21 @@ class _Checkpoint:
         return SubcompressError(f"{self.path}: {shown(name)}: {words}: {self.then}")
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Keep it, whole or not at all."""
+        """Keep it, whole or not at all. Raises SubcompressError where the run is no longer this process's."""
+        self.check_own()
         held = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         write_bytes(self.path, safetensors.torch.save(held, {"state": json.dumps({**meta, "key": self.key})}))
 
 
 @contextmanager
-def working(folder: str | Path, command: dict[str, Any], task: str) -> Iterator[Run]:
+def working(
+    folder: str | Path, command: dict[str, Any], task: str, log: Callable[[str], None] = lambda line: None
+) -> Iterator[Run]:
     """Make the folder, see that it can be written before hours are spent, and work in it, beside other processes that
-    do the same. Raises SubcompressError where it cannot be made or written."""
+    do the same. log: takes lines for whoever waits. Raises SubcompressError where it cannot be made or written."""
     path = Path(folder)
     _check_writable(path)
-    with Worker(path, task) as worker:
+    with Worker(path, task, log) as worker:
         yield Run(path, command, worker)
 
 

@@ -126,7 +126,7 @@ class Goal(Struct):
     d: Count | None = None
     target: float | None = None
     max_drop: Size | None = None
-    bytes: int | None = None
+    bytes: Count | None = None
     baseline: float | str | None = None
     baseline_lr: Step | None = None
     ds: tuple[Positive, ...] | None = None

@@ -67,7 +67,7 @@ def _same_shape(name: str, f: Callable[[Any, Any], Tensor]) -> Callable[[Any, An
         y = as_values(outputs, y)
         if outputs.shape != y.shape:
             raise SubcompressError(
-                f"outputs and y have one shape; given {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
+                f"outputs and y must have one shape; got {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
                 f"or the other"
             )
         return f(outputs, y)
@@ -154,7 +154,7 @@ class Task:
         given = _direction(minimise, minimize)
         if isinstance(loss, str) and loss not in LOSSES:
             raise SubcompressError(
-                f"--loss is one of {', '.join(LOSSES)} or file.py:f; {loss!r} is none of them{suggestion(loss, LOSSES)}"
+                f"--loss must be one of {', '.join(LOSSES)} or file.py:f; got {loss!r}{suggestion(loss, LOSSES)}"
             )
         f, usual = LOSSES[loss] if isinstance(loss, str) else (loss, "loss")
         name = loss if isinstance(loss, str) else _name(loss)
@@ -165,12 +165,12 @@ class Task:
             metric_name = metric or usual
             if metric_name not in METRICS:
                 raise SubcompressError(
-                    f"--metric is one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; {metric!r} is none of "
-                    f"them{suggestion(metric_name, METRICS)}"
+                    f"--metric must be one of {', '.join(METRICS)}, {TORCHMETRICS}NAME or file.py:f; got "
+                    f"{metric!r}{suggestion(metric_name, METRICS)}"
                 )
             g, less = METRICS[metric_name]
             if less and given is False:
-                raise SubcompressError(f"less is better of {metric_name}; given that more is: leave out --maximize")
+                raise SubcompressError(f"{metric_name} is a loss, of which less is better: leave out --maximize")
             return cls(f, g, name, metric_name, less if given is None else given)
         g = _made(metric)
         return cls(f, g, name, _name(g), _less(g) if given is None else given)
@@ -312,7 +312,9 @@ def guessing_loss(y: Tensor) -> float:
 def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
     """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
     if minimise is not None and minimize is not None and minimise != minimize:
-        raise SubcompressError(f"minimise is minimize; given {minimise} and {minimize}: leave one out")
+        raise SubcompressError(
+            f"minimise is the former spelling of minimize; got both, {minimise} and {minimize}: leave one out"
+        )
     return minimize if minimise is None else minimise
 
 

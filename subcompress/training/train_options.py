@@ -54,44 +54,44 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     if steps is None:
         return EPOCHS if epochs is None else epochs
     if epochs is not None:
-        raise SubcompressError(f"--epochs and --steps both say how long to train; given {epochs} and {steps}: give one")
+        raise SubcompressError(f"--epochs and --steps both say how long to train; got {epochs} and {steps}: give one")
     if steps < 1:
-        raise SubcompressError(f"--steps is at least 1; given {steps}")
+        raise SubcompressError(f"--steps must be at least 1; got {steps}")
     return -(-steps // max(1, examples // max(1, batch_size)))
 
 
 def check_recipe(recipe: TrainOptions, examples: int) -> None:
     """Raise SubcompressError for numbers that cannot be trained with."""
     rules = [
-        (recipe.epochs >= 1, "--epochs is at least 1", recipe.epochs),
+        (recipe.epochs >= 1, "--epochs must be at least 1", recipe.epochs),
         (
             1 <= recipe.batch_size <= examples,
-            f"--batch-size is between 1 and the {examples} examples",
+            f"--batch-size must be between 1 and the {examples} examples",
             recipe.batch_size,
         ),
-        (recipe.shards >= 1, "--shards is at least 1", recipe.shards),
+        (recipe.shards >= 1, "--shards must be at least 1", recipe.shards),
         (
             recipe.shards < 1 or recipe.batch_size % recipe.shards == 0,
-            f"--shards cuts a batch in equal parts, and divides --batch-size, here {recipe.batch_size}",
+            f"--shards must divide --batch-size, here {recipe.batch_size}, to cut a batch into equal parts",
             recipe.shards,
         ),
-        (0 < recipe.lr <= MAX_LR, f"--lr is positive, and at most {MAX_LR:g}", recipe.lr),
-        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate is at least 0", recipe.rate),
-        (0 <= recipe.seed < 1 << 64, "--seed is between 0 and 2^64 - 1", recipe.seed),
+        (0 < recipe.lr <= MAX_LR, f"--lr must be positive and at most {MAX_LR:g}", recipe.lr),
+        (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate must be at least 0", recipe.rate),
+        (0 <= recipe.seed < 1 << 64, "--seed must be between 0 and 2^64 - 1", recipe.seed),
     ]
     if recipe.optimiser not in OPTIMISERS:
         raise SubcompressError(
-            f"--optimiser is one of {', '.join(OPTIMISERS)}; {recipe.optimiser!r} is none of them"
+            f"--optimizer must be one of {', '.join(OPTIMISERS)}; got {recipe.optimiser!r}"
             + suggestion(recipe.optimiser, OPTIMISERS)
         )
     if recipe.precision not in PRECISIONS:
         raise SubcompressError(
-            f"--precision is {' or '.join(PRECISIONS)}; given {recipe.precision}"
+            f"--precision must be {' or '.join(PRECISIONS)}; got {recipe.precision}"
             + suggestion(recipe.precision, PRECISIONS)
         )
     for holds, rule, given in rules:
         if not holds:
-            raise SubcompressError(f"{rule}; given {given}")
+            raise SubcompressError(f"{rule}; got {given}")
 
 
 __all__ = ["EPOCHS", "PRECISIONS", "TrainOptions", "check_recipe", "epochs_of"]

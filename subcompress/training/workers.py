@@ -10,13 +10,14 @@ Ages are differences of times that the file system gives, so that clocks may dif
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,9 @@ BEAT = 2.0
 
 STALE = 60.0
 """Seconds without one after which a worker is taken for dead."""
+
+LONG = 5.0
+"""Seconds after which a worker that waits for another says so."""
 
 POLL = 0.3
 """Seconds between two looks at the folder, for a worker that waits for another."""
@@ -55,10 +59,11 @@ class Other:
 
 
 class Worker:
-    """This process, as the others in the folder see it. task: what it does there, such as `fit`."""
+    """This process, as the others in the folder see it. task: what it does there, such as `fit`; log: takes lines for
+    whoever waits."""
 
-    def __init__(self, folder: Path, task: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, task: str, log: Callable[[str], None] = lambda line: None) -> None:
+        self.folder, self.log = folder, log
         self.id = f"{os.getpid()}-{secrets.token_hex(6)}"
         self.path = folder / WORKERS / f"{self.id}.json"
         self.about: dict[str, Any] = {
@@ -112,10 +117,9 @@ class Worker:
         try:
             for path in (self.folder / WORKERS, self.folder / CLAIMS):  # another one that left may have removed it
                 path.mkdir(exist_ok=True)
-            path = self.path
-            path.write_text(json.dumps(self.about) + "\n")
         except OSError as e:
             raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; remove it, or free the disk") from e
+        _replace(self.path, json.dumps(self.about) + "\n")
 
     def says(self, status: str) -> None:
         """Let the others know what this worker does."""
@@ -134,53 +138,77 @@ class Worker:
     # --- claims ---
 
     def claim(self, name: str) -> bool:
-        """Take a claim, if no worker that is alive has it."""
+        """Take a claim, if no worker that is alive has it. Raises SubcompressError for a claim that is no file.
+
+        Of several workers that see the same dead owner, the one that claims to succeed it replaces the claim.
+        """
         path = self.folder / CLAIMS / name
         if _create(path, self.id):
             return True
-        owner = _read(path)
-        if not owner or owner in {self.id, *(other.id for other in self.others())}:  # none: it was given back just now
+        owner = _owner(path)
+        if owner is None or self._is_held(path, owner):  # None: it was given back just now
             return False
-        aside = path.with_name(f"{self.id}.dead")
+        succession = _succession(name, owner)
+        if not self.claim(succession):
+            return False
         try:
-            path.rename(aside)  # of several that see a dead owner, one moves its claim away
-        except OSError:
-            return False
-        taken = _read(aside) == owner
-        if not taken:  # another worker took it in between: give its claim back
-            with suppress(OSError):
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
-        return taken and _create(path, self.id)
+            if _owner(path) != owner:
+                return False
+            _replace(path, self.id)
+            return True
+        finally:
+            self._remove(succession)
+
+    def _is_held(self, path: Path, owner: str) -> bool:
+        """Whether the owner of a claim is alive. One that cannot be read is held until it is old."""
+        if owner in {self.id, *(other.id for other in self.others())}:
+            return True
+        return owner == "" and self.path.stat().st_mtime - _written(path) <= STALE
 
     def release(self, name: str) -> None:
-        """Give a claim back."""
+        """Give a claim back, unless another worker has taken it from this one, which was silent for too long."""
+        succession = _succession(name, self.id)
+        if _owner(self.folder / CLAIMS / name) == self.id and self.claim(succession):
+            self._remove(name)
+            self._remove(succession)
+
+    def _remove(self, name: str) -> None:
+        """Delete a claim that names this worker."""
         path = self.folder / CLAIMS / name
-        if _read(path) == self.id:
+        if _owner(path) == self.id:
             with suppress(OSError):
                 path.unlink()
 
     def _claims(self) -> list[str]:
         with suppress(OSError):
-            return [p.name for p in (self.folder / CLAIMS).iterdir() if _read(p) == self.id]
+            return [p.name for p in (self.folder / CLAIMS).iterdir() if _owner(p) == self.id]
         return []
 
     def claimed(self) -> list[str]:
         """The names that other workers which are alive have claimed."""
         alive = {other.id for other in self.others()}
         with suppress(OSError):
-            return sorted(p.name for p in (self.folder / CLAIMS).iterdir() if _read(p) in alive)
+            return sorted(p.name for p in (self.folder / CLAIMS).iterdir() if _owner(p) in alive)
         return []
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Hold a claim, waiting for it."""
+        """Hold a claim, waiting for it. Says so where the wait is long."""
+        began, said = time.monotonic(), False
         while not self.claim(name):
+            if not said and time.monotonic() - began > LONG:
+                self.log(f"waiting for {self._holder(name)}, which holds {self.folder / CLAIMS / name}")
+                said = True
             time.sleep(0.02)
         try:
             yield
         finally:
             self.release(name)
+
+    def _holder(self, name: str) -> str:
+        """The worker that has a claim, for people."""
+        owner = _owner(self.folder / CLAIMS / name)
+        return next((str(other) for other in self.others() if other.id == owner), "another process")
 
 
 def workers(folder: Path) -> Iterator[tuple[Other, float]]:
@@ -194,21 +222,21 @@ def workers(folder: Path) -> Iterator[tuple[Other, float]]:
             text, written = path.read_text("utf-8")[:MAX_BYTES], path.stat().st_mtime
             about = json.loads(text)
         except (OSError, ValueError, RecursionError):
-            about, written = {}, _age(path)
+            about, written = {}, _written(path)
         yield Other(path.stem, about if isinstance(about, dict) else {}), written
 
 
-def _age(path: Path) -> float:
-    """When a file that cannot be read was written: it is being written, or gone."""
+def _written(path: Path) -> float:
+    """When a file was written, by the file system's clock; 0 where it is gone."""
     try:
-        return path.stat().st_mtime
+        return path.lstat().st_mtime
     except OSError:
         return 0.0
 
 
 def is_alive(other: Other, age: float) -> bool:
     """Whether a worker whose file is so many seconds old is alive."""
-    if age > STALE:
+    if abs(age) > STALE:  # a file of the future was copied, or the clock was set back
         return False
     if not other.about or other.about.get("place") != _place():
         return True  # as far as can be told from here
@@ -264,12 +292,30 @@ def _create_without_links(path: Path, text: str) -> bool:
     return True
 
 
-def _read(path: Path) -> str | None:
-    """The worker that a claim names; None where there is no claim."""
+def _replace(path: Path, text: str) -> None:
+    """Replace a file by one with that text, whole. Raises SubcompressError where that cannot be."""
+    draft = path.with_name(f"{secrets.token_hex(6)}.draft")
+    try:
+        try:
+            draft.write_text(text)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as e:
+        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; remove it, or free the disk") from e
+
+
+def _owner(path: Path) -> str | None:
+    """The worker that a claim names: empty where the claim cannot be read, None where there is none."""
     try:
         return path.read_text("utf-8")[:MAX_BYTES]
     except (OSError, ValueError):
-        return None
+        return "" if os.path.lexists(path) else None
+
+
+def _succession(name: str, owner: str) -> str:
+    """The claim to succeed an owner."""
+    return f"{name}~{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
 
 
 __all__ = ["POLL", "Other", "Worker", "is_alive", "workers"]

@@ -45,7 +45,7 @@ def test_doctor_says_which_vectors_run_and_takes_those_asked_for(monkeypatch):
     assert "left out, as SUBCOMPRESS_VECTORS=numpy asks" in done.stdout
     refused = CliRunner().invoke(main, ["doctor", "--vectors", "sse9"])
     assert refused.exit_code != 0
-    assert "SUBCOMPRESS_VECTORS is one of plain, avx2, avx512, numpy, or unset; given 'sse9'" in refused.stderr
+    assert "SUBCOMPRESS_VECTORS must be one of plain, avx2, avx512, numpy, or unset; got 'sse9'" in refused.stderr
     assert compiled.requested_kind() == ""
 
 

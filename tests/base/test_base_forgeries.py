@@ -64,7 +64,7 @@ STANDING = ("name", "revision", "digest", "count", "strip", "add", "cast", "unus
         ({"groups": b"\1\1" + bytes([21, 4, 0, 0]) + b"\4"}, "take 1 to 20 coordinates"),
         ({"kind": b"\1"}, "is of kind 3"),
         ({"kind": b"\4"}, "at most 5"),
-        ({"sizes": number(21)}, "agree; given 20 weights"),
+        ({"sizes": number(21)}, "agree; got 20 weights"),
         ({"sizes": number(16), "dense": number(80)}, "knows their bytes"),
         ({"sizes": number(2**36 + 1)}, "the size of a group"),
         ({"entries": b"\5" + b"\4" * 5 + b"\0\0\0\0"}, "the number of entries is at most 4"),

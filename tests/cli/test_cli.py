@@ -87,7 +87,7 @@ def test_wrong_options_end_with_status_2():
 
 
 def test_unknown_names():
-    assert "package.module:factory or hf:DIR_OR_ID; 'vgg' is none" in mistake(
+    assert "package.module:factory or hf:DIR_OR_ID; got 'vgg'" in mistake(
         "fit", "--model", "vgg", "--data", "digits", "--d", 9, "-o", "r"
     )
     line = mistake("fit", "--model", "lenet", "--data", "mnist", "--d", 9, "-o", "r")

@@ -198,7 +198,7 @@ def test_memory_that_runs_out_says_what_would_fit(folder):
 
 def test_options_that_do_not_go_together(folder):
     assert "--data-dir is for data known by name" in mistake(*options(), "--data-dir", "x")
-    assert "given --d and --target" in mistake(*options(), "--target", "0.5")
+    assert "got --d and --target" in mistake(*options(), "--target", "0.5")
     assert "names a file that is there" in mistake(*options("nowhere.py:net"))
     assert "cannot: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))
     assert "file.py:name or package.module:name" in mistake(*options("mine.py:"))

@@ -253,7 +253,7 @@ def test_one_column_and_none_mean_the_same(loss):
         assert evaluate(module, Split(x, y), task) == wanted
         flat = nn.Sequential(module, nn.Flatten(0))
         assert evaluate(flat, Split(x, y[:, None]), task) == wanted
-        with pytest.raises(SubcompressError, match=r"one shape; given \(48, 3\) and \(48,\)"):
+        with pytest.raises(SubcompressError, match=r"one shape; got \(48, 3\) and \(48,\)"):
             evaluate(net(), Split(x, y), task)
 
 

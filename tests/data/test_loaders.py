@@ -268,7 +268,7 @@ def test_a_process_that_dies_or_cannot_send_is_one_line():
 
 
 def test_workers_are_counted():
-    with pytest.raises(SubcompressError, match="--workers is between 0 and 256; given -1"):
+    with pytest.raises(SubcompressError, match="--workers must be between 0 and 256; got -1"):
         three(Blobs, workers=-1)
     x = torch.zeros(4, 2)
     assert isinstance(three(lambda: Split(x, x), workers=4).train, Split)  # in memory: nothing to read

@@ -169,6 +169,15 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
     return {"based": based, "rounded": rounded, "ruled-based": based}
 
 
+def lenet_on(base: dict[str, torch.Tensor]) -> Record:
+    """LeNet on a base."""
+    held = Base(base, "base.safetensors")
+    standing = OnBase(BaseReference(held.name, "", held.digest, len(base)), held)
+    group = Group(HadamardBlocks.sized(44_426, 50, 0, K=0), 4, np.arange(50, dtype=np.int32) % 7 - 3)
+    entries = tuple(Coded(2.0**-9, based=True) for _ in standing.layout)
+    return with_digest(Record(0, standing.layout, (group,), entries, facts=lenet_record().facts, base=standing))
+
+
 def based_record() -> Record:
     """Every feature of a file on a base: prefixes, kept, moved, stored, tied, unused and new tensors, two groups."""
     base = Base(golden_bases()["based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")

@@ -95,7 +95,7 @@ WRONG = {
     "give the model the file was made from": lambda: subcompress.Session(
         PACKED / "mnist-98.safetensors", MODELS["lenet"]()
     ),
-    "devices are cpu, cuda; 'tpu' is none of them": lambda: subcompress.Session("net.onnx", device="tpu"),
+    "devices must be among cpu, cuda; got 'tpu'": lambda: subcompress.Session("net.onnx", device="tpu"),
     "absent.safetensors cannot be read": lambda: subcompress.Session("absent.safetensors"),
     "is no ONNX file": lambda: subcompress.Session("no.onnx"),
     "absent.onnx cannot be read": lambda: subcompress.Session("absent.onnx"),
@@ -112,11 +112,11 @@ def test_what_cannot_be_had_is_said_in_a_line(said, tmp_path, monkeypatch):
 
 def test_a_wrong_input_is_said_in_a_line():
     session = subcompress.Session(PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"]())
-    with pytest.raises(SubcompressError, match="a session takes input; given 0 in order and none by name"):
+    with pytest.raises(SubcompressError, match="a session takes input; got 0 in order and none by name"):
         session()
-    with pytest.raises(SubcompressError, match="given 1 in order and y by name"):
+    with pytest.raises(SubcompressError, match="got 1 in order and y by name"):
         session(torch.zeros(1, 1, 28, 28), y=torch.zeros(1))
-    with pytest.raises(SubcompressError, match="given 1 in order and input by name: give each once"):
+    with pytest.raises(SubcompressError, match="got 1 in order and input by name: give each once"):
         session(torch.zeros(1, 1, 28, 28), input=torch.zeros(1, 1, 28, 28))
     for odd in ("text", None, torch.zeros(1, 1, 28, 28).to_sparse()):
         with pytest.raises(SubcompressError, match="inputs are dense tensors or arrays of numbers; input is not"):
@@ -126,7 +126,7 @@ def test_a_wrong_input_is_said_in_a_line():
         (torch.zeros(28, 28), r"float32 \[28, 28\]"),
         (torch.zeros(1, 1, 28, 28).double(), r"float64 \[1, 1, 28, 28\]"),
     ):
-        with pytest.raises(SubcompressError, match=rf"input is float \[batch, 1, 28, 28\]; given {given}: convert"):
+        with pytest.raises(SubcompressError, match=rf"input must be float \[batch, 1, 28, 28\]; got {given}: convert"):
             session(odd)
 
 
@@ -134,7 +134,7 @@ def test_inputs_come_in_batches_of_one_size(fitted):
     _, file, _ = fitted("graph")
     x, _ = next(batches(networks.CASES["graph"].data().test, 16))
     session = subcompress.Session(file, networks.CASES["graph"].make())
-    with pytest.raises(SubcompressError, match="inputs come in batches of one size; given 3, 16"):
+    with pytest.raises(SubcompressError, match="inputs come in batches of one size; got 3, 16"):
         session(x[0][:3], x[1])
 
 

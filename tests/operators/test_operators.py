@@ -182,7 +182,7 @@ def test_a_reference_is_not_touched_by_autocast(name):
 @pytest.mark.parametrize("name", FLOAT)
 @pytest.mark.parametrize("d", [0, 101])
 def test_a_reference_refuses_sizes_that_cannot_be_in_one_line(name, d):
-    with pytest.raises(SubcompressError, match=rf"^D = 100 .*given d = {d}: .*$"):
+    with pytest.raises(SubcompressError, match=rf"^D = 100 .*got d = {d}: .*$"):
         OPERATORS[name].sized(100, d, 0)
 
 

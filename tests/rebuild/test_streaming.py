@@ -152,7 +152,7 @@ def test_the_command_rounds_and_says_what_it_cannot(tmp_path):
     assert safetensors.torch.load_file(out)["a"].dtype == torch.bfloat16
     failed = CliRunner().invoke(main, ["unpack", net, "-o", out, "--dtype", "int8"])
     assert failed.exit_code == 2 and "'fp32', 'fp16', 'bf16'" in failed.stderr
-    with pytest.raises(SubcompressError, match="weights are written as fp32, fp16, bf16; given int8: give one of them"):
+    with pytest.raises(SubcompressError, match="must be written as fp32, fp16, bf16; got int8: give one of them"):
         subcompress.unpack(net, out, dtype="int8")
     failed = CliRunner().invoke(main, ["unpack", net, "-o", str(tmp_path / "n.onnx"), "--dtype", "bf16"])
     assert failed.stderr.startswith("error: a dtype is chosen for .safetensors files; n.onnx has the network's")

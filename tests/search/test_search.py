@@ -141,32 +141,32 @@ def test_far_targets_are_looked_for_far_away():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "one of --d, --min-accuracy, --max-drop, --target, --bytes; given none"),
-        ({"d": 9, "min_accuracy": 0.9}, "given --d and --min-accuracy"),
-        ({"target": 0.9, "max_drop": 0.1}, "given --max-drop and --target"),
-        ({"min_accuracy": 90}, "above 0 and up to 1; given 90"),
+        ({}, "one of --d, --min-accuracy, --max-drop, --target, --bytes; got none"),
+        ({"d": 9, "min_accuracy": 0.9}, "got --d and --min-accuracy"),
+        ({"target": 0.9, "max_drop": 0.1}, "got --max-drop and --target"),
+        ({"min_accuracy": 90}, "above 0 and up to 1; got 90"),
         ({"min_accuracy": 0.9, "loss": "mse"}, "--min-accuracy is for metrics of which more is better"),
         ({"min_accuracy": 0.9, "metric": lambda a, b: 0.0}, "for another metric give --target"),
-        ({"max_drop": -0.1}, "--max-drop is at least 0"),
-        ({"target": float("nan")}, "--target is a finite number"),
+        ({"max_drop": -0.1}, "--max-drop must be at least 0"),
+        ({"target": float("nan")}, "--target must be a finite number"),
         ({"d": 9, "baseline": 0.9}, "--d has none"),
-        ({"min_accuracy": 0.9, "seeds": 0}, "--seeds is between 1 and 100"),
-        ({"min_accuracy": 0.9, "max_fits": 3}, "--max-fits is at least --seeds \\+ 1 = 4; given 3"),
+        ({"min_accuracy": 0.9, "seeds": 0}, "--seeds must be between 1 and 100"),
+        ({"min_accuracy": 0.9, "max_fits": 3}, "--max-fits must be at least --seeds \\+ 1 = 4; got 3"),
         ({"min_accuracy": 0.99, "baseline": 0.95}, "reaches 0.9500 on the validation split"),
         ({"max_drop": 0.1, "baseline": "nowhere.safetensors"}, "a number or a safetensors file"),
         ({"d": 9, "max_minutes": 1}, "with --d there is one training"),
-        ({"min_accuracy": 0.9, "max_minutes": 0}, "--max-minutes is positive"),
-        ({"within": 300, "d": 9}, "given --d and --bytes"),
-        ({"within": 300, "target": 0.9}, "given --target and --bytes"),
+        ({"min_accuracy": 0.9, "max_minutes": 0}, "--max-minutes must be positive"),
+        ({"within": 300, "d": 9}, "got --d and --bytes"),
+        ({"within": 300, "target": 0.9}, "got --target and --bytes"),
         ({"within": 300, "baseline": 0.9}, "--bytes has none"),
         ({"within": 300, "operator": "dense"}, "dense is a reference that makes none"),
-        ({"within": 300, "max_fits": 2}, "--max-fits is at least --seeds = 3; given 2"),
-        ({"within": 60}, r"--bytes is at least \d+, the smallest file of this network"),
-        ({"within": -1}, "--bytes is at least"),
-        ({"d": 9, "operator": "magic"}, "--operator is auto or one of hadamard"),
-        ({"d": 9, "structured": "maybe"}, "--structured is random, store, guess"),
-        ({"d": 9, "loss": "hinge"}, "--loss is one of cross-entropy"),
-        ({"d": 9, "metric": "beauty"}, "--metric is one of accuracy"),
+        ({"within": 300, "max_fits": 2}, "--max-fits must be at least --seeds = 3; got 2"),
+        ({"within": 60}, r"--bytes must be at least \d+, the smallest file of this network"),
+        ({"within": -1}, "--bytes must be at least"),
+        ({"d": 9, "operator": "magic"}, "--operator must be auto or one of hadamard"),
+        ({"d": 9, "structured": "maybe"}, "--structured must be random, store, guess"),
+        ({"d": 9, "loss": "hinge"}, "--loss must be one of cross-entropy"),
+        ({"d": 9, "metric": "beauty"}, "--metric must be one of accuracy"),
     ],
 )
 def test_contradictory_options(digits, tmp_path, options, words):
@@ -201,7 +201,7 @@ def test_a_search_on_a_network(digits, tmp_path):
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
     assert found.validation in [p.value for p in found.frontier] or found.bytes > found.frontier[-1].bytes
     assert heard.tables == list(range(1, len(found.probes) + 1))
-    assert any("a step" in n and "at most" in n for n in heard.notes)
+    assert any("a step" in n and "about" in n for n in heard.notes)
     record = run.load(tmp_path / "run")
     assert record.d == found.d
     told = found.to_json()
@@ -218,7 +218,8 @@ def test_a_search_on_a_network(digits, tmp_path):
 
 def test_a_small_validation_split_is_warned_of():
     data = SimpleNamespace(validation=range(360))
-    assert "360 validation examples know an accuracy of 0.97 to +-0.009" in resolution_note(Task.of(), data, 0.97)
+    words = "with 360 validation examples, an accuracy of 0.97 has a standard error of 0.009"
+    assert words in resolution_note(Task.of(), data, 0.97)
     assert resolution_note(Task.of(), SimpleNamespace(validation=range(5_000)), 0.97) is None
     assert resolution_note(Task.of(), data, 0.97, drop=0.1) is None
     assert resolution_note(Task.of("mse"), data, 0.5) is None

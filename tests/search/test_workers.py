@@ -231,6 +231,8 @@ def helped(name: str, folder: Path) -> list[str]:
 def test_executors(name, tmp_path):
     pytest.importorskip({"slurm": "submitit"}.get(name, "subcompress" if name == "processes" else name))
     notes = helped(name, tmp_path)
+    if name == "slurm":
+        assert notes.pop(0) == "no Slurm is found here: the workers run on this machine"
     assert len(notes) == 2
     assert all("ended early" in note and "of this worker" in note for note in notes)
 
@@ -238,8 +240,8 @@ def test_executors(name, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"jobs": 0}, "--jobs is between 1 and 256; given 0"),
-        ({"executor": "slum"}, "--executor is one of processes, ray, slurm; given slum: did you mean slurm"),
+        ({"jobs": 0}, "--jobs must be between 1 and 256; got 0"),
+        ({"executor": "slum"}, "--executor must be one of processes, ray, slurm; got slum: did you mean slurm"),
     ],
 )
 def test_wrong_options(tmp_path, options, words):

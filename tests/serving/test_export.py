@@ -18,14 +18,11 @@ import yaml
 from commands import cli
 from onnx import TensorProto, helper
 from places import ROOT
-from records import lenet_record, mixed_record, with_digest
+from records import lenet_on, mixed_record
 from triton_files import graph, parsed
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.base import Base, BaseReference, OnBase
-from subcompress.format.record import Coded, Group, Record
-from subcompress.operators import HadamardBlocks
 from subcompress.serving import triton
 from subcompress.serving.triton import Source, configuration, export, is_own_export
 from subcompress.support import files
@@ -73,19 +70,10 @@ def test_json_says_what_was_written(place):
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_CPU")
 
 
-def based_record(base: dict[str, torch.Tensor]) -> Record:
-    """LeNet on a base."""
-    held = Base(base, "base.safetensors")
-    standing = OnBase(BaseReference(held.name, "", held.digest, len(base)), held)
-    group = Group(HadamardBlocks.sized(44_426, 50, 0, K=0), 4, np.arange(50, dtype=np.int32) % 7 - 3)
-    entries = tuple(Coded(2.0**-9, based=True) for _ in standing.layout)
-    return with_digest(Record(0, standing.layout, (group,), entries, facts=lenet_record().facts, base=standing))
-
-
 def test_a_file_on_a_base_needs_dense(place):
     base = {name: t.clone() for name, t in MODELS["lenet"]().state_dict().items()}
     safetensors.torch.save_file(base, "base.safetensors")
-    format.save(based_record(base), "delta.safetensors")
+    format.save(lenet_on(base), "delta.safetensors")
     args = (
         "delta.safetensors",
         "net.onnx",
@@ -255,9 +243,9 @@ def test_files_that_are_no_models(place):
     assert "odd.onnx: ONNX Runtime" in error("export", "odd.onnx", "--triton-repo", "m")
     assert "gone.onnx cannot be read" in error("export", "gone.onnx", "--triton-repo", "m")
     assert "gone.safetensors cannot be read" in error("export", "gone.safetensors", "--triton-repo", "m")
-    assert "given -1" in error("export", "net.onnx", "--triton-repo", "m", "--max-batch", -1)
+    assert "got -1" in error("export", "net.onnx", "--triton-repo", "m", "--max-batch", -1)
     assert cli("export", "net.onnx", "--triton-repo", "m", "--backend", "tensorrt").exit_code == 2
-    with pytest.raises(SubcompressError, match="backends are onnxruntime, python; 'x' is none"):
+    with pytest.raises(SubcompressError, match="backends must be among onnxruntime, python; got 'x'"):
         export([], "m", backend="x")
     assert not list(Path().glob("m/*"))
 

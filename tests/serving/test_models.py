@@ -267,8 +267,8 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
     [
         ("nowhere", "what is served is there"),
         ("x=nowhere.safetensors", "what is served is there"),
-        ("net.txt", "what is served is a .safetensors or .onnx file"),
-        ("../x=net.txt", "a model is named in letters"),
+        ("net.txt", "serve takes a .safetensors or .onnx file"),
+        ("../x=net.txt", "a model must be named in letters"),
         ("name=.", "a name is given to one file"),
     ],
 )

@@ -97,9 +97,9 @@ ABOUT = headed("host: x", first="GET /v2 HTTP/1.1")
 HEADS: dict[str, tuple[bytes, int, str]] = {
     "no host": (headed("connection: close"), 400, "one Host header; this one has 0"),
     "two hosts": (headed("host: x", "host: x"), 400, "one Host header; this one has 2"),
-    "half an address": (headed("host: [::1", "origin: http://x"), 400, "Host is a name"),
-    "no address": (headed("host: [zz]:1", "sec-fetch-site: none"), 400, "Host is a name"),
-    "a host with a path": (headed("host: x/y"), 400, "Host is a name"),
+    "half an address": (headed("host: [::1", "origin: http://x"), 400, "Host must be a name"),
+    "no address": (headed("host: [zz]:1", "sec-fetch-site: none"), 400, "Host must be a name"),
+    "a host with a path": (headed("host: x/y"), 400, "Host must be a name"),
     "gzip, chunked": (headed("host: x", "transfer-encoding: gzip, chunked", body=CHUNKS), 501, "'gzip, chunked'"),
     "identity": (headed("host: x", "transfer-encoding: identity", body=CHUNKS), 501, "'identity'"),
     "twice": (headed("host: x", "transfer-encoding: gzip", "transfer-encoding: chunked"), 501, "'gzip, chunked'"),
@@ -108,7 +108,7 @@ HEADS: dict[str, tuple[bytes, int, str]] = {
     "an upgrade": (
         headed("host: x", "connection: upgrade", "upgrade: h2c", "transfer-encoding: x", body=CHUNKS),
         501,
-        "given 'x'",
+        "got 'x'",
     ),
     "an upgrade and gzip": (
         headed("host: x", "connection: upgrade", "upgrade: h2c", "transfer-encoding: gzip, chunked", body=CHUNKS),
@@ -139,7 +139,7 @@ def test_hosts_and_origins() -> None:
     origins = {"HTTP://X:80": "http://x", "https://[::1]:444": "https://[::1]:444", "http://x:443": "http://x:443"}
     assert {text: origin_of(text) for text in origins} == origins
     assert not any(map(origin_of, ["null", "x", "http://", "http://x/", "http://[::1", "*", "http://x?"]))
-    with pytest.raises(SubcompressError, match="an origin is SCHEME://HOST"):
+    with pytest.raises(SubcompressError, match="an origin must be SCHEME://HOST"):
         parse_origins(["*"])
 
 
@@ -207,14 +207,14 @@ def one(**changes: Any) -> bytes:
 
 VALUES = X.ravel().tolist()
 REFUSED = {
-    "a late truth value": (one(data=[*VALUES[:-1], True]), "values of FP32; given others"),
-    "an early one": (one(data=[False, *VALUES[1:]]), "values of FP32; given others"),
+    "a late truth value": (one(data=[*VALUES[:-1], True]), "values of FP32; got others"),
+    "an early one": (one(data=[False, *VALUES[1:]]), "values of FP32; got others"),
     "minus one": (
         one(shape=[-1, 1, 28, 28]),
-        "input is FP32 [-1, 1, 28, 28]; given 'FP32' [-1, 1, 28, 28]: a request ",
+        "input must be FP32 [-1, 1, 28, 28]; got 'FP32' [-1, 1, 28, 28]: a request ",
     ),
     "an empty batch": (one(shape=[0, 1, 28, 28], data=[]), "input has no values in shape [0, 1, 28, 28]"),
-    "parameters of text": (one(parameters="x"), "parameters of input are a JSON object"),
+    "parameters of text": (one(parameters="x"), "parameters of input must be a JSON object"),
 }
 
 
@@ -291,7 +291,7 @@ def test_an_input_of_unknown_rank_takes_any_shape(client: Client) -> None:
     for shape in ([], [3], [2, 1, 2]):
         x = np.ones(shape, np.float32)
         assert client.infer("any", x, name="x").said["outputs"][0]["shape"] == shape
-    assert "input x is FP32 of any shape; given 'FP64'" in client.infer("any", x, name="x", datatype="FP64").error
+    assert "input x must be FP32 of any shape; got 'FP64'" in client.infer("any", x, name="x", datatype="FP64").error
 
 
 def test_pages_of_an_origin_that_was_allowed(client: Client) -> None:

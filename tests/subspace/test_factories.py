@@ -98,7 +98,7 @@ def test_every_d_has_a_plan():
     for d in [1, 2, 3, 9, 50, 300, D - 40, D - 1, D]:
         assert make_plan(net, d).d == d
     for d in (0, -1, D + 1):
-        with pytest.raises(SubcompressError, match=f"between 1 and the model's D = {D} weights; given {d}"):
+        with pytest.raises(SubcompressError, match=f"between 1 and the model's D = {D} weights; got {d}"):
             make_plan(net, d)
 
 
@@ -176,7 +176,7 @@ def test_factories_are_taken_where_modules_are_and_their_mistakes_told():
         Subspace.of(broken, 3)
     with pytest.raises(SubcompressError, match="returned int"):
         Subspace.of(lambda: 3, 3)
-    with pytest.raises(SubcompressError, match="or a factory of one; given int"):
+    with pytest.raises(SubcompressError, match="or a factory of one; got int"):
         Subspace.of(3, 3)
     before = torch.get_rng_state()
     Subspace.of(lambda: nn.Linear(3, 3), 3)

@@ -69,7 +69,7 @@ def test_what_the_environment_says(monkeypatch):
     assert devices.choose_device("auto") == devices.Device("cpu", "device: cpu, as SUBCOMPRESS_DEVICE says")
     assert devices.choose_device("cuda").name == "cuda"
     monkeypatch.setenv(devices.VARIABLE, "fridge")
-    with pytest.raises(SubcompressError, match="--device is auto, cpu, cuda or cuda:N; given fridge"):
+    with pytest.raises(SubcompressError, match="--device must be auto, cpu, cuda or cuda:N; got fridge"):
         devices.choose_device("auto")
 
 

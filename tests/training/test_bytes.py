@@ -115,7 +115,7 @@ def test_a_price_makes_files_smaller(few_digits, tmp_path):
         assert found.bytes == subcompress.pack(tmp_path / f"{rate}", tmp_path / "net.safetensors")
         assert subcompress.verify(tmp_path / "net.safetensors").ok
     assert sizes[0] > sizes[1]
-    with pytest.raises(SubcompressError, match="--rate is at least 0; given -1"):
+    with pytest.raises(SubcompressError, match="--rate must be at least 0; got -1"):
         subcompress.fit(small(), few_digits, tmp_path / "bad", d=800, rate=-1.0, **OPTIONS)
 
 
@@ -153,7 +153,7 @@ def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
 
 def test_a_fine_tune_refuses_operators_that_do_not_pack(tmp_path):
     net = small()
-    with pytest.raises(SubcompressError, match="is one that packs, hadamard or scattered; given dense"):
+    with pytest.raises(SubcompressError, match="must be one that packs, hadamard or scattered; got dense"):
         Subspace.of(net, 20, operator="dense", base=net.state_dict(), base_name="org/name")
 
 
@@ -186,7 +186,7 @@ def test_augmentation_is_of_the_training_alone(few_digits, tmp_path):
     assert found.bytes and plain.bytes
     records = [(tmp_path / name / "record.safetensors").read_bytes() for name in ("run", "plain")]
     assert records[0] != records[1]
-    with pytest.raises(SubcompressError, match="--augment is one of shift, flip, flip-shift"):
+    with pytest.raises(SubcompressError, match="--augment must be one of shift, flip, flip-shift"):
         augment_of("blur")
 
     def broken(x, generator):
@@ -287,5 +287,5 @@ def test_a_factorys_own_augmentation_is_kept(tmp_path):
 
 
 def test_an_unknown_optimiser(digits, tmp_path):
-    with pytest.raises(SubcompressError, match="--optimiser is one of adam, eigen; 'sgd' is none of them"):
+    with pytest.raises(SubcompressError, match="--optimizer must be one of adam, eigen; got 'sgd'"):
         subcompress.fit(small(), digits, tmp_path / "run", d=50, optimiser="sgd")

@@ -207,7 +207,7 @@ def test_an_accuracy_is_known_by_its_class(classes, tmp_path):
     for metric in (name, torchmetrics.Accuracy(task="binary"), "accuracy", "binary-accuracy"):
         assert Task.of(metric=metric).has_accuracy_range
         assert checked(Goal(min_accuracy=0.9), Task.of(metric=metric)).value == 0.9
-    with pytest.raises(SubcompressError, match=r"up to 1; given 2 of [^\n]*$"):
+    with pytest.raises(SubcompressError, match=r"up to 1; got 2 of [^\n]*$"):
         checked(Goal(min_accuracy=2), Task.of(metric=name))
     for metric in ("torchmetrics:AUROC,task=binary", "torchmetrics:R2Score"):
         with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):

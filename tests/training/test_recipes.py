@@ -57,8 +57,8 @@ def test_a_keyword_changes_an_object():
     [
         ({"epoch": 3}, {}, r"^fit\(\) has no option 'epoch': did you mean epochs\?$"),
         ({"name": "x"}, {}, r"^fit\(\) has no option 'name'"),
-        ({}, {"goal": Recipe()}, r"^goal is a subcompress.Goal; given Recipe$"),
-        ({}, {"recipe": {"epochs": 3}}, r"^recipe is a subcompress.Recipe; given dict$"),
+        ({}, {"goal": Recipe()}, r"^goal must be a subcompress.Goal; got Recipe$"),
+        ({}, {"recipe": {"epochs": 3}}, r"^recipe must be a subcompress.Recipe; got dict$"),
     ],
 )
 def test_what_there_is_not_is_refused(keywords, objects, words):
@@ -124,14 +124,14 @@ def test_what_toml_cannot_hold_is_named(tmp_path):
     ("text", "words"),
     [
         ("[recipe]\nepoch = 3", r"\[recipe\] has no option epoch: did you mean epochs\?$"),
-        ("[recipes]\nepochs = 3", r"has the sections [^\n]*; given recipes: did you mean recipe\?$"),
-        ("[recipe]\nepochs = 'x'", r"\[recipe\] epochs is a whole number; given x$"),
-        ("[recipe]\nepochs = 1.5", r"\[recipe\] epochs is a whole number; given 1.5$"),
-        ("[recipe]\nlr = true", r"\[recipe\] lr is a number; given True$"),
-        ("[recipe]\nloss = 3", r"\[recipe\] loss is text; given 3$"),
-        ("[recipe]\nminimize = 1", r"\[recipe\] minimize is true or false; given 1$"),
-        ("[recipe]\ndrop = 'x'", r"\[recipe\] drop is a list of texts; given x$"),
-        ("[goal]\nbaseline = []", r"\[goal\] baseline is a number or text; given \[\]$"),
+        ("[recipes]\nepochs = 3", r"the sections of a recipe file are [^\n]*; got recipes: did you mean recipe\?$"),
+        ("[recipe]\nepochs = 'x'", r"\[recipe\] epochs must be a whole number; got 'x'$"),
+        ("[recipe]\nepochs = 1.5", r"\[recipe\] epochs must be a whole number; got 1.5$"),
+        ("[recipe]\nlr = true", r"\[recipe\] lr must be a number; got True$"),
+        ("[recipe]\nloss = 3", r"\[recipe\] loss must be text; got 3$"),
+        ("[recipe]\nminimize = 1", r"\[recipe\] minimize must be true or false; got 1$"),
+        ("[recipe]\ndrop = 'x'", r"\[recipe\] drop must be a list of texts; got 'x'$"),
+        ("[goal]\nbaseline = []", r"\[goal\] baseline must be a number or text; got \[\]$"),
         ("[goal]\nd = 3\nd = 4", r"is no TOML \(Cannot overwrite a value"),
         ("goal = 3", r"goal is a section: write \[goal\] on a line of its own$"),
         ("x = " + "[" * 5_000, r"is no TOML"),

@@ -172,10 +172,10 @@ def test_shards_divide_the_batch(tmp_path):
     found = cli("fit", *MIXED.split(), "--shards", 5, "-o", tmp_path / "run")
     assert found.exit_code == 1
     assert found.stderr.strip().endswith(
-        "--shards cuts a batch in equal parts, and divides --batch-size, here 32; given 5"
+        "--shards must divide --batch-size, here 32, to cut a batch into equal parts; got 5"
     )
     assert (
-        cli("fit", *MIXED.split(), "--shards", 0, "-o", tmp_path / "run").stderr.strip().endswith("at least 1; given 0")
+        cli("fit", *MIXED.split(), "--shards", 0, "-o", tmp_path / "run").stderr.strip().endswith("at least 1; got 0")
     )
     assert not (tmp_path / "run").exists()
 
@@ -211,7 +211,7 @@ def test_shards_are_part_of_the_recipe(tmp_path):
     assert (held[1]["recipe"]["shards"], held[1]["machine"]["threads"]) == (4, 1)
     again = subcompress.fit(mixed, data, tmp_path / "four", recipe=tmp_path / "four" / "recipe.toml")
     assert again.seconds == found.seconds  # it is there already
-    with pytest.raises(SubcompressError, match="shards is a whole number"):
+    with pytest.raises(SubcompressError, match="shards must be a whole number"):
         (tmp_path / "r.toml").write_text("[recipe]\nshards = 1.5\n")
         subcompress.fit(mixed, data, tmp_path / "x", recipe=tmp_path / "r.toml")
     assert Recipe().shards == 1

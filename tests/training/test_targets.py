@@ -120,11 +120,11 @@ class Each(torch.utils.data.Dataset):
         ),
         (ONE_HOT - 1, {"loss": "bce"}, "has -1 to 0"),
         (1 - ONE_HOT, {}, "one-hot, one 1 and else 0; those of the train split are not"),
-        (Y.float(), {}, "takes classes as integers, (48,), or probabilities, (48, 3); given torch.float32 (48,)"),
+        (Y.float(), {}, "takes classes as integers, (48,), or probabilities, (48, 3); got torch.float32 (48,)"),
         (
             torch.stack([Y, Y], 1),
             {},
-            "one class for each output, (48,), or one-hot rows, (48, 3); given labels (48, 2)",
+            "one class for each output, (48,), or one-hot rows, (48, 3); got labels (48, 2)",
         ),
         (Y + 1, {}, "the train split has 3"),
         (Each(lambda i: "cat"), {}, "a batch of the data has a list of 48 (str, str, str)"),
