@@ -35,9 +35,14 @@ from subcompress_cli.streams import answer
 @option(
     "--d",
     "ds",
-    required=True,
     metavar="LIST",
-    help="The dimensions to train in, such as 100,200,400.",
+    help="The dimensions to train in, such as 100,200,400. Required without --predict.",
+    group=MEASUREMENT,
+)
+@option(
+    "--predict",
+    is_flag=True,
+    help="Predict the dimension instead, from at most nine short trainings of a tenth of the epochs.",
     group=MEASUREMENT,
 )
 @option(
@@ -53,7 +58,7 @@ from subcompress_cli.streams import answer
     "thresholds",
     type=float,
     multiple=True,
-    help="One more value of the metric whose dimension is estimated. Can be repeated.",
+    help="One more value of the metric whose dimension is estimated. Can be repeated. With --predict, the one value.",
     group=MEASUREMENT,
 )
 @option(
@@ -71,7 +76,8 @@ def dim(
     model_name: str,
     data_name: str,
     data_dir: Path | None,
-    ds: str,
+    ds: str | None,
+    predict: bool,
     thresholds: tuple[float, ...],
     augment: str | None,
     loss: str,
@@ -91,13 +97,19 @@ def dim(
     from subcompress_cli.progress import listening
 
     options = replaced(click.get_current_context(), options)
-    try:
-        dimensions = [int(d) for d in ds.split(",")]
-    except ValueError as e:
-        raise SubcompressError(f"--d must be a list of whole numbers, such as 100,200,400; got {ds}") from e
+    dimensions = [] if predict else _dimensions(ds)
+    if predict:
+        _check_predicts(ds, thresholds, options)
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
     build = factory(model_name, data)
     with listening(f"{short(model_name)} on {short(data_name)}", verbose) as listener:
+        if predict:
+            threshold = thresholds[0] if thresholds else None
+            told = subcompress.predict_dimension(
+                build, data, output, threshold=threshold, **task, **options, listener=listener
+            )
+            print_json(told.to_json()) if as_json else answer(repr(told))
+            return
         found = subcompress.measure_dimension(
             build,
             data,
@@ -114,3 +126,20 @@ def dim(
         return
     answer(found.markdown())
     answer(f"written: {output / 'dim.md'}, dim.json, dim.png")
+
+
+def _dimensions(ds: str | None) -> list[int]:
+    """Read the list of --d. Raises SubcompressError."""
+    if ds is None:
+        raise SubcompressError("dim needs --d, the dimensions to train in, such as 100,200,400, or --predict")
+    try:
+        return [int(d) for d in ds.split(",")]
+    except ValueError as e:
+        raise SubcompressError(f"--d must be a list of whole numbers, such as 100,200,400; got {ds}") from e
+
+
+def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict[str, Any]) -> None:
+    """Drop the options that only a measurement takes. Raises SubcompressError for those that were given."""
+    shuffle, repeats = options.pop("shuffle", None), options.pop("repeats", 3)
+    if ds is not None or shuffle is not None or repeats != 3 or len(thresholds) > 1:
+        raise SubcompressError("--predict takes neither --d, --shuffle nor --repeats, and one --threshold at most")

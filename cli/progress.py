@@ -106,8 +106,8 @@ def probe_table(probes: Sequence[Probe]) -> Table:
     """d by seed, in order of d: the value of each training, the mean, and the bytes of the largest."""
     seeds = sorted({p.seed for p in probes})
     table = Table("d", *[f"seed {s}" for s in seeds], "mean", "bytes", "s")
-    for d in sorted({p.d for p in probes}):
-        row = {p.seed: p for p in probes if p.d == d}
+    for d, whole in sorted({(p.d, p.whole) for p in probes}):
+        row = {p.seed: p for p in probes if (p.d, p.whole) == (d, whole)}
         cells = [f"{row[s].value:.4f}{_remark(row[s])}" if s in row else "" for s in seeds]
         mean, size = sum(p.value for p in row.values()) / len(row), max(p.bytes for p in row.values())
         seconds = sum(p.seconds for p in row.values())
@@ -116,7 +116,7 @@ def probe_table(probes: Sequence[Probe]) -> Table:
 
 
 def _remark(p: Probe) -> str:
-    note = "stopped" if p.stopped and not p.note else f"from {p.warm}" if p.warm else p.note
+    note = "stopped" if p.stopped and not p.note else "short" if p.short else f"from {p.warm}" if p.warm else p.note
     return f" ({note})" if note else ""
 
 

@@ -13,6 +13,7 @@ from subcompress.errors import SubcompressError
 if TYPE_CHECKING:
     from subcompress.api.compare import Comparison, compare
     from subcompress.api.dim import measure_dimension
+    from subcompress.api.dim_predict import Prediction, predict_dimension
     from subcompress.api.doctor import Finding, doctor
     from subcompress.api.fit import fit
     from subcompress.api.info import info
@@ -49,6 +50,7 @@ else:
             "api.info": ("info",),
             "support.listener": ("Listener", "Progress"),
             "api.dim": ("measure_dimension",),
+            "api.dim_predict": ("Prediction", "predict_dimension"),
             "api.pack": ("pack",),
             "subspace.preparing": ("measure_moves",),
             "training.options": ("Base", "Goal", "Machine", "Recipe"),
@@ -76,6 +78,7 @@ __all__ = [
     "HubMixin",
     "Listener",
     "Machine",
+    "Prediction",
     "Progress",
     "Recipe",
     "RunState",
@@ -96,6 +99,7 @@ __all__ = [
     "measure_dimension",
     "measure_moves",
     "pack",
+    "predict_dimension",
     "pull",
     "push",
     "report",

@@ -67,7 +67,7 @@ def curves_chart(fit: Fit) -> Chart:
     few = len(ds) <= FEW
     for p in fit.probes:
         first = not few and p is next(q for q in fit.probes if q.d == p.d)
-        style = ":" if p.stopped or p.warm else "-"
+        style = ":" if p.stopped or not p.whole else "-"
         line = {"color": _color(ds, p.d), "linewidth": 1.4, "marker": ".", "label": _name(p.d) if first else None}
         chart.axes.plot(range(1, len(p.curve) + 1), p.curve, style, **line)
     chart.axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))

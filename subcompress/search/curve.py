@@ -4,7 +4,8 @@ Near a target the error is close to a power of d, and the bytes of the coordinat
 
     log(error) = a + slope * log(d) + noise
 
-Each training is a sample. The line through them is drawn towards the usual slope while there are few.
+Each training is a sample. The line through them is drawn towards the usual slope while there are few. A short training
+lies above the line by a gain that is common to all of them: what log(error) loses in the epochs that it leaves out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,19 @@ NOISE = 0.10
 """Standard deviation of log(error) between seeds, until more is known: benchmarks/search.py shows 0.03 to 0.11."""
 
 
+GAIN_STEPS, GAIN_ERROR = 150.0, 0.15
+"""Per step, short trainings lie above the line by the first divided by their number of steps; and how sure their gain
+is. Of networks of 4,426 to 199,210 weights: benchmarks/predict.py."""
+
+
+def gain_of(short: int, whole: int) -> float:
+    """How far log(error) of a training of so many steps is expected to lie above that of a whole one."""
+    return GAIN_STEPS * (1 / short - 1 / whole)
+
+
+SHORT_DOUBT = 1.2
+"""The noise of a short training, in units of that of a whole one."""
+
 ANCHOR_NOISE = 0.5
 """Standard deviation of log(error) of the network trained directly, taken for a training with d = D: the line to there
 is bent, and lies above the trainings in between."""
@@ -32,11 +46,14 @@ is bent, and lies above the trainings in between."""
 
 class Curve:
     """The trainings so far, and the line through them. baseline: the metric of the network trained directly, where it
-    is known: it tells the slope when only one d was trained."""
+    is known: it tells the slope when only one d was trained; gain: see `gain_of`."""
 
-    def __init__(self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None) -> None:
+    def __init__(
+        self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None, gain: float = 0.0
+    ) -> None:
         self.task, self.target, self.seeds, self.D = task, target, seeds, D
         self.baseline = baseline
+        self.gain = gain
         self.probes: list[Probe] = []
 
     def slope_is_measured(self) -> bool:
@@ -64,17 +81,17 @@ class Curve:
     def crossing(self) -> tuple[float, float]:
         """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
         the seeds."""
-        (a, b), covariance, centre = self._line()
+        (a, b, _), covariance, centre = self._line()
         at = (self.log_error(self.target) - a) / b
-        row = np.array([1.0, at])
+        row = np.array([1.0, at, 0.0])
         variance = float(row @ covariance @ row) + self.noise() ** 2 / self.seeds
         d = math.exp(min(max(at + centre, 0.0), math.log(self.D)))
         return d, math.sqrt(variance) / -b
 
-    def expected(self, d: int) -> float:
-        """The metric on the line at d."""
-        (a, b), _, centre = self._line()
-        return self._metric(float(a + b * (math.log(d) - centre)))
+    def expected(self, d: int, short: bool = False) -> float:
+        """The metric on the line at d. short: of a short training."""
+        (a, b, gain), _, centre = self._line()
+        return self._metric(float(a + b * (math.log(d) - centre) + gain * short))
 
     @property
     def slope(self) -> float:
@@ -82,19 +99,22 @@ class Curve:
         return float(self._line()[0][1])
 
     def _line(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """(a, slope), their covariance, and where log(d) is counted from: least squares."""
+        """(a, slope, gain), their covariance, and where log(d) is counted from: least squares."""
         x = np.log([p.d for p in self.probes])
         y = np.array([self.log_error(p.value) for p in self.probes])
-        far = (y - self.log_error(self.target)) / 0.7  # near the target the power law holds best
-        doubt = np.array([2.0 if p.stopped or p.warm else 1.0 for p in self.probes])
+        short = np.array([float(not p.whole) for p in self.probes])
+        far = (y - self.gain * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
+        doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in self.probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
         centre = float(np.average(x, weights=1 / noise**2))
         if self.baseline is not None:
             x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
-            noise = np.append(noise, ANCHOR_NOISE)
-        A = np.stack([1 / noise, (x - centre) / noise], 1)
-        A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
-        solution, *_ = np.linalg.lstsq(A, np.concatenate([y / noise, [SLOPE / SLOPE_ERROR]]), rcond=None)
+            noise, short = np.append(noise, ANCHOR_NOISE), np.append(short, 0.0)
+        A = np.stack([1 / noise, (x - centre) / noise, short / noise], 1)
+        prior = [[0.0, 1 / SLOPE_ERROR, 0.0], [0.0, 0.0, 1 / GAIN_ERROR]]
+        A = np.concatenate([A, prior])
+        wanted = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR, self.gain / GAIN_ERROR]])
+        solution, *_ = np.linalg.lstsq(A, wanted, rcond=None)
         solution[1] = min(solution[1], -0.15)
         return solution, np.linalg.inv(A.T @ A), centre
 

@@ -2,8 +2,8 @@
 
 At a given precision the bytes of a file grow with d alone, so the smallest d is searched. `Curve` says where the line
 through the trainings so far crosses the target. A d *meets* it when the mean over several seeds does, on the validation
-split. Most of a search's cost is in those repeats, so the first trainings look from afar with one seed, and trainings
-whose curve lies too low are stopped.
+split. Most of a search's cost is in those repeats, so the first trainings look with one seed and a tenth of the
+epochs, and trainings whose curve lies too low are stopped.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.search.baseline import DirectTrainings, given_baseline
-from subcompress.search.curve import Curve, frontier
+from subcompress.search.curve import Curve, frontier, gain_of
 from subcompress.search.goal import SearchGoal
+from subcompress.search.looking import first_d, next_look
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.fitter import Fitter
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import DIED, Probe
 
-FAR = 0.3
-"""Standard error of log(d) at the crossing above which a look from afar is enough: half of the epochs, warm."""
-
-LOOKS = 3
-"""Of those at the most."""
+SHARE = 1 / 3
+"""Of a whole training, what a short one may take at most: with fewer than three epochs there are none."""
 
 FARTHEST, JUMP = 4.0, 32.0
 """The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
@@ -38,12 +36,14 @@ BLIND = 1.6
 """The factor in d between the first trials, where several workers begin at once."""
 
 CLOSE = 1.04
-"""Neighbouring d's that are not told apart."""
+"""Neighboring d's that are not told apart."""
 
+WORTH = 1.1
+"""The factor in d that more trainings must be expected to save, once a d is known to meet the target."""
 
-def first_d(D: int) -> int:
-    """Where a search looks first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
-    return min(D, max(8, round(math.sqrt(D))))
+DOUBTS = 0.7, 1.2, 2.0
+"""How far above the predicted crossing a search trains, in standard errors of log(d): while two more d's can be tried,
+while one more can, and at the end, where the target is to be met almost surely."""
 
 
 class TargetSearch:
@@ -88,12 +88,18 @@ class TargetSearch:
         if not self.told:
             return self._blind()
         self._expect()
+        if (look := self._look()) is not None:
+            return look
+        if any(trial.short for trial in self.running):
+            return None  # it ends soon, and says where a whole one is worth its time
         return self._more_at(self.probes[-1].d) or self._next()
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
         """Whether a curve lies so low that, gaining as much as the best of the ended ones did, it would stay below."""
-        ended = [p.curve for p in self.told if not p.stopped and len(p.curve) == self.fitter.settings.epochs]
-        if not ended or trial.d == 0 or trial.warm:
+        ended = [
+            p.curve for p in self.told if p.whole and not p.stopped and len(p.curve) == self.fitter.settings.epochs
+        ]
+        if not ended or trial.d == 0 or trial.short:
             return None
         curve = self._drawn(self.told)
 
@@ -112,7 +118,7 @@ class TargetSearch:
     def _begin(self) -> None:
         """Settle the target, once the baseline is known."""
         target = self._target()
-        self.curve = Curve(self.task, target, len(self.seeds), self.D, self.baseline)
+        self.curve = Curve(self.task, target, len(self.seeds), self.D, self.baseline, gain_of(*self.fitter.short_steps))
         note = resolution_note(self.task, self.fitter.data, target, self.goal.drop)
         if note is not None:
             self.fitter.listener.note(note)
@@ -148,7 +154,7 @@ class TargetSearch:
     def _drawn(self, probes: Sequence[Probe]) -> Curve:
         """A curve of its own through these trainings."""
         assert self.curve is not None
-        found = Curve(self.task, self.curve.target, len(self.seeds), self.D, self.baseline)
+        found = Curve(self.task, self.curve.target, len(self.seeds), self.D, self.baseline, self.curve.gain)
         found.probes = list(probes)
         return found
 
@@ -156,7 +162,7 @@ class TargetSearch:
         """Draw the line, with trials that are running at what it expects of them."""
         self.curve = self._drawn(self.told)
         expected = [
-            Probe(trial.d, trial.seed, self.curve.expected(trial.d), (), 0, 0.0, warm=trial.warm)
+            Probe(trial.d, trial.seed, self.curve.expected(trial.d, trial.short), (), 0, 0.0, short=trial.short)
             for trial in self.running
         ]
         self.probes = [*self.told, *expected]
@@ -167,7 +173,7 @@ class TargetSearch:
         """The largest d that is found not to meet the target, and the smallest that is found to meet it; 0 for none."""
         assert self.curve is not None
         failed = met = 0
-        for d in {p.d for p in self.probes if not p.warm}:
+        for d in {p.d for p in self.probes if p.whole}:
             if self.task.meets(self.curve.mean(d), self.curve.target):
                 ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
                 met = min(d, met or d) if ended else met
@@ -199,14 +205,26 @@ class TargetSearch:
             return None
         factor = BLIND ** ((n + 1) // 2 * (1 if n % 2 else -1))
         d = min(self.D, max(2, round(first * factor)))
-        trial = Trial(d, self.seeds[0])
+        trial = Trial(d, self.seeds[0], self._may_look())
         return None if trial in self.running else trial
+
+    def _may_look(self) -> bool:
+        """Whether short trainings are worth their time."""
+        epochs = self.fitter.settings.epochs
+        return self.fitter.short_epochs <= SHARE * epochs and self._room() >= len(self.seeds) + 1
+
+    def _look(self) -> Trial | None:
+        """A short training near the crossing, until some lie around it; None once whole ones have begun."""
+        assert self.curve is not None
+        if not self._may_look() or any(p.whole for p in self.probes):
+            return None
+        return next_look(self.curve, self.seeds)
 
     def _more_at(self, d: int) -> Trial | None:
         """A trial with another seed where training has just begun at d and may meet the target."""
         assert self.curve is not None
         n = sum(self._of(d, s) is not None for s in self.seeds)
-        if self.probes[-1].warm or not 0 < n < len(self.seeds) or self._too_poor(d):
+        if not self.probes[-1].whole or not 0 < n < len(self.seeds) or self._too_poor(d):
             return None
         # Far above it: one seed says enough, while there is room to look lower down.
         lower = self._room() >= len(self.seeds) + 1
@@ -222,21 +240,6 @@ class TargetSearch:
             return None
         return next((Trial(d, seed) for seed in self.seeds if self._of(d, seed) is None), None)
 
-    def _first_at(self, d: int) -> Trial | None:
-        """The first trial at d: half of a training while the target is far."""
-        assert self.curve is not None
-        new = all(p.d != d for p in self.probes)
-        few = sum(p.warm > 0 for p in self.probes) < LOOKS
-        if new and few and self.curve.crossing()[1] > FAR and (warm := self._warm(d)) is not None:
-            return Trial(d, self.seeds[0], warm.d)
-        return self._seed_at(d)
-
-    def _warm(self, d: int) -> Probe | None:
-        """The nearest training that one at d may begin with."""
-        found = [p for p in self.told if p.seed == self.seeds[0] and not p.stopped and not p.warm]
-        found = [p for p in found if self.fitter.nests(p.d, d)]
-        return min(found, key=lambda p: abs(math.log(p.d / d)), default=None)
-
     # --- where next ---
 
     def _next(self) -> Trial | None:
@@ -250,16 +253,16 @@ class TargetSearch:
             # Lower down, where it is as likely as not that the target is met; not for a step that noise hides.
             near = min(crossing, self.met / CLOSE**2)
             near = max(near, self.failed * CLOSE) if self.failed else near
-            if room < seeds or near > self.met / CLOSE:
+            if room < seeds or near > self.met / WORTH:
                 return None
         elif (safe := self._safe()) is not None and room < self._missing(safe) + 2:
             return self._seed_at(safe)
         else:
             # The last trainings that are left go where the target is met almost surely.
-            doubt = 0.4 if room >= 2 * seeds else 0.9 if room >= seeds + 1 else 1.6
+            doubt = DOUBTS[0 if room >= 2 * seeds else 1 if room >= seeds + 1 else 2]
             near = crossing * math.exp(doubt * error)
             near = max(near, self.failed * CLOSE) if self.failed else near
-        return self._first_at(d) if (d := self._near(near)) else None
+        return self._seed_at(d) if (d := self._near(near)) else None
 
     def _near(self, wanted: float) -> int:
         """The d to train at for one that is wanted, 0 for none: one that has a training already saves one."""
@@ -279,7 +282,7 @@ class TargetSearch:
         assert self.curve is not None
         if self.met:
             return None
-        found = {p.d for p in self.probes if p.d > self.failed and not p.warm and self._missing(p.d)}
+        found = {p.d for p in self.probes if p.d > self.failed and p.whole and self._missing(p.d)}
         sure = -1.5 * self.curve.noise()
         return min((d for d in found if self.curve.gap(self.curve.mean(d)) < sure), default=None)
 
@@ -309,7 +312,7 @@ class TargetSearch:
         }
         if not self.met:
             why = self._not_reached()
-            made = [p for p in self.probes if not p.warm and not p.stopped]
+            made = [p for p in self.probes if p.whole and not p.stopped]
             if not made:
                 raise SubcompressError(why)
             return best(made, key=lambda p: p.value), told | {"reached": False, "failure": why}
@@ -322,7 +325,7 @@ class TargetSearch:
 
     def _not_reached(self) -> str:
         assert self.curve is not None
-        looked = [p for p in self.probes if not p.warm]
+        looked = [p for p in self.probes if p.whole]
         best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
         n, spent = sum(p.at(best.d) for p in looked), self.spending.spent_fits
         why = f"in {spent:.1f} trainings" if self.failed < self.D else "even in all of them"
@@ -346,4 +349,4 @@ def judged(probe: Probe, others: Sequence[Probe], minimise: bool) -> Probe:
     return replace(probe, value=worst)
 
 
-__all__ = ["TargetSearch", "first_d", "judged"]
+__all__ = ["TargetSearch", "judged"]

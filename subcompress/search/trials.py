@@ -20,8 +20,7 @@ class Trial:
     Args:
         d: Coordinates, 0 for the network trained directly.
         seed: Its seed.
-        warm: The d of an ended trial of the same seed whose coordinates this one begins with, for half of the time; 0
-            for a start of its own.
+        short: Train for few epochs only, to see where to look.
         lr: The step of a direct training, None for the usual one.
         limit: Most bytes of the file, None where any size will do.
         room: Of these, what the coordinates may take.
@@ -29,7 +28,7 @@ class Trial:
 
     d: int
     seed: int
-    warm: int = 0
+    short: bool = False
     lr: float | None = None
     limit: int | None = None
     room: int | None = None
@@ -39,13 +38,13 @@ class Trial:
         """The name of the trial in the run folder."""
         if self.d == 0:
             return f"direct-s{self.seed}" + ("" if self.lr is None else f"-lr{self.lr:g}")
-        return f"d{self.d}-s{self.seed}" + (f"-from{self.warm}" if self.warm else "")
+        return f"d{self.d}-s{self.seed}" + ("-short" if self.short else "")
 
 
 def trial_of(key: str) -> Trial | None:
     """The trial of that name, without its limits; None for the name of something else."""
-    if found := re.fullmatch(r"d(\d+)-s(\d+)(?:-from(\d+))?", key):
-        return Trial(int(found[1]), int(found[2]), int(found[3] or 0))
+    if found := re.fullmatch(r"d(\d+)-s(\d+)(-short)?", key):
+        return Trial(int(found[1]), int(found[2]), found[3] is not None)
     if found := re.fullmatch(r"direct-s(\d+)(?:-lr(.+))?", key):
         return Trial(0, int(found[1]), lr=float(found[2]) if found[2] else None)
     return None

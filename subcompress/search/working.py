@@ -57,7 +57,7 @@ def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
                 trial.seed,
                 limit=trial.limit,
                 room=trial.room,
-                warm=trial.warm,
+                short=trial.short,
                 hopeless=engine.hopeless(trial),
             )
     except DiedTwiceError:
@@ -89,7 +89,7 @@ def _ended(run: Run, told: set[str]) -> Iterator[tuple[Trial, Probe]]:
             if (first := run.journal.get(name + DEAD)) is not None and trial.d:
                 epochs, seconds = epochs + int(first["epochs"]), seconds + float(first["seconds"])
             lost = Probe(
-                trial.d, trial.seed, 0.0, (), epochs, seconds, True, DIED, trial.warm, warnings=(entry["note"],)
+                trial.d, trial.seed, 0.0, (), epochs, seconds, True, DIED, warnings=(entry["note"],), short=trial.short
             )
             yield trial, lost
 

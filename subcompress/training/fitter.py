@@ -19,7 +19,7 @@ from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.record import Record
 from subcompress.format.versions import about
-from subcompress.operators import EXACT, HadamardBlocks
+from subcompress.operators import EXACT
 from subcompress.rebuild.expand import expand
 from subcompress.subspace.copying import copied
 from subcompress.subspace.hidden import check_state
@@ -53,13 +53,12 @@ MOVES = "moves"
 
 @dataclass(frozen=True)
 class Shared:
-    """A training as workers tell one another of it. before: coordinates to begin with, of each part; room: see
-    `Fitter.probe`; moves: what the plan needs to know of the network."""
+    """A training as workers tell one another of it. room: see `Fitter.probe`; moves: what the plan needs to know
+    of the network."""
 
     d: int
     seed: int
     recipe: TrainOptions
-    before: list[Tensor] | None
     room: int | None
     moves: Moves | None
 
@@ -290,6 +289,18 @@ class Fitter:
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
     @property
+    def short_epochs(self) -> int:
+        """Epochs of a short training."""
+        return self.settings.short_epochs(size(self.data.train))
+
+    @property
+    def short_steps(self) -> tuple[int, int]:
+        """Steps of a short training, and of a whole one."""
+        n, seed = size(self.data.train), self.settings.seed
+        short, whole = self.settings.recipe(seed, epochs=self.short_epochs), self.settings.recipe(seed)
+        return short.total(n), whole.total(n)
+
+    @property
     def baseline_rates(self) -> tuple[float, ...]:
         """Adam's largest steps for the network trained directly, the usual one first."""
         return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
@@ -320,7 +331,7 @@ class Fitter:
         *,
         limit: int | None = None,
         room: int | None = None,
-        warm: int = 0,
+        short: bool = False,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step.
@@ -330,29 +341,29 @@ class Fitter:
             seed: Seed of the subspace and of the training.
             limit: Shorten the file to so many bytes.
             room: Press the coordinates into so many bytes, from when rounding begins.
-            warm: The d of an ended training of the same seed and rows whose coordinates this one begins with, for half
-                of the time and without a file; 0 for a start of its own.
+            short: Train for `short_epochs`, without a file.
             hopeless: Whether to stop, by the metric after each epoch.
 
         Raises:
             DiedTwiceError: Both tries died.
         """
-        key = _key(d, seed) + (f"-from{warm}" if warm else "")
+        key = _key(d, seed) + ("-short" if short else "")
         plan = self.plan(d, seed)
-        before = self._coordinates(warm, seed, plan) if warm else None
-        note = f"d = {d}, seed {seed}" + (f", from {warm}" if warm else "")
-        attempts = Attempts(self._run, key, note, self.settings.recipe(seed, plan, half=warm > 0))
+        note = f"d = {d}, seed {seed}" + (", short" if short else "")
+        attempts = Attempts(
+            self._run, key, note, self.settings.recipe(seed, plan, self.short_epochs if short else None)
+        )
         for attempt in attempts:
             self.listener.run(attempt.note, attempt.options.epochs)
             try:
                 options, told = attempt.options, attempt.note if attempt.remark else ""
-                subspace, outcome = self._train(plan, options, attempt.key, before, hopeless, told, room)
+                subspace, outcome = self._train(plan, options, attempt.key, hopeless, told, room)
             except DeadRunError as e:
                 attempts.died(attempt, e)
                 continue
-            packs = plan.exact and self.settings.rounded and not outcome.stopped and not warm
+            packs = plan.exact and self.settings.rounded and not outcome.stopped and not short
             kept = kept_of(subspace, self.sizes, limit) if packs else Kept()
-            probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, warm)
+            probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, short)
             for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
                 self.listener.note(f"warning: {attempt.note}: {remark}")
             return self._note(key, probe, kept.record)
@@ -367,11 +378,11 @@ class Fitter:
         kept: Kept,
         attempt: Attempt,
         attempts: Attempts,
-        warm: int,
+        short: bool,
     ) -> Probe:
         """What is remembered of a training that has ended."""
         value = outcome.value if outcome.stopped else self._value(subspace, kept.record)
-        judged = not outcome.stopped and not warm
+        judged = not outcome.stopped and not short
         return Probe(
             plan.d,
             seed,
@@ -381,13 +392,14 @@ class Fitter:
             attempts.seconds + outcome.seconds,
             outcome.stopped,
             "; ".join(remark for remark in (attempt.remark, kept.note) if remark),
-            warm,
+            0,
             attempt.options.lr,
             kept.other + kept.coded,
             kept.coded,
             tuple(self._warnings(outcome, plan.d, value, kept)) if judged else (),
             kept.statistics,
             kept.cut,
+            short,
         )
 
     def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
@@ -416,15 +428,6 @@ class Fitter:
             outputs = None
         return self.task.constant_value(self.data.train, self.data.validation, outputs)
 
-    def nests(self, small: int, large: int) -> bool:
-        """Whether the coordinates of the one d are the first of the other's, block by block."""
-        plans = [self.plan(d, self.settings.seed) for d in (small, large)]
-        operators = [[part.operator for part in plan.parts] for plan in plans]
-        return all(
-            isinstance(a, HadamardBlocks) and isinstance(b, HadamardBlocks) and a.log2_m == b.log2_m
-            for a, b in zip(*operators, strict=True)
-        )
-
     def finish(self, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:
         """Read the test split, once, and write the run. origin: what was asked for, in the asker's words. The seconds
         are those of all trainings, also of those before an interruption."""
@@ -441,7 +444,7 @@ class Fitter:
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
         else:
-            subspace, _ = self._train(plan, recipe, key, None, None, "again, for the test split")
+            subspace, _ = self._train(plan, recipe, key, None, "again, for the test split")
             subspace.eval()
             with torch.no_grad(), subspace.materialised() as module:
                 test = evaluate(module, self.data.test, self.task)
@@ -484,14 +487,13 @@ class Fitter:
         plan: Plan,
         recipe: TrainOptions,
         key: str,
-        before: list[Tensor] | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
         note: str,
         room: int | None = None,
     ) -> tuple[Subspace, Outcome]:
         checkpoint = self._run.checkpoint(key)
-        with self.shards.joined(Shared(plan.d, plan.seed, recipe, before, room, self.moves)):
-            return self._train_in(plan, recipe, checkpoint, before, hopeless, note, room)
+        with self.shards.joined(Shared(plan.d, plan.seed, recipe, room, self.moves)):
+            return self._train_in(plan, recipe, checkpoint, hopeless, note, room)
 
     def join(self, training: Shared) -> None:
         """Run this worker's shards of a training that the first worker has begun, which keeps what comes of it."""
@@ -499,7 +501,7 @@ class Fitter:
             self.moves, self.starts = training.moves, self.known.of(training.moves.still)
         plan = self.plan(training.d, training.seed)
         try:
-            self._train_in(plan, training.recipe, NoCheckpoint(), training.before, None, "", training.room)
+            self._train_in(plan, training.recipe, NoCheckpoint(), None, "", training.room)
         except WorkerLostError:
             raise
         except (DeadRunError, SubcompressError):
@@ -510,7 +512,6 @@ class Fitter:
         plan: Plan,
         recipe: TrainOptions,
         checkpoint: Checkpoint,
-        before: list[Tensor] | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
         note: str,
         room: int | None,
@@ -518,11 +519,6 @@ class Fitter:
         """Train a subspace of that plan."""
         s = self.settings
         subspace = Subspace(copied(self.model, s.device), plan)
-        if before is not None:
-            with torch.no_grad():
-                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
-                    n = min(len(z), len(old))
-                    z[:n] = old[:n]
         outcome = train(
             subspace,
             self.data,
@@ -545,11 +541,6 @@ class Fitter:
         """The record of a training that has ended, with that plan. Raises SubcompressError for one of another."""
         base = None if self.base is None else self.base.base
         return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
-
-    def _coordinates(self, d: int, seed: int, plan: Plan) -> list[Tensor]:
-        """z of an ended training, in units of the scales of this plan."""
-        record = self._read(_key(d, seed), self.plan(d, seed))
-        return records.coordinates(record, plan)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:
         """The metric on the validation split: of the rebuilt weights where there is a file to be."""

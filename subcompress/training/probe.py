@@ -29,7 +29,7 @@ class Probe:
     stopped: bool = False
     note: str = ""
     warm: int = 0
-    """The d it began with, zero for a start of its own."""
+    """Zero. In folders of former versions, the d whose coordinates a shortened training began with."""
     lr: float | None = None
     """Of the try that did not die."""
     bytes: int = 0
@@ -42,6 +42,8 @@ class Probe:
     """Of `coded`, what running statistics take."""
     cut: int = 0
     """By how many bytes the file was shortened: its smallest coordinates became zero."""
+    short: bool = False
+    """Whether it was trained for few epochs only, to show a search where to look."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:
@@ -50,7 +52,12 @@ class Probe:
 
     def at(self, d: int) -> bool:
         """Whether this is a training of its own in d coordinates."""
-        return self.d == d and not self.warm
+        return self.d == d and self.whole
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained for all epochs."""
+        return not (self.short or self.warm)
 
 
 class TargetMissedError(SubcompressError):
@@ -171,7 +178,7 @@ class Fit:
         """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
         fields = asdict(self) | {"run": str(self.run)}
         fields["trainings"] = fields.pop("probes")
-        fields["probes"] = [self._probe(*at) for at in dict.fromkeys((p.d, p.warm) for p in self.probes)]
+        fields["probes"] = [self._probe(*at) for at in dict.fromkeys((p.d, p.warm, p.short) for p in self.probes)]
         fields["frontier"] = [
             {"bytes": p.bytes, "value": p.value, "training": self.probes.index(p)} for p in self.frontier
         ]
@@ -180,9 +187,9 @@ class Fit:
             fields |= {"baseline_accuracy": self.baseline}
         return fields
 
-    def _probe(self, d: int, warm: int) -> dict[str, Any]:
+    def _probe(self, d: int, warm: int, short: bool) -> dict[str, Any]:
         """What was trained at one d."""
-        found = [p for p in self.probes if (p.d, p.warm) == (d, warm)]
+        found = [p for p in self.probes if (p.d, p.warm, p.short) == (d, warm, short)]
         name = "accuracies" if self.metric.endswith("accuracy") else "values"
         return {
             "d": d,
@@ -192,6 +199,7 @@ class Fit:
             "seconds": sum(p.seconds for p in found),
             "stopped": [p.seed for p in found if p.stopped],
             "warm": warm,
+            "short": short,
         }
 
     @classmethod

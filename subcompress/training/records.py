@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from subcompress import format
 from subcompress.base import Base
 from subcompress.errors import SubcompressError
@@ -31,14 +28,6 @@ def read(path: Path, base: Base | None, layout: Layout, plan: Plan, bits: int) -
     if (difference := _difference(record, plan, bits)) is not None:
         raise SubcompressError(f"{path} is of another training ({difference}): {DISCARD}")
     return record
-
-
-def coordinates(record: Record, plan: Plan) -> list[Tensor]:
-    """z of each part, in units of the scales of the plan."""
-    found = []
-    for group, part, scale in zip(record.groups, plan.parts, _scales(record), strict=False):
-        found.append(torch.from_numpy(group.coordinates).float() * (scale / part.scales[0]))
-    return found
 
 
 def _difference(record: Record, plan: Plan, bits: int) -> str | None:
@@ -67,4 +56,4 @@ def _scales(record: Record) -> list[float]:
     return [found[g] for g in sorted(found)]
 
 
-__all__ = ["coordinates", "read"]
+__all__ = ["read"]

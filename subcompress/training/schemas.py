@@ -131,6 +131,7 @@ class Goal(Struct):
     baseline_lr: Step | None = None
     ds: tuple[Positive, ...] | None = None
     thresholds: tuple[float, ...] | None = None
+    predict: bool | None = None
 
 
 class Command(Struct):
@@ -215,9 +216,10 @@ class Summary(Struct):
 
 
 class Measurement(Struct):
-    """run.json of `dim`, whose result nothing reads again."""
+    """run.json of `dim`, whose result nothing reads again. prediction: of `dim --predict`."""
 
-    dim: dict[str, Any]
+    dim: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
 
 
 def read(path: Path, then: str) -> Any:
@@ -293,7 +295,7 @@ def grouped(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a command in groups."""
     held = dict(flat)
     named = {"network": "start", "code": "code", "data": "data"}
-    goal = ("d", "target", "max_drop", "bytes", "baseline", "ds", "thresholds")
+    goal = ("d", "target", "max_drop", "bytes", "baseline", "ds", "thresholds", "predict")
     limits = ("seeds", "max_fits", "max_minutes", "repeats")
     found: dict[str, Any] = {
         "network": {new: held.pop(old) for old, new in named.items() if old in held},
@@ -347,7 +349,7 @@ def summary(path: Path, then: str) -> dict[str, Any] | None:
     held = read(path, then)
     if held is None:
         return None
-    if isinstance(held, dict) and "dim" in held:
+    if isinstance(held, dict) and held.keys() & {"dim", "prediction"}:
         check(held, Measurement, str(path), then)
         return held
     check(held, Summary, str(path), then)

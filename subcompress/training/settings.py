@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from subcompress.subspace.plan import Plan
@@ -13,6 +14,10 @@ BASELINE_RATES = (2e-3, 1e-3, 4e-3)
 
 BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
 """The same for a network trained on from a base."""
+
+
+SHARE, LEAST_STEPS = 0.1, 200
+"""A short training takes this share of the epochs, and no fewer steps than that: after fewer, little is learned yet."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,14 @@ class Settings:
     shards: int = 1
 
     def recipe(
-        self, seed: int, plan: Plan | None = None, half: bool = False, lr: float = BASELINE_RATES[0]
+        self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_RATES[0]
     ) -> TrainOptions:
         """How to train in the plan's coordinates, or directly with that step, which one worker does in whole batches.
-        half: for half of the time."""
-        epochs, steps = self.epochs, self.steps
-        if half:
-            epochs, steps = max(1, epochs // 2), None if steps is None else max(1, steps // 2)
+        epochs: of a short training; by default all."""
+        steps = self.steps
+        if epochs is not None and steps is not None:
+            steps = max(1, round(steps * epochs / self.epochs))
+        epochs = self.epochs if epochs is None else epochs
         if plan is None:
             return TrainOptions(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
         lr = self.lr if self.lr is not None else plan.lr
@@ -58,6 +64,11 @@ class Settings:
             steps=steps,
             shards=self.shards,
         )
+
+    def short_epochs(self, examples: int) -> int:
+        """Epochs of a short training on so many examples, which shows a search where to look."""
+        least = math.ceil(LEAST_STEPS / max(1, examples // self.batch_size))
+        return min(self.epochs, max(1, round(SHARE * self.epochs), least))
 
 
 __all__ = ["BASED_BASELINE_RATES", "BASELINE_RATES", "Settings"]

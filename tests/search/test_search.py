@@ -60,8 +60,8 @@ def test_two_workers_take_less_time():
         return float(np.mean([simulate(curve, goal, workers).rounds for curve in curves]))
 
     rounds = {workers: rounds_of(workers) for workers in (1, 2, 4)}
-    assert rounds[2] < 0.75 * rounds[1]
-    assert rounds[4] < 0.8 * rounds[2]
+    assert rounds[2] < 0.65 * rounds[1]
+    assert rounds[4] < rounds[2]
 
 
 @given(st.permutations(range(5)))
@@ -83,7 +83,7 @@ def test_a_search_depends_on_the_trials_alone(order):
 
 def test_no_training_begins_that_would_end_after_the_time_is_up():
     """Two minutes a training."""
-    for minutes, most in ((8.5, 4), (12.5, 6), (100.0, 8)):
+    for minutes, most in ((8.5, 4.25), (12.5, 6.25), (100.0, 8)):
         for seed in range(20):
             known = PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, seed)
             searched(known, max_minutes=minutes)
@@ -124,7 +124,7 @@ def test_a_target_that_is_out_of_reach_gives_the_best_and_says_how_near_it_came(
 
 def test_far_targets_are_looked_for_far_away():
     """Flat curves, whose d is near D: few trainings lie below a quarter of it, fewer where a baseline is known."""
-    for baseline, most_low, most_missed in ((False, 2.6, 20), (True, 1.8, 12)):
+    for baseline, most_low, most_missed in ((False, 2.6, 12), (True, 1.8, 8)):
         rng, low, ratios = np.random.default_rng(1), [], []
         for seed in range(40):
             D = int(10 ** rng.uniform(4, 6))
@@ -135,7 +135,7 @@ def test_far_targets_are_looked_for_far_away():
             low.append(sum(d < d_true / 4 for d in known.seen))
         assert np.mean(low) < most_low
         assert np.isnan(ratios).sum() <= most_missed
-        assert np.nanmedian(ratios) < 1.35
+        assert np.nanmedian(ratios) < 1.45
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_a_search_on_a_network(digits, tmp_path):
     assert record.d == found.d
     told = found.to_json()
     assert told["baseline_accuracy"] == found.baseline
-    (at,) = [p for p in told["probes"] if p["d"] == found.d and not p["warm"]]
+    (at,) = [p for p in told["probes"] if p["d"] == found.d and not p["short"]]
     assert at["accuracies"] == values
     assert at["seeds"] == [0, 1]
     assert at["seconds"] > 0
     again = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
     assert again == found
     assert "finished" in heard.notes[-1]
-    assert all(p.bytes == 0 for p in found.probes if p.warm)
+    assert all(p.bytes == 0 for p in found.probes if p.short)
 
 
 def test_a_small_validation_split_is_warned_of():

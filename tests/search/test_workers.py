@@ -108,7 +108,7 @@ def test_a_file_system_without_links_does(tmp_path, monkeypatch):
 
 
 def test_names_of_trials():
-    for trial in (Trial(9, 3), Trial(40, 0, warm=20), Trial(0, 1), Trial(0, 1, lr=4e-3)):
+    for trial in (Trial(9, 3), Trial(40, 0, short=True), Trial(0, 1), Trial(0, 1, lr=4e-3)):
         assert trial_of(trial.key) == trial
     assert trial_of("moves") is trial_of("d9-s0-died") is None
 

@@ -1,0 +1,156 @@
+"""A first guess of the d that meets a target, from a few trainings of a tenth of the epochs.
+
+Near a target, log(error) of short trainings runs nearly parallel to that of whole ones (`Curve`), so that where it
+crosses the target is known to a fraction of d for less than the cost of one training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from subcompress.errors import SubcompressError
+from subcompress.search.curve import Curve, gain_of
+from subcompress.search.trials import Hopeless, Trial
+from subcompress.training.dimension import of_baseline
+from subcompress.training.fitter import Fitter
+from subcompress.training.probe import DIED, Probe
+
+LOOKS = 9
+"""Short trainings at most."""
+
+NEAR = 1.5
+"""The factor in d around the predicted crossing within which two short trainings are enough."""
+
+APART = 1.3
+"""The factor in d between two short trainings that tell the slope."""
+
+FARTHEST = 32.0
+"""The factor in d that short trainings may be asked to predict over, beyond the largest and the smallest of them."""
+
+
+def first_d(D: int) -> int:
+    """Where a search looks first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
+    return min(D, max(8, round(math.sqrt(D))))
+
+
+def next_look(curve: Curve, seeds: Sequence[int]) -> Trial | None:
+    """The short training to run next, each with another of the seeds; None once enough lie around the crossing."""
+    looks = sorted({p.d for p in curve.probes if p.short})
+    if not looks:
+        return Trial(first_d(curve.D), seeds[0], short=True)
+    if len(looks) >= LOOKS:
+        return None
+    crossing = min(max(curve.crossing()[0], looks[0] / FARTHEST, 2.0), looks[-1] * FARTHEST, float(curve.D))
+    near = [d for d in looks if crossing / NEAR <= d <= crossing * NEAR]
+    if len(near) >= 2:
+        return None
+    if any(crossing / APART < d < crossing * APART for d in near):  # one is there: the other side of the crossing
+        crossing *= 1 / APART if near[0] > crossing else APART
+    d = min(max(2, round(crossing)), curve.D)
+    return None if d in looks else Trial(d, seeds[len(looks) % len(seeds)], short=True)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The d at which a network is expected to meet a threshold.
+
+    Attributes:
+        d: The prediction.
+        low: The lower end of its interval of two standard errors.
+        high: The upper end.
+        D: Number of weights that can be trained.
+        threshold: The value of the metric to meet.
+        metric: Its name.
+        baseline: The metric of the network trained directly, where the threshold counts from it.
+        full_fits: What the prediction cost, in whole trainings.
+        looks: The short trainings.
+    """
+
+    d: int
+    low: int
+    high: int
+    D: int
+    threshold: float
+    metric: str
+    baseline: float | None
+    full_fits: float
+    looks: tuple[Probe, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Prediction: {self.metric} {self.threshold:.4g} at d = {self.d:,} ({self.low:,} to {self.high:,}) of D = "
+            f"{self.D:,}, from {len(self.looks)} short trainings that cost {self.full_fits:.1f} whole ones"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        fields = {k: v for k, v in vars(self).items() if k != "looks"}
+        return fields | {"looks": [{"d": p.d, "seed": p.seed, "value": p.value} for p in self.looks]}
+
+
+class Looks:
+    """Short trainings around the d that meets a threshold, by default 0.9 of direct training. An `Engine`."""
+
+    def __init__(self, fitter: Fitter, threshold: float | None) -> None:
+        self.fitter, self.threshold = fitter, threshold
+        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(3)]
+        self.baseline: float | None = None
+        self.probes: list[Probe] = []
+        self.epochs = 0
+
+    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
+        """The next trial, one at a time: each depends on the one before."""
+        if running:
+            return None
+        if self._target() is None:
+            return Trial(0, self.seeds[0])
+        return next_look(self._curve(), self.seeds)
+
+    def tell(self, trial: Trial, probe: Probe) -> None:
+        """Take a result. Raises SubcompressError for a training that died."""
+        if probe.note == DIED:
+            raise SubcompressError(probe.warnings[0])
+        self.epochs += probe.epochs
+        if trial.d == 0:
+            self.baseline = probe.value
+        elif trial.short:
+            self.probes.append(probe)
+            self.fitter.listener.probes(tuple(self.probes))
+
+    def hopeless(self, trial: Trial) -> Hopeless | None:
+        """None: every training is wanted."""
+        return None
+
+    def prediction(self) -> Prediction:
+        """What the trainings say."""
+        curve = self._curve()
+        crossing, error = curve.crossing()
+        low, high = (min(curve.D, max(1, round(crossing * math.exp(sign * 2 * error)))) for sign in (-1, 1))
+        cost = self.epochs / self.fitter.settings.epochs
+        name = self.fitter.task.metric_name
+        d = min(max(1, round(crossing)), curve.D)
+        looks = tuple(self.probes)
+        return Prediction(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), looks)
+
+    def result(self) -> tuple[Probe, dict[str, Any]]:
+        """The last training, and the prediction."""
+        return self.probes[-1], {"prediction": self.prediction()}
+
+    def _target(self) -> float | None:
+        if self.threshold is not None or self.baseline is None:
+            return self.threshold
+        return of_baseline((self.baseline,), minimise=self.fitter.task.minimise).value
+
+    def _curve(self) -> Curve:
+        target = self._target()
+        assert target is not None
+        gain = gain_of(*self.fitter.short_steps)
+        curve = Curve(self.fitter.task, target, 1, self.fitter.D, self.baseline, gain)
+        curve.probes = list(self.probes)
+        return curve
+
+
+__all__ = ["Looks", "Prediction", "first_d", "next_look"]
