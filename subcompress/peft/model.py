@@ -18,7 +18,7 @@ from subcompress.format import container
 from subcompress.peft.bases import Bases
 from subcompress.peft.config import SubspaceConfig
 from subcompress.peft.layer import Adapter, SubspaceLayer, Swap
-from subcompress.peft.passes import Passes
+from subcompress.peft.passes import Passes, watched
 from subcompress.peft.plans import plan_of_record, shared, starts_of_model
 from subcompress.peft.registering import METHOD
 from subcompress.rebuild.arrays import check_digest
@@ -97,6 +97,11 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
     def _begin(self, model: nn.Module) -> None:
         check_hooks(model)
+        if watched(model):
+            raise SubcompressError(
+                "a model has one PeftModel; this one has adapters already: give that PeftModel more by add_adapter or "
+                "load_adapter, or unload() it first"
+            )
         self.subcompress_layer = SubspaceLayer()
         self._known = _Known()
         self._computed: _Computed | None = None

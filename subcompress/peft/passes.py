@@ -82,4 +82,9 @@ class Passes:
             self.swap.give_back()
 
 
-__all__ = ["Passes"]
+def watched(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return any(isinstance(getattr(hook, "__self__", None), Passes) for hook in model._forward_pre_hooks.values())
+
+
+__all__ = ["Passes", "watched"]

@@ -10,6 +10,8 @@ import peft
 import pytest
 import torch
 from adapters_of_llama import TOKENS, adapted, logits, move
+from documents import python
+from places import ROOT
 from tiny_llama import llama
 from torch import nn
 
@@ -103,7 +105,7 @@ def test_a_model_loaded_from_a_folder_stands_on_its_files(tmp_path):
     again = type(base).from_pretrained(tmp_path / "base")
     model = peft.get_peft_model(again, SubspaceConfig(d=20))
     model.save_pretrained(tmp_path / "adapter")
-    assert subcompress.info(tmp_path / "adapter" / NAME).base.source == "base"
+    assert subcompress.info(tmp_path / "adapter" / NAME)["base"]["id"] == "base"
     peft.PeftModel.from_pretrained(llama(), tmp_path / "adapter")  # the same values, in memory
 
 
@@ -214,6 +216,19 @@ def test_running_statistics_stay_those_of_the_base():
     model = peft.get_peft_model(net, SubspaceConfig(d=5)).train()
     model(torch.randn(6, 4)).sum().backward()
     assert not net[1].training and float(net[1].running_mean.abs().sum()) == 0
+
+
+def test_a_second_peft_model_of_the_same_model_is_refused(saved):
+    model = peft.PeftModel.from_pretrained(llama(), saved[0])
+    with pytest.warns(UserWarning), pytest.raises(SubcompressError, match="has adapters already"):
+        peft.get_peft_model(model.get_base_model(), SubspaceConfig(d=5))
+    assert torch.equal(logits(model), saved[1])
+
+
+def test_the_guide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(python("docs/guides/peft.md"), {})
+    assert capsys.readouterr().out in (ROOT / "docs/guides/peft.md").read_text()
 
 
 def test_no_other_module_imports_peft_when_it_is_imported():
