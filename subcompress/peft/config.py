@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,17 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
     )
     operator: str = field(default=AUTO, metadata={"help": "hadamard or scattered; auto is hadamard."})
     new: list[str] | None = field(default=None, metadata={"help": "Tensors that start from the seed."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Refused: nothing is saved whole."})
+    modules_to_save: InitVar[list[str] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, modules_to_save: list[str] | None) -> None:
         super().__post_init__()
         self.peft_type = method_type()
         if not isinstance(self.act_on, str):
             self.act_on = ",".join(self.act_on)
-        if self.modules_to_save:
+        if modules_to_save:
             raise SubcompressError(
                 "an adapter is d coordinates, and no module is saved whole beside them; got modules_to_save="
-                f"{self.modules_to_save}: name its tensors in act_on, or in new where the base lacks them"
+                f"{modules_to_save}: name its tensors in act_on, or in new where the base lacks them"
             )
         for name in ("d", "bits", "seed"):
             if type(value := getattr(self, name)) is not int:
@@ -93,5 +93,8 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
         found: SubspaceConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         return found
 
+
+# PEFT adds the heads of classifiers to this attribute where there is one, and would copy and save them whole.
+del SubspaceConfig.modules_to_save
 
 __all__ = ["SubspaceConfig"]

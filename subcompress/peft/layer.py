@@ -72,6 +72,11 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc, unused-ign
         self._active_adapter: list[str] = []
         self._disable_adapters = False
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """What PEFT calls after it has loaded an adapter onto a device that it chose."""
+        if device is not None:
+            self.adapters[adapter_name].to(device)
+
     @property
     def acting(self) -> str | None:
         """The adapter whose weights the model computes with, if any."""

@@ -313,7 +313,8 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         tuner = _tuner(model)
         z = tuner._read(adapter_name, container.wrap(state_dict["z"].cpu().numpy().tobytes()))
         prefix = "" if tuner is model else "base_model."
-        return {f"{prefix}{LAYER}.adapters.{adapter_name}.z": z}
+        place = f"{prefix}{LAYER}.adapters.{adapter_name}"
+        return {f"{place}.z": z, f"{place}._extra_state": tuner._adapter(adapter_name).get_extra_state()}
 
     # Merging
 
