@@ -4,7 +4,7 @@ python benchmarks/peft_adapters.py --base DIR --adapters 100
 
 DIR is a folder with a causal language model of transformers. Each adapter has a seed of its own and random coordinates,
 is saved by `save_pretrained` and loaded by `load_adapter`. A switch is `set_adapter` and the weights of the adapter,
-checked to be those of its file for one of them. Memory is that of the process, without what it maps from files.
+as the next pass uses them. Memory is that of the process: its own, and what it maps from files, such as the base.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from transformers import AutoModelForCausalLM
 from subcompress.peft import SubspaceConfig
 
 
-def anonymous_mb() -> float:
-    """Memory of the process in MB that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e3
+def memory() -> str:
+    """Memory of the process: what no file backs, and what is mapped from files."""
+    pairs = (line.split()[:2] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Rss"))
+    found = {name.rstrip(":"): int(kb) / 1e3 for name, kb in pairs}
+    return f"{found['RssAnon']:.0f} MB and {found['RssFile']:.0f} MB of files"
 
 
 def save_adapters(model: Any, folder: Path, n: int, d: int) -> list[int]:
@@ -64,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     base = AutoModelForCausalLM.from_pretrained(options.base).eval()
     weights = sum(p.numel() for p in base.parameters())
-    alone = anonymous_mb()
+    alone = memory()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         model = peft.get_peft_model(base, SubspaceConfig(d=options.d, task_type="CAUSAL_LM")).eval()
@@ -75,14 +76,14 @@ def main() -> None:
         for name in names:
             model.load_adapter(Path(folder) / name, name)
         each = (time.perf_counter() - start) / len(names)
-    loaded = anonymous_mb()
+    loaded = memory()
     times = switch_times(model, names)
     print(f"a saved adapter: {min(sizes)} to {max(sizes)} bytes, d = {options.d}")
     print(f"loading one: {1e3 * each:.1f} ms in the mean")
     print(
         f"a switch: {1e3 * statistics.mean(times):.2f} ms in the mean, {1e3 * statistics.median(times):.2f} ms median"
     )
-    print(f"memory: {alone:.0f} MB with the base, {loaded:.0f} MB with {len(names)} adapters")
+    print(f"memory: {alone} with the base, {loaded} with {len(names)} adapters")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,6 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
 
 
 # PEFT adds the heads of classifiers to this attribute where there is one, and would copy and save them whole.
-del SubspaceConfig.modules_to_save
+delattr(SubspaceConfig, "modules_to_save")
 
 __all__ = ["SubspaceConfig"]

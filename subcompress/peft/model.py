@@ -80,7 +80,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         Raises:
             SubcompressError: The model cannot be trained so, or the settings do not fit it.
         """
-        config = self.peft_config[adapter_name]
+        config = self._config(adapter_name)
         if LAYER not in self._modules:
             self._begin(model)
         plan = self._plan(config)
@@ -109,8 +109,15 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
     @property
     def _layer(self) -> SubspaceLayer:
-        layer: SubspaceLayer = self._modules[LAYER]
+        layer = self._modules[LAYER]
+        assert isinstance(layer, SubspaceLayer)
         return layer
+
+    def _config(self, name: str) -> SubspaceConfig:
+        config = self.peft_config[name]
+        if not isinstance(config, SubspaceConfig):
+            raise SubcompressError(f"an adapter of subcompress has a SubspaceConfig; got a {type(config).__name__}")
+        return config
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Let an adapter act.
@@ -268,7 +275,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
     def _read(self, adapter_name: str, data: bytes) -> Tensor:
         """Let an adapter be that of a packed file, once its coordinates are those that are returned, (d,)."""
-        parsed, config = format.parse(data), self.peft_config[adapter_name]
+        parsed, config = format.parse(data), self._config(adapter_name)
         standing = self._bases(config).of(parsed)
         record = parsed.record(standing.base)
         check_digest(record, stream(record))
@@ -346,7 +353,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
             raise SubcompressError(f"one adapter of subcompress is merged; got {', '.join(names) or 'none'}: give one")
         return self._adapter(names[0] if names else None)
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # type: ignore[override, unused-ignore]
         self,
         merge: bool = True,
         progressbar: bool = False,

@@ -51,8 +51,10 @@ def plan_of_record(record: Record, model: nn.Module, standing: OnBase, largest: 
         for spec, pieces in zip(record.layout, record.pieces, strict=True)
     }
     operator = group.operator
-    constant = isinstance(operator, HadamardBlocks) and operator.K
-    step = 1 / operator.A if constant else max(max(s, default=0.0) for s in scales.values()) / largest  # type: ignore[union-attr]
+    if isinstance(operator, HadamardBlocks) and operator.K:
+        step = 1 / operator.A
+    else:
+        step = max(max(found, default=0.0) for found in scales.values()) / largest
     layout = _layout(record, model)
     pairs = enumerate(zip(layout, record.entries, strict=True))
     starts = Starts(layout, {}, {spec.name: _start(record, i, spec, entry) for i, (spec, entry) in pairs})
