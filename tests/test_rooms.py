@@ -30,6 +30,7 @@ ROOMS = (
     "search",
     "onnx",
     "peers",
+    "peft",
     "api",
     "hub",
     "serving",

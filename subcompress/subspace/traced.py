@@ -83,7 +83,8 @@ def integers(z: Tensor, bits: int, dead: float, step: float) -> Tensor:
 
 def _normal(start: Tensor) -> Tensor:
     """As the format adds it: what is subnormal in float32 is zero."""
-    return torch.where(start.abs() >= TINY, start, 0.0)
+    small = (start != 0) & (start.abs() < TINY)
+    return torch.where(small, 0.0, start) if bool(small.any()) else start
 
 
 _NODES: WeakValueDictionary[int, Node] = WeakValueDictionary()

@@ -145,7 +145,7 @@ def test_every_block_is_run_or_listed():
                 assert known or line.startswith(("subcompress ", *REQUESTS)), (document, line)
     assert seen == {*NOT_RUN, *ELSEWHERE}
     run_here = {"README.md", "docs/ONNX.md", "docs/SERVING.md", "docs/TRANSFORMERS.md", "examples/web/README.md"}
-    run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md", "docs/guides/many-machines.md"}
+    run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md", "docs/guides/many-machines.md", "docs/guides/peft.md"}
     assert {d for d in DOCUMENTS if lines(d) or python(d)} == run_here | {"docs/HUB.md"}
 
 

@@ -19,6 +19,7 @@ NOT_RUN = {
     "make test": "this is it",
     "export PIP_EXTRA_INDEX_URL=": "installs from the network",
     "pip install '.[transformers]'": "installs from the network",
+    "pip install '.[peft]'": "installs from the network",
     'eval "$(_SUBCOMPRESS_COMPLETE=': "is for the start of a shell; test_help.py completes",
     "torchrun ": "starts workers, on several machines too; test_shards.py starts some, and reads these lines",
     "docker run": "takes an image of some gigabytes",
