@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data
 from subcompress.data.in_memory import InMemory, Tree
+from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
@@ -44,6 +45,7 @@ def check_first_of(
 ) -> None:
     """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
     module.eval()
+    _check_ids(module, name, split)
     order, n = split.swept(EXAMPLES) if isinstance(split, InMemory) else (torch.arange(size(split)), EXAMPLES)
     first = order[: batch_size or n]
     try:
@@ -58,6 +60,24 @@ def check_first_of(
             _check_metric(module, split, batch, task, name)
         else:
             task.outputs_for_metric(module, batch)
+
+
+def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
+    """Raise SubcompressError where a text has a token that the embedding of the network has no row for."""
+    table = getattr(module, "get_input_embeddings", None)
+    try:
+        weight = getattr(table() if callable(table) else None, "weight", None)
+    except (AttributeError, NotImplementedError):  # transformers has networks without one
+        return
+    if not isinstance(split, Ragged) or not isinstance(weight, Tensor) or IDS not in split.values:
+        return
+    low, high = split.values[IDS].aminmax()
+    if int(low) < 0 or int(high) >= len(weight):
+        odd = int(low) if int(low) < 0 else int(high)
+        raise SubcompressError(
+            f"tokens are rows of the network's embedding, 0 to {len(weight) - 1}; the {name} split has {odd}: give the "
+            "tokenizer of this network"
+        )
 
 
 def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:
