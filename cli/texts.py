@@ -84,8 +84,8 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
 
 
 def data(name: str, model_name: str | None) -> Data:
-    """The texts of a file or a data set, as tokens of the tokenizer named with it, or of the model's; with labels, or for
-    a language model where the task of the network is that.
+    """The texts of a file or a data set, as tokens of the tokenizer named with it, or of the model's: with labels, or
+    for a language model where the task of the network is that.
 
     Raises SubcompressError.
     """
@@ -122,7 +122,7 @@ def _packing(options: dict[str, str], continued: bool) -> bool:
     if (given := options.get("packing", "no")) not in ("yes", "no"):
         raise SubcompressError(f"packing is yes or no; {given!r} is neither: --data {DATA}")
     if given == "yes" and not continued:
-        raise SubcompressError("packing is of texts for a language model: give --model hf:...,task=causal-lm, or leave it")
+        raise SubcompressError("packing is of texts for a language model: give --model hf:DIR,task=causal-lm")
     return given == "yes"
 
 
@@ -135,7 +135,7 @@ def _length_for(model_name: str | None, tokenizer: Any, length: int | None) -> i
     where, revision = place_of(model_name)
     context = pretrained.context_of(where, revision=revision)
     if length is not None and context is not None and length > context:
-        raise SubcompressError(f"the network takes {context} tokens at most; length={length} was given: make it smaller")
+        raise SubcompressError(f"the network takes at most {context} tokens; length={length} was given: lower it")
     usual = language.length_of(tokenizer, length)
     return usual if context is None or length is not None else min(usual, context)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from subcompress.api.fit import fit
     from subcompress.api.info import info
     from subcompress.api.pack import pack
+    from subcompress.api.predict import Prediction, generate, predict
     from subcompress.api.report import report
     from subcompress.api.runs import RunState, runs
     from subcompress.api.unpack import load, unpack
@@ -50,6 +51,7 @@ else:
             "support.listener": ("Listener", "Progress"),
             "api.dim": ("measure_dimension",),
             "api.pack": ("pack",),
+            "api.predict": ("Prediction", "generate", "predict"),
             "subspace.preparing": ("measure_moves",),
             "training.options": ("Base", "Goal", "Machine", "Recipe"),
             "training.probe": ("Fit", "TargetMissedError"),
@@ -76,6 +78,7 @@ __all__ = [
     "HubMixin",
     "Listener",
     "Machine",
+    "Prediction",
     "Progress",
     "Recipe",
     "RunState",
@@ -90,12 +93,14 @@ __all__ = [
     "doctor",
     "fit",
     "from_pretrained",
+    "generate",
     "info",
     "load",
     "load_data",
     "measure_dimension",
     "measure_moves",
     "pack",
+    "predict",
     "pull",
     "push",
     "report",

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face library `datasets`, from a folder or the Hub: `pip install '.[datasets]'` in a clone."""
+"""Data sets of Hugging Face's library `datasets`, from a folder or the Hub: `pip install '.[datasets]'` in a clone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _splits(source: Source) -> dict[str, Any]:
             )
         splits[ours] = found[name]
     if "train" not in splits:
-        raise SubcompressError(f"{source.name} has no split train; it has {', '.join(found)}: name one with train=SPLIT")
+        raise SubcompressError(f"{source.name} has no split train but {', '.join(found)}: name one with train=SPLIT")
     return splits
 
 
@@ -145,8 +145,8 @@ def _labeled(source: Source, line: int, row: Mapping[str, Any]) -> Row:
     if missing := [name for name in NEEDED if name not in row]:
         raise SubcompressError(
             f"texts with labels have the columns text and label; {source.name} has "
-            f"{', '.join(n for n in row if n != 'split')}: give {missing[0]}=COLUMN, or for texts without labels --model "
-            "...,task=causal-lm"
+            f"{', '.join(n for n in row if n != 'split')}: give {missing[0]}=COLUMN, or --model "
+            "hf:DIR,task=causal-lm for texts without labels"
         )
     plain = {name: _plain(row[name]) for name in (*NEEDED, *OPTIONAL) if name in row}
     return row_of(source.name, line, plain)

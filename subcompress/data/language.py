@@ -117,7 +117,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
 
 
 def shape_of(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> tuple[str, ...]:
-    """Return the columns to read, by those of the first row. Raises SubcompressError where none of `SHAPES` is there."""
+    """Return the columns to read, by those of the first row. Raises SubcompressError where it has none of `SHAPES`."""
     columns = list(rows[0][1]) if rows else []
     found = next((shape for shape in SHAPES if set(shape) <= set(columns)), None)
     if found is None:
@@ -182,8 +182,8 @@ def beginning(tokenizer: Any) -> list[int]:
 def conversation(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], where: str, learned: int | None = None
 ) -> list[tuple[str, bool]]:
-    """The text that the chat template makes of a conversation, in pieces: the answers of the assistant are to be learned,
-    of `learned`, where it is given, that message alone.
+    """The text that the chat template makes of a conversation, in pieces, each learned or not: the answers of the
+    assistant are, or of them the message of number `learned` alone.
 
     Raises SubcompressError for a conversation without an answer, a template that is missing or raises, and one that
     writes what came before anew with each message.
@@ -224,7 +224,7 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
     for m in value:
         if not isinstance(m, dict) or not all(isinstance(m.get(k), str) for k in ("role", "content")):
             has = ", ".join(map(str, m))[:100] if isinstance(m, dict) else type(m).__name__
-            raise SubcompressError(f"{where}: a message has a role and a content, both texts; one has {has or 'nothing'}")
+            raise SubcompressError(f"{where}: a message has role and content, both texts; one has {has or 'nothing'}")
     return value
 
 
@@ -237,7 +237,7 @@ def _check_answers(examples: Sequence[Example], length: int, name: str) -> None:
         longest = max(next((i for i, label in enumerate(e.labels) if label != IGNORED), len(e.labels)) for e in lost)
         raise SubcompressError(
             f"{name}, line {lost[0].line}: the prompt fills all {length} tokens, and nothing of the answer is left "
-            f"({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or give a larger length"
+            f"({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or raise length"
         )
 
 

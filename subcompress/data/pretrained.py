@@ -28,8 +28,8 @@ TASKS = {
     "image-classification": "AutoModelForImageClassification",
     "features": "AutoModel",
 }
-"""What a network is for -> the class of transformers that makes it. Any other of its classes goes by its own name, which
-begins with `AUTO`."""
+"""What a network is for -> the class of transformers that makes it. Any other class goes by its own name, which begins
+with `AUTO`."""
 
 AUTO = "AutoModelFor"
 
@@ -83,7 +83,8 @@ def load_model(
         if weights and (not Path(where).is_dir() or any((Path(where) / name).is_file() for name in WEIGHTS)):
             made = auto.from_pretrained(where, config=config, dtype=held, ignore_mismatched_sizes=True, **options)
         else:
-            made = auto.from_config(config, dtype=_own_dtype(config) if dtype == "auto" else held, trust_remote_code=False)
+            held = _own_dtype(config) if dtype == "auto" else held
+            made = auto.from_config(config, dtype=held, trust_remote_code=False)
     assert isinstance(made, nn.Module)
     return made
 
@@ -100,6 +101,13 @@ def load_tokenizer(place: str | Path, *, revision: str | None = None) -> Any:
         return found
 
 
+def load_processor(place: str | Path, *, revision: str | None = None) -> Any:
+    """The image processor of a folder or of an id on the Hub. Raises SubcompressError."""
+    with _transformers(place, "as an image processor") as library:
+        where, options = _where(place, revision)
+        return library.AutoImageProcessor.from_pretrained(where, **options)
+
+
 def check_task(task: str) -> None:
     """Raise SubcompressError for a task that cannot be one of any version of transformers."""
     if task not in TASKS and not task.startswith(AUTO):
@@ -111,7 +119,8 @@ def check_task(task: str) -> None:
 
 def _class_of(task: str, library: Any) -> str:
     """The name of the class that makes networks for a task. Raises SubcompressError."""
-    if (name := TASKS.get(task, task)) not in (known := [n for n in dir(library) if n.startswith(AUTO)] + ["AutoModel"]):
+    known = ["AutoModel", *(n for n in dir(library) if n.startswith(AUTO))]
+    if (name := TASKS.get(task, task)) not in known:
         close = suggestion(name, known) or f": it has {', '.join(known[:3])} and {len(known) - 3} more"
         raise SubcompressError(f"transformers {library.__version__} has no {name}{close}")
     return name

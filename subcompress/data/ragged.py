@@ -59,7 +59,8 @@ class Ragged(InMemory):
         self.values = {name: torch.cat(list(x[name])) for name in x if name in alike}
         self.stacked = {name: torch.stack(list(x[name])) for name in x if name not in alike}
         self.labels = _joined_labels(y, self.lengths) if isinstance(y, list) else None
-        self.y, self.fills, self.words, self.most = None if self.labels is not None else y, dict(fills or {}), words, most
+        self.y = None if self.labels is not None else y
+        self.fills, self.words, self.most = dict(fills or {}), words, most
         self.starts = self.lengths.cumsum(0) - self.lengths
 
     @property
@@ -112,7 +113,7 @@ class Ragged(InMemory):
 
 
 def _joined_labels(y: Sequence[Tensor], lengths: Tensor) -> Tensor:
-    """The labels of all tokens in a row, (tokens,) int64. Raises SubcompressError where an example has another number."""
+    """The labels of all tokens in a row, (tokens,) int64. Raises SubcompressError for an example with more or fewer."""
     found = [len(t) if t.ndim == 1 else 0 for t in y]
     if odd := next((i for i, (n, wanted) in enumerate(zip(found, lengths.tolist(), strict=True)) if n != wanted), None):
         raise SubcompressError(
@@ -136,11 +137,8 @@ def gathered(split: Dataset[Any]) -> Ragged:
     words = getattr(split, "words", None)
     words = words if callable(words) else None
     labels = [y for _, y in items]
-    if _of_tokens(x[IDS], labels):
-        labels = [torch.as_tensor(y) for y in labels]
-    else:
-        labels = default_collate(labels)
-    return Ragged(x, labels, {IDS: int(getattr(split, "pad", 0))}, words=words)
+    y = [torch.as_tensor(y) for y in labels] if _of_tokens(x[IDS], labels) else default_collate(labels)
+    return Ragged(x, y, {IDS: int(getattr(split, "pad", 0))}, words=words)
 
 
 def _of_tokens(ids: Sequence[Tensor], labels: Sequence[Any]) -> bool:

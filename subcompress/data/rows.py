@@ -106,7 +106,9 @@ class AnyColumns:
     def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]:
         """Raises SubcompressError for anything but an object."""
         if not isinstance(found, dict):
-            raise SubcompressError(f"{path}, line {line}: a line is one JSON object; this one is a {type(found).__name__}")
+            raise SubcompressError(
+                f"{path}, line {line}: a line is one JSON object; this one is a {type(found).__name__}"
+            )
         return found
 
 

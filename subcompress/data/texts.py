@@ -159,7 +159,7 @@ def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Ten
             rows = (given == 0).nonzero()[:, 0]
             given[rows[torch.randperm(len(rows), generator=drawn)[:tenth]]] = k
             if tenth:
-                notes.append(f"{path} has no {NAMES[k]} split: {tenth} of the training rows, drawn by a fixed seed, are it")
+                notes.append(f"{path} has no split {NAMES[k]}: {tenth} training rows, drawn by a fixed seed, are taken")
     train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
     for name, rows in zip(NAMES, (train, validation, test), strict=True):
         if not len(rows):
@@ -195,9 +195,7 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(found))
 
 
-def _splits(
-    path: str | Path, given: Sequence[int], y: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
+def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     parts, notes = divided(given, path)
     if len(y[parts[0]].unique()) < 2:
         kind = "values" if y.is_floating_point() else "classes"

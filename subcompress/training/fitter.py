@@ -29,7 +29,7 @@ from subcompress.subspace.observing import Build
 from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
-from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
+from subcompress.subspace.starts import Start, buffer_note, frozen_note, moving_weights, recognize
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
@@ -185,7 +185,7 @@ class Fitter:
             self.listener.note(f"start: {line}")
         self._say(self.known.notes)
         if self.base is not None:
-            self.listener.note(_standing_note(self.base, self.layout, self.D))
+            self.listener.note(_standing_note(self.base, self.layout, self.starts, self.D))
             self._say(self.base.base.notes)
         elif looks_trained(self.model) or self._knows():
             self.warn(
@@ -569,9 +569,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
-    """What is of the base, what is new, and what of the base is not used."""
-    new = [str(spec) for spec in layout if spec.name not in base]
+def _standing_note(base: OnBase, layout: Layout, starts: Mapping[str, Start], D: int) -> str:
+    """What is of the base, what is new, and what of the base is not used. A tied tensor is what it is tied to."""
+    new = [str(spec) for spec in layout if spec.name not in base and starts[spec.name].kind != "tied"]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"
     if base.reference.changes:

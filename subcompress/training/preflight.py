@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data
-from subcompress.data.in_memory import InMemory, Tree
+from subcompress.data.in_memory import IGNORED, InMemory, Tree
 from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
@@ -27,7 +27,7 @@ from subcompress.subspace.leaves import changed, check_constraints, check_leaves
 from subcompress.subspace.module import Subspace
 from subcompress.training.loop import TrainOptions
 from subcompress.training.metrics import NotOneNumberError
-from subcompress.training.tasks import EXAMPLES, IGNORED, Task, evaluate
+from subcompress.training.tasks import EXAMPLES, Task, evaluate
 
 WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
 """Steps of an estimate that are not counted, those that are timed, and the seconds after which three of them do."""
