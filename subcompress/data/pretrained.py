@@ -161,7 +161,7 @@ def task_of(layout: Layout, place: str | Path, *, revision: str | None = None) -
     """
     dtype = dtype_of(layout)
     wanted = {spec.name: spec.shape for spec in layout}
-    for task in TASKS:
+    for task in _likely(place, revision):
         labels = labels_of(layout, place, task, revision=revision) if task in LABELED else None
         if task in LABELED and labels is None:
             continue
@@ -173,6 +173,14 @@ def task_of(layout: Layout, place: str | Path, *, revision: str | None = None) -
         if {spec.name: spec.shape for spec in Layout.of(made.state_dict())} == wanted:
             return task
     return None
+
+
+def _likely(place: str | Path, revision: str | None) -> list[str]:
+    """The tasks, that of the configuration's own network first: to try one takes time."""
+    with _transformers(place, "as a configuration") as library:
+        where, options = _where(place, revision)
+        own = getattr(library.AutoConfig.from_pretrained(where, **options), "architectures", None) or [""]
+    return sorted(TASKS, key=lambda task: not str(own[0]).endswith(TASKS[task].removeprefix("AutoModel") or "Model"))
 
 
 def labels_of(

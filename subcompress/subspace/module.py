@@ -47,10 +47,11 @@ class Subspace(nn.Module):
     what the subspace returned, or inside the block of `materialised`.
     """
 
-    def __init__(self, module: nn.Module, plan: Plan) -> None:
+    def __init__(self, module: nn.Module, plan: Plan, *, own: bool = False) -> None:
+        """own: take the module itself, which is not used elsewhere, instead of a copy of it."""
         super().__init__()
         self.plan = plan
-        self.module = copied(module)
+        self.module = module if own else copied(module)
         device = next(module.parameters()).device
         self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
         self.splits = [p.operator.d for p in plan.parts]

@@ -143,7 +143,7 @@ class Fitter:
     def beside(self) -> int:
         """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
         plan = self.plan(self.least, self.settings.seed)
-        subspace = Subspace(copied(self.model, "cpu"), plan)
+        subspace = Subspace(copied(self.model, "cpu"), plan, own=True)
         subspace.round(self.settings.bits)
         return self.sizes(subspace.record())[0]
 
@@ -157,7 +157,7 @@ class Fitter:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
             check_state(self.model, self.build, self.settings.seed, x)
         recipe = self.settings.recipe(self.settings.seed, plan)
-        warning = check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
+        warning = check_trains(Subspace(module, plan, own=True), self.model, self.data, self.task, recipe)
         if warning is not None:
             self.warn(warning)
 
@@ -285,7 +285,7 @@ class Fitter:
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
         plan = self.plan(d, self.settings.seed)
-        subspace = Subspace(copied(self.model, self.settings.device), plan)
+        subspace = Subspace(copied(self.model, self.settings.device), plan, own=True)
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
@@ -517,7 +517,7 @@ class Fitter:
     ) -> tuple[Subspace, Outcome]:
         """Train a subspace of that plan."""
         s = self.settings
-        subspace = Subspace(copied(self.model, s.device), plan)
+        subspace = Subspace(copied(self.model, s.device), plan, own=True)
         if before is not None:
             with torch.no_grad():
                 for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):

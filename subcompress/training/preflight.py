@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import statistics
@@ -167,8 +166,9 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: st
 def estimate_cost(
     subspace: Subspace, data: Data, task: Task, recipe: TrainOptions, fits: float, minutes: float = math.inf
 ) -> str:
-    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
-    step = _seconds_a_step(copy.deepcopy(subspace), data, task, recipe)
+    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps. The subspace is
+    not to be trained afterwards: a copy of it would take as much memory again."""
+    step = _seconds_a_step(subspace, data, task, recipe)
     steps = size(data.train) // recipe.batch_size
     one = step * recipe.total(size(data.train))
     plan = subspace.plan
