@@ -119,8 +119,9 @@ def check_task(task: str) -> None:
 
 def _class_of(task: str, library: Any) -> str:
     """The name of the class that makes networks for a task. Raises SubcompressError."""
-    known = ["AutoModel", *(n for n in dir(library) if n.startswith(AUTO))]
-    if (name := TASKS.get(task, task)) not in known:
+    name = TASKS.get(task, task)
+    if not hasattr(library, name):
+        known = [n for n in dir(library) if n.startswith(AUTO)]
         close = suggestion(name, known) or f": it has {', '.join(known[:3])} and {len(known) - 3} more"
         raise SubcompressError(f"transformers {library.__version__} has no {name}{close}")
     return name
