@@ -13,7 +13,7 @@ from subcompress_cli.options import say
 
 SECTIONS = {
     "Train and pack": ("init", "fit", "pack", "dim"),
-    "Inspect and rebuild": ("info", "verify", "unpack"),
+    "Inspect and rebuild": ("info", "verify", "unpack", "predict"),
     "Compare and report": ("compare", "report", "runs"),
     "Share and serve": ("push", "pull", "serve", "export"),
     "This machine": ("doctor",),

@@ -14,6 +14,7 @@ from subcompress.support.names import (
     OPERATORS,
     PEERS,
     ROLES,
+    TASKS,
 )
 from subcompress.support.names import DEFAULT_ROLES as ACT_ON
 from subcompress.support.names import OPTIMISERS as OPTIMIZERS
@@ -46,6 +47,7 @@ __all__ = [
     "ROLES",
     "SHUFFLES",
     "STRUCTURED",
+    "TASKS",
     "TRITON_BACKENDS",
     "VECTORS",
 ]

@@ -12,7 +12,7 @@ import click
 from subcompress.support.world import rank
 from subcompress_cli import choices
 from subcompress_cli.errors import COMMAND
-from subcompress_cli.help import BASE, FILE, GOAL, SEARCH, Command, option
+from subcompress_cli.help import BASE, FILE, FIT, GOAL, SEARCH, Command, option
 from subcompress_cli.options import (
     augment_option,
     base_option,
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 @recipe_option
 @model_option(required=True)
 @data_options(required=True)
+@option(
+    "--packing",
+    is_flag=True,
+    help="Pack training texts of a language model one after another into examples of one length, instead of padding "
+    "them.",
+    group=FIT,
+)
 @augment_option
 @training_task_options
 @option("--d", type=int, help="Train in exactly d coordinates.", group=GOAL)
@@ -158,6 +165,7 @@ def fit(
     model_name: str,
     data_name: str,
     data_dir: Path | None,
+    packing: bool,
     augment: str | None,
     loss: str,
     metric: str | None,
@@ -175,8 +183,10 @@ def fit(
     from subcompress.training.probe import kept_words
     from subcompress_cli.networks import data_with, factory, loss_and_metric, short
     from subcompress_cli.progress import listening
+    from subcompress_cli.texts import packed
 
     options = replaced(click.get_current_context(), options)
+    data_name = packed(data_name) if packing else data_name
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
     build = factory(model_name, data)
     origin = {

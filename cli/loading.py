@@ -71,7 +71,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
     through."""
     if texts.is_texts(name):
         if folder is not None:
-            raise SubcompressError(f"--data-dir is for data known by name; {name} is a file: leave it out")
+            raise SubcompressError(f"--data-dir is for data known by name; {name} is none: leave it out")
         return texts.data(name, model_name)
     if ":" not in name:
         if name not in DATA:

@@ -20,8 +20,9 @@ from subcompress_cli.streams import answer
 
 PATH = FOLDER = click.Path(path_type=Path)  # the library says what is wrong with a path, in one line
 
-MODEL = "hf:DIR_OR_ID[@REVISION][,task=features][,labels=N][,weights=none]"
-TEXTS = "FILE.csv|.tsv|.jsonl[,length=N][,tokenizer=DIR_OR_ID]"
+MODEL = "hf:DIR_OR_ID[@REVISION][,task=TASK][,labels=N][,weights=none][,dtype=auto]"
+TEXTS = "FILE.csv|.tsv|.jsonl[,length=N][,packing=yes][,tokenizer=DIR_OR_ID]"
+SETS = "hf:DIR_OR_ID[,config=C][,train=S][,validation=S][,test=S][,text=COLUMN]..."
 
 
 def say(line: str) -> None:
@@ -66,7 +67,8 @@ def model_option(of_file: str = "", **attributes: Any) -> Decorator:
         if of_file
         else (
             f"The network to train: {', '.join(choices.MODELS)}; file.py:factory or package.module:factory, a function "
-            f"without arguments that returns an nn.Module; or {MODEL}, a network of transformers."
+            f"without arguments that returns an nn.Module; or {MODEL}, a network of transformers. TASK is "
+            f"{', '.join(choices.TASKS)} or a class of transformers, AutoModelFor...; the first is the default."
         )
     )
     name = Known(*choices.MODELS)
@@ -80,8 +82,9 @@ def data_options(of_file: str = "", **attributes: Any) -> Decorator:
         if of_file
         else (
             f"The data to train on: {', '.join(choices.DATA)}; file.py:factory, a function without arguments that "
-            f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; or {TEXTS}, texts with "
-            "the columns text, label and perhaps text_pair and split."
+            f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; {TEXTS}, texts with "
+            "the columns text, label and perhaps text_pair and split, or for task=causal-lm with text, or prompt and "
+            f"completion, or messages; or {SETS}, the same from the library datasets."
         )
     )
     name = Known(*choices.DATA)
@@ -112,7 +115,8 @@ def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             default="cross-entropy",
             show_default=True,
-            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar.",
+            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar. Data for language "
+            "models take next-token in place of the default.",
             group=FIT,
         ),
         option(
@@ -120,7 +124,8 @@ def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
             type=Known(*choices.METRICS),
             metavar="NAME",
             help=f"The metric that is measured: {', '.join(choices.METRICS)}; torchmetrics:NAME,option=value; or "
-            "file.py:f, f(outputs, y) -> float over a whole split, or an object with update, compute and reset.  "
+            "file.py:f, f(outputs, y) -> float over a whole split, or an object with update, compute and reset. "
+            "exact-match is the share of examples of which every learned token is right, given those before it.  "
             "[default: the one that belongs to the loss]",
             group=FIT,
         ),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subcompress.api.fit import fit
     from subcompress.api.info import info
     from subcompress.api.pack import pack
+    from subcompress.api.predict import Prediction, generate, predict
     from subcompress.api.report import report
     from subcompress.api.runs import RunState, runs
     from subcompress.api.unpack import load, unpack
@@ -52,6 +53,7 @@ else:
             "api.dim": ("measure_dimension",),
             "api.dim_predict": ("Prediction", "predict_dimension"),
             "api.pack": ("pack",),
+            "api.predict": ("Prediction", "generate", "predict"),
             "subspace.preparing": ("measure_moves",),
             "training.options": ("Base", "Goal", "Machine", "Recipe"),
             "training.probe": ("Fit", "TargetMissedError"),
@@ -93,13 +95,18 @@ __all__ = [
     "doctor",
     "fit",
     "from_pretrained",
+    "generate",
     "info",
     "load",
     "load_data",
     "measure_dimension",
     "measure_moves",
     "pack",
+<<<<<<< HEAD
     "predict_dimension",
+=======
+    "predict",
+>>>>>>> wt-lm
     "pull",
     "push",
     "report",

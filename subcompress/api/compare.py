@@ -173,8 +173,8 @@ def compare(
     record.layout.require(Layout.of(model.state_dict()), "the model")
     if record.base is not None:
         model = record.base.loaded(copied(model, "cpu"))
-    task = Task.of(loss, metric, minimise if minimize is None else minimize)
-    data = task.prepare_labels(as_data(data))
+    task = Task.suiting(data := as_data(data), loss, metric, minimise if minimize is None else minimize)
+    data = task.prepare_labels(data)
     if task.metric_name != fit.metric:
         raise SubcompressError(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "

@@ -88,7 +88,7 @@ def measure_dimension(
     ds = sorted(set(ds))
     _check(ds, repeats, shuffle)
     data, on = _measured_on(as_data(data, options.machine.workers), shuffle, options.recipe.seed)
-    task = task_of(options.recipe)
+    task = task_of(options.recipe, data)
     data = task.prepare_labels(data)
     with prepared(model, data, options, task, listener, rounded=False) as fitter:
         for d in ds:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from subcompress.api.unpack import load_record
 from subcompress.data import Data
-from subcompress.data.in_memory import InMemory, tensors_in
+from subcompress.data.in_memory import IGNORED, InMemory, tensors_in
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import as_data, batches, size
 from subcompress.data.targets import as_classes, counts, prepare_labels
@@ -26,7 +26,7 @@ from subcompress.subspace.copying import copied
 from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.tables import png_address
 from subcompress.training import run, schemas
-from subcompress.training.tasks import IGNORED, Task
+from subcompress.training.tasks import Task
 
 MOST_EXAMPLES = 10_000
 """Of the validation split, the first ones. More take long, and change little."""

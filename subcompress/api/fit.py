@@ -106,11 +106,11 @@ def _fit(
     with sharing(options.recipe.shards) as shards:
         options = replace(options, machine=divided(options.machine))
         listener = listener if shards.first else Listener()
-        task = task_of(options.recipe)
+        task = task_of(options.recipe, given := as_data(data, options.machine.workers))
         goal = checked(options.goal, task, options.machine.jobs)
         check_base_options(options.base)
         schemas.check_origin(origin)
-        data = task.prepare_labels(given := as_data(data, options.machine.workers))
+        data = task.prepare_labels(given)
         with prepared(model, data, options, task, listener, shards=shards) as fitter:
             shards.check_same("network, code and data", repr(fitter.command()["network"]))
             call = Call(model, given, path.absolute(), options, origin, goal.max_fits)

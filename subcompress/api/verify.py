@@ -103,8 +103,9 @@ def verify(
     on = choose_graph_device(device)
     if say is not None:
         say(on.line)
-    task = Task.of("cross-entropy" if loss is None else loss, metric)
-    return _measured(found, record, module, as_data(data), task, told=not loss is metric is None, device=on.name)
+    task = Task.suiting(data := as_data(data), loss, metric)
+    told = data.loss is not None or not loss is metric is None
+    return _measured(found, record, module, data, task, told=told, device=on.name)
 
 
 def _measured(

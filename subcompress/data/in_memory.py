@@ -12,6 +12,9 @@ from torch.utils.data import Dataset
 Tree = Any
 """A tensor, or a tuple, list or dict of them."""
 
+IGNORED = -100
+"""The label that losses and metrics of classes and of tokens leave out."""
+
 
 def tree_map(f: Callable[[Tensor], Tensor], x: Tree) -> Tree:
     """Apply f to every tensor in x."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from subcompress.data.in_memory import InMemory, Tree, tensors_in, tree_map
+from subcompress.data.in_memory import IGNORED, InMemory, Tree, tensors_in, tree_map
 from subcompress.errors import SubcompressError
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -40,12 +41,14 @@ class Ragged(InMemory):
         *,
         by: str = IDS,
         words: Words | None = None,
+        most: int = TOKENS,
     ) -> None:
         """x: name -> one tensor an example; those of the name `by` are 1-D and give the lengths, and every other name
-        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`. words: the text of the tokens
-        of an example, for a person.
+        whose tensors are 1-D and as long is padded with it. y: (N, ...), as in `Split`; or a list with a label for each
+        token, one 1-D tensor an example, which batches pad with `IGNORED`. words: the text of the tokens of an example,
+        for a person. most: tokens of a batch in an evaluation, padding counted.
 
-        Raises SubcompressError for an example without a token.
+        Raises SubcompressError for an example without a token, and for one with more labels or fewer than tokens.
         """
         self.lengths = torch.tensor([t.shape[0] if t.ndim == 1 else 0 for t in x[by]])
         if bool((self.lengths == 0).any()):
@@ -55,7 +58,9 @@ class Ragged(InMemory):
         alike = {name for name, tensors in x.items() if [tuple(t.shape) for t in tensors] == wanted}
         self.values = {name: torch.cat(list(x[name])) for name in x if name in alike}
         self.stacked = {name: torch.stack(list(x[name])) for name in x if name not in alike}
-        self.y, self.fills, self.words = y, dict(fills or {}), words
+        self.labels = _joined_labels(y, self.lengths) if isinstance(y, list) else None
+        self.y = None if self.labels is not None else y
+        self.fills, self.words, self.most = dict(fills or {}), words, most
         self.starts = self.lengths.cumsum(0) - self.lengths
 
     @property
@@ -76,7 +81,10 @@ class Ragged(InMemory):
         at = self.starts[i, None] + torch.minimum(position, lengths - 1)
         x = {name: torch.where(inside, t[at], self.fills.get(name, 0)) for name, t in self.values.items()}
         x |= {MASK: inside.long()} if MASK not in x else {}
-        return x | {name: t[i] for name, t in self.stacked.items()}, tree_map(lambda t: t[i], self.y)
+        x |= {name: t[i] for name, t in self.stacked.items()}
+        if self.labels is not None:
+            return x, torch.where(inside, self.labels[at], IGNORED)
+        return x, tree_map(lambda t: t[i], self.y)
 
     def tokens(self, i: int) -> Tensor:
         """`input_ids` of an example, (tokens,)."""
@@ -85,6 +93,7 @@ class Ragged(InMemory):
     def tensors(self) -> Iterator[Tensor]:
         """Return all tensors of the data set."""
         yield from tensors_in((self.values, self.lengths, self.stacked, self.y, torch.tensor([*self.fills.values()])))
+        yield from tensors_in(self.labels)
 
     def arranged(self, order: Tensor, batch_size: int) -> Tensor:
         """Return an order close to the given one in which each batch has examples of similar length."""
@@ -99,8 +108,19 @@ class Ragged(InMemory):
     def swept(self, batch_size: int) -> tuple[Tensor, int]:
         """Return all examples, the longest first, and how many go into a batch of an evaluation."""
         return self.lengths.argsort(descending=True, stable=True), min(
-            batch_size, max(1, TOKENS // int(self.lengths.max()))
+            batch_size, max(1, self.most // int(self.lengths.max()))
         )
+
+
+def _joined_labels(y: Sequence[Tensor], lengths: Tensor) -> Tensor:
+    """The labels of all tokens in a row, (tokens,) int64. Raises SubcompressError for an example with more or fewer."""
+    found = [len(t) if t.ndim == 1 else 0 for t in y]
+    if odd := next((i for i, (n, wanted) in enumerate(zip(found, lengths.tolist(), strict=True)) if n != wanted), None):
+        raise SubcompressError(
+            f"an example has a label for each token, {IGNORED} where nothing is learned; example {odd} has "
+            f"{found[odd]} for {int(lengths[odd])}: give as many"
+        )
+    return torch.cat(list(y)).long()
 
 
 def gathered(split: Dataset[Any]) -> Ragged:
@@ -116,4 +136,12 @@ def gathered(split: Dataset[Any]) -> Ragged:
     x = {name: [torch.as_tensor(x[name]) for x, _ in items] for name in names[0]}
     words = getattr(split, "words", None)
     words = words if callable(words) else None
-    return Ragged(x, default_collate([y for _, y in items]), {IDS: int(getattr(split, "pad", 0))}, words=words)
+    labels = [y for _, y in items]
+    y = [torch.as_tensor(y) for y in labels] if _of_tokens(x[IDS], labels) else default_collate(labels)
+    return Ragged(x, y, {IDS: int(getattr(split, "pad", 0))}, words=words)
+
+
+def _of_tokens(ids: Sequence[Tensor], labels: Sequence[Any]) -> bool:
+    """Whether examples of several lengths have a label for each token."""
+    lengths = [len(t) for t in ids]
+    return len(set(lengths)) > 1 and lengths == [len(y) if np.ndim(y) == 1 else 0 for y in labels]

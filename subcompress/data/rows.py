@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from subcompress.errors import SubcompressError, one_line
 
 NEEDED, OPTIONAL = ("text", "label"), ("text_pair", "split")
-"""Columns that are read; others are passed over."""
+"""Columns of texts with labels that are read; others are passed over."""
+
+NAMED = ("text", "prompt", "completion", "messages", "split")
+"""Columns of language models."""
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""The number of each line, and its fields by name."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +35,31 @@ class Row:
 def rows_of(path: Path, most: int) -> Iterator[Row]:
     """Read the rows of a file of at most `most` bytes. Raises SubcompressError with the line number."""
     kind, read = KINDS.get(path.suffix.lower(), KINDS[".csv"])
+    for line, row in _read_whole(path, kind, lambda f: read(path, f, TextColumns()), most):
+        yield row_of(path, line, row)
+
+
+def _read_whole(path: Path, kind: str, read: Callable[[Any], Rows], most: int) -> Rows:
+    """The lines of a file. Raises SubcompressError for one that is too large, cannot be read, or is not in UTF-8."""
     try:
         if (size := path.stat().st_size) > most:
             raise SubcompressError(f"a {kind} file is of at most {most} bytes; {path} has {size}: take fewer rows")
         with path.open(encoding="utf-8-sig", newline="") as f:
-            for line, row in read(path, f):
-                yield _row(path, line, row)
+            yield from read(f)
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     except UnicodeDecodeError as e:
         raise SubcompressError(f"a {kind} file is in UTF-8; {path} is not ({one_line(e)}): convert it") from e
 
 
-def _row(path: Path, line: int, row: dict[str, str]) -> Row:
+def fields_of(path: Path, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read all columns of a file of at most `most` bytes: the number of each line and its fields by name, as JSON has
+    them. Raises SubcompressError with the line number."""
+    kind, read = KINDS.get(path.suffix.lower(), KINDS[".csv"])
+    yield from _read_whole(path, kind, lambda f: read(path, f, AnyColumns()), most)
+
+
+def row_of(path: str | Path, line: int, row: Mapping[str, str]) -> Row:
     """Build a row. Raises SubcompressError for an empty field; only the second text may be empty."""
     for name in NEEDED:
         if not row[name].strip():
@@ -51,21 +69,64 @@ def _row(path: Path, line: int, row: dict[str, str]) -> Row:
     return Row(line, row["text"], row["label"].strip(), pair, None if split is None else split.strip())
 
 
-def _csv(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
-    return _separated(path, csv.reader(f, strict=True), "put a text with commas in quotes")
+class Columns(Protocol):
+    """Which columns of a file are read, and what its fields are. everywhere: those that all lines have, or none."""
+
+    everywhere: frozenset[str]
+
+    def of_header(self, path: Path, header: list[str]) -> dict[str, int]: ...
+    def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]: ...
 
 
-def _tsv(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
+class TextColumns:
+    """text and label, and text_pair and split where they are there."""
+
+    everywhere = frozenset((*NEEDED, *OPTIONAL))
+
+    def of_header(self, path: Path, header: list[str]) -> dict[str, int]:
+        """Raises SubcompressError if one is missing or duplicated."""
+        return _columns(path, header)
+
+    def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]:
+        """Raises SubcompressError if one is missing or no text."""
+        return _fields(path, line, found)
+
+
+class AnyColumns:
+    """All columns."""
+
+    everywhere = frozenset(NAMED)
+
+    def of_header(self, path: Path, header: list[str]) -> dict[str, int]:
+        """Raises SubcompressError if one is duplicated."""
+        if twice := next((name for name in header if header.count(name) > 1), None):
+            raise SubcompressError(f"{path} begins with a line that names each column once; {twice} is there twice")
+        return {name: i for i, name in enumerate(header)}
+
+    def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]:
+        """Raises SubcompressError for anything but an object."""
+        if not isinstance(found, dict):
+            raise SubcompressError(
+                f"{path}, line {line}: a line is one JSON object; this one is a {type(found).__name__}"
+            )
+        return found
+
+
+def _csv(path: Path, f: Any, columns: Columns) -> Rows:
+    return _separated(path, csv.reader(f, strict=True), "put a text with commas in quotes", columns)
+
+
+def _tsv(path: Path, f: Any, columns: Columns) -> Rows:
     """Quotes are of the text: a field holds no tab and no end of a line."""
     reader = csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    return _separated(path, reader, "a text holds no tab")
+    return _separated(path, reader, "a text holds no tab", columns)
 
 
-def _separated(path: Path, reader: Any, remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _separated(path: Path, reader: Any, remedy: str, wanted: Columns) -> Rows:
     line = 1
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        columns = _columns(path, header)
+        columns = wanted.of_header(path, header)
         line = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
@@ -90,9 +151,9 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     return {name: header.index(name) for name in (*NEEDED, *OPTIONAL) if name in header}
 
 
-def _json_lines(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_lines(path: Path, f: Any, columns: Columns) -> Rows:
     """Read one object per line. Raises SubcompressError for invalid lines, and if only some lines have a field."""
-    first: set[str] | None = None
+    first: frozenset[str] | None = None
     for line, text in enumerate(f, 1):
         if not text.strip():
             continue
@@ -100,9 +161,10 @@ def _json_lines(path: Path, f: Any) -> Iterator[tuple[int, dict[str, str]]]:
             found = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: a line is one JSON object") from e
-        row = _fields(path, line, found)
-        first = set(row) if first is None else first
-        if odd := sorted(first ^ set(row)):
+        row = columns.of_object(path, line, found)
+        names = columns.everywhere & row.keys()
+        first = names if first is None else first
+        if odd := sorted(first ^ names):
             raise SubcompressError(f"{path}, line {line}: {odd[0]} is in some lines only: give it in all, or in none")
         yield line, row
 
@@ -124,7 +186,7 @@ def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
     return row
 
 
-Read = Callable[[Path, Any], Iterator[tuple[int, dict[str, str]]]]
+Read = Callable[[Path, Any, Columns], Rows]
 
 KINDS: dict[str, tuple[str, Read]] = {
     ".csv": ("CSV", _csv),

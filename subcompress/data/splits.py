@@ -76,6 +76,7 @@ class Data:
         collate: f(list of examples) -> (x, y), for graphs and for examples of different lengths. x may then be any
             object that `forward` takes. By default the data set's attribute `collate`.
         workers: Processes that read examples ahead. They do not change results.
+        loss: The name of the loss that suits the labels, which is taken in place of cross-entropy.
 
     Raises:
         SubcompressError: Splits that nothing can be learned from.
@@ -89,6 +90,7 @@ class Data:
     notes: tuple[str, ...] = ()
     collate: Collate | None = None
     workers: int | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:

@@ -82,6 +82,15 @@ def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
         )
 
 
+def check_tokens(outputs: Tensor, y: Tensor) -> None:
+    """Raise SubcompressError where y is not one label for each token, (N, L), of outputs (N, L, C)."""
+    if outputs.ndim != 3 or y.shape != outputs.shape[:2] or not counts(y):
+        raise SubcompressError(
+            "labels of tokens are integers (N, L) for outputs (N, L, C), -100 where nothing is learned; got outputs "
+            f"{tuple(outputs.shape)} and {y.dtype} {tuple(y.shape)}: give a label for each token, or another loss"
+        )
+
+
 def check_one_hot(y: Tensor, name: str) -> None:
     """Raise SubcompressError where rows of integers, (N, C, ...), are not one 1 and else 0."""
     if not bool(((y == 0) | (y == 1)).all() & (y.sum(1) == 1).all()):

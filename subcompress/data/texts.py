@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from subcompress.data.ragged import IDS, MASK, Ragged
-from subcompress.data.rows import KINDS, rows_of
+from subcompress.data.rows import KINDS, Row, rows_of
 from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
@@ -40,13 +40,15 @@ VALUE = "value"
 @dataclass(frozen=True)
 class Table:
     """The rows of a file. labels: (N,) int64, and classes, what each number stands for; or (N,) float32 values, without
-    classes. splits: three lists of rows; pairs: the second text of each, where there is one."""
+    classes. splits: three lists of rows; pairs: the second text of each, where there is one; notes: lines on how the
+    rows were split, for a person."""
 
     texts: list[str]
     labels: Tensor
     classes: tuple[str, ...]
     splits: tuple[Tensor, Tensor, Tensor]
     pairs: list[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
@@ -56,9 +58,13 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
 
     Raises SubcompressError as `read` does, and for a tokenizer that gives no tokens.
     """
+    return of_table(read(path), Path(path).name, tokenizer, length)
+
+
+def of_table(table: Table, name: str, tokenizer: Any, length: int = LENGTH) -> Data:
+    """`load` for rows at hand. name: what they are called in messages."""
     if length < 2:
         raise SubcompressError(f"a text is of at least 2 tokens; length={length} was given: make it larger")
-    table = read(path)
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
     fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
@@ -68,10 +74,11 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
         return Ragged(x, table.labels[rows], fills, words=words)
 
     parts = train, validation, test = part(table.splits[0]), part(table.splits[1]), part(table.splits[2])
-    notes = [f"{Path(path).name}: " + ", ".join(f"{len(p)} {name}" for p, name in zip(parts, NAMES, strict=True))]
+    notes = [f"{name}: " + ", ".join(f"{len(p)} {split}" for p, split in zip(parts, NAMES, strict=True))]
     kind = "texts" if table.pairs is None else "pairs of texts"
     what = f"of {len(table.classes)} classes" if table.classes else "with values (--loss mse)"
     notes[0] += f" {kind} {what}, {float(train.lengths.float().mean()):.0f} tokens on average"
+    notes += table.notes
     if cut:
         notes.append(f"{cut} of {len(table.texts)} texts are cut to length={length} tokens")
     return Data(train, validation, test, facts=Facts(labels=table.classes or (VALUE,)), notes=tuple(notes))
@@ -100,21 +107,64 @@ def read(path: str | Path) -> Table:
     whole are values, for a regression.
     Raises SubcompressError for a file that is none of this, with the number of the line.
     """
-    rows = list(rows_of(Path(path), MAX_BYTES))
-    for row in rows:
-        if row.split is not None and row.split.lower() not in SPLITS:
-            raise SubcompressError(
-                f"{path}, line {row.line}: a split must be train, validation or test; got {row.split!r}"
-            )
-    splits = torch.tensor([-1 if row.split is None else SPLITS[row.split.lower()] for row in rows])
+    return table_of(list(rows_of(Path(path), MAX_BYTES)), path)
+
+
+def table_of(rows: Sequence[Row], path: str | Path, names: Sequence[str] = ()) -> Table:
+    """The rows as a table. path: what they are called in messages; names: of classes whose labels are numbers, counted
+    from 0. Raises SubcompressError as `read` does."""
+    splits = [split_number(row.split, f"{path}, line {row.line}") for row in rows]
     texts, pairs = [row.text for row in rows], [row.pair or "" for row in rows if row.pair is not None] or None
     labels = [row.label for row in rows]
     if (values := _values(labels)) is not None:
-        return Table(texts, values, (), _splits(path, splits, values), pairs)
+        parts, notes = _splits(path, splits, values)
+        return Table(texts, values, (), parts, pairs, notes)
     classes = _classes(path, labels)
     numbers = {name: i for i, name in enumerate(classes)}
     y = torch.tensor([numbers[label] for label in labels])
-    return Table(texts, y, classes, _splits(path, splits, y), pairs)
+    parts, notes = _splits(path, splits, y)
+    if names and classes == tuple(str(i) for i in range(len(names))):
+        classes = tuple(names)
+    return Table(texts, y, classes, parts, pairs, notes)
+
+
+def split_number(name: str | None, where: str) -> int:
+    """Which of (train, validation, test) a name means; -1 for none. Raises SubcompressError for any other, saying
+    where."""
+    if name is None:
+        return -1
+    if not isinstance(name, str) or name.strip().lower() not in SPLITS:
+        raise SubcompressError(f"{where}: a split must be train, validation or test; got {name!r}")
+    return SPLITS[name.strip().lower()]
+
+
+def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
+    """The rows of each split, and lines that say which of them were cut from the training rows.
+
+    numbers: of each row, see `split_number`. Where no row says its split, 80, 10 and 10 % are drawn; of a split that
+    no row is of, a tenth of the training rows. Both are drawn the same way every time. Raises SubcompressError where a
+    split stays empty.
+    """
+    given, notes = torch.tensor(numbers), []
+    if bool((given < 0).any()):
+        order = torch.randperm(len(given), generator=torch.Generator().manual_seed(0))
+        tenth = len(order) // 10
+        given[order] = 0
+        given[order[: 2 * tenth]] = 1
+        given[order[:tenth]] = 2
+    else:
+        drawn = torch.Generator().manual_seed(0)
+        tenth = int((given == 0).sum()) // 10
+        for k in (k for k in (1, 2) if not bool((given == k).any())):
+            rows = (given == 0).nonzero()[:, 0]
+            given[rows[torch.randperm(len(rows), generator=drawn)[:tenth]]] = k
+            if tenth:
+                notes.append(f"{path} has no split {NAMES[k]}: {tenth} training rows, drawn by a fixed seed, are taken")
+    train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
+    for name, rows in zip(NAMES, (train, validation, test), strict=True):
+        if not len(rows):
+            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or mend its column")
+    return (train, validation, test), tuple(notes)
 
 
 def _values(labels: Sequence[str]) -> Tensor | None:
@@ -145,21 +195,12 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(found))
 
 
-def _splits(path: str | Path, given: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if bool((given < 0).any()):
-        order = torch.randperm(len(given), generator=torch.Generator().manual_seed(0))
-        tenth = len(order) // 10
-        given[order] = 0
-        given[order[: 2 * tenth]] = 1
-        given[order[:tenth]] = 2
-    train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
-    for name, rows in zip(NAMES, (train, validation, test), strict=True):
-        if not len(rows):
-            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or mend its column")
-    if len(y[train].unique()) < 2:
+def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
+    parts, notes = divided(given, path)
+    if len(y[parts[0]].unique()) < 2:
         kind = "values" if y.is_floating_point() else "classes"
         raise SubcompressError(f"training texts are of several {kind}; those of {path} are of one: mix its rows")
-    return train, validation, test
+    return parts, notes
 
 
 def _tokens(

@@ -108,7 +108,7 @@ class Bench:
     def floats(self, d: int, title: str) -> tuple[dict[str, Tensor], Tensor, float]:
         """The state dict of a fit in d float32 coordinates, never rounded; the coordinates; the seconds it took."""
         plan = make_plan(self.model, d, seed=self.recipe.seed)
-        subspace = Subspace(copied(self.model, "cpu"), plan)
+        subspace = Subspace(copied(self.model, "cpu"), plan, own=True)
         seconds = self._train(subspace, title, plan.lr)
         with torch.no_grad(), subspace.materialised() as module:
             state = {name: t.detach().clone() for name, t in module.state_dict().items()}

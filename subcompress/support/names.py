@@ -21,14 +21,17 @@ DATA = ("digits", "mnist", "cifar10")
 # subcompress.data.texts.SUFFIXES
 TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
+# subcompress.data.pretrained.TASKS
+TASKS = ("classification", "causal-lm", "token-classification", "image-classification", "features")
+
 # subcompress.data.AUGMENTS
 AUGMENTS = ("shift", "flip", "flip-shift")
 
 # subcompress.training.tasks.LOSSES
-LOSSES = ("cross-entropy", "mse", "l1", "bce")
+LOSSES = ("cross-entropy", "mse", "l1", "bce", "next-token", "per-token")
 
 # subcompress.training.tasks.METRICS
-METRICS = ("accuracy", "binary-accuracy", "mse", "l1", "loss")
+METRICS = ("accuracy", "binary-accuracy", "mse", "l1", "loss", "perplexity", "token-accuracy", "exact-match")
 
 # subcompress.training.optimizers.OPTIMISERS
 OPTIMISERS = ("adam", "eigen")

@@ -29,7 +29,7 @@ from subcompress.subspace.observing import Build
 from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
-from subcompress.subspace.starts import buffer_note, frozen_note, moving_weights, recognize
+from subcompress.subspace.starts import Start, buffer_note, frozen_note, moving_weights, recognize
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
@@ -142,7 +142,7 @@ class Fitter:
     def beside(self) -> int:
         """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
         plan = self.plan(self.least, self.settings.seed)
-        subspace = Subspace(copied(self.model, "cpu"), plan)
+        subspace = Subspace(copied(self.model, "cpu"), plan, own=True)
         subspace.round(self.settings.bits)
         return self.sizes(subspace.record())[0]
 
@@ -156,7 +156,7 @@ class Fitter:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
             check_state(self.model, self.build, self.settings.seed, x)
         recipe = self.settings.recipe(self.settings.seed, plan)
-        warning = check_trains(Subspace(module, plan), self.model, self.data, self.task, recipe)
+        warning = check_trains(Subspace(module, plan, own=True), self.model, self.data, self.task, recipe)
         if warning is not None:
             self.warn(warning)
 
@@ -184,7 +184,7 @@ class Fitter:
             self.listener.note(f"start: {line}")
         self._say(self.known.notes)
         if self.base is not None:
-            self.listener.note(_standing_note(self.base, self.layout, self.D))
+            self.listener.note(_standing_note(self.base, self.layout, self.starts, self.D))
             self._say(self.base.base.notes)
         elif looks_trained(self.model) or self._knows():
             self.warn(
@@ -284,7 +284,7 @@ class Fitter:
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
         plan = self.plan(d, self.settings.seed)
-        subspace = Subspace(copied(self.model, self.settings.device), plan)
+        subspace = Subspace(copied(self.model, self.settings.device), plan, own=True)
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
@@ -518,7 +518,16 @@ class Fitter:
     ) -> tuple[Subspace, Outcome]:
         """Train a subspace of that plan."""
         s = self.settings
+<<<<<<< HEAD
         subspace = Subspace(copied(self.model, s.device), plan)
+=======
+        subspace = Subspace(copied(self.model, s.device), plan, own=True)
+        if before is not None:
+            with torch.no_grad():
+                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
+                    n = min(len(z), len(old))
+                    z[:n] = old[:n]
+>>>>>>> wt-lm
         outcome = train(
             subspace,
             self.data,
@@ -560,9 +569,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _standing_note(base: OnBase, layout: Layout, D: int) -> str:
-    """What is of the base, what is new, and what of the base is not used."""
-    new = [str(spec) for spec in layout if spec.name not in base]
+def _standing_note(base: OnBase, layout: Layout, starts: Mapping[str, Start], D: int) -> str:
+    """What is of the base, what is new, and what of the base is not used. A tied tensor is what it is tied to."""
+    new = [str(spec) for spec in layout if spec.name not in base and starts[spec.name].kind != "tied"]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"
     if base.reference.changes:

@@ -40,7 +40,7 @@ def outputs_of(model: nn.Module, plan: Plan, data: Data) -> Outputs | None:
     """What the network gives in evaluation mode where all coordinates of the plan are one: no layer is at zero then.
     None where it raises, which is told elsewhere, or gives something else each time."""
     try:
-        subspace = Subspace(copied(model, "cpu"), plan).eval()
+        subspace = Subspace(copied(model, "cpu"), plan, own=True).eval()
         with torch.no_grad():
             subspace.z.fill_(1.0)
             first, again = (_once(subspace, data) for _ in range(2))

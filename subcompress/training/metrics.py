@@ -67,7 +67,7 @@ class Meter(Protocol):
 
 class Mean:
     """The mean over the examples of a metric that is one. weight: f(y, n), what a batch counts for; shares: the metric
-    is a share of the examples, so that its sum is a whole number."""
+    is a share of the examples, so that its sum is a whole number; after: a function of the mean."""
 
     def __init__(
         self,
@@ -75,8 +75,9 @@ class Mean:
         name: str,
         weight: Callable[[Any, int], float] = lambda y, n: n,
         shares: bool = False,
+        after: Callable[[float], float] = float,
     ) -> None:
-        self.f, self.name, self.weight, self.shares = f, name, weight, shares
+        self.f, self.name, self.weight, self.shares, self.after = f, name, weight, shares, after
         self.sums: list[float] = []
         self.weights: list[float] = []
 
@@ -91,7 +92,7 @@ class Mean:
         total, weights = math.fsum(self.sums), math.fsum(self.weights)
         if self.shares and math.isfinite(total) and abs(total - round(total)) < 1e-6 * max(1.0, total):
             total = round(total)
-        return total / weights if weights else math.nan
+        return self.after(total / weights) if weights else math.nan
 
 
 class Whole:

@@ -24,7 +24,8 @@ class Recipe:
     """How to train, and what the file is made of.
 
     Args:
-        loss: A name (cross-entropy, mse, l1, bce) or f(module, batch) -> scalar tensor.
+        loss: A name (cross-entropy, mse, l1, bce, next-token, per-token) or f(module, batch) -> scalar tensor. Data may
+            name a loss that suits their labels, which is then taken in place of cross-entropy.
         metric: A name, `torchmetrics:NAME,option=value`, f(outputs, y) -> float over a whole split, or an object with
             `update(outputs, y)`, `compute()` and `reset()`. By default the one that belongs to the loss.
         minimize: Whether a smaller metric is better. By default what the metric says of itself, else larger is better.

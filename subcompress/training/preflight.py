@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import statistics
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from subcompress.data import Data
-from subcompress.data.in_memory import InMemory, Tree
+from subcompress.data.in_memory import IGNORED, InMemory, Tree
+from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
@@ -26,7 +26,7 @@ from subcompress.subspace.leaves import changed, check_constraints, check_leaves
 from subcompress.subspace.module import Subspace
 from subcompress.training.loop import TrainOptions
 from subcompress.training.metrics import NotOneNumberError
-from subcompress.training.tasks import EXAMPLES, IGNORED, Task, evaluate
+from subcompress.training.tasks import EXAMPLES, Task, evaluate
 
 WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
 """Steps of an estimate that are not counted, those that are timed, and the seconds after which three of them do."""
@@ -44,6 +44,7 @@ def check_first_of(
 ) -> None:
     """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
     module.eval()
+    _check_ids(module, name, split)
     order, n = split.swept(EXAMPLES) if isinstance(split, InMemory) else (torch.arange(size(split)), EXAMPLES)
     first = order[: batch_size or n]
     try:
@@ -58,6 +59,24 @@ def check_first_of(
             _check_metric(module, split, batch, task, name)
         else:
             task.outputs_for_metric(module, batch)
+
+
+def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
+    """Raise SubcompressError where a text has a token that the embedding of the network has no row for."""
+    table = getattr(module, "get_input_embeddings", None)
+    try:
+        weight = getattr(table() if callable(table) else None, "weight", None)
+    except (AttributeError, NotImplementedError):  # transformers has networks without one
+        return
+    if not isinstance(split, Ragged) or not isinstance(weight, Tensor) or IDS not in split.values:
+        return
+    low, high = split.values[IDS].aminmax()
+    if int(low) < 0 or int(high) >= len(weight):
+        odd = int(low) if int(low) < 0 else int(high)
+        raise SubcompressError(
+            f"tokens are rows of the network's embedding, 0 to {len(weight) - 1}; the {name} split has {odd}: give the "
+            "tokenizer of this network"
+        )
 
 
 def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:
@@ -147,8 +166,9 @@ def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: st
 def estimate_cost(
     subspace: Subspace, data: Data, task: Task, recipe: TrainOptions, fits: float, minutes: float = math.inf
 ) -> str:
-    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps of a copy."""
-    step = _seconds_a_step(copy.deepcopy(subspace), data, task, recipe)
+    """A line with the time and memory of a fit, and of as many as there may be, from a few timed steps. The subspace is
+    not to be trained afterwards: a copy of it would take as much memory again."""
+    step = _seconds_a_step(subspace, data, task, recipe)
     steps = size(data.train) // recipe.batch_size
     one = step * recipe.total(size(data.train))
     plan = subspace.plan

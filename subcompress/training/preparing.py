@@ -36,9 +36,9 @@ FEW = 64
 """Coordinates up to which more bits cost less than what coarse rounding loses."""
 
 
-def task_of(recipe: Recipe) -> Task:
+def task_of(recipe: Recipe, data: Data) -> Task:
     """The loss and the metric. Raises SubcompressError for names that there are not."""
-    return Task.of(recipe.loss, recipe.metric, recipe.minimize)
+    return Task.suiting(data, recipe.loss, recipe.metric, recipe.minimize)
 
 
 def bits_of(d: int | None) -> int:

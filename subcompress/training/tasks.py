@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.in_memory import InMemory, Tree, tree_map
+from subcompress.data.in_memory import IGNORED, InMemory, Tree, tree_map
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.data.targets import (
     as_classes,
     as_values,
     check_classes,
+    check_tokens,
     counts,
     one_hot_classes,
     prepare_labels,
@@ -99,19 +101,48 @@ _cross_entropy, _accuracy = _named("cross-entropy", _entropy), _named("accuracy"
 _binary_accuracy = _same_shape("binary-accuracy", lambda outputs, y: ((outputs > 0) == (y > 0.5)).double().mean())
 
 
+def _token_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy in nats, the mean over the tokens that have a label; only their outputs are looked at."""
+    check_tokens(outputs, y)
+    chosen = y != IGNORED
+    outputs = outputs[chosen]
+    return functional.cross_entropy(outputs.float() if outputs.itemsize < 4 else outputs, y[chosen].long())
+
+
+def _share_of_tokens(outputs: Tensor, y: Tensor) -> Tensor:
+    check_tokens(outputs, y)
+    return (outputs.argmax(-1) == y)[y != IGNORED].double().mean()
+
+
+def _share_exact(outputs: Tensor, y: Tensor) -> Tensor:
+    check_tokens(outputs, y)
+    return ((outputs.argmax(-1) == y) | (y == IGNORED)).all(1).double().mean()
+
+
+def _next(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """f of the outputs at each token and the label of the token after it."""
+    return lambda outputs, y: f(the_outputs(outputs, NEXT)[:, :-1], the_labels(y, NEXT)[:, 1:])
+
+
+NEXT, PER_TOKEN = "next-token", "per-token"
+"""The losses whose labels are one for each token: with that of the next one, and with its own."""
+
+_entropy_of_tokens = _named(PER_TOKEN, _token_entropy)
+_token_accuracy, _exact_match = _named("token-accuracy", _share_of_tokens), _named("exact-match", _share_exact)
+_perplexity = _named("perplexity", _token_entropy)
+
 LOSSES: dict[str, tuple[Loss, str]] = {
     "cross-entropy": (_of_outputs(_cross_entropy), "accuracy"),
     "mse": (_of_outputs(_mse), "mse"),
     "l1": (_of_outputs(_l1), "l1"),
     "bce": (_of_outputs(_same_shape("bce", functional.binary_cross_entropy_with_logits)), "binary-accuracy"),
+    NEXT: (_of_outputs(_next(_entropy_of_tokens)), "loss"),
+    PER_TOKEN: (_of_outputs(_entropy_of_tokens), "token-accuracy"),
 }
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
 EXAMPLES = 1_000
 """Of a batch in an evaluation."""
-
-IGNORED = -100
-"""The label that cross-entropy leaves out."""
 
 METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "accuracy": (_accuracy, False),
@@ -119,10 +150,16 @@ METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "mse": (_mse, True),
     "l1": (_l1, True),
     "loss": (None, True),
+    "perplexity": (_perplexity, True),
+    "token-accuracy": (_token_accuracy, False),
+    "exact-match": (_exact_match, False),
 }
-"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples."""
+"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples, or
+over tokens; perplexity is the exponential of one."""
 
-_MEANS = [f for f, _ in METRICS.values()]
+_OF_TOKENS = (_perplexity, _token_accuracy, _exact_match)
+
+_MEANS = [f for f, _ in METRICS.values() if f not in _OF_TOKENS]
 
 
 @dataclass(frozen=True)
@@ -175,6 +212,14 @@ class Task:
         g = _made(metric)
         return cls(f, g, name, _name(g), _less(g) if given is None else given)
 
+    @classmethod
+    def suiting(
+        cls, data: Data, loss: str | Loss | None, metric: str | Metric | None = None, minimise: bool | None = None
+    ) -> Task:
+        """`of`, with the loss that suits the labels (`Data.loss`) in place of none, or of cross-entropy."""
+        loss = "cross-entropy" if loss is None else loss
+        return cls.of(data.loss if data.loss and loss == "cross-entropy" else loss, metric, minimise)
+
     def prepare_labels(self, data: Data) -> Data:
         """The data with labels in memory as this task's loss takes them."""
         return prepare_labels(data, self.loss_name)
@@ -187,7 +232,8 @@ class Task:
     @property
     def has_accuracy_range(self) -> bool:
         """Whether the metric is an accuracy by its name or its class: between 0 and 1, and more is better."""
-        named = self.metric_name.endswith("accuracy") or is_accuracy_of_torchmetrics(self.metric)
+        shares = self.metric_name.endswith("accuracy") or self.metric is _exact_match
+        named = shares or is_accuracy_of_torchmetrics(self.metric)
         return named and not self.minimise
 
     def better(self, a: float, b: float) -> bool:
@@ -239,14 +285,30 @@ class Task:
         if accumulates(self.metric):
             return Accumulated(self.metric, self.metric_name)
         f = cast("Callable[[Any, Any], Any]", self.metric)
+        if f in _OF_TOKENS:
+            return self._meter_of_tokens(f)
         if f in _MEANS:
             weight = self._weight if self.is_accuracy else (lambda y, n: n)
             return Mean(f, self.metric_name, weight, shares=self.is_accuracy)
         return Whole(f, self.metric_name, examples, order)
 
+    def _meter_of_tokens(self, f: Callable[[Any, Any], Any]) -> Meter:
+        """A mean over the tokens with a label, or for exact matches over the examples."""
+        g = _next(f) if self.loss_name == NEXT else f
+        if f is _perplexity:
+            return Mean(g, self.metric_name, self._labeled, after=_exponential)
+        return Mean(g, self.metric_name, (lambda y, n: n) if f is _exact_match else self._labeled, shares=True)
+
+    def _labeled(self, y: Any, n: int) -> int:
+        """Tokens with a label."""
+        y = the_labels(y, self.metric_name)
+        return int(((y[:, 1:] if self.loss_name == NEXT and y.ndim == 2 else y) != IGNORED).sum())
+
     def _weight(self, y: Any, n: int) -> float:
         """What the loss or the accuracy of a batch of n examples counts for: means over the labels that cross-entropy
         does not leave out, of which an example may have many; batches may be padded to different lengths."""
+        if self.loss_name in (NEXT, PER_TOKEN) and isinstance(y, Tensor):
+            return self._labeled(y, n)
         if not (self.loss_name == "cross-entropy" or self.is_accuracy) or not isinstance(y, Tensor):
             return n
         if counts(y):
@@ -296,6 +358,13 @@ def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int
         left -= n
         meter.see(task.outputs_for_metric(module, batch), batch[1], n)
     return meter.result()
+
+
+def _exponential(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def accuracy_of(module: nn.Module, split: Dataset[Any]) -> float:

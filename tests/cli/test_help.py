@@ -19,6 +19,7 @@ from places import ROOT
 import subcompress
 from subcompress.api.dim import SHUFFLES
 from subcompress.data import AUGMENTS, DATA
+from subcompress.data.pretrained import TASKS
 from subcompress.hub import GRAPHS
 from subcompress.native.compiled import KINDS
 from subcompress.operators import EXACT, OPERATORS
@@ -56,6 +57,7 @@ REGISTRIES = {
     "GRAPHS": GRAPHS,
     "TRITON_BACKENDS": BACKENDS,
     "VECTORS": KINDS,
+    "TASKS": TASKS,
 }
 
 

@@ -176,9 +176,9 @@ def test_weights_that_are_there_are_taken_and_a_head_depends_on_the_seed(tiny, t
     [
         ("hf:/nowhere/at/all", "is no folder, and no id on the Hub"),
         ("hf:", "names a place"),
-        ("hf:{tiny},lables=2", "takes task, labels, weights; got 'lables'"),
+        ("hf:{tiny},lables=2", "takes task, labels, weights, dtype; got 'lables'"),
         ("hf:{tiny},labels=two", "labels must be a whole number"),
-        ("hf:{tiny},task=other", "task must be one of classification, features"),
+        ("hf:{tiny},task=other", "task must be one of classification, causal-lm, .*features"),
         ("hf:{tiny},weights=some", "weights is pretrained or none"),
         ("hf:{here}", "has a config.json; .* has none"),
         ("hf:{broken}", "transformers does not load"),

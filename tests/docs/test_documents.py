@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tiny_llama
 import torch
 import yaml
 from commands import cli
@@ -146,6 +147,7 @@ def test_every_block_is_run_or_listed():
     assert seen == {*NOT_RUN, *ELSEWHERE}
     run_here = {"README.md", "docs/ONNX.md", "docs/SERVING.md", "docs/TRANSFORMERS.md", "examples/web/README.md"}
     run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md", "docs/guides/many-machines.md", "docs/guides/peft.md"}
+    run_here |= {"docs/guides/language-models.md"}
     assert {d for d in DOCUMENTS if lines(d) or python(d)} == run_here | {"docs/HUB.md"}
 
 
@@ -192,6 +194,17 @@ def test_transformers(tmp_path, monkeypatch, cheap):
     load_model(folder, labels=2).save_pretrained(folder)
     run((changed(line, TINY, CHEAPER) for line in lines("docs/TRANSFORMERS.md")), cheap=True)
     execute(changed(python("docs/TRANSFORMERS.md"), TINY, CHEAPER), "TRANSFORMERS.md")
+
+
+@pytest.mark.slow
+def test_language_models(tmp_path, monkeypatch, cheap):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    tiny_llama.make(tmp_path / "llama")
+    tiny_llama.questions(tmp_path / "questions.jsonl")
+    table = ((r"\bDIR\b", "llama"), (r"(--d |d=)2000", r"\g<1>50"))
+    run((changed(line, table, CHEAPER) for line in lines("docs/guides/language-models.md")), cheap=True)
+    execute(changed(python("docs/guides/language-models.md"), table, CHEAPER), "language-models.md")
 
 
 @pytest.mark.slow

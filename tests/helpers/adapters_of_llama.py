@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from tiny_llama import llama
+from peft_llama import llama
 
 from subcompress.peft import SubspaceConfig
 

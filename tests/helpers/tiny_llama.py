@@ -1,39 +1,73 @@
-"""A Llama of two layers with random weights, and a tokenizer of a few words, for tests of PEFT."""
+"""A Llama of some thousand weights, its tokenizer of 64 words, and questions for it."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = ("<pad>", "<eos>", "<unk>", "red", "green", "blue", "one", "two", "three", "is", "and", "not")
+WORDS = ["red", "green", "blue", "one", "two", "three", "say", "it", "again", "not", "what", "color", "number", "is"]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+VOCABULARY = 64
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ' is ' + m['content'] + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant is' }}{% endif %}"
+)
 
 
-def llama(seed: int = 0, **options: Any) -> LlamaForCausalLM:
-    """The same weights for the same seed, in evaluation mode."""
-    torch.manual_seed(seed)
+def make(folder: Path, dtype: torch.dtype = torch.float32, chat: str | None = CHAT, shards: str = "5GB") -> Path:
+    """A folder as `from_pretrained` takes it, with weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS),
+        vocab_size=VOCABULARY,
         hidden_size=16,
-        intermediate_size=24,
+        intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        **{"tie_word_embeddings": True} | options,
+        max_position_embeddings=32,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
     )
-    return LlamaForCausalLM(config).eval()
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shards)
+    tokenizer().save_pretrained(folder)
+    if chat is not None:
+        (folder / "chat_template.jinja").write_text(chat)
+    return folder
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Of whole words."""
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
+def tokenizer():
+    """Words between spaces; a text begins with <s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *WORDS, "user", "assistant", "system"]
+    words += [f"w{i}" for i in range(VOCABULARY - len(words))]
+    found = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def questions(path: Path, n: int = 60, shape: str = "prompt") -> Path:
+    """JSON lines: a word is asked for and said again."""
+    rows = []
+    for i in range(n):
+        word = WORDS[i % 6]
+        prompt, answer = f"say it again {word}" if i % 2 else f"say {word}", word
+        if shape == "prompt":
+            rows.append({"prompt": prompt, "completion": answer})
+        elif shape == "text":
+            rows.append({"text": f"{prompt} is {answer}"})
+        else:
+            asked = {"role": "user", "content": prompt}
+            rows.append({"messages": [asked, {"role": "assistant", "content": answer}]})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path

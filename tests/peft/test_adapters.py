@@ -12,7 +12,7 @@ import torch
 from adapters_of_llama import TOKENS, adapted, logits, move
 from documents import python
 from places import ROOT
-from tiny_llama import llama
+from peft_llama import llama
 from torch import nn
 
 import subcompress

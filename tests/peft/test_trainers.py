@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from adapters_of_llama import TOKENS, logits
-from tiny_llama import llama, tokenizer
+from peft_llama import llama, tokenizer
 from transformers import Trainer, TrainingArguments
 
 from subcompress.errors import SubcompressError

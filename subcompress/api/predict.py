@@ -1,0 +1,404 @@
+"""predict and generate: what the network of a file says of texts, images and arrays, and how it goes on with a text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subcompress import format
+from subcompress.data.in_memory import to_device
+from subcompress.data.language import beginning, chat_text, tokens_of
+from subcompress.data.ragged import IDS, Ragged
+from subcompress.data.rows import KINDS, fields_of
+from subcompress.data.splits import call
+from subcompress.data.targets import the_outputs
+from subcompress.data.texts import MAX_BYTES, pad_of
+from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.format.facts import Facts
+from subcompress.support.devices import AUTO, choose_device
+from subcompress.tensors.layout import DTYPES
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+"""How the names of images end."""
+
+BATCH = 32
+"""Examples at a time."""
+
+LENGTH = 512
+"""Tokens of a text at most, where neither the tokenizer nor the network says."""
+
+VALUES = 1 << 28
+"""Numbers of an array that is read, at most."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one input.
+
+    Attributes:
+        input: The text, the name of the image, or the number of the row.
+        label: The class with the largest output; None for values.
+        probability: Its probability, by softmax.
+        values: The outputs themselves, where they are no classes.
+    """
+
+    input: str
+    label: str | None = None
+    probability: float | None = None
+    values: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set as JSON values."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, ())}
+
+
+def predict(
+    path: str | Path,
+    inputs: Any,
+    module: nn.Module,
+    *,
+    base: Any = None,
+    tokenizer: Any = None,
+    processor: Any = None,
+    labels: Sequence[str] | None = None,
+    device: str = AUTO,
+) -> list[Prediction]:
+    """Say what the network of a file makes of inputs: a class and its probability, or values.
+
+    Inputs are prepared as the facts of the file say. A network of transformers needs the tokenizer of its base for
+    texts, and its image processor for images if the file does not know how they are prepared.
+
+    Args:
+        path: A packed file.
+        inputs: A text or a list of texts; the path of a .csv, .tsv or .jsonl file with a column text (and perhaps
+            text_pair), of an image, of a folder of images, or of a .npy array; or an array or a tensor, with a batch
+            axis, prepared as the network takes it.
+        module: The network of the file, into which its weights are loaded.
+        base: The base that the file was fine-tuned from, if it has one; see `load`.
+        tokenizer: A tokenizer of transformers.
+        processor: An image processor of transformers.
+        labels: Names of the classes. By default those of the file, else of the configuration of a network of
+            transformers, else numbers.
+        device: auto, cpu or cuda, where it is computed. auto takes CUDA if it works.
+
+    Returns:
+        A prediction for each input.
+
+    Raises:
+        SubcompressError: The file is damaged, an input cannot be read or prepared, or the network does not take it.
+    """
+    from subcompress.api.unpack import load
+
+    facts = format.contents(path).facts
+    prepared = prepared_inputs(inputs, facts, tokenizer, processor, _context(module))
+    module = load(path, module, base=base)
+    place = torch.device(choose_device(device).name)
+    module.to(place)
+    found: list[Prediction] = []
+    for names, x in prepared:
+        outputs = _outputs(module, to_device(x, place))
+        names_of = _class_names(module, facts, labels, outputs)
+        found += [_prediction(name, row, names_of) for name, row in zip(names, outputs, strict=True)]
+    return found
+
+
+def generate(
+    path: str | Path,
+    prompts: str | Sequence[str],
+    module: nn.Module,
+    tokenizer: Any,
+    *,
+    base: Any = None,
+    max_new_tokens: int = 64,
+    chat: bool = False,
+    device: str = AUTO,
+) -> list[str]:
+    """Let the language model of a file go on with texts, with the most likely token at each step.
+
+    Args:
+        path: A packed file.
+        prompts: A text, or several.
+        module: The network of the file, of transformers, with a method `generate`; the weights are loaded into it.
+        tokenizer: Its tokenizer.
+        base: The base that the file was fine-tuned from, if it has one; see `load`.
+        max_new_tokens: Tokens to add at most; it ends before where the model says so.
+        chat: Give each prompt as a message of the user, as the tokenizer's chat template writes it.
+        device: As for `predict`.
+
+    Returns:
+        What was added to each prompt, as text.
+
+    Raises:
+        SubcompressError: The file is damaged, the network generates nothing, or a prompt is too long.
+    """
+    from subcompress.api.unpack import load
+
+    if not callable(getattr(module, "generate", None)):
+        raise SubcompressError(
+            f"a language model of transformers generates text; {type(module).__name__} does not: give --model "
+            "hf:DIR,task=causal-lm"
+        )
+    if max_new_tokens < 1:
+        raise SubcompressError(f"--max-new-tokens must be at least 1; got {max_new_tokens}")
+    context = _context(module)
+    given = [_prompt(tokenizer, text, chat) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    for ids in given:
+        if context is not None and len(ids) + max_new_tokens > context:
+            raise SubcompressError(
+                f"the network takes {context} tokens; the prompt has {len(ids)}, and --max-new-tokens {max_new_tokens} "
+                "more are wanted: shorten it, or ask for fewer"
+            )
+    module = load(path, module, base=base)
+    place = torch.device(choose_device(device).name)
+    module.to(place)
+    return [_continued(module, tokenizer, ids, max_new_tokens, place) for ids in given]
+
+
+def _prompt(tokenizer: Any, text: str, chat: bool) -> list[int]:
+    """The tokens of a prompt. Raises SubcompressError for an empty one."""
+    if chat:
+        ids = tokens_of(tokenizer, chat_text(tokenizer, [{"role": "user", "content": text}], "the prompt", prompt=True))
+    else:
+        ids = [*beginning(tokenizer), *tokens_of(tokenizer, text)]
+    if not ids:
+        raise SubcompressError("a prompt has at least one token; this one is empty: write some words")
+    return ids
+
+
+def _continued(module: Any, tokenizer: Any, ids: list[int], most: int, place: torch.device) -> str:
+    """The text that the network adds."""
+    x = torch.tensor([ids], device=place)
+    config = getattr(module, "generation_config", None)
+    if config is not None and config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    with torch.no_grad(), _refusing("the network"):
+        found = module.generate(
+            input_ids=x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=most,
+            do_sample=False,
+            pad_token_id=pad_of(tokenizer),
+        )
+        return str(tokenizer.decode(found[0, len(ids) :].tolist(), skip_special_tokens=True)).strip()
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what the network, or what prepares its inputs, raises into one line."""
+    try:
+        yield
+    except SubcompressError:
+        raise
+    except Exception as e:
+        if memory_ran_out(e):
+            raise
+        raise SubcompressError(f"{what} does not take this input: {type(e).__name__}: {one_line(e, 160)}") from e
+
+
+def _context(module: nn.Module) -> int | None:
+    """Tokens that a network of transformers takes at most."""
+    config = getattr(module, "config", None)
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 1 else None
+
+
+def _outputs(module: nn.Module, x: Any) -> Tensor:
+    """The outputs for a batch, (n,) or (n, values), on the CPU. Raises SubcompressError for more axes."""
+    with torch.no_grad(), _refusing("the network"):
+        found = the_outputs(call(module, x), "predict").float().cpu()
+    if found.ndim > 2:
+        raise SubcompressError(
+            f"predict takes outputs (N, C), a number a class or a value; the network gives {tuple(found.shape)}: for a "
+            "language model give --generate PROMPT, for others load the file in Python"
+        )
+    return found
+
+
+def _class_names(
+    module: nn.Module, facts: Facts, labels: Sequence[str] | None, outputs: Tensor
+) -> Sequence[str] | None:
+    """A name for each class; None where the outputs are values. Raises SubcompressError for another number of names."""
+    classes = outputs.shape[1] if outputs.ndim == 2 else 1
+    if classes < 2:
+        return None
+    if labels is not None and len(labels) != classes:
+        raise SubcompressError(f"there is a label for each of the {classes} outputs; got {len(labels)}: give as many")
+    by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
+    known = [str(by_number.get(i, i)) for i in range(classes)]
+    candidates = (labels, facts.labels, known if len(by_number) == classes else None)
+    return next((names for names in candidates if names and len(names) == classes), [str(i) for i in range(classes)])
+
+
+def _prediction(name: str, row: Tensor, names: Sequence[str] | None) -> Prediction:
+    if names is None:
+        return Prediction(name, values=tuple(row.reshape(-1).tolist()))
+    p = row.double().softmax(0)
+    best = int(p.argmax())
+    return Prediction(name, names[best], float(p[best]))
+
+
+Batch = tuple[list[str], "Tensor | dict[str, Tensor]"]
+
+
+def prepared_inputs(
+    inputs: Any, facts: Facts, tokenizer: Any = None, processor: Any = None, context: int | None = None
+) -> list[Batch]:
+    """Inputs in batches, each with a name for every input. Raises SubcompressError for what cannot be prepared."""
+    if isinstance(inputs, (np.ndarray, Tensor)):
+        return _of_array(torch.as_tensor(inputs), facts, "the array")
+    if isinstance(inputs, (str, Path)):
+        path = Path(inputs)
+        kind = path.suffix.lower()
+        if kind == ".npy":
+            return _of_array(_array(path), facts, str(path))
+        if kind in IMAGES or _is_folder(path):
+            return _of_images(_images_in(path), facts, processor)
+        if kind in KINDS:
+            return _of_texts(list(_texts_in(path)), tokenizer, context)
+        inputs = [str(inputs)]
+    return _of_texts([(text, None) for text in inputs], tokenizer, context)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a text that is too long for a name
+        return False
+
+
+def _texts_in(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Texts of a file and the second one of each, where it has some. Raises SubcompressError."""
+    try:
+        rows = list(fields_of(path, MAX_BYTES))
+    except csv.Error as e:
+        raise SubcompressError(f"{path} cannot be read: {one_line(e)}") from e
+    for line, row in rows:
+        if not isinstance(row.get("text"), str):
+            raise SubcompressError(f"{path}, line {line}: texts are in a column text; it has {', '.join(row)[:200]}")
+        yield row["text"], row.get("text_pair")
+
+
+def _of_texts(texts: Sequence[tuple[str, str | None]], tokenizer: Any, context: int | None) -> list[Batch]:
+    """Raises SubcompressError without a tokenizer, and for one that does not take the texts."""
+    if tokenizer is None:
+        raise SubcompressError(
+            "a text goes through a tokenizer, and the file has none: give the folder of its base with --base, or "
+            "--model hf:DIR_OR_ID"
+        )
+    length = min(int(getattr(tokenizer, "model_max_length", LENGTH)), context or LENGTH)
+    found: list[Batch] = []
+    for at in range(0, len(texts), BATCH):
+        part = texts[at : at + BATCH]
+        pairs = [pair or "" for _, pair in part] if any(pair is not None for _, pair in part) else None
+        with _refusing("the tokenizer"):
+            given = tokenizer([text for text, _ in part], pairs, truncation=True, max_length=length, verbose=False)
+        x = {name: [torch.tensor(v) for v in values] for name, values in given.items()}
+        batch, _ = Ragged(x, torch.zeros(len(part)), {IDS: pad_of(tokenizer)})[torch.arange(len(part))]
+        if not bool(batch.get("token_type_ids", torch.zeros(1)).any()):
+            batch.pop("token_type_ids", None)
+        found.append(([text for text, _ in part], batch))
+    return found
+
+
+def _images_in(path: Path) -> list[Path]:
+    """The image, or those of a folder by name. Raises SubcompressError where there is none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+    if not found:
+        raise SubcompressError(f"a folder of images holds {', '.join(IMAGES[:3])} ...; {path} holds none: check it")
+    return found
+
+
+def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batch]:
+    """Raises SubcompressError where neither the file nor a processor says how an image is prepared."""
+    known = len(facts.input_shape) == 3 and facts.mean and facts.std
+    if not known and processor is None:
+        raise SubcompressError(
+            "an image is prepared as the file says, or the image processor of its base; the file says nothing: give "
+            "the folder of its base with --base, or --model hf:DIR_OR_ID, or the prepared numbers as .npy"
+        )
+    found: list[Batch] = []
+    for at in range(0, len(paths), BATCH):
+        part = paths[at : at + BATCH]
+        names = [str(p) if len(paths) == 1 else p.name for p in part]
+        if known:
+            found.append((names, torch.stack([_pixels(p, facts) for p in part])))
+            continue
+        with _refusing("the image processor"):
+            x = processor(images=[_opened(p, "RGB") for p in part], return_tensors="pt")
+        found.append((names, {k: v for k, v in x.items() if isinstance(v, Tensor)}))
+    return found
+
+
+def _opened(path: Path, mode: str) -> Any:
+    """An image of that mode. Raises SubcompressError for a file that is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except Exception as e:  # Pillow's readers raise what they like for a damaged file
+        raise SubcompressError(f"{path} cannot be read as an image: {one_line(e)}; check the path") from e
+
+
+def _pixels(path: Path, facts: Facts) -> Tensor:
+    """An image in the size that the network takes, (C, H, W). Raises SubcompressError for other numbers of channels."""
+    channels, height, width = facts.input_shape
+    if channels not in (1, 3):
+        raise SubcompressError(f"an image has 1 or 3 channels; the network takes {channels}: give the numbers as .npy")
+    image = _opened(path, "L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height))
+    pixels = torch.from_numpy(np.array(image, np.uint8)).reshape(height, width, channels).permute(2, 0, 1)
+    return _normalized(pixels[None], facts)[0]
+
+
+def _normalized(pixels: Tensor, facts: Facts) -> Tensor:
+    """(n, C, H, W) bytes as the network takes them."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (facts.mean, facts.std))
+    return (pixels.float() / 255 - mean) / std
+
+
+def _array(path: Path) -> Tensor:
+    """The array of a file. Raises SubcompressError for one that is none, or is too large."""
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if mapped.size > VALUES:
+            raise SubcompressError(f"an array has at most {VALUES} numbers; {path} has {mapped.size}: cut it")
+        return torch.from_numpy(np.array(mapped))
+    except SubcompressError:
+        raise
+    except Exception as e:
+        raise SubcompressError(f"{path} cannot be read as an array of numbers: {one_line(e)}; check the path") from e
+
+
+def _of_array(x: Tensor, facts: Facts, name: str) -> list[Batch]:
+    """An array with a batch axis, or of one example. Raises SubcompressError for another shape than the network's."""
+    shape = tuple(facts.input_shape)
+    if shape and tuple(x.shape) == shape:
+        x = x[None]
+    if not x.ndim or not len(x) or (shape and tuple(x.shape[1:]) != shape):
+        raise SubcompressError(
+            f"an input has the shape {shape or '(N, ...)'}, or a batch axis before it; {name} has {tuple(x.shape)}"
+        )
+    if x.dtype == torch.uint8 and facts.mean and x.ndim == 4:
+        x = _normalized(x, facts)
+    wanted = _dtype_of(facts)
+    names = [str(i) for i in range(len(x))]
+    return [(names[at : at + BATCH], x[at : at + BATCH].to(wanted)) for at in range(0, len(x), BATCH)]
+
+
+def _dtype_of(facts: Facts) -> torch.dtype:
+    return torch.from_numpy(np.zeros(0, DTYPES.get(facts.input_dtype or "F32", np.dtype(np.float32)))).dtype
+
+
+__all__ = ["Prediction", "generate", "predict", "prepared_inputs"]
