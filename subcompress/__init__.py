@@ -102,11 +102,8 @@ __all__ = [
     "measure_dimension",
     "measure_moves",
     "pack",
-<<<<<<< HEAD
-    "predict_dimension",
-=======
     "predict",
->>>>>>> wt-lm
+    "predict_dimension",
     "pull",
     "push",
     "report",

@@ -43,37 +43,11 @@ class Subspace(Coordinates):
     what the subspace returned, or inside the block of `materialised`.
     """
 
-<<<<<<< HEAD
-    def __init__(self, module: nn.Module, plan: Plan) -> None:
-        copy = copied(module)
-        super().__init__(plan, next(module.parameters()).device)
-        self.module = copy
-=======
     def __init__(self, module: nn.Module, plan: Plan, *, own: bool = False) -> None:
         """own: take the module itself, which is not used elsewhere, instead of a copy of it."""
-        super().__init__()
-        self.plan = plan
-        self.module = module if own else copied(module)
-        device = next(module.parameters()).device
-        self.z = nn.Parameter(torch.zeros(plan.d, dtype=torch.float32, device=device))
-        self.splits = [p.operator.d for p in plan.parts]
-        drawn = torch.Generator().manual_seed(plan.seed & ((1 << 63) - 1))
-        with torch.no_grad():
-            for z, part in zip(self.z.split(self.splits), plan.parts, strict=True):
-                if part.spreads:
-                    spreads = torch.tensor(part.spreads).repeat_interleave(torch.tensor(part.sizes))
-                    z.copy_(spreads * torch.randn(len(z), generator=drawn))
-        self.rounding = Rounding(plan.parts)
-        self._wide = _wide_starts(plan)
-        self._nodes = [
-            traced.Node(
-                part, tuple(0.0 if s.name in self._wide else b for s, b in zip(part.specs, part.starts, strict=True))
-            )
-            for part in plan.parts
-        ]
-        # torch.compile follows no look-up of a dtype by its name.
-        self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
->>>>>>> wt-lm
+        taken = module if own else copied(module)
+        super().__init__(plan, next(module.parameters()).device)
+        self.module = taken
         frozen = {
             n for n, s in plan.starts.items() if s.kind in ("stored", "kept", "dropped")
         }  # forward may change them

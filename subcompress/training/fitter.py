@@ -518,16 +518,7 @@ class Fitter:
     ) -> tuple[Subspace, Outcome]:
         """Train a subspace of that plan."""
         s = self.settings
-<<<<<<< HEAD
-        subspace = Subspace(copied(self.model, s.device), plan)
-=======
         subspace = Subspace(copied(self.model, s.device), plan, own=True)
-        if before is not None:
-            with torch.no_grad():
-                for z, old in zip(subspace.z.split(subspace.splits), before, strict=True):
-                    n = min(len(z), len(old))
-                    z[:n] = old[:n]
->>>>>>> wt-lm
         outcome = train(
             subspace,
             self.data,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from adapters_of_llama import TOKENS, adapted, logits, move
 from documents import python
-from places import ROOT
 from peft_llama import llama
+from places import ROOT
 from torch import nn
 
 import subcompress
