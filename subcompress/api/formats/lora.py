@@ -21,7 +21,7 @@ from subcompress.api.formats.base import Wanted
 from subcompress.api.formats.companions import copy_companions
 from subcompress.api.formats.networks import find_network, quiet
 from subcompress.errors import SubcompressError, one_line
-from subcompress.format.record import Record
+from subcompress.format.record import Record, Tied
 from subcompress.rebuild.arrays import changed_names, check_digest, rebuild
 from subcompress.rebuild.filling import require_base
 from subcompress.rebuild.streaming import stream
@@ -100,9 +100,7 @@ class Adapter:
     def _split(self) -> Split:
         split = Split()
         linear, changed = dict[str, str](), list[str]()
-        for name in changed_names(self.record):
-            if not self._differs(name):
-                continue
+        for name in self._changed():
             owner, _, leaf = name.rpartition(".")
             if _is_linear(self.modules[owner]) and owner and self._based(name) and leaf in ("weight", "bias"):
                 linear[name] = owner
@@ -115,6 +113,21 @@ class Adapter:
         split.linear = [owner for name, owner in rest.items() if name.endswith("weight")]
         split.biased = [owner for name, owner in rest.items() if name.endswith("bias")]
         return split
+
+    def _changed(self) -> list[str]:
+        """The names of tensors that differ from the base, each tied one once."""
+        tied = {
+            spec.name: entry
+            for spec, entry in zip(self.record.layout, self.record.entries, strict=True)
+            if isinstance(entry, Tied)
+        }
+        return [name for name in changed_names(self.record) if name not in tied and self._differs(name)]
+
+    @property
+    def _ties(self) -> bool:
+        """Whether a module that is kept whole has a weight that the network ties to that of another."""
+        names = {name for pair in self.found.ties.items() for name in pair}
+        return any(_within(name, self.split.saved) for name in names)
 
     def _saved(self, name: str) -> str:
         """The module that is kept whole for a tensor. Raises SubcompressError where it is the network itself."""
@@ -152,6 +165,7 @@ class Adapter:
                 modules_to_save=list(self.split.saved) or None,
                 bias="lora_only" if self.split.biased else "none",
                 rank_pattern=dict.fromkeys(only_biased, 1),
+                ensure_weight_tying=self._ties,
                 fan_in_fan_out=bool(kinds) and nn.Linear not in kinds,
                 task_type=task,
             )
