@@ -9,9 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from subcompress.base.base import HUB
 from subcompress.errors import SubcompressError
-from subcompress.remote import COMMIT, Reference
+from subcompress.remote import COMMIT, PREFIX, Reference
 
 METADATA = Path(".cache/huggingface/download")
 """Where `snapshot_download(local_dir=...)` keeps the commit of each file, below that folder."""
@@ -30,18 +29,14 @@ class Origin:
     likely: str = ""
 
     @property
+    def where(self) -> str:
+        """What --base-name may be, with placeholders for what is unknown."""
+        return f"{PREFIX}{self.id or self.likely or 'ORG/NAME'}@{self.commit or 'COMMIT'}"
+
+    @property
     def is_known(self) -> bool:
         """Whether others get the same weights by this name and commit."""
         return bool(self.id and self.commit)
-
-    def advice(self, name: str) -> str:
-        """Return a line for the user about a base that nobody else has under `name`."""
-        known = f"{HUB}{self.likely or 'ORG/NAME'}" + f"@{self.commit or 'COMMIT'}"
-        hint = "; its config.json has that name, which may be an older one" if self.likely else ""
-        return (
-            f"warning: the file will name its base {name!r}, which is of this machine: whoever gets the file has to be "
-            f"given the base too; if it is on the Hub, say where with --base-name {known}{hint}"
-        )
 
 
 def origin_of(path: Path) -> Origin:
