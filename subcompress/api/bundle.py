@@ -10,7 +10,7 @@ from subcompress.api.formats import check_place
 from subcompress.api.formats.base import Format
 from subcompress.api.info import info
 from subcompress.base import HUB
-from subcompress.format.versions import version
+from subcompress.format.versions import about as versions
 from subcompress.remote import CARD, FILE
 from subcompress.support.files import atomic_folder
 from subcompress.training import run
@@ -53,7 +53,7 @@ def page(about: dict[str, Any], summary: dict[str, Any] | None) -> Iterator[str]
     yield f"```\n{command(base, origin)}\n```\n"
     yield (
         f"The command checks the weights against the digest in the file, `{about['digest']}`, and writes nothing if "
-        f"they differ. The file was packed with subcompress {version()}."
+        f"they differ. {_packed_with()}"
     )
     yield ""
 
@@ -114,3 +114,9 @@ def _measured(summary: dict[str, Any] | None) -> Iterator[str]:
     yield "## What it reaches\n"
     yield "| split | " + str(fit["metric"]) + " |\n|---|---:|"
     yield f"| validation | {fit['validation']:.4f} |\n| test | {fit['test']:.4f} |\n"
+
+
+def _packed_with() -> str:
+    """Which version packed the file, where it is installed."""
+    known = versions()["versions"].get("subcompress")
+    return "" if known is None else f"It was packed with subcompress {known}."
