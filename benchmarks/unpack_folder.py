@@ -35,8 +35,8 @@ COORDINATES = 300
 PIECE = 1 << 22
 """Values that are drawn at a time."""
 
-EVERY = 0.05
-"""Seconds between two looks at the memory."""
+EVERY = 0.2
+"""Seconds between two looks at the memory: each holds the process up for a moment."""
 
 
 def config(layers: int) -> dict[str, object]:

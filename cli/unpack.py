@@ -86,8 +86,7 @@ def unpack(
     rank: int | None,
     as_json: bool,
 ) -> None:
-    """Rebuild the weights of FILE, check them, and write them as safetensors, as ONNX, or as a folder that other
-    libraries load."""
+    """Rebuild the weights of FILE, check them, and write them: safetensors, ONNX, or a folder for other libraries."""
     import subcompress
     from subcompress.api.formats import Wanted
     from subcompress.api.unpack import unpacked
