@@ -56,11 +56,29 @@ def test_norms_biases_and_a_new_head_are_exact(bert, tmp_path):
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["task_type"], settings["bias"], settings["r"]) == ("SEQ_CLS", "lora_only", 16)
     assert settings["base_model_name_or_path"] == str(bert)
-    assert "classifier" in settings["modules_to_save"]
+    assert "classifier" in settings["modules_to_save"] and "classifier" in told["kept_whole"]
+    modes = {path.stat().st_mode for path in out.iterdir()}
+    assert len(modes) == 1, "all files can be read by the same people"
     state = expand(record)
     found = merged(out, bert, "AutoModelForSequenceClassification", num_labels=3)
     assert all(torch.allclose(t, state[n], atol=1e-6) for n, t in found.items())
     assert torch.equal(found["classifier.weight"], state["classifier.weight"])
+
+
+def test_a_head_of_the_base_is_kept_whole_as_peft_does(bert, tmp_path):
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = tmp_path / "base"
+    RobertaForSequenceClassification(RobertaConfig(**sizes, intermediate_size=32)).save_pretrained(base)
+    module = network_of(base, "AutoModelForSequenceClassification")
+    record = record_on(module, base, ["classifier.*", "*.key.weight"])
+    out, told = written(record, base, tmp_path)
+    assert told["kept_whole"] == ["classifier"]
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["roberta.encoder.layer.0.attention.self.key"]
+    state, found = expand(record), merged(out, base, "AutoModelForSequenceClassification")
+    assert all(torch.allclose(t, state[n], atol=1e-6) for n, t in found.items())
 
 
 def test_a_low_rank_is_an_approximation_with_its_error(bert, tmp_path):

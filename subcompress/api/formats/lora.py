@@ -39,6 +39,9 @@ TASKS = {
 }
 """The end of a class's name -> PEFT's task."""
 
+HEADED, HEADS = ("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score")
+"""The tasks for which PEFT keeps modules whose names end so whole, whatever its configuration says."""
+
 SMALL = 1 << 9
 """Up to this many rows or columns, the singular values are computed exactly."""
 
@@ -80,7 +83,8 @@ class Adapter:
         """Write the adapter; return its error, in all and of each weight that is approximated."""
         config = self._config()
         tensors = {name: self._tensor(name) for name in self._expected(config)}
-        safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        data = safetensors.torch.save(tensors, {"format": "pt"})
+        (folder / "adapter_model.safetensors").write_bytes(data)  # the library's own file is for its owner alone
         config.base_model_name_or_path, config.revision = self.place
         config.inference_mode = True
         config.modules_to_save = list(dict.fromkeys(self.split.saved)) or None
@@ -99,20 +103,33 @@ class Adapter:
 
     def _split(self) -> Split:
         split = Split()
-        linear, changed = dict[str, str](), list[str]()
+        linear, changed, heads = dict[str, str](), list[str](), dict[str, None]()
         for name in self._changed():
             owner, _, leaf = name.rpartition(".")
-            if _is_linear(self.modules[owner]) and owner and self._based(name) and leaf in ("weight", "bias"):
+            if (head := self._head(owner)) is not None:
+                heads[head] = None
+            elif _is_linear(self.modules[owner]) and owner and self._based(name) and leaf in ("weight", "bias"):
                 linear[name] = owner
             else:
                 changed.append(name)
         saved = dict.fromkeys(self._saved(name) for name in changed)
-        split.saved = list(saved)
+        split.saved = [*saved, *heads]
         inside = {name for name in linear if _within(linear[name], split.saved)}
         rest = {name: owner for name, owner in linear.items() if name not in inside}
         split.linear = [owner for name, owner in rest.items() if name.endswith("weight")]
         split.biased = [owner for name, owner in rest.items() if name.endswith("bias")]
         return split
+
+    @property
+    def task(self) -> str | None:
+        """PEFT's task, None for one that it does not know."""
+        return next((task for end, task in TASKS.items() if self.found.name.endswith(end)), None)
+
+    def _head(self, owner: str) -> str | None:
+        """The module around a layer that PEFT keeps whole by itself; None if there is none."""
+        parts = owner.split(".")
+        names = [".".join(parts[: i + 1]) for i in range(len(parts))] if self.task in HEADED else []
+        return next((name for name in names if name.endswith(HEADS)), None)
 
     def _changed(self) -> list[str]:
         """The names of tensors that differ from the base, each tied one once."""
@@ -155,7 +172,6 @@ class Adapter:
         targets = list(dict.fromkeys([*self.split.linear, *self.split.biased]))
         only_biased = [name for name in targets if name not in self.split.linear]
         kinds = {type(self.modules[name]) for name in targets}
-        task = next((task for end, task in TASKS.items() if self.found.name.endswith(end)), None)
         with quiet("take a configuration of PEFT"):
             return self.peft.LoraConfig(
                 r=self.rank,
@@ -167,7 +183,7 @@ class Adapter:
                 rank_pattern=dict.fromkeys(only_biased, 1),
                 ensure_weight_tying=self._ties,
                 fan_in_fan_out=bool(kinds) and nn.Linear not in kinds,
-                task_type=task,
+                task_type=self.task,
             )
 
     def _expected(self, config: Any) -> list[str]:
