@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from subcompress.api.doctor import Finding, doctor
     from subcompress.api.fit import fit
     from subcompress.api.info import info
+    from subcompress.api.load import load
     from subcompress.api.pack import pack
     from subcompress.api.predict import Prediction, generate, predict
     from subcompress.api.report import report
     from subcompress.api.runs import RunState, runs
-    from subcompress.api.unpack import load, unpack
+    from subcompress.api.unpack import unpack
     from subcompress.api.variants import Variants
     from subcompress.api.verify import Verification, verify
     from subcompress.data import Data, Split, load_data
@@ -61,7 +62,8 @@ else:
             "api.runs": ("RunState", "runs"),
             "onnx.session": ("Session",),
             "subspace.module": ("Subspace",),
-            "api.unpack": ("load", "unpack"),
+            "api.load": ("load",),
+            "api.unpack": ("unpack",),
             "api.variants": ("Variants",),
             "api.verify": ("Verification", "verify"),
         },

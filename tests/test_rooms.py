@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 def test_every_module_is_in_a_room():
     rooms = {name.partition(".")[0] for name in modules()}
     assert rooms == set(ROOMS)
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    listed = {name for name in settings["tool"]["setuptools"]["packages"] if name.startswith("subcompress.")}
+    assert listed == {f"subcompress.{name}" for name, path in modules().items() if path.name == "__init__.py"}
 
 
 def test_no_room_imports_from_one_above():

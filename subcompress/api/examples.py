@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subcompress.api.unpack import load_record
+from subcompress.api.load import load_record
 from subcompress.data import Data
 from subcompress.data.in_memory import IGNORED, InMemory, tensors_in
 from subcompress.data.ragged import Ragged

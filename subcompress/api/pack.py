@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from subcompress import format
+from subcompress.api.bundle import write_bundle
 from subcompress.format.facts import Facts
 from subcompress.subspace.module import Subspace
 from subcompress.support.files import write_bytes
 from subcompress.training import run
 
 
-def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None) -> int:
+def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None, *, bundle: bool = False) -> int:
     """Write a finished run, or a trained `Subspace`, as one file. The file is written whole or not at all.
 
     Args:
         source: A folder that `fit` wrote, or a `Subspace` after `round`.
-        path: The file to write.
+        path: The file to write, or the folder with `bundle`.
         facts: What a receiver must know of the input; for a `Subspace` only, a run has its own.
+        bundle: Write a folder instead, with the file and a README.md: what it is, the base that it needs, and the
+            commands that rebuild it.
 
     Returns:
         The size of the file in bytes.
@@ -26,8 +29,12 @@ def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = 
         SubcompressError: The folder is no finished run, the subspace was not rounded, or the file cannot be written.
     """
     if isinstance(source, Subspace):
-        return format.save(source.record(facts), path)
-    data = run.packed(source)
-    format.parse(data)  # one that was damaged is not passed on
-    write_bytes(path, data)
+        data, folder = format.to_bytes(source.record(facts)), None
+    else:
+        data, folder = run.packed(source), Path(source)
+        format.parse(data)  # one that was damaged is not passed on
+    if bundle:
+        write_bundle(data, folder, Path(path))
+    else:
+        write_bytes(path, data)
     return len(data)

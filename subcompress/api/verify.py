@@ -112,7 +112,7 @@ def _measured(
     found: Verification, record: Record, module: nn.Module, data: Data, task: Task, *, told: bool, device: str
 ) -> Verification:
     """With the metric on the test split. told: somebody chose the task."""
-    from subcompress.api.unpack import load_record
+    from subcompress.api.load import load_record
 
     module = unwrapped_for(load_record(record, module), record.layout)
     split = task.prepare_labels(data).test

@@ -16,6 +16,7 @@ import numpy as np
 
 from subcompress.base.changes import MARK, Changes, split_changes
 from subcompress.base.names import FLOATS
+from subcompress.base.origin import Origin
 from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX
 from subcompress.support.lazy import torch
@@ -100,7 +101,8 @@ class Base:
     """The tensors of a base, sorted by name (a safetensors file is mapped, not read).
 
     arrays: tensors by name, BF16 as uint16, in memory that others may share: read-only. left_out: tensors that cannot
-    be used, by name, and why. notes: lines for the user.
+    be used, by name, and why. notes: lines for the user. origin: what is known of a base that others cannot get by its
+    name, None for one that was named by its owner or is on the Hub.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Base:
         self.arrays = {n: array_of(tensors[n]) for n in order}
         self.name, self.revision, self.left_out = name, revision, dict(left_out or {})
         self.notes: tuple[str, ...] = ()
+        self.origin: Origin | None = None
         self._rounded: WeakValueDictionary[tuple[str, np.dtype], np.ndarray] = WeakValueDictionary()
 
     @cached_property
@@ -173,7 +176,7 @@ class Base:
         if not changes:
             return self
         found = Base(changes.applied(self.arrays), f"{self.name}{MARK}{changes}", self.revision, self.left_out)
-        found.notes = tuple(changes.notes(self.arrays))
+        found.notes, found.origin = tuple(changes.notes(self.arrays)), self.origin
         return found
 
     def matching(self, reference: BaseReference) -> Base | None:

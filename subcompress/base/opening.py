@@ -14,6 +14,7 @@ import numpy as np
 
 from subcompress.base.base import HUB, Base, BaseReference
 from subcompress.base.nesting import left_out_of, reason, state_in
+from subcompress.base.origin import Origin, origin_of
 from subcompress.errors import SubcompressError
 from subcompress.remote import COMMIT, Reference, weights_of
 from subcompress.remote.shards import INDEX, numbered_shards, read_indexed, read_numbered, shards_of
@@ -51,7 +52,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
     elif str(source).startswith(HUB):
         found = _open_hub(str(source))
     else:
-        found = _open_file(weights_file(Path(source)), Path(os.path.abspath(source)).name)
+        found = _open_local(Path(source))
     if name is None:
         return found
     plain, _, revision = name.partition("@")
@@ -83,6 +84,17 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
     if (matching := found.matching(reference)) is None:
         found.require(reference)
     return matching or found
+
+
+def _open_local(source: Path) -> Base:
+    """Open the base in a file or a folder, under its name on the Hub if it is what `hub:` would open."""
+    path, origin = weights_file(source), origin_of(source)
+    first = next((name for name in WEIGHTS if (path.parent / name).is_file()), None)
+    if origin.is_known and path.name == first:
+        return _open_file(path, f"{HUB}{origin.id}", origin.commit)
+    found = _open_file(path, Path(os.path.abspath(source)).name)
+    found.origin = origin
+    return found
 
 
 def _open_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
@@ -190,7 +202,9 @@ def _open_mapping(found: Any, what: str, name: str) -> Base:
     tensors, left_out = _tensors(found, what)
     if not tensors:
         raise _no_tensors_error(what, left_out)
-    return Base(_copies(tensors), name, left_out=left_out)
+    opened = Base(_copies(tensors), name, left_out=left_out)
+    opened.origin = Origin()
+    return opened
 
 
 def _no_tensors_error(what: str, left_out: Mapping[str, str]) -> SubcompressError:

@@ -104,7 +104,7 @@ def from_pretrained(
     Raises:
         SubcompressError: The repository cannot be read, or the module has other tensors.
     """
-    from subcompress.api.unpack import load  # which imports torch, and a pull does not
+    from subcompress.api.load import load  # which imports torch, and a pull does not
 
     file = Path(repository) if Path(repository).is_file() else local_folder(repository, revision, token) / FILE
     return load(file, module, base=base, check=check)

@@ -13,7 +13,7 @@ from torch import nn
 
 from subcompress import format
 from subcompress.api.info import info
-from subcompress.api.unpack import load
+from subcompress.api.load import load
 from subcompress.errors import SubcompressError, one_line
 from subcompress.hub.card import About
 from subcompress.hub.fetching import local_folder

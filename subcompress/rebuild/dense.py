@@ -1,4 +1,4 @@
-"""Writing dense weights of any size as a safetensors file, in bounded memory.
+"""Writing dense weights of any size as safetensors files, in bounded memory.
 
 The safetensors library writes what is in memory; this writes the same bytes chunk by chunk, each at its offset.
 """
@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
@@ -32,33 +33,69 @@ FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 """The dtypes that floating-point tensors can be written as -> the name in the file."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file to write. path: an existing file; numbers: the tensors in it, by their numbers in the layout."""
+
+    path: Path
+    numbers: Sequence[int]
+
+
 def write_dense(
     record: Record, path: Path, *, dtype: str | None = None, done: Callable[[int], None] | None = None
 ) -> None:
-    """Write the record's weights to an existing file, and check them against its digest on the way.
+    """Write all of the record's weights to one existing file; see `write_parts`."""
+    write_parts(record, [Part(path, range(len(record.layout)))], dtype=dtype, done=done)
 
-    dtype: one of FLOATS, to which real floating-point tensors are rounded; done: see `stream`. Raises SubcompressError
-    for an unknown dtype, for weights of another digest, and if the disk has too little space.
+
+def write_parts(
+    record: Record, parts: Sequence[Part], *, dtype: str | None = None, done: Callable[[int], None] | None = None
+) -> None:
+    """Write the record's weights to existing files of one folder, and check them against its digest on the way.
+
+    A tensor may be in no part: it is checked all the same. dtype: one of FLOATS, to which real floating-point tensors
+    are rounded; done: see `stream`. Raises SubcompressError for an unknown dtype, for weights of another digest, and if
+    the disk has too little space.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise SubcompressError(f"weights must be written as {', '.join(FLOATS)}; got {dtype}: give one of them")
-    layout = record.layout
-    written = layout if dtype is None else rounded_layout(layout, FLOATS[dtype])
-    head, places = header(written)
-    size = len(head) + written.nbytes
-    if size > (free := shutil.disk_usage(path.parent).free):
-        raise SubcompressError(f"the weights take {size} bytes, {path.parent} has {free} left: give another place")
-    with path.open("r+b", buffering=0) as f:
-        f.truncate(size)
-        put = _writer(f)
-        put(head, 0)
+    layout, written = record.layout, written_layout(record.layout, dtype)
+    heads = [header(Layout(tuple(written.tensors[i] for i in part.numbers))) for part in parts]
+    sizes = [
+        len(head) + sum(written.tensors[i].nbytes for i in part.numbers)
+        for part, (head, _) in zip(parts, heads, strict=True)
+    ]
+    _check_room(sum(sizes), parts[0].path.parent)
+    places: dict[int, tuple[_Put, int]] = {}
+    with ExitStack() as stack:
+        files = [stack.enter_context(part.path.open("r+b", buffering=0)) for part in parts]
+        for part, file, size, (head, offsets) in zip(parts, files, sizes, heads, strict=True):
+            file.truncate(size)
+            put = _writer(file)
+            put(head, 0)
+            places |= {i: (put, len(head) + at) for i, at in zip(part.numbers, offsets, strict=True)}
 
         def sink(chunk: Chunk, values: np.ndarray) -> None:
-            spec, to = layout.tensors[chunk.index], written.tensors[chunk.index]
-            at = len(head) + places[chunk.index] + chunk.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
-            put(raw_bytes(_rounded(values, DTYPES[to.real_dtype])), at)
+            if chunk.index in places:
+                spec, to = layout.tensors[chunk.index], written.tensors[chunk.index]
+                put, begin = places[chunk.index]
+                at = begin + chunk.at // DTYPES[spec.dtype].itemsize * DTYPES[to.dtype].itemsize
+                put(raw_bytes(_rounded(values, DTYPES[to.real_dtype])), at)
 
         check_digest(record, stream(record, sink, done=done))
+        for file in files:
+            os.fsync(file.fileno())
+
+
+def _check_room(size: int, folder: Path) -> None:
+    """Raise SubcompressError if the folder's disk has less room."""
+    if size > (free := shutil.disk_usage(folder).free):
+        raise SubcompressError(f"the weights take {size} bytes, {folder} has {free} left: give another place")
+
+
+def written_layout(layout: Layout, dtype: str | None) -> Layout:
+    """Return the layout as it is written with that dtype, one of FLOATS or None. Raises SubcompressError."""
+    if dtype is not None and dtype not in FLOATS:
+        raise SubcompressError(f"weights must be written as {', '.join(FLOATS)}; got {dtype}: give one of them")
+    return layout if dtype is None else rounded_layout(layout, FLOATS[dtype])
 
 
 LARGE = 1 << 20
@@ -98,7 +135,11 @@ def header(layout: Layout) -> tuple[bytes, list[int]]:
     return len(text).to_bytes(8, "little") + text, places
 
 
-def _writer(f: FileIO) -> Callable[[bytes | memoryview, int], None]:
+_Put = Callable[["bytes | memoryview", int], None]
+"""Writes data at an offset of a file, from any thread."""
+
+
+def _writer(f: FileIO) -> _Put:
     """Return a function that writes data at an offset of the file, from any thread; serialized if the system lacks
     pwrite."""
     lock = threading.Lock()

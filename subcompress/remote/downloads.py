@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,3 +203,33 @@ def _fetch_shards(hub: Hub, ref: Reference, index: Path, remote: Remote, most: f
         )
     for file in files:
         _download_verified(hub, ref, file, remote)
+
+
+def companions_of(
+    name: str,
+    wanted: Callable[[str], bool],
+    *,
+    token: str | bool | None = None,
+    log: Log = log_to_listeners,
+) -> dict[str, Path]:
+    """Download the files of a repository, `hub:ORG/NAME[@REV]`, whose names are wanted: name -> path in the cache.
+
+    If the Hub cannot be reached, those in the cache are taken. Raises SubcompressError as `download` does.
+    """
+    ref, hub = Reference.of(name), Hub(token, log)
+    try:
+        remote = hub.look(ref)
+    except UnreachableError as e:
+        try:
+            folder = hub.download(ref, CONFIG, cached=True).parent
+        except SubcompressError:
+            raise e from None
+        hub.log(f"{e.what}: using the files in the cache, of commit {folder.name[:12]}")
+        found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {file: path for file, path in found.items() if wanted(file)}
+    names = [file for file in remote.files if wanted(file)]
+    if large := next((file for file in names if remote.files[file].size > MAX_FILE_BYTES), None):
+        raise SubcompressError(
+            f"{ref} holds a {large} of {remote.files[large].size} bytes: is it the right repository?"
+        )
+    return {file: _download_verified(hub, ref, file, remote) for file in names}

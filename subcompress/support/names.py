@@ -56,3 +56,8 @@ EXECUTORS = ("processes", "ray", "slurm")
 # What subcompress.subspace.plan takes beside subcompress.operators.OPERATORS
 AUTO = "auto"
 """The exact operator whose columns suit how the weights move (`Moves.operator`)."""
+
+# subcompress.api.formats.FORMATS
+FORMATS = ("safetensors", "onnx", "self-unfolding", "transformers", "peft")
+FOLDERS = ("transformers", "peft")
+"""Those that are folders."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from subcompress.base import Base
+from subcompress.base.changes import split_changes
 from subcompress.training.loop import Outcome
 from subcompress.training.tasks import Task
 
@@ -43,6 +45,17 @@ def nothing_learned(task: Task, value: float, constant: float | None, examples: 
     return (
         f"the final {task.metric_name} of {value:.4g} on validation is no better than that of a constant answer, "
         f"{constant:.4g}: nothing was learned; raise --d or --epochs, or look at the data and the loss"
+    )
+
+
+def unnamed_base(base: Base) -> str | None:
+    """A line where the file would name a base in a way that tells nobody else where to get it."""
+    if base.origin is None:
+        return None
+    hint = "; its config.json has that name, which may be an older one's" if base.origin.likely else ""
+    return (
+        f"the file will name its base {split_changes(base.name)[0]!r}, and nobody else can fetch it by that name: give "
+        f"them the base too, or say where on the Hub it is with --base-name {base.origin.where}{hint}"
     )
 
 

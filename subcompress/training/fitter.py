@@ -36,7 +36,7 @@ from subcompress.tensors.layout import Layout
 from subcompress.training import likeness, records
 from subcompress.training.attempts import Attempt, Attempts, DiedTwiceError
 from subcompress.training.command import Network, command_of
-from subcompress.training.fit_warnings import nothing_learned, warnings_of
+from subcompress.training.fit_warnings import nothing_learned, unnamed_base, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
 from subcompress.training.loop import Checkpoint, DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
@@ -186,6 +186,8 @@ class Fitter:
         if self.base is not None:
             self.listener.note(_standing_note(self.base, self.layout, self.starts, self.D))
             self._say(self.base.base.notes)
+            if self.settings.rounded and (warning := unnamed_base(self.base.base)) is not None:
+                self.warn(warning)
         elif looks_trained(self.model) or self._knows():
             self.warn(
                 "this network looks trained, and a fit starts it anew from a seed: "

@@ -17,7 +17,7 @@ from records import TABLES, based_record, golden_bases, of_bytes, plain_base, ro
 from torch import Tensor, nn
 
 from subcompress import format
-from subcompress.api.unpack import load_record
+from subcompress.api.load import load_record
 from subcompress.base import FLOATS, Base, BaseReference, OnBase
 from subcompress.format.record import Coded, Group, Record, Stored, Tied, Unchanged, group_sizes
 from subcompress.operators import HadamardBlocks

@@ -9,7 +9,7 @@ from records import lenet_on, lenet_record, mixed_record
 from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.api import unpack as unpacking
+from subcompress.api.formats import FORMATS, Format
 from subcompress_cli.finding import network_for, network_if_known, networks_of
 from subcompress_models import MODELS, LeNet
 
@@ -59,7 +59,12 @@ def test_of_several_names_the_first_that_fits(capsys):
 
 def test_unpack_finds_it_too(folder, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setitem(unpacking.EXPORTS, (".onnx", False), lambda record, wanted, path: given.append(wanted.module))
+
+    def write(record, wanted, path):
+        given.append(wanted.module)
+        return {}
+
+    monkeypatch.setitem(FORMATS, "onnx", Format("onnx", ".onnx", write, default=True))
     result = cli("unpack", folder / "known.safetensors", "-o", tmp_path / "net.onnx")
     assert result.exit_code == 0, result.output
     assert isinstance(given[0], LeNet)

@@ -18,6 +18,7 @@ from places import ROOT
 
 import subcompress
 from subcompress.api.dim import SHUFFLES
+from subcompress.api.formats import FORMATS
 from subcompress.data import AUGMENTS, DATA
 from subcompress.data.pretrained import TASKS
 from subcompress.hub import GRAPHS
@@ -55,6 +56,8 @@ REGISTRIES = {
     "ROLES": ROLES,
     "PEERS": PEERS,
     "GRAPHS": GRAPHS,
+    "FORMATS": FORMATS,
+    "FOLDERS": [name for name, found in FORMATS.items() if not found.suffix],
     "TRITON_BACKENDS": BACKENDS,
     "VECTORS": KINDS,
     "TASKS": TASKS,

@@ -111,6 +111,7 @@ def test_completion_needs_no_torch():
 
 def test_names_are_those_of_the_registries():
     from subcompress import data, operators, peers
+    from subcompress.api.formats import FORMATS
     from subcompress.data.texts import SUFFIXES
     from subcompress.subspace import roles
     from subcompress.training import optimizers as optimisers
@@ -122,6 +123,8 @@ def test_names_are_those_of_the_registries():
     for name, place in zip(listed, [*places, operators.OPERATORS, operators.EXACT], strict=True):
         assert getattr(names, name) == tuple(place)
     assert ("all", *roles.MOVES) == names.ROLES
+    assert tuple(FORMATS) == names.FORMATS
+    assert tuple(name for name, found in FORMATS.items() if not found.suffix) == names.FOLDERS
     assert names.TEXTS == SUFFIXES
 
 

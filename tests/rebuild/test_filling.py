@@ -14,7 +14,7 @@ from wide import WIDE
 
 import subcompress
 from subcompress import SubcompressError, format
-from subcompress.api import unpack as unpacking
+from subcompress.api import load as loading
 from subcompress.rebuild.expand import digest_of, expand, expand_into
 
 
@@ -192,7 +192,7 @@ def test_tied_weights_are_written_in_place(tmp_path):
     module = Tied()
     place = module.embed.weight.data_ptr()
     record = format.read(tmp_path / "net.safetensors")[0]
-    assert unpacking._writable(record, module, module.state_dict())
+    assert loading._writable(record, module, module.state_dict())
     subcompress.load(tmp_path / "net.safetensors", module)
     assert module.embed.weight.data_ptr() == place
     assert equal(module, tmp_path / "net.safetensors")

@@ -155,7 +155,9 @@ def test_the_command_rounds_and_says_what_it_cannot(tmp_path):
     with pytest.raises(SubcompressError, match="must be written as fp32, fp16, bf16; got int8: give one of them"):
         subcompress.unpack(net, out, dtype="int8")
     failed = CliRunner().invoke(main, ["unpack", net, "-o", str(tmp_path / "n.onnx"), "--dtype", "bf16"])
-    assert failed.stderr.startswith("error: a dtype is chosen for .safetensors files; n.onnx has the network's")
+    assert failed.stderr.startswith(
+        "error: --dtype is of the format safetensors or transformers; n.onnx is of the format onnx"
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -180,7 +182,7 @@ def test_an_interruption_is_one_line(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("subcompress.api.unpack.write_dense", interrupted)
+    monkeypatch.setattr("subcompress.api.formats.dense.write_dense", interrupted)
     out = tmp_path / "d.safetensors"
     done = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(out)])
     assert (done.exit_code, done.stderr) == (130, "interrupted: nothing was written\n")

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import subcompress
 from subcompress import Subspace, Variants, format
-from subcompress.api.unpack import Wanted
+from subcompress.api.formats import Wanted
 from subcompress.format.facts import Facts
 from subcompress.onnx.weightless import weightless_graph_of
 from subcompress.search.baseline import _plain

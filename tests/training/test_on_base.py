@@ -63,6 +63,26 @@ def test_a_fit_packs_and_comes_back_without_the_base_in_it(trained, base_file, s
     assert subcompress.verify(small, base=base_file).ok
 
 
+def test_a_base_that_nobody_else_can_fetch_is_a_warning(small, tmp_path):
+    (warning,) = run.summary(small.parent / "run")["fit"]["warnings"]
+    assert "the file will name its base 'base.safetensors'" in warning
+    report = subcompress.report(small.parent / "run", tmp_path / "report.html")
+    assert "nobody else can fetch it by that name" in Path(report).read_text("utf-8")
+
+
+def test_a_bundle_says_how_to_rebuild_it(small, tmp_path):
+    done = cli("pack", small.parent / "run", "--bundle", tmp_path / "bundle", "--json")
+    assert json.loads(done.stdout)["file_bytes"] == small.stat().st_size
+    assert (tmp_path / "bundle" / "model.safetensors").read_bytes() == small.read_bytes()
+    text = (tmp_path / "bundle" / "README.md").read_text("utf-8")
+    assert "trained on `base.safetensors`, whose tensors have the digest" in text
+    assert "\npip install .\n" in text
+    assert "\nsubcompress unpack model.safetensors --base BASE -o dense.safetensors\n" in text
+    refused = cli("pack", small.parent / "run", "--bundle", tmp_path / "bundle")
+    assert refused.exit_code == 1 and "holds files: give another place" in refused.stderr
+    assert "give -o FILE or --bundle DIR" in cli("pack", small.parent / "run").stderr
+
+
 def test_what_moves_by_default(trained, small):
     parameters = {n for n, _ in net().named_parameters()}
     assert moved(small, trained) == parameters - {"0.weight", "4.weight"}  # and the running statistics are the base's
