@@ -13,7 +13,7 @@ from subcompress.errors import SubcompressError
 if TYPE_CHECKING:
     from subcompress.api.compare import Comparison, compare
     from subcompress.api.dim import measure_dimension
-    from subcompress.api.dim_predict import Prediction, predict_dimension
+    from subcompress.api.dim_predict import PredictedDimension, predict_dimension
     from subcompress.api.doctor import Finding, doctor
     from subcompress.api.fit import fit
     from subcompress.api.info import info
@@ -52,7 +52,7 @@ else:
             "api.info": ("info",),
             "support.listener": ("Listener", "Progress"),
             "api.dim": ("measure_dimension",),
-            "api.dim_predict": ("Prediction", "predict_dimension"),
+            "api.dim_predict": ("PredictedDimension", "predict_dimension"),
             "api.pack": ("pack",),
             "api.predict": ("Prediction", "generate", "predict"),
             "subspace.preparing": ("measure_moves",),
@@ -82,6 +82,7 @@ __all__ = [
     "HubMixin",
     "Listener",
     "Machine",
+    "PredictedDimension",
     "Prediction",
     "Progress",
     "Recipe",

@@ -15,7 +15,7 @@ from subcompress.api.dim import BITS
 from subcompress.data import Data
 from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError
-from subcompress.search.looking import LOOKS, Looks, Prediction, first_d
+from subcompress.search.looking import LOOKS, Looks, PredictedDimension, first_d
 from subcompress.search.working import work
 from subcompress.support.bars import with_bars
 from subcompress.support.files import write_bytes
@@ -39,7 +39,7 @@ def predict_dimension(
     restart: bool = False,
     listener: Listener | None = None,
     **shortcuts: Unpack[RecipeShortcuts],
-) -> Prediction:
+) -> PredictedDimension:
     """Predict the d at which a network meets a threshold, from at most nine trainings of a tenth of the epochs.
 
     Coordinates stay float32, as in `measure_dimension`. If the call is interrupted, the same call continues.
@@ -66,8 +66,9 @@ def predict_dimension(
     if threshold is not None and not math.isfinite(threshold):
         raise SubcompressError(f"--threshold must be a finite number; got {threshold}")
     options = options_of("predict_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
-    task = task_of(options.recipe)
-    data = task.prepare_labels(as_data(data, options.machine.workers))
+    data = as_data(data, options.machine.workers)
+    task = task_of(options.recipe, data)
+    data = task.prepare_labels(data)
     with prepared(model, data, options, task, listener, rounded=False) as fitter:
         fitter.check(first_d(fitter.D))
         command = fitter.command() | {
@@ -89,4 +90,4 @@ def predict_dimension(
             return result
 
 
-__all__ = ["Prediction", "predict_dimension"]
+__all__ = ["PredictedDimension", "predict_dimension"]

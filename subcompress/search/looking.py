@@ -54,7 +54,7 @@ def next_look(curve: Curve, seeds: Sequence[int]) -> Trial | None:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedDimension:
     """The d at which a network is expected to meet a threshold.
 
     Attributes:
@@ -81,8 +81,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         return (
-            f"Prediction: {self.metric} {self.threshold:.4g} at d = {self.d:,} ({self.low:,} to {self.high:,}) of D = "
-            f"{self.D:,}, from {len(self.looks)} short trainings that cost {self.full_fits:.1f} whole ones"
+            f"PredictedDimension: {self.metric} {self.threshold:.4g} at d = {self.d:,} ({self.low:,} to {self.high:,}) "
+            f"of D = {self.D:,}, from {len(self.looks)} short trainings that cost {self.full_fits:.1f} whole ones"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Looks:
         """None: every training is wanted."""
         return None
 
-    def prediction(self) -> Prediction:
+    def prediction(self) -> PredictedDimension:
         """What the trainings say."""
         curve = self._curve()
         crossing, error = curve.crossing()
@@ -133,7 +133,7 @@ class Looks:
         name = self.fitter.task.metric_name
         d = min(max(1, round(crossing)), curve.D)
         looks = tuple(self.probes)
-        return Prediction(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), looks)
+        return PredictedDimension(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), looks)
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The last training, and the prediction."""
@@ -153,4 +153,4 @@ class Looks:
         return curve
 
 
-__all__ = ["Looks", "Prediction", "first_d", "next_look"]
+__all__ = ["Looks", "PredictedDimension", "first_d", "next_look"]
