@@ -121,7 +121,13 @@ def _share_exact(outputs: Tensor, y: Tensor) -> Tensor:
 
 def _next(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     """f of the outputs at each token and the label of the token after it."""
-    return lambda outputs, y: f(the_outputs(outputs, NEXT)[:, :-1], the_labels(y, NEXT)[:, 1:])
+
+    def shifted(outputs: Any, y: Any) -> Tensor:
+        outputs, y = the_outputs(outputs, NEXT), the_labels(y, NEXT)
+        check_tokens(outputs, y)
+        return f(outputs[:, :-1], y[:, 1:])
+
+    return shifted
 
 
 NEXT, PER_TOKEN = "next-token", "per-token"

@@ -311,6 +311,17 @@ def test_networks_of_every_kind_pass(case):
     assert "a fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
 
 
+def test_an_estimate_makes_no_copy_of_the_network(monkeypatch):
+    c = networks.CASES[next(iter(networks.CASES))]
+    given = Subspace.of(c.make(), 40)
+    monkeypatch.setattr(nn.Module, "__deepcopy__", lambda *_: pytest.fail("a copy"), raising=False)
+    module = c.make()
+    sub = Subspace(module, given.plan, own=True)
+    assert sub.module is module
+    task = Task.of(c.options.get("loss", "cross-entropy"), c.options.get("metric"))
+    assert "a fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
+
+
 # --- coordinates without a gradient ---
 
 
