@@ -265,8 +265,8 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "rule"),
     [
-        ("nowhere", "what is served is there"),
-        ("x=nowhere.safetensors", "what is served is there"),
+        ("nowhere", "no such file: nowhere"),
+        ("x=nowhere.safetensors", "no such file: nowhere.safetensors"),
         ("net.txt", "serve takes a .safetensors or .onnx file"),
         ("../x=net.txt", "a model must be named in letters"),
         ("name=.", "a name is given to one file"),
