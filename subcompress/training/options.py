@@ -67,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What to reach: one of the first five, and what a search for it may cost.
+    """What to reach: give exactly one of the first five. The others say what a search for it may cost.
 
     Args:
         d: Number of coordinates: one training.
