@@ -64,17 +64,17 @@ class Curve:
     def crossing(self) -> tuple[float, float]:
         """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
         the seeds."""
-        (a, b), covariance, centre = self._line()
+        (a, b), covariance, center = self._line()
         at = (self.log_error(self.target) - a) / b
         row = np.array([1.0, at])
         variance = float(row @ covariance @ row) + self.noise() ** 2 / self.seeds
-        d = math.exp(min(max(at + centre, 0.0), math.log(self.D)))
+        d = math.exp(min(max(at + center, 0.0), math.log(self.D)))
         return d, math.sqrt(variance) / -b
 
     def expected(self, d: int) -> float:
         """The metric on the line at d."""
-        (a, b), _, centre = self._line()
-        return self._metric(float(a + b * (math.log(d) - centre)))
+        (a, b), _, center = self._line()
+        return self._metric(float(a + b * (math.log(d) - center)))
 
     @property
     def slope(self) -> float:
@@ -88,15 +88,15 @@ class Curve:
         far = (y - self.log_error(self.target)) / 0.7  # near the target the power law holds best
         doubt = np.array([2.0 if p.stopped or p.warm else 1.0 for p in self.probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
-        centre = float(np.average(x, weights=1 / noise**2))
+        center = float(np.average(x, weights=1 / noise**2))
         if self.baseline is not None:
             x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
             noise = np.append(noise, ANCHOR_NOISE)
-        A = np.stack([1 / noise, (x - centre) / noise], 1)
+        A = np.stack([1 / noise, (x - center) / noise], 1)
         A = np.concatenate([A, [[0.0, 1 / SLOPE_ERROR]]])
         solution, *_ = np.linalg.lstsq(A, np.concatenate([y / noise, [SLOPE / SLOPE_ERROR]]), rcond=None)
         solution[1] = min(solution[1], -0.15)
-        return solution, np.linalg.inv(A.T @ A), centre
+        return solution, np.linalg.inv(A.T @ A), center
 
     def log_error(self, value: float) -> float:
         """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""

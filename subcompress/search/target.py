@@ -38,7 +38,7 @@ BLIND = 1.6
 """The factor in d between the first trials, where several workers begin at once."""
 
 CLOSE = 1.04
-"""Neighbouring d's that are not told apart."""
+"""Neighboring d's that are not told apart."""
 
 
 def first_d(D: int) -> int:

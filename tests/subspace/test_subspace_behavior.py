@@ -212,7 +212,7 @@ def test_checkpointed_layers_train_alike(reentrant, bits):
     for how in (None, reentrant):
         torch.manual_seed(0)
         sub = spread(Checkpointed(how), bits=bits)
-        with sub.materialised() as module:
+        with sub.materialized() as module:
             module(X).square().sum().backward()
         found.append(sub.z.grad)
         sub.z.grad = None

@@ -1,4 +1,4 @@
-"""The catalogue of served models: files, folders, `hub:` ids and .onnx graphs by name, checked for changes."""
+"""The catalog of served models: files, folders, `hub:` ids and .onnx graphs by name, checked for changes."""
 
 from __future__ import annotations
 
