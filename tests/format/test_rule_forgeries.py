@@ -262,7 +262,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "a group of no weights": (only(FIXED + ZERO), "coordinates"),
     "sizes of groups without a base": ({"sizes": number(21)}, ""),
-    "another size on a base": ({**ON_BASE, "sizes": number(16)}, "given 17 weights"),
+    "another size on a base": ({**ON_BASE, "sizes": number(16)}, "got 17 weights"),
     "no size on a base": ({**ON_BASE, "sizes": b""}, ""),
     "a new tensor is kept": (
         {**on_base(b"\2", CODED + b"\2" + b"\2", b"\0\x10\0\x10", number(17), b"\1\0\1d\0\1\0")}, "is in the base"
