@@ -292,7 +292,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
+        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another one") from e
 
 
 def packed(folder: str | Path) -> bytes:

@@ -360,3 +360,7 @@ def test_the_count_outlives_an_interruption(monkeypatch):
     again = train(Subspace.of(module, 42), data(), Task.of(), TrainOptions(3, 0.01, 32), checkpoint=kept)
     assert again.value == whole.value
     assert again.silent == 0
+
+
+def test_the_former_name_of_materialized_works():
+    assert Subspace.materialised is Subspace.materialized
