@@ -6,7 +6,7 @@
 Accuracy on the validation split against d, coordinates in float32, one thread; interrupted, it goes on. Cases:
 fc, lenet: MNIST. fc-pixels, lenet-pixels: with the pixels of all images shuffled alike. fc-labels: the labels of 5,000
 training images shuffled, training accuracy. cifar-lenet: CIFAR-10 at a few points. fc-eigen, lenet-eigen: the other
-optimiser.
+optimizer.
 lenet-10: as many epochs as fc has. lenet-near: only the d's about the crossing of 0.9.
 """
 

@@ -287,19 +287,19 @@ def full(bench: Judged, setting: Setting) -> Row:
         parameter.requires_grad_(True)
     steps = len(data.train) // recipe.batch_size
     total, warm = steps * recipe.epochs, max(1, steps * recipe.epochs // 10)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=setting.full_lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=setting.full_lr, weight_decay=0.01)
     rates = [min((k + 1) / warm, (total - k) / (total - warm)) for k in range(total + 1)]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates.__getitem__)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates.__getitem__)
     for epoch in range(recipe.epochs):
         module.train()
         order = torch.randperm(len(data.train), generator=drawn)[: steps * recipe.batch_size]
         for x, y in batches(data.train, recipe.batch_size, order=data.train.arranged(order, recipe.batch_size)):
             with recipe.autocast(torch.device("cpu")):
                 loss = functional.cross_entropy(call(module, x if data.augment is None else data.augment(x, drawn)), y)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         validation = predictions(module, data.validation) == data.validation.y.numpy()
         bench.listener.note(f"full fine-tuning, epoch {epoch + 1}: validation {validation.mean():.4f}")

@@ -5,7 +5,7 @@
 Each row trains in as many coordinates as make about 250 coded bytes at its precision, and prints the bytes of those
 coordinates and the accuracy on the validation split, mean and standard deviation over the seeds; the test split is not
 read. `gain` is the difference to the first row's mean; within the spread of both it says nothing.
-About an hour on one core. What won on both networks is an option of `fit` (--optimiser eigen) or its default; the
+About an hour on one core. What won on both networks is an option of `fit` (--optimizer eigen) or its default; the
 others live here only, but for the price of a bit, which --rate keeps for networks with a coordinate a weight.
 """
 
@@ -32,7 +32,7 @@ from subcompress.format import codec
 from subcompress.operators import HadamardBlocks
 from subcompress.subspace.module import Subspace
 from subcompress.subspace.plan import Part, Plan
-from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.tasks import accuracy_of
 from subcompress_models import MODELS
 
@@ -190,15 +190,15 @@ def teacher_of(model: str, data: Data) -> nn.Module:
     """The network trained in all of its weights for five epochs."""
     torch.manual_seed(0)
     net = MODELS[model]()
-    optimiser = torch.optim.Adam(net.parameters(), fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
     steps = 5 * (len(data.train) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         i = torch.randint(len(data.train), (128,))
         loss = functional.cross_entropy(net(data.train.x[i]), data.train.y[i])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return net.eval()
 
@@ -214,9 +214,9 @@ def train(
     steps = len(data.train) // 128
     total, lr = steps * row.epochs, plan.lr * row.lr
     groups = [{"params": [space.z]}] + ([{"params": [space.log_scale], "lr": 0.01}] if row.learned else [])
-    optimiser = OPTIMISERS["eigen"]([space.z], lr) if row.second else torch.optim.Adam(groups, lr=lr, fused=True)
+    optimizer = OPTIMIZERS["eigen"]([space.z], lr) if row.second else torch.optim.Adam(groups, lr=lr, fused=True)
     peaks = [lr, 0.01][: len(groups)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peaks, total_steps=total)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total)
     for step in range(total):
         if step % steps == 0:
             order = torch.randperm(len(data.train), generator=g)
@@ -236,15 +236,15 @@ def train(
             loss = 0.5 * loss + 0.5 * 4 * soft
         if row.rate and space.bits:
             loss = loss + row.rate * space.rate(step % 20 == 0)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if space.bits:
-            optimiser.param_groups[0]["lr"] *= row.calm
+            optimizer.param_groups[0]["lr"] *= row.calm
     space.eval()
     half = len(data.validation) // 2
-    with torch.no_grad(), space.materialised() as net:
+    with torch.no_grad(), space.materialized() as net:
         a, b = (accuracy_of(net, Split(*data.validation[part])) for part in (slice(half), slice(half, None)))
         return space.coded_bytes(), (a, b)
 

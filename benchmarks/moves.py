@@ -186,13 +186,13 @@ def in_subspace(family: Family, net: nn.Module, plan: Plan, data: Sequence[Batch
         if step == total // 2:
             subspace.round(BITS)
         # The gradients are computed inside: activation checkpointing runs forward again.
-        with subspace.materialised() as module:
+        with subspace.materialized() as module:
             optimizer.zero_grad()
             family.loss_of(module, rows((x, y), i)).backward()
         optimizer.step()
         schedule.step()
     subspace.eval()
-    with torch.no_grad(), subspace.materialised() as module:
+    with torch.no_grad(), subspace.materialized() as module:
         return family.value(module, data[1])
 
 

@@ -29,7 +29,7 @@ from subcompress.rebuild.expand import expand
 from subcompress.tensors.layout import raw_bytes
 
 
-def synchronised(device: str) -> float:
+def synchronized(device: str) -> float:
     """The time, once the device has done what it was asked for."""
     if device == "cuda":
         torch.cuda.synchronize()
@@ -37,13 +37,13 @@ def synchronised(device: str) -> float:
 
 
 def seconds(device: str, action: Callable[[], Any]) -> tuple[float, Any]:
-    began = synchronised(device)
+    began = synchronized(device)
     result = action()
-    return synchronised(device) - began, result
+    return synchronized(device) - began, result
 
 
 def bits(graph: Path, packed: Path, device: str) -> list[str]:
-    """Whether the weights that a graph computes are the file's, with graph optimisation off and on, TF32 on and off."""
+    """Whether the weights that a graph computes are the file's, with graph optimization off and on, TF32 on and off."""
     state = expand(format.read(packed)[0])
     named = {str(i): tensor for i, tensor in state.items()}
     model = weights_only(graph.read_bytes(), {name: tensor.dtype for name, tensor in named.items()})
@@ -125,7 +125,7 @@ def main() -> None:
             "",
             *runs(sessions, device),
             "",
-            "| graph optimisation | TF32 | weights that the graph computes |",
+            "| graph optimization | TF32 | weights that the graph computes |",
             "|---|---|---|",
             *bits(folder / "wide.onnx", folder / "wide.safetensors", device),
         ]

@@ -40,14 +40,14 @@ PLAIN = "plain"
 def stepper(module: nn.Module, fused: bool, device: str) -> Callable[[], float]:
     """A function that takes one step and returns its milliseconds. fused: as each side runs in practice."""
     x, y = torch.randn(128, 1, 28, 28, device=device), torch.randint(0, 10, (128,), device=device)
-    optimiser = torch.optim.Adam(module.parameters(), lr=1e-4, fused=fused)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4, fused=fused)
 
     def step() -> float:
         began = time.perf_counter()
         loss = cross_entropy(module(x), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - began)

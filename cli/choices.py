@@ -14,12 +14,12 @@ from subcompress.support.names import (
     METRICS,
     MODELS,
     OPERATORS,
+    OPTIMIZERS,
     PEERS,
     ROLES,
     TASKS,
 )
 from subcompress.support.names import DEFAULT_ROLES as ACT_ON
-from subcompress.support.names import OPTIMISERS as OPTIMIZERS
 
 PRECISIONS = ("fp32", "bf16")
 DTYPES = ("fp32", "fp16", "bf16")

@@ -13,6 +13,7 @@ from subcompress_cli.help import MEASUREMENT, Command, option
 from subcompress_cli.options import (
     augment_option,
     data_options,
+    jobs_options,
     json_option,
     model_option,
     output_option,
@@ -68,6 +69,7 @@ from subcompress_cli.streams import answer
     group=MEASUREMENT,
 )
 @training_options
+@jobs_options
 @output_option("The folder for dim.md, dim.json and dim.png.", "DIR")
 @restart_option
 @verbose_option

@@ -259,5 +259,6 @@ def _search_lines(found: subcompress.Fit) -> Iterator[str]:
         )
     else:
         yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"
-    yield f"{len(found.probes)} probes, {found.full_fits:.1f} full trainings; the frontier, bytes and {found.metric}:"
+    cost = f"{len(found.probes)} trainings, as long as {found.full_fits:.1f} full ones"
+    yield f"{cost}; the frontier, bytes and {found.metric}:"
     yield "  " + ", ".join(f"{p.bytes} {p.value:.4f}" for p in found.frontier)

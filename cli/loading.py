@@ -76,8 +76,8 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
     if ":" not in name:
         if name not in DATA:
             raise SubcompressError(
-                f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; {name!r} "
-                f"{suggestion(name, DATA)}"
+                f"--data takes one of {', '.join(DATA)}, file.py:factory, package.module:factory or FILE.csv; got "
+                f"{name!r}{suggestion(name, DATA)}"
             )
         return load_data(name, folder)
     if folder is not None:
@@ -146,7 +146,7 @@ def load_object(name: str, option: str) -> Any:
 def _from_file(path: Path, option: str) -> Any:
     path = path.resolve()
     if not path.is_file():
-        raise SubcompressError(f"{option} names a file that is there; {path} is not: check the path")
+        raise SubcompressError(f"{option}: no such file: {path}")
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

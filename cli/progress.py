@@ -49,7 +49,9 @@ class Lines(Listener):
     def probes(self, probes: Sequence[Probe]) -> None:
         p = probes[-1]
         size = f" in {p.bytes} bytes" if p.bytes else ""
-        self.print(f"probe {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{size}{_remark(p)}, {p.seconds:.0f} s")
+        self.print(
+            f"training {len(probes)}: d = {p.d}, seed {p.seed}: {p.value:.4f}{size}{_remark(p)}, {p.seconds:.0f} s"
+        )
 
     def print(self, text: str) -> None:
         self.last = time.monotonic()
@@ -57,7 +59,7 @@ class Lines(Listener):
 
 
 class Screen(Lines):
-    """A listener that shows a progress bar, with a table of the probes below it."""
+    """A listener that shows a progress bar, with a table of the trainings below it."""
 
     def __init__(self, console: Console, title: str, verbose: bool, live: Live) -> None:
         super().__init__(console, title, verbose)

@@ -16,7 +16,7 @@ What was chosen, and how it may differ from the paper, whose code for this task 
   between fixed forces too.
 - Position and angle enter in units of their limits (1 m and 0.2 rad), velocities as they are. Salimans et al. divide by
   deviations measured on the way. It matters: `--raw` leaves it out.
-- The random start is the operator's, spread like torch's default initialisation; the columns of P are of low sequency,
+- The random start is the operator's, spread like torch's default initialization; the columns of P are of low sequency,
   not Gaussian.
 - Evolution may begin again within one subspace (see `search`), so this asks what the subspace holds, not what one run
   from the start finds.
@@ -171,7 +171,7 @@ class Space:
 
     @classmethod
     def of(cls, d: int, seed: int) -> Space:
-        """The space of a seed; every tensor spreads like torch's own initialisation, uniform in +-1/sqrt(fan_in)."""
+        """The space of a seed; every tensor spreads like torch's own initialization, uniform in +-1/sqrt(fan_in)."""
         net = network()
         layers = [layer for layer in net if isinstance(layer, nn.Linear)]
         operator = HadamardBlocks.sized(sum(p.numel() for p in net.parameters()), d, seed)

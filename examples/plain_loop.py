@@ -24,8 +24,8 @@ def main() -> None:
     sub = subcompress.Subspace.of(net, given.d, base=given.base)
 
     size, each = 16, len(data.train) // 16
-    optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr / 3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, sub.plan.lr / 3, total_steps=given.epochs * each)
+    optimizer = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr / 3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, sub.plan.lr / 3, total_steps=given.epochs * each)
     for epoch in range(given.epochs):
         if epoch == given.epochs // 2:
             sub.round(bits=4)  # from here on the weights are those that will be packed
@@ -35,11 +35,11 @@ def main() -> None:
         for rows in order.split(size):
             x, y = data.train[rows]  # padded to the longest of them, with an attention mask
             loss = torch.nn.functional.cross_entropy(sub.train()(**x).logits, y)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
-        with torch.no_grad(), sub.eval().materialised() as module:
+        with torch.no_grad(), sub.eval().materialized() as module:
             print(f"epoch {epoch + 1}: validation accuracy {accuracy_of(module, data.validation):.4f}")
 
     file = given.output / "net.safetensors"

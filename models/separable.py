@@ -1,5 +1,5 @@
-"""A small convolutional network for 32x32 colour images out of depthwise separable convolutions (Howard et al. 2017,
-arXiv:1704.04861): few weights for its depth. Each layer is normalised over all of an example's values (Ba et al. 2016,
+"""A small convolutional network for 32x32 color images out of depthwise separable convolutions (Howard et al. 2017,
+arXiv:1704.04861): few weights for its depth. Each layer is normalized over all of an example's values (Ba et al. 2016,
 arXiv:1607.06450, without gains), so that there are no statistics to store. In evaluation it looks at an image and at
 its mirror image and sums what it sees."""
 

@@ -3,7 +3,7 @@ const INSIDE = 20; // of the square in them that holds the digit
 
 /** The pixels of a canvas as MNIST has them, (28, 28) of 0 to 255, or null where nothing is drawn.
  *
- * The drawing is scaled into a square of 20 pixels and put with its centre of mass in the middle (LeCun et al. 1998).
+ * The drawing is scaled into a square of 20 pixels and put with its center of mass in the middle (LeCun et al. 1998).
  */
 export function picture(canvas) {
   const { width, height } = canvas;
@@ -21,7 +21,7 @@ export function picture(canvas) {
   const [w, h] = [right - left + 1, bottom - top + 1];
   const scale = INSIDE / Math.max(w, h);
   const scaled = shrunk(canvas, left, top, w, h, Math.max(1, Math.round(w * scale)), Math.max(1, Math.round(h * scale)));
-  return centred(scaled);
+  return centered(scaled);
 }
 
 function shrunk(canvas, left, top, w, h, width, height) {
@@ -36,7 +36,7 @@ function shrunk(canvas, left, top, w, h, width, height) {
   return { pixels, width, height };
 }
 
-function centred({ pixels, width, height }) {
+function centered({ pixels, width, height }) {
   let [mass, mx, my] = [0, 0, 0];
   pixels.forEach((value, i) => {
     mass += value;

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,7 +15,8 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import as_data
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, shown
+from subcompress.search.executors import helping
 from subcompress.search.listed import Listed
 from subcompress.search.trials import Trial
 from subcompress.search.working import work
@@ -25,8 +27,8 @@ from subcompress.support.suggestions import suggestion
 from subcompress.training import run
 from subcompress.training.dimension import Dimension, Point, Threshold, absolute, estimate, of_baseline
 from subcompress.training.fitter import Fitter
-from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
-from subcompress.training.preparing import prepared, task_of
+from subcompress.training.options import Machine, Options, Recipe, RecipeShortcuts, check_number, options_of
+from subcompress.training.preparing import divided, prepared, task_of
 from subcompress.training.probe import Probe
 from subcompress.training.run import Run
 
@@ -83,35 +85,102 @@ def measure_dimension(
     Raises:
         SubcompressError: Options or data that cannot be trained with.
     """
-    listener = listener or Listener()
     options = options_of("measure_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
-    ds = sorted(set(ds))
-    _check(ds, repeats, shuffle)
-    data, on = _measured_on(as_data(data, options.machine.workers), shuffle, options.recipe.seed)
-    task = task_of(options.recipe, data)
+    options = replace(options, machine=divided(options.machine))
+    dimensions, wanted = _numbers("ds", ds, "int"), _numbers("thresholds", thresholds, "float")
+    _check(dimensions, repeats, shuffle)
+    data = as_data(data, options.machine.workers)
+    call = Call(model, data, Path(folder).absolute(), options, sorted(set(dimensions)), repeats, wanted, shuffle, names)
+    found = _dimension(call, listener or Listener(), restart)
+    assert found is not None, "only a helper returns without a result"
+    return found
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `measure_dimension`, to be made again in other processes."""
+
+    model: Any
+    data: Data
+    path: Path
+    options: Options
+    ds: list[int]
+    repeats: int
+    thresholds: list[float]
+    shuffle: str | None
+    names: tuple[str, str]
+
+
+def _dimension(call: Call, listener: Listener, restart: bool = False, code: str | None = None) -> Dimension | None:
+    """The measurement. code: the digest of the user's code, where this process helps the one that began; it trains,
+    and writes no result."""
+    data, on = _measured_on(call.data, call.shuffle, call.options.recipe.seed)
+    task = task_of(call.options.recipe, data)
     data = task.prepare_labels(data)
-    with prepared(model, data, options, task, listener, rounded=False) as fitter:
-        for d in ds:
+    with prepared(call.model, data, call.options, task, listener, rounded=False) as fitter:
+        for d in call.ds:
             fitter.check(d)
-        goal = {"ds": list(ds), "thresholds": list(thresholds)}
-        command = fitter.command() | {"goal": goal, "limits": {"repeats": repeats}}
-        with run.working(folder, command, "dim", listener.note) as run_folder:
-            with run_folder.worker.alone("begin"):
-                fitter.begin(run_folder, restart or run_folder.finished is not None)
-            fitter.measure()
-            fitter.say_cost(max(ds), len(ds) * repeats)
-            found = _measure(fitter, run_folder, list(ds), repeats)
-            result = _result(fitter, found, thresholds, names, on, shuffle)
-            with run_folder.worker.alone("finish"):
-                _write(run_folder.path, result)
-                run_folder.finish(None, {"dim": result.to_json()})
-            return result
+        command = _command(fitter, call, code)
+        with run.working(call.path, command, "dim", listener.note) as folder:
+            with folder.worker.alone("begin"):
+                if (finished := folder.finished is not None) and code is not None:
+                    return None  # nothing is left to help with
+                fitter.begin(folder, restart or finished)
+            if code is not None:
+                _trained(fitter, folder, call)
+                return None
+            machine, join = call.options.machine, partial(_join, call, command["network"]["code"])
+            with helping(machine.executor, machine.jobs - 1, folder.path, join, listener):
+                found = _trained(fitter, folder, call)
+            return _finish(folder, _result(fitter, found, call.thresholds, call.names, on, call.shuffle))
+
+
+def _command(fitter: Fitter, call: Call, code: str | None) -> dict[str, Any]:
+    """What makes two measurements the same."""
+    goal = {"ds": call.ds, "thresholds": call.thresholds}
+    command = fitter.command() | {"goal": goal, "limits": {"repeats": call.repeats}}
+    if code is not None:
+        command["network"]["code"] = code
+    return command
+
+
+def _join(call: Call, code: str) -> None:
+    """Train beside the process that began the measurement."""
+    machine = replace(call.options.machine, jobs=1)
+    _dimension(replace(call, options=replace(call.options, machine=machine)), Listener(), code=code)
+
+
+def _trained(fitter: Fitter, folder: Run, call: Call) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
+    """What `_measure` gives, after what all trainings need."""
+    fitter.measure()
+    fitter.say_cost(max(call.ds), len(call.ds) * call.repeats)
+    return _measure(fitter, folder, call.ds, call.repeats)
+
+
+def _finish(folder: Run, result: Dimension) -> Dimension:
+    """Write the result."""
+    with folder.worker.alone("finish"):
+        folder.check_own()
+        _write(folder.path, result)
+        folder.finish(None, {"dim": result.to_json()})
+    return result
+
+
+def _numbers(name: str, values: Iterable[Any], kind: str) -> list[Any]:
+    """The values of an option as a list. Raises SubcompressError unless each is of that kind, see `check_number`."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise SubcompressError(f"{name} must be a list of numbers; got {shown(repr(values))}")
+    found = list(values)
+    for value in found:
+        check_number(f"each of {name}", value, kind)
+    return found
 
 
 def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
     """Raise SubcompressError for options that cannot be measured with."""
-    if not ds or ds[0] < 1:
-        raise SubcompressError(f"--d must be a list of dimensions of at least 1, such as 100,200,400; got {list(ds)}")
+    check_number("repeats", repeats, "int")
+    if not ds or min(ds) < 1:
+        raise SubcompressError(f"--d must be a list of dimensions of at least 1, such as 100,200,400; got {ds}")
     if not 1 <= repeats <= 100:
         raise SubcompressError(f"--repeats must be between 1 and 100; got {repeats}")
     if shuffle is not None and shuffle not in SHUFFLES:

@@ -104,8 +104,9 @@ def _fit(
 ) -> Fit:
     """The fit of these options. begun: what the process that began it says, where this one helps it with --jobs."""
     with sharing(options.recipe.shards) as shards:
-        options = replace(options, machine=divided(options.machine))
         listener = listener if shards.first else Listener()
+        options = _of_use(options, listener)
+        options = replace(options, machine=divided(options.machine))
         task = task_of(options.recipe, given := as_data(data, options.machine.workers))
         goal = checked(options.goal, task, options.machine.jobs)
         check_base_options(options.base)
@@ -115,6 +116,17 @@ def _fit(
             shards.check_same("network, code and data", repr(fitter.command()["network"]))
             call = Call(model, given, path.absolute(), options, origin, goal.max_fits)
             return shards.alone(partial(_run, fitter, goal, call, restart, begun), fitter.join)
+
+
+def _of_use(options: Options, listener: Listener) -> Options:
+    """The options, with one job where there is one training. A line names those that only a search has a use for."""
+    goal, machine = options.goal, options.machine
+    given = {"--jobs": machine.jobs > 1, "--seeds": goal.seeds != Goal.seeds, "--max-fits": goal.max_fits is not None}
+    if goal.d is None or not any(given.values()):
+        return options
+    named = ", ".join(name for name, is_given in given.items() if is_given)
+    listener.note(f"not used, because with --d there is one training and no search: {named}")
+    return replace(options, machine=replace(machine, jobs=1))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from subcompress import format
 from subcompress.api.bundle import write_bundle
+from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 from subcompress.subspace.module import Subspace
 from subcompress.support.files import write_bytes
 from subcompress.training import run
+
+OTHERS = (".bin", ".ckpt", ".gguf", ".h5", ".npz", ".onnx", ".pb", ".pt", ".pt2", ".pth", ".tflite")
+"""Ends of names under which programs expect another format."""
 
 
 def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = None, *, bundle: bool = False) -> int:
@@ -26,8 +30,10 @@ def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = 
         The size of the file in bytes.
 
     Raises:
-        SubcompressError: The folder is no finished run, the subspace was not rounded, or the file cannot be written.
+        SubcompressError: The folder is no finished run, the subspace was not rounded, the name is of another format, or
+            the file cannot be written.
     """
+    _check_name(Path(path), source)
     if isinstance(source, Subspace):
         data, folder = format.to_bytes(source.record(facts)), None
     else:
@@ -38,3 +44,15 @@ def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = 
     else:
         write_bytes(path, data)
     return len(data)
+
+
+def _check_name(path: Path, source: str | Path | Subspace) -> None:
+    """Raise SubcompressError for a name that promises another format."""
+    if path.suffix.lower() not in OTHERS:
+        return
+    name = path.with_suffix(".safetensors")
+    folder = "RUN" if isinstance(source, Subspace) else source
+    then = f", then subcompress unpack {name} -o {path}" if path.suffix == ".onnx" else ""
+    raise SubcompressError(
+        f"pack writes a .safetensors file; got the name {path}: give subcompress pack {folder} -o {name}{then}"
+    )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from subcompress.errors import SubcompressError, one_line
+from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.training import run, schemas
 from subcompress.training.workers import is_alive, workers
 
@@ -21,7 +21,7 @@ class RunState:
     Attributes:
         folder: The folder.
         state: finished, running, interrupted or damaged.
-        goal: What was asked for, such as `d = 300`.
+        goal: What was asked for, such as `d = 300` or `accuracy >= 0.9`.
         trainings: Trainings that have ended.
         best: The best metric on the validation split so far; None before any.
         bytes: The size of the file of a finished run, else of the best training's.
@@ -102,7 +102,7 @@ def _read(folder: Path) -> RunState:
     return RunState(
         str(folder),
         "finished" if summary is not None else "running" if busy else "interrupted",
-        _goal(command.get("goal", {})),
+        _goal(command.get("goal", {}), str(command.get("recipe", {}).get("metric", "metric")), smaller_is_better),
         len(ended),
         fit["validation"] if fit else best and best["value"],
         (fit["bytes"] if fit else best and best["bytes"]) or None,
@@ -111,9 +111,14 @@ def _read(folder: Path) -> RunState:
     )
 
 
-def _goal(goal: dict[str, Any]) -> str:
+def _goal(goal: dict[str, Any], metric: str, smaller_is_better: bool) -> str:
     """The goal in a few words."""
-    words = {"d": "d = {:g}", "target": "metric {:g}", "max_drop": "{:g} below direct", "bytes": "{:g} bytes"}
+    words = {
+        "d": "d = {:.0f}",
+        "target": f"{shown(metric).replace('{', '(').replace('}', ')')} {'<=' if smaller_is_better else '>='} {{:g}}",
+        "max_drop": "at most {:g} below direct training",
+        "bytes": "at most {:.0f} bytes",
+    }
     found = [text.format(goal[name]) for name, text in words.items() if goal.get(name) is not None]
     return ", ".join(found) or ("d = " + ", ".join(map(str, goal["ds"])) if goal.get("ds") else "")
 

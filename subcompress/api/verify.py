@@ -99,7 +99,7 @@ def verify(
     if data is None or not found.ok:
         return found
     if module is None:
-        raise SubcompressError("the metric is measured on a graph, traced from the network: give it with --model")
+        raise SubcompressError("the metric is measured on a graph, traced from the network: give it (--model)")
     on = choose_graph_device(device)
     if say is not None:
         say(on.line)

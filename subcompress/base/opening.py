@@ -127,7 +127,7 @@ def weights_file(path: Path) -> Path:
             if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", str(path))
             else ""
         )
-        raise SubcompressError(f"a base is a file, a folder or {HUB}ORG/NAME; {path} is not there{hint}")
+        raise SubcompressError(f"--base: no such file or folder: {path}{hint}")
     return path
 
 

@@ -121,7 +121,9 @@ def load(folder: Path | None) -> Data:
     The files lie in `folder`, or in its `cifar-10-batches-bin` (binary), `cifar10` or `package` (PNG, by Pillow).
     """
     if folder is None:
-        raise SubcompressError(f"--data cifar10 needs --data-dir DIR, a folder with CIFAR-10: {_WHERE}")
+        raise SubcompressError(
+            f"--data cifar10 needs a folder (--data-dir, or folder= in Python) with CIFAR-10: {_WHERE}"
+        )
     batches = _batches(folder)
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     sizes = (5 * RECORDS - VALIDATION, VALIDATION, RECORDS)

@@ -46,7 +46,7 @@ def _idx(folder: Path, stem: str, ndim: int) -> torch.Tensor:
 def load(folder: Path | None) -> Data:
     """55,000 training images, the last 5,000 of the training file for validation, 10,000 test images."""
     if folder is None:
-        raise SubcompressError(f"--data mnist needs --data-dir DIR, a folder with MNIST: {_WHERE}")
+        raise SubcompressError(f"--data mnist needs a folder (--data-dir, or folder= in Python) with MNIST: {_WHERE}")
     splits = []
     for part in ("train", "t10k"):
         x, y = _idx(folder, f"{part}-images-idx3-ubyte", 3), _idx(folder, f"{part}-labels-idx1-ubyte", 1)

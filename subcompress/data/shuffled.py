@@ -41,8 +41,8 @@ def _in_memory(data: Data) -> tuple[Split, Split, Split]:
 def shuffle_pixels(data: Data, seed: int = 0) -> Data:
     """Every example's values (channels too) in another order, one order for all examples of all splits.
 
-    A fully connected network learns as well as before; a convolutional one loses the neighbourhoods it lives on. The
-    facts stay as they were: a receiver normalises an input by them first, then orders its values by the same seed.
+    A fully connected network learns as well as before; a convolutional one loses the neighborhoods it lives on. The
+    facts stay as they were: a receiver normalizes an input by them first, then orders its values by the same seed.
     """
     splits = _in_memory(data)
     shapes = {tuple(split.x.shape[1:]) for split in splits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from subcompress.remote import Reference, download
 from subcompress.support.files import MAX_FILE_BYTES, read_bytes, write_bytes
 
 FORMAT_VERSION = payload.VERSION
+
+RUN = "run.json"
+"""The file by which a folder is known for a finished run."""
 
 
 def to_bytes(record: Record) -> bytes:
@@ -57,6 +61,9 @@ def file_bytes(path: str | Path) -> bytes:
     """Return the bytes of a packed file at a path or in `hub:ORG/NAME[@REV]`. Raises SubcompressError."""
     if isinstance(path, str) and path.startswith(HUB):
         path = download(Reference.of(path)).path
+    if os.path.isdir(path):
+        then = f"make one with subcompress pack {path} -o FILE" if os.path.isfile(Path(path) / RUN) else "name the file"
+        raise SubcompressError(f"a packed file is needed; {path} is a folder: {then}")
     return read_bytes(path, MAX_FILE_BYTES)
 
 

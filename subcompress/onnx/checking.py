@@ -55,7 +55,7 @@ def accuracy_of_graph(data: bytes, split: InMemory, device: str = "cpu") -> floa
 
 def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, Tensor] | None = None) -> None:
     """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
-    axes that vary. weights: of a graph that is given them from outside, as inputs or as initialisers."""
+    axes that vary. weights: of a graph that is given them from outside, as inputs or as initializers."""
     values = ort_values({name: array_of(t.detach()) for name, t in (weights or {}).items()})
     options = _options()
     try:

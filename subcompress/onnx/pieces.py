@@ -109,7 +109,7 @@ class Pieces:
     def _ramp(self, form: Ramp, length: int, wide: bool) -> str:
         n = self.nodes
         k = n("Cast", n("Range", 0, length, 1), to=TensorProto.DOUBLE)
-        # A constant zero would be optimised away, and -0.0 would stay where it becomes +0.0.
+        # A constant zero would be optimized away, and -0.0 would stay where it becomes +0.0.
         first = np.float64(form.first) if form.first or np.signbit(form.first) else n("Cast", 0, to=TensorProto.DOUBLE)
         value = n("Add", n("Mul", k, np.float64(form.step)), first)
         if not wide:

@@ -24,7 +24,7 @@ BFLOAT16 = 16
 @dataclass(frozen=True)
 class How:
     """How a session runs. threads: of one run, as many as cores for 0; spin: whether they wait for work at full speed;
-    arena: whether it keeps the memory of its largest run; folder: of files that initialisers lie in; stream: of CUDA,
+    arena: whether it keeps the memory of its largest run; folder: of files that initializers lie in; stream: of CUDA,
     the one that weights are written on; tf32: whether products on CUDA may round their inputs to 10 bits."""
 
     threads: int = 0
@@ -41,7 +41,7 @@ PLAIN = How()
 def open_graph(
     model: Path | bytes, device: str = "cpu", weights: Mapping[str, np.ndarray] | None = None, how: How = PLAIN
 ) -> Any:
-    """An InferenceSession on that device, and on no other. weights: values of external initialisers.
+    """An InferenceSession on that device, and on no other. weights: values of external initializers.
 
     Raises SubcompressError where ONNX Runtime does not open the graph, or not there.
     """

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from subcompress.onnx.nodes import Nodes, short_names
 from subcompress.onnx.tracing import OPSET, graphs_within, quiet
 
-SPELT_OUT = {"pads": 0, "strides": 1, "dilations": 1}
+SPELLED_OUT = {"pads": 0, "strides": 1, "dilations": 1}
 """Attributes that the specification lets a node leave out when all their numbers are these."""
 
 
@@ -22,7 +22,7 @@ WORTH = 16
 def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
     """The model with what depends on neither inputs nor weights computed: shapes, casts, constants.
 
-    weights: initialisers, which become inputs, so that nothing that depends on them is.
+    weights: initializers, which become inputs, so that nothing that depends on them is.
     """
     kept = [i for i in model.graph.initializer if i.name in weights]
     opened = onnx.ModelProto()
@@ -107,8 +107,8 @@ def every_name(graph: onnx.GraphProto) -> set[str]:
 def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
     """Return whether the attribute has its default value, so that the node means the same without it."""
     value = helper.get_attribute_value(attribute)
-    if attribute.name in SPELT_OUT and not node.domain:
-        return set(value) == {SPELT_OUT[attribute.name]}
+    if attribute.name in SPELLED_OUT and not node.domain:
+        return set(value) == {SPELLED_OUT[attribute.name]}
     if attribute.name == "kernel_shape" and node.op_type in ("Conv", "ConvTranspose"):
         return True  # it is that of the weights
     if node.domain:

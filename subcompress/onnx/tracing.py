@@ -41,7 +41,7 @@ OLDEST_RUNTIME = "1.15"
 
 
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    """The graph of a module, its weights as initialisers, with a dynamic batch axis, and dynamic ones where the facts
+    """The graph of a module, its weights as initializers, with a dynamic batch axis, and dynamic ones where the facts
     have a size of 0: `input` and `output`, or, where there are several, the inputs by their names (`input_0`, ...
     without) and `output_0`, ...; of a dictionary its entries by their keys; of a network of transformers its `logits`
     or its `last_hidden_state`.
@@ -206,7 +206,7 @@ def _trace(module: nn.Module, facts: Facts) -> onnx.ModelProto:
                 args,
                 kwargs=kwargs,
                 dynamo=True,
-                optimize=False,  # keeps the state dict's names on the initialisers
+                optimize=False,  # keeps the state dict's names on the initializers
                 input_names=list(example_inputs(facts)),
                 output_names=list(outputs),
                 dynamic_shapes=shapes,

@@ -2,7 +2,7 @@
 
 The graph spells out docs/FORMAT.md, sections 8 to 10, in operators that ONNX Runtime folds to constants when a
 session starts. Folding runs node by node on one thread and keeps every intermediate value for a while, so few nodes
-touch values as large as the weights; small groups are spelt with the fewest nodes instead.
+touch values as large as the weights; small groups are spelled with the fewest nodes instead.
 
 Integers stay below 2^63, unsigned ones below 2^64, so nothing depends on how a runtime overflows. Matrix products of
 float32 values are of integers whose sums stay below 2^16: exact in any order.
@@ -32,7 +32,7 @@ LARGE = 1 << 20
 MOST = 1 << 28
 """Values of a group at most: ONNX Runtime since 1.26 folds nothing above 1 GiB."""
 
-SPELT = HadamardBlocks.name, ScatteredBlocks.name
+SPELLED = HadamardBlocks.name, ScatteredBlocks.name
 """Operators whose columns this module spells."""
 
 PACKING = 150
@@ -112,9 +112,9 @@ def _staged(nodes: Nodes, parts: list[Part]) -> list[str]:
 
 def _spellable(group: Group) -> HadamardBlocks:
     op = group.operator
-    if not isinstance(op, HadamardBlocks) or op.name not in SPELT:
+    if not isinstance(op, HadamardBlocks) or op.name not in SPELLED:
         raise SubcompressError(
-            f"graphs unfold the operators {' and '.join(SPELT)}; this file holds {op.name}: leave unfolding out"
+            f"graphs unfold the operators {' and '.join(SPELLED)}; this file holds {op.name}: leave unfolding out"
         )
     if op.padded > MOST:
         raise SubcompressError(
@@ -168,7 +168,7 @@ def _philox_round(
 
 @dataclass
 class Walsh:
-    """Hadamard matrices with columns in order of sequency, each spelt once."""
+    """Hadamard matrices with columns in order of sequency, each spelled once."""
 
     nodes: Nodes
     _known: dict[int, tuple[str, str, str]] = field(default_factory=dict)
@@ -370,7 +370,7 @@ class Part:
         return str(n("Sub", n("Cast", n("Reshape", apart, [-1]), to=TensorProto.FLOAT), np.float32(1 << bits - 1)))
 
     def _zero(self) -> str:
-        """+0.0 that is computed: added to -0.0 it gives +0.0, where a constant zero would be optimised away."""
+        """+0.0 that is computed: added to -0.0 it gives +0.0, where a constant zero would be optimized away."""
         return str(self.nodes("Cast", 0, to=TensorProto.FLOAT))
 
     def _corner(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class WeightlessGraph:
 
 
 def trace_weightless(module: nn.Module, facts: Facts, inputs: Collection[str] = ()) -> WeightlessGraph:
-    """inputs: names of tensors that become inputs of the graph; of the others, what it reads become initialisers whose
+    """inputs: names of tensors that become inputs of the graph; of the others, what it reads become initializers whose
     data lie elsewhere. What it holds under other names stays inside.
 
     Raises SubcompressError where torch cannot export the module.

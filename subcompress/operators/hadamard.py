@@ -4,7 +4,7 @@
 
 H_m is the m x m Hadamard matrix (Sylvester's, +-1); s_b holds random signs, one a slot; E places the slots in columns
 of low sequency; c_b is K frozen constants A and then the coordinates. Relatives: Fastfood (Le, Sarlos, Smola 2013,
-arXiv:1408.3060) as used by Li et al. 2018, and the subsampled randomised Hadamard transform (Ailon, Chazelle 2006).
+arXiv:1408.3060) as used by Li et al. 2018, and the subsampled randomized Hadamard transform (Ailon, Chazelle 2006).
 P costs O(D log m) additions (NumPy here, and `kernels`) or O(D sqrt m) in two matrix products (torch here),
 P^T the same; memory is O(m), for torch O(D) for the signs, and never O(D d).
 """

@@ -73,11 +73,11 @@ class Bench:
         known = {owner for name, owner in owners.items() if name in base}
         return [owner for owner in dict.fromkeys(owners.values()) if owner and owner not in known]
 
-    def _train(self, trainee: Trainee, title: str, lr: float, quantise: Callable[[], None] | None = None) -> float:
+    def _train(self, trainee: Trainee, title: str, lr: float, quantize: Callable[[], None] | None = None) -> float:
         recipe, began = replace(self.recipe, lr=lr, rate=0.0, optimiser="adam"), time.perf_counter()
         self.listener.run(title, recipe.epochs)
         try:
-            train(trainee, self.data, self.task, recipe, quantise=quantise, listener=self.listener, note=title)
+            train(trainee, self.data, self.task, recipe, quantize=quantize, listener=self.listener, note=title)
         except DeadRunError as e:
             raise SkippedError(f"its training died: {e}") from e
         trainee.eval()
@@ -110,7 +110,7 @@ class Bench:
         plan = make_plan(self.model, d, seed=self.recipe.seed)
         subspace = Subspace(copied(self.model, "cpu"), plan, own=True)
         seconds = self._train(subspace, title, plan.lr)
-        with torch.no_grad(), subspace.materialised() as module:
+        with torch.no_grad(), subspace.materialized() as module:
             state = {name: t.detach().clone() for name, t in module.state_dict().items()}
         return state, subspace.z.detach().clone(), seconds
 

@@ -29,7 +29,7 @@ def int4(bench: Bench) -> list[Row]:
 
 
 def _round(model: Any) -> None:
-    """Replace every float32 initialiser of two axes or more of an onnx.ModelProto."""
+    """Replace every float32 initializer of two axes or more of an onnx.ModelProto."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph, nodes = model.graph, []

@@ -1,4 +1,4 @@
-"""Eight-bit quantisation after training, by ONNX Runtime's own tool."""
+"""Eight-bit quantization after training, by ONNX Runtime's own tool."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def int8(bench: Bench) -> list[Row]:
     if not isinstance(train, InMemory):
         raise SkippedError("calibration takes a training split in memory")
     graph, began = bench.graph(module), time.perf_counter()
-    data = _quantised(graph, train)
+    data = _quantized(graph, train)
     took = time.perf_counter() - began
     size = bench.write("int8.onnx", data)
     return [Row("ONNX Runtime int8", size, bench.value_of_graph(data), seconds + took, "static, a scale a channel")]
 
 
-def _quantised(graph: bytes, train: InMemory) -> bytes:
+def _quantized(graph: bytes, train: InMemory) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -14,7 +14,7 @@ from subcompress.errors import one_line
 from subcompress.peers.bench import Bench, Row, SkippedError, fails, joined
 
 QP = -20
-"""Its quantisation parameter: coarser towards zero."""
+"""Its quantization parameter: coarser towards zero."""
 
 
 def nncodec(bench: Bench) -> list[Row]:

@@ -330,8 +330,8 @@ def _translate(e: Exception, ref: Reference, token: str | bool | None) -> Subcom
         )
     if of(errors.RepositoryNotFoundError):
         return MissingError(
-            f"there is no {ref} that you may see: it was deleted or moved, its name is misspelt, or it is private and "
-            "you are not logged in (`hf auth login`)"
+            f"there is no {ref} that you may see: it was deleted or moved, its name is misspelled, or it is private "
+            "and you are not logged in (`hf auth login`)"
         )
     if (answer := of(errors.HfHubHTTPError)) is not None:
         return _translate_status(answer, ref, token)

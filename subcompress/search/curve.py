@@ -81,17 +81,17 @@ class Curve:
     def crossing(self) -> tuple[float, float]:
         """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
         the seeds."""
-        (a, b, _), covariance, centre = self._line()
+        (a, b, _), covariance, center = self._line()
         at = (self.log_error(self.target) - a) / b
         row = np.array([1.0, at, 0.0])
         variance = float(row @ covariance @ row) + self.noise() ** 2 / self.seeds
-        d = math.exp(min(max(at + centre, 0.0), math.log(self.D)))
+        d = math.exp(min(max(at + center, 0.0), math.log(self.D)))
         return d, math.sqrt(variance) / -b
 
     def expected(self, d: int, short: bool = False) -> float:
         """The metric on the line at d. short: of a short training."""
-        (a, b, gain), _, centre = self._line()
-        return self._metric(float(a + b * (math.log(d) - centre) + gain * short))
+        (a, b, gain), _, center = self._line()
+        return self._metric(float(a + b * (math.log(d) - center) + gain * short))
 
     @property
     def slope(self) -> float:
@@ -106,17 +106,17 @@ class Curve:
         far = (y - self.gain * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
         doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in self.probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
-        centre = float(np.average(x, weights=1 / noise**2))
+        center = float(np.average(x, weights=1 / noise**2))
         if self.baseline is not None:
             x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
             noise, short = np.append(noise, ANCHOR_NOISE), np.append(short, 0.0)
-        A = np.stack([1 / noise, (x - centre) / noise, short / noise], 1)
+        A = np.stack([1 / noise, (x - center) / noise, short / noise], 1)
         prior = [[0.0, 1 / SLOPE_ERROR, 0.0], [0.0, 0.0, 1 / GAIN_ERROR]]
         A = np.concatenate([A, prior])
         wanted = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR, self.gain / GAIN_ERROR]])
         solution, *_ = np.linalg.lstsq(A, wanted, rcond=None)
         solution[1] = min(solution[1], -0.15)
-        return solution, np.linalg.inv(A.T @ A), centre
+        return solution, np.linalg.inv(A.T @ A), center
 
     def log_error(self, value: float) -> float:
         """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""

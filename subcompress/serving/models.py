@@ -17,9 +17,9 @@ from typing import Any
 
 from subcompress.errors import SubcompressError, memory_ran_out, one_line
 from subcompress.onnx.runtime import give_back
-from subcompress.serving import catalogue
+from subcompress.serving import catalog
 from subcompress.serving.batching import Batches
-from subcompress.serving.catalogue import GRAPH, Content, FoundFile
+from subcompress.serving.catalog import GRAPH, Content, FoundFile
 from subcompress.serving.engines import FIXED, Engine
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError, shown
@@ -157,7 +157,7 @@ class Models:
         again: the name of a model to read and trace even if that failed before.
         """
         async with self._lock:
-            found, wrong = await self._in_loader(catalogue.find_models, self.sources, self._listed)
+            found, wrong = await self._in_loader(catalog.find_models, self.sources, self._listed)
             for reason in wrong:
                 if reason not in self._source_errors:
                     self._log(reason)
@@ -476,7 +476,7 @@ def _read_all(found: Sequence[FoundFile]) -> list[Content | SubcompressError]:
     contents: list[Content | SubcompressError] = []
     for f in found:
         try:
-            contents.append(catalogue.read_content(f))
+            contents.append(catalog.read_content(f))
         except SubcompressError as e:
             contents.append(e)
         except Exception as e:  # one file takes none of the others along, whatever is in it

@@ -19,7 +19,7 @@ import uvicorn
 
 from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving import catalogue
+from subcompress.serving import catalog
 from subcompress.serving.addresses import is_loopback, parse_origins
 from subcompress.serving.app import Limits, Server
 from subcompress.serving.connections import Connection
@@ -92,7 +92,7 @@ def serve(
     the most bytes of rebuilt models; most: the most examples in a run; origins: pages that may use the server,
     SCHEME://HOST[:PORT]; ready: called once requests are answered. Raises SubcompressError if nothing can be served.
     """
-    catalogue.require_all(sources)
+    catalog.require_all(sources)
     pages = parse_origins(origins)
     for base in bases:
         if not base.startswith(HUB):

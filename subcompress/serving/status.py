@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from subcompress import __version__
-from subcompress.serving.catalogue import GRAPH
+from subcompress.serving.catalog import GRAPH
 from subcompress.serving.engines import ports
 from subcompress.serving.metrics import Metrics, percentile, uptime
 from subcompress.serving.models import Model, Models, now, resident_bytes

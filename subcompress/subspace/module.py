@@ -2,8 +2,8 @@
 
 moves = subcompress.measure_moves(make_net, loader, loss)   # how far each tensor moves: guessed without
 sub = subcompress.Subspace.of(make_net, d=300, moves=moves)
-optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
-...                                   # sub(x) in place of net(x); sub.materialised() for methods of net
+optimizer = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
+...                                   # sub(x) in place of net(x); sub.materialized() for methods of net
 sub.round(bits=4)                     # half-way
 ...
 subcompress.pack(sub, "net.safetensors")
@@ -37,10 +37,10 @@ from subcompress.tensors.layout import is_storable
 class Subspace(Coordinates):
     """A module whose only parameter is z, of shape (d,): its weights are start + scale * (P z).
 
-    It wraps a copy of a network, for a training loop of your own. Call it as the network is called; `materialised`
+    It wraps a copy of a network, for a training loop of your own. Call it as the network is called; `materialized`
     gives the network itself. Buffers and modes stay the network's own. `z` starts at zero, where the weights are at
     their starts, or at random values if d = D. If layers are checkpointed (torch.utils.checkpoint), call `backward` on
-    what the subspace returned, or inside the block of `materialised`.
+    what the subspace returned, or inside the block of `materialized`.
     """
 
     def __init__(self, module: nn.Module, plan: Plan, *, own: bool = False) -> None:
@@ -127,12 +127,15 @@ class Subspace(Coordinates):
         return self
 
     @contextmanager
-    def materialised(self) -> Iterator[nn.Module]:
+    def materialized(self) -> Iterator[nn.Module]:
         """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
         losses that use more of it than `forward`. Call `backward` inside or outside; inside, where layers are
         checkpointed. Raises SubcompressError where the block gives the module other parameters."""
         with self.holding(self.weights()) as module:
             yield module
+
+    materialised = materialized
+    """The former name."""
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
@@ -189,7 +192,7 @@ class Subspace(Coordinates):
 
     def record(self, facts: Facts | None = None, test_accuracy: float | None = None) -> Record:
         """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer, running
-        statistics quantised, with the digest of the weights it rebuilds.
+        statistics quantized, with the digest of the weights it rebuilds.
 
         Raises SubcompressError before `round`, and for an operator that is not exact.
         """

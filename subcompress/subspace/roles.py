@@ -17,7 +17,7 @@ MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
-    """Parameter -> its role. norms: weights and biases of normalisation layers; biases: all others; embeddings: tables;
+    """Parameter -> its role. norms: weights and biases of normalization layers; biases: all others; embeddings: tables;
     heads: what the last layer with weights holds; matrices: the rest. A tied parameter has the role of its first
     name."""
     found: dict[str, str] = {}
@@ -38,7 +38,7 @@ def roles_of(module: nn.Module) -> dict[str, str]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it normalises: torch's layers, and others that are called so."""
+    """Whether it normalizes: torch's layers, and others that are called so."""
     return isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__.lower().endswith("norm")
 
 
@@ -64,7 +64,7 @@ def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
 
 
 def looks_trained(module: nn.Module) -> bool:
-    """Whether a network's weights are none that an initialiser gives: norms that moved, or large matrices, most of
+    """Whether a network's weights are none that an initializer gives: norms that moved, or large matrices, most of
     which have rows of lengths that differ by far more than independent values would."""
     telling = untelling = 0
     for child in module.modules():

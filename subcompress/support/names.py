@@ -33,8 +33,8 @@ LOSSES = ("cross-entropy", "mse", "l1", "bce", "next-token", "per-token")
 # subcompress.training.tasks.METRICS
 METRICS = ("accuracy", "binary-accuracy", "mse", "l1", "loss", "perplexity", "token-accuracy", "exact-match")
 
-# subcompress.training.optimizers.OPTIMISERS
-OPTIMISERS = ("adam", "eigen")
+# subcompress.training.optimizers.OPTIMIZERS
+OPTIMIZERS = ("adam", "eigen")
 
 # subcompress.peers.PEERS
 PEERS = ("ours", "float-subspace", "tiny", "dense", "int8", "int4", "lora", "unilora", "vera", "nncodec")

@@ -5,7 +5,7 @@ intrinsic dimension is the first d at which training in a random d-dimensional s
 what training all D weights reaches. Nothing here trains.
 
 The crossing is the first one of the curve of means, as the paper reads it off, and not the last: a larger subspace can
-hold whatever a smaller one does, so a mean that falls again is noise or the optimiser's, not the landscape's. The note
+hold whatever a smaller one does, so a mean that falls again is noise or the optimizer's, not the landscape's. The note
 names the d's where it does. Noise can only make a first crossing earlier, so a ragged curve wants more repeats, not a
 smoother.
 """
@@ -94,9 +94,9 @@ class Threshold:
 
 
 def of_baseline(baseline: Sequence[float], fraction: float = FRACTION, minimise: bool = False) -> Threshold:
-    """`fraction` of the baseline's mean, as in the paper; for a metric to be minimised, the mean over `fraction`.
+    """`fraction` of the baseline's mean, as in the paper; for a metric to be minimized, the mean over `fraction`.
 
-    The paper defines the share only for metrics to be maximised. Dividing is its counterpart for errors and losses: a
+    The paper defines the share only for metrics to be maximized. Dividing is its counterpart for errors and losses: a
     solution may be 1 / 0.9 times as bad. 0.9 of an accuracy and 1 / 0.9 of its error are different thresholds.
     Raises SubcompressError for a baseline that is not positive, where neither means anything, and for a fraction
     outside (0, 1].

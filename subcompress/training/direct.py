@@ -19,7 +19,7 @@ class Direct:
         self.module = module
 
     @contextmanager
-    def materialised(self) -> Iterator[nn.Module]:
+    def materialized(self) -> Iterator[nn.Module]:
         """The network itself."""
         yield self.module
 

@@ -448,7 +448,7 @@ class Fitter:
         else:
             subspace, _ = self._train(plan, recipe, key, None, "again, for the test split")
             subspace.eval()
-            with torch.no_grad(), subspace.materialised() as module:
+            with torch.no_grad(), subspace.materialized() as module:
                 test = evaluate(module, self.data.test, self.task)
         result = Fit(
             self._run.path,
@@ -526,7 +526,7 @@ class Fitter:
             self.data,
             self.task,
             recipe,
-            quantise=(lambda: subspace.round(s.bits)) if s.rounded else None,
+            quantize=(lambda: subspace.round(s.bits)) if s.rounded else None,
             listener=self.listener,
             note=note,
             checkpoint=checkpoint,
@@ -549,7 +549,7 @@ class Fitter:
         if record is not None:
             return evaluate(self._rebuilt(record), self.data.validation, self.task)
         subspace.eval()
-        with torch.no_grad(), subspace.materialised() as module:
+        with torch.no_grad(), subspace.materialized() as module:
             return evaluate(module, self.data.validation, self.task)
 
     def _rebuilt(self, record: Record) -> nn.Module:

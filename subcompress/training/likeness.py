@@ -51,7 +51,7 @@ def outputs_of(model: nn.Module, plan: Plan, data: Data) -> Outputs | None:
 
 def _once(subspace: Subspace, data: Data) -> Outputs:
     x, _ = next(batches(data.validation, EXAMPLES, order=torch.arange(min(EXAMPLES, size(data.validation))), seed=0))
-    with torch.random.fork_rng(devices=[]), subspace.materialised() as module:
+    with torch.random.fork_rng(devices=[]), subspace.materialized() as module:
         seed_everything(0, 0)
         found = call(module, x)
     return [_kept(t) for t in tensors_in(found) if t.is_floating_point() or t.is_complex()]

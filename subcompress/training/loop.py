@@ -24,7 +24,7 @@ from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listener import Listener, Progress, StepProgress
 from subcompress.training.direct import Direct
 from subcompress.training.judging import WINDOW, DeadRunError, Judge
-from subcompress.training.optimizers import OPTIMISERS, scheduled, state_like
+from subcompress.training.optimizers import OPTIMIZERS, scheduled, state_like
 from subcompress.training.pressure import Pressure
 from subcompress.training.sharding import Shards, Step
 from subcompress.training.tasks import Task, evaluate
@@ -52,7 +52,7 @@ class Outcome:
 class Trainee(Protocol):
     """What is trained: a Subspace, or a network in all of its weights (`Direct`)."""
 
-    def materialised(self) -> Any: ...
+    def materialized(self) -> Any: ...
     def coded_bits(self) -> Tensor | None: ...
     def moving(self) -> dict[str, Tensor]: ...
     def settings(self) -> dict[str, Any]: ...
@@ -87,7 +87,7 @@ def train(
     task: Task,
     recipe: TrainOptions,
     *,
-    quantise: Callable[[], None] | None = None,
+    quantize: Callable[[], None] | None = None,
     listener: Listener | None = None,
     note: str = "",
     checkpoint: Checkpoint | None = None,
@@ -97,7 +97,7 @@ def train(
 ) -> Outcome:
     """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
-    The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantise` is
+    The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantize` is
     called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
     run. `pressure` prices the coordinates that a file has no room for. `shards`: who runs the parts of each batch; by
     default this process. Raises DeadRunError early for a run whose loss is not finite or not below guessing,
@@ -106,7 +106,7 @@ def train(
     began, shards = time.perf_counter(), shards or Shards(recipe.shards)
     try:
         run = _Run(trainee, data, task, recipe, listener or Listener(), note, pressure, shards)
-        return run.run(quantise, checkpoint, hopeless)
+        return run.run(quantize, checkpoint, hopeless)
     except DeadRunError as e:
         e.seconds = time.perf_counter() - began
         raise
@@ -132,8 +132,8 @@ class _Run:
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.total(size(data.train))
         self.begin_rounding = int(self.total * recipe.quantise_after)
-        self.optimiser = OPTIMISERS[recipe.optimiser](self.parameters, recipe.lr)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, recipe.lr, total_steps=max(self.total, 2))
+        self.optimizer = OPTIMIZERS[recipe.optimiser](self.parameters, recipe.lr)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.lr, total_steps=max(self.total, 2))
         self.judge = Judge(task.guess(data.train), self.total)
         self.curve: list[float] = []
         self.step, self.before = 0, 0.0
@@ -148,7 +148,7 @@ class _Run:
 
     def run(
         self,
-        quantise: Callable[[], None] | None,
+        quantize: Callable[[], None] | None,
         checkpoint: Checkpoint | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
     ) -> Outcome:
@@ -156,7 +156,7 @@ class _Run:
         self.began = self.told = self.saved = began
         if checkpoint is not None and (held := self._held(checkpoint)) is not None:
             try:
-                self._restore(*held, rounds=quantise is not None)
+                self._restore(*held, rounds=quantize is not None)
             except SubcompressError as e:
                 where = getattr(checkpoint, "path", "the checkpoint")
                 raise SubcompressError(f"{where}: {e}: remove it to begin this training anew") from e
@@ -165,7 +165,7 @@ class _Run:
             shuffled = torch.randperm(size(self.data.train), generator=order)
             if epoch <= len(self.curve):
                 continue
-            self._epoch(epoch, shuffled, quantise)
+            self._epoch(epoch, shuffled, quantize)
             seconds, self.told = self._seconds(), time.perf_counter()
             loss = self.judge.mean()
             self.listener.epoch(
@@ -199,7 +199,7 @@ class _Run:
         silent = 0 if self.heard is None else int((~self.heard).sum())
         return Outcome(self.curve[-1], tuple(self.curve), seconds, stopped, silent)
 
-    def _epoch(self, epoch: int, shuffled: Tensor, quantise: Callable[[], None] | None) -> None:
+    def _epoch(self, epoch: int, shuffled: Tensor, quantize: Callable[[], None] | None) -> None:
         drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
         if self.pressure is not None:
@@ -209,8 +209,8 @@ class _Run:
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for parts in self._parts(used, drawn):
-                if quantise is not None and self.step == self.begin_rounding:
-                    quantise()
+                if quantize is not None and self.step == self.begin_rounding:
+                    quantize()
                     if self.pressure is not None:
                         self.pressure.look()
                 self._step(parts, drawn)
@@ -222,7 +222,7 @@ class _Run:
             raise
 
     def _evaluated(self) -> float:
-        with self.trainee.materialised() as module:
+        with self.trainee.materialized() as module:
             return evaluate(module, self.data.validation, self.task)
 
     def _check_seen(self) -> None:
@@ -255,7 +255,7 @@ class _Run:
             self._say_sharing(self.sharded)
         if self.heard is not None and (g := self.parameters[0].grad) is not None:
             self.heard.logical_or_(g)
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step()
         self.step += 1
         self.judge.see(loss.detach(), self.step)
@@ -265,11 +265,11 @@ class _Run:
         if self.data.augment is not None:
             batch = (self._augmented(batch[0], drawn), batch[1])
         self.seen = [batch] if self.sharded is None else [*self.seen, batch]
-        with self.trainee.materialised() as module:
+        with self.trainee.materialized() as module:
             with self.recipe.autocast(self.device):
                 loss = self.task.loss_of(module, batch)
             self._check_first(loss, batch)
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             # While the module holds the weights: checkpointed layers run once more in here.
             if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
                 (self._priced(loss) if self.sharded is None else loss).backward()
@@ -328,11 +328,11 @@ class _Run:
         """All that the rest of the run depends on."""
         tensors = {f"module.{name}": t for name, t in self.trainee.moving().items()}
         for i, p in enumerate(self.parameters):
-            for name, value in self.optimiser.state[p].items():
+            for name, value in self.optimizer.state[p].items():
                 tensors[f"optimiser.{i}.{name}"] = value
         if self.heard is not None:
             tensors["heard"] = self.heard
-        group = self.optimiser.param_groups[0]
+        group = self.optimizer.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
             "curve": list(self.curve),
@@ -368,7 +368,7 @@ class _Run:
         counts = [float(t) for name, t in tensors.items() if name.startswith("optimiser.") and name.endswith(".step")]
         self.schedule.last_epoch = min(step, self.schedule.total_steps)
         lr = scheduled(self.schedule)
-        beta, other = self.optimiser.param_groups[0]["betas"]
+        beta, other = self.optimizer.param_groups[0]["betas"]
         rules = [
             (1 <= epochs <= self.recipe.epochs, f"curve: expected 1 to {self.recipe.epochs} values, got {epochs}"),
             (step == epochs * self.steps_per_epoch, f"step: expected {epochs * self.steps_per_epoch}, got {step}"),
@@ -396,12 +396,12 @@ class _Run:
         for name, t in tensors.items():
             if name.startswith("optimiser."):
                 _, i, key = name.split(".")
-                fused = self.optimiser.defaults.get("fused", True)
-                self.optimiser.state[self.parameters[int(i)]][key] = (
+                fused = self.optimizer.defaults.get("fused", True)
+                self.optimizer.state[self.parameters[int(i)]][key] = (
                     t if key == "step" and not fused else t.to(self.device)
                 )
         self.heard = None if self.heard is None else tensors["heard"].to(self.device)
-        group = self.optimiser.param_groups[0]
+        group = self.optimizer.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]
         self.step, self.before, self.curve = meta["step"], meta["seconds"], list(meta["curve"])

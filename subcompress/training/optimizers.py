@@ -72,14 +72,14 @@ def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=lr, fused=all(p.dtype == torch.float32 for p in parameters))
 
 
-OPTIMISERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}
 
 
 def state_like(name: str, p: nn.Parameter) -> dict[str, Tensor]:
     """What an optimizer of that name keeps of a parameter once it has had a gradient: tensors of the same dtypes and
     shapes, their values aside."""
     like = nn.Parameter(torch.zeros_like(p, requires_grad=False))
-    optimiser = OPTIMISERS[name]([like], 1e-3)
+    optimiser = OPTIMIZERS[name]([like], 1e-3)
     like.grad = torch.zeros_like(like)
     optimiser.step()
     return {key: value for key, value in optimiser.state[like].items() if isinstance(value, Tensor)}
@@ -92,4 +92,4 @@ def scheduled(schedule: Any) -> float:
         return float(schedule.get_lr()[0])
 
 
-__all__ = ["OPTIMISERS", "scheduled", "state_like"]
+__all__ = ["OPTIMIZERS", "scheduled", "state_like"]

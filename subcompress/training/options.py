@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from subcompress.errors import SubcompressError
+from subcompress.errors import SubcompressError, shown
 from subcompress.support.names import AUTO
 from subcompress.support.suggestions import suggestion
 
@@ -67,7 +68,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What to reach: one of the first five, and what a search for it may cost.
+    """What to reach: give exactly one of the first five. The others say what a search for it may cost.
 
     Args:
         d: Number of coordinates: one training.
@@ -187,6 +188,13 @@ FORMER = {"minimise": "minimize", "optimiser": "optimizer", "within": "bytes"}
 RENAMED = {"base_name": "name"}
 """Keywords that are not called as the field that they stand for."""
 
+NUMBERS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "true or false"),
+}
+"""What a field of that annotation takes, NumPy's numbers included, and how a message calls it."""
+
 EXCLUSIVE = (("d", "min_accuracy", "max_drop", "target", "bytes"), ("epochs", "steps"))
 """Fields of which one is given: a keyword replaces the others of an object."""
 
@@ -235,11 +243,33 @@ def options_of(
         _changed(base, Base, "base", given),
         _changed(machine, Machine, "machine", given),
     )
+    _check_numbers(found)
     if given:
         known = [*(f.name for kind in GROUPS.values() for f in fields(kind)), *RENAMED]
         name = next(iter(given))
         raise SubcompressError(f"{caller}() has no option {name!r}{suggestion(name, known)}")
     return found
+
+
+def _check_numbers(options: Options) -> None:
+    """Raise SubcompressError for a field that takes a number, or true or false, and holds something else."""
+    for held in (options.recipe, options.goal, options.machine):
+        for field in fields(held):
+            check_number(field.name, getattr(held, field.name), str(field.type))
+
+
+def check_number(name: str, value: Any, kind: str) -> None:
+    """Raise SubcompressError unless the value is of that kind, or None where the kind has it.
+
+    name: of the option; kind: an annotation as it is written, such as `int | None`. One that is not of numbers alone
+    is not checked.
+    """
+    plain, _, optional = kind.partition(" | ")
+    if plain not in NUMBERS or optional not in ("", "None") or (value is None and optional):
+        return
+    accepted, words = NUMBERS[plain]
+    if not isinstance(value, accepted) or (plain != "bool" and isinstance(value, bool)):
+        raise SubcompressError(f"{name} must be {words}; got {shown(repr(value))}")
 
 
 def _present_names(caller: str, keywords: Mapping[str, Any]) -> dict[str, Any]:

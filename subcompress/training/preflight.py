@@ -184,20 +184,20 @@ def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOption
     """The median of some steps: the first ones, and single ones that another process held up, say little. The subspace
     is trained by next to nothing."""
     device, seconds, began = trial.z.device, list[float](), time.perf_counter()
-    optimiser = torch.optim.Adam(trial.parameters(), lr=1e-12)
+    optimizer = torch.optim.Adam(trial.parameters(), lr=1e-12)
     trial.train()
     n, most = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED
     order = torch.arange(size(data.train)).repeat(-(-most * n // size(data.train)))[: most * n]
     for batch in batches(data.train, n, device, order):
         start = time.perf_counter()
-        with trial.materialised() as module:
+        with trial.materialized() as module:
             with recipe.autocast(device):
                 loss = task.loss_of(module, batch)
             if not loss.requires_grad:
                 break  # training says what is wrong with it
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-        optimiser.step()
+        optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Run:
         self.path, self.command, self.worker = path, json.loads(json.dumps(command, default=_plain)), worker
         schemas.check_command(self.command, "the options", "give others")
         self.journal: dict[str, Any] = {}
+        self._begun: str | None = None
         self._read_at: tuple[int, ...] | None = None
 
     @property
@@ -94,8 +96,9 @@ class Run:
                     "options to go on (limits may change), another folder, or --restart to discard it"
                 )
         if others and (restart or before is not None):  # else all have just come, and the first one begins
+            how = f" with other options: {'; '.join(differences)}" if before is not None else ""
             raise SubcompressError(
-                f"another process works in {self.path} ({others[0]}): wait for it, or give another folder"
+                f"another process works in {self.path} ({others[0]}){how}: wait for it, or give another folder"
             )
         if before is not None and (self.path / SUMMARY).exists():
             self.worker.log(
@@ -103,6 +106,7 @@ class Run:
             )
         for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINTS, OLD_CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
             _remove(self.path / name)
+        self._begun = secrets.token_hex(8)
         self._write_command({})
         return False
 
@@ -135,11 +139,13 @@ class Run:
             earlier = [e for e in earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
             for name in (SUMMARY, RECORD, PEERS, *COMPARED):
                 _remove(self.path / name)
+        self._begun = before.get("begun")
         self._write_command({"earlier": earlier} if earlier else {})
         return bool(self.journal) or self._checkpointed() or bool(others)
 
     def _write_command(self, history: dict[str, Any]) -> None:
-        write_bytes(self.path / COMMAND, _json(self.command | history))
+        begun = {} if self._begun is None else {"begun": self._begun}  # there is none in a folder of an older version
+        write_bytes(self.path / COMMAND, _json(self.command | history | begun))
 
     def _worked(self) -> bool:
         return (self.path / JOURNAL).exists() or self._checkpointed()
@@ -153,7 +159,7 @@ class Run:
         before = self._before()
         if before is None:
             raise SubcompressError(f"{self.path} was removed while the run was under way: give the command again")
-        if _differences(before, self.command):
+        if before.get("begun") != self._begun or _differences(before, self.command):
             raise SubcompressError(
                 f"another process has begun another run in {self.path} while this one was silent: give another folder"
             )
@@ -286,7 +292,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another with -o") from e
+        raise SubcompressError(f"the run folder {path} cannot be made: {e.strerror}; give another one") from e
 
 
 def packed(folder: str | Path) -> bytes:
@@ -345,7 +351,7 @@ def _plain(value: Any) -> Any:
 
 
 def _without_history(command: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if command is None else {name: value for name, value in command.items() if name != "earlier"}
+    return None if command is None else {n: value for n, value in command.items() if n not in ("earlier", "begun")}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -357,7 +363,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             found += [(group, one, other)]
             continue
         found += [(name, one.get(name), other.get(name)) for name in {**one, **other}]
-    names = {"start": "network"}
+    names = {"start": "network", "code": "code, by its digest,", "data": "data, by their digest,"}
     return [
         f"its {names.get(name, name)} was {shown(str(old))}, now {shown(str(new))}"
         for name, old, new in found

@@ -135,7 +135,8 @@ class Goal(Struct):
 
 
 class Command(Struct):
-    """command.json; earlier: limits that were in force before, in order."""
+    """command.json; earlier: limits that were in force before, in order; begun: drawn when the run began, to tell it
+    from another run of the same command."""
 
     recipe: dict[str, Any]
     network: Network
@@ -144,6 +145,7 @@ class Command(Struct):
     base: str | None = None
     limits: Limits = msgspec.field(default_factory=Limits)
     earlier: tuple[Earlier, ...] = ()
+    begun: str | None = None
 
 
 class Died(Struct):

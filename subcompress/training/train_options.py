@@ -9,7 +9,7 @@ import torch
 
 from subcompress.errors import SubcompressError
 from subcompress.support.suggestions import suggestion
-from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.schemas import MAX_LR
 
 EPOCHS = 10
@@ -22,7 +22,7 @@ PRECISIONS = ("fp32", "bf16")
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMISERS; precision:
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMIZERS; precision:
     of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
     after so many, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by
     several workers, see `subcompress.training.sharding`."""
@@ -79,10 +79,10 @@ def check_recipe(recipe: TrainOptions, examples: int) -> None:
         (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate must be at least 0", recipe.rate),
         (0 <= recipe.seed < 1 << 64, "--seed must be between 0 and 2^64 - 1", recipe.seed),
     ]
-    if recipe.optimiser not in OPTIMISERS:
+    if recipe.optimiser not in OPTIMIZERS:
         raise SubcompressError(
-            f"--optimizer must be one of {', '.join(OPTIMISERS)}; got {recipe.optimiser!r}"
-            + suggestion(recipe.optimiser, OPTIMISERS)
+            f"--optimizer must be one of {', '.join(OPTIMIZERS)}; got {recipe.optimiser!r}"
+            + suggestion(recipe.optimiser, OPTIMIZERS)
         )
     if recipe.precision not in PRECISIONS:
         raise SubcompressError(

@@ -41,6 +41,9 @@ LONG = 5.0
 POLL = 0.3
 """Seconds between two looks at the folder, for a worker that waits for another."""
 
+TRIES = 100
+"""Times that a folder is made which workers that leave remove."""
+
 MAX_BYTES = 1 << 14
 """Of a worker's file."""
 
@@ -114,11 +117,6 @@ class Worker:
 
     def _write(self) -> None:
         """Write the file of this worker. Raises SubcompressError where that cannot be."""
-        try:
-            for path in (self.folder / WORKERS, self.folder / CLAIMS):  # another one that left may have removed it
-                path.mkdir(exist_ok=True)
-        except OSError as e:
-            raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; remove it, or free the disk") from e
         _replace(self.path, json.dumps(self.about) + "\n")
 
     def says(self, status: str) -> None:
@@ -266,20 +264,20 @@ def _started(pid: int) -> str | None:
 
 def _create(path: Path, text: str) -> bool:
     """Make a file with that text, at once and unless it is there. Raises SubcompressError where it cannot be made."""
-    draft = path.with_name(f"{secrets.token_hex(6)}.draft")
     try:
-        path.parent.mkdir(exist_ok=True)
-        draft.write_text(text)
+        draft = _draft(path, text)
         try:
             os.link(draft, path)  # exclusive on network file systems too, and the text is there from the start
+        except FileExistsError:
+            return False
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return _create_without_links(path, text)
         finally:
             draft.unlink(missing_ok=True)
-    except FileExistsError:
-        return False
     except OSError as e:
-        if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            return _create_without_links(path, text)
-        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; give another folder") from e
+        raise _error(path, e) from e
     return True
 
 
@@ -292,17 +290,39 @@ def _create_without_links(path: Path, text: str) -> bool:
     return True
 
 
+def _draft(path: Path, text: str) -> Path:
+    """A new file with that text beside the path, whose folder is made, but not the run folder. Raises OSError."""
+    draft = path.with_name(f"{secrets.token_hex(6)}.draft")
+    for _ in range(TRIES):
+        draft.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # a worker that leaves removes the folder if it is empty
+            draft.write_text(text)
+            return draft
+    draft.write_text(text)
+    return draft
+
+
 def _replace(path: Path, text: str) -> None:
     """Replace a file by one with that text, whole. Raises SubcompressError where that cannot be."""
-    draft = path.with_name(f"{secrets.token_hex(6)}.draft")
     try:
+        draft = _draft(path, text)
         try:
-            draft.write_text(text)
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as e:
-        raise SubcompressError(f"{path} cannot be written: {e.strerror or e}; remove it, or free the disk") from e
+        raise _error(path, e) from e
+
+
+def _error(path: Path, e: OSError) -> SubcompressError:
+    """What to say of a file in one of the two folders that cannot be written."""
+    folder = path.parents[1]
+    if not folder.is_dir():
+        return SubcompressError(f"{folder} was removed while the run was under way: give the command again")
+    where = path if path.parent.is_dir() else path.parent
+    return SubcompressError(
+        f"{where} cannot be written: {e.strerror or e}; remove it, free the disk, or give another folder"
+    )
 
 
 def _owner(path: Path) -> str | None:

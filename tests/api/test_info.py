@@ -220,3 +220,21 @@ def test_a_requirement_above_this_runtime_is_said():
     model.metadata_props.add(key="onnxruntime", value=">=99.1")
     with pytest.raises(SubcompressError, match=r"needs onnxruntime >=99.1"):
         runtime.open_graph(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("run.json", "make one with subcompress pack {} -o FILE"), ("x", "name the file")]
+)
+def test_a_folder_is_no_packed_file(tmp_path, name, words):
+    (tmp_path / name).write_text("")
+    for command in (("info",), ("unpack", "-o", tmp_path / "net.onnx")):
+        found = cli(*command, tmp_path)
+        assert found.stderr == f"error: a packed file is needed; {tmp_path} is a folder: {words.format(tmp_path)}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "then"), [("net.PT", ""), ("net.onnx", ", then subcompress unpack net.safetensors -o net.onnx")]
+)
+def test_pack_refuses_names_of_other_formats(name, then):
+    line = f"pack writes a .safetensors file; got the name {name}: give subcompress pack run -o net.safetensors{then}"
+    assert cli("pack", "run", "-o", name).stderr == f"error: {line}\n"

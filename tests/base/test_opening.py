@@ -115,7 +115,7 @@ def test_damaged_bases_are_refused_in_a_line(tmp_path):
         ({"\ud800": torch.zeros(1)}, "a tensor's name"),
         ({"a" * 1025: torch.zeros(1)}, "a tensor's name"),
         ({"w": torch.zeros(1, device="meta")}, "meta device"),
-        ("missing.safetensors", "is not there"),
+        ("missing.safetensors", "--base: no such file or folder: missing.safetensors"),
         ("org/name", "hub:org/name would be"),
     ],
 )

@@ -51,10 +51,10 @@ def test_of_several_names_the_first_that_fits(capsys):
     name, module = first_of(layout, ["mlp", "lenet"])
     assert name == "lenet" and isinstance(module, LeNet)
     assert first_of(layout, ["mlp"])[0] == "lenet"
-    assert first_of(layout, ["misspelt"])[0] == "lenet"
+    assert first_of(layout, ["misspelled"])[0] == "lenet"
     assert "--model is not needed for a.safetensors, and cannot be used" in capsys.readouterr().err
-    with pytest.raises(SubcompressError, match="got 'misspelt'"):
-        first_of(mixed_record().layout, ["misspelt"])
+    with pytest.raises(SubcompressError, match="got 'misspelled'"):
+        first_of(mixed_record().layout, ["misspelled"])
 
 
 def test_unpack_finds_it_too(folder, tmp_path, monkeypatch):

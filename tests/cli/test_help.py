@@ -33,7 +33,7 @@ from subcompress.subspace.roles import ROLES
 from subcompress.subspace.starts import STRUCTURED
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.training.loop import PRECISIONS
-from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.tasks import LOSSES, METRICS
 from subcompress_cli import COMMANDS, SECTIONS, choices, main
 from subcompress_cli.help import GROUPS, OTHER, Command
@@ -48,7 +48,7 @@ REGISTRIES = {
     "EXACT": EXACT,
     "EXECUTORS": EXECUTORS,
     "OPERATORS": OPERATORS,
-    "OPTIMIZERS": OPTIMISERS,
+    "OPTIMIZERS": OPTIMIZERS,
     "PRECISIONS": PRECISIONS,
     "DTYPES": FLOATS,
     "STRUCTURED": STRUCTURED,

@@ -118,8 +118,8 @@ def test_names_are_those_of_the_registries():
     from subcompress.training import tasks
     from subcompress_models import MODELS
 
-    places = [data.DATA, data.AUGMENTS, tasks.LOSSES, tasks.METRICS, optimisers.OPTIMISERS, peers.PEERS, MODELS]
-    listed = ["DATA", "AUGMENTS", "LOSSES", "METRICS", "OPTIMISERS", "PEERS", "MODELS", "OPERATORS", "EXACT"]
+    places = [data.DATA, data.AUGMENTS, tasks.LOSSES, tasks.METRICS, optimisers.OPTIMIZERS, peers.PEERS, MODELS]
+    listed = ["DATA", "AUGMENTS", "LOSSES", "METRICS", "OPTIMIZERS", "PEERS", "MODELS", "OPERATORS", "EXACT"]
     for name, place in zip(listed, [*places, operators.OPERATORS, operators.EXACT], strict=True):
         assert getattr(names, name) == tuple(place)
     assert ("all", *roles.MOVES) == names.ROLES

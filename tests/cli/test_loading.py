@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from commands import cli
@@ -199,7 +200,7 @@ def test_memory_that_runs_out_says_what_would_fit(folder):
 def test_options_that_do_not_go_together(folder):
     assert "--data-dir is for data known by name" in mistake(*options(), "--data-dir", "x")
     assert "got --d and --target" in mistake(*options(), "--target", "0.5")
-    assert "names a file that is there" in mistake(*options("nowhere.py:net"))
+    assert "--model: no such file: " in mistake(*options("nowhere.py:net"))
     assert "cannot: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))
     assert "file.py:name or package.module:name" in mistake(*options("mine.py:"))
 
@@ -225,3 +226,14 @@ def test_what_their_code_draws_depends_on_the_seed(folder):
 def test_a_factory_that_exits_is_one_line(folder):
     (folder / "bad.py").write_text("import sys\ndef net(): sys.exit(3)")
     assert "raised SystemExit: 3" in mistake(*options("bad.py:net"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": "lenett"}, r"^error: --model takes one of [^\n]*; got 'lenett': did you mean lenet or lenet5\?$"),
+        ({"data": "digit"}, r"^error: --data takes one of [^\n]*; got 'digit': did you mean digits\?$"),
+    ],
+)
+def test_names_that_are_none(folder, given, words):
+    assert re.match(words, mistake(*options(**given)))

@@ -10,11 +10,11 @@ import zlib
 
 import numpy as np
 import pytest
+from forged_rules import deflated, number
 from timing import takes_at_most
 
 from subcompress import SubcompressError, format
 from subcompress.format import codec, container
-from subcompress.format.wire import Writer
 from subcompress.native.compiled import library
 
 TENSORS, RUNS = 36_000, 180_000
@@ -23,18 +23,6 @@ TENSORS, RUNS = 36_000, 180_000
 GROUP = b"\1\1\1\x08\0\0\4"
 SCALE = b"\x80\x3b"
 ONE = b"\1\0\x80\x3b\0"  # a rule: coded in group 0, that scale, from zero
-
-
-def number(value: int) -> bytes:
-    w = Writer()
-    w.varint(value)
-    return bytes(w.data)
-
-
-def deflated(data: bytes) -> bytes:
-    w = Writer()
-    w.deflated(data)
-    return bytes(w.data)
 
 
 def forged(layout: bytes, entries: bytes, groups: bytes = GROUP, size: int = 4_990, **parts: bytes) -> bytes:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-
 import pytest
 import torch
-from records import plain_base, with_digest
+from forged_rules import deflated, number, scale, with_weights_digest
+from records import plain_base
 from torch import Tensor, nn
 
-from subcompress import SubcompressError, format
+from subcompress import SubcompressError
 from subcompress.base import Base
-from subcompress.format import container
-from subcompress.format.wire import Writer
 from subcompress.tensors.layout import Layout, raw_bytes
 
 
@@ -53,24 +49,8 @@ TENSORS = [("m.a", "F32", (3, 4)), ("m.b", "I64", (2,)), ("m.c", "F32", (5,)), (
 HELD = plain_base(TENSORS)
 
 
-def number(value: int) -> bytes:
-    w = Writer()
-    w.varint(value)
-    return bytes(w.data)
-
-
 def text(value: bytes) -> bytes:
     return number(len(value)) + value
-
-
-def deflated(data: bytes) -> bytes:
-    w = Writer()
-    w.deflated(data)
-    return bytes(w.data)
-
-
-def scale(value: float) -> bytes:
-    return struct.pack("<f", value)[2:]
 
 
 PARTS: dict[str, bytes] = {
@@ -103,14 +83,4 @@ def forged(base: dict[str, Tensor] = HELD, **changes: bytes) -> bytes:
     """The file of PARTS, changed, with the digest of its weights where it has any. `entries` are deflated."""
     parts = {**PARTS, **changes}
     parts["entries"] = deflated(parts["entries"])
-
-    def sealed() -> bytes:
-        body = b"".join(parts.values())
-        return container.wrap(body + zlib.crc32(body).to_bytes(4, "little"))
-
-    try:
-        record, _ = format.from_bytes(sealed(), base)
-        parts["weights"] = with_digest(record).digest
-    except SubcompressError:
-        pass
-    return sealed()
+    return with_weights_digest(parts, base)

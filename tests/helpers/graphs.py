@@ -20,7 +20,7 @@ LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
 
 
 def run(model: bytes, level: str = "ORT_ENABLE_ALL") -> list[np.ndarray]:
-    """The outputs of a graph without inputs, at that level of optimisation."""
+    """The outputs of a graph without inputs, at that level of optimization."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, {})

@@ -56,9 +56,9 @@ def loaded(path: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
 def state() -> dict[str, Tensor]:
     """Of a batch norm network after 40 steps."""
     module, data = net(), networks.blobs()
-    optimiser = torch.optim.Adam(module.parameters(), 5e-3)
+    optimizer = torch.optim.Adam(module.parameters(), 5e-3)
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
-        optimiser.step()
+        optimizer.step()
     return {n: t.detach().clone() for n, t in module.state_dict().items()}

@@ -129,12 +129,12 @@ def test_a_graph_that_is_right_at_the_traced_batch_size_alone_is_said():
     graph = helper.make_graph(nodes, "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
-    class Centred(nn.Module):
+    class Centered(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + x.sum() / len(x)
 
     with pytest.raises(SubcompressError, match=r"differ from torch's by .* at batch size 1, and does not at"):
-        compare(model.SerializeToString(), Centred(), Facts((1,)))
+        compare(model.SerializeToString(), Centered(), Facts((1,)))
 
 
 class Packs(nn.Module):

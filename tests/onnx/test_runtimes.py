@@ -79,7 +79,7 @@ def cases(tmp_path_factory) -> list[Path]:
 
 
 def check(python: Path | str, cases: list[Path], version: str) -> None:
-    """Every case, with graph optimisation off, basic and all."""
+    """Every case, with graph optimization off, basic and all."""
     found = json.loads(subprocess.check_output([python, "-c", PROGRAM, *map(str, cases)]))
     assert found.pop("version") == version
     assert len(found) == 3 * len(cases)

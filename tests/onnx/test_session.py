@@ -78,7 +78,7 @@ def test_any_network_runs(fitted, name, device):
 
 
 def test_weights_unfold_to_the_same_bits_on_the_device(graphs, device):
-    """With graph optimisation they are folded on the CPU; without, computed there: TF32 must be off."""
+    """With graph optimization they are folded on the CPU; without, computed there: TF32 must be off."""
     state = expand(format.read(PACKED / "mnist-98.safetensors")[0])
     model = weights_only(graphs[1].read_bytes(), {name: t.dtype for name, t in state.items()})
     provider = {"cpu": "CPUExecutionProvider", "cuda": ("CUDAExecutionProvider", {"use_tf32": 0})}[device]

@@ -40,7 +40,7 @@ def test_versions_are_pinned():
 
 
 @pytest.mark.slow
-def test_a_browser_recognises_digits_and_unfolds_the_same_bits(tmp_path):
+def test_a_browser_recognizes_digits_and_unfolds_the_same_bits(tmp_path):
     chrome = os.environ.get("CHROME") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
     )

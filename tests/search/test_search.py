@@ -98,7 +98,7 @@ def test_the_frontier_is_what_nothing_outdoes():
 
 
 def test_errors_are_searched_downwards():
-    """The same law of a metric that is minimised."""
+    """The same law of a metric that is minimized."""
 
     class Errors(PowerLaw):
         def probe(self, trial, hopeless=None):

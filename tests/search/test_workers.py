@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,7 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import ClassVar
 
 import networks
 import pytest
@@ -18,9 +22,11 @@ from commands import cli
 
 import subcompress
 from subcompress import Listener, SubcompressError
-from subcompress.search.executors import called, helping, payload
+from subcompress.api.runs import _goal
+from subcompress.search.executors import EXECUTORS, called, helping, payload
 from subcompress.search.trials import Trial, trial_of
 from subcompress.training import run, workers
+from subcompress.training.dimension import Dimension
 from subcompress.training.workers import Worker
 
 HERE = Path(__file__).parent
@@ -158,6 +164,146 @@ def test_jobs_share_the_trials(tmp_path):
     assert cli("runs", tmp_path).stdout.splitlines()[1].split()[1] == "finished"
 
 
+class Inline(Executor):
+    """Makes the call at once, in this process, where a module of the user's is none that can be imported."""
+
+    sent: ClassVar[list[str]] = []
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = [p for p in (folder / run.RECIPE, folder / run.COMMAND) if p.exists()]
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.sent.append(payload(lambda: fn(*args, **kwargs)))
+        before = [p.read_bytes() for p in self.files]
+        module = sys.modules.pop("own", None)
+        called(self.sent[-1])
+        sys.modules |= {"own": module} if module else {}
+        assert [p.read_bytes() for p in self.files] == before
+        assert not (self.folder / "dim.json").exists()
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's that helpers cannot import."""
+    (tmp_path / "own.py").write_text("from torch import nn\nclass Net(nn.Sequential):\n    pass\n")
+    spec = importlib.util.spec_from_file_location("own", tmp_path / "own.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "own", module)
+    monkeypatch.setattr("subcompress.search.executors.BY_VALUE", [module])
+    monkeypatch.setitem(EXECUTORS, "processes", Inline)
+    spec.loader.exec_module(module)
+    return module
+
+
+class NoEpoch(Listener):
+    """Of a process whose helper trains all."""
+
+    def epoch(self, progress):
+        raise AssertionError("trained again")
+
+
+def test_a_helper_of_a_fit_trains_and_leaves_what_was_asked_for(tmp_path, own):
+    """recipe.toml and command.json are those of the command, not of the helper's call, which has one job and cannot
+    read the code."""
+    net = own.Net(*networks.mlp())
+    options = {"seeds": 1, "epochs": 1, "min_accuracy": 0.01, "max_fits": None, "jobs": 2, "listener": NoEpoch()}
+    assert subcompress.fit(net, networks.blobs(), tmp_path / "run", **OPTIONS | options).reached
+    held = tomllib.loads((tmp_path / "run" / run.RECIPE).read_text())
+    assert held["machine"]["jobs"] == 2
+    assert "max_fits" not in held["goal"]
+
+
+def test_a_helper_of_a_measurement_trains_and_writes_no_result(tmp_path, own, monkeypatch):
+    """One that comes late finds nothing to do."""
+    monkeypatch.setattr(Dimension, "plot", lambda self, path: path.write_bytes(b""))
+    net, folder = own.Net(*networks.mlp()), tmp_path / "run"
+    options = {"ds": [10, 20], "repeats": 1, "epochs": 1, "batch_size": 32, "threads": 1, "jobs": 2}
+    found = subcompress.measure_dimension(net, networks.blobs(), folder, **options, listener=NoEpoch())
+    assert [p.d for p in found.points] == [10, 20]
+    held = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    called(Inline.sent[-1])
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == held
+    assert {p.name for p in held} >= {"dim.md", "dim.json", run.SUMMARY}
+
+
+OWN = """
+import sys, torch, networks, subcompress
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(144, 4)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+class Share:
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.right = self.all = 0
+
+    def update(self, outputs, y):
+        self.right, self.all = self.right + int((outputs.argmax(1) == y).sum()), self.all + len(y)
+
+    def compute(self):
+        return self.right / self.all
+
+found = subcompress.fit(
+    Net, networks.blobs(), sys.argv[1], target=0.3, metric=Share(), jobs=2, epochs=2, batch_size=32, seeds=1, max_fits=4
+)
+print(found.reached)
+"""
+
+
+@pytest.mark.slow
+def test_classes_of_a_script_are_sent_to_helpers(tmp_path):
+    """A helper has no source of them; it takes the word of the process that began for the digest of the code."""
+    (tmp_path / "own.py").write_text(OWN)
+    found = subprocess.run(
+        [sys.executable, tmp_path / "own.py", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "ended early" not in found.stderr
+    assert (found.returncode, found.stdout) == (0, "True\n"), found.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"jobs": 2}, "not used, because with --d there is one training and no search: --jobs"),
+        (
+            {"seeds": 5, "max_fits": 3},
+            "not used, because with --d there is one training and no search: --seeds, --max-fits",
+        ),
+        ({}, None),
+    ],
+)
+def test_options_of_a_search_beside_d_are_told(tmp_path, options, words, monkeypatch):
+    monkeypatch.setitem(EXECUTORS, "processes", None)
+    notes = []
+
+    class Heard(Listener):
+        def note(self, text):
+            notes.append(text)
+
+    fit(
+        tmp_path / "run",
+        **{"min_accuracy": None, "seeds": 3, "max_fits": None, "d": 9, "epochs": 1} | options,
+        listener=Heard(),
+    )
+    told = [note for note in notes if note.startswith("not used")]
+    assert told == ([words] if words else [])
+
+
 START = """
 import sys; sys.path.insert(0, {here!r})
 import test_workers as t
@@ -194,6 +340,34 @@ def test_one_worker_is_killed_and_one_is_frozen(tmp_path, monkeypatch):
 
 
 # --- executors ---
+
+
+def test_an_interruption_ends_helpers_without_a_word(tmp_path):
+    """Ctrl-C reaches all processes of a terminal's group, to which helpers do not belong."""
+    notes, began = [], time.monotonic()
+
+    class Heard(Listener):
+        def note(self, text):
+            notes.append(text)
+
+    def call(folder=tmp_path):
+        import os
+        import time
+
+        (folder / "draft").write_text(f"{os.getpid()} {os.getpgid(0)}")
+        (folder / "draft").rename(folder / "ids")
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt), helping("processes", 1, tmp_path, call, Heard()):
+        while not (tmp_path / "ids").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+    process, group = map(int, (tmp_path / "ids").read_text().split())
+    assert group != os.getpgid(0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert notes == []
 
 
 def test_a_payload_is_a_call(tmp_path):
@@ -275,3 +449,43 @@ def test_states_of_runs(tmp_path, small_run):
     assert "journal.json" in found["hurt"].problem
     assert len(json.loads(cli("runs", tmp_path, "--json").stdout)) == 4
     assert cli("runs", tmp_path / "no").stderr.startswith("error: ")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    """For whoever is not root; root may read all."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert cli("runs", tmp_path).stderr == f"error: {tmp_path} cannot be read: Permission denied\n"
+
+
+def test_a_folder_that_may_not_be_entered_is_no_run(tmp_path, monkeypatch):
+    for name in ("seen", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / run.COMMAND).write_text("{}")
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert [Path(s.folder).name for s in subcompress.runs([tmp_path])] == ["seen"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "metric", "words"),
+    [
+        ({"d": 1_234_567}, "accuracy", "d = 1234567"),
+        ({"target": 0.9}, "accuracy", "accuracy >= 0.9"),
+        ({"target": 0.25}, "mse {x}", "mse (x) <= 0.25"),
+        ({"max_drop": 0.01}, "accuracy", "at most 0.01 below direct training"),
+        ({"bytes": 1_048_577}, "accuracy", "at most 1048577 bytes"),
+        ({"ds": [10, 20]}, "accuracy", "d = 10, 20"),
+    ],
+)
+def test_goals_in_words(goal, metric, words):
+    assert _goal(goal, metric, "<=" in words) == words

@@ -52,7 +52,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Any:
     rows, node = {"x": ["n", 2], "y": ["n", 2]}, helper.make_node
     graph(made / "sum.onnx", [node("CumSum", ["x", "axis"], ["y"])], rows, {"axis": 0})  # the first axis is time
     mean = node("ReduceMean", ["x"], ["m"], axes=[0])
-    graph(made / "centred.onnx", [mean, node("Sub", ["x", "m"], ["y"])], rows)
+    graph(made / "centered.onnx", [mean, node("Sub", ["x", "m"], ["y"])], rows)
     graph(made / "same.onnx", [node("Identity", ["x"], ["y"])], rows)
     graph(made / "scalar.onnx", [node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": ["n", 2], "y": []})
     graph(made / "none.onnx", [node("Identity", ["c"], ["y"])], {"y": [2]}, {"c": np.ones(2, np.float32)})

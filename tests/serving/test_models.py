@@ -21,7 +21,7 @@ from serving import Client, packed, serving, traced_here
 import subcompress
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.serving import catalogue
+from subcompress.serving import catalog
 from subcompress.serving import networks as serving_networks
 from subcompress.serving.models import Models
 from subcompress.serving.networks import Job, Traced
@@ -136,7 +136,7 @@ def test_a_folder_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(catalog, "MAX_FILE_BYTES", 10_000)
     packed(tmp_path, "net", lenet_record())
     os.mkfifo(tmp_path / "pipe.safetensors")
     os.mkfifo(tmp_path / "pipe2.onnx")
@@ -173,7 +173,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatc
         raise SubcompressError(f"{path} cannot be read: Too many open files") from OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalogue, "read_bytes", failing)
+        patch.setattr(catalog, "read_bytes", failing)
         with serving(tmp_path, trace=LENET) as client:
             assert "Too many open files" in client.infer("net", X).error
             client("GET", "/v2/repository/index")
@@ -265,8 +265,8 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "rule"),
     [
-        ("nowhere", "what is served is there"),
-        ("x=nowhere.safetensors", "what is served is there"),
+        ("nowhere", "no such file: nowhere"),
+        ("x=nowhere.safetensors", "no such file: nowhere.safetensors"),
         ("net.txt", "serve takes a .safetensors or .onnx file"),
         ("../x=net.txt", "a model must be named in letters"),
         ("name=.", "a name is given to one file"),

@@ -26,7 +26,7 @@ from serving import Client, packed, serving, traced_here
 import subcompress
 from subcompress.data.splits import batches
 from subcompress.format.facts import Facts
-from subcompress.serving import catalogue, protocol
+from subcompress.serving import catalog, protocol
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.refusals import RefusedError
@@ -109,10 +109,10 @@ def test_other_networks_are_served(tmp_path: Path, kind: str) -> None:
             assert "refuses these inputs" in found_[0].error
 
 
-@pytest.mark.parametrize("name", ["sum", "centred", "same"])
+@pytest.mark.parametrize("name", ["sum", "centered", "same"])
 def test_requests_share_a_run_only_where_it_changes_nothing(odd: Client, name: str) -> None:
     def wanted(x: np.ndarray) -> np.ndarray:
-        return {"sum": x.cumsum(0), "centred": x - x.mean(0), "same": x}[name]
+        return {"sum": x.cumsum(0), "centered": x - x.mean(0), "same": x}[name]
 
     asked = [np.random.default_rng(i).random((1 + i % 3, 2), np.float32) for i in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -248,5 +248,5 @@ def test_every_datatype_goes_there_and_back() -> None:
 
 
 def test_names() -> None:
-    assert all(map(catalogue.is_valid_name, ["net", "net-1.2_x", "größe"]))
-    assert not any(map(catalogue.is_valid_name, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))
+    assert all(map(catalog.is_valid_name, ["net", "net-1.2_x", "größe"]))
+    assert not any(map(catalog.is_valid_name, ["", ".net", "a/b", "a b", "a\n", "a%", "x" * 201, "\ud800"]))

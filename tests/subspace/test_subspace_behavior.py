@@ -212,7 +212,7 @@ def test_checkpointed_layers_train_alike(reentrant, bits):
     for how in (None, reentrant):
         torch.manual_seed(0)
         sub = spread(Checkpointed(how), bits=bits)
-        with sub.materialised() as module:
+        with sub.materialized() as module:
             module(X).square().sum().backward()
         found.append(sub.z.grad)
         sub.z.grad = None
@@ -371,3 +371,7 @@ def test_the_count_outlives_an_interruption(monkeypatch):
     again = train(Subspace.of(module, 42), data(), Task.of(), TrainOptions(3, 0.01, 32), checkpoint=kept)
     assert again.value == whole.value
     assert again.silent == 0
+
+
+def test_the_former_name_of_materialized_works():
+    assert Subspace.materialised is Subspace.materialized

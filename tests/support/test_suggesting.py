@@ -1,4 +1,4 @@
-"""A misspelt name is met with those that may have been meant."""
+"""A misspelled name is met with those that may have been meant."""
 
 from __future__ import annotations
 

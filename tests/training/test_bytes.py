@@ -18,7 +18,7 @@ from subcompress.data.augment import flip_shift, shift
 from subcompress.format import codec
 from subcompress.operators import HadamardBlocks
 from subcompress.training.cutting import cut
-from subcompress.training.optimizers import OPTIMISERS
+from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.pressure import Pressure
 
 OPTIONS = {"epochs": 6, "batch_size": 32, "threads": 1}
@@ -209,7 +209,7 @@ def test_the_eigenbasis_descends_where_directions_differ(d):
     basis = torch.linalg.qr(torch.randn(d, d, generator=g))[0]
     bowl = basis @ torch.diag(torch.logspace(-4, 0, d)) @ basis.T
     begin, losses = torch.randn(d, generator=g), {}
-    for name, make in OPTIMISERS.items():
+    for name, make in OPTIMIZERS.items():
         z = nn.Parameter(begin.clone())
         optimiser = make([z], 0.05)
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, 150)
@@ -231,12 +231,12 @@ def test_the_eigenbasis_goes_on_as_it_would_have():
     ends = []
     for stop in (None, 41, 90):
         z = nn.Parameter(torch.zeros(300))
-        optimiser = OPTIMISERS["eigen"]([z], 0.01)
+        optimiser = OPTIMIZERS["eigen"]([z], 0.01)
         for i, gradient in enumerate(gradients):
             if i == stop:
                 state = {k: v.clone().contiguous() for k, v in optimiser.state[z].items()}
                 held = safetensors.torch.load(safetensors.torch.save(state))
-                optimiser = OPTIMISERS["eigen"]([z], 0.01)
+                optimiser = OPTIMIZERS["eigen"]([z], 0.01)
                 optimiser.state[z].update(held)
             z.grad = gradient.clone()
             optimiser.step()

@@ -134,7 +134,7 @@ measured = st.dictionaries(
 
 @settings(max_examples=40, deadline=None)
 @given(measured, values)
-def test_estimate_lies_between_neighbouring_ds(points: list[Point], value: float) -> None:
+def test_estimate_lies_between_neighboring_ds(points: list[Point], value: float) -> None:
     e = estimate(points, absolute(value))
     ordered = sorted(points, key=lambda p: p.d)
     if e.d is None:
@@ -175,7 +175,7 @@ def test_estimate_scales_with_the_ds(points: list[Point], value: float, by: int)
 
 @settings(max_examples=40, deadline=None)
 @given(measured, values)
-def test_minimising_errors_is_maximising_their_negatives(points: list[Point], value: float) -> None:
+def test_minimizing_errors_is_maximizing_their_negatives(points: list[Point], value: float) -> None:
     e = estimate(points, absolute(-value))
     negated = estimate([Point(p.d, tuple(-v for v in p.values), 1.0) for p in points], absolute(value), minimise=True)
     assert (negated.d, negated.low, negated.high, negated.note) == (e.d, e.low, e.high, e.note)

@@ -280,18 +280,18 @@ def test_a_loop_of_ones_own_gives_the_same_outputs_from_the_file(digits, tmp_pat
     assert [name for name, _ in sub.named_parameters()] == ["z"]
     with pytest.raises(SubcompressError, match="call round"):
         subcompress.pack(sub, tmp_path / "mine.safetensors")
-    optimiser = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
+    optimizer = torch.optim.Adam(sub.parameters(), lr=sub.plan.lr)
     losses = []
     for step in range(120):
         if step == 60:
             sub.round(bits=6)
         x, y = digits.train[torch.randint(len(digits.train), (32,))]
-        with sub.materialised() as module:
+        with sub.materialized() as module:
             assert type(module) is nn.Sequential
             loss = nn.functional.cross_entropy(module(x), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     subcompress.pack(sub, tmp_path / "mine.safetensors", digits.facts)
@@ -333,7 +333,7 @@ def test_a_loss_sees_the_parameters_of_the_network(digits, tmp_path):
     assert all(sorted(names) == ["frozen", "layer.bias", "layer.weight"] for names in seen)
     sub = subcompress.Subspace.of(Asking(), d=20)
     assert [name for name, _ in sub.named_parameters()] == ["z"]
-    with sub.materialised() as module:
+    with sub.materialized() as module:
         assert all(p.requires_grad for name, p in module.named_parameters() if name != "frozen")
     assert [name for name, _ in sub.named_parameters()] == ["z"]
 

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -64,6 +65,46 @@ def test_a_keyword_changes_an_object():
 def test_what_there_is_not_is_refused(keywords, objects, words):
     with pytest.raises(SubcompressError, match=words):
         options_of("fit", keywords, **objects)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"d": "20"}, "d must be a whole number; got '20'"),
+        ({"epochs": 1.5}, "epochs must be a whole number; got 1.5"),
+        ({"seeds": True}, "seeds must be a whole number; got True"),
+        ({"jobs": None}, "jobs must be a whole number; got None"),
+        ({"lr": "1e-3"}, "lr must be a number; got '1e-3'"),
+        ({"max_fits": [3]}, r"max_fits must be a number; got \[3\]"),
+        ({"minimize": "no"}, "minimize must be true or false; got 'no'"),
+        ({"recipe": Recipe(batch_size="x\ny")}, r"batch_size must be a whole number; got 'x\\ny'"),
+    ],
+)
+def test_numbers_are_checked(keywords, words):
+    objects = {name: keywords.pop(name) for name in ("recipe",) if name in keywords}
+    with pytest.raises(SubcompressError, match=f"^{words}$"):
+        options_of("fit", keywords, **objects)
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"d": np.int64(20), "lr": np.float32(0.5), "max_fits": 6, "min_accuracy": np.float64(0.5)}
+    assert options_of("fit", given).goal.max_fits == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ds": 20}, "ds must be a list of numbers; got 20"),
+        ({"ds": ["20"]}, "each of ds must be a whole number; got '20'"),
+        ({"ds": []}, r"--d must be a list of dimensions of at least 1, such as 100,200,400; got \[\]"),
+        ({"ds": [3], "thresholds": "0.9"}, "thresholds must be a list of numbers; got '0.9'"),
+        ({"ds": [3], "repeats": 1.5}, "repeats must be a whole number; got 1.5"),
+        ({"ds": [3], "jobs": 0}, "--jobs must be between 1 and 256; got 0"),
+    ],
+)
+def test_numbers_of_a_measurement_are_checked(options, words, tmp_path):
+    with pytest.raises(SubcompressError, match=f"^{words}$"):
+        subcompress.measure_dimension(None, None, tmp_path, **options)
 
 
 def test_shortcuts_name_every_field():

@@ -234,17 +234,25 @@ def test_killed_at_20_random_moments(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interruption_is_one_line(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "goal"),
+    [
+        (signal.SIGTERM, 143, "--d 60"),
+        (signal.SIGINT, 130, "--d 60"),
+        (signal.SIGINT, 130, "--min-accuracy 1 --jobs 2"),
+    ],
+)
+def test_an_interruption_is_one_line(tmp_path, number, status, goal):
     """In the default run test_ctrl_c_ends_all_processes of tests/data/test_loaders.py interrupts a fit."""
     here = HELPERS
-    command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs --d 60 --epochs 5000 "
+    command = f"fit --model {here}/networks.py:batch_norm --data {here}/networks.py:blobs {goal} --epochs 5000 "
     command += f"--batch-size 16 --threads 1 -o {tmp_path / 'run'}"
     process = subprocess.Popen(
         [sys.executable, "-m", "subcompress_cli", *command.split()],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     assert process.stderr is not None
@@ -252,7 +260,7 @@ def test_an_interruption_is_one_line(tmp_path, number, status):
         for line in process.stderr:
             if "epoch 2/" in line:
                 break
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal does
         rest = process.stderr.read().strip().splitlines()
     assert process.wait() == status
     assert rest[-1].startswith("interrupted: the same command goes on")

@@ -184,6 +184,7 @@ def test_a_probe_file_of_another_network(finished, tmp_path):
 def test_a_command_of_before_groups_is_read(stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     held = json.loads((folder / run.COMMAND).read_text())
+    del held["begun"]
     flat = held["recipe"] | held["machine"] | held["goal"] | held.get("limits", {})
     flat |= {"network": held["network"]["start"], "code": held["network"]["code"], "data": held["network"]["data"]}
     (folder / run.COMMAND).write_text(json.dumps(flat))

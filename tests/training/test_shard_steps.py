@@ -93,7 +93,7 @@ def test_a_step_combines_what_shards_leave():
 
     def work(drawn: torch.Generator) -> Tensor:
         seeds.append((drawn.initial_seed(), torch.initial_seed()))
-        with subspace.materialised() as module:
+        with subspace.materialized() as module:
             assert module.seen == 0
             loss = module(next(coming)).square().mean()
             loss.backward()
@@ -105,7 +105,7 @@ def test_a_step_combines_what_shards_leave():
     assert module.least == torch.inf
     assert len({s for s, _ in seeds}) == 3 and all(a == b for a, b in seeds)
     subspace.z.grad, combined = None, subspace.z.grad.clone()
-    with subspace.materialised() as net:
+    with subspace.materialized() as net:
         whole = torch.stack([net(x).square().mean() for x in inputs]).mean()
         whole.backward()
     assert torch.allclose(loss, whole, rtol=1e-6)

@@ -33,9 +33,9 @@ def test_trained_networks_get_a_warning(trained, tmp_path):
 def test_a_trained_transformer_looks_trained():
     """Its layer norms have moved."""
     module, data = net("transformer"), networks.tokens()
-    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
     for _ in range(10):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(module(data.train.x), data.train.y).backward()
-        optimiser.step()
+        optimizer.step()
     assert looks_trained(module)

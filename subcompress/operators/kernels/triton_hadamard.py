@@ -5,7 +5,7 @@ where L and Rm are Hadamard matrices over the high and the low bits of a row (re
 blocks), and the FOLD parts of a large block are added and subtracted first. Products of 16-bit operands are summed in
 float32; an operand of more bits is a sum of parts (`_times`): integers come out exact and floats as float32.
 
-Each program walks neighbouring units. It makes their signs in registers, finds their place in the segments' table by
+Each program walks neighboring units. It makes their signs in registers, finds their place in the segments' table by
 one binary search, and writes every weight once.
 """
 

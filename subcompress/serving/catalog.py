@@ -1,4 +1,4 @@
-"""The catalogue of served models: files, folders, `hub:` ids and .onnx graphs by name, checked for changes."""
+"""The catalog of served models: files, folders, `hub:` ids and .onnx graphs by name, checked for changes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _files_of(source: str) -> Iterable[FoundFile]:
                 yield found
         return
     if path.suffix not in SUFFIXES and not path.exists():
-        raise SubcompressError(f"what is served is there; {source} is not: check the path")
+        raise SubcompressError(f"no such file: {source}")
     if path.suffix not in SUFFIXES:
         raise SubcompressError(
             f"serve takes a {' or '.join(SUFFIXES)} file, a folder of them, or {PREFIX}ORG/NAME; got {source}"
@@ -146,7 +146,7 @@ def require_all(sources: Sequence[str]) -> None:
     for source in sources:
         _, place = _split_source(source)
         if not place.startswith(PREFIX) and not os.path.exists(place):
-            raise SubcompressError(f"what is served is there; {place} is not: check the path")
+            raise SubcompressError(f"no such file: {place}")
 
 
 def read_content(found: FoundFile) -> Content:
