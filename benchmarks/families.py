@@ -173,7 +173,7 @@ def chosen(names: list[str], cases: Path | None) -> list[Family]:
         if isinstance(family, Family):
             found[family.name] = family
     if unknown := [name for name in names if name not in found]:
-        raise SystemExit(f"families must be among {', '.join(found)}; got {unknown[0]!r}")
+        raise SystemExit(f"family must be one of {', '.join(found)}; got {unknown[0]!r}")
     return [found[name] for name in names or found]
 
 

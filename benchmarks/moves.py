@@ -285,7 +285,7 @@ def work(options: argparse.Namespace, families: Mapping[str, Family]) -> None:
     """Train what the file does not hold yet."""
     names = options.networks.split(",") if options.networks else list(families)
     if unknown := [n for n in names if n not in families]:
-        raise SystemExit(f"networks must be among {', '.join(families)}; got {unknown[0]!r} (MNIST's need --mnist)")
+        raise SystemExit(f"network must be one of {', '.join(families)}; got {unknown[0]!r} (MNIST's need --mnist)")
     steps, lrs = tuple(map(int, options.steps.split(","))), tuple(map(float, options.lrs.split(",")))
     done = held(options.runs)
     for run in wanted(names, options.rules.split(","), steps, lrs, options.seeds):

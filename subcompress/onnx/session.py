@@ -169,7 +169,7 @@ def require_device(device: str) -> None:
     """Raise SubcompressError unless torch can compute there."""
     if device not in PROVIDERS:
         raise SubcompressError(
-            f"devices must be among {', '.join(PROVIDERS)}; got {device!r}{suggestion(device, PROVIDERS)}"
+            f"device must be one of {', '.join(PROVIDERS)}; got {device!r}{suggestion(device, PROVIDERS)}"
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise SubcompressError(

@@ -115,7 +115,7 @@ def export(
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
-        raise SubcompressError(f"backends must be among {known}; got {backend!r}{suggestion(backend, BACKENDS)}")
+        raise SubcompressError(f"backend must be one of {known}; got {backend!r}{suggestion(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
         raise SubcompressError(f"a batch must have 1 example or more, 0 says not to join requests; got {max_batch}")
     sources, repository = list(sources), Path(repository)

@@ -36,7 +36,7 @@ NAMES_OF_NONE = ("net", "a/b/c", "a/../b", "-a/b", "a--b/c", "me/net.git", "me/n
 
 @pytest.mark.parametrize("text", [*NAMES_OF_NONE, "me/net@-x", "", "me/" + "n" * 97, "me/net\n", "http://x/y"])
 def test_names_of_none(text):
-    with pytest.raises(SubcompressError, match=r"a repository is ORG/NAME|after @ stands"):
+    with pytest.raises(SubcompressError, match=r"a repository must be ORG/NAME|after @ stands"):
         Reference.of(text)
 
 
@@ -299,9 +299,9 @@ result = [url, same, back.seed, third.seed, sorted(p.name for p in Path({str(tmp
 
 def test_mistakes_before_anything_is_sent(hub, client, tmp_path):
     asked = len(hub.log)
-    assert "a repository is ORG/NAME" in client("push", FIRST, "net").error
-    assert "a repository is ORG/NAME" in client("info", "hub:net").error
-    assert "a repository is ORG/NAME" in client("pull", "a/b/c", "-o", tmp_path / "x").error
+    assert "a repository must be ORG/NAME" in client("push", FIRST, "net").error
+    assert "a repository must be ORG/NAME" in client("info", "hub:net").error
+    assert "a repository must be ORG/NAME" in client("pull", "a/b/c", "-o", tmp_path / "x").error
     assert "No such file" in client("push", tmp_path / "none", "me/net").error
     assert "is not a finished run" in client("push", FIRST, "me/net", "--run", tmp_path).error
     line = client("push", FIRST, "me/net", "--model", "lenet").error

@@ -95,7 +95,7 @@ WRONG = {
     "give the model the file was made from": lambda: subcompress.Session(
         PACKED / "mnist-98.safetensors", MODELS["lenet"]()
     ),
-    "devices must be among cpu, cuda; got 'tpu'": lambda: subcompress.Session("net.onnx", device="tpu"),
+    "device must be one of cpu, cuda; got 'tpu'": lambda: subcompress.Session("net.onnx", device="tpu"),
     "absent.safetensors cannot be read": lambda: subcompress.Session("absent.safetensors"),
     "is no ONNX file": lambda: subcompress.Session("no.onnx"),
     "absent.onnx cannot be read": lambda: subcompress.Session("absent.onnx"),

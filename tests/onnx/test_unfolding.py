@@ -270,7 +270,7 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
     assert done.exit_code == 0
     assert f"{(tmp_path / 'net.onnx').stat().st_size} bytes, rebuilt from {small_file.stat().st_size}" in done.output
     for more, said in (
-        (["--model", "lenet", "-o", str(tmp_path / "net.safetensors")], "a self-unfolding graph is an .onnx file"),
+        (["--model", "lenet", "-o", str(tmp_path / "net.safetensors")], "a self-unfolding graph must be an .onnx file"),
         (["--model", "mlp", "-o", str(tmp_path / "net.onnx")], "which the model lacks"),
     ):
         failed = call(*more)

@@ -189,7 +189,7 @@ def test_sums_at_the_edge_of_16_bits(name):
 def test_vectors_are_chosen_by_the_environment(monkeypatch):
     monkeypatch.setenv(compiled.VECTORS, "sse9")
     with pytest.raises(
-        SubcompressError, match=r"^SUBCOMPRESS_VECTORS is one of plain, avx2, avx512, numpy, or unset; .*'sse9'"
+        SubcompressError, match=r"^SUBCOMPRESS_VECTORS must be one of plain, avx2, avx512, numpy, or unset; .*'sse9'"
     ):
         available()
     monkeypatch.setenv(compiled.VECTORS, "numpy")

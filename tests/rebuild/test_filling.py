@@ -212,5 +212,7 @@ def test_without_a_device_cuda_is_refused_in_one_line():
         expand(WIDE, "cuda")
     with pytest.raises(SubcompressError, match=r"torch-cuda cannot run on this machine$"):
         expand(WIDE, "torch-cuda")
-    with pytest.raises(SubcompressError, match=re.escape("backends are numpy, torch, native, torch-cuda, triton; ")):
+    with pytest.raises(
+        SubcompressError, match=re.escape("backend must be one of numpy, torch, native, torch-cuda, triton; ")
+    ):
         expand(WIDE, "abacus")

@@ -1,4 +1,4 @@
-"""Several processes in one run folder: claims, heartbeats, workers that die, executors, and `subcompress runs`."""
+"""Several processes in one run folder: claims, heartbeats, workers that die."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from concurrent.futures import Executor, Future
@@ -22,7 +21,6 @@ from commands import cli
 
 import subcompress
 from subcompress import Listener, SubcompressError
-from subcompress.api.runs import _goal
 from subcompress.search.executors import EXECUTORS, called, helping, payload
 from subcompress.search.trials import Trial, trial_of
 from subcompress.training import run, workers
@@ -368,124 +366,3 @@ def test_an_interruption_ends_helpers_without_a_word(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
     assert notes == []
-
-
-def test_a_payload_is_a_call(tmp_path):
-    called(payload(lambda: (tmp_path / "x").write_text("1")))
-    assert (tmp_path / "x").read_text() == "1"
-    called("")
-    lock = threading.Lock()
-    with pytest.raises(SubcompressError, match=r"^--jobs sends the network[^\n]*cannot be sent"):
-        payload(lambda: lock)
-
-
-def helped(name: str, folder: Path) -> list[str]:
-    """What two workers wrote, and what was noted of them."""
-    notes = []
-
-    class Heard(Listener):
-        def note(self, text):
-            notes.append(text)
-
-    def call(folder=folder):
-        import os
-        from pathlib import Path
-
-        Path(folder, f"{os.getpid()}.txt").write_text("")
-        raise ValueError("of this worker")
-
-    with helping(name, 2, folder, call, Heard()):
-        pass
-    assert len(list(folder.glob("*.txt"))) == 2
-    return notes
-
-
-@pytest.mark.parametrize("name", ["processes", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
-@pytest.mark.filterwarnings("ignore")
-def test_executors(name, tmp_path):
-    pytest.importorskip({"slurm": "submitit"}.get(name, "subcompress" if name == "processes" else name))
-    notes = helped(name, tmp_path)
-    if name == "slurm":
-        assert notes.pop(0) == "no Slurm is found here: the workers run on this machine"
-    assert len(notes) == 2
-    assert all("ended early" in note and "of this worker" in note for note in notes)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"jobs": 0}, "--jobs must be between 1 and 256; got 0"),
-        ({"executor": "slum"}, "--executor must be one of processes, ray, slurm; got slum: did you mean slurm"),
-    ],
-)
-def test_wrong_options(tmp_path, options, words):
-    with pytest.raises(SubcompressError, match=words):
-        fit(tmp_path / "run", **options)
-
-
-# --- runs ---
-
-
-def test_states_of_runs(tmp_path, small_run):
-    shutil.copytree(small_run, tmp_path / "done")
-    shutil.copytree(small_run, tmp_path / "half")
-    (tmp_path / "half" / run.SUMMARY).unlink()
-    shutil.copytree(tmp_path / "half", tmp_path / "busy")
-    shutil.copytree(small_run, tmp_path / "hurt")
-    (tmp_path / "hurt" / run.JOURNAL).write_text("{")
-    with Worker(tmp_path / "busy", "fit") as worker:
-        worker.says("d300-s1")
-        worker._write()
-        found = {Path(s.folder).name: s for s in subcompress.runs([tmp_path])}
-    assert {name: s.state for name, s in found.items()} == {
-        "busy": "running",
-        "done": "finished",
-        "half": "interrupted",
-        "hurt": "damaged",
-    }
-    assert found["busy"].workers[0].endswith(": d300-s1")
-    assert found["done"].best == found["half"].best
-    assert (found["done"].goal, found["done"].trainings) == ("d = 200", 1)
-    assert "journal.json" in found["hurt"].problem
-    assert len(json.loads(cli("runs", tmp_path, "--json").stdout)) == 4
-    assert cli("runs", tmp_path / "no").stderr.startswith("error: ")
-
-
-def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
-    """For whoever is not root; root may read all."""
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    assert cli("runs", tmp_path).stderr == f"error: {tmp_path} cannot be read: Permission denied\n"
-
-
-def test_a_folder_that_may_not_be_entered_is_no_run(tmp_path, monkeypatch):
-    for name in ("seen", "closed"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / run.COMMAND).write_text("{}")
-    stat = os.stat
-
-    def refuse(path, *args, **kwargs):
-        if "closed" in str(path):
-            raise PermissionError(13, "Permission denied", str(path))
-        return stat(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "stat", refuse)
-    assert [Path(s.folder).name for s in subcompress.runs([tmp_path])] == ["seen"]
-
-
-@pytest.mark.parametrize(
-    ("goal", "metric", "words"),
-    [
-        ({"d": 1_234_567}, "accuracy", "d = 1234567"),
-        ({"target": 0.9}, "accuracy", "accuracy >= 0.9"),
-        ({"target": 0.25}, "mse {x}", "mse (x) <= 0.25"),
-        ({"max_drop": 0.01}, "accuracy", "at most 0.01 below direct training"),
-        ({"bytes": 1_048_577}, "accuracy", "at most 1048577 bytes"),
-        ({"ds": [10, 20]}, "accuracy", "d = 10, 20"),
-    ],
-)
-def test_goals_in_words(goal, metric, words):
-    assert _goal(goal, metric, "<=" in words) == words

@@ -73,29 +73,32 @@ WRONG: dict[str, tuple[Any, str]] = {
     "empty inputs": ({"inputs": []}, "input is missing"),
     "another name": (asking(X, name="x"), "inputs must be input FP32 [-1, 1, 28, 28]; got 'x'"),
     "twice": ({"inputs": asking(X)["inputs"] * 2}, "each input is given once"),
-    "another datatype": (asking(X, "FP64"), "given 'FP64' [3, 1, 28, 28]"),
-    "another shape": (asking(X.reshape(3, 784)), "given 'FP32' [3, 784]"),
+    "another datatype": (asking(X, "FP64"), "got 'FP64' [3, 1, 28, 28]"),
+    "another shape": (asking(X.reshape(3, 784)), "got 'FP32' [3, 784]"),
     "no example": (asking(X[:0]), "send one example or more"),
-    "too few values": ({"inputs": [asking(X)["inputs"][0] | {"shape": [4, 1, 28, 28]}]}, "has 3136 values; got 2352"),
+    "too few values": (
+        {"inputs": [asking(X)["inputs"][0] | {"shape": [4, 1, 28, 28]}]},
+        "must have 3136 values; got 2352",
+    ),
     "a huge shape": (
         {"inputs": [asking(X)["inputs"][0] | {"shape": [1 << 60, 1, 28, 28]}]},
-        f"has {784 << 60} values; got 2352",
+        f"must have {784 << 60} values; got 2352",
     ),
     "a negative shape": (
         {"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]},
         "how many there are in place of each -1",
     ),
     "no batch": (asking(X[0]), "input must be FP32 [-1, 1, 28, 28]; got 'FP32' [1, 28, 28]: put a 1 in front"),
-    "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "given 'FP32' 'all'"),
-    "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "given others, or null"),
-    "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "given others, or null"),
+    "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "got 'FP32' 'all'"),
+    "values of text": ({"inputs": [asking(X)["inputs"][0] | {"data": ["1"] * 2352}]}, "got others, or null"),
+    "null among them": ({"inputs": [asking(X)["inputs"][0] | {"data": [None] * 2352}]}, "got others, or null"),
     "long text among them": (
         {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 400_000] + [1.0] * 200_000}]},
-        "has 2352 values; got 200002",
+        "must have 2352 values; got 200002",
     ),
     "text among them": (
         {"inputs": [asking(X)["inputs"][0] | {"data": [1.0, "x" * 4_000_000] + [1.0] * 2350}]},
-        "given others, or null",
+        "got others, or null",
     ),
     "lists that end apart": (
         {"inputs": [asking(X)["inputs"][0] | {"data": [[1.0] * 2351, [1.0]]}]},
@@ -105,7 +108,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "beyond the datatype": ({"inputs": [asking(X)["inputs"][0] | {"data": [1e39] * 2352}]}, "finite in FP32"),
     "another output": (asking(X, outputs=[{"name": "y"}]), "outputs must be output FP32 [-1, 10]; got 'y'"),
     "classes": (asking(X, outputs=[{"name": "output", "parameters": {"classification": 2}}]), "is not offered"),
-    "an id of numbers": (asking(X, id=7), "id is text"),
+    "an id of numbers": (asking(X, id=7), "id must be text"),
     "a sequence": (asking(X, parameters={"sequence_id": 1}), "sequences are not offered"),
 }
 
@@ -127,7 +130,7 @@ BINARY: dict[str, tuple[tuple[bytes, Any], str]] = {
     "a header beyond the body": (binary(X, header="999999"), "between 1 and the body's"),
     "raw, with JSON": (binary(X, header="0"), "holds one example of input FP32 [-1, 1, 28, 28]; got"),
     "raw, two examples": ((X[:2].tobytes(), {"inference_header_content_length": "0"}), "one example"),
-    "raw, of nothing": ((b"", {"inference_header_content_length": "0"}), "given 0 bytes"),
+    "raw, of nothing": ((b"", {"inference_header_content_length": "0"}), "got 0 bytes"),
     "a header of text": (binary(X, header="x"), "must be a number of bytes; got 'x'"),
     "a negative header": (binary(X, header="-4"), "must be a number of bytes; got '-4'"),
 }

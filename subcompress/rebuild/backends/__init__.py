@@ -36,7 +36,7 @@ def backend_of(name: str) -> Backend:
         raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
     if name not in BACKENDS:
         raise SubcompressError(
-            f"backends must be among {', '.join(BACKENDS)}; got {name!r}{suggestion(name, BACKENDS)}"
+            f"backend must be one of {', '.join(BACKENDS)}; got {name!r}{suggestion(name, BACKENDS)}"
         )
     if not BACKENDS[name].is_available():
         raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
