@@ -51,6 +51,8 @@ def page(about: dict[str, Any], summary: dict[str, Any] | None) -> Iterator[str]
     yield f"```\n{install(origin)}\n```\n"
     yield "Then, in this folder:\n"
     yield f"```\n{command(base, origin)}\n```\n"
+    if _is_transformers(origin):
+        yield f"Or ask it without a folder of weights:\n\n```\n{asked(base, origin)}\n```\n"
     yield (
         f"The command checks the weights against the digest in the file, `{about['digest']}`, and writes nothing if "
         f"they differ. {_packed_with()}"
@@ -73,6 +75,17 @@ def command(base: dict[str, Any] | None, origin: dict[str, Any]) -> str:
     if base is None:
         words.append(f"--model {_network(origin)}")
     return " ".join([*words, "--format transformers -o unpacked"])
+
+
+def asked(base: dict[str, Any] | None, origin: dict[str, Any]) -> str:
+    """The command that answers for one text."""
+    words = [f"subcompress predict {FILE}"]
+    if base is None:
+        words.append(f"--model {_network(origin)}")
+    elif not base["id"].startswith(HUB):
+        words.append("--base BASE")
+    causal = "task=causal-lm" in str(origin.get("model"))
+    return " ".join([*words, '--generate "..."' if causal else '--input "..."'])
 
 
 def _is_transformers(origin: dict[str, Any]) -> bool:
