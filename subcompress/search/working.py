@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from subcompress.search.trials import Engine, Trial, trial_of
+from subcompress.support.listener import Listener, Progress, StepProgress
 from subcompress.training.attempts import DiedTwiceError
 from subcompress.training.fitter import Fitter
 from subcompress.training.probe import DIED, Fit, Probe
@@ -44,11 +45,13 @@ def work(fitter: Fitter, engine: Engine, run: Run) -> tuple[Probe, dict[str, Any
 
 def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
     """Run a trial that this worker has claimed, unless another one ended it just before."""
+    listener = fitter.listener
     try:
         run.refresh()
         if trial.key in run.journal:
             return
         run.worker.says(trial.key)
+        fitter.listener = Reporting(listener, run, trial.key)
         if trial.d == 0:
             fitter.baseline(trial.seed, trial.lr)
         else:
@@ -63,8 +66,33 @@ def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
     except DiedTwiceError:
         pass  # the journal says so
     finally:
+        fitter.listener = listener
         run.worker.says("")
         run.worker.release(trial.key)
+
+
+class Reporting(Listener):
+    """Passes on what a training says, and lets other workers and `subcompress runs` know how far it is."""
+
+    def __init__(self, listener: Listener, run: Run, key: str) -> None:
+        self.listener, self.worker, self.key = listener, run.worker, key
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
+
+    def run(self, title: str, epochs: int) -> None:
+        self.listener.run(title, epochs)
+
+    def epoch(self, progress: Progress) -> None:
+        p = progress
+        self.worker.says(f"{self.key}, epoch {p.epoch}/{p.epochs}, {p.metric} {p.value:.4f}")
+        self.listener.epoch(progress)
+
+    def step(self, progress: StepProgress) -> None:
+        self.listener.step(progress)
+
+    def probes(self, probes: Sequence[Any]) -> None:
+        self.listener.probes(probes)
 
 
 def _share_minutes(engine: Engine, workers: int) -> None:
@@ -102,4 +130,4 @@ def finish(fitter: Fitter, run: Run, chosen: Probe, found: dict[str, Any], origi
         return fitter.finish(chosen, found, origin)
 
 
-__all__ = ["finish", "work"]
+__all__ = ["Reporting", "finish", "work"]

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import networks
 import pytest
@@ -15,8 +16,10 @@ from commands import cli
 
 import subcompress
 from subcompress import Listener, SubcompressError
-from subcompress.api.runs import _goal
+from subcompress.api.runs import RunState, _goal
 from subcompress.search.executors import called, helping, payload
+from subcompress.search.working import Reporting
+from subcompress.support.listener import Progress
 from subcompress.training import run
 from subcompress.training.workers import Worker
 
@@ -148,3 +151,31 @@ def test_a_folder_that_may_not_be_entered_is_no_run(tmp_path, monkeypatch):
 )
 def test_goals_in_words(goal, metric, words):
     assert _goal(goal, metric, "<=" in words) == words
+
+
+def test_a_worker_says_how_far_its_training_is():
+    told = []
+    heard = []
+    folder = SimpleNamespace(worker=SimpleNamespace(says=told.append))
+    listener = Reporting(SimpleNamespace(epoch=heard.append), folder, "d20-s0")
+    progress = Progress(2, 3, 0.1, 0.75, 1.0)
+    listener.epoch(progress)
+    assert heard == [progress]
+    assert told == ["d20-s0, epoch 2/3, accuracy 0.7500"]
+
+
+def test_runs_are_watched_until_they_end(tmp_path, monkeypatch):
+    states = iter([["running", "running"], ["running", "finished"], ["finished", "finished"]])
+    looked = []
+
+    def looks(folders):
+        looked.append(next(states))
+        return [RunState(f"run-{i}", state, workers=("1 on here: d20-s0",)) for i, state in enumerate(looked[-1])]
+
+    monkeypatch.setattr("subcompress.api.runs.runs", looks)
+    monkeypatch.setattr("subcompress_cli.runs.EVERY", 0.0)
+    done = cli("runs", tmp_path, "--watch")
+    assert done.exit_code == 0, done.output
+    assert len(looked) == 3
+    assert done.stdout.count("finished") == 2
+    assert "running" not in done.stdout
