@@ -43,7 +43,8 @@ from subcompress_cli.streams import answer
 @option(
     "--predict",
     is_flag=True,
-    help="Predict the dimension instead, from at most nine short trainings of a tenth of the epochs.",
+    help="Predict the dimension instead, from at most nine short trainings: of a tenth of the epochs each, and of at "
+    "least 200 steps.",
     group=MEASUREMENT,
 )
 @option(

@@ -3,6 +3,8 @@
 import re
 import textwrap
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
@@ -50,3 +52,19 @@ def memory_ran_out(e: BaseException) -> bool:
     """Whether this is what allocators raise."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and any(w in str(e).lower() for w in words))
+
+
+@contextmanager
+def explaining(line: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn what code that is not ours raises within the block into a SubcompressError with that line.
+
+    A SubcompressError passes as it is, and so does what says that memory ran out: it is told elsewhere.
+    """
+    try:
+        yield
+    except SubcompressError:
+        raise
+    except Exception as e:
+        if memory_ran_out(e):
+            raise
+        raise SubcompressError(line(e)) from e

@@ -15,14 +15,16 @@ from subcompress.api.dim import BITS
 from subcompress.data import Data
 from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError
-from subcompress.search.looking import LOOKS, Looks, PredictedDimension, first_d
+from subcompress.search.prediction import MAX_SHORT, PredictedDimension, PredictionSearch, first_d
 from subcompress.search.working import work
 from subcompress.support.bars import with_bars
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
 from subcompress.training import run
-from subcompress.training.options import Machine, Recipe, RecipeShortcuts, options_of
+from subcompress.training.fitter import Fitter
+from subcompress.training.options import Machine, Recipe, RecipeShortcuts, check_number, options_of
 from subcompress.training.preparing import prepared, task_of
+from subcompress.training.run import Run
 
 JSON = "prediction.json"
 
@@ -40,9 +42,14 @@ def predict_dimension(
     listener: Listener | None = None,
     **shortcuts: Unpack[RecipeShortcuts],
 ) -> PredictedDimension:
-    """Predict the d at which a network meets a threshold, from at most nine trainings of a tenth of the epochs.
+    """Predict the d at which a network meets a threshold, from at most nine short trainings.
 
-    Coordinates stay float32, as in `measure_dimension`. If the call is interrupted, the same call continues.
+    Each takes a tenth of the epochs, and at least 200 steps. Coordinates stay float32, as in `measure_dimension`. If
+    the call is interrupted, the same call continues.
+
+    The prediction assumes that the error after a short training is close to that after a whole one. For a network whose
+    error hardly falls at first, the predicted d is far too large. A search of `fit` notices that, since it also trains
+    in full.
 
     Args:
         model: The network, or a function without arguments that builds it.
@@ -63,31 +70,45 @@ def predict_dimension(
         SubcompressError: Options or data that cannot be trained with.
     """
     listener = listener or Listener()
-    if threshold is not None and not math.isfinite(threshold):
-        raise SubcompressError(f"--threshold must be a finite number; got {threshold}")
     options = options_of("predict_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
+    _check(threshold, options.machine.jobs)
     data = as_data(data, options.machine.workers)
     task = task_of(options.recipe, data)
-    data = task.prepare_labels(data)
-    with prepared(model, data, options, task, listener, rounded=False) as fitter:
+    with prepared(model, task.prepare_labels(data), options, task, listener, rounded=False) as fitter:
         fitter.check(first_d(fitter.D))
-        command = fitter.command() | {
-            "goal": {"predict": True, "thresholds": [] if threshold is None else [threshold]},
-            "limits": {},
-        }
-        with run.working(folder, command, "dim", listener.note) as run_folder:
+        goal = {"predict": True, "thresholds": [] if threshold is None else [threshold]}
+        with run.working(folder, fitter.command() | {"goal": goal, "limits": {}}, "dim", listener.note) as run_folder:
             with run_folder.worker.alone("begin"):
                 fitter.begin(run_folder, restart or run_folder.finished is not None)
-            fitter.measure()
-            most = LOOKS * fitter.short_epochs / fitter.settings.epochs + (threshold is None)
-            fitter.say_cost(first_d(fitter.D), most)
-            engine = Looks(fitter, threshold)
-            work(fitter, engine, run_folder)
-            result = engine.prediction()
-            with run_folder.worker.alone("finish"):
-                write_bytes(run_folder.path / JSON, (json.dumps(result.to_json(), indent=2) + "\n").encode())
-                run_folder.finish(None, {"prediction": result.to_json()})
-            return result
+            return _predicted(fitter, run_folder, threshold)
+
+
+def _check(threshold: float | None, jobs: int) -> None:
+    """Raise SubcompressError for what nothing can be predicted with."""
+    if threshold is not None:
+        check_number("threshold", threshold, "float")
+        if not math.isfinite(threshold):
+            raise SubcompressError(f"--threshold must be a finite number; got {threshold}")
+    if jobs != 1:
+        raise SubcompressError(
+            f"a prediction runs its trainings one after the other, since each depends on the last; got --jobs {jobs}: "
+            "leave it out"
+        )
+
+
+def _predicted(fitter: Fitter, folder: Run, threshold: float | None) -> PredictedDimension:
+    """Train, predict, and write the result."""
+    fitter.measure()
+    most = MAX_SHORT * fitter.short_epochs / fitter.settings.epochs + (threshold is None)
+    fitter.say_cost(first_d(fitter.D), most)
+    engine = PredictionSearch(fitter, threshold)
+    work(fitter, engine, folder)
+    result = engine.prediction()
+    with folder.worker.alone("finish"):
+        folder.check_own()
+        write_bytes(folder.path / JSON, (json.dumps(result.to_json(), indent=2) + "\n").encode())
+        folder.finish(None, {"prediction": result.to_json()})
+    return result
 
 
 __all__ = ["PredictedDimension", "predict_dimension"]

@@ -20,7 +20,7 @@ from subcompress.search.budget import BudgetSearch, check_budget
 from subcompress.search.executors import helping
 from subcompress.search.goal import SearchGoal, checked
 from subcompress.search.listed import Listed
-from subcompress.search.looking import first_d
+from subcompress.search.prediction import first_d
 from subcompress.search.target import TargetSearch
 from subcompress.search.trials import Engine, Trial
 from subcompress.search.working import finish, work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from subcompress.data.rows import KINDS, fields_of
 from subcompress.data.splits import call
 from subcompress.data.targets import the_outputs
 from subcompress.data.texts import MAX_BYTES, pad_of
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.format.facts import Facts
 from subcompress.support.devices import AUTO, choose_device
 from subcompress.tensors.layout import DTYPES
@@ -190,17 +190,9 @@ def _continued(module: Any, tokenizer: Any, ids: list[int], most: int, place: to
         return str(tokenizer.decode(found[0, len(ids) :].tolist(), skip_special_tokens=True)).strip()
 
 
-@contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(what: str) -> AbstractContextManager[None]:
     """Turn what the network, or what prepares its inputs, raises into one line."""
-    try:
-        yield
-    except SubcompressError:
-        raise
-    except Exception as e:
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"{what} does not take this input: {type(e).__name__}: {one_line(e, 160)}") from e
+    return explaining(lambda e: f"{what} does not take this input: {type(e).__name__}: {one_line(e, 160)}")
 
 
 def _context(module: nn.Module) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 from subcompress.data import language, texts
 from subcompress.data.rows import NEEDED, OPTIONAL, Row, row_of
 from subcompress.data.splits import Data
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import suggestion
 
 FOUND = {
@@ -111,13 +111,8 @@ def _datasets(place: str) -> Iterator[Any]:
     bars = library.are_progress_bars_disabled()
     library.disable_progress_bars()
     try:
-        yield library
-    except SubcompressError:
-        raise
-    except Exception as e:  # it has no common base of its exceptions
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"the library datasets does not read {place} ({one_line(e)}): check it") from e
+        with explaining(lambda e: f"the library datasets does not read {place} ({one_line(e)}): check it"):
+            yield library
     finally:
         if not bars:
             library.enable_progress_bars()

@@ -19,7 +19,7 @@ from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.rows import fields_of
 from subcompress.data.splits import Data
 from subcompress.data.texts import MAX_BYTES, NAMES, Decoded, divided, pad_of, split_number
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 
 LENGTH = 1024
 """Tokens of an example at most, unless told, where the network says no context length; and of a packed one."""
@@ -161,12 +161,8 @@ def _of_pieces(tokenizer: Any, line: int, pieces: Sequence[tuple[str, bool]], en
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, without special ones of their own. Raises SubcompressError."""
-    try:
+    with explaining(lambda e: f"the tokenizer does not take these texts ({one_line(e)}): give another"):
         return list(tokenizer(text, add_special_tokens=False, verbose=False)[IDS])
-    except Exception as e:  # the user's own tokenizer may raise anything
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"the tokenizer does not take these texts ({one_line(e)}): give another") from e
 
 
 def beginning(tokenizer: Any) -> list[int]:

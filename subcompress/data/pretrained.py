@@ -9,15 +9,15 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 
@@ -219,29 +219,32 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
     return str(place), {"revision": revision or "main", "trust_remote_code": False}
 
 
+def _transformers(place: str | Path, what: str) -> AbstractContextManager[Any]:
+    """Provide the library to load a place as something."""
+    return library(
+        "networks of transformers need it", lambda e: f"does not load {place} {what} ({one_line(e)}): check it"
+    )
+
+
 @contextmanager
-def _transformers(place: str | Path, what: str) -> Iterator[Any]:
-    """Provide the library without progress bars, reports and warnings, and its exceptions as one line."""
+def library(need: str, line: Callable[[Exception], str]) -> Iterator[Any]:
+    """Provide transformers without progress bars, reports and warnings.
+
+    need: what to say first where it is not installed. line: what to say, after its name, of an exception of the
+    library. Raises SubcompressError for both.
+    """
     try:
         import transformers
     except ImportError as e:
-        raise SubcompressError(
-            f"networks of transformers need it, and it is not here ({one_line(e)}): pip install 'transformers>=5'"
-        ) from e
+        raise SubcompressError(f"{need}, and it is not here ({one_line(e)}): pip install 'transformers>=5'") from e
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.CRITICAL)
     log.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), explaining(lambda e: f"transformers {line(e)}"):
             warnings.simplefilter("ignore")
             yield transformers
-    except SubcompressError:
-        raise
-    except Exception as e:
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"transformers does not load {place} {what} ({one_line(e)}): check it") from e
     finally:
         log.set_verbosity(level)
         if bars:

@@ -5,7 +5,7 @@ Near a target the error is close to a power of d, and the bytes of the coordinat
     log(error) = a + slope * log(d) + noise
 
 Each training is a sample. The line through them is drawn towards the usual slope while there are few. A short training
-lies above the line by a gain that is common to all of them: what log(error) loses in the epochs that it leaves out.
+lies above the line by a lag that all of them share: what log(error) would still lose in the epochs that are left out.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NOISE = 0.10
 """Standard deviation of log(error) between seeds, until more is known: benchmarks/search.py shows 0.03 to 0.11."""
 
 
-GAIN_STEPS, GAIN_ERROR = 150.0, 0.15
-"""Per step, short trainings lie above the line by the first divided by their number of steps; and how sure their gain
+LAG_STEPS, LAG_ERROR = 150.0, 0.15
+"""Per step, short trainings lie above the line by the first divided by their number of steps; and how sure their lag
 is. Of networks of 4,426 to 199,210 weights: benchmarks/predict.py."""
 
 
-def gain_of(short: int, whole: int) -> float:
+def expected_lag(short: int, whole: int) -> float:
     """How far log(error) of a training of so many steps is expected to lie above that of a whole one."""
-    return GAIN_STEPS * (1 / short - 1 / whole)
+    return LAG_STEPS * (1 / short - 1 / whole)
 
 
 SHORT_DOUBT = 1.2
@@ -46,19 +46,31 @@ is bent, and lies above the trainings in between."""
 
 class Curve:
     """The trainings so far, and the line through them. baseline: the metric of the network trained directly, where it
-    is known: it tells the slope when only one d was trained; gain: see `gain_of`."""
+    is known: it tells the slope when only one d was trained; lag: see `expected_lag`."""
 
     def __init__(
-        self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None, gain: float = 0.0
+        self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None, lag: float = 0.0
     ) -> None:
         self.task, self.target, self.seeds, self.D = task, target, seeds, D
         self.baseline = baseline
-        self.gain = gain
+        self.lag = lag
         self.probes: list[Probe] = []
 
     def slope_is_measured(self) -> bool:
         """Whether the trainings tell the slope, or only its usual value is known."""
         return self.baseline is not None or len({p.d for p in self.probes}) > 1
+
+    def short_ones_mislead(self) -> bool:
+        """Whether a short training lies far from where the whole training nearest to it puts it, by more than three
+        standard errors: a network that learns nothing at first, say. Short ones count no more then."""
+        pairs = [(short, whole) for short in self.probes for whole in self.probes if short.short and _has_ended(whole)]
+        if not pairs:
+            return False
+        short, whole = min(pairs, key=lambda pair: abs(math.log(pair[0].d / pair[1].d)))
+        step = math.log(short.d / whole.d)
+        expected = self.log_error(whole.value) + SLOPE * step + self.lag
+        error = math.sqrt(LAG_ERROR**2 + (SLOPE_ERROR * step) ** 2 + 2 * self.noise() ** 2)
+        return abs(self.log_error(short.value) - expected) > 3 * error
 
     def mean(self, d: int) -> float:
         """The metric at d, over its seeds."""
@@ -90,8 +102,8 @@ class Curve:
 
     def expected(self, d: int, short: bool = False) -> float:
         """The metric on the line at d. short: of a short training."""
-        (a, b, gain), _, center = self._line()
-        return self._metric(float(a + b * (math.log(d) - center) + gain * short))
+        (a, b, lag), _, center = self._line()
+        return self._metric(float(a + b * (math.log(d) - center) + lag * short))
 
     @property
     def slope(self) -> float:
@@ -99,21 +111,23 @@ class Curve:
         return float(self._line()[0][1])
 
     def _line(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """(a, slope, gain), their covariance, and where log(d) is counted from: least squares."""
-        x = np.log([p.d for p in self.probes])
-        y = np.array([self.log_error(p.value) for p in self.probes])
-        short = np.array([float(not p.whole) for p in self.probes])
-        far = (y - self.gain * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
-        doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in self.probes])
+        """(a, slope, lag), their covariance, and where log(d) is counted from: least squares."""
+        mislead = self.short_ones_mislead()
+        probes = [p for p in self.probes if p.whole or not mislead]
+        x = np.log([p.d for p in probes])
+        y = np.array([self.log_error(p.value) for p in probes])
+        short = np.array([float(not p.whole) for p in probes])
+        far = (y - self.lag * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
+        doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
         center = float(np.average(x, weights=1 / noise**2))
         if self.baseline is not None:
             x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
             noise, short = np.append(noise, ANCHOR_NOISE), np.append(short, 0.0)
         A = np.stack([1 / noise, (x - center) / noise, short / noise], 1)
-        prior = [[0.0, 1 / SLOPE_ERROR, 0.0], [0.0, 0.0, 1 / GAIN_ERROR]]
+        prior = [[0.0, 1 / SLOPE_ERROR, 0.0], [0.0, 0.0, 1 / LAG_ERROR]]
         A = np.concatenate([A, prior])
-        wanted = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR, self.gain / GAIN_ERROR]])
+        wanted = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR, self.lag / LAG_ERROR]])
         solution, *_ = np.linalg.lstsq(A, wanted, rcond=None)
         solution[1] = min(solution[1], -0.15)
         return solution, np.linalg.inv(A.T @ A), center
@@ -139,6 +153,10 @@ class Curve:
         if self.task.metric_name.endswith("accuracy") or self.target <= 1:
             return 1 - math.exp(log_error)
         return -log_error * max(abs(self.target), 1e-12)
+
+
+def _has_ended(probe: Probe) -> bool:
+    return probe.whole and not probe.stopped
 
 
 def frontier(probes: Iterable[Probe], minimise: bool) -> tuple[Probe, ...]:

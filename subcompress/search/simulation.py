@@ -26,13 +26,13 @@ SECONDS = 12.0
 class PowerLaw:
     """Answers trials from log(error) = log(error at d_true) + slope log(d / d_true) + noise.
 
-    A short training lies above that by `gain`, and by `bend` more with each unit of log(d). target: the accuracy at
+    A short training lies above that by `lag`, and by `bend` more with each unit of log(d). target: the accuracy at
     d_true; epochs: those trained so far; seen: the d of each trial.
     """
 
     def __init__(self, target: float, D: int, d_true: float, slope: float, noise: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.gain, self.bend = self.rng.normal(0.3, 0.15), self.rng.normal(0, 0.1)
+        self.lag, self.bend = self.rng.normal(0.3, 0.15), self.rng.normal(0, 0.1)
         self.D, self.target, self.d_true, self.slope, self.noise = D, target, d_true, slope, noise
         self.task, self.listener = Task.of(), Listener()
         self.settings = SimpleNamespace(epochs=EPOCHS, seed=0, device="cpu")
@@ -54,7 +54,7 @@ class PowerLaw:
         error = math.log(1 - self.target) + self.slope * math.log(trial.d / self.d_true)
         if trial.short:
             n = self.short_epochs
-            error += self.gain + self.bend * math.log(trial.d / self.d_true) + self.rng.normal(0, self.noise)
+            error += self.lag + self.bend * math.log(trial.d / self.d_true) + self.rng.normal(0, self.noise)
             value = 1 - math.exp(min(error, -0.1))
             self.epochs += n
             return Probe(trial.d, trial.seed, value, (value,) * n, n, n * SECONDS, short=True)

@@ -16,9 +16,9 @@ from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.search.baseline import DirectTrainings, given_baseline
-from subcompress.search.curve import Curve, frontier, gain_of
+from subcompress.search.curve import Curve, expected_lag, frontier
 from subcompress.search.goal import SearchGoal
-from subcompress.search.looking import first_d, next_look
+from subcompress.search.prediction import first_d, next_short_trial
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.fitter import Fitter
@@ -61,6 +61,7 @@ class TargetSearch:
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
         self.running: list[Trial] = []
+        self.said_short_ones_mislead = False
         fitter.say_cost(first_d(self.D), goal.max_fits, goal.max_minutes)
 
     # --- the engine ---
@@ -88,7 +89,7 @@ class TargetSearch:
         if not self.told:
             return self._blind()
         self._expect()
-        if (look := self._look()) is not None:
+        if (look := self._short_trial()) is not None:
             return look
         if any(trial.short for trial in self.running):
             return None  # it ends soon, and says where a whole one is worth its time
@@ -118,7 +119,9 @@ class TargetSearch:
     def _begin(self) -> None:
         """Settle the target, once the baseline is known."""
         target = self._target()
-        self.curve = Curve(self.task, target, len(self.seeds), self.D, self.baseline, gain_of(*self.fitter.short_steps))
+        self.curve = Curve(
+            self.task, target, len(self.seeds), self.D, self.baseline, expected_lag(*self.fitter.short_steps)
+        )
         note = resolution_note(self.task, self.fitter.data, target, self.goal.drop)
         if note is not None:
             self.fitter.listener.note(note)
@@ -154,7 +157,7 @@ class TargetSearch:
     def _drawn(self, probes: Sequence[Probe]) -> Curve:
         """A curve of its own through these trainings."""
         assert self.curve is not None
-        found = Curve(self.task, self.curve.target, len(self.seeds), self.D, self.baseline, self.curve.gain)
+        found = Curve(self.task, self.curve.target, len(self.seeds), self.D, self.baseline, self.curve.lag)
         found.probes = list(probes)
         return found
 
@@ -168,6 +171,9 @@ class TargetSearch:
         self.probes = [*self.told, *expected]
         self.curve = self._drawn(self.probes)
         self.failed, self.met = self._judge()
+        if not self.said_short_ones_mislead and self.curve.short_ones_mislead():
+            self.said_short_ones_mislead = True
+            self.fitter.listener.note("short trainings say little of this network: from here on, only whole ones count")
 
     def _judge(self) -> tuple[int, int]:
         """The largest d that is found not to meet the target, and the smallest that is found to meet it; 0 for none."""
@@ -205,20 +211,20 @@ class TargetSearch:
             return None
         factor = BLIND ** ((n + 1) // 2 * (1 if n % 2 else -1))
         d = min(self.D, max(2, round(first * factor)))
-        trial = Trial(d, self.seeds[0], self._may_look())
+        trial = Trial(d, self.seeds[0], self._may_train_short())
         return None if trial in self.running else trial
 
-    def _may_look(self) -> bool:
+    def _may_train_short(self) -> bool:
         """Whether short trainings are worth their time."""
         epochs = self.fitter.settings.epochs
         return self.fitter.short_epochs <= SHARE * epochs and self._room() >= len(self.seeds) + 1
 
-    def _look(self) -> Trial | None:
+    def _short_trial(self) -> Trial | None:
         """A short training near the crossing, until some lie around it; None once whole ones have begun."""
         assert self.curve is not None
-        if not self._may_look() or any(p.whole for p in self.probes):
+        if not self._may_train_short() or any(p.whole for p in self.probes):
             return None
-        return next_look(self.curve, self.seeds)
+        return next_short_trial(self.curve, self.seeds)
 
     def _more_at(self, d: int) -> Trial | None:
         """A trial with another seed where training has just begun at d and may meet the target."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from subcompress.data.in_memory import Tree, tensors_in, to_device
 from subcompress.data.targets import as_classes, counts, main_tensor, shaped
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import close_matches
 
 MOST_BYTES = 2 << 30
@@ -131,15 +131,9 @@ class Whole:
     def _joined(self, parts: list[Any]) -> Any:
         if len(parts) == 1:
             return parts[0]
-        try:
+        rule = f"{self.name} is called once with the outputs of all examples, and those of the batches do not join"
+        with explaining(lambda e: f"{rule} ({one_line(e, 160)}): {REMEDY}"):
             return _zipped(torch.cat, parts)
-        except Exception as e:
-            if memory_ran_out(e):
-                raise
-            raise SubcompressError(
-                f"{self.name} is called once with the outputs of all examples, and those of the batches do not "
-                f"join ({one_line(e, 160)}): {REMEDY}"
-            ) from e
 
     def _sorted(self, x: Any) -> Any:
         """Rows as the split has them."""
@@ -195,14 +189,8 @@ def _kept(x: Any) -> Any:
 
 def _called(name: str, f: Callable[..., Any], *given: Any) -> Any:
     """f of those. Raises SubcompressError where it raises."""
-    try:
+    with explaining(lambda e: f"the metric ({name}) raises {type(e).__name__}: {one_line(e)}"):
         return f(*given)
-    except SubcompressError:
-        raise
-    except Exception as e:
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"the metric ({name}) raises {type(e).__name__}: {one_line(e)}") from e
 
 
 def _number(value: Any, name: str) -> float:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from subcompress.data.in_memory import IGNORED, InMemory, Tree
 from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, memory_ran_out, one_line
 from subcompress.subspace.leaves import changed, check_constraints, check_leaves, plain_leaves
 from subcompress.subspace.module import Subspace
 from subcompress.training.loop import TrainOptions
@@ -52,13 +52,14 @@ def check_first_of(
     except DataError as e:
         raise SubcompressError(f"the {name} split cannot be read: {e}") from e
     with _going_through(name, "the model or the metric" if batch_size is None else "the model or the loss"):
+        seen = None if task.metric is None else task.outputs_for_metric(module, batch)
         if task.loss_name in ("cross-entropy", "bce"):
             with torch.no_grad():
-                _check_labels(name, split, batch[1], call(module, batch[0]), task.loss_name)
+                outputs = call(module, batch[0]) if seen is None else seen
+            _check_labels(name, split, batch[1], outputs, task.loss_name)
+        seen = task.outputs_for_metric(module, batch) if seen is None else seen
         if batch_size is None:
-            _check_metric(module, split, batch, task, name)
-        else:
-            task.outputs_for_metric(module, batch)
+            _check_metric(module, split, (seen, batch[1]), task, name)
 
 
 def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
@@ -79,12 +80,13 @@ def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
         )
 
 
-def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tree], task: Task, name: str) -> None:
-    """Raise SubcompressError where the metric is no number, of a batch or else of the split."""
+def _check_metric(module: nn.Module, split: Dataset[Any], seen: tuple[Any, Tree], task: Task, name: str) -> None:
+    """Raise SubcompressError where the metric is no number, of a batch or else of the split. seen: what the metric sees
+    of the batch, and y."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of one class only
-            if not math.isnan(task.measure(module, batch)) or task.metric is None:
+            if not math.isnan(task.measure(*seen)) or task.metric is None:
                 return
     except NotOneNumberError:
         raise
@@ -98,18 +100,10 @@ def _check_metric(module: nn.Module, split: Dataset[Any], batch: tuple[Tree, Tre
         )
 
 
-@contextmanager
-def _going_through(name: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except SubcompressError:
-        raise
-    except Exception as e:
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(
-            f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
-        ) from e
+def _going_through(name: str, what: str) -> AbstractContextManager[None]:
+    return explaining(
+        lambda e: f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
+    )
 
 
 def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: TrainOptions) -> str | None:

@@ -330,7 +330,8 @@ def _entry(key: str) -> Any:
         return Moves
     if key.endswith("-died"):
         return Died
-    return struct_of(Probe, True, ("warnings", tuple[str, ...], ()))
+    # Folders of former versions lack those with a default here.
+    return struct_of(Probe, True, ("warnings", tuple[str, ...], ()), ("short", bool, False))
 
 
 def _other(key: str, entry: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from subcompress.data.targets import (
     the_labels,
     the_outputs,
 )
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import suggestion
 from subcompress.training.metrics import (
     TORCHMETRICS,
@@ -252,17 +252,10 @@ class Task:
 
     def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
         """The loss of a batch. Raises SubcompressError where the model or the loss raises, or it is no scalar."""
-        try:
+        mode = "training" if module.training else "evaluation"
+        raises = f"the model or the loss ({self.loss_name}) raises"
+        with explaining(lambda e: f"{raises} {type(e).__name__} in {mode} mode: {one_line(e)}"):
             loss = self.loss(module, batch)
-        except SubcompressError:
-            raise
-        except Exception as e:
-            if memory_ran_out(e):
-                raise
-            mode = "training" if module.training else "evaluation"
-            raise SubcompressError(
-                f"the model or the loss ({self.loss_name}) raises {type(e).__name__} in {mode} mode: {one_line(e)}"
-            ) from e
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
             raise SubcompressError(
@@ -321,10 +314,10 @@ class Task:
             return int((y.long() != IGNORED).sum())
         return y.numel() / y.shape[1] if y.ndim > 1 and y.shape[1] else n  # probabilities of so many classes
 
-    def measure(self, module: nn.Module, batch: tuple[Tree, Tree]) -> float:
-        """The metric of one batch, for a module in evaluation mode."""
+    def measure(self, seen: Any, y: Tree) -> float:
+        """The metric of one batch. seen: its `outputs_for_metric`."""
         meter = self.meter(1)
-        meter.see(self.outputs_for_metric(module, batch), batch[1], 1)
+        meter.see(seen, y, 1)
         return meter.result()
 
     def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:

@@ -24,6 +24,11 @@ from subcompress.tensors.layout import Layout
 app.LOOK = 60.0  # a test that asks for the index goes on when the files have been looked at, however slow the machine
 
 
+def until_closed(s: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    return b"".join(iter(lambda: s.recv(1 << 16), b""))
+
+
 def traced_here(*modules: nn.Module) -> Trace:
     """Graphs in this process, for files whose tensors one of the modules has. `trace.jobs`: those it was given."""
 
@@ -90,9 +95,7 @@ class Client:
         """Bytes as they are, and what comes back until the server closes."""
         with socket.create_connection((self.host, self.port), timeout=30) as s:
             s.sendall(data)
-            received = b""
-            while part := s.recv(1 << 16):
-                received += part
+            received = until_closed(s)
         head, _, body = received.partition(b"\r\n\r\n")
         first, *rest = head.decode("latin-1").split("\r\n")
         return Answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,26 +18,31 @@ CHAT = (
 )
 
 
-def make(folder: Path, dtype: torch.dtype = torch.float32, chat: str | None = CHAT, shards: str = "5GB") -> Path:
-    """A folder as `from_pretrained` takes it, with weights."""
+def network(seed: int = 0, **options: Any) -> Any:
+    """The same weights for the same seed, in evaluation mode. options: of its configuration."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shards)
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | options)).eval()
+
+
+def make(folder: Path, dtype: torch.dtype = torch.float32, chat: str | None = CHAT, shards: str = "5GB") -> Path:
+    """A folder as `from_pretrained` takes it, with weights."""
+    network().to(dtype).save_pretrained(folder, max_shard_size=shards)
     tokenizer().save_pretrained(folder)
     if chat is not None:
         (folder / "chat_template.jinja").write_text(chat)

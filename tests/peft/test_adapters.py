@@ -11,8 +11,8 @@ import pytest
 import torch
 from adapters_of_llama import TOKENS, adapted, logits, move
 from documents import python
-from peft_llama import llama
 from places import ROOT
+from tiny_llama import network
 from torch import nn
 
 import subcompress
@@ -23,17 +23,17 @@ NAME = "adapter_model.safetensors"
 
 
 def test_only_z_is_trained(capsys):
-    model = peft.get_peft_model(llama(), SubspaceConfig(d=20))
+    model = peft.get_peft_model(network(), SubspaceConfig(d=20))
     model.print_trainable_parameters()
     assert "trainable params: 20 ||" in capsys.readouterr().out
     (z,) = [p for p in model.parameters() if p.requires_grad]
     assert z.shape == (20,) and z.dtype == torch.float32
-    assert torch.equal(logits(model), logits(llama()))
+    assert torch.equal(logits(model), logits(network()))
     assert model.bfloat16().base_model.subcompress_layer.adapters["default"].z.dtype == torch.float32
 
 
 def test_weights_and_gradients_are_those_of_a_subspace(tmp_path):
-    model, base = adapted().train(), llama()
+    model, base = adapted().train(), network()
     space = subcompress.Subspace.of(base, 20, base=base)
     z = next(p for p in model.parameters() if p.requires_grad)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_weights_and_gradients_are_those_of_a_subspace(tmp_path):
 
 
 def test_a_loop_trains_and_what_is_evaluated_is_what_is_saved(tmp_path):
-    model = peft.get_peft_model(llama(), SubspaceConfig(d=40, act_on="all", task_type="CAUSAL_LM")).train()
+    model = peft.get_peft_model(network(), SubspaceConfig(d=40, act_on="all", task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=model.learning_rate)
     losses = []
     for _ in range(30):
@@ -58,7 +58,7 @@ def test_a_loop_trains_and_what_is_evaluated_is_what_is_saved(tmp_path):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.01
     model.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(llama(), tmp_path)
+    again = peft.PeftModel.from_pretrained(network(), tmp_path)
     assert torch.equal(logits(again), logits(model))
     assert not torch.equal(logits(model), model.train()(input_ids=TOKENS).logits), "z itself is not rounded"
     model.round_coordinates()
@@ -80,12 +80,12 @@ def test_checkpointed_layers_have_the_same_gradients():
 def test_the_saved_file_is_a_packed_file(saved, tmp_path):
     folder, expected = saved
     assert (folder / NAME).stat().st_size < 400
-    base = llama()
+    base = network()
     base.save_pretrained(tmp_path / "base")
     subcompress.unpack(folder / NAME, tmp_path / "dense.safetensors", base=tmp_path / "base")
-    net = subcompress.load(folder / NAME, llama(seed=1), base=tmp_path / "base")
+    net = subcompress.load(folder / NAME, network(seed=1), base=tmp_path / "base")
     assert torch.equal(logits(net), expected)
-    merged = peft.PeftModel.from_pretrained(llama(), folder).merge_and_unload()
+    merged = peft.PeftModel.from_pretrained(network(), folder).merge_and_unload()
     assert not hasattr(merged, "peft_config") and torch.equal(logits(merged), expected)
     assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), net.parameters(), strict=True))
 
@@ -93,26 +93,26 @@ def test_the_saved_file_is_a_packed_file(saved, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"is_trainable": True}, {"low_cpu_mem_usage": True}])
 def test_a_loaded_model_is_the_saved_one(saved, tmp_path, options):
     folder, expected = saved
-    model = peft.PeftModel.from_pretrained(llama(), folder, **options)
+    model = peft.PeftModel.from_pretrained(network(), folder, **options)
     assert torch.equal(logits(model), expected)
     model.save_pretrained(tmp_path)
     assert (tmp_path / NAME).read_bytes() == (folder / NAME).read_bytes()
 
 
 def test_a_model_loaded_from_a_folder_stands_on_its_files(tmp_path):
-    base = llama()
+    base = network()
     base.save_pretrained(tmp_path / "base")
     again = type(base).from_pretrained(tmp_path / "base")
     model = peft.get_peft_model(again, SubspaceConfig(d=20))
     model.save_pretrained(tmp_path / "adapter")
     assert subcompress.info(tmp_path / "adapter" / NAME)["base"]["id"] == "base"
-    peft.PeftModel.from_pretrained(llama(), tmp_path / "adapter")  # the same values, in memory
+    peft.PeftModel.from_pretrained(network(), tmp_path / "adapter")  # the same values, in memory
 
 
 def test_a_head_that_the_base_lacks_starts_from_the_seed(tmp_path):
     from transformers import AutoModelForSequenceClassification
 
-    llama().save_pretrained(tmp_path / "base")
+    network().save_pretrained(tmp_path / "base")
 
     def classifier(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -128,7 +128,7 @@ def test_a_head_that_the_base_lacks_starts_from_the_seed(tmp_path):
 
 def test_several_adapters(saved, tmp_path):
     folder, expected = saved
-    base = llama()
+    base = network()
     plain = logits(base)
     model = peft.PeftModel.from_pretrained(base, folder)
     model.load_adapter(folder, "twin")
@@ -155,7 +155,7 @@ def test_several_adapters(saved, tmp_path):
 
 
 def test_a_failed_pass_leaves_the_model_as_it_is(saved):
-    model = peft.PeftModel.from_pretrained(llama(), saved[0])
+    model = peft.PeftModel.from_pretrained(network(), saved[0])
     before = dict(model.named_parameters())
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[99]]))
@@ -164,8 +164,8 @@ def test_a_failed_pass_leaves_the_model_as_it_is(saved):
 
 
 def test_a_generation_uses_the_adapter(saved):
-    model = peft.PeftModel.from_pretrained(llama(), saved[0])
-    merged = peft.PeftModel.from_pretrained(llama(), saved[0]).merge_and_unload()
+    model = peft.PeftModel.from_pretrained(network(), saved[0])
+    merged = peft.PeftModel.from_pretrained(network(), saved[0]).merge_and_unload()
     options = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(model.generate(TOKENS, **options), merged.generate(TOKENS, **options))
 
@@ -174,7 +174,7 @@ def test_another_base_is_refused_with_both_digests(saved):
     with pytest.raises(
         SubcompressError, match=r"was made on LlamaForCausalLM, .*digest [0-9a-f]{32};.*have [0-9a-f]{32}"
     ):
-        peft.PeftModel.from_pretrained(llama(seed=1), saved[0])
+        peft.PeftModel.from_pretrained(network(seed=1), saved[0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "bits", "other"])
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_refused_in_a_line(saved, tmp_path, damage):
     damaged = {"cut": data[:-9], "bits": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], "other": b""}
     (tmp_path / NAME).write_bytes(damaged[damage])
     with pytest.raises(SubcompressError) as e:
-        peft.PeftModel.from_pretrained(llama(), tmp_path)
+        peft.PeftModel.from_pretrained(network(), tmp_path)
     assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
 
 
@@ -200,12 +200,12 @@ def test_settings_that_no_subspace_takes_are_refused(options):
 
 def test_settings_of_another_model_are_refused(saved, tmp_path):
     with pytest.raises(SubcompressError, match="nothing_like_it"):
-        peft.get_peft_model(llama(), SubspaceConfig(act_on="nothing_like_it"))
+        peft.get_peft_model(network(), SubspaceConfig(act_on="nothing_like_it"))
     (tmp_path / NAME).write_bytes((saved[0] / NAME).read_bytes())
     config = json.loads((saved[0] / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"d": 21}))
     with pytest.raises(SubcompressError, match="has 21 coordinates; its file has 20"):
-        peft.PeftModel.from_pretrained(llama(), tmp_path)
+        peft.PeftModel.from_pretrained(network(), tmp_path)
     model = adapted()
     with pytest.raises(SubcompressError, match="one adapter"):
         model(input_ids=TOKENS, adapter_names=["default", "default"])
@@ -219,7 +219,7 @@ def test_running_statistics_stay_those_of_the_base():
 
 
 def test_a_second_peft_model_of_the_same_model_is_refused(saved):
-    model = peft.PeftModel.from_pretrained(llama(), saved[0])
+    model = peft.PeftModel.from_pretrained(network(), saved[0])
     with pytest.warns(UserWarning), pytest.raises(SubcompressError, match="has adapters already"):
         peft.get_peft_model(model.get_base_model(), SubspaceConfig(d=5))
     assert torch.equal(logits(model), saved[1])

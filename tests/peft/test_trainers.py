@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from adapters_of_llama import TOKENS, logits
-from peft_llama import llama, tokenizer
+from tiny_llama import network, tokenizer
 from transformers import Trainer, TrainingArguments
 
 from subcompress.errors import SubcompressError
@@ -33,12 +33,12 @@ def check_saved(trainer: Any, folder: Path) -> None:
     model = trainer.model
     assert float(model.base_model.subcompress_layer.adapters["default"].z.detach().abs().sum()) > 0
     trainer.save_model(folder)
-    again = peft.PeftModel.from_pretrained(llama(), folder)
-    assert torch.equal(logits(again), logits(model)) and not torch.equal(logits(model), logits(llama()))
+    again = peft.PeftModel.from_pretrained(network(), folder)
+    assert torch.equal(logits(again), logits(model)) and not torch.equal(logits(model), logits(network()))
 
 
 def test_trainer_of_transformers(tmp_path):
-    model = peft.get_peft_model(llama(), SubspaceConfig(d=20, task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(network(), SubspaceConfig(d=20, task_type="CAUSAL_LM"))
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "run"), **PLAIN | {"save_strategy": "steps", "save_steps": 1}
     )
@@ -46,7 +46,7 @@ def test_trainer_of_transformers(tmp_path):
     trainer.train()
     assert model.rounds
     check_saved(trainer, tmp_path / "saved")
-    first = peft.PeftModel.from_pretrained(llama(), tmp_path / "run" / "checkpoint-1")
+    first = peft.PeftModel.from_pretrained(network(), tmp_path / "run" / "checkpoint-1")
     assert not torch.equal(logits(first), logits(model))
     with pytest.raises(SubcompressError):
         RoundCoordinates(after=2)
@@ -59,7 +59,7 @@ def test_supervised_fine_tuning_of_trl(tmp_path):
 
     texts = Dataset.from_dict({"text": ["red is one and blue is two", "green is not three"] * 2})
     trainer = trl.SFTTrainer(
-        llama(),
+        network(),
         trl.SFTConfig(output_dir=str(tmp_path / "run"), max_length=16, **PLAIN | {"bf16": False}),
         train_dataset=texts,
         processing_class=tokenizer(),
@@ -87,7 +87,7 @@ def test_group_relative_policy_optimization_of_trl(tmp_path, beta):
         **PLAIN | {"bf16": False},
     )
     trainer = trl.GRPOTrainer(
-        llama(),
+        network(),
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["red is", "blue and green"] * 2}),

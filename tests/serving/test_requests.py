@@ -21,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from records import lenet_record, record_of
-from serving import Client, asking, packed, serving, traced_here
+from serving import Client, asking, packed, serving, traced_here, until_closed
 
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
@@ -67,9 +67,7 @@ def talk(client: Client, data: bytes, *, half: bool = False) -> list[tuple[int, 
         s.sendall(data)
         if half:
             s.shutdown(socket.SHUT_WR)
-        received = b""
-        while part := s.recv(1 << 16):
-            received += part
+        received = until_closed(s)
     found = []
     while received:
         head, _, rest = received.partition(b"\r\n\r\n")

@@ -195,3 +195,15 @@ def test_a_command_of_before_groups_is_read(stopped, tmp_path):
 def test_an_origin_that_could_not_be_read_again(tmp_path):
     one_line(lambda: fit(tmp_path / "run", origin={"model": 3}), "origin: model: expected str | null, got int")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_journal_of_a_former_version_is_read(small_run, tmp_path):
+    """Its trainings did not say yet whether they were short."""
+    shutil.copytree(small_run, tmp_path / "run")
+    path = tmp_path / "run" / run.JOURNAL
+    held = json.loads(path.read_text())
+    lacking = {key: {k: v for k, v in entry.items() if k != "short"} for key, entry in held.items()}
+    assert lacking != held
+    path.write_text(json.dumps(lacking))
+    (state,) = subcompress.runs([tmp_path / "run"])
+    assert (state.state, state.problem) == ("finished", "")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from subcompress.errors import SubcompressError, memory_ran_out, one_line
+from subcompress.data.pretrained import library
+from subcompress.errors import SubcompressError, one_line
 from subcompress.format.record import Record
 from subcompress.tensors.layout import Layout
 
@@ -52,31 +51,11 @@ class Found:
         return dict(getattr(self.module, "all_tied_weights_keys", None) or {})
 
 
-@contextmanager
-def quiet(what: str) -> Iterator[Any]:
-    """Provide transformers without its reports, and its exceptions as one line. what: is being done, for the message.
-    Raises SubcompressError."""
-    try:
-        import transformers
-    except ImportError as e:
-        raise SubcompressError(
-            f"this format needs transformers, and it is not here ({one_line(e)}): pip install 'transformers>=5'"
-        ) from e
-    log = transformers.utils.logging
-    level = log.get_verbosity()
-    log.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield transformers
-    except SubcompressError:
-        raise
-    except Exception as e:
-        if memory_ran_out(e):
-            raise
-        raise SubcompressError(f"transformers cannot {what} ({one_line(e)}): check the folder of the base") from e
-    finally:
-        log.set_verbosity(level)
+def quiet(what: str) -> AbstractContextManager[Any]:
+    """Provide transformers for a step of writing a format. what: the step, for the message where it fails."""
+    return library(
+        "this format needs transformers", lambda e: f"cannot {what} ({one_line(e)}): check the folder of the base"
+    )
 
 
 def find_network(record: Record, folder: Path) -> Found:
@@ -85,11 +64,11 @@ def find_network(record: Record, folder: Path) -> Found:
     The number of labels and of words are those of the tensors. Raises SubcompressError, naming the first difference to
     the class of the configuration, if no class has them.
     """
-    with quiet("make a network of this configuration") as library:
-        config = library.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    with quiet("make a network of this configuration") as transformers:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         why = ""
-        for kind in _classes(library, config):
-            found, difference = _fitted(kind, library, record, folder)
+        for kind in _classes(transformers, config):
+            found, difference = _fitted(kind, transformers, record, folder)
             if found is not None:
                 return found
             why = why or f"{kind.__name__} {difference}"

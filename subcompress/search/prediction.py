@@ -1,4 +1,4 @@
-"""A first guess of the d that meets a target, from a few trainings of a tenth of the epochs.
+"""A first guess of the d that meets a target, from a few short trainings (`Settings.short_epochs`).
 
 Near a target, log(error) of short trainings runs nearly parallel to that of whole ones (`Curve`), so that where it
 crosses the target is known to a fraction of d for less than the cost of one training.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from subcompress.errors import SubcompressError
-from subcompress.search.curve import Curve, gain_of
+from subcompress.search.curve import Curve, expected_lag
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.dimension import of_baseline
 from subcompress.training.fitter import Fitter
 from subcompress.training.probe import DIED, Probe
 
-LOOKS = 9
+MAX_SHORT = 9
 """Short trainings at most."""
 
 NEAR = 1.5
@@ -32,25 +32,25 @@ FARTHEST = 32.0
 
 
 def first_d(D: int) -> int:
-    """Where a search looks first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
+    """Where a search ds first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
     return min(D, max(8, round(math.sqrt(D))))
 
 
-def next_look(curve: Curve, seeds: Sequence[int]) -> Trial | None:
+def next_short_trial(curve: Curve, seeds: Sequence[int]) -> Trial | None:
     """The short training to run next, each with another of the seeds; None once enough lie around the crossing."""
-    looks = sorted({p.d for p in curve.probes if p.short})
-    if not looks:
+    ds = sorted({p.d for p in curve.probes if p.short})
+    if not ds:
         return Trial(first_d(curve.D), seeds[0], short=True)
-    if len(looks) >= LOOKS:
+    if len(ds) >= MAX_SHORT:
         return None
-    crossing = min(max(curve.crossing()[0], looks[0] / FARTHEST, 2.0), looks[-1] * FARTHEST, float(curve.D))
-    near = [d for d in looks if crossing / NEAR <= d <= crossing * NEAR]
+    crossing = min(max(curve.crossing()[0], ds[0] / FARTHEST, 2.0), ds[-1] * FARTHEST, float(curve.D))
+    near = [d for d in ds if crossing / NEAR <= d <= crossing * NEAR]
     if len(near) >= 2:
         return None
     if any(crossing / APART < d < crossing * APART for d in near):  # one is there: the other side of the crossing
         crossing *= 1 / APART if near[0] > crossing else APART
     d = min(max(2, round(crossing)), curve.D)
-    return None if d in looks else Trial(d, seeds[len(looks) % len(seeds)], short=True)
+    return None if d in ds else Trial(d, seeds[len(ds) % len(seeds)], short=True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PredictedDimension:
         metric: Its name.
         baseline: The metric of the network trained directly, where the threshold counts from it.
         full_fits: What the prediction cost, in whole trainings.
-        looks: The short trainings.
+        trainings: The short trainings.
     """
 
     d: int
@@ -77,21 +77,23 @@ class PredictedDimension:
     metric: str
     baseline: float | None
     full_fits: float
-    looks: tuple[Probe, ...] = ()
+    trainings: tuple[Probe, ...] = ()
 
     def __repr__(self) -> str:
+        reach = "; it may be out of reach: no interval ends below D" if self.low >= self.D else ""
         return (
             f"PredictedDimension: {self.metric} {self.threshold:.4g} at d = {self.d:,} ({self.low:,} to {self.high:,}) "
-            f"of D = {self.D:,}, from {len(self.looks)} short trainings that cost {self.full_fits:.1f} whole ones"
+            f"of D = {self.D:,}, from {len(self.trainings)} short trainings that cost {self.full_fits:.1f} whole "
+            f"ones{reach}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        fields = {k: v for k, v in vars(self).items() if k != "looks"}
-        return fields | {"looks": [{"d": p.d, "seed": p.seed, "value": p.value} for p in self.looks]}
+        fields = {k: v for k, v in vars(self).items() if k != "trainings"}
+        return fields | {"trainings": [{"d": p.d, "seed": p.seed, "value": p.value} for p in self.trainings]}
 
 
-class Looks:
+class PredictionSearch:
     """Short trainings around the d that meets a threshold, by default 0.9 of direct training. An `Engine`."""
 
     def __init__(self, fitter: Fitter, threshold: float | None) -> None:
@@ -107,7 +109,7 @@ class Looks:
             return None
         if self._target() is None:
             return Trial(0, self.seeds[0])
-        return next_look(self._curve(), self.seeds)
+        return next_short_trial(self._curve(), self.seeds)
 
     def tell(self, trial: Trial, probe: Probe) -> None:
         """Take a result. Raises SubcompressError for a training that died."""
@@ -132,8 +134,8 @@ class Looks:
         cost = self.epochs / self.fitter.settings.epochs
         name = self.fitter.task.metric_name
         d = min(max(1, round(crossing)), curve.D)
-        looks = tuple(self.probes)
-        return PredictedDimension(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), looks)
+        trainings = tuple(self.probes)
+        return PredictedDimension(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), trainings)
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The last training, and the prediction."""
@@ -147,10 +149,10 @@ class Looks:
     def _curve(self) -> Curve:
         target = self._target()
         assert target is not None
-        gain = gain_of(*self.fitter.short_steps)
-        curve = Curve(self.fitter.task, target, 1, self.fitter.D, self.baseline, gain)
+        lag = expected_lag(*self.fitter.short_steps)
+        curve = Curve(self.fitter.task, target, 1, self.fitter.D, self.baseline, lag)
         curve.probes = list(self.probes)
         return curve
 
 
-__all__ = ["Looks", "PredictedDimension", "first_d", "next_look"]
+__all__ = ["PredictedDimension", "PredictionSearch", "first_d", "next_short_trial"]

@@ -12,16 +12,17 @@ import pytest
 from commands import cli
 
 import subcompress
-from subcompress import SubcompressError
-from subcompress.search.curve import Curve, gain_of
-from subcompress.search.looking import LOOKS, Looks, first_d
-from subcompress.search.simulation import laws
+from subcompress import Listener, SubcompressError
+from subcompress.search.curve import Curve, expected_lag
+from subcompress.search.goal import SearchGoal
+from subcompress.search.prediction import MAX_SHORT, PredictionSearch, first_d
+from subcompress.search.simulation import laws, simulate
 from subcompress.search.trials import Trial
 from subcompress.training.settings import Settings
 
 
 def predicted(law):
-    engine = Looks(law, law.target)
+    engine = PredictionSearch(law, law.target)
     while (trial := engine.ask()) is not None:
         assert trial.short
         engine.tell(trial, law.probe(trial))
@@ -34,17 +35,30 @@ def test_a_guess_is_far_better_than_sqrt_d():
     assert np.median(errors) < 0.3
     assert np.median(errors) < 0.4 * np.median([abs(math.log2(first_d(law.D) / law.d_true)) for _, law in guesses])
     assert np.mean([guess.low <= law.d_true <= guess.high for guess, law in guesses]) > 0.85
-    assert max(len(guess.looks) for guess, _ in guesses) <= LOOKS
+    assert max(len(guess.trainings) for guess, _ in guesses) <= MAX_SHORT
     assert np.mean([guess.full_fits for guess, _ in guesses]) < 0.6
 
 
 def test_short_trainings_lie_above_the_line():
     law = laws(1)[0]
-    curve = Curve(law.task, law.target, 1, law.D, gain=gain_of(200, 2000))
+    curve = Curve(law.task, law.target, 1, law.D, lag=expected_lag(200, 2000))
     curve.probes = [law.probe(Trial(100, 0, short=True))]
     assert curve.expected(100, short=True) < curve.expected(100)
-    assert gain_of(200, 200) == 0.0
-    assert gain_of(200, 2000) > gain_of(400, 2000) > 0
+    assert expected_lag(200, 200) == 0.0
+    assert expected_lag(200, 2000) > expected_lag(400, 2000) > 0
+
+
+def test_a_network_that_learns_late_does_not_mislead_a_search():
+    """Its short trainings ask for a d that is 5 times too large, in the median; whole ones tell."""
+    ratios, heard = [], []
+    for law in laws(30):
+        law.lag, law.listener = 2.0, Listener()
+        law.listener.note = heard.append
+        found = simulate(law, SearchGoal(value=law.target, max_fits=8.0))
+        ratios.append(found.chosen.d / law.d_true if found.found.get("reached", True) else np.nan)
+    assert np.isnan(ratios).mean() < 0.1
+    assert np.nanmedian(ratios) < 1.6
+    assert sum("only whole ones count" in line for line in heard) > 25
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,7 @@ def test_a_prediction_of_a_network(tmp_path):
         (["--predict", "--threshold", "0.5", "--threshold", "0.6"], "one --threshold at most"),
         ([], "dim needs --d, the dimensions to train in"),
         (["--predict", "--threshold", "nan"], "--threshold must be a finite number; got nan"),
+        (["--predict", "--jobs", "2"], "one after the other, since each depends on the last; got --jobs 2"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, args, words):
@@ -87,7 +102,7 @@ def test_options_that_do_not_go_together(tmp_path, args, words):
 
 
 def test_a_training_that_died_is_said():
-    engine = Looks(laws(1)[0], 0.9)
+    engine = PredictionSearch(laws(1)[0], 0.9)
     probe = SimpleNamespace(note="died twice", warnings=("the loss is nan",))
     with pytest.raises(SubcompressError, match="the loss is nan"):
         engine.tell(Trial(5, 0, short=True), probe)
