@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from subcompress.base.names import WRAPPERS
 from subcompress.errors import SubcompressError
 from subcompress.search.goal import SearchGoal
+from subcompress.search.prediction import short_ones_are_worth
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Trial
 from subcompress.subspace.copying import copied
@@ -53,56 +54,79 @@ def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
 
 
 class DirectTrainings:
-    """The best direct training, by validation, among a few of Adam's steps, or with the step that was given. As many
-    are tried as leave the search its trainings, one at least."""
+    """The direct training that a target counts from, with the step that was given or the best of a few of Adam's.
+
+    Where short trainings say enough, one with each step chooses that of a single whole training. Elsewhere whole ones
+    do, as many as leave the search its trainings, one at least."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal, spending: Spending) -> None:
         self.fitter, self.goal, self.spending = fitter, goal, spending
-        usual, *others = fitter.baseline_rates
-        self.rates = (usual, *others) if goal.baseline_lr is None else (goal.baseline_lr,)
-        self.trials = [self._trial(rate, usual) for rate in self.rates]
+        self.usual, *others = fitter.baseline_rates
+        self.rates = (self.usual, *others) if goal.baseline_lr is None else (goal.baseline_lr,)
+        self.chooses_by_short = goal.baseline_lr is None and short_ones_are_worth(fitter)
         self.ended: dict[Trial, Probe] = {}
 
-    def _trial(self, rate: float, usual: float) -> Trial:
-        return Trial(0, self.fitter.settings.seed, lr=None if rate == usual else rate)
+    def _trial(self, rate: float, short: bool = False) -> Trial:
+        return Trial(0, self.fitter.settings.seed, short, None if rate == self.usual else rate)
 
     def ask(self, running: Sequence[Trial]) -> Trial | None:
         """The next one beside those that are running, None where enough were tried."""
-        for trial in self.trials:
-            if trial in self.ended or trial in running:
-                continue
-            others = self.found() or running
-            if others and self.spending.room(len(running)) < self.goal.seeds + 2:
-                return None
-            return trial
-        return None
+        if self.chooses_by_short:
+            return self._ask_short(running)
+        waiting = [t for t in map(self._trial, self.rates) if t not in self.ended and t not in running]
+        enough = (self.found() or running) and self.spending.room(len(running)) < self.goal.seeds + 2
+        return waiting[0] if waiting and not enough else None
+
+    def _ask_short(self, running: Sequence[Trial]) -> Trial | None:
+        """A short training with each step, then a whole one with the best of them; the next best where that dies."""
+        if self.found():
+            return None
+        shorts = [self._trial(rate, True) for rate in self.rates]
+        waiting = [t for t in shorts if t not in self.ended and t not in running]
+        if waiting or running:
+            return waiting[0] if waiting else None
+        sign = 1 if self.fitter.task.minimise else -1
+        ranked = sorted(self.rates, key=lambda rate: sign * self._short_value(rate))
+        return next((t for t in map(self._trial, ranked) if t not in self.ended), None)
+
+    def _short_value(self, rate: float) -> float:
+        """What a short training with the step reached, the worst of all for one that died."""
+        probe = self.ended[self._trial(rate, True)]
+        worst = math.inf if self.fitter.task.minimise else -math.inf
+        return worst if probe.note == DIED else probe.value
 
     def tell(self, trial: Trial, probe: Probe) -> None:
         """Take the result of one of them."""
         self.ended[trial] = probe
         if probe.note == DIED:
-            self.fitter.listener.note(f"lr {self.rates[self.trials.index(trial)]:g}: {probe.warnings[0]}")
+            self.fitter.listener.note(f"lr {trial.lr or self.usual:g}: {probe.warnings[0]}")
 
-    def found(self) -> list[Probe]:
-        """Those that did not die, each with its step."""
-        pairs = zip(self.trials, self.rates, strict=True)
-        ended = [(self.ended[t], rate) for t, rate in pairs if t in self.ended]
-        return [replace(probe, lr=rate) for probe, rate in ended if probe.note != DIED]
+    def found(self, short: bool = False) -> list[Probe]:
+        """The whole ones, or the short ones, that did not die, each with its step."""
+        pairs = [(self.ended.get(self._trial(rate, short)), rate) for rate in self.rates]
+        return [replace(probe, lr=rate) for probe, rate in pairs if probe is not None and probe.note != DIED]
 
     def best(self) -> Probe:
-        """The best of them. Raises SubcompressError where every one died."""
+        """The best of the whole ones. Raises SubcompressError where every one died."""
         found = self.found()
         if not found:
             raise SubcompressError([*self.ended.values()][-1].warnings[0])
         best = (min if self.fitter.task.minimise else max)(found, key=lambda p: p.value)
-        told = ", ".join(f"{p.value:.4f} with lr {p.lr:g}" for p in found if p.lr is not None)
-        more = (
-            "" if len(found) > 1 or self.goal.baseline_lr is not None else "; --max-fits leaves no room for other steps"
-        )
-        self.fitter.listener.note(
-            f"trained directly: {self.fitter.task.metric_name} {told}; taken: lr {best.lr:g}{more}"
-        )
+        self.fitter.listener.note(self._words(found, best))
         return best
+
+    def _words(self, found: Sequence[Probe], best: Probe) -> str:
+        """What was tried, and which step is taken."""
+        name = self.fitter.task.metric_name
+        short = self.found(short=True)
+        after = f" (short trainings: {_listed(short)})" if short else ""
+        only_one = len(found) == 1 and not short and self.goal.baseline_lr is None
+        more = "; --max-fits leaves no room for other steps" if only_one else ""
+        return f"trained directly: {name} {_listed(found)}{after}; taken: lr {best.lr:g}{more}"
+
+
+def _listed(probes: Sequence[Probe]) -> str:
+    return ", ".join(f"{p.value:.4f} with lr {p.lr:g}" for p in probes)
 
 
 __all__ = ["DirectTrainings", "given_baseline"]

@@ -18,6 +18,9 @@ from subcompress.training.dimension import of_baseline
 from subcompress.training.fitter import Fitter
 from subcompress.training.probe import DIED, Probe
 
+SHARE = 1 / 3
+"""Of a whole training, what a short one may take at most: with fewer than three epochs there are none."""
+
 MAX_SHORT = 9
 """Short trainings at most."""
 
@@ -29,6 +32,11 @@ APART = 1.3
 
 FARTHEST = 32.0
 """The factor in d that short trainings may be asked to predict over, beyond the largest and the smallest of them."""
+
+
+def short_ones_are_worth(fitter: Fitter) -> bool:
+    """Whether short trainings are worth their time."""
+    return fitter.short_epochs <= SHARE * fitter.settings.epochs
 
 
 def first_d(D: int) -> int:

@@ -18,15 +18,12 @@ from subcompress.errors import SubcompressError
 from subcompress.search.baseline import DirectTrainings, given_baseline
 from subcompress.search.curve import Curve, expected_lag, frontier
 from subcompress.search.goal import SearchGoal
-from subcompress.search.prediction import first_d, next_short_trial
+from subcompress.search.prediction import first_d, next_short_trial, short_ones_are_worth
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.fitter import Fitter
 from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import DIED, Probe
-
-SHARE = 1 / 3
-"""Of a whole training, what a short one may take at most: with fewer than three epochs there are none."""
 
 FARTHEST, JUMP = 4.0, 32.0
 """The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
@@ -216,8 +213,7 @@ class TargetSearch:
 
     def _may_train_short(self) -> bool:
         """Whether short trainings are worth their time."""
-        epochs = self.fitter.settings.epochs
-        return self.fitter.short_epochs <= SHARE * epochs and self._room() >= len(self.seeds) + 1
+        return short_ones_are_worth(self.fitter) and self._room() >= len(self.seeds) + 1
 
     def _short_trial(self) -> Trial | None:
         """A short training near the crossing, until some lie around it; None once whole ones have begun."""

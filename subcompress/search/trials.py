@@ -36,17 +36,17 @@ class Trial:
     @property
     def key(self) -> str:
         """The name of the trial in the run folder."""
-        if self.d == 0:
-            return f"direct-s{self.seed}" + ("" if self.lr is None else f"-lr{self.lr:g}")
-        return f"d{self.d}-s{self.seed}" + ("-short" if self.short else "")
+        step = "" if self.lr is None else f"-lr{self.lr:g}"
+        named = f"d{self.d}-s{self.seed}" if self.d else f"direct-s{self.seed}{step}"
+        return named + ("-short" if self.short else "")
 
 
 def trial_of(key: str) -> Trial | None:
     """The trial of that name, without its limits; None for the name of something else."""
     if found := re.fullmatch(r"d(\d+)-s(\d+)(-short)?", key):
         return Trial(int(found[1]), int(found[2]), found[3] is not None)
-    if found := re.fullmatch(r"direct-s(\d+)(?:-lr(.+))?", key):
-        return Trial(0, int(found[1]), lr=float(found[2]) if found[2] else None)
+    if found := re.fullmatch(r"direct-s(\d+)(?:-lr(.+?))?(-short)?", key):
+        return Trial(0, int(found[1]), found[3] is not None, float(found[2]) if found[2] else None)
     return None
 
 

@@ -53,7 +53,7 @@ def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
         run.worker.says(trial.key)
         fitter.listener = Reporting(listener, run, trial.key)
         if trial.d == 0:
-            fitter.baseline(trial.seed, trial.lr)
+            fitter.baseline(trial.seed, trial.lr, short=trial.short)
         else:
             fitter.probe(
                 trial.d,

@@ -307,13 +307,21 @@ class Fitter:
         """Adam's largest steps for the network trained directly, the usual one first."""
         return BASELINE_RATES if self.base is None else BASED_BASELINE_RATES
 
-    def baseline(self, seed: int, lr: float | None = None) -> Probe:
-        """Train the network directly, in all of its weights, from its own start. lr: Adam's largest step, None for the
-        usual one. Raises DiedTwiceError where it dies."""
+    def baseline(self, seed: int, lr: float | None = None, *, short: bool = False) -> Probe:
+        """Train the network directly, in all of its weights, from its own start.
+
+        Args:
+            seed: Seed of the training.
+            lr: Adam's largest step, None for the usual one.
+            short: Train for `short_epochs`.
+
+        Raises:
+            DiedTwiceError: It died.
+        """
         rate = self.baseline_rates[0] if lr is None else lr
-        key = f"direct-s{seed}" + ("" if lr is None else f"-lr{lr:g}")
-        recipe = self.settings.recipe(seed, lr=rate)
-        self.listener.run(f"trained directly, lr {rate:g}", recipe.epochs)
+        key = f"direct-s{seed}" + ("" if lr is None else f"-lr{lr:g}") + ("-short" if short else "")
+        recipe = self.settings.recipe(seed, epochs=self.short_epochs if short else None, lr=rate)
+        self.listener.run(f"trained directly, lr {rate:g}" + (", short" if short else ""), recipe.epochs)
         seed_everything(seed, 0)
         direct = Direct(copied(self.model, self.settings.device))
         try:
@@ -324,7 +332,8 @@ class Fitter:
             died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
             self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
             raise DiedTwiceError(died, 0, e.seconds) from e
-        return self._note(key, Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=rate))
+        probe = Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=rate, short=short)
+        return self._note(key, probe)
 
     def probe(
         self,
