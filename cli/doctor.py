@@ -41,7 +41,7 @@ def doctor(ctx: click.Context, vectors: str, as_json: bool) -> None:
         for finding in findings:
             answer(f"{finding.name:18} {finding.found}")
         for finding in findings:
-            if finding.mend:
-                say(f"fault: {finding.name.strip()} {finding.found}; {finding.mend}")
-    if any(finding.mend for finding in findings):
+            if finding.fix:
+                say(f"fault: {finding.name.strip()} {finding.found}; {finding.fix}")
+    if any(finding.fix for finding in findings):
         ctx.exit(1)

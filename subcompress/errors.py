@@ -28,7 +28,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class SubcompressError(Exception):
-    """A mistake the user can mend: its text is one line that names the rule, what was given and what to do."""
+    """A mistake the user can fix: its text is one line that names the rule, what was given and what to do."""
 
     def __str__(self) -> str:
         return printable(super().__str__())

@@ -1,4 +1,4 @@
-"""What this machine offers to compute with, what of it works, and how to mend what does not."""
+"""What this machine offers to compute with, what of it works, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Finding:
     Attributes:
         name: What was looked at.
         found: What was found.
-        mend: How to repair it, empty if nothing is wrong.
+        fix: How to repair it, empty if nothing is wrong.
     """
 
     name: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def doctor() -> list[Finding]:
@@ -97,8 +97,8 @@ def _onnx_runtime() -> Iterator[Finding]:
         yield Finding("onnxruntime", "not installed", f"pip install {wanted}")
         return
     if len(installed) > 1:
-        mend = f"pip uninstall -y {' '.join(installed)} && pip install {wanted}"
-        yield Finding("onnxruntime", f"{named}: they overwrite each other's files", mend)
+        fix = f"pip uninstall -y {' '.join(installed)} && pip install {wanted}"
+        yield Finding("onnxruntime", f"{named}: they overwrite each other's files", fix)
     own = wanted if wanted in installed else next(iter(installed))
     try:
         import onnxruntime
@@ -108,9 +108,9 @@ def _onnx_runtime() -> Iterator[Finding]:
         yield Finding("onnxruntime", f"{named}: no import ({one_line(e)})", f"pip install --force-reinstall {own}")
         return
     if len(installed) == 1:
-        mend = "" if version == installed[own] else f"pip install --force-reinstall {own}"
-        found = f"{named}, but the files are those of {version}" if mend else f"{named}{_built_for()}"
-        yield Finding("onnxruntime", found, mend)
+        fix = "" if version == installed[own] else f"pip install --force-reinstall {own}"
+        found = f"{named}, but the files are those of {version}" if fix else f"{named}{_built_for()}"
+        yield Finding("onnxruntime", found, fix)
     yield from _providers(onnxruntime, own)
 
 
@@ -125,13 +125,13 @@ def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
     providers, gpu = onnxruntime.get_available_providers(), torch.cuda.is_available()
     for provider in providers:
         works = runs_on(onnxruntime, provider)
-        mend = _cuda_mend() if gpu and not works and provider == "CUDAExecutionProvider" else ""
+        fix = _cuda_fix() if gpu and not works and provider == "CUDAExecutionProvider" else ""
         name = provider.removesuffix("ExecutionProvider")
         why = "torch sees no device" if not gpu else "its libraries are not there"
-        yield Finding(f"  {name}", "works" if works else f"does not run here: {why}", mend)
+        yield Finding(f"  {name}", "works" if works else f"does not run here: {why}", fix)
     if gpu and "CUDAExecutionProvider" not in providers:
-        mend = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
-        yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", mend)
+        fix = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
+        yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", fix)
 
 
 def _built_for() -> str:
@@ -141,7 +141,7 @@ def _built_for() -> str:
     return f", built for CUDA {version}" if version else ""
 
 
-def _cuda_mend() -> str:
+def _cuda_fix() -> str:
     has = f"torch brings {torch.version.cuda}" if torch.version.cuda else "torch brings none"
     return (
         f"this onnxruntime-gpu{_built_for().replace(', built', ' is built')} and cuDNN 9, {has}: "
@@ -188,10 +188,10 @@ def _rebuilt(title: str, note: str, record: Record, backend: str) -> Finding:
     try:
         same = digest_of(record, expand(record, backend)).hex() == WEIGHTS
     except Exception as e:
-        mend = "the device does not compute with this torch: install a torch that is built for it"
-        return Finding(title, f"fails{note} ({one_line(e)})", mend)
-    mend = "" if same else "report this machine: its arithmetic is not that of others"
-    return Finding(title, f"{'rebuilds the right bits' if same else 'rebuilds OTHER BITS'}{note}", mend)
+        fix = "the device does not compute with this torch: install a torch that is built for it"
+        return Finding(title, f"fails{note} ({one_line(e)})", fix)
+    fix = "" if same else "report this machine: its arithmetic is not that of others"
+    return Finding(title, f"{'rebuilds the right bits' if same else 'rebuilds OTHER BITS'}{note}", fix)
 
 
 WEIGHTS = "8d4bbe379e4367990f7a34d4a596f6b0"

@@ -64,7 +64,7 @@ class WorkerInit:
         except Exception as e:
             raise DataError(
                 f"a process that reads examples calls worker_init_fn; it raises {type(e).__name__}: {one_line(e)}: "
-                "mend it, or give --workers 0"
+                "fix it, or give --workers 0"
             ) from e
 
 
@@ -158,7 +158,7 @@ def listed(name: str, stream: Any) -> Listed:
     if len(examples) != wanted:
         yields = "more" if len(examples) > wanted else len(examples)
         raise SubcompressError(
-            f"a length is of the examples; the {name} split says {wanted} and yields {yields}: mend its __len__"
+            f"a length is of the examples; the {name} split says {wanted} and yields {yields}: fix its __len__"
         )
     return Listed(examples, own_collate(stream))
 

@@ -137,7 +137,7 @@ def _separated(path: Path, reader: Any, remedy: str, wanted: Columns) -> Rows:
                 yield line, {name: row[at] for name, at in columns.items()}
             line = reader.line_num + 1
     except csv.Error as e:
-        raise SubcompressError(f"{path}, line {line}: {one_line(e)}: mend the quotes, or cut the text") from e
+        raise SubcompressError(f"{path}, line {line}: {one_line(e)}: fix the quotes, or cut the text") from e
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:

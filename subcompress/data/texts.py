@@ -163,7 +163,7 @@ def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Ten
     train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
     for name, rows in zip(NAMES, (train, validation, test), strict=True):
         if not len(rows):
-            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or mend its column")
+            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or fix its column")
     return (train, validation, test), tuple(notes)
 
 

@@ -45,7 +45,7 @@ def from_bytes(data: bytes, base: Any = None) -> tuple[Record, dict[str, int]]:
     parsed = parse(data)
     if parsed.base is None:
         if base is not None:
-            raise SubcompressError("the file stands on no base: leave --base out")
+            raise SubcompressError("the file has no base: leave --base out")
         return parsed.record(), parsed.ledger
     return parsed.record(find_base(parsed.base, parsed.layout.nbytes, base)), parsed.ledger
 

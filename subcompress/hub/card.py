@@ -270,16 +270,16 @@ def _split_card(id: str, card: str) -> tuple[dict[str, Any], str]:
         return {}, card[empty.end() :]
     match = REGEX_YAML_BLOCK.search(card)
     if match is None and card.lstrip().startswith("---\n"):
-        raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: mend it, or --replace-card")
+        raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: fix it, or --replace-card")
     try:
         matter = yaml.safe_load(match[2]) if match else {}
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise SubcompressError(
-            f"the front matter of README.md in {id} is no YAML ({one_line(e, 120)}): mend it there, or --replace-card"
+            f"the front matter of README.md in {id} is no YAML ({one_line(e, 120)}): fix it there, or --replace-card"
         ) from e
     if matter is not None and not isinstance(matter, dict):
         raise SubcompressError(
-            f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: mend it there, or "
+            f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: fix it there, or "
             "--replace-card"
         )
     return matter or {}, card[match.end() :] if match else card

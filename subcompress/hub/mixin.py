@@ -97,7 +97,7 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         if (config := json_object(text)) is None:
             raise SubcompressError(f"{CONFIG} of {name} is no JSON object in UTF-8: is it the right repository?")
         if reserved := sorted(config.keys() & RESERVED & cls._names_given(config)):
-            raise SubcompressError(f"{CONFIG} of {name} sets {reserved[0]}, which no network is made with: mend it")
+            raise SubcompressError(f"{CONFIG} of {name} sets {reserved[0]}, which no network is made with: fix it")
         return super().from_pretrained(folder, base_source=base, **model_kwargs)
 
     @classmethod

@@ -232,7 +232,7 @@ def plan_files(hub: Hub, ref: Reference, remote: Remote, upload: Upload) -> tupl
     except UnicodeDecodeError as e:
         if not upload.replace_card:
             raise SubcompressError(
-                f"README.md of {ref.id} is not UTF-8, and what its owner wrote would be lost: mend it, or give "
+                f"README.md of {ref.id} is not UTF-8, and what its owner wrote would be lost: fix it, or give "
                 "--replace-card"
             ) from e
     sums = {name: (f.oid, f.size) for name, f in unchanged.items()}

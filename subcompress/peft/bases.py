@@ -36,7 +36,7 @@ class Bases:
     def of(self, parsed: Parsed) -> OnBase:
         """The base that a file was made on. Raises SubcompressError, with both digests, where it is another one."""
         if (reference := parsed.base) is None:
-            raise SubcompressError("an adapter stands on a base; this file stands on none: load it by subcompress.load")
+            raise SubcompressError("an adapter needs a base; this file has none: load it by subcompress.load")
         for found in self:
             if found.base.matching(reference) is not None:
                 return found

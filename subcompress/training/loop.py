@@ -312,7 +312,7 @@ class _Run:
             ) from e
 
     def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
-        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size mends that."""
+        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size fixes that."""
         if self.step:
             return
         if not loss.requires_grad:

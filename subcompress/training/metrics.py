@@ -55,7 +55,7 @@ def identity(metric: Any) -> str:
 
 
 class NotOneNumberError(SubcompressError):
-    """A metric gave something else: more examples do not mend that."""
+    """A metric gave something else: more examples do not fix that."""
 
 
 class Meter(Protocol):

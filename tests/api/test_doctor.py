@@ -93,7 +93,7 @@ def device(monkeypatch):
 
 
 def faults() -> dict[str, str]:
-    return {f.name.strip(): f.mend for f in doctor() if f.mend}
+    return {f.name.strip(): f.fix for f in doctor() if f.fix}
 
 
 def test_a_device_that_does_not_answer_or_compute_is_a_fault(device):

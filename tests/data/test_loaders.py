@@ -120,7 +120,7 @@ def test_what_a_loader_does_first_in_each_process():
 
 def test_a_process_that_cannot_be_prepared_is_one_line():
     split = DataLoader(Blobs(), num_workers=1, worker_init_fn=failing)
-    words = r"worker_init_fn; it raises ValueError: no such disk: mend it, or give --workers 0"
+    words = r"worker_init_fn; it raises ValueError: no such disk: fix it, or give --workers 0"
     with pytest.raises(SubcompressError, match=f"^[^\n]*{words}$"):
         list(batches(Data(Blobs(), Blobs(), split).test, 8))
     assert no_children() is True

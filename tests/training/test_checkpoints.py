@@ -148,7 +148,7 @@ def test_json_with_anything_anywhere(name, finished, tmp_path, data):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(held))
     try:
-        found = read(path, "mend it")
+        found = read(path, "fix it")
     except SubcompressError as e:
         assert "\n" not in str(e)
         assert str(path) in str(e)

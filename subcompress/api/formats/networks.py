@@ -107,7 +107,7 @@ def _fitted(kind: Any, library: Any, record: Record, folder: Path) -> tuple[Foun
 
 
 def _compare(layout: Layout, module: nn.Module, config: Any) -> tuple[str, dict[str, int]]:
-    """Return the first difference of a network to a layout, empty if there is none, and the settings that would mend
+    """Return the first difference of a network to a layout, empty if there is none, and the settings that would fix
     all differences, if any would."""
     shapes = {spec.name: spec.shape for spec in layout}
     own = {name: tuple(t.shape) for name, t in module.state_dict().items()}
@@ -116,7 +116,7 @@ def _compare(layout: Layout, module: nn.Module, config: Any) -> tuple[str, dict[
     if extra := next((name for name in shapes if name not in own), None):
         return f"lacks {extra}", {}
     settings: dict[str, int] = {}
-    difference, mended = "", True
+    difference, fixed = "", True
     for name, shape in own.items():
         if shape == shapes[name]:
             continue
@@ -124,8 +124,8 @@ def _compare(layout: Layout, module: nn.Module, config: Any) -> tuple[str, dict[
         axes = [(a, b) for a, b in zip(shape, shapes[name], strict=False) if a != b]
         key = _setting(config, axes[0][0]) if len(axes) == 1 and len(shape) == len(shapes[name]) else None
         if key is None or settings.setdefault(key, axes[0][1]) != axes[0][1]:
-            mended = False
-    return difference, settings if mended else {}
+            fixed = False
+    return difference, settings if fixed else {}
 
 
 def _setting(config: Any, size: int) -> str | None:
