@@ -23,7 +23,14 @@ SLOPE, SLOPE_ERROR = -0.6, 0.2
 """What log(error) gains with each unit of log(d), and how sure that is: benchmarks/dimension.py shows -0.4 to -1.1."""
 
 NOISE = 0.10
-"""Standard deviation of log(error) between seeds, until more is known: benchmarks/search.py shows 0.03 to 0.11."""
+"""Standard deviation of log(error) between seeds, until more is known, at an accuracy of 0.9 or more:
+benchmarks/search.py shows 0.03 to 0.11."""
+
+
+def expected_noise(accuracy: float) -> float:
+    """`NOISE` at an accuracy. Accuracies vary between seeds like shares of examples, sqrt(e (1 - e)), so that log(e)
+    varies like sqrt((1 - e) / e): less where the error e is large."""
+    return NOISE * min(1.0, math.sqrt(accuracy / (1 - accuracy)) / 3) if 0 < accuracy < 1 else NOISE
 
 
 LAG_STEPS, LAG_ERROR = 150.0, 0.15
@@ -83,7 +90,8 @@ class Curve:
     def noise(self) -> float:
         """Standard deviation of log(error) between seeds: as seen at d's with several, and the usual one where few
         are."""
-        squares, n = 3 * NOISE**2, 3
+        usual = expected_noise(self.target) if self.task.metric_name.endswith("accuracy") else NOISE
+        squares, n = 3 * usual**2, 3
         for d in {p.d for p in self.probes}:
             y = [self.log_error(p.value) for p in self.probes if p.at(d) and not p.stopped]
             if len(y) > 1:
