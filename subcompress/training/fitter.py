@@ -4,7 +4,9 @@ kept of them."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -49,6 +51,12 @@ from subcompress.training.tasks import Task, evaluate
 
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
+
+KNOWN = 1_000
+"""Examples of the validation split, at most, that tell whether a network is trained already."""
+
+LONG = 1.0
+"""Seconds from which the log says what a look before training took."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,18 @@ class Fitter:
 
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
+        with self._saying("checked that examples of each split pass through the network"):
+            self._check(d)
+
+    @contextmanager
+    def _saying(self, done: str) -> Iterator[None]:
+        """Say what was done before training, and how long it took, where that is long."""
+        began = time.perf_counter()
+        yield
+        if (seconds := time.perf_counter() - began) > LONG:
+            self.listener.note(f"{done}: {seconds:.1f} s")
+
+    def _check(self, d: int) -> None:
         plan = self.plan(d, self.settings.seed)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
         module = copied(self.model, self.settings.device)
@@ -168,7 +188,8 @@ class Fitter:
     @cached_property
     def outputs(self) -> likeness.Outputs | None:
         """What the network gives for a few examples from a fixed start."""
-        return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
+        with self._saying(f"kept outputs for {likeness.EXAMPLES} examples, which tell this network from others"):
+            return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
 
     def begin(self, folder: Run, restart: bool) -> None:
         """Take the folder; say how tensors start and what frozen ones cost."""
@@ -423,7 +444,9 @@ class Fitter:
         constant, best = self._constant, 0.0 if self.task.minimise else 1.0
         if constant is None or not (self.task.minimise or self.task.metric_name.endswith("accuracy")):
             return False
-        value = evaluate(copied(self.model, self.settings.device), self.data.validation, self.task)
+        module = copied(self.model, self.settings.device)
+        with self._saying("looked whether the network is trained already"):
+            value = evaluate(module, self.data.validation, self.task, most=KNOWN)
         return self.task.better(value, (constant + best) / 2)
 
     @cached_property

@@ -8,8 +8,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,15 +27,32 @@ from subcompress.subspace.leaves import changed, check_constraints, check_leaves
 from subcompress.subspace.module import Subspace
 from subcompress.training.loop import TrainOptions
 from subcompress.training.metrics import NotOneNumberError
-from subcompress.training.tasks import EXAMPLES, Task, evaluate
+from subcompress.training.tasks import EXAMPLES, NEXT, PER_TOKEN, Task, evaluate
 
 WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
-"""Steps of an estimate that are not counted, those that are timed, and the seconds after which three of them do."""
+"""Steps of an estimate that are not counted, those that are timed, and the seconds after which one of them does."""
+
+FEW = 8
+"""Examples of a split that pass through the network before training."""
+
+OF_TOKENS = (NEXT, PER_TOKEN)
+
+LABELED = ("cross-entropy", "bce", *OF_TOKENS)
+"""The losses whose labels are looked at."""
+
+CLASSES_BELOW = "number the classes from 0, or widen the model"
+
+TOKENS_BELOW = "give the tokenizer of this network, and -100 where nothing is learned"
+
+Batch = tuple[Tree, Tree]
+
+Seen = tuple[Any, Tree]
+"""What a metric sees of a batch beside y, and y."""
 
 
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
-    """Raise SubcompressError where a batch of each split, as large as later ones, does not go through the model and the
-    loss or the metric. A metric that one batch is too little for is tried on the whole split."""
+    """Raise SubcompressError where examples of a split do not go through the model and the loss or the metric, or the
+    labels are none for its outputs. See `check_first_of`."""
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         check_first_of(module, name, split, task, batch_size if name == "train" else None, device)
 
@@ -42,24 +60,62 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
 def check_first_of(
     module: nn.Module, name: str, split: Dataset[Any], task: Task, batch_size: int | None = None, device: str = "cpu"
 ) -> None:
-    """`check_first_batch` for the split of that name. batch_size: of its training; None for the metric."""
+    """`check_first_batch` for the split of that name.
+
+    A batch is read, as large as later ones; of a split in memory, the labels of all examples are looked at. Through the
+    network pass `FEW` of the batch; the whole of it only where these do not (some norms need more) or the metric is no
+    number of them; and the whole split only where it is none of the batch either. batch_size: of its training; None for
+    the metric.
+    """
     module.eval()
     _check_ids(module, name, split)
     order, n = split.swept(EXAMPLES) if isinstance(split, InMemory) else (torch.arange(size(split)), EXAMPLES)
     first = order[: batch_size or n]
     try:
-        batch = next(batches(split, len(first), device, first, seed=0))
+        parts = [next(batches(split, len(some), device, some, seed=0)) for some in _few_and_all(first)]
     except DataError as e:
         raise SubcompressError(f"the {name} split cannot be read: {e}") from e
     with _going_through(name, "the model or the metric" if batch_size is None else "the model or the loss"):
-        seen = None if task.metric is None else task.outputs_for_metric(module, batch)
-        if task.loss_name in ("cross-entropy", "bce"):
-            with torch.no_grad():
-                outputs = call(module, batch[0]) if seen is None else seen
-            _check_labels(name, split, batch[1], outputs, task.loss_name)
-        seen = task.outputs_for_metric(module, batch) if seen is None else seen
+        seen = _first_seen(module, name, split, task, parts)
         if batch_size is None:
-            _check_metric(module, split, (seen, batch[1]), task, name)
+            _check_metric(module, split, chain([seen], _later_seen(module, task, parts, seen)), task, name)
+
+
+def _first_seen(module: nn.Module, name: str, split: Dataset[Any], task: Task, parts: Sequence[Batch]) -> Seen:
+    """What the metric sees of the first part that goes through. The labels are looked at before a loss is."""
+    found = None if task.metric is None else _first_through(parts, lambda batch: task.outputs_for_metric(module, batch))
+    if task.loss_name in LABELED:
+        outputs, _ = found or _first_through(parts, lambda batch: _outputs(module, batch))
+        _check_labels(name, split, parts[-1][1], outputs, task.loss_name)
+    return found or _first_through(parts, lambda batch: task.outputs_for_metric(module, batch))
+
+
+def _later_seen(module: nn.Module, task: Task, parts: Sequence[Batch], seen: Seen) -> Iterator[Seen]:
+    """What the metric sees of the whole batch, when it is asked for, where it has seen a part of it."""
+    if seen[1] is not parts[-1][1]:
+        yield task.outputs_for_metric(module, parts[-1]), parts[-1][1]
+
+
+def _first_through(parts: Sequence[Batch], f: Callable[[Batch], Any]) -> Seen:
+    """f of the first part of which it raises nothing, and y. Raises what it raises of the last one."""
+    for x, y in parts[:-1]:
+        try:
+            return f((x, y)), y
+        except Exception:  # of too few examples, perhaps: the whole batch tells
+            continue
+    return f(parts[-1]), parts[-1][1]
+
+
+def _outputs(module: nn.Module, batch: Batch) -> Any:
+    with torch.no_grad():
+        return call(module, batch[0])
+
+
+def _few_and_all(order: Tensor) -> list[Tensor]:
+    """A few examples of a batch, evenly spaced: those of one class often lie side by side. And all of it, where that is
+    more."""
+    n = len(order)
+    return [order[torch.arange(FEW) * n // FEW], order] if n > FEW else [order]
 
 
 def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
@@ -80,19 +136,20 @@ def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
         )
 
 
-def _check_metric(module: nn.Module, split: Dataset[Any], seen: tuple[Any, Tree], task: Task, name: str) -> None:
-    """Raise SubcompressError where the metric is no number, of a batch or else of the split. seen: what the metric sees
-    of the batch, and y."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as of one class only
-            if not math.isnan(task.measure(*seen)) or task.metric is None:
-                return
-    except NotOneNumberError:
-        raise
-    except SubcompressError:
-        if task.metric is None:
+def _check_metric(module: nn.Module, split: Dataset[Any], looks: Iterable[Seen], task: Task, name: str) -> None:
+    """Raise SubcompressError where the metric is no number of any look, nor of the split. looks: what the metric sees
+    of some examples, and y; each is made when it is needed."""
+    for seen in looks:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as of one class only
+                if not math.isnan(task.measure(*seen)) or task.metric is None:
+                    return
+        except NotOneNumberError:
             raise
+        except SubcompressError:
+            if task.metric is None:
+                raise
     if math.isnan(evaluate(module, split, task)):
         raise SubcompressError(
             f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
@@ -134,26 +191,43 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
 
 
 def _check_labels(name: str, split: object, y: Tensor, outputs: object, loss: str) -> None:
-    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss); those of bce are
-    between 0 and 1."""
+    """Classes are numbered from 0 to below the outputs' second axis (-100 is left out by the loss), those of tokens to
+    below their last one; those of bce are between 0 and 1. y: of a batch, where the split is not in memory."""
     outputs = main_tensor(outputs)
+    y = _all_labels(split, y, loss)
     if outputs is None or not isinstance(y, Tensor) or y.is_complex():
         return
-    y = split.y if isinstance(split, InMemory) and isinstance(split.y, Tensor) else y
     if loss == "bce":
         return check_between(y, name)
     if outputs.ndim < 2 or not counts(y):
         return
+    if loss in OF_TOKENS:
+        return _check_below(y, outputs.shape[-1], name, TOKENS_BELOW) if outputs.ndim == 3 else None
     classes = outputs.shape[1]
     if y.shape[1:] == outputs.shape[1:] and y.ndim > 1 and classes > 1:
         return check_one_hot(y, name)
+    _check_below(y, classes, name, CLASSES_BELOW)
+
+
+def _all_labels(split: object, y: Any, loss: str) -> Any:
+    """The labels of all examples in memory that the loss looks at, else y."""
+    if isinstance(split, Ragged) and split.labels is not None:
+        asked = torch.ones_like(split.labels, dtype=torch.bool)
+        asked[split.starts] = loss != NEXT  # no token comes before the first one
+        return split.labels[asked]
+    y = split.y if isinstance(split, InMemory) and isinstance(split.y, Tensor) else y
+    return y[:, 1:] if loss == NEXT and isinstance(y, Tensor) and y.ndim == 2 else y
+
+
+def _check_below(y: Tensor, classes: int, name: str, remedy: str) -> None:
+    """Raise SubcompressError where y has a label, other than the one that is left out, which is none of the classes."""
     y = y.long()
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
         value = int(y[wrong].reshape(-1)[0])
         raise SubcompressError(
             f"labels are between 0 and {classes - 1}, the model has {classes} outputs; the {name} split has {value}: "
-            "number the classes from 0, or widen the model"
+            f"{remedy}"
         )
 
 
@@ -195,9 +269,9 @@ def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOption
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        if len(seconds) >= WARM_UP + 3 and time.perf_counter() - began > ENOUGH:
+        if len(seconds) > 1 and time.perf_counter() - began > ENOUGH:
             break
-    return statistics.median(seconds[WARM_UP:] or seconds or [0.0])
+    return statistics.median(seconds[WARM_UP:] or seconds[1:] or seconds or [0.0])
 
 
 def resolution_note(task: Task, data: Data, target: float, drop: float | None = None) -> str | None:

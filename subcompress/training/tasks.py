@@ -25,7 +25,7 @@ from subcompress.data.targets import (
     the_labels,
     the_outputs,
 )
-from subcompress.errors import SubcompressError, explaining, one_line
+from subcompress.errors import SubcompressError, explaining, memory_ran_out, one_line
 from subcompress.support.suggestions import suggestion
 from subcompress.training.metrics import (
     TORCHMETRICS,
@@ -339,19 +339,37 @@ class Task:
         return guessing_loss(y) or None  # one class: nothing to guess
 
 
-def evaluate(module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES) -> float:
-    """The metric of a split, for a module that is put into evaluation mode.
+def evaluate(
+    module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES, most: int | None = None
+) -> float:
+    """The metric of a split, for a module that is put into evaluation mode. most: of so many examples at most, evenly
+    spaced.
 
     Means over examples are added up batch by batch; any other metric is called once, with the outputs and y of the
-    whole split, or accumulates. Raises SubcompressError where the metric raises, or is not one number.
+    whole split, or accumulates. Where memory runs out, it is done again in batches half as large. Raises
+    SubcompressError where the metric raises, or is not one number.
     """
     module.eval()
-    device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
     order, batch_size = split.swept(batch_size) if isinstance(split, InMemory) else (None, batch_size)
-    if batch_size > 2 and size(split) % batch_size == 1:
+    if most is not None and most < size(split):
+        order = torch.arange(size(split)) if order is None else order
+        order = order[torch.arange(most) * len(order) // most]
+    while True:
+        try:
+            return _evaluated(module, split, task, order, batch_size)
+        except (RuntimeError, MemoryError) as e:
+            if batch_size < 2 or not memory_ran_out(e):
+                raise
+        batch_size //= 2
+
+
+def _evaluated(module: nn.Module, split: Dataset[Any], task: Task, order: Tensor | None, batch_size: int) -> float:
+    """`evaluate`, of a module in evaluation mode, in that order."""
+    device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
+    left = size(split) if order is None else len(order)
+    if batch_size > 2 and left % batch_size == 1:
         batch_size -= 1  # one example alone has no statistics, where those of the batch are taken
-    meter = task.meter(size(split), order)
-    left = size(split)
+    meter = task.meter(left, order)
     for batch in batches(split, batch_size, device, order, seed=0):
         n = min(batch_size, left)  # of examples: y may have a row for each of their nodes
         left -= n

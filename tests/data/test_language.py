@@ -142,6 +142,24 @@ def test_one_line_for_a_tokenizer_that_does_not_do(tokenizer, tmp_path, llama):
         check_first_batch(net, Data(split, split, split, loss="next-token"), Task.of("next-token"), 2, "cpu")
 
 
+def test_labels_of_tokens_are_looked_at_beyond_the_examples_that_pass_through(llama):
+    ids = [torch.tensor([1, 2, 3, 4][: 2 + i % 3]) for i in range(40)]
+    labels = [t.clone() for t in ids]
+    net, shortest = pretrained.load_model(llama, "causal-lm"), 39
+    labels[shortest][0] = 64  # no token comes before it, so that it is not learned
+
+    def look(loss):
+        split = Ragged({"input_ids": ids}, labels)
+        check_first_batch(net, Data(split, split, split), Task.of(loss), 2, "cpu")
+
+    look("next-token")
+    with pytest.raises(SubcompressError, match=r"labels are between 0 and 63, .* the train split has 64: give the tok"):
+        look("per-token")
+    labels[shortest][1] = 64
+    with pytest.raises(SubcompressError, match=r"labels are between 0 and 63, .* the train split has 64: give the tok"):
+        look("next-token")
+
+
 # loss and metrics
 
 

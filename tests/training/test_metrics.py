@@ -253,6 +253,43 @@ def test_the_first_look_takes_as_many_examples_as_an_evaluation(classes):
     first_look(net, classes, Task.of("cross-entropy", "torchmetrics:AUROC,task=multiclass,num_classes=3"))
 
 
+class Counted(nn.Module):
+    """Counts the examples that pass through."""
+
+    def __init__(self, most=math.inf):
+        super().__init__()
+        self.line, self.seen, self.most = nn.Linear(4, 3), [], most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
+        self.seen.append(len(x))
+        return self.line(x)
+
+
+@pytest.mark.parametrize("metric", [None, "loss"])
+def test_few_examples_pass_through_the_network_before_training(classes, metric):
+    first_look(net := Counted(), classes, Task.of("cross-entropy", metric))
+    assert set(net.seen) == {8}
+    assert len(net.seen) <= 6
+    y = classes.y.clone()
+    y[-1] = 3  # of no example that passes through
+    with pytest.raises(SubcompressError, match=r"labels are between 0 and 2, .* the train split has 3"):
+        first_look(net, Split(classes.x, y), Task.of("cross-entropy", metric))
+
+
+def test_an_evaluation_that_memory_runs_out_in_takes_fewer_examples_at_a_time(classes):
+    task = Task.of()
+    net = Counted(300)
+    value = evaluate(net, classes, task)
+    assert max(net.seen) == 250
+    net.most = math.inf
+    assert value == evaluate(net, classes, task)
+    net.most = 0
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        evaluate(net, classes, task)
+
+
 def test_a_metric_that_one_batch_is_too_little_for_is_tried_on_the_split(regression, line):
     y = torch.zeros(N, 1)
     y[-100:] = 1  # the first batch is of one class
