@@ -230,7 +230,11 @@ class TargetSearch:
             return None
         # Far above it: one seed says enough, while there is room to look lower down.
         lower = self._room() >= len(self.seeds) + 1
-        if n == 1 and self.curve.gap(self.curve.mean(d)) < -2 * self.curve.noise() and lower and not self.met:
+        gap = self.curve.gap(self.curve.mean(d))
+        if n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
+            return None
+        # Below it, and the trainings that are left are enough for one d only: a larger one is surer.
+        if gap > 0 and not self.met and self._room() - self._missing(d) < len(self.seeds) <= self._room():
             return None
         return self._seed_at(d)
 
