@@ -27,6 +27,7 @@ from subcompress.errors import SubcompressError
 from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
+from subcompress.subspace.standing import standing
 from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.bars import with_bars
 from subcompress.support.charts import Chart
@@ -172,7 +173,7 @@ def compare(
     model = unwrapped_for(model, record.layout)
     record.layout.require(Layout.of(model.state_dict()), "the model")
     if record.base is not None:
-        model = record.base.loaded(copied(model, "cpu"))
+        model = standing(model, record.base)
     task = Task.suiting(data := as_data(data), loss, metric, minimise if minimize is None else minimize)
     data = task.prepare_labels(data)
     if task.metric_name != fit.metric:

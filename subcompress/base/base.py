@@ -6,7 +6,7 @@ maps the tensors of the base to those of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from subcompress.base.origin import Origin
 from subcompress.errors import SubcompressError
 from subcompress.remote.references import PREFIX
 from subcompress.support.lazy import torch
-from subcompress.tensors.digest import chunk_digests, chunks_of, root_digest
+from subcompress.tensors.digest import CHUNK, chunk_digests, chunks_of, root_digest
 from subcompress.tensors.layout import (
     DTYPES,
     MAX_NAME,
@@ -31,6 +31,7 @@ from subcompress.tensors.layout import (
     raw_bytes,
     tensor_of,
 )
+from subcompress.tensors.mapping import release_part
 from subcompress.tensors.rounding import rounded
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Base:
 
     @cached_property
     def _chunk_digests(self) -> list[bytes]:
-        return chunk_digests(self.layout, _raw(self.arrays))
+        return chunk_digests(self.layout, _raw(self.arrays), release_part)
 
     @cached_property
     def digest(self) -> bytes:
@@ -165,7 +166,7 @@ class Base:
 
     def check_unchanged(self) -> None:
         """Raise SubcompressError if the values no longer have the digest: the file was overwritten."""
-        if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays))) != self.digest:
+        if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays), release_part)) != self.digest:
             raise SubcompressError(
                 f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
                 "and begin anew"
@@ -250,12 +251,35 @@ class OnBase:
         source, dtype = self._sources[name]
         flat = self.base.arrays[source].reshape(-1)
         flat = flat.view(np.float32) if flat.dtype == np.complex64 else flat
-        return rounded(flat[lo : None if n is None else lo + n], DTYPES["F32"] if dtype == np.complex64 else dtype)
+        part = flat[lo : None if n is None else lo + n]
+        found = rounded(part, DTYPES["F32"] if dtype == np.complex64 else dtype)
+        if not np.may_share_memory(found, part):
+            release_part(part)
+        return found
 
-    def loaded(self, module: nn.Module) -> nn.Module:
-        """Copy the base's values into the module and return it."""
+    def holds(self, name: str, tensor: Tensor) -> bool:
+        """Return whether a tensor has `values`, bit for bit; takes little memory."""
+        if tensor.dtype != tensor_of(self.reals(name, 0, 0)).dtype and not tensor.is_complex():
+            return False
+        given = array_of(tensor).reshape(-1)
+        given = given.view(np.float32) if given.dtype == np.complex64 else given
+        step = CHUNK // given.itemsize
+
+        def same(at: int) -> bool:
+            own = self.reals(name, at, step)
+            found = np.array_equal(own.view(np.uint8), given[at : at + step].view(np.uint8))
+            release_part(own)
+            return found
+
+        source, _ = self._sources[name]
+        return tuple(tensor.shape) == self.base.arrays[source].shape and all(map(same, range(0, len(given), step)))
+
+    def loaded(self, module: nn.Module, without: Collection[str] = ()) -> nn.Module:
+        """Copy the base's values into the module, but for those of the tensors `without`, and return it."""
         state = module.state_dict()
         with torch.no_grad():
             for spec in self.layout:
-                state[spec.name].copy_(self.tensor(spec.name))
+                if spec.name not in without:
+                    state[spec.name].copy_(self.tensor(spec.name))
+                    release_part(self.base.arrays[self._sources[spec.name][0]])
         return module

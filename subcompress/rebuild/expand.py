@@ -43,14 +43,17 @@ def expand_into(record: Record, state: Mapping[str, Tensor]) -> None:
 
 
 def expand_changed(record: Record, state: Mapping[str, Tensor]) -> None:
-    """Rebuild, like `expand_into`, only the tensors that differ from the base; `state` may lack the others."""
+    """Rebuild, like `expand_into`, only the tensors that differ from the base; `state` may lack the others, and those
+    that are tied."""
     device = next(iter(state.values())).device if state else torch.device("cpu")
     _fill(record, state, backend_of(device.type).on(device), unchanged=False)
 
 
 def _fill(record: Record, state: Mapping[str, Tensor], backend: Backend, unchanged: bool = True) -> None:
     written = (
-        s.name for s, e in zip(record.layout, record.entries, strict=True) if unchanged or not isinstance(e, Unchanged)
+        s.name
+        for s, e in zip(record.layout, record.entries, strict=True)
+        if unchanged or not (isinstance(e, Unchanged) or (isinstance(e, Tied) and s.name not in state))
     )
     with torch.no_grad():
         fill(record, {name: backend.memory.of(state[name]) for name in written}, backend, unchanged=unchanged)

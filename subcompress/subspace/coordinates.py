@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,11 +130,13 @@ class Coordinates(nn.Module):
         untrained: Mapping[str, Tensor],
         facts: Facts | None = None,
         test_accuracy: float | None = None,
+        of_base: Collection[str] = (),
     ) -> Record:
         """What was trained, exactly: the scales rounded to bfloat16, the frozen constant an integer, running
         statistics quantised, with the digest of the weights it rebuilds.
 
-        state: the state dict of the network; untrained: its buffers and frozen tensors as they were before. Raises
+        state: the state dict of the network; untrained: its buffers and frozen tensors as they were before; of_base:
+        those that were as the base has them. Raises
         SubcompressError before `round`, and for an operator that is not exact.
         """
         if not self.plan.exact:
@@ -146,7 +148,9 @@ class Coordinates(nn.Module):
             self.plan.base.base.check_unchanged()
         if not self.bits:
             raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
-        return recorded(self.plan, self.rounding, self.coordinates(), state, untrained, facts or Facts(), test_accuracy)
+        return recorded(
+            self.plan, self.rounding, self.coordinates(), state, untrained, facts or Facts(), test_accuracy, of_base
+        )
 
     def settings(self) -> dict[str, Any]:
         """What `moving` does not hold of a training: whether and how z is rounded."""

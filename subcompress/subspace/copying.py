@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,22 @@ _HOOKS: tuple[tuple[type, str, str], ...] = (
 """Hooks that compute a weight outside of the parameters, what made them, and the remedy."""
 
 
-def copied(module: nn.Module, device: str | torch.device | None = None) -> nn.Module:
-    """A deep copy, on the device where one is given, with `own_memory`.
+_PLAIN = (nn.Parameter,)
+"""What a parameter that is shared is: those of other classes say themselves how they are copied."""
+
+
+def copied(module: nn.Module, device: str | torch.device | None = None, shared: Collection[str] = ()) -> nn.Module:
+    """A deep copy, on the device where one is given, with `own_memory`. shared: the names of parameters that are not to
+    be changed, which the copy has in the memory of the module where that is on the device.
 
     Raises SubcompressError for what cannot be copied, and for weights that a hook computes: a copy would keep the
     values that the hook has left.
     """
     check_hooks(module)
+    named = module.named_parameters(remove_duplicate=False) if shared else ()
+    memo = {id(p): nn.Parameter(p.detach(), p.requires_grad) for n, p in named if n in shared and type(p) in _PLAIN}
     try:
-        found = own_memory(copy.deepcopy(module))
+        found = own_memory(copy.deepcopy(module, memo))
         return found if device is None else found.to(device)
     except Exception as e:
         raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {one_line(e)}") from e

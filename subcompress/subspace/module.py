@@ -11,7 +11,7 @@ subcompress.pack(sub, "net.safetensors")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,8 +43,11 @@ class Subspace(Coordinates):
     what the subspace returned, or inside the block of `materialized`.
     """
 
-    def __init__(self, module: nn.Module, plan: Plan, *, own: bool = False) -> None:
-        """own: take the module itself, which is not used elsewhere, instead of a copy of it."""
+    def __init__(
+        self, module: nn.Module, plan: Plan, *, own: bool = False, still: Collection[str] = frozenset()
+    ) -> None:
+        """own: take the module itself, which is not used elsewhere, instead of a copy of it; still: parameters that are
+        the base's and that no forward pass changes."""
         taken = module if own else copied(module)
         super().__init__(plan, next(module.parameters()).device)
         self.module = taken
@@ -52,11 +55,15 @@ class Subspace(Coordinates):
             n for n, s in plan.starts.items() if s.kind in ("stored", "kept", "dropped")
         }  # forward may change them
         self._buffer_names = [name for name, b in self.module.named_buffers() if is_storable(b)]
-        self._buffer_names += [n for n, p in self.module.named_parameters() if n in frozen and is_storable(p)]
+        named = dict(self.module.named_parameters())
+        self._buffer_names += [n for n, p in named.items() if n in frozen and n not in still and is_storable(p)]
+        self._still = [n for n in named if n in still]
         self.former = dict(self.module.named_parameters())
         self._places = _forget_parameters(self.module)
         self._again: Any = None
-        self._untrained = {name: b.clone() for name, b in self._buffers_now().items()}
+        based = {n for n, s in plan.starts.items() if s.kind == "kept" and plan.base is not None and n in plan.base}
+        self._untrained = {name: b.clone() for name, b in self._buffers_now().items() if name not in based}
+        self._of_base = [name for name in self._buffer_names if name in based]
         self.train(self.training)
 
     @classmethod
@@ -196,7 +203,7 @@ class Subspace(Coordinates):
 
         Raises SubcompressError before `round`, and for an operator that is not exact.
         """
-        return self.recorded(self.module.state_dict(), self._untrained, facts, test_accuracy)
+        return self.recorded(self.module.state_dict(), self._untrained, facts, test_accuracy, self._of_base)
 
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` and `settings` gave. Raises SubcompressError for settings of another subspace."""
@@ -207,6 +214,11 @@ class Subspace(Coordinates):
     def moving(self) -> dict[str, Tensor]:
         """What training changes: z, and the buffers and the extra state of the network; for checkpoints."""
         return {"z": self.z.detach()} | self._buffers_now() | extra_states(self.module)
+
+    def unmoved(self) -> dict[str, Tensor]:
+        """What no training changes, of the base: checkpoints of former versions hold it."""
+        buffers = dict(self.module.named_buffers())
+        return {name: buffers[name] for name in self._still}
 
     def _buffers_now(self) -> dict[str, Tensor]:
         buffers = dict(self.module.named_buffers())

@@ -9,11 +9,10 @@ all share (benchmarks/moves.py compares rules).
 from __future__ import annotations
 
 import base64
-import copy
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.describing import runs_cost, runs_of
 from subcompress.operators import walsh
+from subcompress.subspace.copying import copied
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Starts, moving_weights
 
@@ -227,18 +227,22 @@ def measured(
     steps: int = STEPS,
     rates: Sequence[float] = RATES,
     based: bool = False,
+    still: Collection[str] = (),
 ) -> Moves:
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
     module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout and
     the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls less, with
-    half of the steps each, and take the one of the lowest loss. Raises SubcompressError where a batch does not go
+    half of the steps each, and take the one of the lowest loss; still: parameters that do not train, which the copies
+    share with the module. Raises SubcompressError where a batch does not go
     through the model or the loss.
     """
     began = time.perf_counter()
     acting = {name for name, start in starts.of().items() if start.moves}
     count = max(LEAST, steps // 2) if based else steps
-    best, taken = _best_trial(module, acting, lambda: examples(count), loss_of, seed, rates, based)
+    best, taken = _best_trial(
+        lambda rate: _Trial(module, rate, acting, still), lambda: examples(count), loss_of, seed, rates, based
+    )
     seed_everything(seed, 1)
     still, unread, swept = _swept(best, starts, examples, loss_of)
     still |= {name: np.ones(best.reals(name), bool) for name in unread}
@@ -267,8 +271,7 @@ def smoothness(changes: Iterable[np.ndarray]) -> float:
 
 
 def _best_trial(
-    module: nn.Module,
-    acting: set[str],
+    begun: Callable[[float], _Trial],
     batches: Callable[[], Iterator[Any]],
     loss_of: LossOf,
     seed: int,
@@ -279,7 +282,7 @@ def _best_trial(
     best: _Trial | None = None
     taken, queue, larger = 0, list(rates), list(() if based else LARGER)
     while queue:
-        trial = _Trial(module, queue.pop(0), acting)
+        trial = begun(queue.pop(0))
         seed_everything(seed, 0)
         trial.run(batches(), loss_of)
         taken += trial.steps
@@ -300,10 +303,11 @@ def _best_trial(
 
 
 class _Trial:
-    """A copy of the module, trained with one step size. acting: the parameters that coordinates act on."""
+    """A copy of the module, trained with one step size. acting: the parameters that coordinates act on; still: those
+    that it shares with the module."""
 
-    def __init__(self, module: nn.Module, rate: float, acting: set[str]) -> None:
-        self.module, self.rate = copy.deepcopy(module), rate
+    def __init__(self, module: nn.Module, rate: float, acting: set[str], still: Collection[str] = ()) -> None:
+        self.module, self.rate = copied(module, shared=set(still) - acting), rate
         named = dict(module.named_parameters(remove_duplicate=False))
         meant = {id(named[n]) for n in acting}
         self.before = {n: p for n, p in named.items() if id(p) in meant}

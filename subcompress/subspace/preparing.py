@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.base import OnBase, attach_base, open_base
-from subcompress.subspace.copying import copied
 from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
 from subcompress.subspace.observing import built
+from subcompress.subspace.standing import kept, standing
 from subcompress.subspace.starts import Starts, recognize
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 
@@ -43,12 +43,12 @@ def prepared(
     """Recognize how a network starts; the options are those of `fit`. module: the network, or a factory of it. Raises
     SubcompressError."""
     module, build = built(module, seed)
-    standing = None
+    on_base = None
     if base is not None:
-        standing = attach_base(open_base(base, base_name), module, tuple(new))
-        module = standing.loaded(copied(module))
-    starts = recognize(module, structured, standing, act_on, build=build, seed=seed, drop=tuple(drop))
-    return Prepared(module, starts, standing)
+        on_base = attach_base(open_base(base, base_name), module, tuple(new))
+        module = standing(module, on_base)
+    starts = recognize(module, structured, on_base, act_on, build=build, seed=seed, drop=tuple(drop))
+    return Prepared(module, starts, on_base)
 
 
 def measure_moves(
@@ -77,13 +77,22 @@ def measure_moves(
     known = prepared(module, **options)
 
     based, seed = known.base is not None, int(options.get("seed", 0))
+    still = kept(known.module, known.starts.layout, known.starts.of(), ("kept",)) if based else frozenset()
     rates = BASED_RATES if based else RATES
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             examples = examples_of(lambda whole: itertools.repeat(batches))
             return measured(
-                known.module, known.starts, examples, loss, seed=seed, steps=steps, rates=rates, based=based
+                known.module,
+                known.starts,
+                examples,
+                loss,
+                seed=seed,
+                steps=steps,
+                rates=rates,
+                based=based,
+                still=still,
             )
     finally:
         random.setstate(states[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +32,7 @@ def recorded(
     untrained: Mapping[str, Tensor],
     facts: Facts,
     test_accuracy: float | None,
+    of_base: Collection[str] = (),
 ) -> Record:
     """Build the record, with the digest of the weights that it rebuilds.
 
@@ -43,6 +44,7 @@ def recorded(
         untrained: Buffers and frozen parameters as they were before the training.
         facts: What the file says of inputs and labels.
         test_accuracy: What it says of its accuracy.
+        of_base: Buffers and frozen parameters that had the values of the plan's base.
     """
     groups, coded = _groups(plan, rounding, coordinates)
     moved = {
@@ -50,6 +52,8 @@ def recorded(
         for name, before in untrained.items()
         if name in plan.starts and plan.starts[name].kind in ("buffer", "kept") and not torch.equal(before, state[name])
     }
+    if plan.base is not None:
+        moved |= {name: state[name] for name in of_base if not plan.base.holds(name, state[name])}
     more, values = coded_buffers(plan.layout, moved, plan.seed, len(groups))
     entries, stored = _entries(plan, coded | values, state, moved.keys())
     record = Record(plan.seed, plan.layout, (*groups, *more), entries, stored, facts, test_accuracy, base=plan.base)

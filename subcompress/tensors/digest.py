@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from subcompress.support.threads import for_each
@@ -42,19 +42,24 @@ def weights_digest(layout: Layout, tensors: Mapping[str, memoryview]) -> bytes:
     return root_digest(layout, chunk_digests(layout, tensors))
 
 
-def chunk_digests(layout: Layout, tensors: Mapping[str, memoryview]) -> list[bytes]:
-    """Hash every chunk, in the digest's order."""
-    return hash_chunks([tensors[layout.tensors[x.index].name][x.at : x.at + x.size] for x in chunks_of(layout)])
+def chunk_digests(
+    layout: Layout, tensors: Mapping[str, memoryview], done: Callable[[memoryview], None] | None = None
+) -> list[bytes]:
+    """Hash every chunk, in the digest's order. done: see `hash_chunks`."""
+    return hash_chunks([tensors[layout.tensors[x.index].name][x.at : x.at + x.size] for x in chunks_of(layout)], done)
 
 
-def hash_chunks(chunks: Sequence[memoryview]) -> list[bytes]:
-    """Hash each chunk with `chunk_digest`, on several threads if there are many bytes."""
+def hash_chunks(chunks: Sequence[memoryview], done: Callable[[memoryview], None] | None = None) -> list[bytes]:
+    """Hash each chunk with `chunk_digest`, on several threads if there are many bytes; `done` is called with each chunk
+    of many that was hashed, by any thread."""
     if sum(map(len, chunks)) < FEW:
         return [chunk_digest(chunk) for chunk in chunks]
     digests = [b""] * len(chunks)
 
     def work(i: int) -> None:
         digests[i] = chunk_digest(chunks[i])
+        if done is not None:
+            done(chunks[i])
 
     for_each(work, range(len(chunks)))
     return digests

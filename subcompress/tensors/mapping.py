@@ -53,13 +53,26 @@ def release_pages(array: np.ndarray) -> None:
         file.madvise(mmap.MADV_DONTNEED)
 
 
+def release_part(data: np.ndarray | memoryview) -> None:
+    """Release the memory pages that a part of a mapped array lies in; they are read again on the next access. Nothing
+    for other memory."""
+    file = _mapped_file(data)
+    if file is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    part = np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else data
+    if part.nbytes and part.flags.c_contiguous:
+        at = part.ctypes.data - np.frombuffer(file, np.uint8, 1).ctypes.data
+        first = at // mmap.PAGESIZE * mmap.PAGESIZE
+        file.madvise(mmap.MADV_DONTNEED, first, at + part.nbytes - first)
+
+
 class _File(mmap.mmap):
     """A memory-mapped file that knows its path."""
 
     path: Path
 
 
-def _mapped_file(array: np.ndarray) -> _File | None:
+def _mapped_file(array: np.ndarray | memoryview) -> _File | None:
     owner: Any = array
     while isinstance(owner, (np.ndarray, memoryview)):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj

@@ -22,7 +22,6 @@ from subcompress.errors import SubcompressError, shown
 from subcompress.format.record import Record
 from subcompress.format.versions import about
 from subcompress.operators import EXACT
-from subcompress.rebuild.expand import expand
 from subcompress.subspace.copying import copied
 from subcompress.subspace.hidden import check_state
 from subcompress.subspace.module import Subspace
@@ -31,6 +30,7 @@ from subcompress.subspace.observing import Build
 from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
 from subcompress.subspace.seeds import seed_everything
+from subcompress.subspace.standing import Copies
 from subcompress.subspace.starts import Start, buffer_note, frozen_note, moving_weights, recognize
 from subcompress.support.listener import Listener
 from subcompress.support.names import AUTO
@@ -93,6 +93,7 @@ class Fitter:
         check_options(s.bits, s.seed, s.operator)
         self.known = recognize(model, s.structured, base, s.act_on, build=build, seed=s.seed, drop=s.drop)
         self.layout, self.starts = self.known.layout, self.known.of()
+        self.copies = Copies(model, self.layout, self.starts, base, s.device)
         self.moves: Moves | None = None
         self.warnings: list[str] = []
         self.least, self.exact = 1, s.operator in (AUTO, *EXACT)
@@ -150,7 +151,8 @@ class Fitter:
     def beside(self) -> int:
         """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
         plan = self.plan(self.least, self.settings.seed)
-        subspace = Subspace(copied(self.model, "cpu"), plan, own=True)
+        module = copied(self.model, "cpu", shared=self.copies.held)
+        subspace = Subspace(module, plan, own=True, still=self.copies.still)
         subspace.round(self.settings.bits)
         return self.sizes(subspace.record())[0]
 
@@ -170,7 +172,7 @@ class Fitter:
     def _check(self, d: int) -> None:
         plan = self.plan(d, self.settings.seed)
         check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
-        module = copied(self.model, self.settings.device)
+        module = self.copies.to_look_at()
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
         if self.build is not None and self.base is None:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
@@ -179,6 +181,7 @@ class Fitter:
         warning = check_trains(Subspace(module, plan, own=True), self.model, self.data, self.task, recipe)
         if warning is not None:
             self.warn(warning)
+        self.copies.restored()
 
     def command(self) -> dict[str, Any]:
         """What makes two commands the same; see `subcompress.training.command`."""
@@ -189,7 +192,9 @@ class Fitter:
     def outputs(self) -> likeness.Outputs | None:
         """What the network gives for a few examples from a fixed start."""
         with self._saying(f"kept outputs for {likeness.EXAMPLES} examples, which tell this network from others"):
-            return likeness.outputs_of(self.model, self.plan(self.least, self.settings.seed), self.data)
+            return likeness.outputs_of(
+                self.model, self.plan(self.least, self.settings.seed), self.data, self.copies.held
+            )
 
     def begin(self, folder: Run, restart: bool) -> None:
         """Take the folder; say how tensors start and what frozen ones cost."""
@@ -278,7 +283,6 @@ class Fitter:
         n = size(self.data.train)
         per_epoch = max(1, n // s.batch_size)
         steps = steps_of(s.recipe(s.seed).total(n))
-        model = copied(self.model, s.device)
 
         def passes(whole: bool) -> Iterator[Iterable[Any]]:
             order = torch.Generator().manual_seed(s.seed & ((1 << 63) - 1))
@@ -294,7 +298,7 @@ class Fitter:
                 return task.loss_of(module, batch)
 
         return measured(
-            model,
+            self.copies.placed,
             self.known,
             examples_of(passes),
             loss_of,
@@ -302,12 +306,13 @@ class Fitter:
             steps=steps,
             rates=RATES if self.base is None else BASED_RATES,
             based=self.base is not None,
+            still=self.copies.still,
         )
 
     def say_cost(self, d: int, fits: float, minutes: float = math.inf) -> None:
         """Time a step, and say what the whole will take."""
         plan = self.plan(d, self.settings.seed)
-        subspace = Subspace(copied(self.model, self.settings.device), plan, own=True)
+        subspace = self._subspace(plan)
         recipe = self.settings.recipe(self.settings.seed, plan)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
@@ -344,7 +349,7 @@ class Fitter:
         recipe = self.settings.recipe(seed, epochs=self.short_epochs if short else None, lr=rate)
         self.listener.run(f"trained directly, lr {rate:g}" + (", short" if short else ""), recipe.epochs)
         seed_everything(seed, 0)
-        direct = Direct(copied(self.model, self.settings.device))
+        direct = Direct(self.copies.to_train())
         try:
             outcome = train(
                 direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
@@ -444,7 +449,7 @@ class Fitter:
         constant, best = self._constant, 0.0 if self.task.minimise else 1.0
         if constant is None or not (self.task.minimise or self.task.metric_name.endswith("accuracy")):
             return False
-        module = copied(self.model, self.settings.device)
+        module = self.copies.to_look_at()
         with self._saying("looked whether the network is trained already"):
             value = evaluate(module, self.data.validation, self.task, most=KNOWN)
         return self.task.better(value, (constant + best) / 2)
@@ -453,7 +458,7 @@ class Fitter:
     def _constant(self) -> float | None:
         """The metric of the best constant answer on the validation split, None where it is not known."""
         device = torch.device(self.settings.device)
-        module = copied(self.model, self.settings.device).eval()
+        module = self.copies.to_look_at().eval()
         try:
             with torch.no_grad():
                 x, _ = next(batches(self.data.validation, min(2, size(self.data.validation)), device))
@@ -474,7 +479,7 @@ class Fitter:
         record: Record | None = None
         if plan.exact:
             record = self._read(key, plan)
-            test = evaluate(self._rebuilt(record), self.data.test, self.task)
+            test = evaluate(self.copies.rebuilt(record), self.data.test, self.task)
             accuracy = test if self.task.is_accuracy else None
             record = replace(record, facts=self.data.facts, test_accuracy=accuracy)
         else:
@@ -552,7 +557,7 @@ class Fitter:
     ) -> tuple[Subspace, Outcome]:
         """Train a subspace of that plan."""
         s = self.settings
-        subspace = Subspace(copied(self.model, s.device), plan, own=True)
+        subspace = self._subspace(plan)
         outcome = train(
             subspace,
             self.data,
@@ -566,6 +571,11 @@ class Fitter:
             pressure=None if room is None else Pressure(subspace, room),
             shards=self.shards,
         )
+        if changed := self.copies.restored():
+            raise SubcompressError(
+                f"weights that do not train stay as they are, or a forward pass changes them from the first batch on; "
+                f"{changed[0]} was changed later: leave it alone, or make it a buffer"
+            )
         if s.rounded and subspace.bits not in (s.bits, 0):
             where = getattr(checkpoint, "path", "the run folder")
             raise SubcompressError(f"{where} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}")
@@ -579,15 +589,13 @@ class Fitter:
     def _value(self, subspace: Subspace, record: Record | None) -> float:
         """The metric on the validation split: of the rebuilt weights where there is a file to be."""
         if record is not None:
-            return evaluate(self._rebuilt(record), self.data.validation, self.task)
+            return evaluate(self.copies.rebuilt(record), self.data.validation, self.task)
         subspace.eval()
         with torch.no_grad(), subspace.materialized() as module:
             return evaluate(module, self.data.validation, self.task)
 
-    def _rebuilt(self, record: Record) -> nn.Module:
-        module = copied(self.model, "cpu")
-        module.load_state_dict(expand(record))
-        return module.to(self.settings.device)
+    def _subspace(self, plan: Plan) -> Subspace:
+        return Subspace(self.copies.to_look_at(), plan, own=True, still=self.copies.still)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ Outputs = list[dict[str, Any]]
 """An output each: its shape, the root mean square of it, some of its values."""
 
 
-def outputs_of(model: nn.Module, plan: Plan, data: Data) -> Outputs | None:
+def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] = ()) -> Outputs | None:
     """What the network gives in evaluation mode where all coordinates of the plan are one: no layer is at zero then.
-    None where it raises, which is told elsewhere, or gives something else each time."""
+    None where it raises, which is told elsewhere, or gives something else each time. held: parameters that need no
+    copy."""
     try:
-        subspace = Subspace(copied(model, "cpu"), plan, own=True).eval()
+        subspace = Subspace(copied(model, "cpu", shared=held), plan, own=True, still=held).eval()
         with torch.no_grad():
             subspace.z.fill_(1.0)
             first, again = (_once(subspace, data) for _ in range(2))

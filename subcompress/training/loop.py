@@ -358,6 +358,8 @@ class _Run:
             names = frozenset(f"optimiser.{i}.{name}" for name in state)
             for name, t in state.items():  # a weight that had no gradient yet has no state
                 found[f"optimiser.{i}.{name}"] = Like(t.dtype, tuple(t.shape), self.heard is not None, names)
+        for name, t in getattr(self.trainee, "unmoved", dict)().items():
+            found.setdefault(f"module.{name}", Like(t.dtype, tuple(t.shape), needed=False))
         if self.heard is not None:
             found["heard"] = Like(torch.bool, tuple(self.heard.shape))
         return found

@@ -14,8 +14,8 @@ from subcompress.base import attach_base, open_base
 from subcompress.data import Data
 from subcompress.data.splits import size
 from subcompress.errors import SubcompressError
-from subcompress.subspace.copying import copied
 from subcompress.subspace.observing import built
+from subcompress.subspace.standing import standing
 from subcompress.support.devices import choose_device
 from subcompress.support.listener import Listener
 from subcompress.support.names import DEFAULT_ROLES
@@ -101,7 +101,7 @@ def prepared(
     on_base = None
     if base.source is not None:
         on_base = attach_base(open_base(base.source, base.name), model, tuple(base.new))
-        model = on_base.loaded(copied(model, "cpu"))
+        model = standing(model, on_base)
     threads = 1 if options.machine.threads is None and recipe.shards > 1 else options.machine.threads
     with machine(place.name, threads, recipe.seed), naming_memory(recipe.batch_size):
         fitter = Fitter(model, data, task, settings, listener, on_base, build, place.line, shards)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from subcompress.data.in_memory import IGNORED, InMemory, Tree, tree_map
+from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.data.targets import (
     as_classes,
@@ -149,6 +150,10 @@ LOSSES: dict[str, tuple[Loss, str]] = {
 
 EXAMPLES = 1_000
 """Of a batch in an evaluation."""
+
+OUTPUTS = (1 << 27, 1 << 30)
+"""Bytes of the outputs of a batch in the evaluation of a language model, on a CPU and elsewhere. Losses make copies of
+them."""
 
 METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "accuracy": (_accuracy, False),
@@ -351,6 +356,9 @@ def evaluate(
     """
     module.eval()
     order, batch_size = split.swept(batch_size) if isinstance(split, InMemory) else (None, batch_size)
+    if isinstance(split, Ragged) and (width := _vocabulary(module)) is not None:
+        bytes_ = 4 * width * int(split.lengths.max())
+        batch_size = max(1, min(batch_size, OUTPUTS[_device(module).type != "cpu"] // bytes_))
     if most is not None and most < size(split):
         order = torch.arange(size(split)) if order is None else order
         order = order[torch.arange(most) * len(order) // most]
@@ -365,7 +373,7 @@ def evaluate(
 
 def _evaluated(module: nn.Module, split: Dataset[Any], task: Task, order: Tensor | None, batch_size: int) -> float:
     """`evaluate`, of a module in evaluation mode, in that order."""
-    device = next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
+    device = _device(module)
     left = size(split) if order is None else len(order)
     if batch_size > 2 and left % batch_size == 1:
         batch_size -= 1  # one example alone has no statistics, where those of the batch are taken
@@ -375,6 +383,20 @@ def _evaluated(module: nn.Module, split: Dataset[Any], task: Task, order: Tensor
         left -= n
         meter.see(task.outputs_for_metric(module, batch), batch[1], n)
     return meter.result()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(iter(module.parameters()), next(iter(module.buffers()), torch.empty(0))).device
+
+
+def _vocabulary(module: nn.Module) -> int | None:
+    """The outputs of each token, None where the network does not say."""
+    head = getattr(module, "get_output_embeddings", None)
+    try:
+        weight = getattr(head() if callable(head) else None, "weight", None)
+    except (AttributeError, NotImplementedError):  # transformers has networks without one
+        return None
+    return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
 
 
 def _exponential(x: float) -> float:

@@ -1,0 +1,146 @@
+"""Peak memory of a fit on a base, against the bytes of the network.
+
+    python benchmarks/memory.py [-o benchmarks/results]
+    python benchmarks/memory.py --folder DIR
+
+Without a folder, a Llama with random weights is made and written to a temporary one. Each row is a process of its own,
+which reads the folder, and for a fit trains on random tokens for a few steps, with norms, biases and heads moving, and
+packs. Its peak is VmHWM of Linux: resident pages, those of mapped files counted. `libraries` is the peak of a process
+that has imported all that the others do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import subcompress
+from subcompress.data.pretrained import load_model
+from subcompress.data.ragged import Ragged
+from subcompress.format.versions import about
+
+SHAPES = {"tiny": (64, 2, 512), "small": (512, 8, 16_384)}
+"""Width, layers and vocabulary of a Llama that is made."""
+
+ROWS = ("libraries", "from_pretrained", "fit", "fit of bfloat16")
+
+EXAMPLES, LENGTH, BATCH, STEPS = 48, 24, 4, 6
+
+
+def make(folder: Path, shape: str) -> None:
+    """Write a Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, layers, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def data(vocabulary: int) -> subcompress.Data:
+    """Random tokens, all of them to be learned."""
+    drawn = torch.Generator().manual_seed(0)
+    ids = [torch.randint(vocabulary, (LENGTH - i % 8,), generator=drawn) for i in range(EXAMPLES)]
+    split = Ragged({"input_ids": ids}, list(ids))
+    return subcompress.Data(split, split, split, loss="next-token")
+
+
+def peak() -> int:
+    """Bytes that were resident at most in this process."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None, "Linux says it"
+    return int(found[1]) * 1024
+
+
+def row(name: str, folder: Path, run: Path) -> None:
+    """What a process does; prints the bytes of the network and its own peak."""
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    def model(dtype: str = "bfloat16" if "bfloat16" in name else "float32") -> Any:
+        return load_model(folder, "causal-lm", dtype=dtype)
+
+    if name == "from_pretrained":
+        sum(float(p.sum()) for p in model().parameters())
+    elif name != "libraries":
+        vocabulary = len(load_embeddings(folder))
+        options: dict[str, Any] = {"d": 200, "steps": STEPS, "batch_size": BATCH, "threads": 1, "base": folder}
+        subcompress.fit(model, data(vocabulary), run, **options)
+        subcompress.pack(run, run / "net.safetensors")
+    print(peak())
+
+
+def load_embeddings(folder: Path) -> range:
+    """The rows of the embedding."""
+    from transformers import AutoConfig
+
+    return range(AutoConfig.from_pretrained(folder).vocab_size)
+
+
+def measured(name: str, folder: Path) -> int:
+    """The peak of a row, in a process of its own."""
+    with tempfile.TemporaryDirectory() as run:
+        command = [sys.executable, __file__, "--row", name, "--folder", str(folder), "--run", run]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def table(folder: Path, rows: tuple[str, ...] = ROWS) -> list[str]:
+    """The lines of a table."""
+    with torch.device("meta"):
+        network = load_model(folder, "causal-lm", weights=False)
+    weights = sum(p.numel() for p in network.parameters())
+    peaks = {name: measured(name, folder) for name in rows}
+    lines = ["| what | peak | beyond the libraries | of the network's float32 weights |", "|---|---|---|---|"]
+    for name, bytes_ in peaks.items():
+        more = bytes_ - peaks["libraries"]
+        lines.append(f"| {name} | {bytes_ / 1e6:,.0f} MB | {more / 1e6:,.0f} MB | {more / (4 * weights):.2f} |")
+    return [
+        f"{weights:,} weights, {4 * weights / 1e6:,.0f} MB as float32, {EXAMPLES} examples of {LENGTH} tokens",
+        "",
+        *lines,
+    ]
+
+
+def main() -> None:
+    """Print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="a folder of transformers with a causal language model")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the Llama that is made without a folder")
+    parser.add_argument("-o", "--output", type=Path, help="a folder for memory.md")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row is not None:
+        return row(given.row, given.folder, given.run)
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or Path(made)
+        if given.folder is None:
+            make(folder, given.shape)
+        lines = table(folder)
+    command = "python benchmarks/memory.py" + (f" --folder {given.folder.name}" if given.folder else "")
+    lines = [f"Peak memory, {about()['date'][:10]}, {about()['machine']}: `{command}`", "", *lines]
+    print("\n".join(lines))
+    if given.output is not None:
+        name = f"memory-{given.folder.name}.md" if given.folder else "memory.md"
+        (given.output / name).write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
