@@ -50,8 +50,9 @@ STEPS = 100
 SHARE = 0.3
 """Of the steps of a fit: those that the measurement takes at most."""
 
-LEAST = 20
-"""Steps of direct training at least."""
+LEAST, LEAST_BASED = 20, 10
+"""Steps of direct training at least, with each of Adam's steps; and on a base, where all of these are tried and one may
+take seconds."""
 
 RATES = (3e-3, 1e-3, 3e-4, 1e-4)
 """Adam's steps that are tried for a network from scratch, until the loss falls."""
@@ -239,7 +240,7 @@ def measured(
     """
     began = time.perf_counter()
     acting = {name for name, start in starts.of().items() if start.moves}
-    count = max(LEAST, steps // 2) if based else steps
+    count = max(LEAST_BASED, steps // 2) if based else steps
     best, taken = _best_trial(
         lambda rate: _Trial(module, rate, acting, still), lambda: examples(count), loss_of, seed, rates, based
     )
@@ -339,7 +340,8 @@ class _Trial:
             optimizer.step()
             self.steps += 1
         # Of the same batches as before: of others it differs by more than a few steps change.
-        self.last = float(np.mean([float(loss_of(self.module, batch).detach()) for batch in first]))
+        with torch.no_grad():
+            self.last = float(np.mean([float(loss_of(self.module, batch)) for batch in first]))
         self.module.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
