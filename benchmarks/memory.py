@@ -111,11 +111,8 @@ def table(folder: Path, rows: tuple[str, ...] = ROWS) -> list[str]:
     for name, bytes_ in peaks.items():
         more = bytes_ - peaks["libraries"]
         lines.append(f"| {name} | {bytes_ / 1e6:,.0f} MB | {more / 1e6:,.0f} MB | {more / (4 * weights):.2f} |")
-    return [
-        f"{weights:,} weights, {4 * weights / 1e6:,.0f} MB as float32, {EXAMPLES} examples of {LENGTH} tokens",
-        "",
-        *lines,
-    ]
+    size = f"{weights:,} weights, {4 * weights / 1e6:,.0f} MB as float32"
+    return [f"{size}; {STEPS} steps of {BATCH} examples of {LENGTH} tokens at most", "", *lines]
 
 
 def main() -> None:

@@ -206,6 +206,22 @@ training_options: Decorator = all_of(
         show_default=True,
     ),
     option(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        default=1,
+        help="Parts in which a batch, or each shard of one, passes through the network, one after the other. Memory "
+        "holds the activations of one part; gradients are summed.",
+        group=TRAINING,
+        show_default=True,
+    ),
+    option(
+        "--checkpointing",
+        is_flag=True,
+        help="Keep no activations of the layers of a network of transformers: they run once more in the backward pass.",
+        group=TRAINING,
+    ),
+    option(
         "--lr",
         type=float,
         help="Learning rate of the coordinates, at its largest.  [default: 0.35 / RMS length of the rows of P]",

@@ -61,7 +61,7 @@ def load_model(
         weights: Take those that are there. What they lack, such as a new head, and everything where there are none or
             it is false, starts at random, from torch's generator.
         revision: Of an id.
-        dtype: One of `DTYPES`. Steps of a fine-tune are small, and most of them are lost in 16 bits.
+        dtype: One of `DTYPES`. In 16 bits small moves of a weight are lost.
 
     Raises:
         SubcompressError: A place without a configuration, and whatever else transformers does not take.

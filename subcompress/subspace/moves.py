@@ -15,16 +15,19 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from subcompress.data import parts
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.describing import runs_cost, runs_of
 from subcompress.operators import walsh
 from subcompress.subspace.copying import copied
+from subcompress.subspace.masters import Masters
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Starts, moving_weights
 
@@ -316,6 +319,7 @@ class _Trial:
         trained = {id(p) for p in self.after.values()}
         for p in self.module.parameters():
             p.requires_grad_(id(p) in trained)
+        self.masters = Masters({id(p): p for p in self.after.values()}.values())
         self._before: list[float] = []
         self.last = math.inf
         self.steps = 0
@@ -325,33 +329,33 @@ class _Trial:
         """Train on the batches; ends early where the loss is not finite."""
         self.module.train()
         first: list[Any] = []
-        optimizer = torch.optim.Adam(list({id(p): p for p in self.after.values()}.values()), lr=self.rate)
+        optimizer = torch.optim.Adam(self.masters.wide, lr=self.rate)
         for batch in batches:
-            loss = loss_of(self.module, batch)
-            value = float(loss.detach())
+            value, depends = self.backward(batch, loss_of)
             if len(first) < FIRST:
                 first.append(batch)
                 self._before.append(value)
             if not math.isfinite(value):
                 return
-            if not loss.requires_grad:  # such as of an expert that is not trained
+            if not depends:  # such as of an expert that is not trained
                 continue
-            self.backward(loss)
-            optimizer.step()
+            self.masters.step(optimizer)
             self.steps += 1
         # Of the same batches as before: of others it differs by more than a few steps change.
         with torch.no_grad():
-            self.last = float(np.mean([float(loss_of(self.module, batch)) for batch in first]))
+            self.last = float(np.mean([parts.value(batch, partial(loss_of, self.module)) for batch in first]))
         self.module.zero_grad()
 
-    def backward(self, loss: Tensor) -> None:
-        """The gradients of a loss, dense ones; notes which parameters have one."""
+    def backward(self, batch: Any, loss_of: LossOf) -> tuple[float, bool]:
+        """The loss of a batch, and whether it has gradients, which are left in the parameters, dense; notes which
+        parameters have one."""
         self.module.zero_grad()
-        loss.backward()
+        loss, depends = parts.backward(batch, partial(loss_of, self.module))
         for name, p in self.after.items():
             if p.grad is not None:
                 self.read.add(name)
                 p.grad = p.grad.to_dense() if p.grad.layout != torch.strided else p.grad
+        return float(loss), depends
 
     @property
     def first(self) -> float:
@@ -380,7 +384,9 @@ class _Trial:
 
     def change(self, name: str) -> np.ndarray:
         """How far each real number of a parameter moved, (n,) float64."""
-        return _flat(self.after[name].detach() - self.before[name].detach()).double().numpy()
+        before = self.before[name].detach()
+        after = self.masters.of(self.after[name]).detach()
+        return _flat(after - before.to(after.dtype)).double().numpy()
 
     def sizes(self, name: str, starts: Starts, still: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """The root mean square change of each piece that coordinates act on."""
@@ -437,10 +443,9 @@ def _swept(
         count += 1
         trial.module.train(count % 2 == 1)  # what is read in evaluation is read too
         with trial.disturbed({n: x * (1 + count % 4) for n, x in noise.items()}):
-            loss = loss_of(trial.module, batch)
-            if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+            loss, depends = trial.backward(batch, loss_of)
+            if not depends or not math.isfinite(loss):
                 continue
-            trial.backward(loss)
         for name in list(candidates):
             if (grad := trial.after[name].grad) is not None:
                 candidates[name] &= _flat(grad).float().numpy() == 0

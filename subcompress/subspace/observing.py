@@ -69,6 +69,7 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
             note(line)
         module = unwrapped(module)
         check_hooks(module)
+        check_one_device(module)
         check_sharing(module)
         return module
 
@@ -95,6 +96,17 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
         return found
 
     return own_memory(taken(build(seed))), lambda seed: own_memory(unwrapped(build(seed)))
+
+
+def check_one_device(module: nn.Module) -> None:
+    """Raise SubcompressError for a network that transformers has spread over several devices."""
+    for child in module.modules():
+        places = getattr(child, "hf_device_map", None)
+        if isinstance(places, dict) and len(found := sorted({str(place) for place in places.values()})) > 1:
+            raise SubcompressError(
+                f"a network that is fitted lies on one device; this one lies on {', '.join(found)}: load it without "
+                "device_map, in bfloat16 if it is too large, or train with --accumulate and --checkpointing"
+            )
 
 
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:

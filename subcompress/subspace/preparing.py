@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.base import OnBase, attach_base, open_base
+from subcompress.subspace.copying import copied
 from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
 from subcompress.subspace.observing import built
-from subcompress.subspace.standing import kept, standing
+from subcompress.subspace.standing import kept
 from subcompress.subspace.starts import Starts, recognize
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 
@@ -46,7 +47,7 @@ def prepared(
     on_base = None
     if base is not None:
         on_base = attach_base(open_base(base, base_name), module, tuple(new))
-        module = standing(module, on_base)
+        module = on_base.loaded(copied(module))  # it shares nothing: the caller may train the network too
     starts = recognize(module, structured, on_base, act_on, build=build, seed=seed, drop=tuple(drop))
     return Prepared(module, starts, on_base)
 

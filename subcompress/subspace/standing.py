@@ -17,7 +17,7 @@ from subcompress.tensors.layout import Layout
 
 def standing(module: nn.Module, base: OnBase) -> nn.Module:
     """A copy of a network on the CPU, with the values of a base. Parameters of the network that have these values
-    already are not copied: the two have one memory for them."""
+    already are not copied: the two have one memory for them, as long as the copy is in use."""
     same = {n for n, p in _parameters(module) if n in base and p.device.type == "cpu" and base.holds(n, p)}
     return base.loaded(copied(module, "cpu", shared=same), same)
 

@@ -36,8 +36,9 @@ def command_of(network: Network, data: Data, task: Task, settings: Settings) -> 
     options = {name: value for name, value in asdict(settings).items() if name != "device"}
     if settings.steps is None:
         del options["steps"]  # runs that were begun before there were any have none
-    if settings.shards == 1:
-        del options["shards"]
+    for name in ("shards", "accumulate", "checkpointing"):
+        if options[name] in (1, False):
+            del options[name]
     options |= {"loss": task.loss_name, "metric": task.metric_name, "minimise": task.minimise}
     digests = {"start": _start_digest(network), "code": _code_digest(network.model, data, task), "data": data.digest()}
     return {

@@ -1,4 +1,4 @@
-"""A network trained directly, without coordinates."""
+"""A network trained directly, without coordinates; parameters of 16 bits by masters of 32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from subcompress.subspace.changing import extra_states, restore
+from subcompress.subspace.masters import Masters
 from subcompress.tensors.layout import is_storable
 
 
@@ -17,11 +18,14 @@ class Direct:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.masters = Masters(p for p in module.parameters() if p.requires_grad)
 
     @contextmanager
     def materialized(self) -> Iterator[nn.Module]:
-        """The network itself."""
+        """The network itself, with the weights of now; its gradients are the masters' after the block."""
+        self.masters.give()
         yield self.module
+        self.masters.take()
 
     def coded_bits(self) -> Tensor | None:
         """Nothing is coded."""
@@ -30,7 +34,7 @@ class Direct:
     def moving(self) -> dict[str, Tensor]:
         """All weights, buffers and extra state."""
         named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        return {name: t.detach() for name, t in named if is_storable(t)} | extra_states(self.module)
+        return {n: self.masters.of(t).detach() for n, t in named if is_storable(t)} | extra_states(self.module)
 
     def settings(self) -> dict[str, Any]:
         """Nothing else."""
@@ -39,10 +43,11 @@ class Direct:
     def restore(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
         """Go on from what `moving` gave."""
         restore(self.module, self.moving(), tensors)
+        self.masters.give()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Those that are not frozen."""
-        return (p for p in self.module.parameters() if p.requires_grad)
+        """Those that are not frozen, or their masters."""
+        return iter(self.masters.wide)
 
     def train(self) -> Any:
         """Training mode."""

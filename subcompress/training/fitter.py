@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from subcompress.base import OnBase
 from subcompress.data import Data
+from subcompress.data.parts import in_parts
 from subcompress.data.splits import batches, call, size
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.record import Record
@@ -37,6 +38,7 @@ from subcompress.support.names import AUTO
 from subcompress.tensors.layout import Layout
 from subcompress.training import likeness, records
 from subcompress.training.attempts import Attempt, Attempts, DiedTwiceError
+from subcompress.training.checkpointing import checkpointed
 from subcompress.training.command import Network, command_of
 from subcompress.training.fit_warnings import nothing_learned, unnamed_base, warnings_of
 from subcompress.training.kept import Kept, kept_of, sizes_for
@@ -86,6 +88,7 @@ class Fitter:
         device_line: str = "",
         shards: Shards | None = None,
     ) -> None:
+        model = checkpointed(model) if settings.checkpointing else model
         self.model, self.data, self.task, self.settings, self.listener = model, data, task, settings, listener
         self.base, self.build, self.device_line = base, build, device_line
         self.shards = shards or Shards(settings.shards)
@@ -289,7 +292,9 @@ class Fitter:
             while True:
                 shuffled = torch.randperm(n, generator=order)
                 used = shuffled if whole else shuffled[: max(per_epoch * s.batch_size, min(n, s.batch_size))]
-                yield batches(self.data.train, s.batch_size, device, used)
+                each = max(1, s.batch_size // s.accumulate)
+                found = batches(self.data.train, each, device, used)
+                yield in_parts(found, s.accumulate, task.weight) if s.accumulate > 1 else found
 
         recipe = s.recipe(s.seed)
 

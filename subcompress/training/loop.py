@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from subcompress.data import Data
 from subcompress.data.in_memory import InMemory, Tree, tensors_in
+from subcompress.data.parts import Parts, in_parts
 from subcompress.data.splits import batches, is_finite, size, split_on_device
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states
@@ -229,21 +231,23 @@ class _Run:
         for batch in self.seen:
             _check_batch(batch)
 
-    def _parts(self, used: Tensor, drawn: torch.Generator) -> Iterator[Iterable[tuple[Tree, Tree]]]:
-        """For each step, its batch; or what gives this worker's shards of it."""
-        count, own = self.recipe.shards, self.shards.own
-        if count == 1:
-            for batch in batches(self.examples, self.recipe.batch_size, self.device, used):
-                yield (batch,)
+    def _parts(self, used: Tensor, drawn: torch.Generator) -> Iterator[Iterable[Parts]]:
+        """For each step, its batch; or what gives this worker's shards of it. Each in as many parts as are to pass
+        through the network one by one."""
+        shards, parts, own = self.recipe.shards, self.recipe.accumulate, self.shards.own
+        steps, each = len(used) // self.recipe.batch_size, self.recipe.batch_size // (shards * parts)
+        if shards == 1:
+            for whole in in_parts(batches(self.examples, each, self.device, used), parts, self.task.weight):
+                yield (whole,)
             return
-        steps, each = len(used) // self.recipe.batch_size, self.recipe.batch_size // count
-        order = used.view(steps, count, each)[:, list(own)].reshape(-1)
-        numbers = [step * count + shard for step in range(steps) for shard in own]
+        order = used.view(steps, shards, each * parts)[:, list(own)].reshape(-1)
+        numbers = [(step * shards + s) * parts + i for step in range(steps) for s in own for i in range(parts)]
         with closing(batches(self.examples, each, self.device, order, drawn.initial_seed(), numbers)) as found:
+            coming = in_parts(found, parts, self.task.weight)
             for _ in range(steps):
-                yield found
+                yield islice(coming, len(own))
 
-    def _step(self, parts: Iterable[tuple[Tree, Tree]], drawn: torch.Generator) -> None:
+    def _step(self, parts: Iterable[Parts], drawn: torch.Generator) -> None:
         coming = iter(parts)
         if self.sharded is None:
             loss = self._backward(next(coming), drawn)
@@ -260,20 +264,33 @@ class _Run:
         self.step += 1
         self.judge.see(loss.detach(), self.step)
 
-    def _backward(self, batch: tuple[Tree, Tree], drawn: torch.Generator) -> Tensor:
-        """The loss of a batch, or a part of one, and its gradient; with the price, where the batch is whole."""
+    def _backward(self, whole: Parts, drawn: torch.Generator) -> Tensor:
+        """The loss of a batch, or a shard of one, and its gradient; with the price, where the batch is whole."""
+        self.optimizer.zero_grad()
+        self.seen = [] if self.sharded is None else self.seen
+        alone = len(whole.each) == 1
+        losses = [self._backward_of(share, batch, drawn, alone) for share, batch in whole.each]
+        if alone:
+            return losses[0]
+        loss = torch.stack(losses).sum()
+        if self.sharded is None and (price := self._priced(loss)).requires_grad:
+            price.backward()
+        return loss
+
+    def _backward_of(self, share: float, batch: tuple[Tree, Tree], drawn: torch.Generator, alone: bool) -> Tensor:
+        """What a part adds to the loss, and to the gradient. alone: it is all of the batch, or of a shard."""
         if self.data.augment is not None:
             batch = (self._augmented(batch[0], drawn), batch[1])
-        self.seen = [batch] if self.sharded is None else [*self.seen, batch]
+        self.seen = [*self.seen, batch]
         with self.trainee.materialized() as module:
             with self.recipe.autocast(self.device):
                 loss = self.task.loss_of(module, batch)
             self._check_first(loss, batch)
-            self.optimizer.zero_grad()
+            loss = loss if alone else share * loss
             # While the module holds the weights: checkpointed layers run once more in here.
             if loss.requires_grad:  # not of a batch that only an expert reads which is not trained
-                (self._priced(loss) if self.sharded is None else loss).backward()
-        return loss
+                (self._priced(loss) if self.sharded is None and alone else loss).backward()
+        return loss if alone else loss.detach().reshape(())
 
     def _say_sharing(self, step: Step) -> None:
         """Say once what a step sends, and among how many."""

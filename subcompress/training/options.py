@@ -42,6 +42,10 @@ class Recipe:
         batch_size: Examples in a training step.
         shards: Parts that each batch is cut into, which workers started by torchrun share. The same number gives the
             same file on any number of workers.
+        accumulate: Parts in which a batch, or each shard of one, passes through the network, one after the other.
+            Memory holds the activations of one part; gradients are summed.
+        checkpointing: Whether layers of a network of transformers keep no activations, and run once more in the
+            backward pass.
         lr: Largest step of a coordinate. By default 0.35 / (root mean square of the row lengths of P).
         optimizer: adam or eigen; eigen needs fewer coordinates where there are few.
         precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
@@ -60,6 +64,8 @@ class Recipe:
     steps: int | None = None
     batch_size: int = 128
     shards: int = 1
+    accumulate: int = 1
+    checkpointing: bool = False
     lr: float | None = None
     optimizer: str = "adam"
     precision: str = "fp32"
@@ -151,6 +157,8 @@ class RecipeShortcuts(TypedDict, total=False):
     steps: int | None
     batch_size: int
     shards: int
+    accumulate: int
+    checkpointing: bool
     lr: float | None
     optimizer: str
     optimiser: str

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from subcompress.data import Data
 from subcompress.data.in_memory import IGNORED, InMemory, Tree
+from subcompress.data.parts import in_parts
 from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.splits import DataError, batches, call, size
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
@@ -167,10 +168,12 @@ def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, r
     """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
     training alone; returns a warning where the loss has parameters of its own.
 
-    One batch; the subspace is not to be trained afterwards. model: what it was made from.
+    As many examples as pass through it at once; the subspace is not to be trained afterwards. model: what it was made
+    from.
     """
     device, warning = subspace.z.device, None
-    batch = next(batches(data.train, min(recipe.batch_size, size(data.train)), device))
+    at_once = recipe.batch_size // (recipe.shards * recipe.accumulate)
+    batch = next(batches(data.train, min(max(1, at_once), size(data.train)), device))
     former = [*subspace.former.items(), *model.named_parameters()]
     with torch.random.fork_rng():
         subspace.train()
@@ -254,17 +257,13 @@ def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOption
     device, seconds, began = trial.z.device, list[float](), time.perf_counter()
     optimizer = torch.optim.Adam(trial.parameters(), lr=1e-12)
     trial.train()
-    n, most = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED
+    n, most, parts = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED, recipe.shards * recipe.accumulate
     order = torch.arange(size(data.train)).repeat(-(-most * n // size(data.train)))[: most * n]
-    for batch in batches(data.train, n, device, order):
+    for whole in in_parts(batches(data.train, max(1, n // parts), device, order), parts, task.weight):
         start = time.perf_counter()
-        with trial.materialized() as module:
-            with recipe.autocast(device):
-                loss = task.loss_of(module, batch)
-            if not loss.requires_grad:
-                break  # training says what is wrong with it
-            optimizer.zero_grad()
-            loss.backward()
+        optimizer.zero_grad()
+        if not all(_went_back(trial, task, recipe, *part) for part in whole.each):
+            break  # training says what is wrong with it
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -272,6 +271,16 @@ def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOption
         if len(seconds) > 1 and time.perf_counter() - began > ENOUGH:
             break
     return statistics.median(seconds[WARM_UP:] or seconds[1:] or seconds or [0.0])
+
+
+def _went_back(trial: Subspace, task: Task, recipe: TrainOptions, share: float, batch: Batch) -> bool:
+    """Add the gradient of a part of a batch; whether it has one."""
+    with trial.materialized() as module:
+        with recipe.autocast(trial.z.device):
+            loss = task.loss_of(module, batch)
+        if loss.requires_grad:
+            (loss * share).backward()
+    return loss.requires_grad
 
 
 def resolution_note(task: Task, data: Data, target: float, drop: float | None = None) -> str | None:

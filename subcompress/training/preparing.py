@@ -129,4 +129,6 @@ def settings_of(options: Options, examples: int, device: str, rounded: bool) -> 
         drop=tuple(recipe.drop),
         steps=recipe.steps,
         shards=recipe.shards,
+        accumulate=recipe.accumulate,
+        checkpointing=recipe.checkpointing,
     )

@@ -51,12 +51,13 @@ TYPES: dict[str, Any] = {
     "loss": str,
     "metric": str,
     "minimize": bool,
+    "checkpointing": bool,
     "drop": tuple[str, ...],
     "new": tuple[str, ...],
     "baseline": float | str,
     **dict.fromkeys(
         (
-            *("bits", "epochs", "steps", "batch_size", "shards", "seed"),
+            *("bits", "epochs", "steps", "batch_size", "shards", "accumulate", "seed"),
             *("d", "bytes", "seeds", "threads", "workers", "jobs"),
         ),
         int,

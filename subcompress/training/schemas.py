@@ -49,6 +49,7 @@ RANGES: dict[str, Any] = {
     "epochs": Count,
     "batch_size": Positive,
     "shards": Positive,
+    "accumulate": Positive,
     "seed": Natural,
     "seconds": Size,
     "lr": Step,
@@ -289,7 +290,8 @@ def check_command(held: Any, where: str, then: str) -> None:
 
     check(held, Command, where, then)
     named = ("loss", str), ("metric", str), ("minimise", bool), ("device", str, "")
-    more = *named, ("steps", Positive | None, None), ("shards", Positive, 1)
+    later = ("shards", Positive, 1), ("accumulate", Positive, 1), ("checkpointing", bool, False)
+    more = *named, ("steps", Positive | None, None), *later
     check(held["recipe"], struct_of(Settings, True, *more), f"{where}: recipe", then)
 
 

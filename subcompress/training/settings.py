@@ -40,6 +40,8 @@ class Settings:
     drop: tuple[str, ...] = ()
     steps: int | None = None
     shards: int = 1
+    accumulate: int = 1
+    checkpointing: bool = False
 
     def recipe(
         self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_RATES[0]
@@ -51,7 +53,16 @@ class Settings:
             steps = max(1, round(steps * epochs / self.epochs))
         epochs = self.epochs if epochs is None else epochs
         if plan is None:
-            return TrainOptions(epochs, lr, self.batch_size, seed, precision=self.precision, steps=steps)
+            return TrainOptions(
+                epochs,
+                lr,
+                self.batch_size,
+                seed,
+                precision=self.precision,
+                steps=steps,
+                accumulate=self.accumulate,
+                checkpointing=self.checkpointing,
+            )
         lr = self.lr if self.lr is not None else plan.lr
         return TrainOptions(
             epochs,
@@ -63,6 +74,8 @@ class Settings:
             precision=self.precision,
             steps=steps,
             shards=self.shards,
+            accumulate=self.accumulate,
+            checkpointing=self.checkpointing,
         )
 
     def short_epochs(self, examples: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from subcompress.data.in_memory import IGNORED, InMemory, Tree, tree_map
+from subcompress.data.in_memory import IGNORED, InMemory, Tree, tensors_in, tree_map
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches, call, size
 from subcompress.data.targets import (
@@ -307,6 +307,12 @@ class Task:
         """Tokens with a label."""
         y = the_labels(y, self.metric_name)
         return int(((y[:, 1:] if self.loss_name == NEXT and y.ndim == 2 else y) != IGNORED).sum())
+
+    def weight(self, batch: tuple[Tree, Tree]) -> float:
+        """What the loss of a part of a batch counts for in the loss of the batch."""
+        y = batch[1]
+        n = next((len(t) for t in tensors_in(y) if t.ndim), 1)
+        return self._labeled(y, n) if self.loss_name in (NEXT, PER_TOKEN) else self._weight(y, n)
 
     def _weight(self, y: Any, n: int) -> float:
         """What the loss or the accuracy of a batch of n examples counts for: means over the labels that cross-entropy

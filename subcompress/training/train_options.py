@@ -25,7 +25,8 @@ class TrainOptions:
     rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMIZERS; precision:
     of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
     after so many, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by
-    several workers, see `subcompress.training.sharding`."""
+    several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch, or a shard of one,
+    passes through the network; checkpointing: layers of transformers run once more in the backward pass."""
 
     epochs: int
     lr: float
@@ -37,6 +38,8 @@ class TrainOptions:
     precision: str = "fp32"
     steps: int | None = None
     shards: int = 1
+    accumulate: int = 1
+    checkpointing: bool = False
 
     def total(self, examples: int) -> int:
         """Steps of the whole run."""
@@ -60,6 +63,13 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     return -(-steps // max(1, examples // max(1, batch_size)))
 
 
+def _divided(recipe: TrainOptions) -> str:
+    """What --accumulate cuts."""
+    if recipe.shards > 1:
+        return f"a shard's examples, here {recipe.batch_size // recipe.shards}"
+    return f"--batch-size, here {recipe.batch_size}"
+
+
 def check_recipe(recipe: TrainOptions, examples: int) -> None:
     """Raise SubcompressError for numbers that cannot be trained with."""
     rules = [
@@ -74,6 +84,14 @@ def check_recipe(recipe: TrainOptions, examples: int) -> None:
             recipe.shards < 1 or recipe.batch_size % recipe.shards == 0,
             f"--shards must divide --batch-size, here {recipe.batch_size}, to cut a batch into equal parts",
             recipe.shards,
+        ),
+        (recipe.accumulate >= 1, "--accumulate must be at least 1", recipe.accumulate),
+        (
+            min(recipe.shards, recipe.accumulate) < 1
+            or recipe.batch_size % (recipe.shards * recipe.accumulate) == 0
+            or recipe.batch_size % recipe.shards != 0,
+            f"--accumulate must divide {_divided(recipe)}, to cut it into equal parts",
+            recipe.accumulate,
         ),
         (0 < recipe.lr <= MAX_LR, f"--lr must be positive and at most {MAX_LR:g}", recipe.lr),
         (math.isfinite(recipe.rate) and recipe.rate >= 0, "--rate must be at least 0", recipe.rate),

@@ -164,7 +164,10 @@ def test_short_trainings_choose_the_step_of_the_baseline(tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.fitter.BASELINE_RATES", (1e-7, 4e-3, 1e30))
     found, heard = directly(tmp_path / "run", epochs=4)
     titles = [t for t in heard.titles if "directly" in t]
-    assert titles == [*(f"trained directly, lr {lr:g}, short" for lr in (1e-7, 4e-3, 1e30)), "trained directly, lr 0.004"]
+    assert titles == [
+        *(f"trained directly, lr {lr:g}, short" for lr in (1e-7, 4e-3, 1e30)),
+        "trained directly, lr 0.004",
+    ]
     assert found.baseline_lr == 4e-3
     assert any("(short trainings: " in n and "taken: lr 0.004" in n for n in heard.notes)
     again, heard = directly(tmp_path / "run", epochs=4)

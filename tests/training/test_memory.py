@@ -21,7 +21,7 @@ ROWS, WIDTH = 997, 12
 PLACES: set[int] = set()
 """Where the table lay in forward passes."""
 
-OPTIONS = {"d": 12, "epochs": 2, "batch_size": 16, "threads": 1, "bits": 4}
+OPTIONS = {"d": 12, "epochs": 1, "batch_size": 16, "threads": 1, "bits": 4}
 
 
 class Net(nn.Module):
@@ -79,7 +79,7 @@ class Counting(Notes):
 
     def note(self, text):
         super().note(text)
-        if text.startswith(("measur", "D = ")):
+        if text.startswith("D = "):
             self.alive.append(tables())
 
 
@@ -94,7 +94,6 @@ def test_what_does_not_move_is_held_once(base, tmp_path, monkeypatch, seed):
         return clone(t, **options)
 
     PLACES.clear()
-    gc.collect()
     others = tables()
     with monkeypatch.context() as m:
         m.setattr(Tensor, "clone", cloned)
@@ -102,7 +101,7 @@ def test_what_does_not_move_is_held_once(base, tmp_path, monkeypatch, seed):
     assert len(PLACES) == 1
     assert (own in PLACES) == (seed == 0)
     assert len(copies) == seed
-    assert [n - others for n in heard.alive] == [seed] * 5
+    assert [n - others for n in heard.alive] == [seed] * 2
     assert torch.equal(given.table.weight, before)
     loaded = subcompress.load(tmp_path / "run" / "record.safetensors", net(1), base=base)
     assert torch.equal(loaded.table.weight, net().table.weight)
