@@ -16,6 +16,7 @@ from subcompress.support.names import (
     OPERATORS,
     OPTIMIZERS,
     PEERS,
+    RANK,
     ROLES,
     TASKS,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "OPTIMIZERS",
     "PEERS",
     "PRECISIONS",
+    "RANK",
     "ROLES",
     "SHUFFLES",
     "STRUCTURED",

@@ -144,7 +144,8 @@ if TYPE_CHECKING:
 @option(
     "--act-on",
     metavar="WHAT",
-    help=f"The tensors of the base to train: {', '.join(choices.ROLES)} or patterns of names, separated by commas.  "
+    help=f"The tensors of the base to train: {', '.join(choices.ROLES)} or patterns of names, separated by commas; or "
+    f"factors of linear layers, lora[:RANK] (rank {choices.RANK} by default), with patterns of layers behind it.  "
     f"[default: {choices.ACT_ON}]",
     group=BASE,
 )

@@ -37,6 +37,8 @@ def info(file: Path, as_json: bool) -> None:
     if (base := found["base"]) is not None:
         at = f"@{base['revision']}" if base["revision"] else ""
         answer(f"on the base {base['id']}{at}, digest {base['digest']}, which it does not hold")
+    for each in found["factors"] or ():
+        answer(f"{each['kind']} of rank {each['rank']} on {each['tensors']} matrices of the base")
     Console(file=answers()).print(ledger_table(found["ledger"], found["bits_per_coordinate"]))
 
 

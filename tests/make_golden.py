@@ -1,4 +1,4 @@
-"""Writes the golden files: only for a new format version. `python tests/make_golden.py`."""
+"""Writes the golden files: only for what the format newly holds. `python tests/make_golden.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 from places import GOLDEN
 from records import (
     based_record,
+    factored_record,
     lenet_record,
     mixed_record,
     rounded_record,
@@ -47,6 +48,7 @@ def records() -> dict[str, Record]:
         "ruled": ruled_record(),
         "ruled-based": ruled_based_record(),
         "scattered": scattered_record(),
+        "factored": factored_record(),
     }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from subcompress import format
 from subcompress.base import BaseReference
 from subcompress.format import tables
+from subcompress.format.payload import version_of
+from subcompress.format.record import Entry, Factored
 from subcompress.tensors.layout import Layout
 
 
@@ -18,8 +22,9 @@ def info(path: str | Path) -> dict[str, Any]:
         path: A packed file.
 
     Returns:
-        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `file_bytes`, `dense_bytes` (of the
-        state dict), `distinct_bytes` (without tied tensors; which tensors of a base are tied is not known),
+        A dict with seed, d, D, bits, operator, layout, facts, digest, base, `factors` (the matrices that coordinates
+        act on through factors, by kind and rank, None if there are none), `file_bytes`, `dense_bytes` (of the state
+        dict), `distinct_bytes` (without tied tensors; which tensors of a base are tied is not known),
         `bits_per_coordinate` (of trained coordinates) and `ledger`, the bytes of each part of the file.
 
     Raises:
@@ -46,7 +51,8 @@ def info(path: str | Path) -> dict[str, Any]:
             }
             for g in found.groups
         ],
-        "format_version": format.FORMAT_VERSION,
+        "factors": _factors(found.entries),
+        "format_version": version_of(found.entries),
         "digest": found.digest.hex(),
         "tensors": len(layout),
         "dense_bytes": layout.nbytes,
@@ -57,6 +63,12 @@ def info(path: str | Path) -> dict[str, Any]:
         "bits_per_coordinate": sum(bits) / d if (d := sum(g.operator.d for g in found.trained)) else None,
         "test_accuracy": found.test_accuracy,
     }
+
+
+def _factors(entries: Iterable[Entry]) -> list[dict[str, Any]] | None:
+    """How many matrices have factors, by kind and rank."""
+    counts = Counter(("lora", e.rank) for e in entries if isinstance(e, Factored))
+    return [{"kind": kind, "rank": rank, "tensors": n} for (kind, rank), n in sorted(counts.items())] or None
 
 
 def _named(base: BaseReference) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from subcompress.format.record import (
     SMALLEST_START,
     Coded,
     Entry,
+    Factored,
     Group,
     Record,
     Stored,
@@ -49,7 +51,9 @@ from subcompress.operators import EXACT, ExactOperator
 from subcompress.tensors.digest import SIZE as DIGEST_SIZE
 from subcompress.tensors.layout import CODED_DTYPES, Layout
 
-MAGIC, VERSION = b"SC", 1
+MAGIC, VERSION = b"SC", 2
+"""Version 2 is of files with factors, version 1 of all others, so that readers of before still read those."""
+
 PHILOX = 1
 MAX_FROZEN = 1 << 22
 MAX_GROUPS = 1 << 8
@@ -66,7 +70,7 @@ def write(record: Record) -> bytes:
     """Encode a record as a payload. Raises SubcompressError if the record breaks a rule of the format."""
     record.check()
     w = Writer()
-    w.raw(MAGIC + bytes([VERSION]))
+    w.raw(MAGIC + bytes([version_of(record.entries)]))
     w.varint(PHILOX)
     w.varint(record.seed)
     if record.base is None:
@@ -87,6 +91,11 @@ def write(record: Record) -> bytes:
     w.raw(codec.encode((g.coordinates, g.bits) for g in record.groups))
     w.raw(zlib.crc32(w.data).to_bytes(_CRC_SIZE, "little"))
     return bytes(w.data)
+
+
+def version_of(entries: Iterable[Entry]) -> int:
+    """Return the format version of a file with these entries."""
+    return VERSION if rules.has_factors(entries) else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +171,10 @@ def parse(data: bytes) -> Parsed:
     if zlib.crc32(r.data).to_bytes(_CRC_SIZE, "little") != data[-_CRC_SIZE:]:
         raise SubcompressError("the file's checksum does not match: bytes were damaged on the way; fetch it again")
     r.raw(2)
-    if (version := r.raw(1)[0]) != VERSION:
-        raise SubcompressError(f"this reads format version {VERSION}, the file has {version}: upgrade subcompress")
+    if not 1 <= (version := r.raw(1)[0]) <= VERSION:
+        raise SubcompressError(
+            f"this reads format versions 1 to {VERSION}, the file has {version}: upgrade subcompress"
+        )
     if (generator := r.varint("the generator", 1 << 32)) != PHILOX:
         raise SubcompressError(f"generator {generator} is unknown (1 is Philox4x32-10): upgrade subcompress")
     seed = r.varint("the seed", (1 << 64) - 1)
@@ -178,6 +189,8 @@ def parse(data: bytes) -> Parsed:
     r.part("tensors")
     tensor_list = _read_list(r, layout, len(specs))
     entries, group_weights = tensor_list.entries, tensor_list.sizes
+    if version != version_of(entries):
+        raise r.fail(f"a file with factors is of version {VERSION}, one without of version 1")
     r.part("facts")
     facts = read_facts(r)
     accuracy = r.varint("the accuracy", 10_001)
@@ -469,14 +482,16 @@ def _check_without_base(layout: BasedLayout, parsed: Parsed) -> None:
             check_tie(parsed.entries, i, what)
         elif isinstance(entry, Stored):
             stored += 0 if spec is None else spec.nbytes
-        if spec is not None and (isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based)):
+        if spec is not None and (
+            isinstance(entry, (Unchanged, Factored)) or (isinstance(entry, Coded) and entry.based)
+        ):
             raise SubcompressError(
                 f"a tensor that starts at the base's values is in the base; {what} is not: the file is forged"
             )
         for part in parts_of(entry):
             check_start(what, part, tables)
             if spec is not None:
-                check_piece(spec, part, tables)
+                check_piece(spec, part, tables, entry)
     stores_base_tensors = any(isinstance(e, Stored) and e.same is None for e in parsed.entries[:count])
     if len(parsed.stored) < stored or (len(parsed.stored) > stored and not stores_base_tensors):
         raise _stored_size_error(stored, parsed.stored)

@@ -28,6 +28,15 @@ LOWEST_SCALE, HIGHEST_SCALE = 2.0**MIN_SCALE_EXPONENT, 2.0 ** (MAX_SCALE_EXPONEN
 """The range of scales, [2^-60, 2^31), in which no product with an integer below 2^16 is subnormal or infinite."""
 
 
+FACTORED_DTYPES = ("F32", "F16", "BF16", "F64")
+"""The dtypes of matrices that may have factors."""
+
+MAX_RANK = 1 << 8
+"""The highest rank of factors."""
+
+MAX_FACTOR = 1 << 24
+"""The most values of a factor."""
+
 RAMP_LIMIT = 1e30
 """The bound on the absolute value of a ramp's numbers."""
 
@@ -109,6 +118,28 @@ class Mixed:
 
 
 @dataclass(frozen=True)
+class Factored:
+    """An entry on a base with theta = base + left right, of a matrix: two factors of a low rank.
+
+    items: how the values of the right factor, (rank, columns), and of the left one, (rows, rank), are made; float32.
+    """
+
+    rank: int
+    items: tuple[Coded | Fixed, ...]
+
+    def factors(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
+        """Return the factors of a tensor, in the order of `items`. Raises SubcompressError for one without such."""
+        if spec.dtype not in FACTORED_DTYPES or len(spec.shape) != 2:
+            raise SubcompressError(
+                f"a tensor of two axes, of {', '.join(FACTORED_DTYPES)}, has factors; {spec} has none"
+            )
+        check_rank(self.rank, spec)
+        rows, columns = spec.shape
+        shapes = (self.rank, columns), (rows, self.rank)
+        return tuple(TensorSpec(f"{spec.name}\0{k}", "F32", shape) for k, shape in enumerate(shapes))
+
+
+@dataclass(frozen=True)
 class Stored:
     """An entry whose values are in the file: buffers, integers.
 
@@ -130,7 +161,7 @@ class Tied:
     index: int
 
 
-Entry = Coded | Fixed | Mixed | Stored | Tied | Unchanged
+Entry = Coded | Fixed | Mixed | Factored | Stored | Tied | Unchanged
 
 
 @dataclass(frozen=True)
@@ -150,6 +181,8 @@ def pieces_of(spec: TensorSpec, entry: Entry) -> Iterator[tuple[Coded | Fixed, i
     """Yield the entries of a tensor's pieces with their numbers of values; nothing for one that is not computed."""
     if isinstance(entry, Mixed):
         yield from zip(entry.items, entry.counts(spec.reals), strict=True)
+    elif isinstance(entry, Factored):
+        yield from zip(entry.items, (factor.reals for factor in entry.factors(spec)), strict=True)
     elif isinstance(entry, (Coded, Fixed)):
         yield entry, spec.reals
 
@@ -246,8 +279,8 @@ class Record:
         tables: Tables = set()
         checked: set[tuple[int, str]] = set()  # entries by identity and dtype: many tensors share one
         for i, (spec, entry) in enumerate(zip(self.layout, self.entries, strict=True)):
-            if isinstance(entry, Unchanged) or (isinstance(entry, Coded) and entry.based):
-                self._check_based(spec, isinstance(entry, Coded))
+            if isinstance(entry, (Unchanged, Factored)) or (isinstance(entry, Coded) and entry.based):
+                self._check_based(spec, not isinstance(entry, Unchanged))
             if isinstance(entry, Tied):
                 self._check_same(i, spec, entry.index)
             elif isinstance(entry, Stored) and entry.same is not None:
@@ -257,7 +290,7 @@ class Record:
             if (key := (id(entry), spec.dtype)) not in checked:
                 checked.add(key)
                 for part in parts_of(entry):
-                    check_piece(spec, part, tables)
+                    check_piece(spec, part, tables, entry)
 
     def _check_based(self, spec: TensorSpec, coded: bool) -> None:
         if self.base is None or spec.name not in self.base:
@@ -280,7 +313,9 @@ Tables = set[tuple[int, str]]
 
 def parts_of(entry: Entry) -> tuple[Coded | Fixed, ...]:
     """Return the entries of a tensor's pieces; none for one that is not computed."""
-    return entry.items if isinstance(entry, Mixed) else (entry,) if isinstance(entry, (Coded, Fixed)) else ()
+    return (
+        entry.items if isinstance(entry, (Mixed, Factored)) else (entry,) if isinstance(entry, (Coded, Fixed)) else ()
+    )
 
 
 def check_peaks(groups: tuple[Group, ...]) -> None:
@@ -316,12 +351,9 @@ def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list
     """Return the number of coded real numbers in each group."""
     sizes = [0] * groups
     for spec, entry in zip(layout, entries, strict=True):
-        if isinstance(entry, Coded):
-            sizes[entry.group] += spec.reals
-        elif isinstance(entry, Mixed):
-            for part, reals in zip(entry.items, entry.counts(spec.reals), strict=True):
-                if isinstance(part, Coded):
-                    sizes[part.group] += reals
+        for part, reals in pieces_of(spec, entry):
+            if isinstance(part, Coded):
+                sizes[part.group] += reals
     return sizes
 
 
@@ -332,8 +364,28 @@ def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
         raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
 
 
-def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables) -> None:
-    """Raise SubcompressError for a piece that is invalid in a tensor of this dtype."""
+def check_rank(rank: int, spec: TensorSpec) -> None:
+    """Raise SubcompressError for a rank that the factors of a matrix cannot have."""
+    if not 1 <= rank <= MAX_RANK:
+        raise SubcompressError(f"a rank is 1 to {MAX_RANK}; got {rank}: give another")
+    if rank > min(spec.shape):
+        raise SubcompressError(
+            f"a rank is at most the smaller side of its matrix; {spec.name} is {' x '.join(map(str, spec.shape))}, the "
+            f"rank {rank}: give a lower one"
+        )
+    if rank * max(spec.shape) > MAX_FACTOR:
+        raise SubcompressError(
+            f"a factor has at most {MAX_FACTOR} values; of rank {rank}, {spec.name} has one of "
+            f"{rank * max(spec.shape)}: give a lower one"
+        )
+
+
+def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables, entry: Entry | None = None) -> None:
+    """Raise SubcompressError for a piece that is invalid in a tensor of this dtype. entry: the tensor's."""
+    if isinstance(entry, Factored):
+        if isinstance(part, Coded) and part.based:
+            raise SubcompressError(f"a factor does not start at the base; that of {spec} does: fit again")
+        spec = entry.factors(spec)[0]
     if spec.dtype not in CODED_DTYPES:
         raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
     check_start(spec, part, tables)

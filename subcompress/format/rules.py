@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from subcompress.errors import SubcompressError
 from subcompress.format.record import (
     HIGHEST_SCALE,
     LOWEST_SCALE,
+    MAX_RANK,
     MAX_SCALE_EXPONENT,
     MIN_SCALE_EXPONENT,
     SMALLEST_START,
     Coded,
     Entry,
+    Factored,
     Fixed,
     Mixed,
     Record,
@@ -50,7 +52,7 @@ MAX_ALL_RUNS = 1 << 20
 FREE_RUNS, RUNS_A_BYTE = 1 << 16, 64
 """The most runs in all rules, and how many more per byte of the file. (Runs that repeat are written once.)"""
 
-_STORED, _TIED, _UNCHANGED, _FIXED, _CODED, _MIXED = range(6)
+_STORED, _TIED, _UNCHANGED, _FIXED, _CODED, _MIXED, _FACTORED = range(7)
 _ZERO, _CONSTANT, _BASE, _TABLE, _RAMP, _SEEDED = range(6)
 _CODES = list(DTYPES)
 _ON_BASE = "base"
@@ -60,11 +62,16 @@ _ON_BASE = "base"
 def needs_rules(record: Record) -> bool:
     """Return whether the record needs a tensor list of rules, because the older kinds cannot express it."""
     return any(
-        isinstance(e, (Fixed, Mixed))
+        isinstance(e, (Fixed, Mixed, Factored))
         or (isinstance(e, Coded) and not e.plain and not e.based)
         or (isinstance(e, Stored) and e.same is not None)
         for e in record.entries
     )
+
+
+def has_factors(entries: Iterable[Entry]) -> bool:
+    """Return whether a file has rules of factors, which make it one of version 2."""
+    return any(isinstance(e, Factored) for e in entries)
 
 
 class _Fans:
@@ -202,6 +209,8 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
         return HALVINGS * palette.number(("tied", entry.index), bytes(body.data))
     if isinstance(entry, Unchanged):
         return HALVINGS * palette.number(("kept",), bytes([_UNCHANGED]))
+    if isinstance(entry, Factored):
+        return HALVINGS * _number_of_factored(palette, record, i, entry)
     if not isinstance(entry, Mixed):
         return _code_of_piece(palette, record, i, entry)
     body = Writer()
@@ -214,6 +223,15 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
         body.varint(number)
         body.varint(length)
     return HALVINGS * palette.number(("mixed", bytes(body.data)), bytes(body.data))
+
+
+def _number_of_factored(palette: _Palette, record: Record, i: int, entry: Factored) -> int:
+    body = Writer()
+    body.varint(_FACTORED)
+    body.varint(entry.rank)
+    for item in entry.items:
+        body.varint(_code_of_piece(palette, record, i, item))
+    return palette.number(("factored", bytes(body.data)), bytes(body.data))
 
 
 def _code_of_piece(palette: _Palette, record: Record, i: int, part: Coded | Fixed) -> int:
@@ -267,8 +285,8 @@ def _write_start(w: Writer, start: object) -> bytes:
 class _Rule:
     """A decoded rule.
 
-    part: its piece, with empty tables; index: the tensor that one is tied to; codes, runs: of a mixed one; fan: the
-    entry of FANS that gives the scale, 0 for none; table: the number of its table.
+    part: its piece, with empty tables; index: the tensor that one is tied to; codes, runs: of a mixed one; codes, rank:
+    of one with factors; fan: the entry of FANS that gives the scale, 0 for none; table: the number of its table.
     """
 
     tag: int
@@ -278,6 +296,12 @@ class _Rule:
     runs: tuple[tuple[int, int], ...] = ()
     fan: int = 0
     table: int | None = None
+    rank: int = 0
+
+    @property
+    def items(self) -> int:
+        """The number of items of a mixed one."""
+        return len(self.codes) if self.tag == _MIXED else 0
 
 
 @dataclass(frozen=True)
@@ -313,6 +337,7 @@ class _EntryBuilder:
         self.first: dict[int, int] = {}
         self.pieces: dict[tuple[int, float], Coded | Fixed] = {}
         self.mixed: dict[int, Mixed] = {}
+        self.factored: dict[int, Factored] = {}
 
     def entry(self, code: int, i: int) -> Entry:
         """Build the entry of tensor i."""
@@ -331,6 +356,10 @@ class _EntryBuilder:
             if number not in self.mixed or any(self.rules[c // HALVINGS].fan for c in rule.codes):
                 self.mixed[number] = Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
             return self.mixed[number]
+        if rule.tag == _FACTORED:
+            if number not in self.factored:
+                self.factored[number] = Factored(rule.rank, tuple(self._piece(c, i) for c in rule.codes))
+            return self.factored[number]
         return self._piece(code, i)
 
     def _piece(self, code: int, i: int) -> Coded | Fixed:
@@ -379,14 +408,14 @@ def read_rules(r: Reader, tensors: int, groups: int, on_base: bool, most_bytes: 
         table_bytes += sum(sizes[before:])
         if table_bytes > most_bytes:
             raise r.fail(f"tables take at most {most_bytes} bytes")
-        items, runs = items + len(rules[-1].codes), runs + len(rules[-1].runs)
+        items, runs = items + rules[-1].items, runs + len(rules[-1].runs)
         _check_mixing(r, items, runs)
         if runs > FREE_RUNS + RUNS_A_BYTE * r.bytes:
             raise r.fail(f"rules have at most {FREE_RUNS} runs and {RUNS_A_BYTE} for each byte of the file")
     codes = _read_codes(r, tensors, count)
     used = Counter(code // HALVINGS for code in codes)
     _check_mixing(
-        r, sum(k * len(rules[n].codes) for n, k in used.items()), sum(k * len(rules[n].runs) for n, k in used.items())
+        r, sum(k * rules[n].items for n, k in used.items()), sum(k * len(rules[n].runs) for n, k in used.items())
     )
     used_by_tensors = set(used)
     if len(used_by_tensors | {code // HALVINGS for n in used_by_tensors for code in rules[n].codes}) != count:
@@ -414,13 +443,16 @@ def _read_codes(r: Reader, tensors: int, rules: int) -> tuple[int, ...]:
 
 
 def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base: bool, sizes: list[int]) -> _Rule:
-    tag = r.varint("a rule's tag", _MIXED)
+    if (tag := r.varint("a rule's tag", 1 << 32)) > _FACTORED:
+        raise SubcompressError(f"a rule of tag {tag} is unknown ({_FACTORED} is the last): upgrade subcompress")
     if tag == _TIED:
         return _Rule(tag, index=r.varint("the number of the earlier tensor that one is tied to", max(0, tensors - 1)))
     if tag == _UNCHANGED and not on_base:
         raise r.fail("only a file on a base keeps its tensors")
     if tag == _MIXED:
         return _read_mixed(r, rules)
+    if tag == _FACTORED:
+        return _read_factored(r, rules, on_base)
     if tag == _FIXED:
         start, fan, table = _read_start(r, on_base, sizes, False)
         return _Rule(tag, Fixed(start), fan=fan, table=table)
@@ -438,15 +470,29 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
     return _Rule(tag)
 
 
-def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:
-    count = r.varint("the number of items", MAX_ITEMS)
+def _read_items(r: Reader, rules: list[_Rule], count: int) -> tuple[int, ...]:
+    """Read the codes of so many items, each coded or fixed."""
     codes = tuple(r.varints(count, "an item's rule", HALVINGS * max(len(rules), 1) - 1))
     for code in codes:
         rule = rules[code // HALVINGS] if rules else None
         if rule is None or rule.part is None or (rule.tag == _FIXED and code % HALVINGS):
-            raise r.fail("the items of a mixed tensor are coded or fixed, by rules before it")
+            raise r.fail("the items of a tensor are coded or fixed, by rules before it")
         if isinstance(rule.part, Coded) and rule.part.based:
-            raise r.fail("a tensor of the base is not mixed")
+            raise r.fail("no item starts at the base")
+    return codes
+
+
+def _read_factored(r: Reader, rules: list[_Rule], on_base: bool) -> _Rule:
+    if not on_base:
+        raise r.fail("factors are added to a base")
+    if not (rank := r.varint("a rank", MAX_RANK)):
+        raise r.fail("a rank is 1 at least")
+    return _Rule(_FACTORED, codes=_read_items(r, rules, 2), rank=rank)
+
+
+def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:
+    count = r.varint("the number of items", MAX_ITEMS)
+    codes = _read_items(r, rules, count)
     numbers = r.varints(2 * r.varint("the number of runs", MAX_RUNS), "a run's item or length", MAX_PERIOD)
     items, lengths = numbers[::2], numbers[1::2]
     if set(items) != set(range(count)) or not count or min(lengths) < 1 or sum(lengths) > MAX_PERIOD:

@@ -376,7 +376,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
 def _acted_on(plan: Plan) -> list[str]:
     """The tensors that an adapter changes."""
-    moving = {name for name, start in plan.starts.items() if start.kind in ("base", "coded")}
+    moving = {name for name, start in plan.starts.items() if start.kind in ("base", "coded", "factored")}
     specs = plan.layout.tensors
     return [n for n, s in plan.starts.items() if n in moving or (s.kind == "tied" and specs[s.index].name in moving)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from subcompress.base import OnBase
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Coded, Entry, Fixed, Mixed, Record, Stored, Tied, Unchanged
+from subcompress.format.record import Coded, Entry, Factored, Fixed, Mixed, Record, Stored, Tied, Unchanged
 from subcompress.operators import HadamardBlocks
 from subcompress.subspace.plan import Plan, make_plan
 from subcompress.subspace.starts import PieceStart, Start, Starts, recognize
@@ -94,6 +94,8 @@ def _start(record: Record, i: int, spec: TensorSpec, entry: Entry) -> Start:
     if isinstance(entry, Coded) and entry.based:
         return Start("base", "the base's", reach=1.0)
     pieces = tuple(PieceStart(p.entry.start, 1.0, p.reals, isinstance(p.entry, Fixed)) for p in record.pieces[i])
+    if isinstance(entry, Factored):
+        return Start("factored", "as the file has it", pieces, rank=entry.rank)
     return Start("coded", "as the file has it", pieces, entry.runs if isinstance(entry, Mixed) else ())
 
 

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Entry, Record, Tied, Unchanged
+from subcompress.format.record import Entry, Factored, Record, Tied, Unchanged
 from subcompress.rebuild.backends import host_backend
 from subcompress.rebuild.backends.memory import HOST
-from subcompress.rebuild.filling import fill, require_base
+from subcompress.rebuild.filling import Filling, fill, require_base
 from subcompress.tensors.digest import Chunk, chunks_of, hash_chunks, root_digest
 from subcompress.tensors.layout import TensorSpec, raw_bytes
 
@@ -47,6 +47,19 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
     if check:
         check_digest(record, _digest(record, state))
     return {name: state[name] for name in order}
+
+
+def factors_of(record: Record, name: str) -> list[np.ndarray]:
+    """Rebuild the factors that are added to a matrix: the right one, (rank, columns) float32, and the left one, (rows,
+    rank). Raises SubcompressError for a tensor without factors."""
+    numbers = {spec.name: i for i, spec in enumerate(record.layout)}
+    i = numbers.get(name, -1)
+    if i < 0 or not isinstance(record.entries[i], Factored):
+        raise SubcompressError(f"factors are those of a matrix that coordinates act on through them; {name} is none")
+    filling = Filling(record, host_backend(), [group.coordinates for group in record.groups])
+    found = filling.factors(i)
+    filling.write()
+    return found
 
 
 def changed_names(record: Record) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.format.record import Fixed, Mixed, Piece, Record, Stored, Tied, Unchanged
+from subcompress.format.record import Factored, Fixed, Mixed, Piece, Record, Stored, Tied, Unchanged
 from subcompress.operators.forms import NO_COORDINATES, Form, Seeded, chosen_values
 from subcompress.operators.kernels import SeededRows, Segment
 from subcompress.rebuild.backends.memory import HOST
@@ -33,10 +33,13 @@ class Filling:
         self._based: list[tuple[Any, Any, np.ndarray]] = []  # where a sum goes, its values, and the base's
 
     def add(self, i: int, at: int, out: Any) -> None:
-        """Request real numbers at .. at + len(out) of tensor i (coded, fixed or mixed) in `out`, flat and of the
-        tensor's dtype."""
+        """Request real numbers at .. at + len(out) of tensor i, which is computed, in `out`, flat and of the tensor's
+        dtype."""
         spec, entry = self.record.layout.tensors[i], self.record.entries[i]
         pieces = self.record.pieces[i]
+        if isinstance(entry, Factored):
+            self._add_product(i, at, out)
+            return
         if not isinstance(entry, Mixed):
             self._add(spec, pieces[0], at, out)
             return
@@ -73,6 +76,31 @@ class Filling:
         start = self.memory.empty((n,), "F32" if isinstance(entry.start, Seeded) else spec.real_dtype)
         self._add_start(spec, entry.start, piece.seeded + at, at, start)
         self._deferred.append(lambda: self.memory.add_base(out, values, start))
+
+    def factors(self, i: int, first: int = 0, last: int | None = None) -> list[Any]:
+        """Request the factors of tensor i, float32: the right one, (rank, columns), and rows first .. last of the left
+        one, (rows, rank)."""
+        spec, entry = self.record.layout.tensors[i], self.record.entries[i]
+        assert isinstance(entry, Factored), "only those have factors"
+        right, left = entry.factors(spec)
+        ranges = (right, 0, entry.rank), (left, first, left.shape[0] if last is None else last)
+        found = []
+        for (factor, lo, hi), piece in zip(ranges, self.record.pieces[i], strict=True):
+            width = factor.shape[1]
+            values = self.memory.empty(((hi - lo) * width,), factor.dtype)
+            self._add(factor, piece, lo * width, values)
+            found.append(values.reshape(hi - lo, width))
+        return found
+
+    def _add_product(self, i: int, at: int, out: Any) -> None:
+        """Request values at .. at + len(out) of a matrix of the base with factors."""
+        spec = self.record.layout.tensors[i]
+        columns = spec.shape[1]
+        first, last = at // columns, -(-(at + len(out)) // columns)
+        right, left = self.factors(i, first, last)
+        base = require_base(self.record).reals(spec.name, at, len(out))
+        skipped = at - first * columns
+        self._deferred.append(lambda: self.memory.add_product(out, base, left, right, skipped))
 
     def _fused(self, start: Form, seeded: int, out: Any) -> SeededRows | None:
         """Return a start that the backend computes together with the rest, None if it must be added separately.

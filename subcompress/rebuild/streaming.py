@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subcompress.format.record import Coded, Mixed, Record, Stored, Tied, Unchanged
+from subcompress.format.record import Coded, Factored, Mixed, Record, Stored, Tied, Unchanged
 from subcompress.rebuild.backends import backend_of
 from subcompress.rebuild.filling import Filling, require_base, stored_values
 from subcompress.support.threads import for_each
@@ -106,7 +106,7 @@ def _in_order(record: Record, chunks: list[Chunk]) -> list[Chunk]:
 
     def place(chunk: Chunk) -> tuple[int, int]:
         entry = record.entries[chunk.index]
-        entry = entry.items[0] if isinstance(entry, Mixed) else entry
+        entry = entry.items[0] if isinstance(entry, (Mixed, Factored)) else entry
         return (entry.group if isinstance(entry, Coded) else len(record.groups)), chunk.number
 
     return sorted((chunk for chunk in chunks if not isinstance(record.entries[chunk.index], Tied)), key=place)

@@ -14,7 +14,7 @@ from subcompress.format.record import Record
 from subcompress.operators import EXACT
 from subcompress.subspace import traced
 from subcompress.subspace.gradients import Weights, cut
-from subcompress.subspace.plan import Assembly, Plan
+from subcompress.subspace.plan import Plan
 from subcompress.subspace.recording import recorded
 from subcompress.subspace.rounding import Rounding
 
@@ -95,23 +95,14 @@ class Coordinates(nn.Module):
         for name, start in self._wide.items():
             found[name] = found[name] + start.to(found[name].device)
         for name, assembly in self.plan.assemblies.items():
-            found[name] = self._assembled(assembly, found)
+            pieces = [found.pop(s) if isinstance(s, str) else s.to(self.z.device) for s in assembly.sources]
+            found[name] = assembly.tensor(pieces)
         tied = {
             name: found[other]
             for name, s in self.plan.starts.items()
             if s.kind == "tied" and (other := self.plan.layout.tensors[s.index].name) in found
         }
         return found | tied
-
-    def _assembled(self, assembly: Assembly, found: dict[str, Tensor]) -> Tensor:
-        """A tensor of several pieces; those of it that coordinates act on are taken out of `found`."""
-        device, spec = self.z.device, assembly.spec
-        pieces = [found.pop(s) if isinstance(s, str) else s.to(device) for s in assembly.sources]
-        whole = pieces[0] if len(pieces) == 1 else torch.cat([p.to(pieces[0].dtype) for p in pieces])
-        whole = whole if len(pieces) == 1 else whole[assembly.order.to(device)]
-        if spec.dtype == "C64":
-            return torch.view_as_complex(whole.view(*spec.shape, 2))
-        return whole.view(spec.shape).to(spec.torch_dtype)
 
     def _cuts(self) -> Iterator[tuple[Tensor, ...]]:
         """Each part's tensors."""

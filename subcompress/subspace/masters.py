@@ -16,9 +16,9 @@ class Masters:
     """What an optimizer steps on in place of some parameters: `wide`, of each one of fewer than 32 bits a copy in
     float32, of any other the parameter itself."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._narrow: list[tuple[nn.Parameter, nn.Parameter]] = []
-        self.wide: list[nn.Parameter] = []
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._narrow: list[tuple[Tensor, nn.Parameter]] = []
+        self.wide: list[Tensor] = []
         for p in parameters:
             if p.is_floating_point() and p.itemsize < 4:
                 self._narrow.append((p, nn.Parameter(p.detach().float())))

@@ -26,10 +26,12 @@ from subcompress.data import parts
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.describing import runs_cost, runs_of
 from subcompress.operators import walsh
+from subcompress.operators.forms import SEEDED_SLOTS, Seeded
 from subcompress.subspace.copying import copied
+from subcompress.subspace.low_rank import factored
 from subcompress.subspace.masters import Masters
 from subcompress.subspace.seeds import seed_everything
-from subcompress.subspace.starts import Starts, moving_weights
+from subcompress.subspace.starts import Start, Starts, moving_weights
 
 USUAL = 30.0
 """Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
@@ -150,7 +152,7 @@ class Moves:
     def check(self, starts: Starts) -> None:
         """Raise SubcompressError unless these are moves of the network that starts so."""
         known = starts.of(self.still)
-        pieces = {n: sum(not p.fixed for p in s.pieces) if s.runs else 1 for n, s in known.items() if s.moves}
+        pieces = {n: sum(not p.fixed for p in s.pieces) if s.runs or s.rank else 1 for n, s in known.items() if s.moves}
         counts = {name: len(sizes) for name, sizes in self.sizes.items()}
         if self.sizes and counts != pieces:
             name = next(n for n in {**pieces, **counts} if pieces.get(n) != counts.get(n))
@@ -242,10 +244,10 @@ def measured(
     through the model or the loss.
     """
     began = time.perf_counter()
-    acting = {name for name, start in starts.of().items() if start.moves}
+    acting = {name: start for name, start in starts.of().items() if start.moves}
     count = max(LEAST_BASED, steps // 2) if based else steps
     best, taken = _best_trial(
-        lambda rate: _Trial(module, rate, acting, still), lambda: examples(count), loss_of, seed, rates, based
+        lambda rate: _Trial(module, rate, acting, seed, still), lambda: examples(count), loss_of, seed, rates, based
     )
     seed_everything(seed, 1)
     still, unread, swept = _swept(best, starts, examples, loss_of)
@@ -254,7 +256,7 @@ def measured(
         return Moves({}, still, unread, 0.0, taken + swept, time.perf_counter() - began)
     moving = [name for name, start in starts.of(still).items() if start.moves]
     sizes = {name: best.sizes(name, starts, still) for name in moving}
-    smooth = smoothness(best.change(name) for name in moving)
+    smooth = smoothness(change for name in moving for change in best.changes(name))
     return Moves(sizes, still, unread, best.rate, taken + swept, time.perf_counter() - began, smooth)
 
 
@@ -306,16 +308,55 @@ def _best_trial(
     return best, taken
 
 
-class _Trial:
-    """A copy of the module, trained with one step size. acting: the parameters that coordinates act on; still: those
-    that it shares with the module."""
+class _Factors:
+    """The factors of a matrix in a trial, and the places of the module that have it."""
 
-    def __init__(self, module: nn.Module, rate: float, acting: set[str], still: Collection[str] = ()) -> None:
-        self.module, self.rate = copied(module, shared=set(still) - acting), rate
+    def __init__(self, module: nn.Module, name: str, start: Start, drawn: torch.Generator) -> None:
+        parameter = module.get_parameter(name)
+        self.base, self.places = parameter.detach(), list[tuple[nn.Module, str]]()
+        for owner in module.modules():
+            for leaf in [n for n, p in owner._parameters.items() if p is parameter]:
+                del owner._parameters[leaf]
+                self.places.append((owner, leaf))
+        shapes = (start.rank, -1), (-1, start.rank)
+        self.sides = []
+        for piece, shape in zip(start.pieces, shapes, strict=True):
+            deviation = piece.form.scale * math.sqrt(SEEDED_SLOTS) if isinstance(piece.form, Seeded) else 0.0
+            values = deviation * torch.randn(piece.reals, generator=drawn)
+            self.sides.append(values.view(shape).to(self.base.device).requires_grad_())
+
+    def put(self) -> None:
+        """Let the module have the matrix that the factors give now."""
+        right, left = self.sides
+        weight = factored(self.base, left, right, self.base.dtype)
+        for owner, leaf in self.places:
+            owner._buffers[leaf] = weight
+
+
+class _Trial:
+    """A copy of the module, trained with one step size. acting: how the parameters start that coordinates act on;
+    still: those that it shares with the module.
+
+    before, after: by name the values of what is trained; of factors by the name of their matrix, a zero character and
+    their number.
+    """
+
+    def __init__(
+        self, module: nn.Module, rate: float, acting: Mapping[str, Start], seed: int = 0, still: Collection[str] = ()
+    ) -> None:
+        changing = {n for n, start in acting.items() if not start.rank}
+        self.module, self.rate = copied(module, shared={*still, *acting} - changing), rate
+        drawn = torch.Generator().manual_seed(seed & ((1 << 63) - 1))
+        self.factors = {n: _Factors(self.module, n, s, drawn) for n, s in acting.items() if s.rank}
         named = dict(module.named_parameters(remove_duplicate=False))
-        meant = {id(named[n]) for n in acting}
+        meant = {id(named[n]) for n in acting if n not in self.factors}
         self.before = {n: p for n, p in named.items() if id(p) in meant}
-        self.after = {n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n in self.before}
+        self.after: dict[str, Tensor] = {
+            n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n in self.before
+        }
+        for name, factors in self.factors.items():
+            for k, side in enumerate(factors.sides):
+                self.after[f"{name}\0{k}"], self.before[f"{name}\0{k}"] = side, side.detach().clone()
         trained = {id(p) for p in self.after.values()}
         for p in self.module.parameters():
             p.requires_grad_(id(p) in trained)
@@ -343,17 +384,27 @@ class _Trial:
             self.steps += 1
         # Of the same batches as before: of others it differs by more than a few steps change.
         with torch.no_grad():
-            self.last = float(np.mean([parts.value(batch, partial(loss_of, self.module)) for batch in first]))
-        self.module.zero_grad()
+            self.last = float(np.mean([parts.value(batch, partial(self.loss, loss_of)) for batch in first]))
+        self._forget_gradients()
+
+    def loss(self, loss_of: LossOf, batch: Any) -> Tensor:
+        """The loss of a batch, or of a part of one, under the values as they are."""
+        for factors in self.factors.values():
+            factors.put()
+        return loss_of(self.module, batch)
+
+    def _forget_gradients(self) -> None:
+        for p in self.after.values():
+            p.grad = None
 
     def backward(self, batch: Any, loss_of: LossOf) -> tuple[float, bool]:
         """The loss of a batch, and whether it has gradients, which are left in the parameters, dense; notes which
         parameters have one."""
-        self.module.zero_grad()
-        loss, depends = parts.backward(batch, partial(loss_of, self.module))
+        self._forget_gradients()
+        loss, depends = parts.backward(batch, partial(self.loss, loss_of))
         for name, p in self.after.items():
             if p.grad is not None:
-                self.read.add(name)
+                self.read.add(_owner(name))
                 p.grad = p.grad.to_dense() if p.grad.layout != torch.strided else p.grad
         return float(loss), depends
 
@@ -373,13 +424,13 @@ class _Trial:
             return ()
         seen: dict[int, str] = {}
         for name, p in self.after.items():
-            seen.setdefault(id(p), name)
-        read = {id(p) for n, p in self.after.items() if n in self.read}
-        return tuple(name for key, name in seen.items() if key not in read)
+            seen.setdefault(id(p), _owner(name))
+        read = {id(p) for n, p in self.after.items() if _owner(n) in self.read}
+        return tuple(dict.fromkeys(name for key, name in seen.items() if key not in read))
 
     def reals(self, name: str) -> int:
         """Real numbers of a parameter."""
-        p = self.after[name]
+        p = self.factors[name].base if name in self.factors else self.after[name]
         return p.numel() * (2 if p.is_complex() else 1)
 
     def change(self, name: str) -> np.ndarray:
@@ -388,11 +439,17 @@ class _Trial:
         after = self.masters.of(self.after[name]).detach()
         return _flat(after - before.to(after.dtype)).double().numpy()
 
+    def changes(self, name: str) -> list[np.ndarray]:
+        """`change` of a parameter, or of each factor of a matrix."""
+        sides = range(len(self.factors[name].sides)) if name in self.factors else ()
+        return [self.change(f"{name}\0{k}") for k in sides] or [self.change(name)]
+
     def sizes(self, name: str, starts: Starts, still: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """The root mean square change of each piece that coordinates act on."""
-        start, change = starts.of(still)[name], self.change(name)
+        start, changes = starts.of(still)[name], self.changes(name)
         if not start.runs:
-            return (_rms(change),)
+            return tuple(map(_rms, changes))
+        (change,) = changes
         items = starts.items(name, still)
         return tuple(_rms(change[items == i]) for i, piece in enumerate(start.pieces) if not piece.fixed)
 
@@ -410,6 +467,11 @@ class _Trial:
             with torch.no_grad():
                 for (p, _), value in zip(parameters, held, strict=True):
                     p.copy_(value)
+
+
+def _owner(name: str) -> str:
+    """The tensor of a factor, or the tensor itself."""
+    return name.partition("\0")[0]
 
 
 def _flat(x: Tensor) -> Tensor:

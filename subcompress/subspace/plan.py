@@ -23,6 +23,7 @@ from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.operators.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.operators.kernels import Segment
 from subcompress.rebuild.backends import host_backend
+from subcompress.subspace.low_rank import factored
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
@@ -96,18 +97,48 @@ class Assembly:
             found[places] = firsts[item] + rank + np.arange(len(view))
         return torch.from_numpy(found)
 
+    def tensor(self, pieces: list[Tensor]) -> Tensor:
+        """The tensor of these pieces, each flat."""
+        spec = self.spec
+        whole = pieces[0] if len(pieces) == 1 else torch.cat([p.to(pieces[0].dtype) for p in pieces])
+        whole = whole if len(pieces) == 1 else whole[self.order.to(whole.device)]
+        if spec.dtype == "C64":
+            return torch.view_as_complex(whole.view(*spec.shape, 2))
+        return whole.view(spec.shape).to(spec.torch_dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A matrix of a base with factors. base: its values; sources: of the right factor and the left one, as in an
+    `Assembly`."""
+
+    spec: TensorSpec
+    rank: int
+    base: Tensor
+    sources: tuple[str | Tensor, ...]
+    _held: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def tensor(self, pieces: list[Tensor]) -> Tensor:
+        """The matrix with these factors, each of any shape."""
+        right, left = pieces
+        device = right.device
+        if device not in self._held:
+            self._held[device] = self.base.to(device)
+        left, right = left.view(-1, self.rank), right.view(self.rank, -1)
+        return factored(self._held[device], left, right, self.spec.torch_dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """layout: of the state dict; starts: name -> how it starts, in its order; parts: what is trained; assemblies: the
-    tensors of several pieces, by name; base: what it stands on."""
+    tensors of several pieces and those with factors, by name; base: what it stands on."""
 
     layout: Layout
     starts: Mapping[str, Start]
     parts: tuple[Part, ...]
     seed: int
     base: OnBase | None = None
-    assemblies: Mapping[str, Assembly] = field(default_factory=dict)
+    assemblies: Mapping[str, Assembly | Product] = field(default_factory=dict)
 
     @property
     def d(self) -> int:
@@ -150,7 +181,7 @@ def make_plan(
     """The plan for d coordinates.
 
     module: the network, or its starts where they are known. base: what it stands on, whose values it has; act_on: see
-    `roles.acted_on`. scales: how far pieces move, guessed by default; still: by tensor the (n,) values that no
+    `acting.acting_of`. scales: how far pieces move, guessed by default; still: by tensor the (n,) values that no
     coordinate acts on. Raises SubcompressError for options that cannot be met and networks that cannot be fitted.
     """
     check_options(bits, seed, operator)
@@ -218,7 +249,7 @@ class _Planner:
         self.d, self.D, self.bits, self.operator = d, D, bits, operator
         self.scales = dict(guessed_scales(starts)) | dict(scales or {})
         self.alone = d == D and operator in EXACT and base is None
-        self.assemblies: dict[str, Assembly] = {}
+        self.assemblies: dict[str, Assembly | Product] = {}
         self.seeded = 0
 
     def plan(self) -> Plan:
@@ -233,7 +264,7 @@ class _Planner:
 
     def _rows(self, spec: TensorSpec, start: Start) -> list[_Row]:
         """The pieces of a tensor that coordinates act on; notes how it is assembled where there are others."""
-        if not spec.size or start.kind not in ("coded", "base"):
+        if not spec.size or start.kind not in ("coded", "base", "factored"):
             return []
         scales = iter(self._scales_of(spec, start)) if start.moves else iter(())
         if start.kind == "base":
@@ -242,18 +273,22 @@ class _Planner:
             return [_Row(spec, None, values, next(scales), start.reach)]
         rows: list[_Row] = []
         sources: list[str | Tensor] = []
+        several, dtype = bool(start.runs or start.rank), "F32" if start.rank else spec.real_dtype
         for number, piece in enumerate(start.pieces):
             first, self.seeded = self.seeded, self.seeded + (piece.reals if self._numbered(piece) else 0)
-            if piece.fixed:
-                sources.append(torch.from_numpy(self._values(piece.form, piece.reals, spec, first)))
-                continue
             # No tensor of a state dict is called so: control characters are refused in names.
-            own = spec if not start.runs else TensorSpec(f"{spec.name}\0{number}", spec.real_dtype, (piece.reals,))
+            own = TensorSpec(f"{spec.name}\0{number}", dtype, (piece.reals,)) if several else spec
+            if piece.fixed:
+                sources.append(torch.from_numpy(self._values(piece.form, piece.reals, own, first)))
+                continue
             row = _Row(own, piece.form, 0.0, next(scales), piece.reach)
-            row.start = self._start(row, piece.reals, spec, first)
+            row.start = self._start(row, piece.reals, own, first)
             rows.append(row)
             sources.append(own.name)
-        if start.runs or (rows == [] and start.pieces[0].fixed):
+        if start.rank:
+            assert self.base is not None
+            self.assemblies[spec.name] = Product(spec, start.rank, self.base.tensor(spec.name), tuple(sources))
+        elif start.runs or (rows == [] and start.pieces[0].fixed):
             runs = start.runs or ((0, spec.reals),)
             self.assemblies[spec.name] = Assembly(spec, Pattern(runs, spec.reals), tuple(sources))
         return rows

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 from subcompress.format.facts import Facts
-from subcompress.format.record import Coded, Entry, Fixed, Group, Mixed, Record, Stored, Tied, Unchanged, bfloat16
+from subcompress.format.record import (
+    Coded,
+    Entry,
+    Factored,
+    Fixed,
+    Group,
+    Mixed,
+    Record,
+    Stored,
+    Tied,
+    Unchanged,
+    bfloat16,
+)
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.rebuild.streaming import stream
 from subcompress.subspace.buffers import coded_buffers
@@ -94,7 +106,7 @@ def _entries(
             stored += [bytes(spec.nbytes)] if spec.dtype not in CODED_DTYPES else []
         elif spec.name in coded:
             entries.append(coded[spec.name])
-        elif start.kind == "coded":
+        elif start.kind in ("coded", "factored"):
             entries.append(_entry_of(spec.name, start, coded))
         elif start.kind == "kept" and spec.name not in moved:
             entries.append(Unchanged())
@@ -107,10 +119,12 @@ def _entries(
 
 
 def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
-    """The entry of a tensor of several pieces, or of one that no coordinate acts on."""
+    """The entry of a tensor of several pieces or with factors, or of one that no coordinate acts on."""
     items: list[Coded | Fixed] = []
     for number, piece in enumerate(start.pieces):
         items.append(Fixed(piece.form) if piece.fixed else coded[f"{name}\0{number}"])
+    if start.rank:
+        return Factored(start.rank, tuple(items))
     return Mixed(tuple(items), start.runs) if start.runs else items[0]
 
 

@@ -1,19 +1,15 @@
-"""Which tensors of a network on a base the coordinates act on, and how far each moves: by role, or by name."""
+"""The roles of tensors in a network on a base, and how far those of each role move."""
 
 from __future__ import annotations
-
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from subcompress.base import tied_names
-from subcompress.errors import SubcompressError
-from subcompress.support.names import ROLES
-from subcompress.support.suggestions import suggestion
-
 MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
 """By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""
+
+FACTORS = 0.02, 0.02
+"""The same of the factors of a matrix: of the one that starts at random, and of the one that starts at zero."""
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
@@ -42,25 +38,24 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__.lower().endswith("norm")
 
 
-def acted_on(module: nn.Module, act_on: str, new: frozenset[str]) -> set[str]:
-    """The parameters that are meant: roles, names and patterns of names, with commas between, what is tied to them, and
-    all that are new.
+def is_linear(module: nn.Module) -> bool:
+    """Whether this is a linear layer, of torch or as GPT-2 has them, transposed."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
-    Raises SubcompressError for a word that is none of them.
-    """
-    roles, found = roles_of(module), set(new)
-    for word in filter(None, (w.strip() for w in act_on.split(","))):
-        if word in ROLES:
-            # A network that may have no norms, say, is no reason to refuse the default.
-            found |= {n for n, role in roles.items() if word in ("all", role)}
-        elif named := {n for n in roles if fnmatchcase(n, word)}:
-            found |= named
-        else:
-            raise SubcompressError(
-                f"--act-on takes {', '.join(ROLES)} and patterns of tensors' names, with commas between; the model has "
-                f"none that {word!r} is: its first is {next(iter(roles), '')}{suggestion(word, (*ROLES, *roles))}"
-            )
-    return found.union(*(names for names in tied_names(module) if not found.isdisjoint(names)))
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether this is a linear layer as GPT-2 has them: what it reads are the rows of its weight."""
+    return type(module).__name__ == "Conv1D"
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """The name of each weight of a linear layer -> its layer; a layer that several modules share once."""
+    found: dict[str, nn.Module] = {}
+    for prefix, child in module.named_modules():
+        weight = child._parameters.get("weight") if is_linear(child) else None
+        if weight is not None and weight.ndim == 2 and weight.is_floating_point():
+            found[f"{prefix}.weight" if prefix else "weight"] = child
+    return found
 
 
 def looks_trained(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from subcompress.format.describing import EXACT, Runs, deflated_size, describe, 
 from subcompress.format.record import bfloat16
 from subcompress.operators.forms import FANS, Chosen, Form, Seeded, Table, fans, seeded_scale
 from subcompress.subspace import roles
+from subcompress.subspace.acting import LowRank, acting_of
 from subcompress.subspace.observing import Build, Observed, Seen, observe, reals
 from subcompress.subspace.spread import Drawn, Moments, alike, close, grouped, grouped_parts, one_group
 from subcompress.subspace.start_notes import MIXED, ODD, buffer_note, frozen_note, same_note, start_notes
@@ -68,9 +69,10 @@ class PieceStart:
 
 @dataclass(frozen=True)
 class Start:
-    """kind: coded, base (it moves from there), kept, stored, buffer, dropped (zeros in the file) or tied; pieces: of a
-    coded tensor, and runs of them where they are several; reach: of a tensor that moves from the base; index: what it
-    is tied to; cost: bytes of values that travel as they are; why: for a person to read."""
+    """kind: coded, base (it moves from there), factored (a product of factors is added to the base), kept, stored,
+    buffer, dropped (zeros in the file) or tied; pieces: of a coded tensor, and runs of them where they are several, or
+    the right and the left factor; rank: of factors; reach: of a tensor that moves from the base; index: what it is tied
+    to; cost: bytes of values that travel as they are; why: for a person to read."""
 
     kind: str
     why: str
@@ -79,6 +81,7 @@ class Start:
     reach: float = 0.0
     index: int = 0
     cost: int = 0
+    rank: int = 0
 
     @property
     def moves(self) -> bool:
@@ -135,7 +138,7 @@ class Starts:
 
     def _of(self, name: str, still: np.ndarray | None) -> Start:
         if name not in self.values:
-            unread = self.other[name].kind == "base" and still is not None and still.all()
+            unread = self.other[name].kind in ("base", "factored") and still is not None and still.all()
             return Start("kept", "the base's: the forward pass does not read it") if unread else self.other[name]
         key = name, b"" if still is None or not still.any() else np.packbits(still).tobytes()
         if key not in self._made:
@@ -166,7 +169,7 @@ def recognize(
     """How every entry of the state dict starts, in its order; on a base in that of a file on it.
 
     build: the network under a seed, `module` that under `seed`; None where it cannot be built again. base: what the
-    module stands on; act_on: see `roles.acted_on`; structured: one of STRUCTURED; drop: patterns of tensors that the
+    module stands on; act_on: see `acting.acting_of`; structured: one of STRUCTURED; drop: patterns of tensors that the
     file does not hold. Raises SubcompressError for what cannot be fitted, and where chosen values take more than
     MAX_STORED bytes.
     """
@@ -202,14 +205,19 @@ def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[s
     if base is None:
         return {}
     new = frozenset(names[0] for names in tied_names(module) if not any(n in base for n in names))
-    acting, role = roles.acted_on(module, act_on, new), roles.roles_of(module)
+    acting, role = acting_of(module, act_on, new), roles.roles_of(module)
     parameters = {n for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     found, ties = {}, _tied(base.layout, state)
     for spec in base.layout:
         if spec.name in ties:
             continue
-        moving = spec.name in acting and spec.name in parameters
-        found[spec.name] = _of_base(spec, state[spec.name], role[spec.name]) if moving else Start("kept", "the base's")
+        found[spec.name] = Start("kept", "the base's")
+        if spec.name not in parameters:
+            continue
+        if spec.name in acting.whole:
+            found[spec.name] = _of_base(spec, state[spec.name], role[spec.name])
+        elif spec.name in acting.low_rank:
+            found[spec.name] = _with_factors(spec, state[spec.name], acting.low_rank[spec.name])
     return found
 
 
@@ -254,9 +262,24 @@ def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Map
 
 def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
     """The start of a tensor that moves from the base. Raises SubcompressError for one that cannot be coded."""
+    _check_base(spec, tensor)
+    return Start("base", f"the base's ({role})", reach=roles.MOVES[role])
+
+
+def _check_base(spec: TensorSpec, tensor: Tensor) -> None:
     if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
         raise SubcompressError(f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on")
-    return Start("base", f"the base's ({role})", reach=roles.MOVES[role])
+
+
+def _with_factors(spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
+    """The start of a matrix with factors: that which reads what the layer reads is random, the other one zero."""
+    _check_base(spec, tensor)
+    rows, columns = spec.shape
+    read = rows if how.transposed else columns
+    random = PieceStart(Seeded(bfloat16(seeded_scale(1 / read))), roles.FACTORS[0], how.rank * read)
+    zero = PieceStart(0.0, roles.FACTORS[1], how.rank * (columns if how.transposed else rows))
+    why = f"the base's, with factors of rank {how.rank} ({how.kind})"
+    return Start("factored", why, (zero, random) if how.transposed else (random, zero), rank=how.rank)
 
 
 def cost(tensor: Tensor) -> int:

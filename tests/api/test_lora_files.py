@@ -151,3 +151,53 @@ def test_a_tied_embedding(llama, tmp_path):
     assert told["kept_whole"] == ["model.embed_tokens"]
     state, found = expand(record), merged(out, llama, "AutoModelForCausalLM", torch.bfloat16)
     assert all(torch.equal(t, state[n]) for n, t in found.items())
+
+
+def through_factors(module, base: Path, act_on: str, tmp_path: Path) -> Path:
+    """A file whose coordinates act on factors."""
+    sub = subcompress.Subspace.of(module, 30, base=str(base), act_on=act_on)
+    torch.nn.init.normal_(sub.z, generator=torch.Generator().manual_seed(0))
+    sub.round(4)
+    subcompress.pack(sub, tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+def answers(module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module(input_ids=ids)[0]
+
+
+def test_factors_are_an_exact_adapter(bert, tmp_path):
+    module = network_of(bert, "AutoModel")
+    file = through_factors(module, bert, "norms,lora:3,*.query,lora:2,*output.dense", tmp_path)
+    out = subcompress.unpack(file, tmp_path / "out", base=bert, format="peft", rank=1)
+    told = json.loads((out / "subcompress.json").read_text())
+    assert not told["approximation"] and set(told["errors"].values()) == {0.0} and len(told["errors"]) == 3
+    settings = json.loads((out / "adapter_config.json").read_text())
+    (other,) = settings["rank_pattern"].values()
+    assert (settings["r"], settings["lora_alpha"], other) == (2, 2, 3) == (told["rank"], 2, 3)
+    ids = torch.arange(5, 15)[None]
+    expected = answers(subcompress.load(file, network_of(bert, "AutoModel"), base=bert), ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.PeftModel.from_pretrained(network_of(bert, "AutoModel"), out)
+    assert torch.allclose(answers(adapted, ids), expected, atol=2e-6)
+    assert not torch.allclose(answers(network_of(bert, "AutoModel"), ids), expected, atol=1e-3)
+
+
+def test_factors_of_transposed_layers_are_an_exact_adapter(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(tmp_path / "base")
+    module = network_of(tmp_path / "base", "AutoModelForCausalLM")
+    file = through_factors(module, tmp_path / "base", "lora:2", tmp_path)
+    out = subcompress.unpack(file, tmp_path / "out", base=tmp_path / "base", format="peft")
+    assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"]
+    ids = torch.arange(5, 15)[None]
+    expected = answers(subcompress.load(file, module, base=tmp_path / "base"), ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.PeftModel.from_pretrained(network_of(tmp_path / "base", "AutoModelForCausalLM"), out)
+    assert torch.allclose(answers(adapted, ids), expected, atol=2e-6)

@@ -19,7 +19,8 @@ def test_the_hand_made_payload_is_sound():
     ("changes", "words"),
     [
         ({"magic": b"SD"}, "begins with SC"),
-        ({"version": b"\2"}, "the file has 2: upgrade"),
+        ({"version": b"\3"}, "the file has 3: upgrade"),
+        ({"version": b"\2"}, "a file with factors is of version 2, one without of version 1"),
         ({"generator": b"\2"}, "generator 2 is unknown"),
         ({"seed": b"\xff" * 9 + b"\x7f"}, "the seed"),
         ({"seed": b"\x80\0"}, "shortest form"),

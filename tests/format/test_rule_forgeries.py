@@ -132,6 +132,14 @@ ON_BASE = on_base(b"\2", CODED + b"\2" + b"\2", b"\0\x10\0", number(17))
 BEFORE = "by rules before it"
 
 
+def factors(
+    rule: bytes, before: bytes = CODED + ZERO, size: int = 7, codes: bytes = b"\x20\x10\x10", **changes: bytes
+) -> dict:
+    """Rule 0, rule 1 of kept tensors, and rule 2 with factors; a has the last one, of the base above."""
+    parts = on_base(b"\3", before + b"\2" + rule, codes, number(size), **changes)
+    return {"begin": b"SC\2\1\0", **parts}
+
+
 SOUND: dict[str, dict[str, bytes]] = {
     "one rule, halved fifteen times": only(CODED + ONE, b"\xf0"),
     "a scale halved to the smallest": only(b"\4\0" + scale(2.0**-58) + ZERO, b"\x20"),
@@ -143,6 +151,8 @@ SOUND: dict[str, dict[str, bytes]] = {
         "codes": b"\0\0\x10", "stored": deflated(floats(2)),
     },
     "on a base": ON_BASE,
+    "factors on a base": factors(b"\6\1\0\0"),
+    "factors of the highest rank on a base": factors(b"\6\3\0\1", size=21),
     "no tensors": {"layout": listed(b"\0"), "groups": b"\0", "count": b"\0", "rules": b"", "codes": b"", "stored": b""},
 }  # fmt: skip
 
@@ -166,7 +176,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "half a byte too many": (
         only(FIXED + ZERO, b"\x10", **NO_GROUPS, layout=listed(b"\1\0\1c\0\1\5")), "stands for no tensor is zero"
     ),
-    "an unknown tag": (only(b"\6"), "a rule's tag is at most 5"),
+    "an unknown tag": (only(b"\7"), "a rule of tag 7 is unknown .*upgrade"),
     "tied to one that is none": (only(b"\1\2", **NO_GROUPS), "tied to is at most 1"),
     "tied to itself": (only(b"\1\0", **NO_GROUPS), "an earlier one"),
     "tied to a tied one": (
@@ -241,7 +251,9 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "mixed of a stored one": (mixes(b"\5\1\0\1\0\1", b"\0", stored=deflated(bytes(48)), **NO_GROUPS), BEFORE),
     "mixed of a tied one": (mixes(b"\5\1\0\1\0\1", b"\1\0", **NO_GROUPS), BEFORE),
     "mixed of a kept one": (on_base(b"\2", b"\2" + b"\5\1\0\1\0\1", b"\0\0\x10", b"", **NO_GROUPS), BEFORE),
-    "mixed of the base": (on_base(b"\3", CODED + b"\2" + b"\2" + b"\5\1\0\1\0\1", b"\0\x10\x20", number(17)), "mixed"),
+    "mixed of the base": (
+        on_base(b"\3", CODED + b"\2" + b"\2" + b"\5\1\0\1\0\1", b"\0\x10\x20", number(17)), "at the base"
+    ),
     "an item that is fixed and halved": (mixes(b"\5\1\1\1\0\1", FIXED + ZERO, **NO_GROUPS), BEFORE),
     "an item that is halved too often": (mixes(b"\5\1\3\1\0\1", b"\4\0" + scale(2.0**-58) + ZERO), "a scale is a"),
     "an item without a run": (mixes(b"\5\2\0\1\1\0\5"), "runs name every item"),
@@ -260,6 +272,25 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "a list of too many bytes": (
         {"kind": b"\5", "count": b"", "codes": b"", "rules": number(2**24 + 1) + b"\1\0"}, "size of the tensor list"
     ),
+    "factors without a base": ({**only(CODED + ZERO + b"\6\1\0\0"), "begin": b"SC\2\1\0", "count": b"\2"}, "to a base"),
+    "factors in version 1": ({**factors(b"\6\1\0\0"), "begin": b"SC\1\1\0"}, "with factors is of version 2"),
+    "version 2 without factors": ({"begin": b"SC\2\1\0"}, "with factors is of version 2"),
+    "factors of rank 0": (factors(b"\6\0\0\0"), "a rank is 1 at least"),
+    "factors of rank 257": (factors(b"\6" + number(257) + b"\0\0"), "a rank is at most 256"),
+    "factors of rank 4 in 3 rows": (factors(b"\6\4\0\0", size=28), "at most the smaller side"),
+    "factors of integers": (factors(b"\6\1\0\0", codes=b"\x10\x20\x10"), "of two axes"),
+    "factors of a vector": (factors(b"\6\1\0\0", codes=b"\x10\x10\x20"), "of two axes"),
+    "factors of a new tensor": (
+        factors(b"\6\1\0\0", codes=b"\x10\x10\x10\x20", new=b"\1\0\1d\0\2\1\0"), "is in the base"
+    ),
+    "factors that start at the base": (factors(b"\6\1\0\0", CODED + b"\2"), "at the base"),
+    "factors of a kept rule": (factors(b"\6\1\0\x10"), BEFORE),
+    "factors of factors": (factors(b"\6\1\0\x20"), "an item's rule is at most"),
+    "halved factors": (factors(b"\6\1\0\0", codes=b"\x21\x10\x10"), "only scales are halved"),
+    "a table of another dtype in factors": (
+        factors(b"\6\1\0\0", CODED + ramp(0, 1, dtype=1)), "values of the tensor's dtype"
+    ),
+    "another size of factors": (factors(b"\6\1\0\0", size=6), "got 7 weights"),
     "a group of no weights": (only(FIXED + ZERO), "coordinates"),
     "sizes of groups without a base": ({"sizes": number(21)}, ""),
     "another size on a base": ({**ON_BASE, "sizes": number(16)}, "got 17 weights"),
@@ -309,7 +340,7 @@ def resealed(data: bytes, body: bytes) -> bytes:
     return container.wrap(body + zlib.crc32(body).to_bytes(4, "little"))
 
 
-@pytest.mark.parametrize("which", range(len(SOUND)))
+@pytest.mark.parametrize("which", range(len(bodies())))
 def test_a_list_that_ends_anywhere_is_refused(which):
     data = bodies()[which]
     body = container.unwrap(data)[:-4]

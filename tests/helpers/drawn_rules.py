@@ -11,8 +11,10 @@ from records import plain_base, with_digest
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.format import rules
 from subcompress.format.record import (
+    FACTORED_DTYPES,
     Coded,
     Entry,
+    Factored,
     Fixed,
     Group,
     Mixed,
@@ -83,8 +85,13 @@ class Making:
             scale = found
         return Seeded(scale, self.chosen(dtype))
 
-    def piece(self, i: int) -> Coded | Fixed:
-        dtype = self.layout.tensors[i].real_dtype
+    def factored(self, i: int) -> Factored:
+        """Factors of a random rank."""
+        rank = int(self.rng.integers(1, min(self.layout.tensors[i].shape) + 1))
+        return Factored(rank, tuple(self.piece(i, "F32") for _ in range(2)))
+
+    def piece(self, i: int, dtype: str = "") -> Coded | Fixed:
+        dtype = dtype or self.layout.tensors[i].real_dtype
         if not self.groups or self.rng.random() < 0.4:
             return Fixed(self.start(i, dtype))
         return Coded(self.scale(), int(self.rng.integers(self.groups)), self.start(i, dtype))
@@ -114,6 +121,9 @@ class Making:
         if kind == "base" and held:
             if coded and self.groups and finite(self.standing.reals(spec.name)) and rng.random() < 0.5:
                 return Coded(self.scale(), int(rng.integers(self.groups)), 0.0, True)
+            matrix = len(spec.shape) == 2 and spec.size and spec.dtype in FACTORED_DTYPES
+            if matrix and finite(self.standing.reals(spec.name)) and rng.random() < 0.7:
+                return self.factored(i)
             return Unchanged()
         if kind == "tied" and (found := [j for j in alike if not isinstance(entries[j], Tied)]):
             return Tied(found[-1])
@@ -126,7 +136,7 @@ class Making:
 
 def _without(entry: Entry, number: dict[int, int]) -> Entry:
     """The entry with its groups numbered anew; those without values become fixed."""
-    if isinstance(entry, Mixed):
+    if isinstance(entry, (Mixed, Factored)):
         return replace(entry, items=tuple(_without(item, number) for item in entry.items))
     if not isinstance(entry, Coded):
         return entry

@@ -83,10 +83,11 @@ def read_stored(reader: Reader, tensors: list[Tensor], rules: list[Rule]) -> Rea
 
 def decode(data: bytes, tables: dict[str, Any], base: Given | None = None) -> Decoded:
     reader = Reader(read_shell(data))
-    need(reader.take(3) == b"SC\1" and reader.varint() == 1, "unknown magic, version or generator")
+    magic, version = reader.take(2), reader.take(1)[0]
+    need(magic == b"SC" and version in (1, 2) and reader.varint() == 1, "unknown magic, version or generator")
     seed = reader.varint()
     (tensors, based), groups = read_layout(reader, tables, base), read_groups(reader)
-    rules = read_tensors(reader, tensors, groups, based)
+    rules = read_tensors(reader, tensors, groups, based, version)
     facts, accuracy, digest = read_facts(reader, tables), reader.varint(10_001), reader.take(16)
     stored = read_stored(reader, tensors, rules)
     coordinates = read_coordinates(reader.take(len(reader.data) - reader.at), groups)

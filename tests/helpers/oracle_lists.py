@@ -258,7 +258,7 @@ def read_start(reader: Reader, numbers: set[int]) -> Start:
 
 def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: bool, count: int) -> Rule:
     """The next rule, after those before it, of a file of so many tensors."""
-    rule = Rule(reader.varint(5))
+    rule = Rule(reader.varint(6))
     if rule.tag == 1:
         rule.tied = reader.varint(count - 1)
     need(rule.tag != 2 or based, "a tensor of the base is kept without one")
@@ -268,12 +268,18 @@ def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: boo
     if rule.tag in (3, 4):
         rule.start = read_start(reader, {0, 1, 3, 4, 5} | ({2} if rule.tag == 4 and based else set()))
         need(not rule.start.initializer or not based, "an initializer's scale on a base")
+    need(rule.tag != 6 or based, "factors without a base")
+    k = 0
+    if rule.tag == 6:
+        rule.rank, k = reader.varint(256), 2
+        need(rule.rank >= 1, "a rank of zero")
     if rule.tag == 5:
         k = reader.varint(255)
         need(k >= 1, "a mixed rule has no items")
-        rule.items = [read_code(reader, rules) for _ in range(k)]
-        for item, _ in rule.items:
-            need(item.start is not None and item.start.number != 2, "an item is neither fixed nor coded")
+    rule.items = [read_code(reader, rules) for _ in range(k)]
+    for item, _ in rule.items:
+        need(item.start is not None and item.start.number != 2, "an item is neither fixed nor coded")
+    if rule.tag == 5:
         rule.runs = [(reader.varint(k - 1), reader.varint()) for _ in range(reader.varint(2**20))]
         need(all(length for _, length in rule.runs), "a run has no length")
         need({item for item, _ in rule.runs} == set(range(k)), "an item has no run")
@@ -296,7 +302,7 @@ def read_rules(reader: Reader, tensors: list[Tensor], groups: list[Group], based
     for i, (rule, halvings) in enumerate(chosen):
         apply_rule(tensors, i, rule, halvings)
     for mixed in ([rule for rule, _ in chosen], rules):
-        need(sum(len(rule.items) for rule in mixed) <= 2**18, "mixed tensors have too many items")
+        need(sum(len(rule.items) for rule in mixed if rule.tag == 5) <= 2**18, "mixed tensors have too many items")
         need(sum(len(rule.runs) for rule in mixed) <= 2**20, "mixed tensors have too many runs")
     used = {id(rule) for rule, _ in chosen} | {id(item) for rule, _ in chosen for item, _ in rule.items}
     need(len(used) == len(rules), "a rule is used by no tensor")
@@ -326,11 +332,21 @@ def apply_rule(tensors: list[Tensor], i: int, rule: Rule, halvings: int) -> None
         tensor.which = np.resize(once, tensor.reals)
         counts = np.bincount(tensor.which, minlength=len(rule.items)).tolist()
         add_pieces(tensors, i, [Piece(r, r.scale / 2**e, n) for (r, e), n in zip(rule.items, counts, strict=True)])
+    elif rule.tag == 6:
+        need(tensor.given is not None and len(tensor.shape) == 2, "factors of a new tensor, or of one of other axes")
+        need(tensor.dtype in FLOATS[:4], "factors of integers or complex values")
+        need(bool(np.isfinite(numbers(tensor)).all()), "a value of the base, to which factors are added, is not finite")
+        (rows, columns), tensor.rank = tensor.shape, rule.rank
+        need(rule.rank <= min(rows, columns) and rule.rank * max(rows, columns) <= 2**24, "a rank is too large")
+        counts = [rule.rank * columns, rule.rank * rows]
+        pieces = [Piece(r, r.scale / 2**e, n) for (r, e), n in zip(rule.items, counts, strict=True)]
+        add_pieces(tensors, i, pieces, "F32")
     else:
         add_pieces(tensors, i, [Piece(rule, rule.scale / 2**halvings, tensor.reals)])
 
 
-def add_pieces(tensors: list[Tensor], i: int, pieces: list[Piece]) -> None:
+def add_pieces(tensors: list[Tensor], i: int, pieces: list[Piece], dtype: str = "") -> None:
+    """dtype: that of tables and ramps, the tensor's if it is empty."""
     tensor = tensors[i]
     need(tensor.dtype in FLOATS, "integers are fixed, coded or mixed")
     tensor.pieces = pieces
@@ -343,10 +359,10 @@ def add_pieces(tensors: list[Tensor], i: int, pieces: list[Piece]) -> None:
         if start.initializer:
             initial_scale(tensors, i, start.initializer)
         for each in (start, start.center or start):
-            need(each.dtype in ("", tensor.real_dtype), "a table or a ramp has another dtype than its tensor")
+            need(each.dtype in ("", dtype or tensor.real_dtype), "a table or a ramp has another dtype than its tensor")
 
 
-def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool) -> list[Rule]:
+def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], based: bool, version: int) -> list[Rule]:
     kind = reader.varint(5)
     need(kind > 3 or (kind == 3) == based, "kind 3 without a base, or kinds 0 to 2 with one")
     outer, reader = reader, Reader(reader.deflated(2**24), reader.bytes) if kind in (2, 3, 5) else reader
@@ -361,6 +377,7 @@ def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], bas
             apply_entry(tensors, i, read_tag(reader, groups, False, len(tensors)) if kind else Tensor("", "", ()))
         read_scales(reader, tensors)
     need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
+    need((version == 2) == any(rule.tag == 6 for rule in rules), "factors make version 2, and nothing else does")
     for g, group in enumerate(groups):
         D, free = sum(t.weights_of(g) for t in tensors), group.m - group.K
         need(not based or outer.varint() == D, "a group has another number of weights")

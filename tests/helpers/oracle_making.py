@@ -167,6 +167,20 @@ def rounded(dtype: str, value: np.ndarray) -> bytes:
         return value.astype(NUMPY[dtype]).tobytes()
 
 
+def factored(tensor: Tensor, right: np.ndarray, left: np.ndarray) -> bytes:
+    """The base's values and the product of two factors, in float64."""
+    rows, columns = tensor.shape
+    right, left = right.reshape(tensor.rank, columns), left.reshape(rows, tensor.rank)
+    found = np.zeros((rows, columns))
+    for q in range(tensor.rank):
+        found = found + left[:, q, None] * right[q] if q else left[:, q, None] * right[q]
+    value, base = found.reshape(-1), numbers(tensor)
+    if tensor.dtype == "F64":
+        return (value + base).astype("<f8").tobytes()
+    value = value + np.where(np.abs(base) < 2.0**-126, np.float32(0), base)
+    return rounded(tensor.dtype, np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32))
+
+
 class Making:
     """Makes the tensors of rules, in order: each takes what follows of the integers of a group, and of the seeded."""
 
@@ -182,7 +196,9 @@ class Making:
 
     def tensor(self, i: int) -> bytes:
         tensor = self.tensors[i]
-        made = [self.piece(i, piece) for piece in tensor.pieces]
+        made = [self.piece(i, piece, "F32" if tensor.rank else tensor.real_dtype) for piece in tensor.pieces]
+        if tensor.rank:
+            return factored(tensor, *(np.frombuffer(raw, "<f4").astype(np.float64) for raw in made))
         if tensor.which is None:
             return made[0]
         words = np.zeros(tensor.reals, f"u{WIDTHS[tensor.real_dtype]}")
@@ -190,8 +206,8 @@ class Making:
             words[tensor.which == item] = np.frombuffer(raw, words.dtype)
         return words.tobytes()
 
-    def piece(self, i: int, piece: Piece) -> bytes:
-        dtype, rule = self.tensors[i].real_dtype, piece.rule
+    def piece(self, i: int, piece: Piece, dtype: str) -> bytes:
+        rule = piece.rule
         start, exact = self.start(i, rule.start, piece.count)
         if rule.tag == 3:
             return exact or rounded(dtype, start)

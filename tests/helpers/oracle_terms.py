@@ -71,6 +71,7 @@ class Rule:
     items: "list[tuple[Rule, int]]" = field(default_factory=list)  # rules with their halvings
     runs: list[tuple[int, int]] = field(default_factory=list)  # items with their lengths
     stored: int | None = None  # the first tensor that this rule stores
+    rank: int = 0  # of factors
 
 
 class Piece(NamedTuple):
@@ -95,6 +96,7 @@ class Tensor:
     kept: bool = False  # it is them
     pieces: list[Piece] = field(default_factory=list)  # where rules make it
     which: np.ndarray | None = None  # the piece of each value, where it is mixed
+    rank: int = 0  # of the factors that are added to the base's values, its pieces
     ties: bool = True  # where it has `tied`: it is so by a tie, not by a rule of stored values
 
     @property

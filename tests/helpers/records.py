@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from subcompress.base import Base, BaseReference, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.format.facts import Facts, Input
-from subcompress.format.record import Coded, Fixed, Group, Mixed, Record, Stored, Tied, Unchanged, bfloat16, group_sizes
+from subcompress.format.record import (
+    Coded,
+    Factored,
+    Fixed,
+    Group,
+    Mixed,
+    Record,
+    Stored,
+    Tied,
+    Unchanged,
+    bfloat16,
+    group_sizes,
+)
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.operators.forms import FANS, Ramp, Seeded, Table, seeded_scale
 from subcompress.rebuild.expand import digest_of, expand
@@ -166,7 +178,20 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
     based["m.wide"][:3] = torch.tensor([-0.0, 5e-324, 1e300], dtype=torch.float64)
     based["pooler"][0] = torch.nan
     rounded["m.wide.w"][:3] = torch.tensor([1 + 2.0**-8 + 2.0**-40, torch.nan, 1e300], dtype=torch.float64)
-    return {"based": based, "rounded": rounded, "ruled-based": based}
+    factored = plain_base(
+        [
+            ("double", "F64", (3, 5)),
+            ("embed", "F32", (7, 5)),
+            ("half", "BF16", (6, 4)),
+            ("norm", "F32", (6,)),
+            ("short", "F16", (3, 8)),
+            ("still", "F32", (4, 3)),
+            ("wide", "F32", (2, 40_000)),
+        ],
+        70,
+    )
+    factored["still"].view(-1)[:4] = torch.tensor([-0.0, 1e-40, -1e-44, 2.0**-126])
+    return {"based": based, "rounded": rounded, "ruled-based": based, "factored": factored}
 
 
 def lenet_on(base: dict[str, torch.Tensor]) -> Record:
@@ -303,6 +328,32 @@ def rounded_record() -> Record:
     z = np.arange(21, dtype=np.int32) % 7 - 3
     group = Group(HadamardBlocks(21, 21, 1, 0, 0, 0), 3, z)
     return with_digest(Record(1, standing.layout, (group,), entries, base=standing))
+
+
+def factored_record() -> Record:
+    """Factors of four dtypes on a base: random, chosen and fixed ones, a tensor twice as wide as a tile is high, and a
+    tied one."""
+    base = Base(golden_bases()["factored"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    standing = OnBase(BaseReference(base.name, base.revision, base.digest, len(base.layout)), base)
+    table = Table(np.array([1.0, -0.0, 1e-40, 1 / 3], "<f4").tobytes(), "F32")
+    random, zero = Coded(2.0**-9, 0, Seeded(0.0625)), Coded(2.0**-7)
+    entries = {
+        "double": Factored(2, (Coded(2.0**-9, 0, table), zero)),
+        "embed": Factored(4, (random, zero)),
+        "half": Factored(3, (zero, random)),
+        "norm": Coded(2.0**-8, based=True),
+        "short": Factored(1, (Fixed(Ramp(-1.0, 0.25, 3)), Coded(2.0**-3, 0, Seeded(0.5, 1.0)))),
+        "still": Factored(2, (random, Fixed(0.0))),
+        "wide": Factored(2, (replace(random, scale=2.0**-10), zero)),
+    }
+    new = (TensorSpec("head", "F32", (9, 4)), TensorSpec("tied", "F32", (7, 5)))
+    layout = Layout((*standing.layout, *new))
+    chosen = (*entries.values(), Coded(2.0**-6, 0, Seeded(0.125)), Tied(1))
+    (D,) = group_sizes(layout, chosen, 1)
+    group = Group(
+        HadamardBlocks(D, 60, 13, 7, 16, 5), 4, np.random.default_rng(13).integers(-7, 8, 60).astype(np.int32)
+    )
+    return with_digest(Record(13, layout, (group,), chosen, base=standing))
 
 
 def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:

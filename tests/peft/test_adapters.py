@@ -46,6 +46,13 @@ def test_weights_and_gradients_are_those_of_a_subspace(tmp_path):
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+def test_coordinates_act_on_factors_too(tmp_path):
+    model = adapted(act_on="norms,lora:2")
+    assert not torch.equal(logits(model), logits(network()))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(peft.PeftModel.from_pretrained(network(), tmp_path)), logits(model))
+
+
 def test_a_loop_trains_and_what_is_evaluated_is_what_is_saved(tmp_path):
     model = peft.get_peft_model(network(), SubspaceConfig(d=40, act_on="all", task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=model.learning_rate)

@@ -17,7 +17,8 @@ from trained import FIT, Notes, net, refusal, same
 import subcompress
 from subcompress import format
 from subcompress.base import Base, attach_base, open_base
-from subcompress.subspace.roles import acted_on, roles_of
+from subcompress.subspace.acting import acted_on
+from subcompress.subspace.roles import roles_of
 from subcompress.training import run
 from subcompress.training.loop import Direct, TrainOptions, train
 from subcompress.training.tasks import Task

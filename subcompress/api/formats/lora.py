@@ -1,6 +1,7 @@
 """What a record adds to its base as a LoRA adapter of PEFT.
 
-The difference in the weight of each linear layer is cut to a rank. Other tensors that differ are kept whole: norms,
+Where coordinates act on factors of a linear layer's weight, the adapter has these factors, and is exact. The
+difference in another weight of a linear layer is cut to a rank. Other tensors that differ are kept whole: norms,
 embeddings and new heads as modules that PEFT saves, biases of linear layers as biases.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from subcompress.api.formats.base import Wanted
 from subcompress.api.formats.companions import copy_companions
 from subcompress.api.formats.networks import find_network, quiet
 from subcompress.errors import SubcompressError, one_line
-from subcompress.format.record import Record, Tied
-from subcompress.rebuild.arrays import changed_names, check_digest, rebuild
+from subcompress.format.record import Factored, Record, Tied
+from subcompress.rebuild.arrays import changed_names, check_digest, factors_of, rebuild
 from subcompress.rebuild.filling import require_base
 from subcompress.rebuild.streaming import stream
+from subcompress.subspace.roles import is_linear
 from subcompress.tensors.layout import raw_bytes, tensor_of
 
 PREFIX = "base_model.model."
@@ -51,8 +54,8 @@ OVERSAMPLING, PASSES = 16, 6
 
 @dataclass
 class Split:
-    """Where the changes go. linear: layers whose weight is approximated; biased: those whose bias alone differs;
-    saved: modules that are kept whole."""
+    """Where the changes go. linear: layers whose weight has factors, or is approximated; biased: those whose bias alone
+    differs; saved: modules that are kept whole."""
 
     linear: list[str] = field(default_factory=list)
     biased: list[str] = field(default_factory=list)
@@ -75,12 +78,17 @@ class Adapter:
             )
         self.modules = dict(self.found.module.named_modules())
         self.split = self._split()
+        self.ranks = {
+            spec.name: entry.rank
+            for spec, entry in zip(record.layout, record.entries, strict=True)
+            if isinstance(entry, Factored)
+        }
         self.errors: dict[str, float] = {}
         self._decompositions: dict[str, tuple[Tensor, Tensor]] = {}
         self._square = [0.0, 0.0]  # of all differences, and of what is lost of them
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the adapter; return its error, in all and of each weight that is approximated."""
+        """Write the adapter; return its error, in all and of each weight of a linear layer."""
         config = self._config()
         tensors = {name: self._tensor(name) for name in self._expected(config)}
         data = safetensors.torch.save(tensors, {"format": "pt"})
@@ -94,7 +102,7 @@ class Adapter:
         return {
             "architecture": self.found.name,
             "base": "@".join(part for part in self.place if part),
-            "rank": self.rank,
+            "rank": config.r,
             "approximation": total > EXACT,
             "relative_error": total,
             "errors": dict(sorted(self.errors.items())),
@@ -108,7 +116,7 @@ class Adapter:
             owner, _, leaf = name.rpartition(".")
             if (head := self._head(owner)) is not None:
                 heads[head] = None
-            elif _is_linear(self.modules[owner]) and owner and self._based(name) and leaf in ("weight", "bias"):
+            elif is_linear(self.modules[owner]) and owner and self._based(name) and leaf in ("weight", "bias"):
                 linear[name] = owner
             else:
                 changed.append(name)
@@ -149,7 +157,7 @@ class Adapter:
     def _saved(self, name: str) -> str:
         """The module that is kept whole for a tensor. Raises SubcompressError where it is the network itself."""
         owner = name.rpartition(".")[0]
-        if not owner or any(_is_linear(m) for n, m in self.modules.items() if n.startswith(f"{owner}.")):
+        if not owner or any(is_linear(m) for n, m in self.modules.items() if n.startswith(f"{owner}.")):
             raise SubcompressError(
                 f"an adapter holds linear layers, and whole modules without any; {name} is of neither: give --format "
                 "transformers"
@@ -170,21 +178,29 @@ class Adapter:
     def _config(self) -> Any:
         """The configuration of PEFT."""
         targets = list(dict.fromkeys([*self.split.linear, *self.split.biased]))
-        only_biased = [name for name in targets if name not in self.split.linear]
+        ranks = {name: self._rank(name) for name in targets}
+        linear = Counter(ranks[name] for name in self.split.linear)
+        usual = linear.most_common(1)[0][0] if linear else self.rank
+        other = {name: rank for name, rank in ranks.items() if rank != usual}
         kinds = {type(self.modules[name]) for name in targets}
         with quiet("take a configuration of PEFT"):
             return self.peft.LoraConfig(
-                r=self.rank,
-                lora_alpha=self.rank,
+                r=usual,
+                lora_alpha=usual,
                 lora_dropout=0.0,
                 target_modules=targets or self.peft.utils.constants.DUMMY_TARGET_MODULES,
                 modules_to_save=list(self.split.saved) or None,
                 bias="lora_only" if self.split.biased else "none",
-                rank_pattern=dict.fromkeys(only_biased, 1),
+                rank_pattern=other,
+                alpha_pattern=other,  # what is added is B A, not a multiple of it
                 ensure_weight_tying=self._ties,
                 fan_in_fan_out=bool(kinds) and nn.Linear not in kinds,
                 task_type=self.task,
             )
+
+    def _rank(self, module: str) -> int:
+        """The rank of a linear layer: that of its factors, of an approximation, or 1 where its bias alone differs."""
+        return self.ranks.get(f"{module}.weight", self.rank if module in self.split.linear else 1)
 
     def _expected(self, config: Any) -> list[str]:
         """The names of the tensors that PEFT loads for a configuration."""
@@ -209,11 +225,13 @@ class Adapter:
 
     def _decomposed(self, module: str) -> tuple[Tensor, Tensor]:
         name = f"{module}.weight"
+        if name in self.ranks:
+            self.errors[name] = 0.0
+            return self._exact_factors(module)
         base = tensor_of(require_base(self.record).values(name)).double()
         delta = tensor_of(self._values(name)).double() - base
         delta = delta if isinstance(self.modules[module], nn.Linear) else delta.t()
-        rank = self.rank if module in self.split.linear else 1
-        a, b = low_rank(delta, rank)
+        a, b = low_rank(delta, self._rank(module))
         if module in self.split.linear:
             whole = float(delta.square().sum())
             lost = float((delta - b.double() @ a.double()).square().sum())
@@ -221,6 +239,13 @@ class Adapter:
             self._square[1] += lost
             self.errors[name] = math.sqrt(lost / whole)
         return a, b
+
+    def _exact_factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """A and B as the file has them."""
+        right, left = (tensor_of(side) for side in factors_of(self.record, f"{module}.weight"))
+        if isinstance(self.modules[module], nn.Linear):
+            return right, left
+        return left.t().contiguous(), right.t().contiguous()
 
 
 EXACT = 1e-5
@@ -250,11 +275,6 @@ def _singular(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.t() @ q).Q).Q
     u, s, v = torch.linalg.svd(q.t() @ matrix, full_matrices=False)
     return (q @ u)[:, :k], s[:k], v[:k]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether this is a linear layer, of torch or as GPT-2 has them, transposed."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _within(name: str, modules: list[str]) -> bool:

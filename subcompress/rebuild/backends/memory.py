@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from subcompress.operators import factors
 from subcompress.support.lazy import torch
 from subcompress.tensors.layout import DTYPES, array_of, tensor_of, torch_dtype
 from subcompress.tensors.rounding import TINY, rounded
@@ -46,6 +47,10 @@ class Memory(Protocol):
         values: scale * integer, exact, in float32 or in the place itself; they are overwritten. Float32 values below
         2^-126 count as zero, before and after.
         """
+
+    def add_product(self, place: Any, base: np.ndarray, left: Any, right: Any, skipped: int) -> None:
+        """Write base + left right to `place`, see `subcompress.operators.factors`. place, base: (n,), the values of the
+        product from number `skipped` on."""
 
     def array(self, values: Any) -> np.ndarray:
         """Return the values as an array on the CPU."""
@@ -91,6 +96,11 @@ class Host:
         if values is not place:
             self.put(place, values)
 
+    def add_product(
+        self, place: np.ndarray, base: np.ndarray, left: np.ndarray, right: np.ndarray, skipped: int
+    ) -> None:
+        factors.add_product(place, base, left, right, skipped)
+
     def array(self, values: np.ndarray) -> np.ndarray:
         return values
 
@@ -132,6 +142,9 @@ class Device:
             values.masked_fill_(values.abs() < TINY, 0.0)
         if values is not place:
             place.copy_(values)
+
+    def add_product(self, place: Tensor, base: np.ndarray, left: Tensor, right: Tensor, skipped: int) -> None:
+        factors.add_product_of_tensors(place, self.of(base), left, right, skipped)
 
     def array(self, values: Tensor) -> np.ndarray:
         return array_of(values)

@@ -1,0 +1,228 @@
+"""Fine-tunes through factors of linear layers: what moves, in training and in files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import networks
+import numpy as np
+import pytest
+import torch
+from commands import cli
+from torch import Tensor, nn
+from torch.func import jacfwd, jacrev
+from trained import refusal
+
+import subcompress
+from subcompress import Subspace, measure_moves
+from subcompress.operators.factors import add_product, add_product_of_tensors
+from subcompress.rebuild.backends import available
+from subcompress.rebuild.expand import expand
+from subcompress.subspace.acting import acting_of
+from subcompress.tensors.layout import DTYPES, array_of
+from subcompress.tensors.rounding import rounded
+
+
+class Conv1D(nn.Module):
+    """A linear layer as GPT-2 has them."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5),
+            nn.Parameter(torch.zeros(outputs)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Net(nn.Module):
+    """Linear layers of both kinds, one of them tied to a table, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8)
+        self.first = nn.Linear(2, 8)
+        self.norm = nn.LayerNorm(8)
+        self.turned = Conv1D(6, 8)
+        self.back = nn.Linear(6, 8)
+        self.tied = nn.Linear(8, 9, bias=False)
+        self.head = nn.Linear(9, 3)
+        self.tied.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.head(self.tied(self.back(self.turned(x).relu())))
+
+
+def network(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+BASE = {name: t.clone() for name, t in network().state_dict().items()}
+
+
+def spread(act_on: str, bits: int = 4, module: nn.Module | None = None, base=BASE) -> Subspace:
+    sub = Subspace.of(module or network(), 20, base=base, act_on=act_on)
+    nn.init.normal_(sub.z, generator=torch.Generator().manual_seed(1))
+    if bits:
+        sub.round(bits)
+    return sub
+
+
+def moved(sub: Subspace) -> set[str]:
+    return {name for name, w in expand(sub.record()).items() if not torch.equal(w, BASE[name])}
+
+
+@pytest.mark.parametrize(
+    ("act_on", "names"),
+    [
+        ("lora:2", {"first.weight", "turned.weight", "back.weight"}),
+        ("norms, lora:1", {"norm.weight", "norm.bias", "first.weight", "turned.weight", "back.weight"}),
+        ("lora,ba*", {"back.weight"}),
+        ("lora:1,turned.weight,lora:2,back", {"turned.weight", "back.weight"}),
+        ("lora:2,tied", {"table.weight", "tied.weight"}),
+        ("first.weight,lora:1", {"first.weight", "turned.weight", "back.weight"}),
+        ("lora:3,head,norms", {"head.weight", "norm.weight", "norm.bias"}),
+    ],
+)
+def test_what_moves_is_what_was_named(act_on, names):
+    assert moved(spread(act_on)) == names
+
+
+@pytest.mark.parametrize(
+    ("act_on", "words"),
+    [
+        ("lora,norm", "'norm' names none .*the model's linear layers are first, turned, back, tied and 1 more"),
+        ("lora:7,back", "back.weight is 8 x 6, the rank 7: give a lower one, or name other layers"),
+        ("lora:0", "a rank of 1 to 256 behind a colon; got 'lora:0'"),
+        ("lora:x", "got 'lora:x'"),
+        ("lora:257", "got 'lora:257'"),
+        ("all,lora", "there is none: the model's linear layers are"),
+        ("matrices,lora:1,back", "back.weight is named for lora:1 and otherwise too"),
+        ("lora:1,back,lora:2,b*", "back.weight is named for lora:2 and otherwise too"),
+        ("lroa", "lora.*did you mean lora"),
+    ],
+)
+def test_what_cannot_move_so_is_refused(act_on, words):
+    assert re.search(words, refusal(spread, act_on)), refusal(spread, act_on)
+
+
+def test_a_layer_that_the_base_lacks_has_no_factors():
+    module = network()
+    module.head = nn.Linear(9, 5)
+    assert "head.weight is named for lora:1 and otherwise too" in refusal(spread, "lora:1,head", 4, module)
+    assert "head.weight" in acting_of(module, "lora:1", frozenset({"head.weight"})).whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_weights_in_training_are_the_packed_ones(dtype):
+    module = network().to(dtype)
+    base = {name: t.clone() for name, t in module.state_dict().items()}
+    sub = spread("biases,lora:2", module=module, base=base)
+    record, found = sub.record(), sub.weights()
+    assert found["turned.weight"].dtype == dtype
+    for backend in available():
+        state = expand(record, backend)
+        assert all(torch.equal(w.cpu(), state[name].cpu()) for name, w in found.items())
+
+
+def test_a_fresh_subspace_is_the_base():
+    sub = Subspace.of(network(), 20, base=BASE, act_on="lora:2")
+    assert all(torch.allclose(w, BASE[name], atol=0.02) for name, w in sub.weights().items())
+    sub = Subspace.of(network(), sub.plan.D, base=BASE, act_on="lora:2")  # without frozen slots
+    assert all(torch.equal(w, BASE[name]) for name, w in sub.weights().items())
+
+
+def test_gradients_are_those_of_the_factors():
+    sub, x = spread("lora:2", bits=0), torch.randn(5, 2)
+    sub(x).square().sum().backward()
+    shift = torch.zeros_like(sub.z)
+    shift[3] = 1e-2
+    losses = []
+    with torch.no_grad():
+        for z in (sub.z + shift, sub.z - shift):
+            sub.z.data = z
+            losses.append(float(sub(x).double().square().sum()))
+    assert float(sub.z.grad[3]) == pytest.approx((losses[0] - losses[1]) / 2e-2, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode
+def test_derivatives_forward_backward_and_compiled():
+    sub, x = spread("lora:2", bits=0), torch.randn(5, 2)
+
+    def outputs(z: Tensor) -> Tensor:
+        return torch.func.functional_call(sub, {"z": z}, (x,))
+
+    z = sub.z.detach()
+    assert torch.allclose(jacfwd(outputs)(z), jacrev(outputs)(z), atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(sub.weights, backend="eager")()["back.weight"], sub.weights()["back.weight"])
+
+
+def test_moves_of_factors_are_measured():
+    x = torch.randn(96, 2, generator=torch.Generator().manual_seed(0))
+    batches = [(part, (part[:, 0] > 0).long()) for part in x.split(32)]
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    moves = measure_moves(network(), batches, loss, steps=20, base=BASE, act_on="norms,lora:2")
+    assert {name: len(sizes) for name, sizes in moves.sizes.items()} == {
+        "norm.weight": 1, "norm.bias": 1, "first.weight": 2, "turned.weight": 2, "back.weight": 2,
+    }  # fmt: skip
+    assert all(size > 0 for sizes in moves.sizes.values() for size in sizes)
+    sub = Subspace.of(network(), 20, base=BASE, act_on="norms,lora:2", moves=moves)
+    assert sub.plan.D == 16 + 2 * (2 + 8 + 8 + 6 + 6 + 8)
+
+
+def test_a_fit_packs_verifies_and_says_what_moves(tmp_path):
+    module, data = networks.CASES["mlp"].make(), networks.blobs()
+    base = {name: t.clone() for name, t in module.state_dict().items()}
+    torch.save(base, tmp_path / "base.pt")
+    options = {"d": 20, "epochs": 1, "batch_size": 32, "threads": 1}
+    subcompress.fit(module, data, tmp_path / "run", base=tmp_path / "base.pt", act_on="lora:2", **options)
+    file = tmp_path / "net.safetensors"
+    subcompress.pack(tmp_path / "run", file)
+    assert subcompress.verify(file, base=base).ok
+    told = json.loads(cli("info", file, "--json").stdout)
+    assert told["format_version"] == 2 and told["factors"][0]["kind"] == "lora" and told["factors"][0]["rank"] == 2
+    assert f"lora of rank 2 on {told['factors'][0]['tensors']} matrices of the base" in cli("info", file).stdout
+    loaded = subcompress.load(file, networks.CASES["mlp"].make(), base=base).state_dict()
+    variants = subcompress.Variants(networks.CASES["mlp"].make(), base)
+    variants.add("one", file)
+    assert all(torch.equal(t, loaded[name]) for name, t in variants.use("one").state_dict().items())
+    graph = subcompress.unpack(file, tmp_path / "net.onnx", networks.CASES["mlp"].make(), base=base)
+    assert graph.stat().st_size > 1000
+    line = refusal(
+        subcompress.unpack, file, tmp_path / "u.onnx", networks.CASES["mlp"].make(), base=base, self_unfolding=True
+    )
+    assert "leave --self-unfolding out" in line
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
+def test_a_range_of_values_is_that_of_the_whole(dtype):
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(0, 1, s).astype(np.float32) for s in [(700, 3), (3, 90)])
+    base = rounded(rng.normal(0, 1, 63_000), DTYPES[dtype])
+    base[:3] = rounded(np.array([0.0, -0.0, 1e-40]), DTYPES[dtype])
+    left[0], whole = 0, np.empty_like(base)
+    add_product(whole, base, left, right, 0)
+    for lo, n in [(0, 1), (89, 2), (100, 40_000), (62_999, 1), (45, 62_955)]:
+        first, last = lo // 90, -(-(lo + n) // 90)
+        for add in (add_product, add_product_of_tensors):
+            out = base[lo : lo + n].copy()
+            given = (out, out.copy(), left[first:last], right)
+            if add is add_product_of_tensors:
+                place = (
+                    torch.from_numpy(out.view(np.int16)).view(torch.bfloat16)
+                    if dtype == "BF16"
+                    else torch.from_numpy(out)
+                )
+                given = (place, place.clone(), torch.from_numpy(left[first:last]), torch.from_numpy(right))
+            add(*given, lo - first * 90)
+            found = given[0] if isinstance(given[0], np.ndarray) else array_of(given[0])
+            assert np.array_equal(found.view(np.uint8), whole[lo : lo + n].view(np.uint8))
