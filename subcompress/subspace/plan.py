@@ -125,7 +125,7 @@ class Product:
         if device not in self._held:
             self._held[device] = self.base.to(device)
         left, right = left.view(-1, self.rank), right.view(self.rank, -1)
-        return factored(self._held[device], left, right, self.spec.torch_dtype)
+        return factored(self._held[device], left, right, self.base.dtype)
 
 
 @dataclass(frozen=True, eq=False)

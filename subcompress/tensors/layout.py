@@ -35,6 +35,7 @@ no other name maps to. The order is part of the format."""
 CODED_DTYPES = ("F32", "F16", "BF16", "F64", "C64")
 
 
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """Return the torch dtype for a dtype's name."""
     found: torch.dtype = getattr(torch, "bfloat16" if name == "BF16" else DTYPES[name].name)
