@@ -421,7 +421,7 @@ def acting(setting: Setting, seeds: range, choices: list[str], folder: Path) -> 
     for choice in choices:
         fits = []
         for seed in seeds:
-            place = folder / f"act-on-{choice.replace(',', '-')}-{seed}"
+            place = folder / f"act-on-{choice.replace(',', '-').replace(':', '-')}-{seed}"
             with listening(f"{setting.name}, {choice}, seed {seed}") as listener:
                 seed_everything(seed, 0)
                 fits.append(
@@ -508,13 +508,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="in place of that of the task")
     parser.add_argument("--held", action="store_true", help="train nothing: the table of what is there")
+    parser.add_argument("--epochs", type=int, help="in place of those of the task, for a short version")
     parser.add_argument("--act-on", metavar="LIST", help="choices with semicolons between, in place of the rows")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     setting = TASKS[options.task](options.data, options.runs)
     if options.precision is not None:
         setting.options["precision"] = options.precision
-    rows, folder = options.rows.split(","), options.runs / options.task
+    if options.epochs is not None:
+        setting.options["epochs"] = options.epochs
+    short = "" if options.epochs is None else f"-{options.epochs}-epochs"
+    rows, folder = options.rows.split(","), options.runs / f"{options.task}{short}"
     seeds = range(options.first, options.first + options.seeds)
     if options.act_on is not None:
         body, kind = acting(setting, seeds, [c.strip() for c in options.act_on.split(";")], folder), "act-on-"
@@ -531,7 +535,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.output is not None:
-        ending = "" if options.precision is None else f"-{options.precision}"
+        ending = short + ("" if options.precision is None else f"-{options.precision}")
         (options.output / f"finetune-{kind}{options.task}{ending}.md").write_text("\n".join(lines) + "\n")
 
 

@@ -16,7 +16,7 @@ from subcompress.support.names import (
     OPERATORS,
     OPTIMIZERS,
     PEERS,
-    RANK,
+    RANKS,
     ROLES,
     TASKS,
 )
@@ -49,7 +49,7 @@ __all__ = [
     "OPTIMIZERS",
     "PEERS",
     "PRECISIONS",
-    "RANK",
+    "RANKS",
     "ROLES",
     "SHUFFLES",
     "STRUCTURED",

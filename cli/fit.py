@@ -145,7 +145,8 @@ if TYPE_CHECKING:
     "--act-on",
     metavar="WHAT",
     help=f"The tensors of the base to train: {', '.join(choices.ROLES)} or patterns of names, separated by commas; or "
-    f"factors of linear layers, lora[:RANK] (rank {choices.RANK} by default), with patterns of layers behind it.  "
+    f"a low rank of linear layers, lora[:RANK] (factors, rank {choices.RANKS['lora']} by default) or sketch[:RANK] "
+    f"(directions of the base itself, {choices.RANKS['sketch']}), with patterns of layers behind it.  "
     f"[default: {choices.ACT_ON}]",
     group=BASE,
 )

@@ -23,6 +23,7 @@ from records import (
     ruled_record,
     scattered_record,
     single_record,
+    sketched_record,
     tied_record,
 )
 
@@ -49,6 +50,7 @@ def records() -> dict[str, Record]:
         "ruled-based": ruled_based_record(),
         "scattered": scattered_record(),
         "factored": factored_record(),
+        "sketched": sketched_record(),
     }
 
 

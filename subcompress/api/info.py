@@ -67,7 +67,7 @@ def info(path: str | Path) -> dict[str, Any]:
 
 def _factors(entries: Iterable[Entry]) -> list[dict[str, Any]] | None:
     """How many matrices have factors, by kind and rank."""
-    counts = Counter(("lora", e.rank) for e in entries if isinstance(e, Factored))
+    counts = Counter((e.kind, e.rank) for e in entries if isinstance(e, Factored))
     return [{"kind": kind, "rank": rank, "tensors": n} for (kind, rank), n in sorted(counts.items())] or None
 
 

@@ -6,6 +6,7 @@ maps the tensors of the base to those of the model.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from subcompress.base.changes import MARK, Changes, split_changes
 from subcompress.base.names import FLOATS
 from subcompress.base.origin import Origin
 from subcompress.errors import SubcompressError
+from subcompress.operators.sketch import directions
 from subcompress.remote.references import PREFIX
 from subcompress.support.lazy import torch
 from subcompress.tensors.digest import CHUNK, chunk_digests, chunks_of, root_digest
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HUB = PREFIX
+
+_MAKING = threading.Lock()
+"""Of directions: threads that rebuild the parts of a matrix wait for the first one. (A base may be pickled.)"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class Base:
         self.name, self.revision, self.left_out = name, revision, dict(left_out or {})
         self.notes: tuple[str, ...] = ()
         self.origin: Origin | None = None
+        self._directions: dict[tuple[str, np.dtype, int], tuple[np.ndarray, np.ndarray]] = {}
         self._rounded: WeakValueDictionary[tuple[str, np.dtype], np.ndarray] = WeakValueDictionary()
 
     @cached_property
@@ -146,6 +152,14 @@ class Base:
                 rounded(array, dtype)
             )  # a copy of its own, which views keep alive
         return cached
+
+    def directions(self, name: str, dtype: np.dtype, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return directions of a matrix in a dtype, made once: they depend on nothing else. See `sketch.directions`."""
+        key = (name, dtype, rank)
+        with _MAKING:
+            if key not in self._directions:
+                self._directions[key] = directions(self.rounded(name, dtype), rank)
+        return self._directions[key]
 
     @cached_property
     def _chunk_digests(self) -> list[bytes]:
@@ -256,6 +270,11 @@ class OnBase:
         if not np.may_share_memory(found, part):
             release_part(part)
         return found
+
+    def directions(self, name: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return directions of a model's matrix, (rows, rank) and (rank, columns) float32; see `sketch.directions`."""
+        source, dtype = self._sources[name]
+        return self.base.directions(source, dtype, rank)
 
     def holds(self, name: str, tensor: Tensor) -> bool:
         """Return whether a tensor has `values`, bit for bit; takes little memory."""

@@ -14,6 +14,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 from subcompress.operators import ExactOperator, HadamardBlocks
 from subcompress.operators.forms import Form, Pattern, Ramp, Seeded, counts_of, seeded_integers, table_of
+from subcompress.operators.sketch import MAX_SIDE
 from subcompress.tensors.layout import CODED_DTYPES, DTYPES, Layout, TensorSpec
 from subcompress.tensors.rounding import finite
 
@@ -121,21 +122,29 @@ class Mixed:
 class Factored:
     """An entry on a base with theta = base + left right, of a matrix: two factors of a low rank.
 
-    items: how the values of the right factor, (rank, columns), and of the left one, (rows, rank), are made; float32.
+    items: how the values of the right factor, (rank, columns), and of the left one, (rows, rank), are made; float32. Of
+    a sketched entry the one item is R, (rank, rank): the left factor is U and the right one R V, where U and V are
+    directions of the base's matrix (`subcompress.operators.sketch`).
     """
 
     rank: int
     items: tuple[Coded | Fixed, ...]
+    sketched: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What --act-on calls it."""
+        return "sketch" if self.sketched else "lora"
 
     def factors(self, spec: TensorSpec) -> tuple[TensorSpec, ...]:
-        """Return the factors of a tensor, in the order of `items`. Raises SubcompressError for one without such."""
+        """Return what `items` make of a tensor, in their order. Raises SubcompressError for one without such."""
         if spec.dtype not in FACTORED_DTYPES or len(spec.shape) != 2:
             raise SubcompressError(
                 f"a tensor of two axes, of {', '.join(FACTORED_DTYPES)}, has factors; {spec} has none"
             )
-        check_rank(self.rank, spec)
+        check_rank(self.rank, spec, self.sketched)
         rows, columns = spec.shape
-        shapes = (self.rank, columns), (rows, self.rank)
+        shapes = ((self.rank, self.rank),) if self.sketched else ((self.rank, columns), (rows, self.rank))
         return tuple(TensorSpec(f"{spec.name}\0{k}", "F32", shape) for k, shape in enumerate(shapes))
 
 
@@ -364,7 +373,7 @@ def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
         raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
 
 
-def check_rank(rank: int, spec: TensorSpec) -> None:
+def check_rank(rank: int, spec: TensorSpec, sketched: bool = False) -> None:
     """Raise SubcompressError for a rank that the factors of a matrix cannot have."""
     if not 1 <= rank <= MAX_RANK:
         raise SubcompressError(f"a rank is 1 to {MAX_RANK}; got {rank}: give another")
@@ -372,6 +381,11 @@ def check_rank(rank: int, spec: TensorSpec) -> None:
         raise SubcompressError(
             f"a rank is at most the smaller side of its matrix; {spec.name} is {' x '.join(map(str, spec.shape))}, the "
             f"rank {rank}: give a lower one"
+        )
+    if sketched and max(spec.shape) > MAX_SIDE:
+        raise SubcompressError(
+            f"a sketch is of a matrix of at most {MAX_SIDE} rows and columns; {spec.name} has {max(spec.shape)}: give "
+            "lora"
         )
     if rank * max(spec.shape) > MAX_FACTOR:
         raise SubcompressError(

@@ -52,7 +52,7 @@ MAX_ALL_RUNS = 1 << 20
 FREE_RUNS, RUNS_A_BYTE = 1 << 16, 64
 """The most runs in all rules, and how many more per byte of the file. (Runs that repeat are written once.)"""
 
-_STORED, _TIED, _UNCHANGED, _FIXED, _CODED, _MIXED, _FACTORED = range(7)
+_STORED, _TIED, _UNCHANGED, _FIXED, _CODED, _MIXED, _FACTORED, _SKETCHED = range(8)
 _ZERO, _CONSTANT, _BASE, _TABLE, _RAMP, _SEEDED = range(6)
 _CODES = list(DTYPES)
 _ON_BASE = "base"
@@ -227,7 +227,7 @@ def _code_of(palette: _Palette, record: Record, i: int) -> int:
 
 def _number_of_factored(palette: _Palette, record: Record, i: int, entry: Factored) -> int:
     body = Writer()
-    body.varint(_FACTORED)
+    body.varint(_SKETCHED if entry.sketched else _FACTORED)
     body.varint(entry.rank)
     for item in entry.items:
         body.varint(_code_of_piece(palette, record, i, item))
@@ -356,9 +356,10 @@ class _EntryBuilder:
             if number not in self.mixed or any(self.rules[c // HALVINGS].fan for c in rule.codes):
                 self.mixed[number] = Mixed(tuple(self._piece(c, i) for c in rule.codes), rule.runs)
             return self.mixed[number]
-        if rule.tag == _FACTORED:
+        if rule.tag in (_FACTORED, _SKETCHED):
             if number not in self.factored:
-                self.factored[number] = Factored(rule.rank, tuple(self._piece(c, i) for c in rule.codes))
+                items = tuple(self._piece(c, i) for c in rule.codes)
+                self.factored[number] = Factored(rule.rank, items, rule.tag == _SKETCHED)
             return self.factored[number]
         return self._piece(code, i)
 
@@ -443,16 +444,16 @@ def _read_codes(r: Reader, tensors: int, rules: int) -> tuple[int, ...]:
 
 
 def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base: bool, sizes: list[int]) -> _Rule:
-    if (tag := r.varint("a rule's tag", 1 << 32)) > _FACTORED:
-        raise SubcompressError(f"a rule of tag {tag} is unknown ({_FACTORED} is the last): upgrade subcompress")
+    if (tag := r.varint("a rule's tag", 1 << 32)) > _SKETCHED:
+        raise SubcompressError(f"a rule of tag {tag} is unknown ({_SKETCHED} is the last): upgrade subcompress")
     if tag == _TIED:
         return _Rule(tag, index=r.varint("the number of the earlier tensor that one is tied to", max(0, tensors - 1)))
     if tag == _UNCHANGED and not on_base:
         raise r.fail("only a file on a base keeps its tensors")
     if tag == _MIXED:
         return _read_mixed(r, rules)
-    if tag == _FACTORED:
-        return _read_factored(r, rules, on_base)
+    if tag in (_FACTORED, _SKETCHED):
+        return _read_factored(r, rules, on_base, tag)
     if tag == _FIXED:
         start, fan, table = _read_start(r, on_base, sizes, False)
         return _Rule(tag, Fixed(start), fan=fan, table=table)
@@ -482,12 +483,12 @@ def _read_items(r: Reader, rules: list[_Rule], count: int) -> tuple[int, ...]:
     return codes
 
 
-def _read_factored(r: Reader, rules: list[_Rule], on_base: bool) -> _Rule:
+def _read_factored(r: Reader, rules: list[_Rule], on_base: bool, tag: int) -> _Rule:
     if not on_base:
         raise r.fail("factors are added to a base")
     if not (rank := r.varint("a rank", MAX_RANK)):
         raise r.fail("a rank is 1 at least")
-    return _Rule(_FACTORED, codes=_read_items(r, rules, 2), rank=rank)
+    return _Rule(tag, codes=_read_items(r, rules, 1 if tag == _SKETCHED else 2), rank=rank)
 
 
 def _read_mixed(r: Reader, rules: list[_Rule]) -> _Rule:

@@ -13,7 +13,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import Coded, Entry, Factored, Fixed, Mixed, Record, Stored, Tied, Unchanged
 from subcompress.operators import HadamardBlocks
 from subcompress.subspace.plan import Plan, make_plan
-from subcompress.subspace.starts import PieceStart, Start, Starts, recognize
+from subcompress.subspace.starts import PieceStart, Start, Starts, directions_of, recognize
 from subcompress.tensors.layout import Layout, TensorSpec, raw_bytes
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -95,7 +95,9 @@ def _start(record: Record, i: int, spec: TensorSpec, entry: Entry) -> Start:
         return Start("base", "the base's", reach=1.0)
     pieces = tuple(PieceStart(p.entry.start, 1.0, p.reals, isinstance(p.entry, Fixed)) for p in record.pieces[i])
     if isinstance(entry, Factored):
-        return Start("factored", "as the file has it", pieces, rank=entry.rank)
+        assert record.base is not None, "factors are added to a base"
+        directions = directions_of(record.base, spec.name, entry.rank) if entry.sketched else None
+        return Start("factored", "as the file has it", pieces, rank=entry.rank, directions=directions)
     return Start("coded", "as the file has it", pieces, entry.runs if isinstance(entry, Mixed) else ())
 
 

@@ -82,8 +82,11 @@ class Filling:
         one, (rows, rank)."""
         spec, entry = self.record.layout.tensors[i], self.record.entries[i]
         assert isinstance(entry, Factored), "only those have factors"
+        last = spec.shape[0] if last is None else last
+        if entry.sketched:
+            return self._sketched(i, entry, first, last)
         right, left = entry.factors(spec)
-        ranges = (right, 0, entry.rank), (left, first, left.shape[0] if last is None else last)
+        ranges = (right, 0, entry.rank), (left, first, last)
         found = []
         for (factor, lo, hi), piece in zip(ranges, self.record.pieces[i], strict=True):
             width = factor.shape[1]
@@ -91,6 +94,18 @@ class Filling:
             self._add(factor, piece, lo * width, values)
             found.append(values.reshape(hi - lo, width))
         return found
+
+    def _sketched(self, i: int, entry: Factored, first: int, last: int) -> list[Any]:
+        """Request the factors of a sketched tensor: R V, and rows first .. last of U."""
+        spec, rank = self.record.layout.tensors[i], entry.rank
+        u, v = require_base(self.record).directions(spec.name, rank)
+        (middle,), (piece,) = entry.factors(spec), self.record.pieces[i]
+        values = self.memory.empty((middle.size,), middle.dtype)
+        self._add(middle, piece, 0, values)
+        right, zeros = self.memory.empty((v.size,), "F32"), np.zeros(v.size, np.float32)
+        core, held = values.reshape(rank, rank), self.memory.of(v)
+        self._deferred.append(lambda: self.memory.add_product(right, zeros, core, held, 0))
+        return [right.reshape(rank, -1), self.memory.of(u[first:last])]
 
     def _add_product(self, i: int, at: int, out: Any) -> None:
         """Request values at .. at + len(out) of a matrix of the base with factors."""

@@ -14,7 +14,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import MAX_RANK, check_rank
 from subcompress.subspace.roles import is_transposed, linear_layers, roles_of
 from subcompress.subspace.start_notes import some_of
-from subcompress.support.names import LOW_RANK, RANK, ROLES
+from subcompress.support.names import LOW_RANK, RANKS, ROLES
 from subcompress.support.suggestions import suggestion
 from subcompress.tensors.layout import Layout
 
@@ -50,10 +50,11 @@ class _Clause:
 
 
 def acting_of(module: nn.Module, act_on: str, new: frozenset[str]) -> Acting:
-    """What the words mean, with commas between: roles, names and patterns of names, and `lora[:rank]`, behind which
-    patterns say of which linear layers. new: parameters that the base lacks; all of them are acted on whole.
+    """What the words mean, with commas between: roles, names and patterns of names, and `lora[:rank]` or
+    `sketch[:rank]`, behind which patterns say of which linear layers. new: parameters that the base lacks; all of them
+    are acted on whole.
 
-    Without patterns, `lora` is of all linear layers of the role `matrices` that nothing else names. Tied tensors are
+    Without patterns, these are of all linear layers of the role `matrices` that nothing else names. Tied tensors are
     one. Raises SubcompressError for a word that is none of these, a rank that is too high, and a tensor that is named
     for both.
     """
@@ -76,7 +77,7 @@ def _parsed(act_on: str) -> tuple[list[str], list[_Clause]]:
     clauses: list[_Clause] = []
     for word in filter(None, (w.strip() for w in act_on.split(","))):
         if found := re.fullmatch(rf"({'|'.join(LOW_RANK)})(?::(.*))?", word):
-            clauses.append(_Clause(found[1], _rank(word, found[2])))
+            clauses.append(_Clause(found[1], _rank(word, *found.groups())))
         elif clauses and word not in ROLES:
             clauses[-1].patterns.append(word)
         else:
@@ -84,11 +85,11 @@ def _parsed(act_on: str) -> tuple[list[str], list[_Clause]]:
     return words, clauses
 
 
-def _rank(word: str, given: str | None) -> int:
+def _rank(word: str, kind: str, given: str | None) -> int:
     if given is None:
-        return RANK
+        return RANKS[kind]
     if not re.fullmatch(r"\d{1,9}", given) or not 1 <= int(given) <= MAX_RANK:
-        raise SubcompressError(f"--act-on takes a rank of 1 to {MAX_RANK} behind a colon; got {word!r}: lora:4, say")
+        raise SubcompressError(f"--act-on takes a rank of 1 to {MAX_RANK} behind a colon; got {word!r}: {kind}:4, say")
     return int(given)
 
 
@@ -159,7 +160,7 @@ def _linear_note(layers: Iterable[str]) -> str:
 def _check_matrix(clause: _Clause, name: str, weight: Tensor) -> None:
     (spec,) = Layout.of({name: weight.detach()}).tensors
     try:
-        check_rank(clause.rank, spec)
+        check_rank(clause.rank, spec, clause.kind == "sketch")
     except SubcompressError as e:
         raise SubcompressError(f"--act-on {clause}: {e}, or name other layers behind it") from e
 

@@ -18,6 +18,12 @@ def factored(base: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> T
     return found
 
 
+def between(base: Tensor, middle: Tensor, directions: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """base + U R V, (rows, columns), in a dtype. middle: R, (rank, rank) float32; directions: U and V, see `Start`."""
+    left, held = directions
+    return factored(base, left, factored(torch.zeros_like(held), middle, held, held.dtype), dtype)
+
+
 class _Factored(torch.autograd.Function):
     @staticmethod
     def forward(base: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,4 +88,4 @@ def _backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, Tensor, None]:
 _traced.register_autograd(_backward, setup_context=_keep)
 
 
-__all__ = ["factored"]
+__all__ = ["between", "factored"]

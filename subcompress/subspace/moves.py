@@ -28,7 +28,7 @@ from subcompress.format.describing import runs_cost, runs_of
 from subcompress.operators import walsh
 from subcompress.operators.forms import SEEDED_SLOTS, Seeded
 from subcompress.subspace.copying import copied
-from subcompress.subspace.low_rank import factored
+from subcompress.subspace.low_rank import between, factored
 from subcompress.subspace.masters import Masters
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Start, Starts, moving_weights
@@ -318,7 +318,8 @@ class _Factors:
             for leaf in [n for n, p in owner._parameters.items() if p is parameter]:
                 del owner._parameters[leaf]
                 self.places.append((owner, leaf))
-        shapes = (start.rank, -1), (-1, start.rank)
+        self.directions = start.directions and tuple(t.to(self.base.device) for t in start.directions)
+        shapes = ((start.rank, start.rank),) if self.directions else ((start.rank, -1), (-1, start.rank))
         self.sides = []
         for piece, shape in zip(start.pieces, shapes, strict=True):
             deviation = piece.form.scale * math.sqrt(SEEDED_SLOTS) if isinstance(piece.form, Seeded) else 0.0
@@ -327,8 +328,11 @@ class _Factors:
 
     def put(self) -> None:
         """Let the module have the matrix that the factors give now."""
-        right, left = self.sides
-        weight = factored(self.base, left, right, self.base.dtype)
+        if self.directions:
+            weight = between(self.base, *self.sides, self.directions, self.base.dtype)
+        else:
+            right, left = self.sides
+            weight = factored(self.base, left, right, self.base.dtype)
         for owner, leaf in self.places:
             owner._buffers[leaf] = weight
 

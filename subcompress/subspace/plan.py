@@ -23,7 +23,7 @@ from subcompress.operators import EXACT, OPERATORS, HadamardBlocks, Operator
 from subcompress.operators.forms import NO_COORDINATES, Form, Pattern, Seeded, chosen_values, seeded_integers
 from subcompress.operators.kernels import Segment
 from subcompress.rebuild.backends import host_backend
-from subcompress.subspace.low_rank import factored
+from subcompress.subspace.low_rank import between, factored
 from subcompress.subspace.starts import PieceStart, Start, Starts, moving_weights, recognize
 from subcompress.support.names import AUTO
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
@@ -86,6 +86,10 @@ class Assembly:
     spec: TensorSpec
     pattern: Pattern
     sources: tuple[str | Tensor, ...]
+    dtype: torch.dtype = field(init=False)  # torch.compile follows no look-up of a dtype by its name
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", self.spec.torch_dtype)
 
     @cached_property
     def order(self) -> Tensor:
@@ -104,28 +108,36 @@ class Assembly:
         whole = whole if len(pieces) == 1 else whole[self.order.to(whole.device)]
         if spec.dtype == "C64":
             return torch.view_as_complex(whole.view(*spec.shape, 2))
-        return whole.view(spec.shape).to(spec.torch_dtype)
+        return whole.view(spec.shape).to(self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
     """A matrix of a base with factors. base: its values; sources: of the right factor and the left one, as in an
-    `Assembly`."""
+    `Assembly`, or of what is between directions of the base."""
 
     spec: TensorSpec
     rank: int
     base: Tensor
     sources: tuple[str | Tensor, ...]
-    _held: dict[torch.device, Tensor] = field(default_factory=dict)
+    directions: tuple[Tensor, Tensor] | None = None
+    dtype: torch.dtype = field(init=False)
+    _held: dict[torch.device, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", self.spec.torch_dtype)
 
     def tensor(self, pieces: list[Tensor]) -> Tensor:
         """The matrix with these factors, each of any shape."""
-        right, left = pieces
-        device = right.device
+        device, dtype = pieces[0].device, self.dtype
         if device not in self._held:
-            self._held[device] = self.base.to(device)
-        left, right = left.view(-1, self.rank), right.view(self.rank, -1)
-        return factored(self._held[device], left, right, self.base.dtype)
+            self._held[device] = [t.to(device) for t in (self.base, *(self.directions or ()))]
+        base, *directions = self._held[device]
+        if directions:
+            u, v = directions
+            return between(base, pieces[0].view(self.rank, self.rank), (u, v), dtype)
+        right, left = pieces
+        return factored(base, left.view(-1, self.rank), right.view(self.rank, -1), dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +299,8 @@ class _Planner:
             sources.append(own.name)
         if start.rank:
             assert self.base is not None
-            self.assemblies[spec.name] = Product(spec, start.rank, self.base.tensor(spec.name), tuple(sources))
+            base = self.base.tensor(spec.name)
+            self.assemblies[spec.name] = Product(spec, start.rank, base, tuple(sources), start.directions)
         elif start.runs or (rows == [] and start.pieces[0].fixed):
             runs = start.runs or ((0, spec.reals),)
             self.assemblies[spec.name] = Assembly(spec, Pattern(runs, spec.reals), tuple(sources))

@@ -124,7 +124,7 @@ def _entry_of(name: str, start: Start, coded: Mapping[str, Coded]) -> Entry:
     for number, piece in enumerate(start.pieces):
         items.append(Fixed(piece.form) if piece.fixed else coded[f"{name}\0{number}"])
     if start.rank:
-        return Factored(start.rank, tuple(items))
+        return Factored(start.rank, tuple(items), start.directions is not None)
     return Mixed(tuple(items), start.runs) if start.runs else items[0]
 
 

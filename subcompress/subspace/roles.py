@@ -11,6 +11,9 @@ MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "
 FACTORS = 0.02, 0.02
 """The same of the factors of a matrix: of the one that starts at random, and of the one that starts at zero."""
 
+SKETCHED = 0.002
+"""The same of the matrix that is added between directions of the base."""
+
 
 def roles_of(module: nn.Module) -> dict[str, str]:
     """Parameter -> its role. norms: weights and biases of normalization layers; biases: all others; embeddings: tables;

@@ -71,8 +71,9 @@ class PieceStart:
 class Start:
     """kind: coded, base (it moves from there), factored (a product of factors is added to the base), kept, stored,
     buffer, dropped (zeros in the file) or tied; pieces: of a coded tensor, and runs of them where they are several, or
-    the right and the left factor; rank: of factors; reach: of a tensor that moves from the base; index: what it is tied
-    to; cost: bytes of values that travel as they are; why: for a person to read."""
+    the right and the left factor, or the matrix between directions of the base; rank: of factors; directions: see
+    `directions_of`; reach: of a tensor that moves from the base; index: what it is tied to; cost: bytes of values that
+    travel as they are; why: for a person to read."""
 
     kind: str
     why: str
@@ -82,6 +83,7 @@ class Start:
     index: int = 0
     cost: int = 0
     rank: int = 0
+    directions: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def moves(self) -> bool:
@@ -217,7 +219,7 @@ def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[s
         if spec.name in acting.whole:
             found[spec.name] = _of_base(spec, state[spec.name], role[spec.name])
         elif spec.name in acting.low_rank:
-            found[spec.name] = _with_factors(spec, state[spec.name], acting.low_rank[spec.name])
+            found[spec.name] = _with_factors(base, spec, state[spec.name], acting.low_rank[spec.name])
     return found
 
 
@@ -271,15 +273,26 @@ def _check_base(spec: TensorSpec, tensor: Tensor) -> None:
         raise SubcompressError(f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on")
 
 
-def _with_factors(spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
-    """The start of a matrix with factors: that which reads what the layer reads is random, the other one zero."""
+def _with_factors(base: OnBase, spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
+    """The start of a matrix with factors: that which reads what the layer reads is random, the other one zero; zero
+    where it is between directions of the base."""
     _check_base(spec, tensor)
     rows, columns = spec.shape
+    why = f"the base's, with factors of rank {how.rank} ({how.kind})"
+    if how.kind == "sketch":
+        reach = roles.SKETCHED * math.sqrt(rows * columns) / how.rank
+        piece = PieceStart(0.0, reach, how.rank**2)
+        return Start("factored", why, (piece,), rank=how.rank, directions=directions_of(base, spec.name, how.rank))
     read = rows if how.transposed else columns
     random = PieceStart(Seeded(bfloat16(seeded_scale(1 / read))), roles.FACTORS[0], how.rank * read)
     zero = PieceStart(0.0, roles.FACTORS[1], how.rank * (columns if how.transposed else rows))
-    why = f"the base's, with factors of rank {how.rank} ({how.kind})"
     return Start("factored", why, (zero, random) if how.transposed else (random, zero), rank=how.rank)
+
+
+def directions_of(base: OnBase, name: str, rank: int) -> tuple[Tensor, Tensor]:
+    """Directions of a matrix of the base: U (rows, rank) and V (rank, columns)."""
+    u, v = base.directions(name, rank)
+    return torch.from_numpy(u), torch.from_numpy(v)
 
 
 def cost(tensor: Tensor) -> int:

@@ -43,9 +43,9 @@ PEERS = ("ours", "float-subspace", "tiny", "dense", "int8", "int4", "lora", "uni
 ROLES = ("all", "norms", "biases", "heads", "embeddings", "matrices")
 DEFAULT_ROLES = "norms,biases,heads"
 
-# How coordinates act on linear layers beside roles, see subcompress.subspace.acting; and the rank by default
-LOW_RANK = ("lora",)
-RANK = 4
+# How coordinates act on linear layers beside roles, see subcompress.subspace.acting; and the ranks by default
+LOW_RANK = ("lora", "sketch")
+RANKS = {"lora": 4, "sketch": 8}
 
 # What subcompress.push makes of a graph: self-unfolding where the file can be, with its weights inside, or none
 GRAPHS = ("auto", "dense", "none")

@@ -112,8 +112,8 @@ class Base:
             by name.
         name: The base's name in the file, `hub:ORG/NAME[@COMMIT]`, for people who have it under another name.
         act_on: Tensors of the base to train: roles (all, norms, biases, heads, embeddings, matrices) or patterns of
-            names, separated by commas; or factors of linear layers, `lora[:rank]`, with patterns of layers behind it.
-            By default norms, biases and heads.
+            names, separated by commas; or a low rank of linear layers, `lora[:rank]` (factors) or `sketch[:rank]`
+            (directions of the base itself), with patterns of layers behind it. By default norms, biases and heads.
         new: Patterns of tensors that start from the seed, in addition to a new head.
     """
 

@@ -185,14 +185,15 @@ def test_factors_are_an_exact_adapter(bert, tmp_path):
     assert not torch.allclose(answers(network_of(bert, "AutoModel"), ids), expected, atol=1e-3)
 
 
-def test_factors_of_transposed_layers_are_an_exact_adapter(tmp_path):
+@pytest.mark.parametrize("act_on", ["lora:2", "sketch:3"])
+def test_factors_of_transposed_layers_are_an_exact_adapter(tmp_path, act_on):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(tmp_path / "base")
     module = network_of(tmp_path / "base", "AutoModelForCausalLM")
-    file = through_factors(module, tmp_path / "base", "lora:2", tmp_path)
+    file = through_factors(module, tmp_path / "base", act_on, tmp_path)
     out = subcompress.unpack(file, tmp_path / "out", base=tmp_path / "base", format="peft")
     assert json.loads((out / "adapter_config.json").read_text())["fan_in_fan_out"]
     ids = torch.arange(5, 15)[None]

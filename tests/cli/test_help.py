@@ -21,6 +21,7 @@ from subcompress.api.dim import SHUFFLES
 from subcompress.api.formats import FORMATS
 from subcompress.data import AUGMENTS, DATA
 from subcompress.data.pretrained import TASKS
+from subcompress.format.record import Factored
 from subcompress.hub import GRAPHS
 from subcompress.native.compiled import KINDS
 from subcompress.operators import EXACT, OPERATORS
@@ -54,6 +55,7 @@ REGISTRIES = {
     "STRUCTURED": STRUCTURED,
     "SHUFFLES": SHUFFLES,
     "ROLES": ROLES,
+    "RANKS": [Factored(1, (), sketched).kind for sketched in (False, True)],
     "PEERS": PEERS,
     "GRAPHS": GRAPHS,
     "FORMATS": FORMATS,

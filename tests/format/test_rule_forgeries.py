@@ -153,6 +153,7 @@ SOUND: dict[str, dict[str, bytes]] = {
     "on a base": ON_BASE,
     "factors on a base": factors(b"\6\1\0\0"),
     "factors of the highest rank on a base": factors(b"\6\3\0\1", size=21),
+    "directions of a base": factors(b"\7\3\0", size=9),
     "no tensors": {"layout": listed(b"\0"), "groups": b"\0", "count": b"\0", "rules": b"", "codes": b"", "stored": b""},
 }  # fmt: skip
 
@@ -176,7 +177,7 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "half a byte too many": (
         only(FIXED + ZERO, b"\x10", **NO_GROUPS, layout=listed(b"\1\0\1c\0\1\5")), "stands for no tensor is zero"
     ),
-    "an unknown tag": (only(b"\7"), "a rule of tag 7 is unknown .*upgrade"),
+    "an unknown tag": (only(b"\x08"), "a rule of tag 8 is unknown .*upgrade"),
     "tied to one that is none": (only(b"\1\2", **NO_GROUPS), "tied to is at most 1"),
     "tied to itself": (only(b"\1\0", **NO_GROUPS), "an earlier one"),
     "tied to a tied one": (
@@ -275,6 +276,8 @@ BROKEN: dict[str, tuple[dict[str, bytes], str]] = {
     "factors without a base": ({**only(CODED + ZERO + b"\6\1\0\0"), "begin": b"SC\2\1\0", "count": b"\2"}, "to a base"),
     "factors in version 1": ({**factors(b"\6\1\0\0"), "begin": b"SC\1\1\0"}, "with factors is of version 2"),
     "version 2 without factors": ({"begin": b"SC\2\1\0"}, "with factors is of version 2"),
+    "directions in version 1": ({**factors(b"\7\1\0", size=1), "begin": b"SC\1\1\0"}, "with factors is of version 2"),
+    "directions of rank 4 in 3 rows": (factors(b"\7\4\0", size=16), "at most the smaller side"),
     "factors of rank 0": (factors(b"\6\0\0\0"), "a rank is 1 at least"),
     "factors of rank 257": (factors(b"\6" + number(257) + b"\0\0"), "a rank is at most 256"),
     "factors of rank 4 in 3 rows": (factors(b"\6\4\0\0", size=28), "at most the smaller side"),

@@ -88,7 +88,8 @@ class Making:
     def factored(self, i: int) -> Factored:
         """Factors of a random rank."""
         rank = int(self.rng.integers(1, min(self.layout.tensors[i].shape) + 1))
-        return Factored(rank, tuple(self.piece(i, "F32") for _ in range(2)))
+        sketched = bool(self.rng.random() < 0.4)
+        return Factored(rank, tuple(self.piece(i, "F32") for _ in range(1 if sketched else 2)), sketched)
 
     def piece(self, i: int, dtype: str = "") -> Coded | Fixed:
         dtype = dtype or self.layout.tensors[i].real_dtype

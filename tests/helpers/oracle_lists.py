@@ -258,7 +258,7 @@ def read_start(reader: Reader, numbers: set[int]) -> Start:
 
 def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: bool, count: int) -> Rule:
     """The next rule, after those before it, of a file of so many tensors."""
-    rule = Rule(reader.varint(6))
+    rule = Rule(reader.varint(7))
     if rule.tag == 1:
         rule.tied = reader.varint(count - 1)
     need(rule.tag != 2 or based, "a tensor of the base is kept without one")
@@ -268,10 +268,10 @@ def read_rule(reader: Reader, rules: list[Rule], groups: list[Group], based: boo
     if rule.tag in (3, 4):
         rule.start = read_start(reader, {0, 1, 3, 4, 5} | ({2} if rule.tag == 4 and based else set()))
         need(not rule.start.initializer or not based, "an initializer's scale on a base")
-    need(rule.tag != 6 or based, "factors without a base")
+    need(rule.tag < 6 or based, "factors without a base")
     k = 0
-    if rule.tag == 6:
-        rule.rank, k = reader.varint(256), 2
+    if rule.tag >= 6:
+        rule.rank, k = reader.varint(256), 8 - rule.tag
         need(rule.rank >= 1, "a rank of zero")
     if rule.tag == 5:
         k = reader.varint(255)
@@ -332,13 +332,14 @@ def apply_rule(tensors: list[Tensor], i: int, rule: Rule, halvings: int) -> None
         tensor.which = np.resize(once, tensor.reals)
         counts = np.bincount(tensor.which, minlength=len(rule.items)).tolist()
         add_pieces(tensors, i, [Piece(r, r.scale / 2**e, n) for (r, e), n in zip(rule.items, counts, strict=True)])
-    elif rule.tag == 6:
+    elif rule.tag >= 6:
         need(tensor.given is not None and len(tensor.shape) == 2, "factors of a new tensor, or of one of other axes")
         need(tensor.dtype in FLOATS[:4], "factors of integers or complex values")
         need(bool(np.isfinite(numbers(tensor)).all()), "a value of the base, to which factors are added, is not finite")
-        (rows, columns), tensor.rank = tensor.shape, rule.rank
+        (rows, columns), tensor.rank, tensor.sketched = tensor.shape, rule.rank, rule.tag == 7
+        need(rule.tag == 6 or max(rows, columns) <= 2**18, "too large a matrix to be sketched")
         need(rule.rank <= min(rows, columns) and rule.rank * max(rows, columns) <= 2**24, "a rank is too large")
-        counts = [rule.rank * columns, rule.rank * rows]
+        counts = [rule.rank * columns, rule.rank * rows] if rule.tag == 6 else [rule.rank**2]
         pieces = [Piece(r, r.scale / 2**e, n) for (r, e), n in zip(rule.items, counts, strict=True)]
         add_pieces(tensors, i, pieces, "F32")
     else:
@@ -377,7 +378,7 @@ def read_tensors(reader: Reader, tensors: list[Tensor], groups: list[Group], bas
             apply_entry(tensors, i, read_tag(reader, groups, False, len(tensors)) if kind else Tensor("", "", ()))
         read_scales(reader, tensors)
     need(reader is outer or reader.at == len(reader.data), "bytes follow the last scale")
-    need((version == 2) == any(rule.tag == 6 for rule in rules), "factors make version 2, and nothing else does")
+    need((version == 2) == any(rule.tag >= 6 for rule in rules), "factors make version 2, and nothing else does")
     for g, group in enumerate(groups):
         D, free = sum(t.weights_of(g) for t in tensors), group.m - group.K
         need(not based or outer.varint() == D, "a group has another number of weights")

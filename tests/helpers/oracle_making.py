@@ -170,7 +170,8 @@ def rounded(dtype: str, value: np.ndarray) -> bytes:
 def factored(tensor: Tensor, right: np.ndarray, left: np.ndarray) -> bytes:
     """The base's values and the product of two factors, in float64."""
     rows, columns = tensor.shape
-    right, left = right.reshape(tensor.rank, columns), left.reshape(rows, tensor.rank)
+    right = right.astype(np.float64).reshape(tensor.rank, columns)
+    left = left.astype(np.float64).reshape(rows, tensor.rank)
     found = np.zeros((rows, columns))
     for q in range(tensor.rank):
         found = found + left[:, q, None] * right[q] if q else left[:, q, None] * right[q]
@@ -179,6 +180,46 @@ def factored(tensor: Tensor, right: np.ndarray, left: np.ndarray) -> bytes:
         return (value + base).astype("<f8").tobytes()
     value = value + np.where(np.abs(base) < 2.0**-126, np.float32(0), base)
     return rounded(tensor.dtype, np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32))
+
+
+def directions(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """U and V of a matrix of the base (section 15), in Python's integers."""
+    (rows, columns), r, held = tensor.shape, tensor.rank, numbers(tensor)
+    value = held if tensor.dtype == "F64" else np.where(np.abs(held) < 2.0**-126, np.float32(0), held)
+    wide = [float(v) for v in value]
+    e = 15 - math.frexp(max(map(abs, wide)))[1] if any(wide) else 0
+    W = np.array([round(math.ldexp(v, e)) for v in wide], object).reshape(rows, columns)
+    bits = np.unpackbits(philox(0, 514, (columns * r + 31) // 32).view(np.uint8), bitorder="little")
+    Z = (1 - 2 * bits[: columns * r].astype(object)).reshape(columns, r)
+    for _ in range(3):
+        Y = orth(W.dot(Z))
+        Z = orth(W.T.dot(Y))
+    return divided(Y), np.ascontiguousarray(divided(Z).T)
+
+
+def orth(X: np.ndarray) -> np.ndarray:
+    made: list[np.ndarray] = []
+    for x in X.T:
+        x = scaled(x)
+        for _ in range(2):
+            for p in made:
+                if any(p):
+                    x = (2**20 * x - 2**20 * x.dot(p) // p.dot(p) * p) // 2**20
+            x = scaled(x)
+        made.append(x)
+    return np.stack(made, axis=1)
+
+
+def scaled(x: np.ndarray) -> np.ndarray:
+    largest = max(map(abs, x))
+    n = 20 - int(largest).bit_length()
+    return x if not largest else x * 2**n if n >= 0 else x // 2**-n
+
+
+def divided(X: np.ndarray) -> np.ndarray:
+    """Columns divided by their lengths."""
+    columns = [[float(v) / (math.sqrt(float(x.dot(x))) or 1.0) for v in x] for x in X.T]
+    return np.array(columns, np.float64).T.astype(np.float32)
 
 
 class Making:
@@ -198,7 +239,12 @@ class Making:
         tensor = self.tensors[i]
         made = [self.piece(i, piece, "F32" if tensor.rank else tensor.real_dtype) for piece in tensor.pieces]
         if tensor.rank:
-            return factored(tensor, *(np.frombuffer(raw, "<f4").astype(np.float64) for raw in made))
+            sides = [np.frombuffer(raw, "<f4") for raw in made]
+            if tensor.sketched:
+                u, v = directions(tensor)
+                zeros = Tensor("", "F32", v.shape, given=bytes(v.nbytes), rank=tensor.rank)
+                sides = [np.frombuffer(factored(zeros, v, sides[0]), "<f4"), u]
+            return factored(tensor, *sides)
         if tensor.which is None:
             return made[0]
         words = np.zeros(tensor.reals, f"u{WIDTHS[tensor.real_dtype]}")

@@ -97,6 +97,7 @@ class Tensor:
     pieces: list[Piece] = field(default_factory=list)  # where rules make it
     which: np.ndarray | None = None  # the piece of each value, where it is mixed
     rank: int = 0  # of the factors that are added to the base's values, its pieces
+    sketched: bool = False  # its one piece is between directions of the base
     ties: bool = True  # where it has `tied`: it is so by a tie, not by a rule of stored values
 
     @property

@@ -191,7 +191,16 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
         70,
     )
     factored["still"].view(-1)[:4] = torch.tensor([-0.0, 1e-40, -1e-44, 2.0**-126])
-    return {"based": based, "rounded": rounded, "ruled-based": based, "factored": factored}
+    shapes = {"double": (5, 7), "half": (9, 6), "line": (6, 4), "none": (3, 4), "plain": (12, 8), "short": (4, 7)}
+    dtypes = {"double": "F64", "half": "BF16", "short": "F16"}
+    sketched = plain_base([(n, dtypes.get(n, "F32"), shape) for n, shape in shapes.items()], 90)
+    sketched["line"] = torch.outer(torch.arange(6.0), torch.arange(4.0) - 1)
+    sketched["none"].zero_()
+    sketched["tiny"] = torch.full((2, 3), 1e-40)
+    sketched["double"][0, :2] = torch.tensor([1e-300, 5e-324], dtype=torch.float64)
+    return {
+        "based": based, "rounded": rounded, "ruled-based": based, "factored": factored, "sketched": sketched,
+    }  # fmt: skip
 
 
 def lenet_on(base: dict[str, torch.Tensor]) -> Record:
@@ -354,6 +363,19 @@ def factored_record() -> Record:
         HadamardBlocks(D, 60, 13, 7, 16, 5), 4, np.random.default_rng(13).integers(-7, 8, 60).astype(np.int32)
     )
     return with_digest(Record(13, layout, (group,), chosen, base=standing))
+
+
+def sketched_record() -> Record:
+    """What is between directions of matrices of four dtypes, of zeros, of one direction, and of subnormal values."""
+    base = Base(golden_bases()["sketched"], "base")
+    standing = OnBase(BaseReference(base.name, base.revision, base.digest, len(base.layout)), base)
+    zero, random = Coded(2.0**-6), Coded(2.0**-7, 0, Seeded(0.0625))
+    ranks = {"double": 3, "half": 4, "line": 2, "none": 1, "plain": 5, "short": 2, "tiny": 1}
+    entries = tuple(Factored(ranks[s.name], (random if s.dtype == "F16" else zero,), True) for s in standing.layout)
+    (D,) = group_sizes(standing.layout, entries, 1)
+    z = np.random.default_rng(17).integers(-7, 8, 20).astype(np.int32)
+    group = Group(HadamardBlocks(D, 20, 17, 5, 4, 3), 4, z)
+    return with_digest(Record(17, standing.layout, (group,), entries, base=standing))
 
 
 def record_of(module: nn.Module, facts: Facts, seed: int = 5) -> Record:

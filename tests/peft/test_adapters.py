@@ -46,8 +46,9 @@ def test_weights_and_gradients_are_those_of_a_subspace(tmp_path):
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
-def test_coordinates_act_on_factors_too(tmp_path):
-    model = adapted(act_on="norms,lora:2")
+@pytest.mark.parametrize("act_on", ["norms,lora:2", "norms,sketch:3"])
+def test_coordinates_act_on_factors_too(tmp_path, act_on):
+    model = adapted(act_on=act_on)
     assert not torch.equal(logits(model), logits(network()))
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(peft.PeftModel.from_pretrained(network(), tmp_path)), logits(model))
