@@ -1,7 +1,9 @@
 """A thousand fine-tunes of one base: bytes on disk, memory of those that are idle, and the time to switch.
 
     python benchmarks/variants.py --model DIR [--variants 1000] [-o benchmarks/results]
+    python benchmarks/variants.py --model DIR --peers [--variants 100] [-o benchmarks/results]
 
+With --peers: graphs beside the base and `Variants` beside ONNX Runtime's and PEFT's adapters (variant_peers.py).
 The variants stand on the network of DIR (transformers, for sequence classification), acting on norms, biases and head,
 with coordinates as a fit leaves them (normal, 4 bits, d = 1,500), not trained: neither bytes nor times depend on what
 they mean.
@@ -10,6 +12,7 @@ they mean.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import statistics
@@ -18,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+import variant_peers
 
 import subcompress
 from subcompress.data import pretrained
@@ -106,23 +110,32 @@ def main() -> None:
     """Print the table, and write it where -o says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--variants", type=int, default=1000)
+    parser.add_argument("--variants", type=int, help="1000 by default, 100 with --peers")
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--d", type=int, default=1500)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    rows = measure(options.model, options.variants, options.d)
-    command = f"python benchmarks/variants.py --model DIR --variants {options.variants} --d {options.d}"
-    lines = [
-        f"Variants of one base, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"Python {platform.python_version()}: `{command}`",
-        "",
-        "| what | |",
-        "|---|---|",
-        *(f"| {what} | {figure} |" for what, figure in rows),
-    ]
+    variants = options.variants or (100 if options.peers else 1000)
+    more = "--peers " if options.peers else ""
+    command = f"python benchmarks/variants.py --model DIR {more}--variants {variants}"
+    if options.peers:
+        rows = variant_peers.table(options.model, variants)
+    else:
+        command += f" --d {options.d}"
+        pairs = measure(options.model, variants, options.d)
+        rows = ["| what | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in pairs)]
+    libraries = [f"{name} {version(name)}" for name in ("onnxruntime", "peft")] if options.peers else []
+    about = [f"{os.cpu_count()} cores", f"torch {torch.__version__}", *libraries, f"Python {platform.python_version()}"]
+    lines = [f"Variants of one base, {time.strftime('%Y-%m-%d')}, {', '.join(about)}: `{command}`", "", *rows]
     print("\n".join(lines))
     if options.output is not None:
-        (options.output / "variants.md").write_text("\n".join(lines) + "\n")
+        name = "variants-peers.md" if options.peers else "variants.md"
+        (options.output / name).write_text("\n".join(lines) + "\n")
+
+
+def version(name: str) -> str:
+    """Of an installed library."""
+    return str(importlib.import_module(name).__version__)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 )
 @base_option()
 @output_option(
-    "The file or folder to write: dense weights if it ends in .safetensors, a graph if it ends in .onnx.", "OUT"
+    "The file or folder to write: dense weights if it ends in .safetensors, a graph if it ends in .onnx. "
+    "--self-unfolding also takes a folder, and calls the graph as FILE is called.",
+    "OUT",
 )
 @option(
     "--format",
@@ -55,7 +57,8 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 @option(
     "--self-unfolding",
     is_flag=True,
-    help="Write an ONNX file of a few kilobytes that computes its own weights in ONNX Runtime.",
+    help="Write an ONNX file of a few kilobytes that computes its own weights in ONNX Runtime. That of a file on a "
+    "base reads the base's own safetensors files, which are placed beside it, as hard links where that is possible.",
     group=OUTPUT,
 )
 @option(
@@ -89,9 +92,10 @@ def unpack(
     """Rebuild the weights of FILE, check them, and write them: safetensors, ONNX, or a folder for other libraries."""
     import subcompress
     from subcompress.api.formats import Wanted
-    from subcompress.api.unpack import unpacked
+    from subcompress.api.unpack import place_of, unpacked
     from subcompress_cli.rebuilding import rebuilding
 
+    output = place_of(file, output, format_name, self_unfolding)
     folder = format_name in choices.FOLDERS
     module = None if folder else _traced(file, model_name, output, base, dtype)
     files = _files(model_name) if folder and model_name is not None else None
@@ -103,9 +107,15 @@ def unpack(
         print_json({"output": output, **sizes, **told})
         return
     answer(f"{output}: {sizes['output_bytes']} bytes, rebuilt from {sizes['file_bytes']}")
+    for line in _beside(output, told):
+        answer(line)
     if "relative_error" in told:
         answer(_error(told))
-    if self_unfolding and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"]):
+    if (
+        not told.get("base_files")
+        and self_unfolding
+        and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"])
+    ):
         answer(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")
 
 
@@ -135,6 +145,20 @@ def _bytes(output: Path) -> int:
     """The bytes of a file, or of all files in a folder."""
     paths = output.rglob("*") if output.is_dir() else [output]
     return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _beside(output: Path, told: dict[str, Any]) -> list[str]:
+    """What lies beside a graph, for a person."""
+    lines = [
+        f"{output.parent / found['name']}: the base, {found['bytes']} bytes, {found['placed']}"
+        for found in told.get("base_files", ())
+    ]
+    if converted := told.get("converted_bytes"):
+        lines.append(
+            f"a session converts {converted} bytes of the base to the network's dtype when it starts, and holds them "
+            "beside the file"
+        )
+    return lines
 
 
 def _error(told: dict[str, Any]) -> str:

@@ -37,10 +37,12 @@ def unpack(
     Args:
         path: A packed file.
         output: The file or folder to write, whole or not at all. `.safetensors`: dense weights with the names, shapes
-            and types of the state dict, written in bounded memory. `.onnx`: a graph, for which `module` is needed.
+            and types of the state dict, written in bounded memory. `.onnx`: a graph, for which `module` is needed. With
+            `self_unfolding` also a folder, in which the graph is called as the packed file is.
         module: The network, to trace a graph of.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
-        self_unfolding: Write a graph of a few kilobytes that computes its own weights.
+        self_unfolding: Write a graph of a few kilobytes that computes its own weights. That of a file on a base reads
+            the base's own safetensors files, which are placed beside it: as hard links where that is possible.
         dtype: fp32, fp16 or bf16: round floating-point tensors to this type; for dense weights and transformers.
         done: Called with the number of bytes that were written, a few at a time, from any thread.
         format: `safetensors`, `onnx` or `self-unfolding`; `transformers`: a folder that `from_pretrained` loads;
@@ -51,14 +53,24 @@ def unpack(
             `hub:ORG/NAME[@REV]`. By default the base's.
 
     Returns:
-        The path of the output.
+        The path of the output; of a graph in a folder, that of the graph.
 
     Raises:
         SubcompressError: The file is damaged, its weights do not match, or the output cannot be written.
     """
     wanted = Wanted(module, dtype, done, shard_size, rank, files, base)
-    unpacked(path, Path(output), wanted, format, self_unfolding)
-    return Path(output)
+    place = place_of(path, Path(output), format, self_unfolding)
+    unpacked(path, place, wanted, format, self_unfolding)
+    return place
+
+
+def place_of(path: str | Path, output: Path, format: str | None = None, self_unfolding: bool = False) -> Path:
+    """Return the file or folder that `unpack` writes: of a self-unfolding graph that goes into a folder, a file there
+    that is called as the packed one."""
+    unfolds = format == "self-unfolding" or (self_unfolding and format in (None, "onnx"))
+    if unfolds and (os.path.isdir(output) or not output.suffix):
+        return output / f"{Path(path).stem}.onnx"
+    return output
 
 
 def unpacked(

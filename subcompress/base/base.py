@@ -236,6 +236,10 @@ class OnBase:
         names = [n for i, n in enumerate(self.base.arrays) if i not in unused]
         return {spec.name: (n, DTYPES[spec.dtype]) for n, spec in zip(names, self.layout, strict=True)}
 
+    @cached_property
+    def _specs(self) -> dict[str, TensorSpec]:
+        return {spec.name: spec for spec in self.base.layout}
+
     def __contains__(self, name: object) -> bool:
         return name in self._sources
 
@@ -244,6 +248,11 @@ class OnBase:
         dtype."""
         source, dtype = self._sources[name]
         return self.base.rounded(source, dtype)
+
+    def own(self, name: str) -> tuple[TensorSpec, np.ndarray]:
+        """Return a model's tensor as the base has it: its name, dtype and shape there, and its values, unconverted."""
+        source, _ = self._sources[name]
+        return self._specs[source], self.base.arrays[source]
 
     def array(self, name: str) -> np.ndarray:
         """Return `values` as a read-only array."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from subcompress.data.splits import batches, size
 from subcompress.data.targets import MAIN
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
-from subcompress.onnx.runtime import open_graph, ort_values
+from subcompress.onnx.runtime import EXTERNAL_FOLDER, open_graph, ort_values
 from subcompress.onnx.slimming import every_name
 from subcompress.onnx.tracing import (
     BAKED,
@@ -53,11 +54,18 @@ def accuracy_of_graph(data: bytes, split: InMemory, device: str = "cpu") -> floa
     return right / size(split)
 
 
-def compare(data: bytes, module: nn.Module, facts: Facts, weights: Mapping[str, Tensor] | None = None) -> None:
+def compare(
+    data: bytes,
+    module: nn.Module,
+    facts: Facts,
+    weights: Mapping[str, Tensor] | None = None,
+    folder: Path | None = None,
+) -> None:
     """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
-    axes that vary. weights: of a graph that is given them from outside, as inputs or as initializers."""
+    axes that vary. weights: of a graph that is given them from outside, as inputs or as initializers; folder: of the
+    files that it reads others from."""
     values = ort_values({name: array_of(t.detach()) for name, t in (weights or {}).items()})
-    options = _options()
+    options = _options(folder=folder)
     try:
         taken = {i.name for i in onnx.load_from_string(data).graph.input} if values else set()
         if outside := {name: value for name, value in values.items() if name not in taken}:
@@ -102,14 +110,14 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value.numpy())
 
 
-def check_weights(data: bytes, expected: dict[str, Tensor]) -> None:
+def check_weights(data: bytes, expected: dict[str, Tensor], folder: Path | None = None) -> None:
     """Raise SubcompressError unless the named values in the graph equal the expected ones bit for bit, with graph
-    optimization off and on."""
+    optimization off and on. folder: of the files that it reads weights from."""
     if not expected:
         return
     model = weights_only(data, {name: tensor.dtype for name, tensor in expected.items()})
     for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
-        options = _options(level)
+        options = _options(level, folder)
         try:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             found = session.run(None, {})
@@ -152,8 +160,10 @@ def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
     return model.SerializeToString()
 
 
-def _options(level: str = "ORT_ENABLE_ALL") -> onnxruntime.SessionOptions:
+def _options(level: str = "ORT_ENABLE_ALL", folder: Path | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    if folder is not None:
+        options.add_session_config_entry(EXTERNAL_FOLDER, str(folder))
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.log_severity_level = 4  # what goes wrong is said by who asked
     return options

@@ -11,14 +11,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Record, Tied
+from subcompress.format.record import Entry, Record, Tied, Unchanged
 from subcompress.onnx.checking import check_weights, compare
 from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
+from subcompress.onnx.on_base import BaseTensors
 from subcompress.onnx.pieces import repeats
+from subcompress.onnx.products import sizes_in, use_gemm
 from subcompress.onnx.slimming import every_name, shorten, simplified, slim
-from subcompress.onnx.tracing import IR_VERSION, describe, graph_of
+from subcompress.onnx.tracing import IR_VERSION, describe
+from subcompress.onnx.tracing_once import graph_once
+from subcompress.onnx.transposing import exchange_last
 from subcompress.onnx.unfolding import unfold
-from subcompress.tensors.layout import raw_bytes
+from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 LIMIT = (1 << 31) - (1 << 20)
 """Bytes of a protobuf message at most, with room for the graph around the weights."""
@@ -43,16 +47,23 @@ def export_self_unfolding(record: Record, module: nn.Module, path: Path) -> None
     """`export` without the weights: nodes of standard operators compute them, bit for bit those of `expand`, from the
     record's seed and coordinates (subcompress.onnx.unfolding). ONNX Runtime does so once, when a session starts.
 
+    The graph of a record on a base reads the base's values from the base's own files (`on_base.files_of`), which lie in
+    the folder of `path`.
+
     Raises SubcompressError as `export` does, and where the graph holds a coded tensor in a form that is not the file's.
     """
     state = module.state_dict()
+    folder = None if record.base is None else path.parent
     model = _traced(record, module)
     found = _origins(model.graph, record, state)
     short = simplified(model, found.keys())
-    unfolding, made = _unfolding(short, record, found)
-    data = unfolding.SerializeToString()
-    compare(data, module, record.facts)
-    check_weights(data, {name: origin.arranged(state) for origin, name in made.items()})
+    unfolding = _unfolding(short, record, found)
+    if unfolding.base is not None:
+        unfolding.base.check(path.parent)
+        unfolding.base.describe(unfolding.model, path.parent)
+    data = unfolding.model.SerializeToString()
+    compare(data, module, record.facts, folder=folder)
+    check_weights(data, unfolding.computed(state), folder)
     path.write_bytes(data)
 
 
@@ -62,7 +73,7 @@ def _traced(record: Record, module: nn.Module) -> onnx.ModelProto:
             f"an ONNX graph holds at most 2 GB; this file's weights take {record.layout.nbytes} bytes: "
             "unpack to .safetensors instead"
         )
-    return graph_of(module, record.facts)
+    return graph_once(module, record.facts)
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,11 @@ class _Origin:
     axes: tuple[int, ...] | None
     data_type: int
     dims: tuple[int, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds float32 values in the file's order."""
+        return self.axes is None and self.data_type == TensorProto.FLOAT
 
     def arranged(self, state: dict[str, Tensor]) -> Tensor:
         """Return its values, with the axes in order."""
@@ -85,7 +101,7 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
         first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Tied) else spec.name
-    coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if repeats(e, s)]
+    coded = [s.name for s, e in zip(record.layout, record.entries, strict=True) if repeats(e, s) or _is_read(e, s)]
     found = {}
     for tensor in graph.initializer:
         data = numpy_helper.to_array(tensor).tobytes()
@@ -108,6 +124,11 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
     return found
 
 
+def _is_read(entry: Entry, spec: TensorSpec) -> bool:
+    """Whether a graph reads a tensor from the base's file: not what is shorter than saying where it lies."""
+    return isinstance(entry, Unchanged) and spec.nbytes >= TELLING
+
+
 def _arrangement(tensor: Tensor, data: bytes) -> tuple[int, ...] | None:
     """Return the order of axes in which the tensor has these bytes, () for its own, None if there is none."""
     if tensor.nbytes != len(data):
@@ -121,30 +142,63 @@ def _arrangement(tensor: Tensor, data: bytes) -> tuple[int, ...] | None:
     return None
 
 
-def _unfolding(
-    model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
-) -> tuple[onnx.ModelProto, dict[_Origin, str]]:
-    """Return the model with nodes that compute the tensors found in it, and the name of each."""
+@dataclass
+class _Unfolding:
+    """A graph that computes weights, their names in it by origin, and the base that it reads, if there is one."""
+
+    model: onnx.ModelProto
+    made: dict[_Origin, str]
+    base: BaseTensors | None
+
+    def computed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that nodes give, by name: others are read as they lie in the base's file."""
+        given = {name for node in self.model.graph.node for name in node.output}
+        return {name: origin.arranged(state) for origin, name in self.made.items() if name in given}
+
+
+def _unfolding(model: onnx.ModelProto, record: Record, found: dict[str, _Origin]) -> _Unfolding:
+    """Return the model with nodes that compute the tensors found in it."""
     graph = model.graph
+    if record.base is not None:
+        exchange_last(graph)
     nodes = Nodes(short_names(every_name(graph) | found.keys()))
-    flat = unfold(record, nodes, {origin.name for origin in found.values()})
-    shapes = {spec.name: spec.shape for spec in record.layout}
-    made: dict[_Origin, str] = {}
-    for name, origin in found.items():
-        if origin not in made:
-            value = _finished(nodes, flat[origin.name], origin, shapes[origin.name])
-            nodes.rename(value, name)
-            if value == flat[origin.name]:
-                flat[origin.name] = name
-            made[origin] = name
-    slim(graph, nodes, {name: made[origin] for name, origin in found.items()}, found.keys())
+    base = None if record.base is None else BaseTensors(record, nodes)
+    made = _computed(nodes, record, found, base)
+    slim(graph, nodes, {name: made[origin] for name, origin in found.items()}, found.keys(), base is not None)
+    outer = [v.name for v in [*graph.input, *graph.output]]
+    if base is None:
+        outer += made.values()
+    else:
+        use_gemm(nodes, {made[o]: o.dims for o in made if o.is_plain}, outer, sizes_in(graph))
     whole = helper.make_graph(nodes.nodes, "g", list(graph.input), list(graph.output), nodes.constants)
-    shorten(whole, [v.name for v in [*graph.input, *graph.output]] + list(made.values()))
+    names = shorten(whole, outer)
     opsets = [*model.opset_import, helper.make_opsetid(DOMAIN, 1)]
     result = helper.make_model(whole, opset_imports=opsets, functions=[*model.functions, *nodes.functions])
     result.ir_version = IR_VERSION
     describe(result, record)
-    return result, made
+    return _Unfolding(result, {origin: names[name] for origin, name in made.items()}, base)
+
+
+def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: BaseTensors | None) -> dict[_Origin, str]:
+    """Add what gives the tensors; return the names of their values. Those that nodes give keep their names."""
+    flat = unfold(record, nodes, {origin.name for origin in found.values()}, base)
+    specs = {spec.name: spec for spec in record.layout}
+    made: dict[_Origin, str] = {}
+    for name, origin in found.items():
+        if origin in made:
+            continue
+        spec = specs[origin.name]
+        if origin.name not in flat:
+            assert base is not None, "only a base's tensors are read"
+            value = base.kept(spec, origin.dims if origin.axes is None else spec.shape)
+            made[origin] = value if origin.axes is None else nodes("Transpose", value, perm=list(origin.axes))
+            continue
+        value = _finished(nodes, flat[origin.name], origin, spec.shape)
+        nodes.rename(value, name)
+        if value == flat[origin.name]:
+            flat[origin.name] = name
+        made[origin] = name
+    return made
 
 
 def _finished(nodes: Nodes, value: str, origin: _Origin, shape: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto
@@ -18,6 +18,9 @@ from subcompress.onnx.nodes import Nodes
 from subcompress.operators.forms import Chosen, Pattern, Ramp, Seeded, Table
 from subcompress.tensors.layout import DTYPES, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
+
+if TYPE_CHECKING:
+    from subcompress.onnx.on_base import BaseTensors
 
 SHORT = 32
 """Values of a ramp that are written as they are."""
@@ -34,7 +37,8 @@ Key = tuple[int, int, bool]
 def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
     """Return whether a tensor's values are float64 in the graph, because float32 cannot hold them."""
     return spec.dtype == "F64" and any(
-        isinstance(p.entry.start, (Table, Ramp)) or (isinstance(p.entry, Coded) and isinstance(p.entry.start, Seeded))
+        isinstance(p.entry.start, (Table, Ramp))
+        or (isinstance(p.entry, Coded) and (p.entry.based or isinstance(p.entry.start, Seeded)))
         for p in own
     )
 
@@ -48,10 +52,15 @@ def repeats(entry: object, spec: TensorSpec) -> bool:
 
 
 class Pieces:
-    """Tensors of a record from its products, scale * integer, flat; products of plain tensors have their starts in."""
+    """Tensors of a record from its products, scale * integer, flat; products of plain tensors have their starts in.
 
-    def __init__(self, record: Record, nodes: Nodes, products: Mapping[Key, str]) -> None:
-        self.record, self.nodes, self.products = record, nodes, products
+    base: that of the record, where tensors start at its values.
+    """
+
+    def __init__(
+        self, record: Record, nodes: Nodes, products: Mapping[Key, str], base: BaseTensors | None = None
+    ) -> None:
+        self.record, self.nodes, self.products, self.base = record, nodes, products, base
 
     def tensor(self, i: int) -> str:
         """Return the values of tensor i, flat: float64 if it is wide, else float32."""
@@ -69,6 +78,10 @@ class Pieces:
         n, entry = self.nodes, piece.entry
         if isinstance(entry, Coded) and entry.plain:
             return self._as(wide, self.products[i, j, False])
+        if isinstance(entry, Coded) and entry.based:
+            assert self.base is not None, "unfold() saw to it"
+            start = self.base.start(self.record.layout.tensors[i], wide)
+            return str(n("Add", start, self._as(wide, self.products[i, j, False])))
         dtype = self.record.layout.tensors[i].real_dtype
         coded = isinstance(entry, Coded)
         if isinstance(entry.start, Seeded):

@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.onnx.outside import check_outside
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Device -> what ONNX Runtime calls it."""
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""The setting of a session that says which folder external data of a graph in memory lie in."""
 
 BFLOAT16 = 16
 """TensorProto.BFLOAT16: NumPy has none."""
@@ -43,10 +47,13 @@ def open_graph(
 ) -> Any:
     """An InferenceSession on that device, and on no other. weights: values of external initializers.
 
-    Raises SubcompressError where ONNX Runtime does not open the graph, or not there.
+    Raises SubcompressError where ONNX Runtime does not open the graph, or not there, and for a file of a graph that
+    reads others than it may, or that have changed (`check_outside`).
     """
     import onnxruntime
 
+    if not isinstance(model, bytes):
+        check_outside(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said below
     options.intra_op_num_threads = how.threads
@@ -54,7 +61,7 @@ def open_graph(
     if not how.spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if how.folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(how.folder))
+        options.add_session_config_entry(EXTERNAL_FOLDER, str(how.folder))
     if weights:
         held = ort_values(weights)
         options.add_external_initializers(list(held), list(held.values()))

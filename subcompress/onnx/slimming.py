@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import onnx
 import onnxscript.optimizer
 from onnx import helper, numpy_helper
 
 from subcompress.onnx.nodes import Nodes, short_names
 from subcompress.onnx.tracing import OPSET, graphs_within, quiet
+from subcompress.tensors.layout import raw_bytes
 
 SPELLED_OUT = {"pads": 0, "strides": 1, "dilations": 1}
 """Attributes that the specification lets a node leave out when all their numbers are these."""
@@ -41,15 +43,19 @@ def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelPr
     return found
 
 
-def slim(graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], computed: Collection[str]) -> None:
+def slim(
+    graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], computed: Collection[str], spelled: bool = False
+) -> None:
     """Add the nodes of a graph to `nodes`, without what is the default, and its constants, each once.
 
-    replaced: names that others stand for; computed: weights that `nodes` give already.
+    replaced: names that others stand for; computed: weights that `nodes` give already; spelled: whether nodes give long
+    constants of one value, or of consecutive numbers.
     """
     names, outputs = dict(replaced), {v.name for v in graph.output}
 
     def constant(name: str, tensor: onnx.TensorProto) -> None:
-        value = nodes.constant(numpy_helper.to_array(tensor))
+        array = numpy_helper.to_array(tensor)
+        value = _spelled(nodes, array) if spelled and array.size > WORTH else nodes.constant(array)
         if name in outputs:  # which needs a name of its own
             nodes.rename(nodes("Identity", value), name)
         else:
@@ -70,12 +76,24 @@ def slim(graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], compute
         nodes.nodes.append(copy)
 
 
-def shorten(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Give all values names of a letter or two: constants first, of which the same few occur again and again."""
+def _spelled(nodes: Nodes, array: np.ndarray) -> str:
+    flat = array.reshape(-1)
+    if (raw_bytes(flat) == raw_bytes(np.broadcast_to(flat[:1], flat.shape))) and array.dtype != object:
+        return str(nodes("Expand", nodes.constant(flat[0]), list(array.shape)))
+    first = int(flat[0]) if array.dtype == np.int64 else 0
+    if array.dtype == np.int64 and np.array_equal(flat, np.arange(first, first + flat.size)):
+        return str(nodes("Reshape", nodes("Range", first, first + flat.size, 1), list(array.shape)))
+    return nodes.constant(array)
+
+
+def shorten(graph: onnx.GraphProto, kept: Collection[str]) -> dict[str, str]:
+    """Give all values names of a letter or two: constants first, of which the same few occur again and again. Returns
+    the new names by the old ones; those in `kept` stay."""
     constants = short_names(kept)
     new = {name: name for name in kept} | {i.name: next(constants) for i in graph.initializer}
     values = (name for name in short_names(new.values()) if len(name) > 1)  # names of one length make nodes alike
     _shorten(graph, new, values)
+    return new
 
 
 def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str]) -> None:

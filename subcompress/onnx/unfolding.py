@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.codec import MIN_BITS
 from subcompress.format.record import Coded, Group, Record
 from subcompress.onnx.nodes import DOMAIN, Nodes
+from subcompress.onnx.on_base import BaseTensors
 from subcompress.onnx.pieces import Key, Pieces
 from subcompress.operators import HadamardBlocks, ScatteredBlocks, philox, walsh
 from subcompress.operators.forms import NO_COORDINATES, Seeded
@@ -42,7 +44,7 @@ SIGNS = np.array([1, -1], np.float32)
 MASK32 = 0xFFFFFFFF
 
 
-def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, str]:
+def unfold(record: Record, nodes: Nodes, wanted: Collection[str], base: BaseTensors | None = None) -> dict[str, str]:
     """Add nodes that compute the wanted coded, fixed and mixed tensors of the record; returns their names with those of
     the outputs: flat values, float32, or float64 where `is_wide` says so; real and imaginary parts in turn for complex
     ones.
@@ -51,7 +53,11 @@ def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, s
     tensors that start at the values of a base.
     """
     walsh_matrices = Walsh(nodes)
+    if base is None:
+        _require_no_base(record, wanted)
     parts = [part for part in _parts(record, nodes, walsh_matrices, wanted) if part.wanted]
+    for part in parts:
+        part.joint = base is not None
     made: dict[Key, str] = {}
     if parts:
         spell_words(nodes, record.seed, parts)
@@ -60,10 +66,18 @@ def unfold(record: Record, nodes: Nodes, wanted: Collection[str]) -> dict[str, s
         values = [value for part in small for value in part.split(part.flatten(part.transform(part.begin())))]
         keys = [key for part in small + large for key in part.wanted]
         made = dict(zip(keys, values + _staged(nodes, large), strict=True))
-    pieces = Pieces(record, nodes, made)
+    pieces = Pieces(record, nodes, made, base)
     return {
         spec.name: pieces.tensor(i) for i, spec in enumerate(record.layout) if spec.name in wanted and record.pieces[i]
     }
+
+
+def _require_no_base(record: Record, wanted: Collection[str]) -> None:
+    for spec, entry in zip(record.layout, record.entries, strict=True):
+        if isinstance(entry, Coded) and entry.based and spec.name in wanted:
+            raise SubcompressError(
+                f"a graph computes what a file holds; {spec.name} starts at the values of a base: leave unfolding out"
+            )
 
 
 def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collection[str]) -> list[Part]:
@@ -74,11 +88,6 @@ def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collecti
         for j, piece in enumerate(record.pieces[i]):
             entry, start, asked = piece.entry, piece.entry.start, spec.name in wanted
             if isinstance(entry, Coded):
-                if entry.based and asked:
-                    raise SubcompressError(
-                        f"a graph computes what a file holds; {spec.name} starts at the values of a base: leave "
-                        "unfolding out"
-                    )
                 constant = start if isinstance(start, float) else 0.0
                 parts[entry.group].rows.append(Rows((i, j, False), piece.reals, entry.scale, constant, asked))
             if isinstance(start, Seeded):
@@ -205,7 +214,8 @@ class Rows:
 class Part:
     """A group of the record as nodes, stage by stage: begin, transform, flatten, split.
 
-    rows: those of the group, piece by piece; words: see `spell_words`.
+    rows: those of the group, piece by piece; words: see `spell_words`; joint: whether neighbors of one scale are
+    multiplied together, which takes fewer bytes where many tensors move.
     """
 
     nodes: Nodes
@@ -214,6 +224,7 @@ class Part:
     op: HadamardBlocks
     rows: list[Rows] = field(default_factory=list)
     words: str = ""
+    joint: bool = False
     _prepared: tuple[str, str, str] | None = None
 
     @property
@@ -296,17 +307,29 @@ class Part:
 
     def split(self, integers: str) -> list[str]:
         """The wanted pieces, start + scale w."""
-        n = self.nodes
-        sizes = [rows.reals for rows in self.rows]
-        if rest := self.op.padded - sum(sizes):
-            sizes.append(rest)
-        pieces = n("Split", integers, sizes, outputs=len(sizes), axis=0) if len(sizes) > 1 else [integers]
-        found = []
-        for rows, piece in zip(self.rows, pieces, strict=False):
-            if rows.wanted:
-                value = n("Mul", piece, np.float32(rows.scale))
-                found.append(n("Add", value, np.float32(rows.start)) if rows.start else value)
+        n, found = self.nodes, []
+        runs = [[rows] for rows in self.rows]
+        if self.joint:
+            runs = [list(same) for _, same in groupby(self.rows, key=lambda rows: rows.scale)]
+        for run, integer in zip(runs, self._apart(integers, runs, self.op.padded), strict=False):
+            if not any(rows.wanted for rows in run):
+                continue
+            product = n("Mul", integer, np.float32(run[0].scale))
+            each = [[rows] for rows in run]
+            for rows, value in zip(run, self._apart(product, each, sum(r.reals for r in run)), strict=True):
+                if rows.wanted:
+                    found.append(n("Add", value, np.float32(rows.start)) if rows.start else value)
         return found
+
+    def _apart(self, values: str, runs: list[list[Rows]], size: int) -> list[str]:
+        """So many values, split into those of each run, and what is left, if anything is."""
+        sizes = [sum(rows.reals for rows in run) for run in runs]
+        if rest := size - sum(sizes):
+            sizes.append(rest)
+        if len(sizes) == 1:
+            return [values]
+        apart: list[str] = self.nodes("Split", values, sizes, outputs=len(sizes), axis=0)
+        return apart
 
     def _signs(self, slots: str = "") -> str:
         """+1 and -1 of the slots of every block, (blocks, ...) float32; without `slots` of all, in order."""

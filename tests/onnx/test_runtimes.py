@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from beside import beside, giving_weights
 from graphs import bare, weights_only
 from places import GOLDEN
 from records import lenet_record
@@ -75,7 +76,23 @@ def cases(tmp_path_factory) -> list[Path]:
     subcompress.unpack(folder / "net.safetensors", folder / "plain-whole.onnx", MODELS["lenet"]())
     for name in ("input.npy", "npz"):
         shutil.copy(folder / f"whole.{name}", folder / f"plain-whole.{name}")
-    return [folder / name for name in ("windows", "staged", "lenet", "whole", "plain-whole")]
+    return [folder / name for name in ("windows", "staged", "lenet", "whole", "plain-whole", *based(folder))]
+
+
+def based(folder: Path) -> tuple[str, str]:
+    """A network beside its base, and the part of its graph that gives every weight, in a folder with the base."""
+    made = beside(folder / "made")
+    graphs = made["graph"].parent
+    giving_weights(made, graphs / "weights.onnx")
+    np.savez(graphs / "weights.npz", *(tensor.numpy() for tensor in expand(made["record"]).values()))
+    made["graph"].rename(graphs / "tune-whole.onnx")
+    x = torch.randint(40, (3, 5), generator=torch.Generator().manual_seed(1))
+    np.save(graphs / "tune-whole.input.npy", x.numpy())
+    with torch.no_grad():
+        found = subcompress.load(made["file"], made["module"], base=made["base"])(x)
+    np.savez(graphs / "tune-whole.npz", found.numpy())
+    inside = graphs.relative_to(folder)
+    return f"{inside}/weights", f"{inside}/tune-whole"
 
 
 def check(python: Path | str, cases: list[Path], version: str) -> None:

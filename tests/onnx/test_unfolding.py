@@ -26,7 +26,7 @@ import subcompress
 from subcompress import SubcompressError, format
 from subcompress.format.facts import Facts
 from subcompress.format.record import Coded, Group, Record
-from subcompress.onnx import exporting, tracing, unfolding
+from subcompress.onnx import exporting, tracing, tracing_once, unfolding
 from subcompress.onnx.checking import weights_only
 from subcompress.operators import EXACT, HadamardBlocks, ScatteredBlocks
 from subcompress.rebuild.expand import expand
@@ -223,7 +223,7 @@ def test_a_tensor_with_its_axes_exchanged_is_computed_so(monkeypatch, tmp_path):
         graph.initializer.append(transposed)
         graph.node.insert(0, helper.make_node("Transpose", ["folded"], ["v"], perm=[1, 0]))
 
-    monkeypatch.setattr(exporting, "graph_of", edited(exchange))
+    monkeypatch.setattr(tracing_once, "graph_of", edited(exchange))
     file = exchanged_file(tmp_path)
     path = subcompress.unpack(file, tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
     v = expand(format.read(file)[0])["v"]
@@ -238,7 +238,7 @@ def test_two_copies_of_a_tensor_are_computed_once(monkeypatch, tmp_path):
         last = [node for node in graph.node if "w" in node.input][-1]
         last.input[:] = ["twin" if name == "w" else name for name in last.input]
 
-    monkeypatch.setattr(exporting, "graph_of", edited(copy))
+    monkeypatch.setattr(tracing_once, "graph_of", edited(copy))
     path = subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
     assert sum("w" in node.input for node in onnx.load(path).graph.node) == 2
 
@@ -248,7 +248,7 @@ def test_a_graph_that_holds_other_weights_is_refused(monkeypatch, tmp_path):
         (w,) = (i for i in graph.initializer if i.name == "w")
         w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w) + 1, "w"))
 
-    monkeypatch.setattr(exporting, "graph_of", edited(spoil))
+    monkeypatch.setattr(tracing_once, "graph_of", edited(spoil))
     with pytest.raises(SubcompressError, match=r"as they are or with axes exchanged; w is neither: give the model"):
         subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
     assert not (tmp_path / "net.onnx").exists()

@@ -6,18 +6,23 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
+from beside import beside, giving_weights
 from graphs import bare, computed, weights_only
 from places import ROOT
 from staged import staged_record
 
+import subcompress
 from subcompress import format
 from subcompress.rebuild.expand import expand
 from subcompress.tensors.layout import raw_bytes
 
-PAGE = ROOT / "examples" / "web"
+PAGE, HERE = ROOT / "examples" / "web", ROOT / "tests" / "helpers"
 PACKED = ROOT / "models" / "packed" / "mnist-99.safetensors"
 
 
@@ -39,6 +44,36 @@ def test_versions_are_pinned():
     assert lock["packages"][""]["dependencies"] == package["dependencies"]
 
 
+def page_in(folder: Path) -> Path:
+    """A copy of the page with what npm installs for it; skips the test where npm cannot."""
+    page = shutil.copytree(PAGE, folder / "web", ignore=shutil.ignore_patterns("node_modules", "dist"))
+    installed = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=page, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"npm cannot install what the page needs: {installed.stderr.strip().splitlines()[:1]}")
+    return page
+
+
+@pytest.mark.slow
+def test_graphs_beside_a_base_share_it_and_give_the_same_bits(tmp_path):
+    """onnxruntime-web, in Node: the base's file is given once for two graphs, one of which gives every weight."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm here, which installs onnxruntime-web")
+    made, page = beside(tmp_path / "made"), page_in(tmp_path)
+    shutil.copy(HERE / "beside.mjs", page)
+    folder = made["graph"].parent
+    x = torch.randint(40, (3, 5), generator=torch.Generator().manual_seed(1))
+    (tmp_path / "inputs.json").write_text(json.dumps({"shape": [3, 5], "values": x.reshape(-1).tolist()}))
+    graphs = [made["graph"], giving_weights(made, folder / "weights.onnx")]
+    command = ["node", "beside.mjs", folder / "model.safetensors", tmp_path / "inputs.json", *graphs]
+    (answers, *_), weights = json.loads(subprocess.check_output(command, cwd=page, text=True).strip().splitlines()[-1])
+    with torch.no_grad():
+        expected = subcompress.load(made["file"], made["module"], base=made["base"])(x)
+    np.testing.assert_allclose(answers, expected.reshape(-1), atol=1e-5)
+    state = expand(made["record"])
+    for name, values in zip(state, weights, strict=True):
+        assert np.array(values, np.float32).tobytes() == raw_bytes(state[name]), name
+
+
 @pytest.mark.slow
 def test_a_browser_recognizes_digits_and_unfolds_the_same_bits(tmp_path):
     chrome = os.environ.get("CHROME") or next(
@@ -48,10 +83,7 @@ def test_a_browser_recognizes_digits_and_unfolds_the_same_bits(tmp_path):
         pytest.skip("no Chromium here: install one, or name it in CHROME")
     if not shutil.which("npm"):
         pytest.skip("no npm here, which builds the page")
-    page = shutil.copytree(PAGE, tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "dist"))
-    installed = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=page, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"npm cannot install what the page needs: {installed.stderr.strip().splitlines()[:1]}")
+    page = page_in(tmp_path)
     subprocess.run(["npm", "run", "build"], cwd=page, check=True, capture_output=True)
     state = expand(format.read(PACKED)[0])
     graph = weights_only((PAGE / "digit.onnx").read_bytes(), {name: t.dtype for name, t in state.items()})
