@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from subcompress.base import OnBase, file_location
 from subcompress.errors import SubcompressError
-from subcompress.format.record import Coded, Record, Unchanged
+from subcompress.format.record import Coded, Factored, Record, Unchanged
 from subcompress.onnx.nodes import Nodes
 from subcompress.onnx.outside import BASE, FILES, sha256_of
 from subcompress.tensors.layout import DTYPES, TensorSpec, raw_bytes
@@ -46,7 +46,12 @@ class Place:
 
 def files_of(record: Record) -> dict[str, Path]:
     """Return the files, by name, that hold what a record takes of its base. Raises SubcompressError for a base whose
-    tensors do not lie in safetensors files as the network takes them."""
+    tensors do not lie in safetensors files as the network takes them, and for matrices with factors."""
+    if kinds := {entry.kind for entry in record.entries if isinstance(entry, Factored)}:
+        raise SubcompressError(
+            f"a graph adds coordinates to the base's tensors; this file moves factors of them (--act-on {kinds.pop()}): "
+            "leave --self-unfolding out"
+        )
     files: dict[str, Path] = {}
     for name in taken(record):
         path = _place(record, name).file

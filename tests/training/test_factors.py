@@ -172,11 +172,11 @@ def test_gradients_are_those_of_the_factors(act_on):
     size = float(sub.z.grad.norm())
     losses = []
     with torch.no_grad():
-        for step in (10, -10):
+        for step in (1, -1):
             z, sub.z.data = sub.z.data, sub.z + step * sub.z.grad / size
             losses.append(float(sub(x).double().square().sum()))
             sub.z.data = z
-    assert size == pytest.approx((losses[0] - losses[1]) / 20, rel=0.05)
+    assert size == pytest.approx((losses[0] - losses[1]) / 2, rel=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -230,7 +230,7 @@ def test_a_fit_packs_verifies_and_says_what_moves(tmp_path):
     line = refusal(
         subcompress.unpack, file, tmp_path / "u.onnx", networks.CASES["mlp"].make(), base=base, self_unfolding=True
     )
-    assert "leave --self-unfolding out" in line
+    assert "this file moves factors of them (--act-on lora): leave --self-unfolding out" in line
 
 
 @pytest.mark.slow
