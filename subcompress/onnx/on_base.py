@@ -49,8 +49,8 @@ def files_of(record: Record) -> dict[str, Path]:
     tensors do not lie in safetensors files as the network takes them, and for matrices with factors."""
     if kinds := {entry.kind for entry in record.entries if isinstance(entry, Factored)}:
         raise SubcompressError(
-            f"a graph adds coordinates to the base's tensors; this file moves factors of them (--act-on {kinds.pop()}): "
-            "leave --self-unfolding out"
+            "a graph adds coordinates to the base's tensors; this file moves factors of them "
+            f"(--act-on {kinds.pop()}): leave --self-unfolding out"
         )
     files: dict[str, Path] = {}
     for name in taken(record):

@@ -74,6 +74,7 @@ def _require_same(target: Path, source: Path) -> None:
 
 
 def _place(source: Path, target: Path) -> str:
+    target.parent.mkdir(parents=True, exist_ok=True)
     real = os.path.realpath(source)  # in the Hub's cache, a file is a link to a blob
     with suppress(OSError):
         os.link(real, target)
