@@ -45,7 +45,7 @@ class Direct:
         restore(self.module, self.moving(), tensors)
         self.masters.give()
 
-    def parameters(self) -> Iterator[nn.Parameter]:
+    def parameters(self) -> Iterator[Tensor]:
         """Those that are not frozen, or their masters."""
         return iter(self.masters.wide)
 

@@ -25,7 +25,7 @@ EVERY = 50
 class Eigen(torch.optim.Optimizer):
     """For one vector z, (d,), in blocks of at most BLOCK coordinates."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
         super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-8})
 
     @torch.no_grad()
@@ -67,15 +67,15 @@ class Eigen(torch.optim.Optimizer):
         return direction
 
 
-def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
     """PyTorch's, fused where it can be."""
     return torch.optim.Adam(parameters, lr=lr, fused=all(p.dtype == torch.float32 for p in parameters))
 
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}
+OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}
 
 
-def state_like(name: str, p: nn.Parameter) -> dict[str, Tensor]:
+def state_like(name: str, p: Tensor) -> dict[str, Tensor]:
     """What an optimizer of that name keeps of a parameter once it has had a gradient: tensors of the same dtypes and
     shapes, their values aside."""
     like = nn.Parameter(torch.zeros_like(p, requires_grad=False))
