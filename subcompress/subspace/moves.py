@@ -237,15 +237,15 @@ def measured(
 ) -> Moves:
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
-    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout and
-    the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls less, with
-    half of the steps each, and take the one of the lowest loss; still: parameters that do not train, which the copies
-    share with the module. Raises SubcompressError where a batch does not go
-    through the model or the loss.
+    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout
+    and the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls
+    less, with half of the steps each, and take the one of the lowest loss; still: parameters that do not train,
+    which the copies share with the module. Raises SubcompressError where a batch does not go through the model or
+    the loss.
     """
     began = time.perf_counter()
     acting = {name: start for name, start in starts.of().items() if start.moves}
-    count = max(LEAST_BASED, steps // 2) if based else steps
+    count = steps_of_each(steps) if based else steps
     best, taken = _best_trial(
         lambda rate: _Trial(module, rate, acting, seed, still), lambda: examples(count), loss_of, seed, rates, based
     )
@@ -550,6 +550,11 @@ def _deviation(p: Tensor) -> float:
     """The standard deviation of a parameter's values."""
     x = _flat(p.detach()).double()
     return float(x.std()) if len(x) > 1 else 0.0
+
+
+def steps_of_each(steps: int) -> int:
+    """Those that each step size takes on a base."""
+    return max(LEAST_BASED, steps // 2)
 
 
 def steps_of(total: int) -> int:

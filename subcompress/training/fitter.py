@@ -26,7 +26,7 @@ from subcompress.operators import EXACT
 from subcompress.subspace.copying import copied
 from subcompress.subspace.hidden import check_state
 from subcompress.subspace.module import Subspace
-from subcompress.subspace.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of
+from subcompress.subspace.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of, steps_of_each
 from subcompress.subspace.observing import Build
 from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained
@@ -241,7 +241,7 @@ class Fitter:
         with self._run.worker.alone(MOVES):
             self._run.refresh()
             if MOVES not in self._run.journal:
-                self.listener.note("measuring how far each tensor moves in direct training")
+                self.listener.note(f"measuring how far each tensor moves in direct training: {self._measuring()}")
                 self._run.note(MOVES, self._measured().to_json())
         self.moves = found = self._checked_moves(self._run.journal[MOVES])
         self.starts = self.known.of(found.still)
@@ -261,6 +261,13 @@ class Fitter:
                 f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
                 "start"
             )
+
+    def _measuring(self) -> str:
+        """What the measurement costs."""
+        steps = steps_of(self.settings.recipe(self.settings.seed).total(size(self.data.train)))
+        if self.base is None:
+            return f"{steps} steps of a batch, again where the step size does not suit"
+        return f"{steps_of_each(steps)} steps of a batch with each of 2 to {len(BASED_RATES)} step sizes"
 
     def _checked_moves(self, held: dict[str, Any]) -> Moves:
         """The moves of a journal. Raises SubcompressError for those of another network."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 from forged_bases import HELD, PARTS, forged, module_of, number, refusal
+from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.base import Base, BaseReference, open_base, opening
+from subcompress.base import Base, BaseReference, attach_base, open_base, opening
 from subcompress.format import container
 from subcompress.rebuild.expand import expand_checked
 from subcompress.remote import Fetched
@@ -190,3 +192,27 @@ def test_a_safetensors_file_whose_length_looks_like_another_kind(tmp_path, lengt
     path = tmp_path / "base"
     path.write_bytes(length.to_bytes(8, "little") + text + struct.pack("<f", 2.0))
     assert open_base(path).tensors["w"].tolist() == [2.0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says what is resident")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_read_of_a_mapped_base_is_let_go(tmp_path, dtype):
+    """Else a base takes its bytes again beside the network that stands on it."""
+    path = tmp_path / "base.safetensors"
+    net = nn.Linear(1024, 2048, bias=False)
+    safetensors.torch.save_file({"weight": net.weight.detach().to(dtype)}, path)
+
+    def resident() -> int:
+        """Kilobytes of the file in memory."""
+        parts = re.split(r"^[\da-f]+-[\da-f]+ ", Path("/proc/self/smaps").read_text(), flags=re.M)
+        return sum(int(re.search(r"Rss:\s+(\d+)", part)[1]) for part in parts if str(path) in part)
+
+    base = open_base(path)
+    found = attach_base(base, net)
+    assert base.digest
+    assert resident() < 300
+    assert found.holds("weight", net.weight) == (dtype == torch.float32)
+    assert resident() < 300
+    assert found.holds("weight", found.loaded(net).weight)
+    base.check_unchanged()
+    assert resident() < 300

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from trained import Notes
 
 import subcompress
-from subcompress import Split
+from subcompress import Split, SubcompressError, Subspace
 from subcompress.base import attach_base, open_base
 from subcompress.subspace.standing import Copies, standing
 from subcompress.subspace.starts import recognize
+from subcompress.training import loop
+from subcompress.training.loop import TrainOptions, train
+from subcompress.training.tasks import Task
 
 ROWS, WIDTH = 997, 12
 
@@ -25,7 +28,10 @@ OPTIONS = {"d": 12, "epochs": 1, "batch_size": 16, "threads": 1, "bits": 4}
 
 
 class Net(nn.Module):
-    """A table that does not move, a norm and a head that do. bound: of the table's values, which a pass cuts."""
+    """A table that does not move, a norm and a head that do. bound: of the table's values, which a pass cuts where
+    LATE is not set."""
+
+    LATE = False
 
     def __init__(self, bound: float | None = None) -> None:
         super().__init__()
@@ -34,7 +40,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         PLACES.add(self.table.weight.data_ptr())
-        if self.bound is not None:
+        if self.bound is not None and not Net.LATE:
             self.table.weight.data.clamp_(-self.bound, self.bound)
         return self.head(self.norm(self.table(x).mean(1)))
 
@@ -122,3 +128,39 @@ def test_a_table_that_a_forward_pass_changes_is_not_shared(base, tmp_path):
     copies.to_look_at()(torch.zeros(1, 1, dtype=torch.long))
     assert copies.restored() == []
     assert torch.equal(given.table.weight, before)
+
+
+class Late(Notes):
+    """Lets a pass change the table from the first training on."""
+
+    def run(self, title, epochs):
+        Net.LATE = False
+
+
+def test_a_table_that_is_changed_late_is_refused_and_given_back(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(Net, "LATE", True)
+    given = net(0, bound=1.0)
+    before = given.table.weight.detach().clone()
+    with pytest.raises(SubcompressError, match=r"^weights that do not train stay .*; table.weight was changed"):
+        subcompress.fit(given, data(), tmp_path / "run", base=base, listener=Late(), **OPTIONS)
+    assert torch.equal(given.table.weight, before)
+
+
+class Former:
+    """A checkpoint that says what is expected of it."""
+
+    def load(self, expected):
+        self.expected = expected
+
+    def save(self, tensors, meta):
+        self.saved = set(tensors)
+
+
+def test_a_checkpoint_holds_what_changes_and_may_hold_the_rest(base, monkeypatch):
+    """Those of former versions do."""
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
+    sub, held = Subspace(net(), Subspace.of(net(), 12, base=base).plan, still={"table.weight"}), Former()
+    train(sub, data(), Task.of(), TrainOptions(1, 0.01, 16), checkpoint=held)
+    assert "module.z" in held.saved
+    assert "module.table.weight" not in held.saved
+    assert not held.expected["module.table.weight"].needed
