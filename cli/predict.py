@@ -60,7 +60,8 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Say what the network of FILE makes of an input: a label and its probability, or generated text.
+    """Say what the network of FILE makes of an input: a label and its probability, a label for each token, or generated
+    text.
 
     Inputs are prepared as FILE says, and by the tokenizer or image processor of --model hf:DIR_OR_ID or of the base.
     """
@@ -86,7 +87,12 @@ def predict(
 
 def _line(p: subcompress.Prediction, alone: bool) -> str:
     """What is said of one input; alone: its name needs no saying."""
-    said = " ".join(f"{v:.6g}" for v in p.values) if p.label is None else f"{p.label} {p.probability:.4f}"
+    if p.tokens:
+        said = " ".join(f"{token.strip()}/{label}" for token, label, _ in p.tokens)
+    elif p.label is None:
+        said = " ".join(f"{v:.6g}" for v in p.values)
+    else:
+        said = f"{p.label} {p.probability:.4f}"
     name = " ".join(p.input.split())
     return said if alone else f"{name[:60]}{'...' if len(name) > 60 else ''}: {said}"
 

@@ -48,16 +48,21 @@ class Prediction:
         label: The class with the largest output; None for values.
         probability: Its probability, by softmax.
         values: The outputs themselves, where they are no classes.
+        tokens: Of a network that classifies tokens, each of the text: (token, label, probability).
     """
 
     input: str
     label: str | None = None
     probability: float | None = None
     values: tuple[float, ...] = ()
+    tokens: tuple[tuple[str, str, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are set as JSON values."""
-        return {k: v for k, v in asdict(self).items() if v not in (None, ())}
+        found = {k: v for k, v in asdict(self).items() if v not in (None, ())}
+        if self.tokens:
+            found["tokens"] = [{"token": t, "label": label, "probability": p} for t, label, p in self.tokens]
+        return found
 
 
 def predict(
@@ -71,7 +76,7 @@ def predict(
     labels: Sequence[str] | None = None,
     device: str = AUTO,
 ) -> list[Prediction]:
-    """Say what the network of a file makes of inputs: a class and its probability, or values.
+    """Say what the network of a file makes of inputs: a class and its probability, a class for each token, or values.
 
     Inputs are prepared as the facts of the file say. A network of transformers needs the tokenizer of its base for
     texts, and its image processor for images if the file does not know how they are prepared.
@@ -105,8 +110,13 @@ def predict(
     found: list[Prediction] = []
     for names, x in prepared:
         outputs = _outputs(module, to_device(x, place))
-        names_of = _class_names(module, facts, labels, outputs)
-        found += [_prediction(name, row, names_of) for name, row in zip(names, outputs, strict=True)]
+        if outputs.ndim == 3 and tokenizer is not None and isinstance(x, dict) and _classifies_tokens(module, outputs):
+            classes = _class_names(module, facts, labels, outputs[:, 0])
+            found += [_of_tokens(*row, tokenizer, classes) for row in zip(names, outputs, _tokens(x), strict=True)]
+            continue
+        _require_one_answer(outputs)
+        classes = _class_names(module, facts, labels, outputs)
+        found += [_prediction(name, row, classes) for name, row in zip(names, outputs, strict=True)]
     return found
 
 
@@ -203,15 +213,40 @@ def _context(module: nn.Module) -> int | None:
 
 
 def _outputs(module: nn.Module, x: Any) -> Tensor:
-    """The outputs for a batch, (n,) or (n, values), on the CPU. Raises SubcompressError for more axes."""
+    """The outputs for a batch, on the CPU."""
     with torch.no_grad(), _refusing("the network"):
-        found = the_outputs(call(module, x), "predict").float().cpu()
-    if found.ndim > 2:
+        return the_outputs(call(module, x), "predict").float().cpu()
+
+
+def _require_one_answer(outputs: Tensor) -> None:
+    """Raise SubcompressError for outputs other than (n,) and (n, values)."""
+    if outputs.ndim > 2:
         raise SubcompressError(
-            f"predict takes outputs (N, C), a number a class or a value; the network gives {tuple(found.shape)}: for a "
-            "language model give --generate PROMPT, for others load the file in Python"
+            f"predict takes outputs (N, C), a number a class or a value; the network gives {tuple(outputs.shape)}: for "
+            "a language model give --generate PROMPT, for others load the file in Python"
         )
-    return found
+
+
+def _classifies_tokens(module: nn.Module, outputs: Tensor) -> bool:
+    """Whether outputs (n, tokens, C) are of the classes that a network of transformers names, not of its words."""
+    return outputs.shape[2] == len(getattr(getattr(module, "config", None), "id2label", None) or {})
+
+
+def _tokens(x: dict[str, Tensor]) -> Iterator[list[int]]:
+    """The tokens of each text, without those that fill up a batch."""
+    for ids, mask in zip(x[IDS], x["attention_mask"], strict=True):
+        yield ids[mask.bool()].tolist()
+
+
+def _of_tokens(name: str, row: Tensor, ids: list[int], tokenizer: Any, classes: Sequence[str] | None) -> Prediction:
+    """A class for each token of a text, but for those that stand for no word."""
+    special = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    found = []
+    for i, p in enumerate(row[: len(ids)].double().softmax(1)):
+        if not special[i]:
+            best = int(p.argmax())
+            found.append((str(tokenizer.decode([ids[i]])), classes[best] if classes else str(best), float(p[best])))
+    return Prediction(name, tokens=tuple(found))
 
 
 def _class_names(

@@ -76,6 +76,29 @@ def test_texts_of_a_file_on_a_base(llama, tmp_path):
         assert len(rows) == 2 and rows[0] == f"say red: {one}" and rows[1].startswith("not it again: ")
 
 
+def test_a_label_for_each_token(llama, tmp_path):
+    from transformers import AutoTokenizer
+
+    from subcompress_cli.loading import model_of
+
+    base, _ = llama
+    model = f"hf:{base},task=token-classification,labels=3"
+    sub = subcompress.Subspace.of(model_of(model, 0), 20, base=base, new=("score*",))
+    sub.round()
+    subcompress.pack(sub, tmp_path / "net.safetensors")
+    options = (tmp_path / "net.safetensors", "--base", base, "--model", model, "--input", "say red")
+    (found,) = json.loads(said(*options, "--json"))
+    ids = AutoTokenizer.from_pretrained(base)("say red", return_tensors="pt").input_ids
+    with torch.no_grad():
+        net = subcompress.load(tmp_path / "net.safetensors", model_of(model, 0), base=base)
+        p = net(input_ids=ids).logits[0].double().softmax(1)
+    assert [int(t["label"].removeprefix("LABEL_")) for t in found["tokens"]] == p.argmax(1).tolist()[
+        -len(found["tokens"]) :
+    ]
+    assert "".join(t["token"] for t in found["tokens"]).replace(" ", "") == "sayred"
+    assert said(*options) == " ".join(f"{t['token'].strip()}/{t['label']}" for t in found["tokens"])
+
+
 def test_values_and_names(tmp_path):
     torch.manual_seed(0)
     for outputs in (1, 3):
