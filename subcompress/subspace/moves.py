@@ -311,9 +311,12 @@ class _Factors:
             for leaf in [n for n, p in owner._parameters.items() if p is parameter]:
                 del owner._parameters[leaf]
                 self.places.append((owner, leaf))
-        self.directions = start.directions and tuple(t.to(self.base.device) for t in start.directions)
-        shapes = ((start.rank, start.rank),) if self.directions else ((start.rank, -1), (-1, start.rank))
-        self.sides = []
+        self.directions: tuple[Tensor, Tensor] | None = None
+        shapes = [(start.rank, -1), (-1, start.rank)]
+        if start.directions is not None:
+            u, v = start.directions
+            self.directions, shapes = (u.to(self.base.device), v.to(self.base.device)), [(start.rank, start.rank)]
+        self.sides: list[Tensor] = []
         for piece, shape in zip(start.pieces, shapes, strict=True):
             deviation = piece.form.scale * math.sqrt(SEEDED_SLOTS) if isinstance(piece.form, Seeded) else 0.0
             values = deviation * torch.randn(piece.reals, generator=drawn)
@@ -321,8 +324,8 @@ class _Factors:
 
     def put(self) -> None:
         """Let the module have the matrix that the factors give now."""
-        if self.directions:
-            weight = between(self.base, *self.sides, self.directions, self.base.dtype)
+        if self.directions is not None:
+            weight = between(self.base, self.sides[0], self.directions, self.base.dtype)
         else:
             right, left = self.sides
             weight = factored(self.base, left, right, self.base.dtype)
@@ -343,7 +346,7 @@ class _Trial:
         self.factors = {n: _Factors(self.module, n, s, drawn) for n, s in acting.items() if s.rank}
         named = dict(module.named_parameters(remove_duplicate=False))
         meant = {id(named[n]) for n in acting if n not in self.factors}
-        self.before = {n: p for n, p in named.items() if id(p) in meant}
+        self.before: dict[str, Tensor] = {n: p for n, p in named.items() if id(p) in meant}
         self.after: dict[str, Tensor] = {
             n: p for n, p in self.module.named_parameters(remove_duplicate=False) if n in self.before
         }
