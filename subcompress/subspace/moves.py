@@ -319,11 +319,11 @@ class _Factors:
                 del owner._parameters[leaf]
                 self.places.append((owner, leaf))
         self.directions: tuple[Tensor, Tensor] | None = None
+        shapes = [(start.rank, -1), (-1, start.rank)]
         if start.directions is not None:
             u, v = start.directions
-            self.directions = u.to(self.base.device), v.to(self.base.device)
-        shapes = ((start.rank, start.rank),) if start.directions else ((start.rank, -1), (-1, start.rank))
-        self.sides = []
+            self.directions, shapes = (u.to(self.base.device), v.to(self.base.device)), [(start.rank, start.rank)]
+        self.sides: list[Tensor] = []
         for piece, shape in zip(start.pieces, shapes, strict=True):
             deviation = piece.form.scale * math.sqrt(SEEDED_SLOTS) if isinstance(piece.form, Seeded) else 0.0
             values = deviation * torch.randn(piece.reals, generator=drawn)

@@ -39,7 +39,7 @@ OPTIMIZERS = ("adam", "eigen")
 # subcompress.peers.PEERS
 PEERS = ("ours", "float-subspace", "tiny", "dense", "int8", "int4", "lora", "unilora", "vera", "nncodec")
 
-# subcompress.subspace.roles.ROLES
+# subcompress.subspace.acting.ROLES
 ROLES = ("all", "norms", "biases", "heads", "embeddings", "matrices")
 DEFAULT_ROLES = "norms,biases,heads"
 

@@ -29,8 +29,8 @@ from subcompress.peers import PEERS
 from subcompress.rebuild.dense import FLOATS
 from subcompress.search.executors import EXECUTORS
 from subcompress.serving.triton import BACKENDS, MAX_BATCH
+from subcompress.subspace.acting import ROLES
 from subcompress.subspace.plan import AUTO
-from subcompress.subspace.roles import ROLES
 from subcompress.subspace.starts import STRUCTURED
 from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 from subcompress.training.loop import PRECISIONS
