@@ -421,7 +421,7 @@ def acting(setting: Setting, seeds: range, choices: list[str], folder: Path) -> 
     for choice in choices:
         fits = []
         for seed in seeds:
-            place = folder / f"act-on-{choice.replace(',', '-').replace(':', '-')}-{seed}"
+            place = folder / f"act-on-{re.sub(r'[^a-z0-9]+', '-', choice)}-{seed}"
             with listening(f"{setting.name}, {choice}, seed {seed}") as listener:
                 seed_everything(seed, 0)
                 fits.append(

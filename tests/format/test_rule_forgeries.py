@@ -151,7 +151,6 @@ SOUND: dict[str, dict[str, bytes]] = {
         "codes": b"\0\0\x10", "stored": deflated(floats(2)),
     },
     "on a base": ON_BASE,
-    "factors on a base": factors(b"\6\1\0\0"),
     "factors of the highest rank on a base": factors(b"\6\3\0\1", size=21),
     "directions of a base": factors(b"\7\3\0", size=9),
     "no tensors": {"layout": listed(b"\0"), "groups": b"\0", "count": b"\0", "rules": b"", "codes": b"", "stored": b""},
