@@ -17,7 +17,7 @@ from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
 from subcompress.onnx.on_base import BaseTensors
 from subcompress.onnx.pieces import repeats
 from subcompress.onnx.products import sizes_in, use_gemm
-from subcompress.onnx.slimming import every_name, shorten, simplified, slim
+from subcompress.onnx.slimming import every_name, needed, shorten, simplified, slim
 from subcompress.onnx.tracing import IR_VERSION, describe
 from subcompress.onnx.tracing_once import graph_once
 from subcompress.onnx.transposing import exchange_last
@@ -170,13 +170,15 @@ def _unfolding(model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
         outer += made.values()
     else:
         use_gemm(nodes, {made[o]: o.dims for o in made if o.is_plain}, outer, sizes_in(graph))
+        nodes.nodes, read = needed(nodes.nodes, outer)
+        nodes.constants = [c for c in nodes.constants if c.name in read]
     whole = helper.make_graph(nodes.nodes, "g", list(graph.input), list(graph.output), nodes.constants)
     names = shorten(whole, outer)
     opsets = [*model.opset_import, helper.make_opsetid(DOMAIN, 1)]
     result = helper.make_model(whole, opset_imports=opsets, functions=[*model.functions, *nodes.functions])
     result.ir_version = IR_VERSION
     describe(result, record)
-    return _Unfolding(result, {origin: names[name] for origin, name in made.items()}, base)
+    return _Unfolding(result, {origin: names[name] for origin, name in made.items() if name in names}, base)
 
 
 def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: BaseTensors | None) -> dict[_Origin, str]:

@@ -165,7 +165,7 @@ class BaseTensors:
             values = place.values
             with (folder / place.file.name).open("rb") as f:
                 f.seek(place.offset)
-                same = f.read(values.nbytes) == bytes(raw_bytes(values))
+                same = f.read(values.nbytes) == raw_bytes(values)
             if not same:
                 raise SubcompressError(
                     f"{folder / place.file.name} does not hold the base's tensors where {place.file} does: give "

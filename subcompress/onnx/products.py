@@ -42,7 +42,9 @@ def use_gemm(
     transposed = {
         node.output[0]: node.input[0]
         for node in nodes.nodes
-        if node.op_type == "Transpose" and node.input[0] in matrices and _is_product(users[node.output[0]], node)
+        if node.op_type == "Transpose"
+        and node.input[0] in matrices
+        and _is_product(users.get(node.output[0], []), node)
     }
     old, nodes.nodes = nodes.nodes, []
     written = _Writer(nodes, users, weights, sizes)
@@ -92,7 +94,7 @@ class _Writer:
     def product(self, node: onnx.NodeProto, weight: str) -> set[int]:
         """Add the nodes for a product; return the identities of later ones that they make superfluous."""
         n, (x, result), shape = self.nodes, (node.input[0], node.output[0]), self.weights[weight]
-        given, skipped = [self._rows_of(x, shape[1]), weight], set()
+        given, skipped = [self._rows_of(x, shape[1]), weight], set[int]()
         if (after := self._only_user(result)) is not None and (bias := self._bias(after, result, shape[0])):
             given.append(bias)
             skipped.add(id(after))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -110,6 +110,18 @@ def _shorten(graph: onnx.GraphProto, new: dict[str, str], values: Iterator[str])
         node.output[:] = [name and new[name] for name in node.output]
     for output in graph.output:
         output.name = new[output.name]
+
+
+def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Return the nodes that these outputs depend on, in their order, and the names of all values that are read."""
+    read, kept = set(outputs), []
+    for node in reversed(nodes):
+        if read.intersection(node.output):
+            kept.append(node)
+            read.update(node.input)
+            for inner in graphs_within(node):
+                read |= every_name(inner)
+    return kept[::-1], read
 
 
 def every_name(graph: onnx.GraphProto) -> set[str]:

@@ -12,8 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from subcompress.onnx.products import sizes_in
-from subcompress.onnx.slimming import every_name
-from subcompress.onnx.tracing import graphs_within
+from subcompress.onnx.slimming import needed
 
 Symbols = list[int | str]
 """Sizes: numbers, or those of an axis of the value that is looked at, by its number as text."""
@@ -40,7 +39,10 @@ def exchange_last(graph: onnx.GraphProto) -> None:
         if flat == [-1, a, b] and back == [*leading, b, a]:
             perm = [*range(rank - 2), rank - 1, rank - 2]
             node.CopyFrom(onnx.helper.make_node("Transpose", [chain.input[0]], list(node.output), perm=perm))
-    _remove_unread(graph)
+    kept, _ = needed(graph.node, [v.name for v in graph.output])
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _chain(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
@@ -80,17 +82,3 @@ class _Shapes:
             (first, *_), (end, *_) = parts[1:]
             return parts[0][first:end] if isinstance(first, int) and isinstance(end, int) else None
         return None
-
-
-def _remove_unread(graph: onnx.GraphProto) -> None:
-    needed, kept = {v.name for v in graph.output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-            for inner in graphs_within(node):
-                needed |= every_name(inner)
-    kept.reverse()
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:]
-    graph.node.extend(copies)

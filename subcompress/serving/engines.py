@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.onnx.outside import check_outside
 from subcompress.onnx.runtime import How, open_graph, ort_values
 from subcompress.serving.refusals import RefusedError
 from subcompress.support.threads import thread_count
@@ -118,8 +119,9 @@ def external_values(path: Path) -> dict[str, np.ndarray]:
     """Load initializers that are in other files than the graph, BF16 as uint16, for `open_session`.
 
     ONNX Runtime would map those files, and truncating a mapped file would end this process. Raises SubcompressError if
-    one cannot be read.
+    one cannot be read, lies outside the graph's folder or is not the one that the graph was made beside.
     """
+    check_outside(path)
     if not _holds(path, b"\n\x08location"):  # a key of external_data, as protobuf writes it
         return {}
     import onnx

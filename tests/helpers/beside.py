@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class Net(nn.Module):
         return self.head(self.last(self.norm(torch.relu(self.first(self.table(x)))))).mean(1)
 
 
+@cache
+def network() -> Net:
+    """One for all: a graph is traced once for a network, and takes a second."""
+    return Net().eval()
+
+
 def based_file(net: nn.Module, base: Path, path: Path) -> Path:
     """A fine-tune in which what MOVED names moves."""
     return saved(record_on(net, base, MOVED, FACTS, "base"), path)
@@ -49,7 +56,7 @@ def based_file(net: nn.Module, base: Path, path: Path) -> Path:
 
 def beside(folder: Path, base: Path | None = None) -> dict[str, Any]:
     """The graph of a fine-tune, and what it was made of. names: each weight's name in the graph."""
-    net, start = Net().eval(), Net().state_dict()
+    net, start = network(), Net().state_dict()
     folder.mkdir(exist_ok=True)
     if base is None:
         base = folder / "base" / "model.safetensors"

@@ -20,8 +20,11 @@ from safetensors.torch import save_file
 
 import subcompress
 from subcompress import format
+from subcompress.api.unpack import place_of
 from subcompress.onnx.outside import FILES, check_outside
 from subcompress.onnx.runtime import open_graph
+from subcompress.serving.engines import external_values
+from subcompress_cli.unpack import _beside as beside_lines
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +168,11 @@ def test_a_place_outside_the_folder_is_refused(made, tmp_path, place):
         tensor = next(t for t in model.graph.initializer if t.external_data)
         next(e for e in tensor.external_data if e.key == "location").value = place
 
-    said = refusal(open_graph, edited(copied(made, tmp_path), change))
-    assert f"a graph reads weights from files in its own folder; {tmp_path}" in said
-    assert repr(place) in said
+    graph = edited(copied(made, tmp_path), change)
+    for read in (open_graph, external_values):  # the server reads such files itself
+        said = refusal(read, graph)
+        assert f"a graph reads weights from files in its own folder; {tmp_path}" in said
+        assert repr(place) in said
 
 
 def test_a_place_within_a_node_is_seen(made, tmp_path):
@@ -248,3 +253,27 @@ def test_small_values_of_a_base_are_zero_where_something_is_added(tmp_path):
     found = beside(tmp_path / "out", base)
     assert every_weight(found, tmp_path, "ORT_DISABLE_ALL")
     assert weights_of(found, tmp_path, "ORT_ENABLE_ALL")
+
+
+@pytest.mark.parametrize(
+    ("output", "words", "place"),
+    [
+        ("there", {"self_unfolding": True}, "there/net.onnx"),
+        ("new", {"self_unfolding": True}, "new/net.onnx"),
+        ("new", {"format": "self-unfolding"}, "new/net.onnx"),
+        ("own.onnx", {"self_unfolding": True}, "own.onnx"),
+        ("there", {"format": "transformers", "self_unfolding": True}, "there"),
+        ("there", {}, "there"),
+    ],
+)
+def test_a_graph_in_a_folder_is_called_as_its_file(tmp_path, output, words, place):
+    (tmp_path / "there").mkdir()
+    assert place_of("runs/net.safetensors", tmp_path / output, **words) == tmp_path / place
+
+
+def test_the_command_says_what_lies_beside_a_graph():
+    files = [{"name": "model.safetensors", "bytes": 90, "placed": "hard link"}]
+    lines = beside_lines(Path("graphs/net.onnx"), {"base_files": files, "converted_bytes": 7})
+    assert lines[0] == "graphs/model.safetensors: the base, 90 bytes, hard link"
+    assert lines[1].startswith("a session converts 7 bytes of the base to the network's dtype")
+    assert beside_lines(Path("net.onnx"), {}) == []
