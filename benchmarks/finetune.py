@@ -536,6 +536,7 @@ def main() -> None:
     print("\n".join(lines))
     if options.output is not None:
         ending = short + ("" if options.precision is None else f"-{options.precision}")
+        options.output.mkdir(parents=True, exist_ok=True)
         (options.output / f"finetune-{kind}{options.task}{ending}.md").write_text("\n".join(lines) + "\n")
 
 

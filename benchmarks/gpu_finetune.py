@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     head = f"{name}, torch {torch.__version__}, {about()['date']}: {network}, {batch}"
     print("\n".join([head, "", *lines]))
     if given.output is not None:
+        given.output.mkdir(parents=True, exist_ok=True)
         (given.output / "gpu-finetune.md").write_text("\n".join([head, "", *lines]) + "\n")
 
 

@@ -76,7 +76,7 @@ def row(name: str, folder: Path, run: Path) -> None:
         return load_model(folder, "causal-lm")
 
     if name == "from_pretrained":
-        sum(float(p.sum()) for p in model().parameters())
+        sum(float(p.detach().sum()) for p in model().parameters())
     elif name != "libraries":
         vocabulary = len(load_embeddings(folder))
         options: dict[str, Any] = {"d": 200, "steps": STEPS, "batch_size": BATCH, "threads": 1, "base": folder}
@@ -136,6 +136,7 @@ def main() -> None:
     print("\n".join(lines))
     if given.output is not None:
         name = f"memory-{given.folder.name}.md" if given.folder else "memory.md"
+        given.output.mkdir(parents=True, exist_ok=True)
         (given.output / name).write_text("\n".join(lines) + "\n")
 
 

@@ -99,6 +99,7 @@ def main() -> None:
     print(lines[-1])
     if options.output:
         text = "\n".join([f"# Predicted dimensions, {time.strftime('%Y-%m-%d')}\n", *lines])
+        options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "predict.md").write_text(text + "\n")
 
 

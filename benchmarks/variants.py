@@ -130,6 +130,7 @@ def main() -> None:
     print("\n".join(lines))
     if options.output is not None:
         name = "variants-peers.md" if options.peers else "variants.md"
+        options.output.mkdir(parents=True, exist_ok=True)
         (options.output / name).write_text("\n".join(lines) + "\n")
 
 

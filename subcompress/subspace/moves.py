@@ -390,8 +390,7 @@ class _Trial:
             self.masters.step(optimizer)
             self.steps += 1
         # Of the same batches as before: of others it differs by more than a few steps change.
-        with torch.no_grad():
-            self.last = float(np.mean([parts.value(batch, partial(self.loss, loss_of)) for batch in first]))
+        self.last = float(np.mean([parts.value(batch, partial(self.loss, loss_of)) for batch in first]))
         self._forget_gradients()
 
     def loss(self, loss_of: LossOf, batch: Any) -> Tensor:

@@ -29,7 +29,7 @@ def test_a_base_is_asked_for_and_only_where_there_is_one():
     line = refusal(format.from_bytes, forged())
     assert "--base" in line
     assert PARTS["digest"].hex() in line
-    assert "on no base" in refusal(format.from_bytes, _plain(), HELD)
+    assert "has no base" in refusal(format.from_bytes, _plain(), HELD)
 
 
 def _plain() -> bytes:
