@@ -16,7 +16,7 @@ import memory
 @pytest.mark.slow
 def test_a_fit_takes_little_more_memory_than_the_network(tmp_path):
     memory.make(tmp_path, "small")
-    lines = memory.table(tmp_path, ("libraries", "fit"))
+    lines = memory.table(tmp_path, 16, ("libraries", "fit"))
     *_, share = (float(cell) for cell in re.findall(r"\| ([\d.]+) \|$", "\n".join(lines), re.M))
     assert share < 2.5  # of 130 MB: activations and what a fit imports are a large part
 
