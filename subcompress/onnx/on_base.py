@@ -140,8 +140,8 @@ class BaseTensors:
         tensor = TensorProto(name=next(self.nodes.names), data_type=KINDS[spec.dtype], dims=key[1])
         tensor.data_location = TensorProto.EXTERNAL
         entries = {"location": place.file.name, "offset": place.offset, "length": place.values.nbytes}
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
+        for what, value in entries.items():
+            tensor.external_data.add(key=what, value=str(value))
         self.nodes.constants.append(tensor)
         self._known[key] = tensor.name
         self.places[tensor.name] = place
