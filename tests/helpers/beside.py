@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.api.formats import Wanted
 from subcompress.api.formats.unfolding_graph import placed
-from subcompress.api.unpack import Wanted, place_of, unpacked
+from subcompress.api.unpack import place_of, unpacked
 from subcompress.format.facts import Facts
 from subcompress.onnx import exporting
 from subcompress.rebuild.expand import expand

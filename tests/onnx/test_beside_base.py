@@ -111,6 +111,7 @@ def test_the_base_is_linked_and_several_graphs_share_it(made, tmp_path):
     shutil.copy(made["base"], cache / "blobs" / "abc")
     (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
     out = tmp_path / "out"
+    out.mkdir()
     with made["placing"]({"model.safetensors": snapshot / "model.safetensors"}, out) as how:
         assert how == {"model.safetensors": "hard link"}
     assert not (out / "model.safetensors").is_symlink()
@@ -119,7 +120,7 @@ def test_the_base_is_linked_and_several_graphs_share_it(made, tmp_path):
     shutil.copy(made["graph"], out / "other.onnx")
     open_graph(out / "other.onnx")
     shutil.copy(made["graph"], snapshot / "own.onnx")
-    assert "resolved" in refusal(open_graph, snapshot / "own.onnx") or onnxruntime.__version__ < "1.24"
+    assert "does not open" in refusal(open_graph, snapshot / "own.onnx")
     assert "a symbolic link out of its folder" in refusal(
         made["placing"]({"model.safetensors": made["base"]}, snapshot).__enter__
     )
