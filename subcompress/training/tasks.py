@@ -270,17 +270,16 @@ class Task:
 
     def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
         """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
-        if self.metric is None:
-            with torch.enable_grad():  # losses through derivatives of the inputs need it
-                return self.loss_of(module, batch).detach()
-        try:
-            with torch.no_grad():
-                return call(module, batch[0])
-        except RuntimeError as e:
-            if "does not require grad" not in str(e):
-                raise
-        with torch.enable_grad():  # a forward pass that differentiates, such as forces from an energy
-            return tree_map(Tensor.detach, call(module, batch[0]))
+        see: Callable[[nn.Module, tuple[Tree, Tree]], Any] = self.loss_of if self.metric is None else _call
+        if self.metric is not None or self.loss_name in LOSSES:  # a graph would hold all activations
+            try:
+                with torch.no_grad():
+                    return see(module, batch)
+            except (RuntimeError, SubcompressError) as e:
+                if "does not require grad" not in str(e):
+                    raise
+        with torch.enable_grad():  # losses of the user's, and passes that differentiate, such as forces from an energy
+            return tree_map(Tensor.detach, see(module, batch))
 
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:
         """For one evaluation of so many examples, that come in that order."""
@@ -403,6 +402,10 @@ def _vocabulary(module: nn.Module) -> int | None:
     except (AttributeError, NotImplementedError):  # transformers has networks without one
         return None
     return len(weight) if isinstance(weight, Tensor) and weight.ndim else None
+
+
+def _call(module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
+    return call(module, batch[0])
 
 
 def _exponential(x: float) -> float:

@@ -278,6 +278,34 @@ def test_few_examples_pass_through_the_network_before_training(classes, metric):
         first_look(net, Split(classes.x, y), Task.of("cross-entropy", metric))
 
 
+class Slope(nn.Module):
+    """Differentiates in its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.graphs = nn.Linear(4, 3), []
+
+    def forward(self, x):
+        self.graphs.append(torch.is_grad_enabled())
+        outputs = self.line(x.requires_grad_())
+        return outputs + torch.autograd.grad(outputs.sum(), x, create_graph=True)[0][:, :3]
+
+
+@pytest.mark.parametrize("metric", [None, "loss"])
+def test_an_evaluation_holds_no_activations_unless_it_needs_them(classes, metric):
+    graphs = []
+    net = nn.Sequential(nn.Linear(4, 3))
+    net[0].register_forward_hook(lambda layer, x, found: graphs.append(found.requires_grad))
+    value = evaluate(net, classes, Task.of("cross-entropy", metric))
+    assert set(graphs) == {False}
+    own = Task.of(lambda module, batch: LOSSES["cross-entropy"][0](module, batch))
+    if metric == "loss":
+        assert evaluate(net, classes, own) == pytest.approx(value)
+        assert graphs[-1]
+    evaluate(slope := Slope(), classes, Task.of("cross-entropy", metric))
+    assert slope.graphs[:2] == [False, True]
+
+
 def test_an_evaluation_that_memory_runs_out_in_takes_fewer_examples_at_a_time(classes):
     task = Task.of()
     net = Counted(300)
