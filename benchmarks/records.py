@@ -47,17 +47,20 @@ class Record:
     rate: float = 0.0
     lr: float | None = None
     batch_size: int = 128
+    bytes: int | None = None
+    optimizer: str = "adam"
     augment: str | None = None
 
     def options(self) -> dict[str, Any]:
         """For `fit`."""
         found = {k: v for k, v in asdict(self).items() if k not in ("model", "data", "augment")}
+        found |= {} if self.bytes is None else {"seeds": 1}
         return found | {"d": self.d or sum(p.numel() for p in MODELS[self.model]().parameters())}
 
     def command(self, seed: int) -> str:
         """The same as a command line."""
         options = {k: v for k, v in self.options().items() if v is not None}
-        words = " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in options.items())
+        words = " ".join(f"--{k.replace('_', '-')} {v if isinstance(v, str) else f'{v:g}'}" for k, v in options.items())
         words += f" --augment {self.augment}" if self.augment else ""
         return (
             f"subcompress fit --model {self.model} --data {self.data} --data-dir DIR {words} "
@@ -69,6 +72,7 @@ RECORDS = {
     "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5),
     "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 130, d=2650, lr=0.0136, augment="flip"),
     "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, augment="shift"),
+    "oriented-350": Record("oriented-6-8", "mnist", 8, bits=2, rate=2.2e-4, lr=0.105, bytes=350),
 }
 
 

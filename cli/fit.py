@@ -48,7 +48,13 @@ if TYPE_CHECKING:
 @augment_option
 @training_task_options
 @option("--d", type=int, help="Train in exactly d coordinates.", group=GOAL)
-@option("--bytes", type=int, metavar="N", help="Find the best file of at most N bytes.", group=GOAL)
+@option(
+    "--bytes",
+    type=int,
+    metavar="N",
+    help="Find the best file of at most N bytes; with --d, in so many coordinates.",
+    group=GOAL,
+)
 @option(
     "--min-accuracy",
     type=float,

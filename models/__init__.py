@@ -11,6 +11,7 @@ from subcompress_models.lenet import LeNet
 from subcompress_models.lenet5 import LeNet5
 from subcompress_models.mlp import MLP
 from subcompress_models.mobilenet_v2 import MobileNetV2
+from subcompress_models.oriented import Oriented
 from subcompress_models.separable import Separable
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -21,7 +22,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "conv3-4-6-8": partial(Conv3, (4, 6, 8)),
     "conv3-8-12-16": partial(Conv3, (8, 12, 16)),
     "mobilenet-v2": MobileNetV2,
+    "oriented-6-8": partial(Oriented, (6, 8)),
+    "oriented-10-16": partial(Oriented, (10, 16)),
     "separable-16-32-48-64": partial(Separable, (16, 32, 48, 64)),
 }
 
-__all__ = ["MLP", "MODELS", "CifarLeNet", "Conv3", "LeNet", "LeNet5", "MobileNetV2", "Separable"]
+__all__ = ["MLP", "MODELS", "CifarLeNet", "Conv3", "LeNet", "LeNet5", "MobileNetV2", "Oriented", "Separable"]

@@ -57,11 +57,12 @@ def fit(
     change it: `fit(model, data, "run", d=2000, epochs=20)`.
 
     Give one goal: `d`, or a target (`min_accuracy`, `max_drop` or `target`), for which the smallest file is searched,
-    or `bytes`, for which the best file of at most so many bytes is searched. The network that is given stays as it
-    was. Before the first training, at most about 100 steps of direct training measure how far each tensor moves. The
-    same seed, data, options and machine give the same file on a CPU, also if the call was interrupted and made again.
-    On CUDA, some sums have no fixed order. Several processes that torchrun started, each of which makes this call,
-    share the shards of each batch; the first of them writes the folder and hears of progress.
+    or `bytes`, for which the best file of at most so many bytes is searched, with `d` too in just so many coordinates.
+    The network that is given stays as it was. Before the first training, at most about 100 steps of direct training
+    measure how far each tensor moves. The same seed, data, options and machine give the same file on a CPU, also if the
+    call was interrupted and made again. On CUDA, some sums have no fixed order. Several processes that torchrun
+    started, each of which makes this call, share the shards of each batch; the first of them writes the folder and
+    hears of progress.
 
     Args:
         model: The network, or a function without arguments that builds it. A function is better: it is called under
@@ -122,7 +123,7 @@ def _of_use(options: Options, listener: Listener) -> Options:
     """The options, with one job where there is one training. A line names those that only a search has a use for."""
     goal, machine = options.goal, options.machine
     given = {"--jobs": machine.jobs > 1, "--seeds": goal.seeds != Goal.seeds, "--max-fits": goal.max_fits is not None}
-    if goal.d is None or not any(given.values()):
+    if goal.d is None or goal.bytes is not None or not any(given.values()):
         return options
     named = ", ".join(name for name, is_given in given.items() if is_given)
     listener.note(f"not used, because with --d there is one training and no search: {named}")
@@ -209,10 +210,7 @@ def engine_of(fitter: Fitter, goal: SearchGoal) -> Engine:
         return BudgetSearch(fitter, goal)
     if goal.d is None:
         return TargetSearch(fitter, goal)
-    d = goal.d
-    if d > fitter.D:
-        fitter.warn(f"--d {d} is more than the D = {fitter.D} weights that can be trained: it is lowered to D")
-        d = fitter.D
+    d = fitter.lowered(goal.d)
     fitter.say_cost(d, 1)
     return Listed([Trial(d, fitter.settings.seed)], fitter.task, Listener())
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,12 @@ class SkippedError(Exception):
     """The peer is not available here; the message says why."""
 
 
+class Rounds(Trainee, Protocol):
+    """What is trained, and rounded from `begin` on."""
+
+    def begin(self) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """record: of our file, `size` bytes, which took `seconds`; folder: for the files that peers write."""
@@ -63,6 +70,10 @@ class Bench:
         """Train what of a module wants a gradient, with the budget of our fit. Returns the seconds it took."""
         usual = BASELINE_RATES if self.record.base is None else BASED_BASELINE_RATES
         return self._train(Direct(module), title, lr or usual[0])
+
+    def rounded(self, trainee: Rounds, title: str, lr: float) -> float:
+        """Train a network that begins to round when ours does. Returns the seconds it took."""
+        return self._train(trainee, title, lr, trainee.begin)
 
     @property
     def new(self) -> list[str]:

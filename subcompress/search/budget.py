@@ -3,7 +3,8 @@
 As many coordinates are taken as fit. What one takes in a file is a guess before the first training, and measured after
 it: a file that misses the budget by more than a few bytes is trained once more, in the d that the measured bits give.
 From when rounding begins, coordinates are priced that the file has no room for; what it is still too long by is cut, by
-coordinates that become zero.
+coordinates that become zero. Where d is given, so many are trained, and where they are as many as weights, longer
+steps of rounding make them fit; then a rate, if one is given, is the only price.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class BudgetSearch:
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.probes: list[Probe] = []
         self.beside = fitter.beside()
+        self.given = None if goal.d is None else fitter.lowered(goal.d)
         fitter.say_cost(self._d(), len(self.seeds), goal.max_minutes)
 
     def tell(self, trial: Trial, probe: Probe) -> None:
@@ -106,7 +108,9 @@ class BudgetSearch:
         return max(1, room - round(min(LEAST + MARGIN * self.bytes, room / 4)))
 
     def _d(self) -> int:
-        """Coordinates that fit, at the bits that each took so far."""
+        """Coordinates: those that are given, or as many as fit, at the bits that each took so far."""
+        if self.given is not None:
+            return self.given
         seen = [8 * (p.coded - p.statistics + p.cut) / p.d for p in self.probes if p.bytes]
         each = statistics.fmean(seen) if seen else GROWN * CODED_BITS[self.fitter.settings.bits]
         return self.fitter.possible(int(8 * self._room() / each))

@@ -19,7 +19,7 @@ MAX_FITS, TRIED = 8.0, 2.0
 @dataclass(frozen=True)
 class SearchGoal:
     """A goal that can be met: one of d, value (of the metric), drop (below the baseline) and bytes (of the whole file)
-    is given."""
+    is given, or d and bytes."""
 
     d: int | None = None
     value: float | None = None
@@ -31,10 +31,15 @@ class SearchGoal:
     max_minutes: float = math.inf
     baseline_lr: float | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether one training is all that is asked for."""
+        return self.d is not None and self.bytes is None
+
     def command(self) -> dict[str, Any]:
         """What makes two commands the same, and the limits, which may differ; see `subcompress.training.schemas`."""
         named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
-        if self.d is not None:
+        if self.single:
             return {"goal": named}
         limits = {"seeds": self.seeds, "max_fits": self.max_fits, "max_minutes": self.max_minutes}
         step = {} if self.baseline_lr is None else {"baseline_lr": self.baseline_lr}
@@ -54,9 +59,9 @@ def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
         "--bytes": goal.bytes,
     }
     given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
+    if len(given) != 1 and given != ["--d", "--bytes"]:
         words = " and ".join(given) if given else "none of them"
-        raise SubcompressError(f"fit takes one of {', '.join(options)}; got {words}")
+        raise SubcompressError(f"fit takes one of {', '.join(options)}, or --d with --bytes; got {words}")
     _check_target(goal, task, given[0])
     _check_baseline(goal, given[0])
     if not 1 <= goal.seeds <= 100:
@@ -117,7 +122,7 @@ def _max_fits(goal: Goal, jobs: int) -> float:
     tries_steps = goal.max_drop is not None and goal.baseline is None and goal.baseline_lr is None
     limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + jobs - 1 + (TRIED if tries_steps else 0)
     least, words = (goal.seeds, "--seeds") if goal.bytes is not None else (goal.seeds + 1, "--seeds + 1")
-    if goal.d is None and not limit >= least:
+    if (goal.d is None or goal.bytes is not None) and not limit >= least:
         raise SubcompressError(f"--max-fits must be at least {words} = {least}; got {limit:g}")
     return limit
 
@@ -125,7 +130,7 @@ def _max_fits(goal: Goal, jobs: int) -> float:
 def _max_minutes(goal: Goal) -> float:
     if goal.max_minutes is None:
         return math.inf
-    if goal.d is not None:
+    if goal.d is not None and goal.bytes is None:
         raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
     if not goal.max_minutes > 0:
         raise SubcompressError(f"--max-minutes must be positive; got {goal.max_minutes:g}")

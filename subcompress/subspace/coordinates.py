@@ -44,7 +44,7 @@ class Coordinates(nn.Module):
         # torch.compile follows no look-up of a dtype by its name.
         self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
 
-    def round(self, bits: int = 4) -> None:
+    def round(self, bits: int = 4, room: int | None = None) -> None:
         """Round the weights from here on to those that will be packed.
 
         z is rounded to integers of so many bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
@@ -52,8 +52,10 @@ class Coordinates(nn.Module):
 
         Args:
             bits: Bits of a coordinate, 2 to 8.
+            room: Bytes that the coordinates may take: steps are longer, and more coordinates zero, where they would
+                take more.
         """
-        self.rounding.begin(bits, self.parts())
+        self.rounding.begin(bits, self.parts(), room)
 
     @property
     def bits(self) -> int:

@@ -20,6 +20,10 @@ MAX_A = 1 << 10
 """The largest frozen constant, in steps."""
 
 
+LONGEST = 8.0
+"""The longest step, in units of the usual one: with two bits it leaves no coordinate that is not zero."""
+
+
 class Rounding:
     """Whether and how z is rounded.
 
@@ -56,8 +60,9 @@ class Rounding:
         """The largest integer."""
         return (1 << (self.bits - 1)) - 1
 
-    def begin(self, bits: int, z: Sequence[Tensor]) -> None:
-        """Choose the step of each part by the spread of its coordinates. Raises SubcompressError for other bits."""
+    def begin(self, bits: int, z: Sequence[Tensor], room: int | None = None) -> None:
+        """Choose the step of each part by the spread of its coordinates, and, where they would take more than `room`
+        bytes so, longer steps, which leave more of them at zero. Raises SubcompressError for other bits."""
         check_options(bits, 0, "hadamard")
         steps = []
         for part, operator in zip(z, self.operators, strict=True):
@@ -67,6 +72,22 @@ class Rounding:
                 step = 1 / min(max(1, round(1 / step)), MAX_A) if step > 0 else 1.0
             steps.append(step or 1.0)
         self._set(bits, steps)
+        if room is not None:
+            self._lengthen(z, room)
+
+    def _lengthen(self, z: Sequence[Tensor], room: int) -> None:
+        """Make all steps longer by the smallest factor with which the coordinates take at most `room` bytes, as far as
+        LONGEST goes. Steps that a frozen constant is a multiple of stay."""
+        bits, steps = self.bits, self.steps
+        free = [not (isinstance(o, HadamardBlocks) and o.K) for o in self.operators]
+        low, high = 1.0, LONGEST
+        if self.coded_bytes(z) <= room:
+            return
+        for _ in range(12):
+            factor = math.sqrt(low * high)
+            self._set(bits, [s * factor if f else s for s, f in zip(steps, free, strict=True)])
+            low, high = (low, factor) if self.coded_bytes(z) <= room else (factor, high)
+        self._set(bits, [s * high if f else s for s, f in zip(steps, free, strict=True)])
 
     def _set(self, bits: int, steps: Sequence[float]) -> None:
         self.state[0] = bits

@@ -51,6 +51,10 @@ from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, 
 from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
 from subcompress.training.tasks import Task, evaluate
 
+TIGHT = 0.85
+"""Of their room: what coordinates of one a weight may take when rounding begins. They take more in the end: training
+finds a use for some that were zero."""
+
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
 
@@ -150,6 +154,12 @@ class Fitter:
                 continue
             return k
         return self.least
+
+    def lowered(self, d: int) -> int:
+        """d, or D where that is less, with a warning."""
+        if d > self.D:
+            self.warn(f"--d {d} is more than the D = {self.D} weights that can be trained: it is lowered to D")
+        return min(d, self.D)
 
     def beside(self) -> int:
         """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
@@ -569,18 +579,20 @@ class Fitter:
     ) -> tuple[Subspace, Outcome]:
         """Train a subspace of that plan."""
         s = self.settings
+        # With a coordinate a weight most may be zero. Fewer coordinates were chosen so that they nearly fit.
+        fitting = round(TIGHT * room) if room is not None and plan.d == self.D else None
         subspace = self._subspace(plan)
         outcome = train(
             subspace,
             self.data,
             self.task,
             recipe,
-            quantize=(lambda: subspace.round(s.bits)) if s.rounded else None,
+            quantize=(lambda: subspace.round(s.bits, fitting)) if s.rounded else None,
             listener=self.listener,
             note=note,
             checkpoint=checkpoint,
             hopeless=hopeless,
-            pressure=None if room is None else Pressure(subspace, room),
+            pressure=None if room is None or (fitting and recipe.rate) else Pressure(subspace, room),
             shards=self.shards,
         )
         if changed := self.copies.restored():

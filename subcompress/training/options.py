@@ -74,14 +74,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What to reach: give exactly one of the first five. The others say what a search for it may cost.
+    """What to reach: give exactly one of the first five, or `d` with `bytes`. The others say what a search may cost.
 
     Args:
         d: Number of coordinates: one training.
         min_accuracy: Find the smallest file with at least this validation accuracy, between 0 and 1.
         max_drop: Find the smallest file with an accuracy at most this far below that of direct training.
         target: Find the smallest file whose metric is at least this value (at most, if smaller is better).
-        bytes: Find the best file of at most so many bytes, the whole file counted.
+        bytes: Find the best file of at most so many bytes, the whole file counted; with `d`, in just so many
+            coordinates.
         baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
             default the network is trained directly.
         baseline_lr: The step of that direct training. By default the best of a few on the validation split.

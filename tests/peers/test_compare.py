@@ -18,7 +18,7 @@ from subcompress import Listener, SubcompressError
 from subcompress.api.compare import Comparison
 from subcompress.data import DATA, augment_of
 from subcompress.peers import PEERS, Bench, SkippedError
-from subcompress.peers.tiny import Convolutions, Hidden, Pooled, _width, rounded
+from subcompress.peers.tiny import Convolutions, Hidden, Pooled, Rounded, Separable, _width
 from subcompress.training import run
 from subcompress.training.loop import TrainOptions
 from subcompress.training.tasks import Task
@@ -80,7 +80,7 @@ def test_rows_are_whole_files_on_disk(compared, fitted):
     assert ours.bytes == subcompress.pack(fitted, fitted / "net.safetensors") <= 250
     assert ours.value == run.fit_of(fitted).test
     by_name = {row.name: row for row in compared.rows}
-    for name in ("tiny network, 8 bits", "float32 subspace (Li et al., PRANC)"):
+    for name in ("tiny network, 4 bits", "float32 subspace (Li et al., PRANC)"):
         assert 0.6 * ours.bytes < by_name[name].bytes <= ours.bytes
     assert by_name["4-bit weights"].bytes < by_name["dense, ONNX"].bytes / 3
     assert by_name["ONNX Runtime int8"].bytes < by_name["dense, ONNX"].bytes / 2
@@ -158,19 +158,35 @@ def test_adapters_say_what_they_need(bench):
         PEERS["unilora"](without)
 
 
-@pytest.mark.parametrize("make", [Convolutions, Pooled, Hidden])
-@pytest.mark.parametrize("size", [300, 1000, 5000])
+@pytest.mark.parametrize("make", [Convolutions, Pooled, Separable, Hidden])
+@pytest.mark.parametrize("size", [300, 1000])
 def test_the_widest_tiny_network_that_fits(make, size):
     width = _width(make, (1, 28, 28), 10, size)
     if make is Hidden and size == 300:
         assert width == 0
         return
     torch.manual_seed(0)
-    small, large = (make((1, 28, 28), 10, w) for w in (width, width + 1))
-    assert small(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-    assert len(rounded(small)) <= size < sum(p.numel() + 4 for p in large.parameters())
+    small = Rounded(make((1, 28, 28), 10, width))
+    assert small.module(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    small.begin()
+    assert 0.6 * size < len(small.packed(size)) <= size
     for p in small.parameters():
-        assert len(p.unique()) <= 255
+        assert len(p.unique()) <= 15
+
+
+def test_a_tiny_network_is_trained_with_rounded_weights():
+    torch.manual_seed(0)
+    net, x = Rounded(Pooled((1, 8, 8), 3, 4)), torch.rand(5, 1, 8, 8)
+    with net.materialized() as module:
+        exact = module(x)
+    net.begin()
+    with net.materialized() as module:
+        trained = module(x)
+        trained.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert not torch.equal(exact, trained)
+    net.packed(10**6)
+    assert torch.allclose(net.module(x), trained, atol=1e-6)  # what was trained is what is packed
 
 
 def test_the_page_holds_everything(fitted, compared):

@@ -58,6 +58,34 @@ def test_the_price_falls_towards_zero():
     assert Subspace.of(nn.Linear(9, 9), 5).coded_bits() is None
 
 
+@given(st.integers(2, 6), st.integers(0, 99), st.floats(0.1, 1.5))
+@settings(max_examples=8, deadline=None)
+def test_steps_are_longer_where_the_coordinates_have_little_room(bits, seed, share):
+    space = spaced(200, bits, seed)
+    usual, whole = space.rounding.steps[0], coded(space)
+    room = int(share * whole)
+    space.round(bits, room)
+    if room >= whole:
+        assert space.rounding.steps[0] == usual
+    else:
+        assert coded(space) <= room or space.rounding.steps[0] == pytest.approx(8 * usual)
+        assert coded(space) >= 0.9 * room - 4  # and no longer than they must be
+
+
+@pytest.mark.slow
+def test_so_many_coordinates_within_so_many_bytes(few_digits, tmp_path):
+    options = OPTIONS | {"d": 1554, "bits": 2, "bytes": 400, "seeds": 2, "epochs": 2}
+    found = subcompress.fit(small, few_digits, tmp_path / "run", **options)
+    assert {p.d for p in found.probes} == {1554}
+    assert [p.seed for p in found.probes] == [0, 1]
+    assert 300 <= subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors") <= 400
+
+
+def test_other_goals_do_not_go_together(few_digits, tmp_path):
+    with pytest.raises(SubcompressError, match=r"fit takes one of --d, .* or --d with --bytes; got --d and --target"):
+        subcompress.fit(small, few_digits, tmp_path / "run", d=9, target=0.5)
+
+
 @given(st.integers(20, 400), st.integers(2, 6), st.integers(0, 99), st.floats(0.0, 1.0))
 @settings(max_examples=25, deadline=None)
 def test_shortened_coordinates_fit_and_no_more_become_zero_than_must(d, bits, seed, share):
