@@ -80,7 +80,7 @@ class Separable(nn.Module):
         self.stem = nn.Conv2d(channels, a, 5, stride=2, padding=2)
         self.depthwise = nn.ModuleList(nn.Conv2d(n, n, 3, padding=1, groups=n, bias=False) for n in (a, b))
         self.pointwise = nn.ModuleList((nn.Conv2d(a, b, 1), nn.Conv2d(b, c, 1)))
-        places = tuple((side + 1) // 2 // 4 for side in (height, across))
+        places = ((height + 1) // 2 // 4, (across + 1) // 2 // 4)
         self.places = nn.Conv2d(widths[-1], widths[-1], places, groups=widths[-1], bias=False)
         self.head = nn.Linear(widths[-1], outputs)
 
@@ -206,7 +206,7 @@ class Rounded(Direct):
         with torch.no_grad():
             for (name, p), own in zip(named.items(), q.split([p.numel() for p in named.values()]), strict=True):
                 p.copy_(own.view_as(p) * self.steps[name])
-        return np.float32(list(self.steps.values())).tobytes() + _coded(q, order[:0])
+        return np.array(list(self.steps.values()), np.float32).tobytes() + _coded(q, order[:0])
 
     def _put(self, name: str, value: Tensor) -> None:
         owner, _, leaf = name.rpartition(".")

@@ -72,14 +72,18 @@ def test_steps_are_longer_where_the_coordinates_have_little_room(bits, seed, sha
         assert coded(space) >= 0.9 * room - 4  # and no longer than they must be
 
 
+@pytest.mark.slow
 def test_so_many_coordinates_within_so_many_bytes(few_digits, tmp_path):
     options = OPTIONS | {"d": 1554, "bits": 2, "bytes": 400, "seeds": 2, "epochs": 2}
     found = subcompress.fit(small, few_digits, tmp_path / "run", **options)
     assert {p.d for p in found.probes} == {1554}
     assert [p.seed for p in found.probes] == [0, 1]
     assert 300 <= subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors") <= 400
+
+
+def test_other_goals_do_not_go_together(few_digits, tmp_path):
     with pytest.raises(SubcompressError, match=r"fit takes one of --d, .* or --d with --bytes; got --d and --target"):
-        subcompress.fit(small, few_digits, tmp_path / "other", d=9, target=0.5)
+        subcompress.fit(small, few_digits, tmp_path / "run", d=9, target=0.5)
 
 
 @given(st.integers(20, 400), st.integers(2, 6), st.integers(0, 99), st.floats(0.0, 1.0))
