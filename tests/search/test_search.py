@@ -141,7 +141,7 @@ def test_far_targets_are_looked_for_far_away():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "one of --d, --min-accuracy, --max-drop, --target, --bytes; got none"),
+        ({}, "one of --d, --min-accuracy, --max-drop, --target, --bytes, or --d with --bytes; got none"),
         ({"d": 9, "min_accuracy": 0.9}, "got --d and --min-accuracy"),
         ({"target": 0.9, "max_drop": 0.1}, "got --max-drop and --target"),
         ({"min_accuracy": 90}, "above 0 and up to 1; got 90"),
@@ -156,7 +156,6 @@ def test_far_targets_are_looked_for_far_away():
         ({"max_drop": 0.1, "baseline": "nowhere.safetensors"}, "a number or a safetensors file"),
         ({"d": 9, "max_minutes": 1}, "with --d there is one training"),
         ({"min_accuracy": 0.9, "max_minutes": 0}, "--max-minutes must be positive"),
-        ({"within": 300, "d": 9}, "got --d and --bytes"),
         ({"within": 300, "target": 0.9}, "got --target and --bytes"),
         ({"within": 300, "baseline": 0.9}, "--bytes has none"),
         ({"within": 300, "operator": "dense"}, "dense is a reference that makes none"),
