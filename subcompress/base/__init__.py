@@ -1,7 +1,7 @@
 """Bases: public weights that a file's weights start from; the file names its base and never contains it."""
 
 from subcompress.base.attaching import attach_base, tied_names
-from subcompress.base.base import HUB, Base, BaseReference, OnBase
+from subcompress.base.base import HUB, BaseReference, BaseTensors, OnBase
 from subcompress.base.names import FLOATS
 from subcompress.base.opening import WEIGHTS, find_base, open_base, weights_file, weights_files
 from subcompress.tensors.mapping import file_location, release_pages
@@ -10,8 +10,8 @@ __all__ = [
     "FLOATS",
     "HUB",
     "WEIGHTS",
-    "Base",
     "BaseReference",
+    "BaseTensors",
     "OnBase",
     "attach_base",
     "file_location",

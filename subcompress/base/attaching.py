@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from subcompress.base.base import Base, BaseReference, OnBase
+from subcompress.base.base import BaseReference, BaseTensors, OnBase
 from subcompress.base.names import FLOATS, Pairing, canonical, is_convertible, prefix_of
 from subcompress.errors import SubcompressError
 from subcompress.support.lazy import torch
@@ -20,7 +20,7 @@ NEW_LAYERS = 3
 """The most layers at the end of a network that may be new without being named: a head has one, two or three."""
 
 
-def attach_base(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
+def attach_base(base: BaseTensors, module: nn.Module, new: tuple[str, ...] = ()) -> OnBase:
     """Match the tensors of a module to those of a base.
 
     Tensors match by equal name and shape, up to a common prefix, parts that wrappers add, and old names
@@ -60,7 +60,9 @@ def attach_base(base: Base, module: nn.Module, new: tuple[str, ...] = ()) -> OnB
     return found
 
 
-def _fit_to_module(base: Base, module: nn.Module, state: Mapping[str, Tensor], anew: Set[str]) -> tuple[Base, Pairing]:
+def _fit_to_module(
+    base: BaseTensors, module: nn.Module, state: Mapping[str, Tensor], anew: Set[str]
+) -> tuple[BaseTensors, Pairing]:
     """Return the base, changed if its names or row counts need it, and the pairing of both."""
     tables = [child for child in module.modules() if isinstance(child, (torch.nn.Embedding, torch.nn.EmbeddingBag))]
     rows = {id(child.weight) for child in tables}

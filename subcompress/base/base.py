@@ -1,6 +1,6 @@
 """Bases and the references to them in files: theta = base + scale * integer.
 
-A `BaseReference` is what a file records about its base, a `Base` the loaded tensors, and `OnBase` the two together: it
+A `BaseReference` is what a file records about its base, a `BaseTensors` the loaded tensors, and `OnBase` the two together: it
 maps the tensors of the base to those of the model.
 """
 
@@ -103,7 +103,7 @@ class BaseReference:
         return Layout(tuple(specs))
 
 
-class Base:
+class BaseTensors:
     """The tensors of a base, sorted by name (a safetensors file is mapped, not read).
 
     arrays: tensors by name, BF16 as uint16, in memory that others may share: read-only. left_out: tensors that cannot
@@ -186,15 +186,15 @@ class Base:
                 "and begin anew"
             )
 
-    def changed(self, changes: Changes) -> Base:
+    def changed(self, changes: Changes) -> BaseTensors:
         """Return the base with changes applied, which its name then records; itself if there are none."""
         if not changes:
             return self
-        found = Base(changes.applied(self.arrays), f"{self.name}{MARK}{changes}", self.revision, self.left_out)
+        found = BaseTensors(changes.applied(self.arrays), f"{self.name}{MARK}{changes}", self.revision, self.left_out)
         found.notes, found.origin = tuple(changes.notes(self.arrays)), self.origin
         return found
 
-    def matching(self, reference: BaseReference) -> Base | None:
+    def matching(self, reference: BaseReference) -> BaseTensors | None:
         """Return the base that a file was made on: this one, or this one changed as the file says; None if neither
         is."""
         known = self.__dict__.get("digest") == reference.digest
@@ -222,7 +222,7 @@ class OnBase:
     """A loaded base and a reference to it: how a model maps onto the base."""
 
     reference: BaseReference
-    base: Base
+    base: BaseTensors
 
     @cached_property
     def layout(self) -> Layout:

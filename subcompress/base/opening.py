@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subcompress.base.base import HUB, Base, BaseReference
+from subcompress.base.base import HUB, BaseReference, BaseTensors
 from subcompress.base.nesting import left_out_of, reason, state_in
 from subcompress.base.origin import Origin, origin_of
 from subcompress.errors import SubcompressError
@@ -34,7 +34,7 @@ plus AND_MORE. The tensors of a torch file are bounded by its size in the same w
 that one value is repeated a trillion times."""
 
 
-def open_base(source: Any, name: str | None = None) -> Base:
+def open_base(source: Any, name: str | None = None) -> BaseTensors:
     """Open a base from any source.
 
     source: a safetensors file, a torch state dict (read with weights_only=True), the index of several such files, a
@@ -43,7 +43,7 @@ def open_base(source: Any, name: str | None = None) -> Base:
 
     Raises SubcompressError for any other source, and for tensors that no state dict of a network holds.
     """
-    if isinstance(source, Base):
+    if isinstance(source, BaseTensors):
         found = source
     elif isinstance(source, Mapping):
         found = _open_mapping(source, "the mapping", "a state dict")
@@ -60,10 +60,10 @@ def open_base(source: Any, name: str | None = None) -> Base:
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
         raise SubcompressError(f"a base must be named with its commit, 40 hex digits, or with none; got {name}")
-    return Base(found.arrays, plain, revision, found.left_out)
+    return BaseTensors(found.arrays, plain, revision, found.left_out)
 
 
-def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base:
+def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> BaseTensors:
     """Return the base that a file was made on: `source`, or, without one, a download from the Hub.
 
     nbytes: dense bytes of the file's weights. Raises SubcompressError if it is another base, naming both digests, or
@@ -86,7 +86,7 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
     return matching or found
 
 
-def _open_local(source: Path) -> Base:
+def _open_local(source: Path) -> BaseTensors:
     """Open the base in a file or a folder, under its name on the Hub if it is what `hub:` would open."""
     path, origin = weights_file(source), origin_of(source)
     first = next((name for name in WEIGHTS if (path.parent / name).is_file()), None)
@@ -97,7 +97,7 @@ def _open_local(source: Path) -> Base:
     return found
 
 
-def _open_hub(name: str, most: float = float("inf"), cached: bool = False) -> Base:
+def _open_hub(name: str, most: float = float("inf"), cached: bool = False) -> BaseTensors:
     fetched = weights_of(name, WEIGHTS, most, cached=cached)
     return _open_file(fetched.path, f"{HUB}{fetched.id}", fetched.commit, most)
 
@@ -139,7 +139,7 @@ def weights_files(path: Path) -> list[Path]:
     return [path, *shards_of(path)] if path.name.endswith(INDEX) else [path]
 
 
-def _open_file(path: Path, name: str, revision: str = "", most: float = float("inf")) -> Base:
+def _open_file(path: Path, name: str, revision: str = "", most: float = float("inf")) -> BaseTensors:
     """Open the base in a file, an index or a folder with numbered files, of at most `most` bytes each."""
     read = partial(_read, most=most)
     if path.is_dir():
@@ -148,7 +148,7 @@ def _open_file(path: Path, name: str, revision: str = "", most: float = float("i
         tensors, left_out = read_indexed(path, read) if path.name.endswith(INDEX) else read(path)
     if not tensors:
         raise _no_tensors_error(str(path), left_out)
-    return Base(tensors, name, revision, left_out)
+    return BaseTensors(tensors, name, revision, left_out)
 
 
 def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor | np.ndarray], dict[str, str]]:
@@ -198,11 +198,11 @@ def _tensors(found: Any, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, left_out_of(found)
 
 
-def _open_mapping(found: Any, what: str, name: str) -> Base:
+def _open_mapping(found: Any, what: str, name: str) -> BaseTensors:
     tensors, left_out = _tensors(found, what)
     if not tensors:
         raise _no_tensors_error(what, left_out)
-    opened = Base(_copies(tensors), name, left_out=left_out)
+    opened = BaseTensors(_copies(tensors), name, left_out=left_out)
     opened.origin = Origin()
     return opened
 

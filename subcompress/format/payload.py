@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from subcompress.base import Base, BaseReference, OnBase
+from subcompress.base import BaseReference, BaseTensors, OnBase
 from subcompress.errors import SubcompressError
 from subcompress.format import codec, rules
 from subcompress.format.facts import Facts
@@ -133,7 +133,7 @@ class Parsed:
         entries = self.entries[len(self.entries) - len(new) :]
         return sum(s.nbytes for s, e in zip(new, entries, strict=True) if isinstance(e, Tied))
 
-    def record(self, base: Base | None = None) -> Record:
+    def record(self, base: BaseTensors | None = None) -> Record:
         """Return the checked record. base: the base of a file that has one. Raises SubcompressError."""
         if self.complete is not None:
             return self.complete

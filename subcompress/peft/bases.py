@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from subcompress.base import OnBase, attach_base, open_base, tied_names
-from subcompress.base.base import HUB, Base
+from subcompress.base.base import HUB, BaseTensors
 from subcompress.base.nesting import left_out_of
 from subcompress.base.opening import WEIGHTS
 from subcompress.errors import SubcompressError
@@ -55,7 +55,7 @@ def _bases(model: nn.Module, new: tuple[str, ...]) -> Iterator[OnBase]:
     yield attach_base(_own(model), model, new)
 
 
-def _saved(model: nn.Module) -> Base | None:
+def _saved(model: nn.Module) -> BaseTensors | None:
     """The files that a model of transformers was loaded from: a folder, or the cache of the Hub."""
     name = str(getattr(model, "name_or_path", "") or "")
     if os.path.isdir(name):
@@ -69,12 +69,12 @@ def _saved(model: nn.Module) -> Base | None:
     return None
 
 
-def _own(model: nn.Module) -> Base:
+def _own(model: nn.Module) -> BaseTensors:
     """The model's tensors, in its own memory where that is the CPU's; one name of tied ones, as files have it."""
     others = {name for names in tied_names(model) for name in names[1:]}
     state = {n: t for n, t in model.state_dict().items() if n not in others}
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor) and is_storable(t)}
-    return Base(tensors, type(model).__name__, left_out=left_out_of(state))
+    return BaseTensors(tensors, type(model).__name__, left_out=left_out_of(state))
 
 
 def _agrees(standing: OnBase, model: nn.Module) -> bool:

@@ -18,7 +18,16 @@ from weakref import WeakSet
 import numpy as np
 
 from subcompress import format
-from subcompress.base import HUB, Base, BaseReference, file_location, find_base, open_base, release_pages, weights_files
+from subcompress.base import (
+    HUB,
+    BaseReference,
+    BaseTensors,
+    file_location,
+    find_base,
+    open_base,
+    release_pages,
+    weights_files,
+)
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.format.record import Record
@@ -75,7 +84,7 @@ class Bases:
     def __init__(self, sources: Sequence[str] = ()) -> None:
         self._unread = list(sources)
         self._errors = ""  # about sources
-        self._open: dict[bytes, tuple[Base, str | None]] = {}
+        self._open: dict[bytes, tuple[BaseTensors, str | None]] = {}
         self._copies: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -83,7 +92,7 @@ class Bases:
         """Dense bytes of the open bases."""
         return sum(base.layout.nbytes for base, _ in self._open.values())
 
-    def of(self, reference: BaseReference, nbytes: int) -> tuple[Base, str | None]:
+    def of(self, reference: BaseReference, nbytes: int) -> tuple[BaseTensors, str | None]:
         """Return the base of a file, and its source if it was given. Raises SubcompressError if there is none."""
         while reference.digest not in self._open and self._unread:
             source = self._unread.pop(0)
@@ -104,7 +113,7 @@ class Bases:
                 raise SubcompressError(f"{e}{self._errors}") from e
         return self._open[reference.digest]
 
-    def _copy(self, paths: list[Path]) -> Base:
+    def _copy(self, paths: list[Path]) -> BaseTensors:
         if self._copies is None:
             self._copies = tempfile.TemporaryDirectory(prefix="subcompress-")
         folder = Path(self._copies.name) / f"{len(list(Path(self._copies.name).iterdir()))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from subcompress.base import Base
+from subcompress.base import BaseTensors
 from subcompress.base.changes import split_changes
 from subcompress.training.loop import Outcome
 from subcompress.training.tasks import Task
@@ -48,7 +48,7 @@ def nothing_learned(task: Task, value: float, constant: float | None, examples: 
     )
 
 
-def unnamed_base(base: Base) -> str | None:
+def unnamed_base(base: BaseTensors) -> str | None:
     """A line where the file would name a base in a way that tells nobody else where to get it."""
     if base.origin is None:
         return None

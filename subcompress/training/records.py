@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from subcompress import format
-from subcompress.base import Base
+from subcompress.base import BaseTensors
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Coded, Record
 from subcompress.subspace.plan import Plan
@@ -13,7 +13,7 @@ from subcompress.tensors.layout import Layout
 from subcompress.training.run import DISCARD
 
 
-def read(path: Path, base: Base | None, layout: Layout, plan: Plan, bits: int) -> Record:
+def read(path: Path, base: BaseTensors | None, layout: Layout, plan: Plan, bits: int) -> Record:
     """Read a record. Raises SubcompressError for one of another network, plan or number of bits."""
     if not path.is_file():
         raise SubcompressError(f"{path}, which the journal speaks of, is not there or no file: {DISCARD}")

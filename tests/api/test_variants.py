@@ -12,7 +12,7 @@ from trained import loaded, net, refusal, same, sized
 
 import subcompress
 from subcompress.api.variants import Variants
-from subcompress.base import Base
+from subcompress.base import BaseTensors
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_switching_gives_what_loading_gives_in_any_order(trained, files, kind):
     x = networks.blobs().test.x
     assert variants.use("nine")(x).shape == (32, 9)
     assert variants.use("six")(x).shape == (32, 6)
-    again = Base(trained, "x").digest
+    again = BaseTensors(trained, "x").digest
     assert again == variants.base.digest
 
 
 def test_variants_refuse_what_is_not_theirs(trained, files, tmp_path):
     variants = Variants(net(), trained)
-    other = Base({n: t + 1 if t.is_floating_point() else t for n, t in trained.items()}, "other")
+    other = BaseTensors({n: t + 1 if t.is_floating_point() else t for n, t in trained.items()}, "other")
     sub = subcompress.Subspace.of(net(), 20, base=other)
     with torch.no_grad():
         sub.z.normal_()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from subcompress import format
 from subcompress.api.load import load_record
-from subcompress.base import FLOATS, Base, BaseReference, OnBase
+from subcompress.base import FLOATS, BaseReference, BaseTensors, OnBase
 from subcompress.format.record import Coded, Group, Record, Stored, Tied, Unchanged, group_sizes
 from subcompress.operators import HadamardBlocks
 from subcompress.rebuild.backends import available
@@ -71,7 +71,7 @@ def test_any_flipped_bit_and_any_cut(record):
 def test_what_a_file_keeps_of_a_base_takes_no_room():
     """A thousand tensors, of which one moves."""
     held = plain_base([(f"layers.{i}.weight", "F32", (8, 8)) for i in range(1_000)])
-    base = Base(held, "base")
+    base = BaseTensors(held, "base")
     standing = OnBase(BaseReference("base", "", base.digest, 1_000), base)
     entries = (Coded(0.5, based=True), *[Unchanged()] * 999)
     group = Group(HadamardBlocks(64, 5, 0, 6, 0, 0), 4, np.arange(5, dtype=np.int32))
@@ -110,19 +110,19 @@ def test_a_file_is_loaded_into_the_base_itself():
 def test_a_base_that_is_not_finite_is_kept_and_not_moved():
     for odd in (float("nan"), float("inf")):
         held = {**HELD, "m.c": torch.tensor([1.0, 2.0, odd, 4.0, 5.0])}
-        data = forged(held, digest=Base(held, "base").digest)
+        data = forged(held, digest=BaseTensors(held, "base").digest)
         assert "holds nan or inf" in refusal(format.from_bytes, data, held)
         with pytest.raises(oracle.Refused, match="not finite"):
             oracle.decode(data, TABLES, of_bytes(held))
     kept = b"\3\5" + scale(0.5) + b"\4\1" + scale(0.25) + b"\0\1\1\2"
-    data = forged(held, digest=Base(held, "base").digest, entries=kept, sizes=number(15))
+    data = forged(held, digest=BaseTensors(held, "base").digest, entries=kept, sizes=number(15))
     assert torch.equal(expand_checked(format.from_bytes(data, held)[0])["c"], held["m.c"])
 
 
 def test_a_base_that_overflows_when_it_is_converted_is_not_moved():
     held = plain_base([("m.a", "F64", (3,))])
     held["m.a"][1] = 1e5
-    base = Base(held, "base")
+    base = BaseTensors(held, "base")
     standing = OnBase(BaseReference("base", "", base.digest, 1, dtype="F16"), base)
     group = Group(HadamardBlocks(3, 1, 0, 2, 0, 0), 4, np.ones(1, np.int32))
     record = Record(0, standing.layout, (group,), (Coded(0.5, based=True),), base=standing)
@@ -146,15 +146,15 @@ def test_another_base_is_refused_with_both_digests(change):
         held["m.c"] = held["m.c"].bfloat16()
     line = refusal(format.from_bytes, forged(), held)
     assert PARTS["digest"].hex() in line
-    assert Base(held, "other").digest.hex() in line
+    assert BaseTensors(held, "other").digest.hex() in line
     with pytest.raises(oracle.Refused, match=r"another (digest|number)"):
         oracle.decode(forged(), TABLES, of_bytes(held))
 
 
 def test_a_value_of_no_stride_is_hashed_stored_and_loaded():
     held = {"one": torch.ones(()).expand(1), "same": torch.ones(1).expand(1, 1), "ones": torch.ones(1).expand(2, 3)}
-    base = Base(held, "base")
-    assert base.digest == Base({n: t.clone() for n, t in held.items()}, "base").digest
+    base = BaseTensors(held, "base")
+    assert base.digest == BaseTensors({n: t.clone() for n, t in held.items()}, "base").digest
     standing = OnBase(BaseReference("base", "", base.digest, 3), base)
     record = with_digest(
         Record(0, standing.layout, (), (Stored(), Stored(), Unchanged()), bytes(range(28)), base=standing)
@@ -174,7 +174,7 @@ def test_tensors_of_many_leaves_stream_as_they_expand(dtype):
     held = plain_base(
         [("a", "F16", (2_200_000,)), ("b", "C64", (600_001,)), ("c", "F64", (530_000,)), ("d", "F16", (3,))]
     )
-    base = Base(held, "base")
+    base = BaseTensors(held, "base")
     standing = OnBase(BaseReference("base", "", base.digest, 4, dtype=dtype), base)
     layout = Layout((*standing.layout, replace(standing.layout.tensors[0], name="e")))
     entries = (Unchanged(), Coded(0.5, based=True), Coded(0.25, based=True), Coded(0.25, 1, based=True), Tied(0))

@@ -20,7 +20,7 @@ from torch import nn
 import subcompress
 from subcompress import SubcompressError, format
 from subcompress.api.variants import Variants
-from subcompress.base import Base, attach_base, open_base, weights_files
+from subcompress.base import BaseTensors, attach_base, open_base, weights_files
 from subcompress.base.changes import Changes, split_changes
 from subcompress.tensors.layout import DTYPES, array_of, raw_bytes
 
@@ -82,7 +82,7 @@ NORMS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.
 )
 def test_names_come_together_whatever_wraps_them(held, make, changes):
     module = make()
-    standing = attach_base(Base(held, "base"), module)
+    standing = attach_base(BaseTensors(held, "base"), module)
     assert str(standing.reference.changes) == changes
     assert (standing.reference.source, standing.reference.where) == ("base", "base")
     assert standing.reference.unused == ()
@@ -93,10 +93,10 @@ def test_names_come_together_whatever_wraps_them(held, make, changes):
 
 def test_exact_names_win_over_a_prefix_and_over_wrappers():
     prefixed = {name if name.startswith("head") else f"backbone.{name}": t for name, t in HELD.items()}
-    standing = attach_base(Base(prefixed, "base"), Net())
+    standing = attach_base(BaseTensors(prefixed, "base"), Net())
     assert (str(standing.reference.changes), standing.reference.unused) == ("^.backbone>^", ())
     both = HELD | {"head._orig_mod.weight": HELD["head.weight"] + 1, "module.head.bias": HELD["head.bias"] + 1}
-    standing = attach_base(Base(both, "base"), Net())
+    standing = attach_base(BaseTensors(both, "base"), Net())
     assert not standing.reference.changes
     assert torch.equal(standing.tensor("head.weight"), HELD["head.weight"])
 
@@ -108,20 +108,22 @@ def test_a_part_that_only_looks_like_a_wrapper_stays():
             self.net, self.module = Net(), nn.Linear(3, 3)
 
     held = {n.replace("net.enc", "net.module.enc"): t for n, t in Outer().state_dict().items()}
-    standing = attach_base(Base(held, "base"), Outer())
+    standing = attach_base(BaseTensors(held, "base"), Outer())
     assert (str(standing.reference.changes), standing.reference.unused) == ("net.module>net", ())
 
 
 def test_a_name_that_is_new_and_unused_is_an_error():
-    line = refusal(attach_base, Base(HELD | {"head.weight": HELD["head.weight"].to(torch.int8)}, "base"), Net())
+    line = refusal(attach_base, BaseTensors(HELD | {"head.weight": HELD["head.weight"].to(torch.int8)}, "base"), Net())
     assert "the base's head.weight and the model's head.weight" in line
     assert "(I8 there, F32 here)" in line
     twice = called(("head.weight", "head.module.weight")) | {"head._orig_mod.weight": HELD["head.weight"]}
     assert "lacks it: head.weight" in refusal(
-        attach_base, Base(twice | {"head.bias": HELD["head.bias"]}, "base"), Net()
+        attach_base, BaseTensors(twice | {"head.bias": HELD["head.bias"]}, "base"), Net()
     )
     other = {n: t for n, t in HELD.items() if not n.startswith("head")} | {"head.weight": torch.ones(6, 8)}
-    assert {"head.weight", "head.bias"}.isdisjoint(s.name for s in attach_base(Base(other, "base"), Net()).layout)
+    assert {"head.weight", "head.bias"}.isdisjoint(
+        s.name for s in attach_base(BaseTensors(other, "base"), Net()).layout
+    )
 
 
 @pytest.mark.parametrize("rows", [24, 10])
@@ -134,7 +136,7 @@ def test_rows_that_are_there_are_kept_and_the_rest_starts_from_a_seed(rows):
 
     held = {name: torch.randn_like(t) for name, t in Tied(20).state_dict().items()}
     held["decoder.weight"] = held["embed.weight"]
-    found = [attach_base(Base(held, "base"), Tied(rows)) for _ in range(2)]
+    found = [attach_base(BaseTensors(held, "base"), Tied(rows)) for _ in range(2)]
     assert found[0].base.digest == found[1].base.digest
     state = found[0].loaded(Tied(rows)).state_dict()
     for name in ("embed.weight", "decoder.weight", "decoder.bias", "more.weight"):
@@ -250,7 +252,7 @@ def shards(folder: Path, suffix: str = "safetensors", index: bool = True) -> dic
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("index", [True, False])
 def test_a_base_in_several_files_is_one(tmp_path, suffix, index):
-    digest = Base(HELD, "x").digest
+    digest = BaseTensors(HELD, "x").digest
     shards(tmp_path / "base", suffix, index)
     assert open_base(tmp_path / "base").digest == digest
     assert len(weights_files(tmp_path / "base")) == 2 + index
@@ -300,7 +302,7 @@ def test_indexes_that_are_wrong_are_refused(tmp_path):
     ],
 )
 def test_the_one_mapping_that_holds_tensors_is_found(saved):
-    assert open_base(saved).digest == Base(HELD, "x").digest
+    assert open_base(saved).digest == BaseTensors(HELD, "x").digest
 
 
 def test_several_mappings_that_hold_tensors_are_named():

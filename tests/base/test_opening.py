@@ -18,7 +18,7 @@ from forged_bases import HELD, PARTS, forged, module_of, number, refusal
 from torch import nn
 
 from subcompress import SubcompressError, format
-from subcompress.base import Base, BaseReference, attach_base, open_base, opening
+from subcompress.base import BaseReference, BaseTensors, attach_base, open_base, opening
 from subcompress.format import container
 from subcompress.rebuild.expand import expand_checked
 from subcompress.remote import Fetched
@@ -63,7 +63,7 @@ def test_every_kind_of_base_has_one_digest(tmp_path):
         {**HELD, "m.a": turned},
         {"model": HELD},
         module,
-        Base(HELD, "x"),
+        BaseTensors(HELD, "x"),
         folder,
         str(folder / "model.safetensors"),
         other,

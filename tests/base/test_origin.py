@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from forged_bases import HELD
 
-from subcompress.base import Base, open_base
+from subcompress.base import BaseTensors, open_base
 from subcompress.base.changes import Changes
 from subcompress.base.origin import origin_of
 from subcompress.training.fit_warnings import unnamed_base
@@ -81,7 +81,7 @@ def test_a_name_that_was_given_is_taken(tmp_path):
     folder = saved(tmp_path / "net")
     assert unnamed_base(open_base(folder, f"hub:org/net@{COMMIT}")) is None
     assert unnamed_base(open_base(folder, "net that you know")) is None
-    assert unnamed_base(Base(HELD, "mine")) is None
+    assert unnamed_base(BaseTensors(HELD, "mine")) is None
 
 
 def test_changes_are_no_part_of_the_name(tmp_path):

@@ -15,7 +15,7 @@ from records import TABLES, of_bytes, plain_base
 from timing import takes_at_most
 
 from subcompress import SubcompressError, format
-from subcompress.base import Base
+from subcompress.base import BaseTensors
 from subcompress.format import container
 from subcompress.rebuild.expand import expand_checked
 from subcompress.tensors.layout import raw_bytes
@@ -112,7 +112,7 @@ def mixes(mixed: bytes, before: bytes = CODED + ZERO, count: int = 2, **changes:
 def on_base(count: bytes, listing: bytes, codes: bytes, sizes: bytes, new: bytes = b"\0", **changes: bytes) -> dict:
     """Of a base of a F32 [3, 4], b I64 [2], c F32 [5], 84 bytes, and new tensors."""
     layout = (
-        b"\7" + number(4) + b"base" + b"\0" + Base(HELD, "base").digest + b"\3" + b"\0\0" + b"\0" + b"\0" + new
+        b"\7" + number(4) + b"base" + b"\0" + BaseTensors(HELD, "base").digest + b"\3" + b"\0\0" + b"\0" + b"\0" + new
         + number(84)
     )  # fmt: skip
     return {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records import with_digest
 from torch import Tensor
 
-from subcompress.base import FLOATS, Base, BaseReference, OnBase
+from subcompress.base import FLOATS, BaseReference, BaseTensors, OnBase
 from subcompress.format.record import Coded, Entry, Group, Record, Stored, Tied, Unchanged, bfloat16, group_sizes
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec
@@ -57,7 +57,7 @@ def based_records(draw) -> Record:
         spec = TensorSpec(name, dtype, shape())
         kinds[name] = str(rng.choice(["kept", "based", "based", "constant", "stored", "tied"]))
         held[name] = _values(rng, spec, kinds[name] == "based", scale)
-    base = Base(held, "base.safetensors", "0123456789" * 4 if draw(st.booleans()) else "")
+    base = BaseTensors(held, "base.safetensors", "0123456789" * 4 if draw(st.booleans()) else "")
     numbers = tuple(i for i, n in enumerate(base.tensors) if n in unused)
     reference = BaseReference(base.name, base.revision, base.digest, len(held), strip, add, cast, numbers)
     standing = OnBase(reference, base)

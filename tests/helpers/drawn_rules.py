@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from records import plain_base, with_digest
 
-from subcompress.base import Base, BaseReference, OnBase
+from subcompress.base import BaseReference, BaseTensors, OnBase
 from subcompress.format import rules
 from subcompress.format.record import (
     FACTORED_DTYPES,
@@ -186,7 +186,7 @@ def ruled_records(draw) -> Record:
     standing = None
     if on_base:
         held = plain_base([(s.name, s.dtype, s.shape) for s in specs[: len(specs) // 2 + 1]], int(rng.integers(99)))
-        base = Base(held, "base")
+        base = BaseTensors(held, "base")
         standing = OnBase(BaseReference("base", "", base.digest, len(held)), base)
         specs[: len(held)] = list(standing.layout)
     return made(rng, draw(st.integers(0, 2**64 - 1)), Layout(tuple(specs)), standing)

@@ -9,7 +9,7 @@ from records import plain_base
 from torch import Tensor, nn
 
 from subcompress import SubcompressError
-from subcompress.base import Base
+from subcompress.base import BaseTensors
 from subcompress.tensors.layout import Layout, raw_bytes
 
 
@@ -58,7 +58,7 @@ PARTS: dict[str, bytes] = {
     "number": b"\7",
     "name": text(b"base"),
     "revision": b"\0",
-    "digest": Base(HELD, "base").digest,
+    "digest": BaseTensors(HELD, "base").digest,
     "count": b"\4",
     "strip": text(b"m."),
     "add": text(b""),

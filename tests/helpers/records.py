@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subcompress.base import Base, BaseReference, OnBase
+from subcompress.base import BaseReference, BaseTensors, OnBase
 from subcompress.data.digits import FACTS
 from subcompress.format.facts import Facts, Input
 from subcompress.format.record import (
@@ -205,7 +205,7 @@ def golden_bases() -> dict[str, dict[str, Tensor]]:
 
 def lenet_on(base: dict[str, torch.Tensor]) -> Record:
     """LeNet on a base."""
-    held = Base(base, "base.safetensors")
+    held = BaseTensors(base, "base.safetensors")
     standing = OnBase(BaseReference(held.name, "", held.digest, len(base)), held)
     group = Group(HadamardBlocks.sized(44_426, 50, 0, K=0), 4, np.arange(50, dtype=np.int32) % 7 - 3)
     entries = tuple(Coded(2.0**-9, based=True) for _ in standing.layout)
@@ -214,7 +214,7 @@ def lenet_on(base: dict[str, torch.Tensor]) -> Record:
 
 def based_record() -> Record:
     """Every feature of a file on a base: prefixes, kept, moved, stored, tied, unused and new tensors, two groups."""
-    base = Base(golden_bases()["based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    base = BaseTensors(golden_bases()["based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
     reference = BaseReference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
     standing = OnBase(reference, base)  # embed, empty, half, norm.count, norm.w, wave, wide, ä
     new = (TensorSpec("net.tied", "F32", (9, 4)), TensorSpec("head.weight", "F32", (3, 4)))
@@ -306,7 +306,7 @@ def ruled_record() -> Record:
 
 def ruled_based_record() -> Record:
     """Rules on a base: kept, moved, stored and tied tensors, and new ones that are mixed and seeded."""
-    base = Base(golden_bases()["ruled-based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    base = BaseTensors(golden_bases()["ruled-based"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
     reference = BaseReference(base.name, base.revision, base.digest, 9, "m.", "net.", "", (8,))
     standing = OnBase(reference, base)  # embed, empty, half, norm.count, norm.w, wave, wide, ä
     new = (TensorSpec("head.weight", "F32", (7, 4)), TensorSpec("head.bias", "F16", (7,)))
@@ -331,7 +331,7 @@ def ruled_based_record() -> Record:
 
 def rounded_record() -> Record:
     """Floats of four dtypes as BF16, two of them where they are in the base; every entry a value of its own."""
-    base = Base(golden_bases()["rounded"], "net.pt")
+    base = BaseTensors(golden_bases()["rounded"], "net.pt")
     standing = OnBase(BaseReference(base.name, "", base.digest, 4, dtype="BF16"), base)  # half, norm, wave, wide
     entries = (Coded(2.0**-7, based=True), Coded(2.0**-10, based=True), Unchanged(), Unchanged())
     z = np.arange(21, dtype=np.int32) % 7 - 3
@@ -342,7 +342,7 @@ def rounded_record() -> Record:
 def factored_record() -> Record:
     """Factors of four dtypes on a base: random, chosen and fixed ones, a tensor twice as wide as a tile is high, and a
     tied one."""
-    base = Base(golden_bases()["factored"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
+    base = BaseTensors(golden_bases()["factored"], "hub:org/name", "0123456789abcdef" * 2 + "01234567")
     standing = OnBase(BaseReference(base.name, base.revision, base.digest, len(base.layout)), base)
     table = Table(np.array([1.0, -0.0, 1e-40, 1 / 3], "<f4").tobytes(), "F32")
     random, zero = Coded(2.0**-9, 0, Seeded(0.0625)), Coded(2.0**-7)
@@ -367,7 +367,7 @@ def factored_record() -> Record:
 
 def sketched_record() -> Record:
     """What is between directions of matrices of four dtypes, of zeros, of one direction, and of subnormal values."""
-    base = Base(golden_bases()["sketched"], "base")
+    base = BaseTensors(golden_bases()["sketched"], "base")
     standing = OnBase(BaseReference(base.name, base.revision, base.digest, len(base.layout)), base)
     zero, random = Coded(2.0**-6), Coded(2.0**-7, 0, Seeded(0.0625))
     ranks = {"double": 3, "half": 4, "line": 2, "none": 1, "plain": 5, "short": 2, "tiny": 1}

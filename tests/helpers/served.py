@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from serving import Client, packed, traced_here
 
 import subcompress
-from subcompress.base import Base, BaseReference, OnBase
+from subcompress.base import BaseReference, BaseTensors, OnBase
 from subcompress.format.facts import Facts
 from subcompress.format.record import Coded, Group, Record, Unchanged
 from subcompress.operators import HadamardBlocks
@@ -60,7 +60,7 @@ class OnBaseFiles:
         state = {n: t.detach().clone() for n, t in self.module.state_dict().items()}
         self.file.parent.mkdir()
         save_file(state, self.file)
-        base = Base(state, "base.safetensors")
+        base = BaseTensors(state, "base.safetensors")
         self.standing = OnBase(BaseReference(base.name, "", base.digest, len(state)), base)
         (folder / "files").mkdir()
 

@@ -16,7 +16,7 @@ from trained import FIT, Notes, net, refusal, same
 
 import subcompress
 from subcompress import format
-from subcompress.base import Base, attach_base, open_base
+from subcompress.base import BaseTensors, attach_base, open_base
 from subcompress.subspace.acting import acted_on
 from subcompress.subspace.roles import roles_of
 from subcompress.training import run
@@ -49,7 +49,7 @@ def moved(path: Path, base: dict[str, Tensor], kind: str = "batch norm") -> set[
 def test_a_fit_packs_and_comes_back_without_the_base_in_it(trained, base_file, small, tmp_path):
     assert small.stat().st_size < 400
     found = json.loads(cli("info", small, "--json").output)
-    assert found["base"] == {"id": "base.safetensors", "revision": "", "digest": Base(trained, "x").digest.hex()}
+    assert found["base"] == {"id": "base.safetensors", "revision": "", "digest": BaseTensors(trained, "x").digest.hex()}
     assert found["d"] == 40
     assert f"on the base base.safetensors, digest {found['base']['digest']}" in cli("info", small).output
     out = tmp_path / "dense.safetensors"
@@ -199,7 +199,7 @@ def test_an_inner_tensor_that_the_base_lacks_or_has_otherwise(trained, tmp_path)
 
 
 def test_new_starts_anew_what_the_base_has(trained, tmp_path):
-    standing = attach_base(Base(trained, "base"), net(), ("8.*",))
+    standing = attach_base(BaseTensors(trained, "base"), net(), ("8.*",))
     assert {"8.weight", "8.bias"}.isdisjoint(s.name for s in standing.layout)
     done = subcompress.fit(net(), networks.blobs(), tmp_path / "run", base=trained, new=("8.*",), **FIT)
     assert sum(trained[n].numel() for n in ("1.weight", "1.bias", "5.weight", "5.bias", "4.bias")) + 292 == done.D
@@ -215,14 +215,14 @@ def test_prefixes_and_dtypes_of_a_base_are_found(trained):
         {f"a.b.{n}": t for n, t in trained.items()} | {"pooler.weight": torch.ones(2, 2)},
         {n: t.bfloat16() if t.is_floating_point() else t for n, t in trained.items()},
     ):
-        standing = attach_base(Base(held, "base"), wrapped)
+        standing = attach_base(BaseTensors(held, "base"), wrapped)
         loaded = standing.loaded(wrapped).state_dict()
         assert len(standing.layout) == len(trained)
         for name, t in trained.items():
             assert torch.allclose(loaded[f"model.{name}"].double(), t.double(), rtol=1e-2)
     mixed = net().bfloat16()
     mixed[8].float()
-    assert "one dtype" in refusal(attach_base, Base(trained, "base"), mixed)
+    assert "one dtype" in refusal(attach_base, BaseTensors(trained, "base"), mixed)
 
 
 def test_frozen_parameters_of_a_base_stay(trained, tmp_path):
@@ -257,7 +257,7 @@ def test_a_base_with_two_values_for_tied_weights_is_refused():
     state = net("transformer").state_dict()
     state["decoder.weight"] = state["decoder.weight"] + 1
     assert "the model ties embed.weight and decoder.weight" in refusal(
-        attach_base, Base(state, "base"), net("transformer")
+        attach_base, BaseTensors(state, "base"), net("transformer")
     )
 
 
@@ -341,18 +341,18 @@ def test_a_base_is_not_what_changes_under_a_fit(trained, tmp_path):
 def test_a_base_without_the_statistics_of_a_norm_is_refused(trained):
     name = next(n for n in trained if n.endswith("running_var"))
     without = {n: t for n, t in trained.items() if n != name}
-    assert f"lacks it: {name}" in refusal(attach_base, Base(without, "b"), net())
+    assert f"lacks it: {name}" in refusal(attach_base, BaseTensors(without, "b"), net())
     reshaped = trained | {name: torch.ones(1 + len(trained[name]))}
-    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(attach_base, Base(reshaped, "b"), net())
-    assert name not in attach_base(Base(without, "b"), net(), new=(name,))
+    assert f"has it as [{1 + len(trained[name])}]: {name}" in refusal(attach_base, BaseTensors(reshaped, "b"), net())
+    assert name not in attach_base(BaseTensors(without, "b"), net(), new=(name,))
 
 
 def test_most_of_a_network_is_no_head():
     deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     held = deep.state_dict()
-    first = Base({n: t for n, t in held.items() if n.startswith(("0.", "1."))}, "b")
+    first = BaseTensors({n: t for n, t in held.items() if n.startswith(("0.", "1."))}, "b")
     assert "lacks it: 2.weight" in refusal(attach_base, first, deep)
-    assert "5.weight" not in attach_base(Base({n: t for n, t in held.items() if n < "3"}, "b"), deep)
+    assert "5.weight" not in attach_base(BaseTensors({n: t for n, t in held.items() if n < "3"}, "b"), deep)
     assert "2.weight" not in attach_base(first, deep, new=("[2345].*",))
 
 
