@@ -27,6 +27,7 @@ from subcompress.format.describing import runs_cost, runs_of
 from subcompress.operators import walsh
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Starts, moving_weights
+from subcompress.support.stepping import Adam
 
 USUAL = 30.0
 """Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
@@ -320,7 +321,7 @@ class _Trial:
         """Train on the batches; ends early where the loss is not finite."""
         self.module.train()
         first: list[Any] = []
-        optimizer = torch.optim.Adam(list({id(p): p for p in self.after.values()}.values()), lr=self.rate)
+        optimizer = Adam(list({id(p): p for p in self.after.values()}.values()), lr=self.rate)
         for batch in batches:
             loss = loss_of(self.module, batch)
             value = float(loss.detach())
