@@ -17,8 +17,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# An image may forbid bytecode; then each of many processes would compile the package anew.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ The process that hands tests out to others reads this file too, and needs no tor
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("SUBCOMPRESS_DEVICE", "cpu")  # on a GPU too, sums have one order and files the same bytes
 
-FIRST = ("test_compare.py", "test_networks.py", "test_texts.py", "test_documents.py", "test_serving.py")
+gc.disable()  # until all tests are collected: what is imported stays, and to look through it again and again takes long
+
+FIRST = (
+    *("test_compare.py", "test_networks.py", "test_triton.py", "test_texts.py", "test_resume.py", "test_search.py"),
+    *("test_unfolding.py", "test_documents.py", "test_fit.py", "test_serving.py"),
+)
 """Files that take long begin first, so that no process is left with one while the others have ended."""
 
 
@@ -33,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files; tests of a file stay in their order."""
     place = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for among what tests make alone."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Bases and the references to them in files: theta = base + scale * integer.
 
-A `BaseReference` is what a file records about its base, a `BaseTensors` the loaded tensors, and `OnBase` the two together: it
-maps the tensors of the base to those of the model.
+A `BaseReference` is what a file records about its base, `BaseTensors` the loaded tensors, and `OnBase` the two
+together: it maps the tensors of the base to those of the model.
 """
 
 from __future__ import annotations

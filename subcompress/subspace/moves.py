@@ -32,6 +32,7 @@ from subcompress.subspace.low_rank import between, factored
 from subcompress.subspace.masters import Masters
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Start, Starts, moving_weights
+from subcompress.support.stepping import Adam
 
 USUAL = 30.0
 """Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
@@ -377,7 +378,7 @@ class _Trial:
         """Train on the batches; ends early where the loss is not finite."""
         self.module.train()
         first: list[Any] = []
-        optimizer = torch.optim.Adam(self.masters.wide, lr=self.rate)
+        optimizer = Adam(self.masters.wide, lr=self.rate)
         for batch in batches:
             value, depends = self.backward(batch, loss_of)
             if len(first) < FIRST:

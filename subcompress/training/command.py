@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from subcompress.tensors.layout import raw_bytes
 from subcompress.training.metrics import identity
 from subcompress.training.settings import Settings
 from subcompress.training.tasks import Task
+
+_SOURCES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,18 @@ def _code_digest(model: nn.Module, data: Data, task: Task) -> str:
 
 
 def _source(f: Any) -> str:
+    """The source of a function or a class, read once while that lives: Python goes through the whole file that it is
+    in, and a fit asks several times. Empty where there is none."""
+    f = getattr(f, "__func__", f)  # methods are made anew whenever they are looked up
+    try:
+        return _SOURCES[f]
+    except KeyError:
+        return _SOURCES.setdefault(f, _read(f))
+    except TypeError:  # no key of such a dictionary
+        return _read(f)
+
+
+def _read(f: Any) -> str:
     try:
         return inspect.getsource(f)
     except (OSError, TypeError):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subcompress.support.stepping import Adam, Uncompiled
+
 BLOCK = 1024
 """Coordinates that share a basis: its cost grows with their cube."""
 
@@ -22,7 +24,7 @@ EVERY = 50
 """Steps between two bases."""
 
 
-class Eigen(torch.optim.Optimizer):
+class Eigen(Uncompiled):
     """For one vector z, (d,), in blocks of at most BLOCK coordinates."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
@@ -69,7 +71,7 @@ class Eigen(torch.optim.Optimizer):
 
 def adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
     """PyTorch's, fused where it can be."""
-    return torch.optim.Adam(parameters, lr=lr, fused=all(p.dtype == torch.float32 for p in parameters))
+    return Adam(parameters, lr=lr, fused=all(p.dtype == torch.float32 for p in parameters))
 
 
 OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {"adam": adam, "eigen": Eigen}

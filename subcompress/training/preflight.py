@@ -26,6 +26,7 @@ from subcompress.data.targets import check_between, check_one_hot, counts, main_
 from subcompress.errors import SubcompressError, explaining, memory_ran_out, one_line
 from subcompress.subspace.leaves import changed, check_constraints, check_leaves, plain_leaves
 from subcompress.subspace.module import Subspace
+from subcompress.support.stepping import Adam
 from subcompress.training.loop import TrainOptions
 from subcompress.training.metrics import NotOneNumberError
 from subcompress.training.tasks import EXAMPLES, NEXT, PER_TOKEN, Task, evaluate
@@ -255,7 +256,7 @@ def _seconds_a_step(trial: Subspace, data: Data, task: Task, recipe: TrainOption
     """The median of some steps: the first ones, and single ones that another process held up, say little. The subspace
     is trained by next to nothing."""
     device, seconds, began = trial.z.device, list[float](), time.perf_counter()
-    optimizer = torch.optim.Adam(trial.parameters(), lr=1e-12)
+    optimizer = Adam(trial.parameters(), lr=1e-12)
     trial.train()
     n, most, parts = min(recipe.batch_size, size(data.train)), WARM_UP + TIMED, recipe.shards * recipe.accumulate
     order = torch.arange(size(data.train)).repeat(-(-most * n // size(data.train)))[: most * n]

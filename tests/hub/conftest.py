@@ -8,7 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 from hub_client import Client
+from on_hub import FIRST
 from stand_in_hub import StandInHub
+
+import subcompress
+from subcompress_models import MODELS
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +24,11 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def process(hub, shared, tmp_path_factory):
+def process(hub, shared, small_file, tmp_path_factory):
+    """A process of a client. What it publishes with a graph is traced in this one, in which torch's exporter is at hand
+    anyway: a process that has to import it needs seconds before it traces anything."""
+    for file, network in ((FIRST, "conv3-4-6-8"), (small_file, "lenet")):
+        subcompress.unpack(file, tmp_path_factory.mktemp("traced") / "net.onnx", MODELS[network]())
     client = Client(hub.url, tmp_path_factory.mktemp("home"), shared / "traces")
     yield client
     client.close()

@@ -191,7 +191,7 @@ def test_an_interruption_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_weights(tmp_path):
-    D = 25_000_000
+    D = 16_000_000
     z = np.random.default_rng(0).integers(-7, 8, 500)
     record = single_record(1_000, 500, 10, 16, 1, z)
     layout = Layout((TensorSpec("w", "F32", (D,)),))
@@ -212,7 +212,7 @@ stream(record, backend="torch")  # loads what torch loads at its first product
 before = peak()
 subcompress.unpack(path, {str(tmp_path / "dense.safetensors")!r})
 assert stream(record) == record.digest
-assert peak() - before < 40_000, f"100 MB of weights took {{peak() - before}} kB"
+assert peak() - before < 40_000, f"64 MB of weights took {{peak() - before}} kB"
 """
     found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -42,7 +42,7 @@ def searched(law: PowerLaw, workers: int = 1, **goal) -> float:
     return chosen.d / law.d_true
 
 
-@pytest.mark.parametrize(("workers", "most"), [(1, 8), (2, 9), (4, 11)])
+@pytest.mark.parametrize(("workers", "most"), [(1, 8), pytest.param(2, 9, marks=pytest.mark.slow), (4, 11)])
 def test_known_curves_are_searched_in_few_trainings(workers, most):
     ratios = []
     for law in laws(80):
@@ -186,11 +186,11 @@ class Heard(Listener):
         self.tables.append(len(probes))
 
 
-def test_a_search_on_a_network(digits, tmp_path):
+def test_a_search_on_a_network(few_digits, tmp_path):
     torch.manual_seed(0)
     net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)), Heard()
     options = {"max_drop": 0.2, "baseline_lr": 2e-3, "epochs": 5, "batch_size": 32, "threads": 1, "seeds": 2}
-    found = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    found = subcompress.fit(net, few_digits, tmp_path / "run", **options, listener=heard)
     values = [p.value for p in found.probes if p.at(found.d)]
     assert len(values) == 2
     assert np.mean(values) >= found.target == found.baseline - 0.2
@@ -209,7 +209,7 @@ def test_a_search_on_a_network(digits, tmp_path):
     assert at["accuracies"] == values
     assert at["seeds"] == [0, 1]
     assert at["seconds"] > 0
-    again = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    again = subcompress.fit(net, few_digits, tmp_path / "run", **options, listener=heard)
     assert again == found
     assert "finished" in heard.notes[-1]
     assert all(p.bytes == 0 for p in found.probes if p.short)

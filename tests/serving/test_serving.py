@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from commands import cli
 from served import LENET, X, binary, expected
 from serving import Client, asking, serving
 
@@ -228,13 +229,8 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
     address, _, rest = line.partition(": ")
     assert rest.strip() == "2 models"
     host, _, port = address.removeprefix("http://").rpartition(":")
-    taken = subprocess.run(
-        [sys.executable, "-m", "subcompress_cli", "serve", str(folder), "--port", port],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert taken.returncode == 1
+    taken = cli("serve", folder, "--port", port)
+    assert taken.exit_code == 1
     assert taken.stderr == f"error: port {port} of 127.0.0.1 is taken by another program: give another --port\n"
     body = json.dumps(asking(X)).encode()
     head = f"POST /v2/models/one/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()

@@ -59,23 +59,23 @@ def test_the_same_seed_gives_the_same_file_twice(network, few_digits, tmp_path):
     assert (tmp_path / "c" / run.RECORD).read_bytes() != files[0]
 
 
-def test_the_callers_model_threads_and_random_state_are_left_alone(network, digits, tmp_path):
+def test_the_callers_model_threads_and_random_state_are_left_alone(network, few_digits, tmp_path):
     before = copy.deepcopy(network.state_dict())
     torch.manual_seed(5)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(5)
-    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+    subcompress.fit(network, few_digits, tmp_path / "run", **SMALL)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
-def test_what_the_caller_has_switched_on_or_off_changes_nothing(network, digits, tmp_path):
-    subcompress.fit(network, digits, tmp_path / "plain", **SMALL)
+def test_what_the_caller_has_switched_on_or_off_changes_nothing(network, few_digits, tmp_path):
+    subcompress.fit(network, few_digits, tmp_path / "plain", **SMALL)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-            subcompress.fit(network, digits, tmp_path / "odd", **SMALL)
+            subcompress.fit(network, few_digits, tmp_path / "odd", **SMALL)
     finally:
         torch.set_default_dtype(torch.float32)
     files = [(tmp_path / name / run.RECORD).read_bytes() for name in ("plain", "odd")]
@@ -96,35 +96,35 @@ def test_many_coordinates_of_many_bits_stay_exact(few_digits, tmp_path):
     assert group.operator.peak(group.coordinates) < 1 << 16
 
 
-def test_a_run_that_fails_no_longer_counts_as_finished(network, digits, tmp_path):
-    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+def test_a_run_that_fails_no_longer_counts_as_finished(network, few_digits, tmp_path):
+    subcompress.fit(network, few_digits, tmp_path / "run", **SMALL)
     with pytest.raises(SubcompressError, match="died twice"):
-        subcompress.fit(network, digits, tmp_path / "run", **{**SMALL, "lr": 1e6})
+        subcompress.fit(network, few_digits, tmp_path / "run", **{**SMALL, "lr": 1e6})
     with pytest.raises(SubcompressError, match="not a finished run"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
 
 
-def test_a_network_without_a_name_carries_its_layout(network, digits, tmp_path):
-    subcompress.fit(network, digits, tmp_path / "run", **SMALL)
+def test_a_network_without_a_name_carries_its_layout(network, few_digits, tmp_path):
+    subcompress.fit(network, few_digits, tmp_path / "run", **SMALL)
     subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
     assert subcompress.info(tmp_path / "x.safetensors")["layout"] is None
     rebuilt = subcompress.load(tmp_path / "x.safetensors", copy.deepcopy(network))
     summary = json.loads((tmp_path / "run" / run.SUMMARY).read_text())["fit"]
-    assert accuracy_of(rebuilt, digits.test) == summary["test_accuracy"]
+    assert accuracy_of(rebuilt, few_digits.test) == summary["test_accuracy"]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-def test_every_precision(network, digits, tmp_path, bits):
-    subcompress.fit(network, digits, tmp_path / "run", bits=bits, **SMALL)
+def test_every_precision(network, few_digits, tmp_path, bits):
+    subcompress.fit(network, few_digits, tmp_path / "run", bits=bits, **SMALL)
     group = run.load(tmp_path / "run").groups[0]
     top = (1 << (bits - 1)) - 1
     assert group.bits == bits
     assert -top <= group.coordinates.min() < 0 < group.coordinates.max() <= top
 
 
-def test_a_run_that_dies_is_tried_again_then_refused(network, digits, tmp_path):
+def test_a_run_that_dies_is_tried_again_then_refused(network, few_digits, tmp_path):
     with pytest.raises(SubcompressError, match="the run died twice, at lr 1e\\+06 and 4e\\+05"):
-        subcompress.fit(network, digits, tmp_path / "run", lr=1e6, **SMALL)
+        subcompress.fit(network, few_digits, tmp_path / "run", lr=1e6, **SMALL)
     assert not (tmp_path / "run" / run.SUMMARY).exists()
     with pytest.raises(SubcompressError, match="not a finished run"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
