@@ -165,18 +165,18 @@ def test_a_fresh_subspace_is_the_base(act_on):
     assert all(torch.equal(w, BASE[name]) for name, w in sub.weights().items())
 
 
-@pytest.mark.parametrize("act_on", ["lora:2", "sketch:2"])
-def test_gradients_are_those_of_the_factors(act_on):
+@pytest.mark.parametrize(("act_on", "far"), [("lora:2", 1), ("sketch:2", 10)])
+def test_gradients_are_those_of_the_factors(act_on, far):
     sub, x = spread(act_on, bits=0, d=12), torch.randn(5, 2)
     sub(x).square().sum().backward()
     size = float(sub.z.grad.norm())
     losses = []
     with torch.no_grad():
-        for step in (1, -1):
+        for step in (far, -far):
             z, sub.z.data = sub.z.data, sub.z + step * sub.z.grad / size
             losses.append(float(sub(x).double().square().sum()))
             sub.z.data = z
-    assert size == pytest.approx((losses[0] - losses[1]) / 2, rel=0.05)
+    assert size == pytest.approx((losses[0] - losses[1]) / (2 * far), rel=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -229,7 +229,7 @@ def test_a_fit_packs_verifies_and_says_what_moves(tmp_path):
     line = refusal(
         subcompress.unpack, file, tmp_path / "u.onnx", networks.CASES["mlp"].make(), base=base, self_unfolding=True
     )
-    assert "this file moves factors of them (--act-on lora): leave --self-unfolding out" in line
+    assert "leave --self-unfolding out" in line
 
 
 @pytest.mark.slow
