@@ -13,7 +13,6 @@ MODELS = (
     "conv3-8-12-16",
     "mobilenet-v2",
     "oriented-6-8",
-    "oriented-10-16",
     "separable-16-32-48-64",
 )
 
