@@ -40,7 +40,7 @@ def short_ones_are_worth(fitter: Fitter) -> bool:
 
 
 def first_d(D: int) -> int:
-    """Where a search ds first: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
+    """Where a search begins: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
     return min(D, max(8, round(math.sqrt(D))))
 
 

@@ -86,8 +86,8 @@ class TargetSearch:
         if not self.told:
             return self._blind()
         self._expect()
-        if (look := self._short_trial()) is not None:
-            return look
+        if (short := self._short_trial()) is not None:
+            return short
         if any(trial.short for trial in self.running):
             return None  # it ends soon, and says where a whole one is worth its time
         return self._more_at(self.probes[-1].d) or self._next()

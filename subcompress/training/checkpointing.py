@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from subcompress.errors import SubcompressError, one_line
+from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.subspace.copying import copied
 
 KINDS = ("activation", "gradient")
@@ -26,14 +26,10 @@ def checkpointed(model: nn.Module) -> nn.Module:
             f"--checkpointing is of networks of transformers; {type(model).__name__} has no {KINDS[1]}_checkpointing_"
             "enable: leave it out, or give --accumulate"
         )
-    try:
+    refused = f"--checkpointing: {type(model).__name__} refuses it"
+    with explaining(lambda e: f"{refused} ({one_line(e, 160)}): leave it out, or give --accumulate"):
         # Parameters of a subspace are no leaves, which the reentrant kind loses the gradients of.
         getattr(found, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
-    except Exception as e:
-        raise SubcompressError(
-            f"--checkpointing: {type(model).__name__} does not do it ({one_line(e, 160)}): leave it out, or give "
-            "--accumulate"
-        ) from e
     config: Any = getattr(found, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # each pass would warn that it is not used
