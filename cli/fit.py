@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "--bytes",
     type=int,
     metavar="N",
-    help="Find the best file of at most N bytes; with --d, in so many coordinates.",
+    help="Find the best file of at most N bytes; with --d, in exactly d coordinates.",
     group=GOAL,
 )
 @option(

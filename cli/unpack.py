@@ -43,7 +43,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 @base_option()
 @output_option(
     "The file or folder to write: dense weights if it ends in .safetensors, a graph if it ends in .onnx. "
-    "--self-unfolding also takes a folder, and calls the graph as FILE is called.",
+    "--self-unfolding also takes a folder, and names the graph in it after FILE.",
     "OUT",
 )
 @option(

@@ -56,13 +56,13 @@ def fit(
     Every field of `Recipe`, `Goal` and `Machine` can be given as a keyword in place of the object, or beside it to
     change it: `fit(model, data, "run", d=2000, epochs=20)`.
 
-    Give one goal: `d`, or a target (`min_accuracy`, `max_drop` or `target`), for which the smallest file is searched,
-    or `bytes`, for which the best file of at most so many bytes is searched, with `d` too in just so many coordinates.
-    The network that is given stays as it was. Before the first training, at most about 100 steps of direct training
-    measure how far each tensor moves. The same seed, data, options and machine give the same file on a CPU, also if the
-    call was interrupted and made again. On CUDA, some sums have no fixed order. Several processes that torchrun
-    started, each of which makes this call, share the shards of each batch; the first of them writes the folder and
-    hears of progress.
+    Give one goal: `d`, or a target (`min_accuracy`, `max_drop` or `target`), for which the smallest file is
+    searched, or `bytes`, for which the best file of at most so many bytes is searched, together with `d` in exactly
+    d coordinates. The network that is given stays as it was. Before the first training, at most about 100 steps of
+    direct training measure how far each tensor moves. The same seed, data, options and machine give the same file
+    on a CPU, also if the call was interrupted and made again. On CUDA, some sums have no fixed order. Several
+    processes that torchrun started, each of which makes this call, share the shards of each batch; the first of
+    them writes the folder and hears of progress.
 
     Args:
         model: The network, or a function without arguments that builds it. A function is better: it is called under

@@ -56,8 +56,9 @@ def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
 class DirectTrainings:
     """The direct training that a target counts from, with the step that was given or the best of a few of Adam's.
 
-    Where short trainings say enough, one with each step chooses that of a single whole training. Elsewhere whole ones
-    do, as many as leave the search its trainings, one at least."""
+    Where short trainings are worth their time, one with each step chooses that of a single whole training. Elsewhere,
+    and where none of them has learned anything yet, whole ones do: as many as leave the search its trainings, one at
+    least."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal, spending: Spending) -> None:
         self.fitter, self.goal, self.spending = fitter, goal, spending
@@ -72,28 +73,28 @@ class DirectTrainings:
     def ask(self, running: Sequence[Trial]) -> Trial | None:
         """The next one beside those that are running, None where enough were tried."""
         if self.chooses_by_short:
-            return self._ask_short(running)
-        waiting = [t for t in map(self._trial, self.rates) if t not in self.ended and t not in running]
+            waiting = [] if self.found() else self._waiting(running, short=True)
+            if waiting or any(trial.short for trial in running):
+                return waiting[0] if waiting else None
+            if ranked := self._ranked():  # one whole training; another where it died
+                left = [trial for trial in ranked if trial not in self.ended]
+                return left[0] if left and not self.found() and not running else None
+        waiting = self._waiting(running)
         enough = (self.found() or running) and self.spending.room(len(running)) < self.goal.seeds + 2
         return waiting[0] if waiting and not enough else None
 
-    def _ask_short(self, running: Sequence[Trial]) -> Trial | None:
-        """A short training with each step, then a whole one with the best of them; the next best where that dies."""
-        if self.found():
-            return None
-        shorts = [self._trial(rate, True) for rate in self.rates]
-        waiting = [t for t in shorts if t not in self.ended and t not in running]
-        if waiting or running:
-            return waiting[0] if waiting else None
-        sign = 1 if self.fitter.task.minimise else -1
-        ranked = sorted(self.rates, key=lambda rate: sign * self._short_value(rate))
-        return next((t for t in map(self._trial, ranked) if t not in self.ended), None)
+    def _waiting(self, running: Sequence[Trial], short: bool = False) -> list[Trial]:
+        """Those that have not begun."""
+        trials = [self._trial(rate, short) for rate in self.rates]
+        return [trial for trial in trials if trial not in self.ended and trial not in running]
 
-    def _short_value(self, rate: float) -> float:
-        """What a short training with the step reached, the worst of all for one that died."""
-        probe = self.ended[self._trial(rate, True)]
-        worst = math.inf if self.fitter.task.minimise else -math.inf
-        return worst if probe.note == DIED else probe.value
+    def _ranked(self) -> list[Trial]:
+        """Whole trainings, that of the best short one first; none where no short one has learned anything."""
+        sign = 1 if self.fitter.task.minimise else -1
+        short = sorted(self.found(short=True), key=lambda probe: sign * probe.value)
+        if not short or self.fitter.nothing_learned(short[0].value) is not None:
+            return []
+        return [self._trial(probe.lr) for probe in short if probe.lr is not None]
 
     def tell(self, trial: Trial, probe: Probe) -> None:
         """Take the result of one of them."""

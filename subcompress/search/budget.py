@@ -3,8 +3,8 @@
 As many coordinates are taken as fit. What one takes in a file is a guess before the first training, and measured after
 it: a file that misses the budget by more than a few bytes is trained once more, in the d that the measured bits give.
 From when rounding begins, coordinates are priced that the file has no room for; what it is still too long by is cut, by
-coordinates that become zero. Where d is given, so many are trained, and where they are as many as weights, longer
-steps of rounding make them fit; then a rate, if one is given, is the only price.
+coordinates that become zero. If d is given, exactly d coordinates are trained. If each weight has a coordinate, longer
+rounding steps make them fit, and a rate, if one is given, is the only price.
 """
 
 from __future__ import annotations

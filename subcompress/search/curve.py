@@ -34,8 +34,8 @@ def expected_noise(accuracy: float) -> float:
 
 
 LAG_STEPS, LAG_ERROR = 150.0, 0.15
-"""Per step, short trainings lie above the line by the first divided by their number of steps; and how sure their lag
-is. Of networks of 4,426 to 199,210 weights: benchmarks/predict.py."""
+"""A training of n steps is expected to lie LAG_STEPS / n above where endless training would end, and LAG_ERROR is the
+standard error of that: measured on networks of 4,426 to 199,210 weights by benchmarks/predict.py."""
 
 
 def expected_lag(short: int, whole: int) -> float:

@@ -52,8 +52,8 @@ from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
 from subcompress.training.tasks import Task, evaluate
 
 TIGHT = 0.85
-"""Of their room: what coordinates of one a weight may take when rounding begins. They take more in the end: training
-finds a use for some that were zero."""
+"""The share of their room that coordinates may take when rounding begins, where each weight has one. They take more in
+the end: training finds a use for some that were zero."""
 
 MOVES = "moves"
 """What the measurement of moves is called in the run folder."""
@@ -527,10 +527,13 @@ class Fitter:
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})
         return result
 
+    def nothing_learned(self, value: float) -> str | None:
+        """A line where the metric is no better than that of a constant answer, None where it is or nobody knows."""
+        return nothing_learned(self.task, value, self._constant, size(self.data.validation))
+
     def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
         """The fields, and whether anything was learned."""
-        examples = size(self.data.validation)
-        if (why := nothing_learned(self.task, chosen.value, self._constant, examples)) is None:
+        if (why := self.nothing_learned(chosen.value)) is None:
             return found
         return found | {"learned": False, "failure": found.get("failure") or why}
 
@@ -597,7 +600,7 @@ class Fitter:
         )
         if changed := self.copies.restored():
             raise SubcompressError(
-                f"weights that do not train stay as they are, or a forward pass changes them from the first batch on; "
+                "a forward pass that changes weights which do not train must do so from the first batch on; "
                 f"{changed[0]} was changed later: leave it alone, or make it a buffer"
             )
         if s.rounded and subspace.bits not in (s.bits, 0):

@@ -81,8 +81,8 @@ class Goal:
         min_accuracy: Find the smallest file with at least this validation accuracy, between 0 and 1.
         max_drop: Find the smallest file with an accuracy at most this far below that of direct training.
         target: Find the smallest file whose metric is at least this value (at most, if smaller is better).
-        bytes: Find the best file of at most so many bytes, the whole file counted; with `d`, in just so many
-            coordinates.
+        bytes: Find the best file of at most so many bytes, the whole file counted; with `d`, in exactly
+            d coordinates.
         baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
             default the network is trained directly.
         baseline_lr: The step of that direct training. By default the best of a few on the validation split.

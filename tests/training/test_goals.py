@@ -174,6 +174,15 @@ def test_short_trainings_choose_the_step_of_the_baseline(tmp_path, monkeypatch):
     assert (again.baseline, heard.titles) == (found.baseline, [])
 
 
+def test_short_trainings_that_learn_nothing_choose_no_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("subcompress.training.settings.LEAST_STEPS", 1)
+    monkeypatch.setattr("subcompress.training.fitter.BASELINE_RATES", (1e-8, 2e-8))
+    _, heard = directly(tmp_path / "run", epochs=4)
+    titles = [t for t in heard.titles if "directly" in t]
+    names = [f"trained directly, lr {lr:g}" for lr in (1e-8, 2e-8)]
+    assert titles == [*(f"{name}, short" for name in names), *names]
+
+
 def test_a_step_of_the_baseline_is_taken_as_given(tmp_path):
     found, heard = directly(tmp_path / "run", baseline_lr=5e-4)
     assert found.baseline_lr == 5e-4

@@ -147,7 +147,7 @@ def test_one_line_for_a_network_without_checkpointing(tmp_path):
     pytest.importorskip("transformers")
     odd = tiny_llama.network()
     odd.supports_gradient_checkpointing = False
-    with pytest.raises(SubcompressError, match=r"^--checkpointing: LlamaForCausalLM does not do it \("):
+    with pytest.raises(SubcompressError, match=r"^--checkpointing: LlamaForCausalLM refuses it \("):
         checkpointed(odd)
 
 
