@@ -14,7 +14,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.record import Entry, Record, Tied, Unchanged
 from subcompress.onnx.checking import check_weights, compare
 from subcompress.onnx.nodes import DOMAIN, Nodes, short_names
-from subcompress.onnx.on_base import BaseTensors
+from subcompress.onnx.on_base import ExternalBase
 from subcompress.onnx.pieces import repeats
 from subcompress.onnx.products import sizes_in, use_gemm
 from subcompress.onnx.slimming import every_name, needed, shorten, simplified, slim
@@ -148,7 +148,7 @@ class _Unfolding:
 
     model: onnx.ModelProto
     made: dict[_Origin, str]
-    base: BaseTensors | None
+    base: ExternalBase | None
 
     def computed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights that nodes give, by name: others are read as they lie in the base's file."""
@@ -162,7 +162,7 @@ def _unfolding(model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
     if record.base is not None:
         exchange_last(graph)
     nodes = Nodes(short_names(every_name(graph) | found.keys()))
-    base = None if record.base is None else BaseTensors(record, nodes)
+    base = None if record.base is None else ExternalBase(record, nodes)
     made = _computed(nodes, record, found, base)
     slim(graph, nodes, {name: made[origin] for name, origin in found.items()}, found.keys(), base is not None)
     outer = [v.name for v in [*graph.input, *graph.output]]
@@ -181,7 +181,7 @@ def _unfolding(model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
     return _Unfolding(result, {origin: names[name] for origin, name in made.items() if name in names}, base)
 
 
-def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: BaseTensors | None) -> dict[_Origin, str]:
+def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: ExternalBase | None) -> dict[_Origin, str]:
     """Add what gives the tensors; return the names of their values. Those that nodes give keep their names."""
     flat = unfold(record, nodes, {origin.name for origin in found.values()}, base)
     specs = {spec.name: spec for spec in record.layout}

@@ -100,7 +100,7 @@ def _place(record: Record, name: str) -> Place:
     )
 
 
-class BaseTensors:
+class ExternalBase:
     """The tensors of a record's base as values of a graph, each added to `nodes` when it is asked for.
 
     places: where the data of each initializer lie, by its name.

@@ -20,7 +20,7 @@ from subcompress.tensors.layout import DTYPES, TensorSpec
 from subcompress.tensors.rounding import TINY, rounded
 
 if TYPE_CHECKING:
-    from subcompress.onnx.on_base import BaseTensors
+    from subcompress.onnx.on_base import ExternalBase
 
 SHORT = 32
 """Values of a ramp that are written as they are."""
@@ -58,7 +58,7 @@ class Pieces:
     """
 
     def __init__(
-        self, record: Record, nodes: Nodes, products: Mapping[Key, str], base: BaseTensors | None = None
+        self, record: Record, nodes: Nodes, products: Mapping[Key, str], base: ExternalBase | None = None
     ) -> None:
         self.record, self.nodes, self.products, self.base = record, nodes, products, base
 

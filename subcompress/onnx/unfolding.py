@@ -22,7 +22,7 @@ from subcompress.errors import SubcompressError
 from subcompress.format.codec import MIN_BITS
 from subcompress.format.record import Coded, Group, Record
 from subcompress.onnx.nodes import DOMAIN, Nodes
-from subcompress.onnx.on_base import BaseTensors
+from subcompress.onnx.on_base import ExternalBase
 from subcompress.onnx.pieces import Key, Pieces
 from subcompress.operators import HadamardBlocks, ScatteredBlocks, philox, walsh
 from subcompress.operators.forms import NO_COORDINATES, Seeded
@@ -44,7 +44,7 @@ SIGNS = np.array([1, -1], np.float32)
 MASK32 = 0xFFFFFFFF
 
 
-def unfold(record: Record, nodes: Nodes, wanted: Collection[str], base: BaseTensors | None = None) -> dict[str, str]:
+def unfold(record: Record, nodes: Nodes, wanted: Collection[str], base: ExternalBase | None = None) -> dict[str, str]:
     """Add nodes that compute the wanted coded, fixed and mixed tensors of the record; returns their names with those of
     the outputs: flat values, float32, or float64 where `is_wide` says so; real and imaginary parts in turn for complex
     ones.

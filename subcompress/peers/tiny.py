@@ -27,7 +27,7 @@ from subcompress.training.direct import Direct
 WIDEST = 1 << 12
 
 BITS = 4
-"""Of a weight: a network of twice the width at half the bits is better than one of eight bits."""
+"""Of a weight."""
 
 TOP = (1 << (BITS - 1)) - 1
 

@@ -105,7 +105,7 @@ def _named(module: nn.Module, words: Iterable[str]) -> set[str]:
         else:
             raise SubcompressError(
                 f"--act-on takes {', '.join((*ROLES, *LOW_RANK))} and patterns of tensors' names, with commas between; "
-                f"the model has none that {word!r} is: its first is {next(iter(roles), '')}"
+                f"{word!r} matches no tensor of the model, whose first is {next(iter(roles), '')}"
                 f"{suggestion(word, (*ROLES, *LOW_RANK, *roles))}"
             )
     return found
