@@ -110,6 +110,19 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option("--max-body", type=Size(), default="64MB", show_default=True, help="Largest body of a request.", group=SERVER)
+@option(
+    "--graphs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The folder where traced graphs are kept for the next start.  [default: ~/.cache/subcompress/graphs]",
+    group=SERVER,
+)
+@option(
+    "--keep-graphs/--trace-graphs",
+    default=True,
+    help="Use graphs that were traced before, or trace them at each start.  [default: keep-graphs]",
+    group=SERVER,
+)
 def serve(
     sources: tuple[str, ...],
     models: tuple[str, ...],
@@ -122,6 +135,8 @@ def serve(
     max_body: int,
     token_file: Path | None,
     origins: tuple[str, ...],
+    graphs: Path | None,
+    keep_graphs: bool,
 ) -> None:
     """Answer inference requests to many models over HTTP.
 
@@ -130,6 +145,7 @@ def serve(
     model is rebuilt at its first request. When --memory is full, the models that were not used for longest are dropped.
     Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
     """
+    from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.app import Limits
@@ -150,7 +166,7 @@ def serve(
 
     answered = running.serve(
         sources,
-        subprocess_tracer(models, _log),
+        subprocess_tracer(models, _log, GraphCache(graphs or default_folder()) if keep_graphs else None),
         bases=bases,
         host=host,
         port=port,
