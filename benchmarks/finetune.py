@@ -389,7 +389,7 @@ def measured(setting: Setting, seed: int, rows: list[str], folder: Path) -> dict
         seed_everything(seed, 0)
         fit = subcompress.fit(
             setting.net(0.0),
-            setting.data,
+            replace(setting.data, test=setting.data.validation),  # the test split is read below, once a row
             place / "run",
             base=setting.base,
             base_name=setting.base_name,

@@ -72,8 +72,7 @@ RECORDS = {
     "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5),
     "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 130, d=2650, lr=0.0136, augment="flip"),
     "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, augment="shift"),
-    "oriented-98": Record("oriented-6-8", "mnist", 8, bits=2, rate=1.5e-4, lr=0.105, bytes=390),
-    "oriented-350": Record("oriented-6-8", "mnist", 8, bits=2, rate=2.2e-4, lr=0.105, bytes=350),
+    "oriented-98": Record("oriented-6-8", "mnist", 24, bits=2, rate=1.4e-4, lr=0.105, bytes=350),
 }
 
 
@@ -83,11 +82,11 @@ def make(name: str, folder: Path, seeds: int, runs: Path) -> dict[str, Any]:
     data = replace(subcompress.load_data(row.data, folder), augment=augment_of(row.augment))
     fits: list[tuple[subcompress.Fit, int, float]] = []
     for seed in range(seeds):
-        place, module = runs / f"{name}-{seed}", MODELS[row.model]()
+        place, make_net = runs / f"{name}-{seed}", MODELS[row.model]
         with listening(f"{name}, seed {seed}") as listener:
-            fit = subcompress.fit(module, data, place, seed=seed, threads=1, listener=listener, **row.options())
+            fit = subcompress.fit(make_net, data, place, seed=seed, threads=1, listener=listener, **row.options())
         size = subcompress.pack(place, place / "net.safetensors")
-        verified = subcompress.verify(place / "net.safetensors", data, module)
+        verified = subcompress.verify(place / "net.safetensors", data, make_net())
         assert verified.ok, verified
         assert verified.test_accuracy is not None
         fits.append((fit, size, verified.test_accuracy))
