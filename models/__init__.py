@@ -22,6 +22,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "conv3-4-6-8": partial(Conv3, (4, 6, 8)),
     "conv3-8-12-16": partial(Conv3, (8, 12, 16)),
     "mobilenet-v2": MobileNetV2,
+    "oriented-10-16": partial(Oriented, (10, 16)),
     "oriented-6-8": partial(Oriented, (6, 8)),
     "separable-16-32-48-64": partial(Separable, (16, 32, 48, 64)),
 }

@@ -12,6 +12,7 @@ MODELS = (
     "conv3-4-6-8",
     "conv3-8-12-16",
     "mobilenet-v2",
+    "oriented-10-16",
     "oriented-6-8",
     "separable-16-32-48-64",
 )
