@@ -32,10 +32,10 @@ from subcompress_cli.streams import answer
     help=f"The methods to compare with, separated by commas: {', '.join(choices.PEERS)}.  [default: all]",
     group=FIT,
 )
-@model_option("The network of RUN, if RUN does not name it.")
-@data_options("The data of RUN, if RUN does not name them.")
+@model_option("The network of RUN. Needed only after a fit from Python, which does not name it.")
+@data_options("The data of RUN. Needed only after a fit from Python, which does not name them.")
 @task_options("that of RUN", "that of RUN")
-@base_option()
+@base_option("The base of RUN, if it is a fine-tune.  [default: the base that RUN was trained on]")
 @threads_option
 @restart_option
 @json_option
@@ -55,7 +55,7 @@ def compare(
     """Compare the file of RUN with other ways to ship the same network.
 
     Each method trains for as many epochs as RUN did. The table shows the size of each whole file and its test accuracy.
-    If the command is interrupted, give it again: it continues where it stopped.
+    If the command is interrupted, run it again: it continues where it stopped.
     """
     import subcompress
     from subcompress.training import run
