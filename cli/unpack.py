@@ -38,8 +38,8 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 @click.argument("file", type=INPUT)
 @model_option(
     "The network of FILE, to write an ONNX file. Needed only if neither its tensors nor its base show which network it "
-    "is. For the formats transformers and peft, hf:DIR_OR_ID[@REVISION]: the place of configuration and tokenizer, if "
-    "it is not the base."
+    "is. For the formats transformers and peft, hf:DIR_OR_ID[@REVISION] is the place of configuration and tokenizer, "
+    "if that is not the base."
 )
 @base_option()
 @output_option(
