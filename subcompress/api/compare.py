@@ -49,7 +49,7 @@ WIDTH = 750
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         digest: The digest of the weights in our file.
@@ -156,7 +156,7 @@ def compare(
         title: The title of table and plot.
         threads: CPU threads that torch uses.
         restart: Discard results of an earlier call.
-        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        listener: Receives progress; see `Listener`. By default, progress bars in a terminal and in a notebook.
 
     Returns:
         The table, which is also written to compare.md, compare.json and compare.png in the run folder.

@@ -46,16 +46,16 @@ class RunState:
 
 
 def runs(folders: Sequence[str | Path]) -> list[RunState]:
-    """Look at run folders, and at those inside of folders that are none, without changing them.
+    """Return the states of run folders without changing them.
 
     Args:
-        folders: Run folders, or folders that hold some.
+        folders: Run folders, or folders that contain run folders.
 
     Returns:
         The state of each, in the order of their names.
 
     Raises:
-        SubcompressError: A folder is not there.
+        SubcompressError: A folder does not exist.
     """
     return [_state(path) for folder in folders for path in _run_folders(Path(folder))]
 

@@ -72,8 +72,8 @@ class PredictedDimension:
         D: Number of weights that can be trained.
         threshold: The value of the metric to meet.
         metric: Its name.
-        baseline: The metric of the network trained directly, where the threshold counts from it.
-        full_fits: What the prediction cost, in whole trainings.
+        baseline: The metric of the network trained directly, if the threshold is a share of it, otherwise None.
+        full_fits: What the prediction cost, in full trainings.
         trainings: The short trainings.
     """
 

@@ -82,7 +82,7 @@ def prepared(
         data: As `as_data` gives them, with labels as `task` takes them.
         options: What was asked for; the goal is not looked at but for `d`.
         task: What `task_of` gave for the recipe.
-        listener: Hears of progress.
+        listener: Receives progress.
         rounded: Whether coordinates are rounded to bits, as in a file.
         shards: The workers that share each batch. By default this process alone.
 

@@ -61,7 +61,7 @@ class Probe:
 
 
 class TargetMissedError(SubcompressError):
-    """A search did not reach its target. `fit` is the best it made, which the run folder holds."""
+    """Raised if a search does not reach its target. `fit` is the best result, which the run folder holds."""
 
     def __init__(self, fit: Fit) -> None:
         super().__init__(f"{fit.failure}; {kept_words(fit)}")
@@ -77,9 +77,9 @@ def kept_words(fit: Fit) -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit reached.
+    """The result of a fit.
 
-    The test split was read once, at the end, for `test`. Fields of a search are empty if d was given.
+    The test split was read once, at the end, for `test`. Fields that belong to a search are empty if d was given.
 
     Attributes:
         run: The run folder.
