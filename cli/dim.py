@@ -147,4 +147,6 @@ def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict
     """Drop the options that only a measurement takes. Raises SubcompressError for those that were given."""
     shuffle, repeats = options.pop("shuffle", None), options.pop("repeats", 3)
     if ds is not None or shuffle is not None or repeats != 3 or len(thresholds) > 1:
-        raise SubcompressError("--predict takes neither --d, --shuffle nor --repeats, and one --threshold at most")
+        raise SubcompressError(
+            "--predict does not work with --d, --shuffle or --repeats, or with several --threshold: leave them out"
+        )

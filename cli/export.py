@@ -87,7 +87,7 @@ def export(
     from subcompress.serving.triton import export as export_all
 
     if name is not None and len(files) > 1:
-        raise SubcompressError(f"a name is of one model; {len(files)} files are given with --name: export one by one")
+        raise SubcompressError(f"--name names one model; {len(files)} files were given: export one by one")
     named = [(name if name is not None else _name(file), file) for file in files]
     check_names(named)
     built: Built = {}

@@ -70,7 +70,7 @@ def predict(
     import subcompress
 
     if (given is None) == (prompt is None):
-        raise SubcompressError("predict takes one of --input X and --generate PROMPT: give one of them")
+        raise SubcompressError("predict needs either --input X or --generate PROMPT: give one of them")
     from subcompress_cli.finding import network_for
 
     network = network_for(file, model_name, base)

@@ -214,5 +214,5 @@ def _read_token(file: Path | None) -> str | None:
 
     text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):
-        raise SubcompressError("a token is 8 or more letters, digits and signs without spaces: give another")
+        raise SubcompressError("a token must have at least 8 letters, digits or signs, and no spaces: give another")
     return text

@@ -167,7 +167,7 @@ def compare(
     listener, path = listener or Listener(), Path(run_folder)
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise SubcompressError(f"--peers are of {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
+        raise SubcompressError(f"--peers takes {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     model = fitting(model, record.layout)
     if record.base is not None:

@@ -187,7 +187,9 @@ def check(fitter: Fitter, goal: SearchGoal) -> None:
     fitter.check(first_d(fitter.D) if goal.d is None else goal.d)
     if goal.bytes is not None and not fitter.exact:
         operator = fitter.settings.operator
-        raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")
+        raise SubcompressError(
+            f"--bytes needs a file, and the operator {operator} makes none: give --d, or another --operator"
+        )
     check_budget(fitter, goal)
 
 

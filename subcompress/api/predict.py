@@ -153,7 +153,7 @@ def generate(
 
     if not callable(getattr(module, "generate", None)):
         raise SubcompressError(
-            f"a language model of transformers generates text; {type(module).__name__} does not: give --model "
+            f"only a transformers language model generates text; {type(module).__name__} does not: give --model "
             "hf:DIR,task=causal-lm"
         )
     if max_new_tokens < 1:
@@ -222,7 +222,7 @@ def _require_one_answer(outputs: Tensor) -> None:
     """Raise SubcompressError for outputs other than (n,) and (n, values)."""
     if outputs.ndim > 2:
         raise SubcompressError(
-            f"predict takes outputs (N, C), a number a class or a value; the network gives {tuple(outputs.shape)}: for "
+            f"predict needs outputs of shape (N, C); the network gives {tuple(outputs.shape)}: for "
             "a language model give --generate PROMPT, for others load the file in Python"
         )
 
@@ -257,7 +257,7 @@ def _class_names(
     if classes < 2:
         return None
     if labels is not None and len(labels) != classes:
-        raise SubcompressError(f"there is a label for each of the {classes} outputs; got {len(labels)}: give as many")
+        raise SubcompressError(f"labels must name all {classes} outputs; got {len(labels)} names: give {classes}")
     by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
     known = [str(by_number.get(i, i)) for i in range(classes)]
     candidates = (labels, facts.labels, known if len(by_number) == classes else None)

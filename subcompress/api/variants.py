@@ -58,7 +58,9 @@ class Variants(Mapping[str, bytes]):
         data = format.file_bytes(path)
         layout = format.parse(data).layout
         if not isinstance(layout, BasedLayout):
-            raise SubcompressError(f"variants share one base; {path} has none: load it by itself")
+            raise SubcompressError(
+                f"variants are fine-tunes of one base; {path} is not a fine-tune: load it with subcompress.load"
+            )
         reference = layout.base
         if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
             self.base.require(reference)

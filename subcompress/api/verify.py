@@ -99,7 +99,7 @@ def verify(
     if data is None or not found.ok:
         return found
     if module is None:
-        raise SubcompressError("the metric is measured on a graph, traced from the network: give it (--model)")
+        raise SubcompressError("verify needs the network to measure the metric: give it (--model), or leave --data out")
     on = choose_graph_device(device)
     if say is not None:
         say(on.line)

@@ -210,7 +210,7 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise SubcompressError(f"a revision is of an id on the Hub; {place} is a folder: leave @{revision} out")
+            raise SubcompressError(f"only an ID on the Hub has revisions; {place} is a folder: leave @{revision} out")
         if not (folder / "config.json").is_file():
             raise SubcompressError(f"a network of transformers has a config.json; {place} has none: check the folder")
         return str(folder), {"local_files_only": True, "trust_remote_code": False}

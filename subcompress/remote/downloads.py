@@ -90,7 +90,9 @@ def _require_packed_file(hub: Hub, ref: Reference, remote: Remote) -> None:
         raise SubcompressError(f"a repository of ours holds {FILE}; {ref} does not: is it the right one?")
     most = MAX_FILE_BYTES
     if (size := remote.files[FILE].size) > most or (size > LARGE and not settings(hub, ref, remote)):
-        raise SubcompressError(f"{ref} holds a {FILE} of {size} bytes that is none of ours: is it the dense model?")
+        raise SubcompressError(
+            f"{ref} holds a {FILE} of {size} bytes that is not a packed file: is it the dense model?"
+        )
 
 
 def settings(hub: Hub, ref: Reference, remote: Remote) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class TargetMissedError(SubcompressError):
 def kept_words(fit: Fit) -> str:
     """What is left of a fit that failed."""
     if not fit.bytes:
-        return f"the best, of d = {fit.d}, is kept in {fit.run}"
-    return f"the best file, of {fit.bytes} bytes, is kept: subcompress pack {fit.run} -o net.safetensors"
+        return f"the best training, with d = {fit.d}, is kept in {fit.run}"
+    return f"the best file has {fit.bytes} bytes and is kept: subcompress pack {fit.run} -o net.safetensors"
 
 
 @dataclass(frozen=True)

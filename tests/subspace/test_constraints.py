@@ -198,7 +198,7 @@ def test_extra_state_of_tensors_goes_along(tmp_path):
 
 
 def test_extra_state_of_other_things_is_refused():
-    with pytest.raises(SubcompressError, match=r"0\._extra_state is none: leave extra state out"):
+    with pytest.raises(SubcompressError, match=r"0\._extra_state is no tensor: leave extra state out"):
         Subspace.of(nn.Sequential(Extra(tensor=False)), 9)
 
 

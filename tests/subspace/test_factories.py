@@ -108,7 +108,7 @@ def test_odd_state_is_refused_in_one_line():
             return {"x": 1}
 
     for module, words in [
-        (Extra(2, 2), "_extra_state is none"),
+        (Extra(2, 2), "_extra_state is no tensor"),
         (nn.LazyLinear(3), "run the model once first"),
     ]:
         with pytest.raises(SubcompressError, match=words):
