@@ -224,7 +224,7 @@ def examples_of(passes: Passes) -> Examples:
                 return
             if count == before:
                 raise SubcompressError(
-                    "batches are gone through several times; these are empty: give a list or a loader"
+                    "batches must be iterable several times; these are empty: give a list or a DataLoader"
                 )
 
     return examples

@@ -259,10 +259,10 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
 def _untrained(tensor: Tensor, parameter: bool) -> Start:
     """The start of a tensor whose values the file holds as they are."""
     if not parameter:
-        return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
+        return Start("buffer", "a buffer: its values are stored in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
     bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
-    return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
+    return Start("stored", f"{kind}: its values are stored in the file, {about}{bytes_} bytes", cost=bytes_)
 
 
 def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
@@ -615,9 +615,9 @@ def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> Subcom
     hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
     why = v.structured or ("equal in every build" if v.built else "not clearly random")
     return SubcompressError(
-        f"chosen values travel in the file, up to {MAX_STORED} bytes in all; these take {sum(costs.values())}, most of "
-        f"it {name} ({why}): {hint}, give --structured guess to start what looks random from the seed, or --base for "
-        "weights that exist"
+        f"initial values that are not random take room in the file, at most {MAX_STORED} bytes; those of this network "
+        f"take {sum(costs.values())}, most of it {name} ({why}): {hint}, give --structured guess to start what looks "
+        "random from the seed, or give trained weights with --base"
     )
 
 
