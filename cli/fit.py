@@ -148,7 +148,7 @@ if TYPE_CHECKING:
     "--base-name",
     metavar="NAME",
     help="The name of the base to write into the file, by which others find it: hub:ORG/NAME[@COMMIT].  [default: the "
-    "name under which --base gives it]",
+    "name given with --base]",
     group=BASE,
 )
 @option(

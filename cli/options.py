@@ -182,8 +182,8 @@ training_options: Decorator = all_of(
         default=choices.AUTO,
         show_default=True,
         help=f"The projection P from coordinates to weights: {', '.join((choices.AUTO, *choices.OPERATORS))}. auto "
-        "chooses hadamard for images and scattered for other inputs. Only these two can be packed. The others are for "
-        "comparison.",
+        "chooses hadamard for images and scattered for other inputs. Only hadamard and scattered can be packed. The "
+        "others are for comparison.",
         group=FILE,
     ),
     option("--epochs", type=int, help="Passes over the training split.  [default: 10]", group=TRAINING),

@@ -48,7 +48,8 @@ IGNORED_WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class Pushed:
-    """The result of a push. commit: of the branch; changed: whether this push made it; files: bytes of each file."""
+    """The result of a push. commit: the commit of the branch. changed: whether this push made it. files: the bytes of
+    each file."""
 
     id: str
     commit: str

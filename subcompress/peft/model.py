@@ -54,11 +54,11 @@ class _Computed:
 
 
 class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
-    """What `peft.get_peft_model` makes of a model and a `SubspaceConfig`: the model itself, with frozen tensors.
+    """The tuner that `peft.get_peft_model` makes from a model and a `SubspaceConfig`. It freezes the model's tensors.
 
-    While the model runs, the weights of the acting adapter are in the place of the tensors that it acts on. In training
-    they follow z exactly; in evaluation they are rounded as a file holds them, so that a model that is evaluated, one
-    that is saved and one that is loaded are the same, bit for bit.
+    While the model runs, the weights of the active adapter take the place of the tensors that it changes. In training
+    mode they follow z exactly. In evaluation mode z is rounded as in the file, so the evaluated, the saved and the
+    loaded model have the same weights, bit for bit.
     """
 
     prefix = f"{METHOD}_"

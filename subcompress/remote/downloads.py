@@ -25,7 +25,8 @@ LARGE = 1 << 24
 
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded file. path: in the cache; id, commit: of its repository; cached: whether the Hub was not asked."""
+    """A downloaded file. path: its path in the cache. id, commit: its repository and commit. cached: whether it came
+    from the cache without a download."""
 
     id: str
     commit: str

@@ -16,9 +16,12 @@ DIED = "died twice"
 
 @dataclass(frozen=True)
 class Probe:
-    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
-    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
-    usual."""
+    """One training.
+
+    value: the metric on the validation split, measured with the rebuilt weights unless the training was stopped. curve:
+    the metric after each epoch. epochs: the number of trained epochs, including attempts that died. note: anything
+    unusual.
+    """
 
     d: int
     seed: int
@@ -31,15 +34,15 @@ class Probe:
     warm: int = 0
     """Zero. In folders of former versions, the d whose coordinates a shortened training began with."""
     lr: float | None = None
-    """Of the try that did not die."""
+    """The learning rate of the attempt that did not die."""
     bytes: int = 0
-    """The whole file, zero where there is none to be."""
+    """The size of the whole file; zero if there is no file."""
     coded: int = 0
-    """Of it, what the coordinates take."""
+    """The part of `bytes` that the coordinates take."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong with it."""
+    """What looks wrong with the training."""
     statistics: int = 0
-    """Of `coded`, what running statistics take."""
+    """The part of `coded` that running statistics take."""
     cut: int = 0
     """By how many bytes the file was shortened: its smallest coordinates became zero."""
     short: bool = False
