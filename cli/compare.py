@@ -32,10 +32,10 @@ from subcompress_cli.streams import answer
     help=f"The methods to compare with, separated by commas: {', '.join(choices.PEERS)}.  [default: all]",
     group=FIT,
 )
-@model_option("The network of RUN, if RUN does not name it.")
-@data_options("The data of RUN, if RUN does not name them.")
+@model_option("The network of RUN. Needed only after a fit from Python, which does not name it.")
+@data_options("The data of RUN. Needed only after a fit from Python, which does not name them.")
 @task_options("that of RUN", "that of RUN")
-@base_option()
+@base_option("The base of RUN, if it is a fine-tune.  [default: the base that RUN was trained on]")
 @threads_option
 @restart_option
 @json_option
@@ -55,7 +55,7 @@ def compare(
     """Compare the file of RUN with other ways to ship the same network.
 
     Each method trains for as many epochs as RUN did. The table shows the size of each whole file and its test accuracy.
-    If the command is interrupted, give it again: it continues where it stopped.
+    If the command is interrupted, run it again: it continues where it stopped.
     """
     import subcompress
     from subcompress.training import run
@@ -65,7 +65,7 @@ def compare(
     origin = run.summary(run_folder).get("origin", {})
     model_name, data_name = model_name or origin.get("model"), data_name or origin.get("data")
     if model_name is None or data_name is None:
-        raise SubcompressError("this run does not say of which model and data it is: give --model and --data")
+        raise SubcompressError("this run does not name its model and data: give --model and --data")
     folder = data_dir or (Path(origin["data_dir"]) if origin.get("data_dir") else None)
     data = data_with(data_name, folder, origin.get("augment"), model_name)
     module = network(model_name, run.fit_of(run_folder).seed, data)

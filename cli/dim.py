@@ -43,7 +43,7 @@ from subcompress_cli.streams import answer
 @option(
     "--predict",
     is_flag=True,
-    help="Predict the dimension instead, from at most nine short trainings: of a tenth of the epochs each, and of at "
+    help="Predict the dimension instead, from at most nine short trainings. Each takes a tenth of the epochs, but at "
     "least 200 steps.",
     group=MEASUREMENT,
 )
@@ -52,7 +52,7 @@ from subcompress_cli.streams import answer
     type=int,
     default=3,
     show_default=True,
-    help="Trainings in each dimension, with other seeds.",
+    help="Number of trainings in each dimension, with different seeds.",
     group=MEASUREMENT,
 )
 @option(
@@ -60,13 +60,14 @@ from subcompress_cli.streams import answer
     "thresholds",
     type=float,
     multiple=True,
-    help="One more value of the metric whose dimension is estimated. Can be repeated. With --predict, the one value.",
+    help="Also estimate the dimension that reaches this value of the metric. Can be repeated. With --predict, the "
+    "value to reach, given at most once.",
     group=MEASUREMENT,
 )
 @option(
     "--shuffle",
     type=click.Choice(choices.SHUFFLES),
-    help="A control experiment of the paper: shuffle the pixels of all images alike, or the labels.",
+    help="A control experiment of Li et al. 2018: shuffle the pixels, in the same way in all images, or the labels.",
     group=MEASUREMENT,
 )
 @training_options
@@ -93,7 +94,8 @@ def dim(
     """Measure the intrinsic dimension of a network on its data.
 
     As in Li et al. 2018, the network is trained in several dimensions. The command prints the accuracy in each and the
-    dimension that reaches 0.9 of the baseline, with its uncertainty. If it is interrupted, give it again: it continues.
+    dimension that reaches 0.9 of the baseline, with an interval. If the command is interrupted, run it again: it
+    continues.
     """
     import subcompress
     from subcompress_cli.networks import data_with, factory, loss_and_metric, short
@@ -145,4 +147,6 @@ def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict
     """Drop the options that only a measurement takes. Raises SubcompressError for those that were given."""
     shuffle, repeats = options.pop("shuffle", None), options.pop("repeats", 3)
     if ds is not None or shuffle is not None or repeats != 3 or len(thresholds) > 1:
-        raise SubcompressError("--predict takes neither --d, --shuffle nor --repeats, and one --threshold at most")
+        raise SubcompressError(
+            "--predict does not work with --d, --shuffle or --repeats, or with several --threshold: leave them out"
+        )

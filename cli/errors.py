@@ -13,10 +13,10 @@ from subcompress.support.world import rank
 COMMAND = "subcompress.command"
 """The key, in click's context, of the command as it was typed."""
 
-INTERRUPTED = dict.fromkeys(("fit", "dim", "compare"), "the same command goes on where it was") | {
+INTERRUPTED = dict.fromkeys(("fit", "dim", "compare"), "run the same command again to continue") | {
     "serve": "nothing was served",
-    "push": "nothing was published, unless it had just ended; the same command is safe to give again",
-    "export": "the model folders that are there are whole; the same command is safe to give again",
+    "push": "nothing was published, unless it had just ended; it is safe to run the same command again",
+    "export": "the model folders that are there are complete; it is safe to run the same command again",
 }
 """What an interruption leaves of a command; of all others, nothing."""
 

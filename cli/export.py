@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@model_option("The network of the FILEs, if it is none of the named ones.")
+@model_option("The network of each FILE. Needed only if its tensors do not show which network it is.")
 @base_option()
 @option(
     "--triton-repo",
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 @option(
     "--dense",
     is_flag=True,
-    help="Write graphs that hold their weights, not graphs that unfold them when they are loaded.",
+    help="Write graphs that hold their weights, instead of graphs that compute them when they are loaded.",
     group=OUTPUT,
 )
 @option(
     "--name",
     metavar="NAME",
-    help="The name of the model, if there is one FILE.  [default: that of FILE or of its repository]",
+    help="The name of the model. Only for a single FILE.  [default: the name of FILE or of its repository]",
     group=OUTPUT,
 )
 @option(
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     type=int,
     default=choices.MAX_BATCH,
     show_default=True,
-    help="Most examples in a batch that Triton joins from requests. 0: join none.",
+    help="The most examples that Triton joins from several requests into one batch. 0 turns joining off.",
     group=OUTPUT,
 )
 @option(
@@ -87,7 +87,7 @@ def export(
     from subcompress.serving.triton import export as export_all
 
     if name is not None and len(files) > 1:
-        raise SubcompressError(f"a name is of one model; {len(files)} files are given with --name: export one by one")
+        raise SubcompressError(f"--name names one model; {len(files)} files were given: export one by one")
     named = [(name if name is not None else _name(file), file) for file in files]
     check_names(named)
     built: Built = {}

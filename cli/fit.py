@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 @option(
     "--packing",
     is_flag=True,
-    help="Pack training texts of a language model one after another into examples of one length, instead of padding "
-    "them.",
+    help="For a language model: join the training texts into examples of equal length instead of padding them.",
     group=FIT,
 )
 @augment_option
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     "--bytes",
     type=int,
     metavar="N",
-    help="Find the best file of at most N bytes; with --d, in exactly d coordinates.",
+    help="Find the best file of at most N bytes. With --d, that file has exactly d coordinates.",
     group=GOAL,
 )
 @option(
@@ -66,28 +65,30 @@ if TYPE_CHECKING:
     "--max-drop",
     type=float,
     metavar="P",
-    help="Find the smallest file whose accuracy is at most P below that of direct training, such as 0.01.",
+    help="Find the smallest file whose accuracy is at most P below that of direct training (of all weights), such as "
+    "0.01.",
     group=GOAL,
 )
 @option(
     "--target",
     type=float,
     metavar="V",
-    help="Find the smallest file whose metric is at least V, or at most V where smaller is better.",
+    help="Find the smallest file whose metric is at least V, or at most V if a smaller metric is better.",
     group=GOAL,
 )
 @option(
     "--baseline",
     metavar="B",
-    help="The result of direct training, for --max-drop: a number, or a safetensors file of its weights.  [default: "
-    "the network is trained directly]",
+    help="The result of direct training, for --max-drop: its metric as a number, or a safetensors file of the trained "
+    "weights.  [default: train the network directly]",
     group=GOAL,
 )
 @option(
     "--baseline-lr",
     type=float,
     metavar="LR",
-    help="The learning rate of that direct training.  [default: the best of a few on the validation split]",
+    help="The learning rate of the direct training for --max-drop.  [default: the best of a few on the validation "
+    "split]",
     group=GOAL,
 )
 @option(
@@ -95,14 +96,15 @@ if TYPE_CHECKING:
     type=int,
     default=3,
     show_default=True,
-    help="Trainings at each d, with different seeds. Their mean must meet the target.",
+    help="Number of trainings at each d, with different seeds. Their mean must meet the target.",
     group=SEARCH,
 )
 @option(
     "--max-fits",
     type=float,
-    help="Most trainings that a search may take.  [default: 8, one more for each job beyond the first, and 2 more if "
-    "--max-drop has to find the learning rate of its baseline]",
+    help="The most that a search may cost, in full trainings. A short training counts as a fraction of one.  "
+    "[default: 8, plus 1 for each job beyond the first, plus 2 if --max-drop has to find the learning rate of its "
+    "baseline]",
     group=SEARCH,
 )
 @option(
@@ -111,7 +113,7 @@ if TYPE_CHECKING:
 @option(
     "--bits",
     type=int,
-    help="Bits of a coordinate before entropy coding, 2 to 8.  [default: 4; 8 up to --d 64]",
+    help="Bits of a coordinate before entropy coding, 2 to 8.  [default: 4, or 8 if d is at most 64]",
     group=FILE,
 )
 @option(
@@ -119,7 +121,8 @@ if TYPE_CHECKING:
     type=float,
     default=0.0,
     show_default=True,
-    help="Price of a bit in units of the loss, such as 1e-5. A higher price gives a smaller file.",
+    help="What each bit of the coordinates adds to the loss in training, such as 1e-5. A higher rate gives a smaller "
+    "file.",
     group=FILE,
 )
 @option(
@@ -127,32 +130,34 @@ if TYPE_CHECKING:
     type=click.Choice(choices.STRUCTURED),
     default="random",
     show_default=True,
-    help="What becomes of orthogonal and sparse random starts. random: replace them by independent random values "
-    "from the seed. store: keep their values in the file. guess: judge every start by its values, as if the network "
-    "could be built only once.",
+    help="What to do with tensors that the network initializes as random orthogonal or sparse matrices. random: "
+    "replace them with independent random values from the seed. store: keep their values in the file. guess: judge "
+    "all initial values from one build of the network, without comparing several builds.",
     group=FILE,
 )
 @option(
     "--drop",
     multiple=True,
     metavar="PATTERN",
-    help="Leave buffers and frozen tensors of these names out of the file: they are rebuilt as zeros. Can be repeated.",
+    help="Leave buffers and frozen tensors whose names match PATTERN out of the file. They are rebuilt as zeros. Can "
+    "be repeated.",
     group=FILE,
 )
 @base_option("Fine-tune these public weights instead of training from random ones.", BASE)
 @option(
     "--base-name",
     metavar="NAME",
-    help="The name of the base in the file, for people who have it under another name: hub:ORG/NAME[@COMMIT].  "
-    "[default: its own]",
+    help="The name of the base to write into the file, by which others find it: hub:ORG/NAME[@COMMIT].  [default: the "
+    "name given with --base]",
     group=BASE,
 )
 @option(
     "--act-on",
     metavar="WHAT",
-    help=f"The tensors of the base to train: {', '.join(choices.ROLES)} or patterns of names, separated by commas; or "
-    f"a low rank of linear layers, lora[:RANK] (factors, rank {choices.RANKS['lora']} by default) or sketch[:RANK] "
-    f"(directions of the base itself, {choices.RANKS['sketch']}), with patterns of layers behind it.  "
+    help=f"What to train on the base, separated by commas: {', '.join(choices.ROLES)}, or patterns of tensor names. "
+    "lora[:RANK] trains two low-rank factors that are added to each linear layer (rank "
+    f"{choices.RANKS['lora']} by default); sketch[:RANK] trains a small matrix between singular directions of the "
+    f"base's own weight (rank {choices.RANKS['sketch']} by default). Patterns of layers may follow either.  "
     f"[default: {choices.ACT_ON}]",
     group=BASE,
 )
@@ -160,7 +165,8 @@ if TYPE_CHECKING:
     "--new",
     multiple=True,
     metavar="PATTERN",
-    help="Start tensors of these names from the seed, not from the base, in addition to a new head. Can be repeated.",
+    help="Start tensors whose names match PATTERN from the seed instead of from the base. A head that the base lacks "
+    "does so without this option. Can be repeated.",
     group=BASE,
 )
 @training_options
@@ -185,7 +191,7 @@ def fit(
     """Train a network in d coordinates and write a run folder.
 
     Give --d, or a goal: the smallest file that meets a target, or the best file within a number of bytes. If the
-    command is interrupted at any moment, give it again: it continues where it stopped and ends with the same file.
+    command is interrupted, run it again: it continues where it stopped and ends with the same file.
     """
     import subcompress
     from subcompress.training.probe import kept_words

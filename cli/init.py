@@ -20,9 +20,9 @@ FILES = ("mine.py", "recipe.toml")
 @click.command(cls=Command)
 @click.argument("folder", type=FOLDER, default=".")
 def init(folder: Path) -> None:
-    """Write mine.py and recipe.toml to FOLDER, by default the current one, to start from.
+    """Write mine.py and recipe.toml to FOLDER (by default the current one) as a starting point.
 
-    mine.py holds a network and data that you replace by your own; recipe.toml holds the options of `fit`, each with a
+    mine.py holds a network and data, which you replace with your own. recipe.toml holds options of `fit`, each with a
     comment. Both run as they are.
     """
     present = [name for name in FILES if os.path.lexists(folder / name)]

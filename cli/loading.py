@@ -71,7 +71,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
     through."""
     if texts.is_texts(name):
         if folder is not None:
-            raise SubcompressError(f"--data-dir is for data known by name; {name} is none: leave it out")
+            raise SubcompressError(f"--data-dir is for mnist and cifar10; --data {name} does not use it: leave it out")
         return texts.data(name, model_name)
     if ":" not in name:
         if name not in DATA:
@@ -81,7 +81,7 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
             )
         return load_data(name, folder)
     if folder is not None:
-        raise SubcompressError(f"--data-dir is for data known by name; {name} finds its own: leave it out")
+        raise SubcompressError(f"--data-dir is for mnist and cifar10; {name} finds its files by itself: leave it out")
     with _seeded(0):  # so that a random split is the same in every run
         found = _call_factory(load_object(name, "--data"), name)
         if isinstance(found, Data):
@@ -119,7 +119,7 @@ def function_of(name: str | None, option: str, known: Collection[str]) -> Any:
     try:
         inspect.signature(f).bind(None, None)
     except TypeError as e:
-        raise SubcompressError(f"{option} takes f of two arguments; {name} does not take two: {e}") from e
+        raise SubcompressError(f"{option} needs a function of two arguments; {name} does not take two: {e}") from e
     except ValueError:
         pass
     return f
@@ -194,7 +194,8 @@ def _call_factory(factory: Any, name: str) -> Any:
         needed = []
     if needed:
         raise SubcompressError(
-            f"a factory takes no argument; {name} needs {', '.join(needed)}: give defaults, or write one that calls it"
+            f"a factory takes no arguments; {name} needs {', '.join(needed)}: give them defaults, or write a function "
+            "that calls it"
         )
     try:
         return factory()

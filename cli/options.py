@@ -63,12 +63,12 @@ def all_of(*options: Decorator) -> Decorator:
 def model_option(of_file: str = "", **attributes: Any) -> Decorator:
     """--model NAME. of_file: what help says where the network is that of a file or a run, which is usually known."""
     text = (
-        f"{of_file} As for `fit`."
+        f"{of_file} NAME is written as for `fit`."
         if of_file
         else (
             f"The network to train: {', '.join(choices.MODELS)}; file.py:factory or package.module:factory, a function "
-            f"without arguments that returns an nn.Module; or {MODEL}, a network of transformers. TASK is "
-            f"{', '.join(choices.TASKS)} or a class of transformers, AutoModelFor...; the first is the default."
+            f"without arguments that returns an nn.Module; or {MODEL}, a model of the library transformers. TASK is "
+            f"{', '.join(choices.TASKS)} or the name of a class, AutoModelFor...; the default is {choices.TASKS[0]}."
         )
     )
     name = Known(*choices.MODELS)
@@ -78,13 +78,13 @@ def model_option(of_file: str = "", **attributes: Any) -> Decorator:
 def data_options(of_file: str = "", **attributes: Any) -> Decorator:
     """--data NAME and --data-dir DIR. of_file: what help says where a file is measured."""
     text = (
-        f"{of_file} As for `fit`."
+        f"{of_file} NAME is written as for `fit`."
         if of_file
         else (
             f"The data to train on: {', '.join(choices.DATA)}; file.py:factory, a function without arguments that "
-            f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; {TEXTS}, texts with "
-            "the columns text, label and perhaps text_pair and split, or for task=causal-lm with text, or prompt and "
-            f"completion, or messages; or {SETS}, the same from the library datasets."
+            f"returns (train, validation, test), each a data set of (x, y) or a DataLoader; {TEXTS}, a table with the "
+            "columns text, label and optionally text_pair and split (for task=causal-lm: text, or prompt and "
+            f"completion, or messages); or {SETS}, the same columns, read with the library datasets."
         )
     )
     name = Known(*choices.DATA)
@@ -96,10 +96,10 @@ def data_options(of_file: str = "", **attributes: Any) -> Decorator:
     )
 
 
-def task_options(loss: str = "cross-entropy", metric: str = "the one that belongs to the loss") -> Decorator:
+def task_options(loss: str = "cross-entropy", metric: str = "the one that goes with the loss") -> Decorator:
     """--loss and --metric of commands that train nothing of their own; the texts say what the defaults are."""
     losses, metrics = Known(*choices.LOSSES), Known(*choices.METRICS)
-    text = "As for `fit`.  [default: {}]"
+    text = "NAME is written as for `fit`.  [default: {}]"
     return all_of(
         option("--loss", type=losses, metavar="NAME", help=f"The loss. {text.format(loss)}", group=FIT),
         option("--metric", type=metrics, metavar="NAME", help=f"The metric. {text.format(metric)}", group=FIT),
@@ -115,8 +115,8 @@ def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             default="cross-entropy",
             show_default=True,
-            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar. Data for language "
-            "models take next-token in place of the default.",
+            help=f"The loss: {', '.join(choices.LOSSES)}; or file.py:f, f(module, batch) -> scalar. With data for "
+            "language models, next-token takes the place of the default.",
             group=FIT,
         ),
         option(
@@ -125,14 +125,15 @@ def training_task_options(f: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help=f"The metric that is measured: {', '.join(choices.METRICS)}; torchmetrics:NAME,option=value; or "
             "file.py:f, f(outputs, y) -> float over a whole split, or an object with update, compute and reset. "
-            "exact-match is the share of examples of which every learned token is right, given those before it.  "
-            "[default: the one that belongs to the loss]",
+            "exact-match is the share of examples in which the network predicts every target token correctly from the "
+            "correct tokens before it.  [default: the one that goes with the loss]",
             group=FIT,
         ),
         option(
             "--minimize/--maximize",
             default=None,
-            help="Whether a smaller or a larger metric is better.  [default: as the metric says, else larger]",
+            help="Whether a smaller or a larger value of the metric is better.  [default: what the metric declares, "
+            "otherwise larger]",
             group=FIT,
         ),
     )
@@ -150,8 +151,8 @@ augment_option: Decorator = option(
 
 def base_option(text: str = "", group: str = FIT) -> Decorator:
     """--base BASE. text: what help says of it first."""
-    text = text or "The base that FILE was fine-tuned from, if it has one and the Hub does not."
-    text += " A safetensors file, a torch state dict, a folder with either, or hub:ORG/NAME[@REV]."
+    text = text or "The base of FILE. Needed only if FILE is a fine-tune whose base cannot be fetched from the Hub."
+    text += " BASE is a safetensors file, a torch state dict, a folder with either, or hub:ORG/NAME[@REV]."
     return option("--base", metavar="BASE", help=text, group=group)
 
 
@@ -163,7 +164,7 @@ def device_option(text: str) -> Decorator:
         metavar="[auto|cpu|cuda|cuda:N]",
         default="auto",
         show_default=True,
-        help=f"{text} auto takes CUDA if it works.",
+        help=f"{text} auto chooses CUDA if it works, otherwise the CPU.",
         group=TRAINING,
     )
 
@@ -181,12 +182,18 @@ training_options: Decorator = all_of(
         default=choices.AUTO,
         show_default=True,
         help=f"The projection P from coordinates to weights: {', '.join((choices.AUTO, *choices.OPERATORS))}. auto "
-        "takes hadamard for images and scattered for other inputs. Only these two can be packed; the others are "
-        "references.",
+        "chooses hadamard for images and scattered for other inputs. Only hadamard and scattered can be packed. The "
+        "others are for comparison.",
         group=FILE,
     ),
     option("--epochs", type=int, help="Passes over the training split.  [default: 10]", group=TRAINING),
-    option("--steps", type=int, metavar="N", help="Steps of one batch each, in place of --epochs.", group=TRAINING),
+    option(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="Train for N steps of one batch each, instead of --epochs.",
+        group=TRAINING,
+    ),
     option(
         "--batch-size",
         type=int,
@@ -200,8 +207,8 @@ training_options: Decorator = all_of(
         type=int,
         metavar="S",
         default=1,
-        help="Parts that each batch is cut into, which workers share. Part of the recipe: the same number gives the "
-        "same file on any number of workers. Above 1, the default of --threads is 1.",
+        help="Cut each batch into S parts, which the workers share. S changes the file, as the batch size does; the "
+        "number of workers does not. If S is above 1, --threads is 1 by default.",
         group=TRAINING,
         show_default=True,
     ),
@@ -210,21 +217,22 @@ training_options: Decorator = all_of(
         type=int,
         metavar="N",
         default=1,
-        help="Parts in which a batch, or each shard of one, passes through the network, one after the other. Memory "
-        "holds the activations of one part; gradients are summed.",
+        help="Pass each batch, or each shard of it, through the network in N parts, one after the other, and sum the "
+        "gradients. Memory then holds the activations of one part only.",
         group=TRAINING,
         show_default=True,
     ),
     option(
         "--checkpointing",
         is_flag=True,
-        help="Keep no activations of the layers of a network of transformers: they run once more in the backward pass.",
+        help="Save memory: compute the activations of a transformers model again in the backward pass instead of "
+        "keeping them.",
         group=TRAINING,
     ),
     option(
         "--lr",
         type=float,
-        help="Learning rate of the coordinates, at its largest.  [default: 0.35 / RMS length of the rows of P]",
+        help="Peak learning rate of the coordinates.  [default: 0.35 / RMS length of the rows of P]",
         group=TRAINING,
     ),
     option(
@@ -232,7 +240,7 @@ training_options: Decorator = all_of(
         former=("--optimiser",),
         type=click.Choice(choices.OPTIMIZERS),
         default="adam",
-        help="The optimizer of the coordinates. eigen needs fewer coordinates where there are few.",
+        help="The optimizer of the coordinates. With few coordinates, eigen reaches the same accuracy with fewer.",
         group=TRAINING,
         show_default=True,
     ),
@@ -272,8 +280,8 @@ jobs_options: Decorator = all_of(
         metavar="N",
         default=1,
         show_default=True,
-        help="Number of trainings to run at the same time. They share the CPU threads, where --threads is not given, "
-        "and the GPUs.",
+        help="Number of trainings to run at the same time. They share the GPUs, and the CPU threads unless --threads "
+        "is given.",
         group=SEARCH,
     ),
     option(
@@ -281,7 +289,8 @@ jobs_options: Decorator = all_of(
         type=click.Choice(choices.EXECUTORS),
         default="processes",
         show_default=True,
-        help="Where the other workers of --jobs run. ray takes the cluster of RAY_ADDRESS; slurm starts jobs.",
+        help="How --jobs starts its other workers: as processes on this machine, as tasks on the Ray cluster of "
+        "RAY_ADDRESS, or as Slurm jobs.",
         group=SEARCH,
     ),
 )
@@ -293,7 +302,7 @@ verbose_option: Decorator = option(
     "-v", "--verbose", is_flag=True, help="Also print how each tensor starts, one line per tensor.", group=OUTPUT
 )
 restart_option: Decorator = option(
-    "--restart", is_flag=True, help="Discard what the folder holds and begin again.", group=OUTPUT
+    "--restart", is_flag=True, help="Discard the contents of the folder and begin again.", group=OUTPUT
 )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--input",
     "given",
     metavar="X",
-    help="What to look at: a text; a .csv, .tsv or .jsonl file with a column text; an image or a folder of some; or a "
+    help="The input: a text; a .csv, .tsv or .jsonl file with a column text; an image or a folder of images; or a "
     ".npy array.",
     group=FIT,
 )
@@ -32,20 +32,22 @@ if TYPE_CHECKING:
     "--generate",
     "prompt",
     metavar="PROMPT",
-    help="Let the language model of FILE go on with this text, with the most likely token at each step.",
+    help="Let the language model of FILE continue PROMPT, with the most likely token at each step.",
     group=FIT,
 )
-@option("--chat", is_flag=True, help="Give PROMPT as a message, as the tokenizer's chat template writes it.", group=FIT)
+@option(
+    "--chat", is_flag=True, help="Treat PROMPT as a user's message and apply the tokenizer's chat template.", group=FIT
+)
 @option(
     "--max-new-tokens",
     type=int,
     default=64,
     show_default=True,
     metavar="N",
-    help="Tokens that --generate adds at most.",
+    help="The most tokens that --generate adds.",
     group=FIT,
 )
-@model_option("The network of FILE, if it is none of the named ones and none of the base's.")
+@model_option("The network of FILE. Needed only if neither its tensors nor its base show which network it is.")
 @base_option()
 @device_option("The device to compute on.")
 @json_option
@@ -60,15 +62,15 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """Say what the network of FILE makes of an input: a label and its probability, a label for each token, or generated
+    """Run the network of FILE on an input: print a label and its probability, a label for each token, or generated
     text.
 
-    Inputs are prepared as FILE says, and by the tokenizer or image processor of --model hf:DIR_OR_ID or of the base.
+    Inputs are prepared as FILE says, and with the tokenizer or image processor of --model hf:DIR_OR_ID or of the base.
     """
     import subcompress
 
     if (given is None) == (prompt is None):
-        raise SubcompressError("predict takes one of --input X and --generate PROMPT: give one of them")
+        raise SubcompressError("predict needs either --input X or --generate PROMPT: give one of them")
     from subcompress_cli.finding import network_for
 
     network = network_for(file, model_name, base)

@@ -16,7 +16,7 @@ from subcompress_cli.streams import answer
 @option(
     "--digest",
     metavar="HEX",
-    help="Refuse a file that states another digest of its weights. `info` shows the digest, `verify` checks it.",
+    help="Refuse the file if its weights digest is another one. `info` shows the digest and `verify` checks it.",
     group=HUB,
 )
 @output_option("The file to write.", "FILE")

@@ -16,7 +16,9 @@ from subcompress_cli.streams import answer
 @click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @click.argument("repository", metavar="ORG/NAME[@BRANCH]")
-@model_option("The network of FILE, to make an ONNX file of it, if it is none of the named ones.")
+@model_option(
+    "The network of FILE, to make an ONNX file of it. Needed only if its tensors do not show which network it is."
+)
 @option(
     "--run",
     "run_folder",
@@ -31,22 +33,31 @@ from subcompress_cli.streams import answer
     type=click.Choice(choices.GRAPHS),
     default="auto",
     show_default=True,
-    help="The model.onnx to add. auto: one that unfolds its own weights, where possible. dense: one that holds them.",
+    help="The model.onnx to add. auto: one that computes its own weights, or none for a fine-tune. dense: one that "
+    "holds its weights.",
     group=HUB,
 )
-@option("--dataset", metavar="ID", help="The Hub's name of the data that the accuracy was measured on.", group=HUB)
-@option("--task", metavar="TAG", help="The Hub's name of the task.  [default: derived from the inputs]", group=HUB)
+@option("--dataset", metavar="ID", help="The Hub's ID of the data set that the accuracy was measured on.", group=HUB)
+@option(
+    "--task",
+    metavar="TAG",
+    help="The Hub's tag of the task, such as image-classification.  [default: derived from the inputs]",
+    group=HUB,
+)
 @option("--license", metavar="ID", help="The license as the Hub spells it, such as apache-2.0 or mit.", group=HUB)
 @option(
     "--private/--public",
     default=None,
-    help="Who may see a new repository.  [default: as the account is set]",
+    help="Who may see a new repository.  [default: the setting of the account]",
     group=HUB,
 )
 @option("--tag", metavar="NAME", help="Tag the commit with this name.", group=HUB)
 @option("-m", "--message", metavar="TEXT", help="The message of the commit.", group=HUB)
 @option(
-    "--replace-card", is_flag=True, help="Write README.md anew, including the sections that its owner wrote.", group=HUB
+    "--replace-card",
+    is_flag=True,
+    help="Replace all of README.md, including the sections that its owner wrote.",
+    group=HUB,
 )
 @option("--force", is_flag=True, help="Replace files that subcompress did not write.", group=HUB)
 @json_option
@@ -69,7 +80,7 @@ def push(
 ) -> None:
     """Publish FILE on the Hugging Face Hub, with a model card and an ONNX file.
 
-    Everything goes into one commit, and no commit is made if nothing would change. The command is safe to repeat.
+    Everything goes into one commit. No commit is made if nothing would change. The command is safe to repeat.
     """
     import subcompress
     from subcompress_cli.finding import network_for, network_if_known

@@ -48,6 +48,6 @@ recipe_option: Decorator = option(
     is_eager=True,
     expose_value=False,
     callback=use_recipe,
-    help="A file with options, such as recipe.toml of a run folder. Options on the command line replace those in it.",
+    help="A file with options, such as recipe.toml of a run folder. Options on the command line override it.",
     group=FIT,
 )

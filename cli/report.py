@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 @option(
     "--no-examples",
     is_flag=True,
-    help="Leave out the confusion matrix and the examples, for which the network and the data of RUN are loaded.",
+    help="Leave out the confusion matrix and the examples. The network and the data of RUN are then not loaded.",
     group=OUTPUT,
 )
 def report(run_folder: Path, output: Path | None, no_examples: bool) -> None:
     """Write one HTML page about RUN.
 
-    It shows the frontier of bytes against accuracy, all trainings, what the network gets right and wrong on the
-    validation split, the bytes of each part, the comparison if there is one, and the commands and versions. It needs no
+    The page shows accuracy against bytes, all trainings, what the network gets right and wrong on the validation split,
+    the bytes of each part of the file, the table of `compare` if it was run, and the commands and versions. It needs no
     other file.
     """
     import subcompress

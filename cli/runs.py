@@ -24,13 +24,13 @@ HEADINGS = ("run", "state", "goal", "trainings", "best", "bytes", "minutes", "wo
 
 @click.command(cls=Command)
 @click.argument("folders", metavar="FOLDER...", type=FOLDER, nargs=-1, required=True)
-@option("--watch", is_flag=True, help="Show the table anew every two seconds, until no run is running.", group=OUTPUT)
+@option("--watch", is_flag=True, help="Refresh the table every two seconds until no run is running.", group=OUTPUT)
 @json_option
 def runs(folders: tuple[Path, ...], watch: bool, as_json: bool) -> None:
     """List run folders with their state, best file, cost and workers.
 
-    Each FOLDER is a run folder or holds some. Nothing in them is changed. A worker's line says which training it is at,
-    and how far that is.
+    Each FOLDER is a run folder or contains run folders. Nothing in them is changed. For each worker, the table shows
+    its current training and how far that has come.
     """
     from subcompress.api.runs import runs
 

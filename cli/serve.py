@@ -45,7 +45,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "models",
     multiple=True,
     metavar="NAME",
-    help="A network that some of the files hold and that is none of the named ones. Can be repeated.",
+    help="The network of files whose tensors do not show which network they hold. Can be repeated.",
     group=FIT,
 )
 @option(
@@ -53,14 +53,14 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     "bases",
     multiple=True,
     metavar="BASE",
-    help="A base that some of the files were fine-tuned from, if the Hub does not have it. Can be repeated.",
+    help="The base of fine-tunes, if it cannot be fetched from the Hub. Can be repeated.",
     group=FIT,
 )
 @option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="The address to listen on. 0.0.0.0: all addresses of this machine.",
+    help="The address to listen on. 0.0.0.0 means all addresses of this machine.",
     group=SERVER,
 )
 @option(
@@ -68,7 +68,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="The port to listen on. 0: any free port.",
+    help="The port to listen on. 0 means any free port.",
     group=SERVER,
 )
 @option(
@@ -98,7 +98,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(1, 1 << 16),
     default=64,
     show_default=True,
-    help="Most examples that waiting requests are joined to.",
+    help="The most examples in a batch that is joined from waiting requests.",
     group=SERVER,
 )
 @option(
@@ -106,21 +106,24 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(1, 1 << 20),
     default=1024,
     show_default=True,
-    help="Most requests that may wait at once. Others are answered with status 503.",
+    help="The most requests that may wait at once. Further ones are answered with status 503.",
     group=SERVER,
 )
-@option("--max-body", type=Size(), default="64MB", show_default=True, help="Largest body of a request.", group=SERVER)
+@option(
+    "--max-body", type=Size(), default="64MB", show_default=True, help="The largest body of a request.", group=SERVER
+)
 @option(
     "--graphs",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="The folder where traced graphs are kept for the next start.  [default: ~/.cache/subcompress/graphs]",
+    help="The folder where traced graphs are kept for the next start.  [default: $SUBCOMPRESS_CACHE/graphs if that is "
+    "set, otherwise ~/.cache/subcompress/graphs]",
     group=SERVER,
 )
 @option(
     "--keep-graphs/--trace-graphs",
     default=True,
-    help="Use graphs that were traced before, or trace them at each start.  [default: keep-graphs]",
+    help="Keep traced graphs for the next start, or trace them again at each start.  [default: keep-graphs]",
     group=SERVER,
 )
 def serve(
@@ -141,9 +144,9 @@ def serve(
     """Answer inference requests to many models over HTTP.
 
     Each PATH is a packed file, a folder of packed files, hub:ORG/NAME[@REV] or an .onnx file. NAME=PATH gives a model
-    another name. The server speaks the Open Inference Protocol v2. Metrics are at /metrics, a status page is at /. A
-    model is rebuilt at its first request. When --memory is full, the models that were not used for longest are dropped.
-    Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
+    another name. The server speaks the Open Inference Protocol v2. Metrics are at /metrics and a status page is at /. A
+    model is rebuilt at its first request. When --memory is full, the least recently used models are dropped. Files are
+    checked for changes every second. After Ctrl-C or SIGTERM, the server finishes the requests in progress and ends.
     """
     from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
@@ -211,5 +214,5 @@ def _read_token(file: Path | None) -> str | None:
 
     text = os.environ.get(TOKEN) if file is None else read_bytes(file, 1 << 12).decode("utf-8", "replace").strip()
     if text is not None and (len(text) < 8 or not text.isascii() or not text.isprintable() or " " in text):
-        raise SubcompressError("a token is 8 or more letters, digits and signs without spaces: give another")
+        raise SubcompressError("a token must have at least 8 letters, digits or signs, and no spaces: give another")
     return text

@@ -44,7 +44,9 @@ def is_texts(name: str) -> bool:
 def packed(name: str) -> str:
     """The argument of --data with texts packed. Raises SubcompressError where it names none."""
     if not is_texts(name):
-        raise SubcompressError(f"--packing is of texts for a language model; {name} is none: leave it out")
+        raise SubcompressError(
+            f"--packing takes texts for a language model; --data {name} is something else: leave it out"
+        )
     return name if ",packing=" in name else f"{name},packing=yes"
 
 
@@ -71,7 +73,7 @@ def model(name: str, facts: Facts | None = None, layout: Layout | None = None) -
     where, revision = _place(place)
     task, labels = options.get("task", "classification"), _number(options, "labels", MODEL)
     if (weights := options.get("weights", "pretrained")) not in ("pretrained", "none"):
-        raise SubcompressError(f"weights is pretrained or none; {weights!r} is neither: --model {MODEL}")
+        raise SubcompressError(f"weights= must be pretrained or none; got {weights!r}: --model {MODEL}")
     pretrained.check_task(task)
     if labels is None and task in pretrained.LABELED:
         if layout is not None:
@@ -120,9 +122,11 @@ def data(name: str, model_name: str | None) -> Data:
 def _packing(options: dict[str, str], continued: bool) -> bool:
     """Whether texts are packed. Raises SubcompressError for another word than yes or no, and for texts with labels."""
     if (given := options.get("packing", "no")) not in ("yes", "no"):
-        raise SubcompressError(f"packing is yes or no; {given!r} is neither: --data {DATA}")
+        raise SubcompressError(f"packing= must be yes or no; got {given!r}: --data {DATA}")
     if given == "yes" and not continued:
-        raise SubcompressError("packing is of texts for a language model: give --model hf:DIR,task=causal-lm")
+        raise SubcompressError(
+            "packing works for language models only: give --model hf:DIR,task=causal-lm, or leave it out"
+        )
     return given == "yes"
 
 
@@ -151,7 +155,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(f"{usage} takes {', '.join(known)}; got {unknown[0]!r}{suggestion(unknown[0], known)}")
     if not head:
-        raise SubcompressError(f"{usage} names a place; {name!r} does not")
+        raise SubcompressError(f"{usage} needs a folder or an ID of the Hub; {name!r} has none")
     return head, options
 
 

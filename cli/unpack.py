@@ -37,8 +37,9 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
 @click.command(cls=Command)
 @click.argument("file", type=INPUT)
 @model_option(
-    "The network of FILE, for an ONNX file of a network that is none of the named ones. For the formats transformers "
-    "and peft: hf:DIR_OR_ID[@REVISION], where configuration and tokenizer come from, if not from the base."
+    "The network of FILE, to write an ONNX file. Needed only if neither its tensors nor its base show which network it "
+    "is. For the formats transformers and peft, hf:DIR_OR_ID[@REVISION] is the place of configuration and tokenizer, "
+    "if that is not the base."
 )
 @base_option()
 @output_option(
@@ -51,14 +52,15 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
     "format_name",
     type=click.Choice(choices.FORMATS),
     help="What to write. transformers: a folder that from_pretrained loads. peft: a folder with a LoRA adapter for the "
-    "base, an approximation.  [default: as the end of OUT says]",
+    "base, which is exact after a fit with --act-on lora or sketch, otherwise an approximation.  [default: by the "
+    "suffix of OUT]",
     group=OUTPUT,
 )
 @option(
     "--self-unfolding",
     is_flag=True,
-    help="Write an ONNX file of a few kilobytes that computes its own weights in ONNX Runtime. That of a file on a "
-    "base reads the base's own safetensors files, which are placed beside it, as hard links where that is possible.",
+    help="Write an ONNX file of a few kilobytes that computes its own weights in ONNX Runtime. For a fine-tune, it "
+    "reads the safetensors files of the base, which are placed beside it, as hard links if possible.",
     group=OUTPUT,
 )
 @option(
@@ -72,7 +74,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
     "--shard-size",
     type=Bytes(),
     metavar="SIZE",
-    help="The most bytes of a file of weights in the format transformers, such as 500MB.  [default: 5GB]",
+    help="The largest size of one file of weights in the format transformers, such as 500MB.  [default: 5GB]",
     group=OUTPUT,
 )
 @option("--rank", type=int, help="The rank of the adapter in the format peft.  [default: 16]", group=OUTPUT)
@@ -89,7 +91,7 @@ def unpack(
     rank: int | None,
     as_json: bool,
 ) -> None:
-    """Rebuild the weights of FILE, check them, and write them: safetensors, ONNX, or a folder for other libraries."""
+    """Rebuild the weights of FILE, check them, and write them as safetensors, ONNX, or a folder for other libraries."""
     import subcompress
     from subcompress.api.formats import Wanted
     from subcompress.api.unpack import place_of, unpacked

@@ -24,7 +24,10 @@ from subcompress_cli.streams import answer
 
 @click.command(cls=Command)
 @click.argument("file", type=INPUT)
-@model_option("The network of FILE, to measure it with --data, if it is none of the named ones.")
+@model_option(
+    "The network of FILE, to measure it with --data. Needed only if neither its tensors nor its base show which "
+    "network it is."
+)
 @data_options("Also measure the network on the test split of these data.")
 @task_options()
 @base_option()
@@ -43,7 +46,7 @@ def verify(
     device: str,
     as_json: bool,
 ) -> None:
-    """Rebuild the weights of FILE with every backend and check that all give the packed bits.
+    """Rebuild the weights of FILE with every backend and check that each gives exactly the weights that were packed.
 
     With --data, the network is also measured on the test split: in ONNX Runtime, or in torch if it has no ONNX graph.
     """

@@ -49,7 +49,7 @@ WIDTH = 750
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         digest: The digest of the weights in our file.
@@ -156,7 +156,7 @@ def compare(
         title: The title of table and plot.
         threads: CPU threads that torch uses.
         restart: Discard results of an earlier call.
-        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        listener: Receives progress; see `Listener`. By default, progress bars in a terminal and in a notebook.
 
     Returns:
         The table, which is also written to compare.md, compare.json and compare.png in the run folder.
@@ -167,7 +167,7 @@ def compare(
     listener, path = listener or Listener(), Path(run_folder)
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise SubcompressError(f"--peers are of {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
+        raise SubcompressError(f"--peers takes {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
     model = fitting(model, record.layout)
     if record.base is not None:

@@ -59,9 +59,9 @@ def measure_dimension(
 ) -> Dimension:
     """Measure the intrinsic dimension of a network on its data (Li et al. 2018).
 
-    The network is trained at each d with `repeats` seeds, and directly as often. Coordinates stay float32, as in the
-    paper. The thresholds are 0.9 of the baseline, 0.9 absolute if the metric is an accuracy, and those that are given.
-    If the call is interrupted, the same call continues.
+    The network is trained at each d with `repeats` seeds, and directly (all weights) with as many. Coordinates stay
+    float32, as in the paper. The thresholds are 0.9 of the baseline, 0.9 itself if the metric is an accuracy, and the
+    given ones. If the call is interrupted, make the same call again: it continues.
 
     Args:
         model: The network, or a function without arguments that builds it.
@@ -70,13 +70,13 @@ def measure_dimension(
         ds: The dimensions to train in.
         repeats: Trainings in each dimension.
         thresholds: More values of the metric whose dimension is estimated.
-        shuffle: pixels or labels, the control experiments of the paper. With labels, the metric is that of the training
-            split, since nothing else can be learned; else that of the validation split.
+        shuffle: `pixels` or `labels`: run a control experiment of the paper. The metric is measured on the validation
+            split, but with `labels` on the training split, since shuffled labels do not generalize.
         recipe: How to train.
         machine: Where to compute.
         names: Names of network and data in table and plot.
         restart: Discard what the folder holds.
-        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        listener: Receives progress; see `Listener`. By default, progress bars in a terminal and in a notebook.
         **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:

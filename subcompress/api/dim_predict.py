@@ -44,23 +44,23 @@ def predict_dimension(
 ) -> PredictedDimension:
     """Predict the d at which a network meets a threshold, from at most nine short trainings.
 
-    Each takes a tenth of the epochs, and at least 200 steps. Coordinates stay float32, as in `measure_dimension`. If
-    the call is interrupted, the same call continues.
+    Each takes a tenth of the epochs, but at least 200 steps. Coordinates stay float32, as in `measure_dimension`. If
+    the call is interrupted, make the same call again: it continues.
 
-    The prediction assumes that the error after a short training is close to that after a whole one. For a network whose
-    error hardly falls at first, the predicted d is far too large. A search of `fit` notices that, since it also trains
-    in full.
+    The prediction assumes that the error after a short training is close to that after a full one. For a network whose
+    error hardly falls at first, the predicted d is far too large. A search of `fit` notices that, since it also runs
+    full trainings.
 
     Args:
         model: The network, or a function without arguments that builds it.
         data: A `Data`, or its three data sets or loaders (train, validation, test).
         folder: The run folder, where prediction.json is written.
-        threshold: The value of the metric to meet on the validation split; by default 0.9 of that of the network
-            trained directly, which costs one whole training more.
-        recipe: How a whole training would be.
+        threshold: The value of the metric to meet on the validation split. By default 0.9 of that of the network
+            trained directly, which costs one more full training.
+        recipe: How a full training would run.
         machine: Where to compute.
         restart: Discard what the folder holds.
-        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
+        listener: Receives progress; see `Listener`. By default, progress bars in a terminal and in a notebook.
         **shortcuts: Fields of `Recipe` and `Machine`.
 
     Returns:

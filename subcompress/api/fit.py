@@ -56,17 +56,17 @@ def fit(
     Every field of `Recipe`, `Goal` and `Machine` can be given as a keyword in place of the object, or beside it to
     change it: `fit(model, data, "run", d=2000, epochs=20)`.
 
-    Give one goal: `d`, or a target (`min_accuracy`, `max_drop` or `target`), for which the smallest file is
-    searched, or `bytes`, for which the best file of at most so many bytes is searched, together with `d` in exactly
-    d coordinates. The network that is given stays as it was. Before the first training, at most about 100 steps of
-    direct training measure how far each tensor moves. The same seed, data, options and machine give the same file
-    on a CPU, also if the call was interrupted and made again. On CUDA, some sums have no fixed order. Several
-    processes that torchrun started, each of which makes this call, share the shards of each batch; the first of
-    them writes the folder and hears of progress.
+    Give one goal: `d` for a single training; or a target (`min_accuracy`, `max_drop` or `target`) to search for the
+    smallest file that meets it; or `bytes` to search for the best file of at most that size (with `d`, the file has
+    exactly d coordinates). The given network is not changed. Before the first training, at most about 100 steps of
+    direct training measure how far each tensor moves. On a CPU, the same seed, data, options and machine give the
+    same file, even if the call was interrupted and repeated. On CUDA, some sums have no fixed order. If torchrun
+    started several processes and each makes this call, they share the shards of each batch. The first process writes
+    the folder and reports progress.
 
     Args:
-        model: The network, or a function without arguments that builds it. A function is better: it is called under
-            several seeds, which tells values that were chosen from values that were drawn.
+        model: The network, or a function without arguments that builds it. A function is better: `fit` calls it under
+            several seeds to tell constants from random values.
         data: A `Data`, or its three data sets or loaders (train, validation, test).
         run_folder: Where to write the run. If it holds an interrupted run of the same call, that run continues.
         recipe: How to train; or a recipe file, such as the recipe.toml of a run folder, which holds goal, base and
@@ -76,15 +76,15 @@ def fit(
         machine: Where to compute.
         restart: Discard what the folder holds.
         origin: Where the run came from, for `report` and `compare`.
-        listener: Hears of progress; see `Listener`. By default, progress bars at a terminal and in a notebook.
-        **shortcuts: Fields of `Recipe` and `Machine`.
+        listener: Receives progress; see `Listener`. By default, progress bars in a terminal and in a notebook.
+        **shortcuts: Fields of `Recipe`, `Goal`, `Base` and `Machine`.
 
     Returns:
-        What was reached: the metric on validation and test split, bytes, all trainings, and the frontier of a search.
+        The result: the metric on validation and test split, bytes, all trainings, and the frontier of a search.
 
     Raises:
-        SubcompressError: Options that cannot be met, or a training that died twice.
-        TargetMissedError: The target is not reached. The run folder holds the best file all the same.
+        SubcompressError: The options cannot be met, or a training failed twice.
+        TargetMissedError: The target is not reached. The run folder still holds the best file.
     """
     options = recipe_file.given_options("fit", shortcuts, recipe=recipe, goal=goal, base=base, machine=machine)
     found = _fit(model, data, Path(run_folder), options, listener or Listener(), restart, origin or {})
@@ -187,7 +187,9 @@ def check(fitter: Fitter, goal: SearchGoal) -> None:
     fitter.check(first_d(fitter.D) if goal.d is None else goal.d)
     if goal.bytes is not None and not fitter.exact:
         operator = fitter.settings.operator
-        raise SubcompressError(f"--bytes is of a file, and {operator} is a reference that makes none: give --d")
+        raise SubcompressError(
+            f"--bytes needs a file, and the operator {operator} makes none: give --d, or another --operator"
+        )
     check_budget(fitter, goal)
 
 

@@ -16,7 +16,7 @@ from subcompress.tensors.layout import Layout
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """Tell what a file holds, without rebuilding its weights and without its base.
+    """Describe what a file holds, without rebuilding its weights and without its base.
 
     Args:
         path: A packed file.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
     """Rebuild the weights of a file into a module.
 
-    The weights are computed on the module's device and in its own memory, without a second copy. What torch wraps
-    around a network (torch.compile, DataParallel, ...) stays, and the file may know nothing of it.
+    The weights are computed on the module's device and in its own memory, without a second copy. The module may have
+    wrappers of torch (torch.compile, DataParallel, ...) that the packed network did not have. They stay.
 
     Args:
         path: A packed file.

@@ -22,16 +22,16 @@ def pack(source: str | Path | Subspace, path: str | Path, facts: Facts | None = 
     Args:
         source: A folder that `fit` wrote, or a `Subspace` after `round`.
         path: The file to write, or the folder with `bundle`.
-        facts: What a receiver must know of the input; for a `Subspace` only, a run has its own.
-        bundle: Write a folder instead, with the file and a README.md: what it is, the base that it needs, and the
-            commands that rebuild it.
+        facts: What a receiver must know about the input. Only for a `Subspace`; a run has its own.
+        bundle: Whether to write a folder with the file and a README.md, which describes the file, names its base, and
+            gives the commands that rebuild the network.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        SubcompressError: The folder is no finished run, the subspace was not rounded, the name is of another format, or
-            the file cannot be written.
+        SubcompressError: The folder is not a finished run, the subspace was not rounded, `path` has the suffix of
+            another format, or the file cannot be written.
     """
     _check_name(Path(path), source)
     if isinstance(source, Subspace):

@@ -41,14 +41,14 @@ VALUES = 1 << 28
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one input.
+    """The network's answer for one input.
 
     Attributes:
         input: The text, the name of the image, or the number of the row.
         label: The class with the largest output; None for values.
         probability: Its probability, by softmax.
-        values: The outputs themselves, where they are no classes.
-        tokens: Of a network that classifies tokens, each of the text: (token, label, probability).
+        values: The outputs themselves, if they are not scores of classes.
+        tokens: For a network that classifies tokens: (token, label, probability) for each token of the text.
     """
 
     input: str
@@ -76,10 +76,10 @@ def predict(
     labels: Sequence[str] | None = None,
     device: str = AUTO,
 ) -> list[Prediction]:
-    """Say what the network of a file makes of inputs: a class and its probability, a class for each token, or values.
+    """Run the network of a file on inputs and return for each a class with its probability, token classes, or values.
 
-    Inputs are prepared as the facts of the file say. A network of transformers needs the tokenizer of its base for
-    texts, and its image processor for images if the file does not know how they are prepared.
+    Inputs are prepared as the facts of the file say. A transformers model needs the tokenizer of its base for texts. It
+    needs the image processor of its base for images, if the file does not say how they are prepared.
 
     Args:
         path: A packed file.
@@ -90,9 +90,9 @@ def predict(
         base: The base that the file was fine-tuned from, if it has one; see `load`.
         tokenizer: A tokenizer of transformers.
         processor: An image processor of transformers.
-        labels: Names of the classes. By default those of the file, else of the configuration of a network of
-            transformers, else numbers.
-        device: auto, cpu or cuda, where it is computed. auto takes CUDA if it works.
+        labels: Names of the classes. By default those in the file, otherwise those in the configuration of a
+            transformers model, otherwise numbers.
+        device: The device to compute on: auto, cpu or cuda. auto chooses CUDA if it works.
 
     Returns:
         A prediction for each input.
@@ -131,16 +131,16 @@ def generate(
     chat: bool = False,
     device: str = AUTO,
 ) -> list[str]:
-    """Let the language model of a file go on with texts, with the most likely token at each step.
+    """Let the language model of a file continue texts, with the most likely token at each step.
 
     Args:
         path: A packed file.
         prompts: A text, or several.
-        module: The network of the file, of transformers, with a method `generate`; the weights are loaded into it.
-        tokenizer: Its tokenizer.
+        module: The network of the file: a transformers model with a method `generate`. The weights are loaded into it.
+        tokenizer: The tokenizer of the model.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
-        max_new_tokens: Tokens to add at most; it ends before where the model says so.
-        chat: Give each prompt as a message of the user, as the tokenizer's chat template writes it.
+        max_new_tokens: The most tokens to add. The text ends earlier if the model ends it.
+        chat: Whether to write each prompt as a user's message in the tokenizer's chat template.
         device: As for `predict`.
 
     Returns:
@@ -153,7 +153,7 @@ def generate(
 
     if not callable(getattr(module, "generate", None)):
         raise SubcompressError(
-            f"a language model of transformers generates text; {type(module).__name__} does not: give --model "
+            f"only a transformers language model generates text; {type(module).__name__} does not: give --model "
             "hf:DIR,task=causal-lm"
         )
     if max_new_tokens < 1:
@@ -222,7 +222,7 @@ def _require_one_answer(outputs: Tensor) -> None:
     """Raise SubcompressError for outputs other than (n,) and (n, values)."""
     if outputs.ndim > 2:
         raise SubcompressError(
-            f"predict takes outputs (N, C), a number a class or a value; the network gives {tuple(outputs.shape)}: for "
+            f"predict needs outputs of shape (N, C); the network gives {tuple(outputs.shape)}: for "
             "a language model give --generate PROMPT, for others load the file in Python"
         )
 
@@ -257,7 +257,7 @@ def _class_names(
     if classes < 2:
         return None
     if labels is not None and len(labels) != classes:
-        raise SubcompressError(f"there is a label for each of the {classes} outputs; got {len(labels)}: give as many")
+        raise SubcompressError(f"labels must name all {classes} outputs; got {len(labels)} names: give {classes}")
     by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
     known = [str(by_number.get(i, i)) for i in range(classes)]
     candidates = (labels, facts.labels, known if len(by_number) == classes else None)

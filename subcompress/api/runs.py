@@ -46,23 +46,23 @@ class RunState:
 
 
 def runs(folders: Sequence[str | Path]) -> list[RunState]:
-    """Look at run folders, and at those inside of folders that are none, without changing them.
+    """Return the states of run folders without changing them.
 
     Args:
-        folders: Run folders, or folders that hold some.
+        folders: Run folders, or folders that contain run folders.
 
     Returns:
         The state of each, in the order of their names.
 
     Raises:
-        SubcompressError: A folder is not there.
+        SubcompressError: A folder does not exist.
     """
     return [_state(path) for folder in folders for path in _run_folders(Path(folder))]
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        raise SubcompressError(f"{folder} is no folder: give run folders, or a folder that holds some")
+        raise SubcompressError(f"{folder} is no folder: give run folders, or a folder that contains run folders")
     if _is_run(folder):
         yield folder
         return

@@ -38,22 +38,23 @@ def unpack(
         path: A packed file.
         output: The file or folder to write, whole or not at all. `.safetensors`: dense weights with the names, shapes
             and types of the state dict, written in bounded memory. `.onnx`: a graph, for which `module` is needed. With
-            `self_unfolding` also a folder, in which the graph is called as the packed file is.
-        module: The network, to trace a graph of.
+            `self_unfolding` it may also be a folder, in which the graph gets the name of the packed file.
+        module: The network from which a graph is traced.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
-        self_unfolding: Write a graph of a few kilobytes that computes its own weights. That of a file on a base reads
-            the base's own safetensors files, which are placed beside it: as hard links where that is possible.
+        self_unfolding: Whether to write a graph of a few kilobytes that computes its own weights. For a fine-tune, it
+            reads the base's own safetensors files, which are placed beside it, as hard links if possible.
         dtype: fp32, fp16 or bf16: round floating-point tensors to this type; for dense weights and transformers.
-        done: Called with the number of bytes that were written, a few at a time, from any thread.
+        done: Called from any thread, again and again, with the number of bytes that were written since the last call.
         format: `safetensors`, `onnx` or `self-unfolding`; `transformers`: a folder that `from_pretrained` loads;
-            `peft`: a folder with a LoRA adapter for the base, an approximation. By default what the suffix says.
-        shard_size: The most bytes of a file of weights in the format transformers, 5 * 10^9 by default.
-        rank: The rank of a LoRA adapter, 16 by default.
+            `peft`: a folder with a LoRA adapter for the base, exact where low-rank factors were trained, otherwise an
+            approximation. By default the suffix of `output` decides.
+        shard_size: The largest size of one file of weights in the format transformers, 5 * 10^9 bytes by default.
+        rank: The rank of a LoRA adapter, where it is an approximation. 16 by default.
         files: Where configuration and tokenizer come from, for transformers and peft: a folder or
             `hub:ORG/NAME[@REV]`. By default the base's.
 
     Returns:
-        The path of the output; of a graph in a folder, that of the graph.
+        The path of the output. If a graph was written into a folder, the path of the graph.
 
     Raises:
         SubcompressError: The file is damaged, its weights do not match, or the output cannot be written.

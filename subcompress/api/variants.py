@@ -24,10 +24,10 @@ from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 
 class Variants(Mapping[str, bytes]):
-    """One module, one base, and many files that were fine-tuned from the base; `use` makes the module one of them.
+    """Many fine-tunes of one base in one module. `use` gives the module the weights of one of them.
 
-    The module and the base are held once. A variant takes the bytes of its file. Use it from one thread at a time. A
-    module whose tensors share memory is refused.
+    The module and the base are held once. Each variant takes only as much memory as its file has bytes. Use the object
+    from one thread at a time. A module whose tensors share memory is refused.
 
         variants = Variants(module, "hub:ORG/BASE")
         variants.add("reviews", "reviews.safetensors")
@@ -58,7 +58,9 @@ class Variants(Mapping[str, bytes]):
         data = format.file_bytes(path)
         layout = format.parse(data).layout
         if not isinstance(layout, BasedLayout):
-            raise SubcompressError(f"variants share one base; {path} has none: load it by itself")
+            raise SubcompressError(
+                f"variants are fine-tunes of one base; {path} is not a fine-tune: load it with subcompress.load"
+            )
         reference = layout.base
         if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
             self.base.require(reference)

@@ -31,7 +31,7 @@ RUNTIME, TORCH = "ONNX Runtime", "torch"
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         backends: For each backend, whether its weights have the file's digest.
@@ -78,12 +78,12 @@ def verify(
         data: Data to measure the network on, as for `fit`.
         module: The network, to trace a graph of; needed with `data`.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
-        device: auto, cpu or cuda, where the metric is computed. auto takes CUDA if it works.
+        device: The device that computes the metric: auto, cpu or cuda. auto chooses CUDA if it works.
         loss: As given to `fit`.
-        metric: As given to `fit`. By default the accuracy.
-        done: Called with the number of bytes of weights that were checked, a few at a time, from any thread. There are
-            `dense_bytes` for each backend.
-        say: Called with a line that says which device `auto` took.
+        metric: As given to `fit`. By default the metric that goes with the loss.
+        done: Called from any thread, again and again, with the number of bytes that were checked since the last call.
+            Each backend checks `dense_bytes` in total.
+        say: Called with a line that says which device `auto` chose.
 
     Returns:
         Which backends agree, and the metric.
@@ -99,7 +99,7 @@ def verify(
     if data is None or not found.ok:
         return found
     if module is None:
-        raise SubcompressError("the metric is measured on a graph, traced from the network: give it (--model)")
+        raise SubcompressError("verify needs the network to measure the metric: give it (--model), or leave --data out")
     on = choose_graph_device(device)
     if say is not None:
         say(on.line)

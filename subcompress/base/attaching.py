@@ -88,8 +88,8 @@ def _check_dropped(found: OnBase, pairing: Pairing) -> None:
         if source.shape == target.shape:
             why = "" if is_convertible(source, target) else f" ({source.dtype} there, {target.dtype} here)"
             raise SubcompressError(
-                f"a tensor is the base's or new; the base's {source.name} and the model's {target.name} look the same "
-                f"and do not come together{why}: rename one, or give --new '{target.name}' to start it from the seed"
+                f"a tensor is the base's or new; the base's {source.name} and the model's {target.name} look alike "
+                f"but do not match{why}: rename one, or give --new '{target.name}' to start it from the seed"
             )
 
 

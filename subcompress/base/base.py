@@ -182,8 +182,8 @@ class BaseTensors:
         """Raise SubcompressError if the values no longer have the digest: the file was overwritten."""
         if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays), release_part)) != self.digest:
             raise SubcompressError(
-                f"a base stays as it is while a file is made on it; {self.name} has changed: give it back its values, "
-                "and begin anew"
+                f"a base must not change while a file is made from it; {self.name} has changed: restore its values, "
+                "and start again"
             )
 
     def changed(self, changes: Changes) -> BaseTensors:

@@ -71,8 +71,8 @@ def find_base(reference: BaseReference, nbytes: int, source: Any = None) -> Base
     """
     if source is None and not reference.source.startswith(HUB):
         raise SubcompressError(
-            f"the file holds what was added to a base, {reference.source} (digest {reference.digest.hex()}): "
-            "give that one with --base"
+            f"the file is a fine-tune and needs its base, {reference.source} (digest {reference.digest.hex()}): "
+            "give it with --base"
         )
     if source is not None:
         found = open_base(source)

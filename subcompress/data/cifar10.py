@@ -85,7 +85,7 @@ def _image(path: Path) -> torch.Tensor:
     try:
         from PIL import Image
     except ImportError as e:
-        raise SubcompressError(f"{path} takes Pillow to read, which is missing: pip install pillow") from e
+        raise SubcompressError(f"reading {path} needs Pillow, which is missing: pip install pillow") from e
     raw = _read(path)
     try:
         with warnings.catch_warnings():

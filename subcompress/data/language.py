@@ -112,7 +112,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
     if length is None:
         length = min(LENGTH, int(getattr(tokenizer, "model_max_length", LENGTH)))
     if length < 2:
-        raise SubcompressError(f"an example is of at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"an example needs at least 2 tokens; length={length} was given: make it larger")
     return length
 
 

@@ -210,9 +210,9 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise SubcompressError(f"a revision is of an id on the Hub; {place} is a folder: leave @{revision} out")
+            raise SubcompressError(f"only an ID on the Hub has revisions; {place} is a folder: leave @{revision} out")
         if not (folder / "config.json").is_file():
-            raise SubcompressError(f"a network of transformers has a config.json; {place} has none: check the folder")
+            raise SubcompressError(f"a transformers model has a config.json; {place} has none: check the folder")
         return str(folder), {"local_files_only": True, "trust_remote_code": False}
     if folder.exists() or not re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", str(place)):
         raise SubcompressError(f"{place} is no folder, and no id on the Hub, owner/name: check the path")

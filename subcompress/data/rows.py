@@ -43,7 +43,7 @@ def _read_whole(path: Path, kind: str, read: Callable[[Any], Rows], most: int) -
     """The lines of a file. Raises SubcompressError for one that is too large, cannot be read, or is not in UTF-8."""
     try:
         if (size := path.stat().st_size) > most:
-            raise SubcompressError(f"a {kind} file is of at most {most} bytes; {path} has {size}: take fewer rows")
+            raise SubcompressError(f"a {kind} file may have at most {most} bytes; {path} has {size}: use fewer rows")
         with path.open(encoding="utf-8-sig", newline="") as f:
             yield from read(f)
     except OSError as e:

@@ -62,24 +62,24 @@ class Split(InMemory):
 class Data:
     """Training, validation and test split, and what a receiver must know to prepare an input.
 
-    Of a DataLoader, its data set, `collate_fn`, number of workers and `worker_init_fn` are used, not its batch size and
-    order. A data set that is not in memory is asked for its examples one by one in every epoch. Texts, dicts with 1-D
-    `input_ids`, are read once and padded batch by batch. An IterableDataset with a length is read once, into memory.
+    If a split is a DataLoader, its data set, `collate_fn`, number of workers and `worker_init_fn` are used, but not its
+    batch size and order. Examples of a data set that is not in memory are read one by one in every epoch. Texts (dicts
+    with 1-D `input_ids`) are read once and padded batch by batch. An IterableDataset with a length is read into memory.
 
     Attributes:
         train: A map-style data set of (x, y), or a DataLoader.
-        validation: The same, for decisions.
-        test: The same, read once at the end.
-        facts: What a receiver must know of the input.
+        validation: The same. All decisions are made on it.
+        test: The same. It is read once, at the end.
+        facts: What a receiver must know about the input.
         augment: f(x, generator) -> x, which changes the inputs of a training batch at random.
-        notes: Lines about how the data were read, for a person.
+        notes: Lines for the log about how the data were read.
         collate: f(list of examples) -> (x, y), for graphs and for examples of different lengths. x may then be any
             object that `forward` takes. By default the data set's attribute `collate`.
-        workers: Processes that read examples ahead. They do not change results.
-        loss: The name of the loss that suits the labels, which is taken in place of cross-entropy.
+        workers: Number of processes that read examples ahead. It does not change results.
+        loss: The name of the loss that suits the labels. It takes the place of cross-entropy.
 
     Raises:
-        SubcompressError: Splits that nothing can be learned from.
+        SubcompressError: Nothing can be learned from the splits.
     """
 
     train: Dataset[Any]

@@ -64,7 +64,7 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
 def of_table(table: Table, name: str, tokenizer: Any, length: int = LENGTH) -> Data:
     """`load` for rows at hand. name: what they are called in messages."""
     if length < 2:
-        raise SubcompressError(f"a text is of at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"a text needs at least 2 tokens; length={length} was given: make it larger")
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
     fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
@@ -199,7 +199,7 @@ def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Te
     parts, notes = divided(given, path)
     if len(y[parts[0]].unique()) < 2:
         kind = "values" if y.is_floating_point() else "classes"
-        raise SubcompressError(f"training texts are of several {kind}; those of {path} are of one: mix its rows")
+        raise SubcompressError(f"training texts need several {kind}; those of {path} have one: mix its rows")
     return parts, notes
 
 

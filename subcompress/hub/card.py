@@ -50,10 +50,10 @@ NUMPY = {
 
 @dataclass(frozen=True)
 class About:
-    """What the file itself does not state.
+    """Facts for the model card that the file itself does not state.
 
-    run: the run folder that it was packed from; dataset: the Hub's name of the data; task: the Hub's name of the task,
-    such as image-classification; license: as the Hub spells it.
+    run: the run folder that the file was packed from. dataset: the Hub's ID of the data set. task: the Hub's tag of the
+    task, such as image-classification. license: the license as the Hub spells it.
     """
 
     run: str | Path | None = None

@@ -27,15 +27,15 @@ RESERVED = {"self", "cls", "model_id", "revision", "cache_dir", "force_download"
 
 
 class HubMixin(ModelHubMixin, library_name="subcompress"):
-    """Adds from_pretrained, save_pretrained and push_to_hub to a network's class, as the mixins of huggingface_hub do.
+    """Add from_pretrained, save_pretrained and push_to_hub to a network's class, as huggingface_hub's mixins do.
 
         class Net(nn.Module, HubMixin): ...
         net = Net.from_pretrained("net.safetensors")  # or "ORG/NAME", "ORG/NAME@REV", a folder of save_pretrained
         net.push_to_hub("ORG/NAME")
 
-    The arguments of `__init__` go to config.json and come back with from_pretrained: numbers, texts, lists of them, a
-    dataclass `config`, and what `coders` of the class make of others, as in huggingface_hub. A network that was given
-    anything else, such as a module or a tensor, is not published.
+    config.json stores the arguments of `__init__`, and from_pretrained passes them again. They may be numbers, texts,
+    lists of these, a dataclass `config`, and other types for which the class has `coders`, as in huggingface_hub. A
+    network with any other argument, such as a module or a tensor, is not published.
     """
 
     _packed: bytes | None = None

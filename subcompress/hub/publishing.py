@@ -48,7 +48,8 @@ IGNORED_WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class Pushed:
-    """The result of a push. commit: of the branch; changed: whether this push made it; files: bytes of each file."""
+    """The result of a push. commit: the commit of the branch. changed: whether this push made it. files: the bytes of
+    each file."""
 
     id: str
     commit: str
@@ -94,25 +95,25 @@ def push(
 ) -> Pushed:
     """Publish a file on the Hugging Face Hub, with a model card and an ONNX file.
 
-    Everything goes into one commit, and none is made if nothing would change. If the call is interrupted, everything or
-    nothing was published, and it may be made again. Repository and branch are made if they do not exist.
+    Everything goes into one commit. No commit is made if nothing would change. If the call is interrupted, everything
+    or nothing was published, and it is safe to call again. Repository and branch are created if they do not exist.
 
     Args:
         path: A packed file.
         repository: ORG/NAME or ORG/NAME@BRANCH.
-        module: The network, to trace model.onnx of. Without it, a graph of the same weights stays and another is
-            removed.
+        module: The network from which model.onnx is traced. Without it, a model.onnx of the same weights stays in the
+            repository, and one of other weights is removed.
         about: What the card states: run, data set, task, license.
         base: The base that the file was fine-tuned from, if it has one; see `load`.
-        onnx: auto (a graph that unfolds its own weights, where possible), dense or none.
-        private: Who may see a new repository. By default as the account is set.
+        onnx: auto (a graph that computes its own weights, or none for a fine-tune), dense or none.
+        private: Whether a new repository is private. By default the setting of the account.
         tag: A tag for the commit.
         message: The message of the commit.
         force: Replace files that subcompress did not write.
         replace_card: Write the whole card anew, including the sections that its owner wrote.
         config: More entries of config.json.
         token: A token of the Hub. By default the one that `hf auth login` stored.
-        say: Called with lines for a person.
+        say: Called with each line of progress.
 
     Returns:
         The commit, its address, and the bytes of each file.

@@ -63,8 +63,10 @@ def _flat(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`torch.embedding_bag` of indices in a row, (L,), and where the bags begin, (B,): (B, F), and three tensors that
-    only a backward pass reads."""
+    """`torch.embedding_bag` of a row of indices (L,) and the beginnings of the bags (B,).
+
+    Returns the result (B, F), and three tensors that only a backward pass reads.
+    """
     begins = offsets[:-1] if include_last_offset else offsets
     found, inside = _gathered(weight, indices, padding_idx, per_sample_weights)
     bag = (torch.arange(indices.shape[0])[:, None] >= begins).sum(1) - 1  # (L,)
@@ -76,7 +78,7 @@ def _flat(
 
 
 def _gathered(weight: Tensor, indices: Tensor, padding: int | None, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return rows of the table, (..., F), and which of them count."""
+    """Return rows of the table (..., F), and a mask of those that count."""
     found = functional.embedding(indices, weight)
     if factors is not None:
         found = found * factors.reshape(indices.shape)[..., None]

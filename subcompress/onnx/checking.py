@@ -35,7 +35,7 @@ from subcompress.onnx.tracing import (
 from subcompress.tensors.layout import array_of, raw_bytes
 
 TOLERANCE = 1e-4
-"""Outputs may differ by this share of their largest value: both engines sum in an order of their own."""
+"""Outputs may differ by this share of their largest value, because torch and ONNX Runtime sum in different orders."""
 
 
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
@@ -61,9 +61,12 @@ def compare(
     weights: Mapping[str, Tensor] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Raise SubcompressError unless ONNX Runtime gives torch's outputs, at two batch sizes, and at as many sizes of the
-    axes that vary. weights: of a graph that is given them from outside, as inputs or as initializers; folder: of the
-    files that it reads others from."""
+    """Raise SubcompressError unless ONNX Runtime gives torch's outputs.
+
+    They are compared at two batch sizes, and at two sizes of the axes that vary. weights: values for a graph that gets
+    weights from outside, as inputs or as initializers. folder: the folder of files from which the graph reads other
+    weights.
+    """
     values = ort_values({name: array_of(t.detach()) for name, t in (weights or {}).items()})
     options = _options(folder=folder)
     try:
@@ -104,7 +107,7 @@ def _unlike(session: Any, module: nn.Module, facts: Facts, values: Mapping[str, 
 
 
 def _array(value: Any) -> np.ndarray:
-    """An output of ONNX Runtime; of bfloat16 as float32."""
+    """An output of ONNX Runtime as an array. bfloat16 becomes float32."""
     if value.data_type() == "tensor(bfloat16)":
         return array_of(torch.utils.dlpack.from_dlpack(value).float())
     return np.asarray(value.numpy())
@@ -112,7 +115,7 @@ def _array(value: Any) -> np.ndarray:
 
 def check_weights(data: bytes, expected: dict[str, Tensor], folder: Path | None = None) -> None:
     """Raise SubcompressError unless the named values in the graph equal the expected ones bit for bit, with graph
-    optimization off and on. folder: of the files that it reads weights from."""
+    optimization off and on. folder: the folder of files from which the graph reads weights."""
     if not expected:
         return
     model = weights_only(data, {name: tensor.dtype for name, tensor in expected.items()})
@@ -135,7 +138,7 @@ def check_weights(data: bytes, expected: dict[str, Tensor], folder: Path | None 
 
 
 def weights_only(data: bytes, dtypes: dict[str, torch.dtype]) -> bytes:
-    """Return the part of a graph that computes those values, which become its outputs; bfloat16 ones as float32."""
+    """Return the part of a graph that computes these values. They become its outputs, with bfloat16 as float32."""
     model = onnx.load_from_string(data)
     graph = model.graph
     needed, outputs = set(dtypes), []
@@ -170,7 +173,7 @@ def _options(level: str = "ORT_ENABLE_ALL", folder: Path | None = None) -> onnxr
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Return the tolerance of float32, or some steps of a shorter type."""
+    """Return the tolerance for float32, or a few steps of a type with fewer bits."""
     return max(TOLERANCE, 16 * torch.finfo(dtype).eps) if dtype in (torch.float16, torch.bfloat16) else TOLERANCE
 
 

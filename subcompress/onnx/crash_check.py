@@ -1,5 +1,5 @@
-"""Does a graph end the process that runs it? ONNX Runtime is not safe from every graph that torch exports: one with
-operators at risk is run in a process of its own first.
+"""Tests whether a graph crashes the process that runs it. Some graphs that torch exports crash ONNX Runtime. A graph
+with risky operators is therefore run in a process of its own first.
 
 `python -m subcompress.onnx.crash_check FOLDER` runs the graph in that folder on each file of inputs there.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import onnx
 
 PATIENCE = 300
-"""Seconds that all runs of a graph may take."""
+"""The most seconds that all runs of a graph together may take."""
 
 RISKS = ("Loop", "Scan", "If", "Sequence", "SplitToSequence", "ConcatFromSequence", "Optional", "String")
-"""What the names of operators begin with that are seldom used, and on which ONNX Runtime was seen to die."""
+"""Prefixes of the names of rarely used operators on which ONNX Runtime was seen to crash."""
 
 
 def risky_operators(model: onnx.ModelProto) -> list[str]:
@@ -58,10 +58,10 @@ def require_no_crash(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.nda
 GRAPH = "graph.onnx"
 
 MARK = "input "
-"""Before the names of inputs: NumPy has arguments of its own, such as `file`."""
+"""A prefix for the names of inputs, because numpy.savez has arguments of its own, such as `file`."""
 
 CHILD = (sys.executable, "-P", "-m", "subcompress.onnx.crash_check")
-"""By -P, what lies in the working directory is no module of ours."""
+"""With -P, Python does not import modules from the working directory."""
 
 
 def _ended(folder: str) -> str:

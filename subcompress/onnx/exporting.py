@@ -25,16 +25,16 @@ from subcompress.onnx.unfolding import unfold
 from subcompress.tensors.layout import TensorSpec, raw_bytes
 
 LIMIT = (1 << 31) - (1 << 20)
-"""Bytes of a protobuf message at most, with room for the graph around the weights."""
+"""The most bytes of weights in one protobuf message, which leaves room for the graph around them."""
 
 TELLING = 64
-"""Bytes from which equal values mean that one tensor was made from the other."""
+"""If two tensors of at least this many bytes have equal values, one was made from the other."""
 
 
 def export(record: Record, module: nn.Module, path: Path) -> None:
     """Write the graph of `module` (see `graph_of`), which holds the record's weights.
 
-    Raises SubcompressError where torch cannot export the module or ONNX Runtime computes something else.
+    Raises SubcompressError if torch cannot export the module, or ONNX Runtime computes something else.
     """
     model = _traced(record, module)
     describe(model, record)
@@ -44,13 +44,15 @@ def export(record: Record, module: nn.Module, path: Path) -> None:
 
 
 def export_self_unfolding(record: Record, module: nn.Module, path: Path) -> None:
-    """`export` without the weights: nodes of standard operators compute them, bit for bit those of `expand`, from the
-    record's seed and coordinates (subcompress.onnx.unfolding). ONNX Runtime does so once, when a session starts.
+    """Like `export`, but write a graph that computes its weights.
 
-    The graph of a record on a base reads the base's values from the base's own files (`on_base.files_of`), which lie in
-    the folder of `path`.
+    Nodes of standard operators compute the weights from the record's seed and coordinates (subcompress.onnx.unfolding).
+    The result equals that of `expand` bit for bit. ONNX Runtime computes it once, when a session starts.
 
-    Raises SubcompressError as `export` does, and where the graph holds a coded tensor in a form that is not the file's.
+    If the record has a base, the graph reads the base's values from the base's own files (`on_base.files_of`), which
+    lie in the folder of `path`.
+
+    Raises SubcompressError as `export` does, and if the graph holds a coded tensor in another form than the file does.
     """
     state = module.state_dict()
     folder = None if record.base is None else path.parent
@@ -78,7 +80,7 @@ def _traced(record: Record, module: nn.Module) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The origin of an initializer: the tensor of the state dict, the order of its axes, its dtype and sizes."""
+    """Where an initializer comes from: the tensor of the state dict, the order of its axes, its dtype and sizes."""
 
     name: str
     axes: tuple[int, ...] | None
@@ -96,8 +98,8 @@ class _Origin:
 
 
 def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -> dict[str, _Origin]:
-    """Map initializers to their origins, for those that nodes compute: a tensor, a tied one's, or one with its axes
-    permuted."""
+    """Map the initializers that nodes will compute to their origins: a tensor itself, one that is tied to it, or one
+    with its axes permuted."""
     first: dict[str, str] = {}
     for spec, entry in zip(record.layout, record.entries, strict=True):
         first[spec.name] = first[record.layout.tensors[entry.index].name] if isinstance(entry, Tied) else spec.name
@@ -125,12 +127,12 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
 
 
 def _is_read(entry: Entry, spec: TensorSpec) -> bool:
-    """Whether a graph reads a tensor from the base's file: not what is shorter than saying where it lies."""
+    """Whether a graph reads a tensor from the base's file. It does not if the values are shorter than the reference."""
     return isinstance(entry, Unchanged) and spec.nbytes >= TELLING
 
 
 def _arrangement(tensor: Tensor, data: bytes) -> tuple[int, ...] | None:
-    """Return the order of axes in which the tensor has these bytes, () for its own, None if there is none."""
+    """Return the order of axes in which the tensor has these bytes: () for its own order, None if there is none."""
     if tensor.nbytes != len(data):
         return None
     if raw_bytes(tensor) == data:
@@ -151,7 +153,7 @@ class _Unfolding:
     base: ExternalBase | None
 
     def computed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that nodes give, by name: others are read as they lie in the base's file."""
+        """The weights that nodes compute, by name. Others are read directly from the base's file."""
         given = {name for node in self.model.graph.node for name in node.output}
         return {name: origin.arranged(state) for origin, name in self.made.items() if name in given}
 
@@ -182,7 +184,7 @@ def _unfolding(model: onnx.ModelProto, record: Record, found: dict[str, _Origin]
 
 
 def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: ExternalBase | None) -> dict[_Origin, str]:
-    """Add what gives the tensors; return the names of their values. Those that nodes give keep their names."""
+    """Add nodes or references that give the tensors; return the names of their values. Computed ones keep theirs."""
     flat = unfold(record, nodes, {origin.name for origin in found.values()}, base)
     specs = {spec.name: spec for spec in record.layout}
     made: dict[_Origin, str] = {}
@@ -204,7 +206,7 @@ def _computed(nodes: Nodes, record: Record, found: dict[str, _Origin], base: Ext
 
 
 def _finished(nodes: Nodes, value: str, origin: _Origin, shape: tuple[int, ...]) -> str:
-    """Convert flat float32 values to what the initializer was."""
+    """Convert flat float32 values to the dtype, shape and order of axes of the initializer."""
     if origin.data_type != TensorProto.FLOAT:
         value = nodes("Cast", value, to=origin.data_type)
     sizes = origin.dims if origin.axes is None else shape

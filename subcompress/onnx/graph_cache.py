@@ -1,9 +1,9 @@
-"""Traced graphs that are kept on disk, so that a network is traced once on a machine and not at each start of a server.
+"""A cache of traced graphs on disk: a network is traced once on a machine, and not at each start of a server.
 
-A graph depends on the code of the network, on what that code reads, and on the libraries that trace it. An entry holds
-all three: the files that were read while the graph was traced (`Reads`), with their digests, and the installed
-packages. It is used only as long as they are the same. What this does not see are environment variables and files that
-compiled code opens by itself.
+A graph depends on the code of the network, on the files that this code reads, and on the libraries that trace it. An
+entry records all three: the files that were read while the graph was traced (`Reads`), with their digests, and the
+installed packages. It is used only as long as they are unchanged. The cache does not notice changes of environment
+variables, or of files that compiled code opens.
 
 Nothing here imports torch or onnx.
 """
@@ -26,10 +26,10 @@ from subcompress.errors import SubcompressError
 from subcompress.support.files import write_bytes
 
 VARIABLE = "SUBCOMPRESS_CACHE"
-"""The environment variable that names the folder of what may be deleted at any time."""
+"""The environment variable that names the cache folder, whose contents may be deleted at any time."""
 
 VERSION = 1
-"""Of the entries. Others are not found."""
+"""Version of the entries. Entries of other versions are ignored."""
 
 MAX_BYTES = 64 << 20
 """Largest entry that is kept or read."""
@@ -38,8 +38,8 @@ MAX_ENTRIES = 256
 """Entries that are kept; beyond, those that were not used for longest are removed."""
 
 MAX_HASHED = 16 << 20
-"""Largest file that is read again to see whether it changed; of a larger one the size and the time of its last change
-must be the same."""
+"""Files up to this size are read again to see whether they changed. For larger ones, the size and the time of the last
+change must be the same."""
 
 MAX_READS = 1 << 14
 """Files that an entry may depend on. A network that reads more is traced each time."""
@@ -49,7 +49,7 @@ SUFFIX = ".graph"
 
 @dataclass(frozen=True)
 class CachedGraph:
-    """A graph without its weights and what a server knows of it, see `subcompress.serving.networks.Traced`."""
+    """A graph without its weights, and the server's data about it; see `subcompress.serving.networks.Traced`."""
 
     graph: bytes
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class CachedGraph:
 
 
 def default_folder() -> Path:
-    """Return the folder of the cache: in $SUBCOMPRESS_CACHE, else in the user's folder of caches."""
+    """Return the folder of the cache: in $SUBCOMPRESS_CACHE, otherwise in the user's cache folder."""
     if given := os.environ.get(VARIABLE):
         return Path(given) / "graphs"
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -66,15 +66,15 @@ def default_folder() -> Path:
 
 
 class GraphCache:
-    """A folder of entries, by question. A question is any text; an entry is what was traced to answer it."""
+    """A folder of traced graphs. Each entry answers a question, a text that says which graph is wanted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._seen: dict[str, str] = {}  # by path: what the file is now; a server asks for many graphs at once
+        self._seen: dict[str, str] = {}  # path -> the state of the file; a server asks for many graphs at once
         self._packages: str | None = None
 
     def find(self, question: str) -> CachedGraph | None:
-        """Return the graph that was kept for a question, None if there is none or what it depends on has changed."""
+        """Return the graph that was kept for a question. None if there is none or it is out of date."""
         path = self._path(question)
         try:
             header, graph = self._read(path)
@@ -113,7 +113,7 @@ class GraphCache:
                 self._remove_oldest()
 
     def forget_states(self) -> None:
-        """Look at files again, which may have changed since."""
+        """Forget the states of files, which may have changed since."""
         self._seen.clear()
 
     def _path(self, question: str) -> Path:
@@ -135,7 +135,7 @@ class GraphCache:
         return self._packages
 
     def _state(self, name: str) -> str:
-        """Return what a file is now: its digest, or size and time of a large one; empty if it cannot be read."""
+        """Return the state of a file: its digest, or size and time if it is large. Empty if it cannot be read."""
         if name not in self._seen:
             self._seen[name] = _state_of(Path(name))
         return self._seen[name]
@@ -182,9 +182,9 @@ def _state_of(path: Path) -> str:
 
 @dataclass
 class Reads:
-    """The files that this process reads from now on, of those that are not parts of installed packages.
+    """Records the files that this process reads from now on, except those of installed packages.
 
-    They are seen by an audit hook, which stays until the process ends: it is for processes that only trace.
+    An audit hook sees them. It stays until the process ends, so this is for processes that only trace.
     """
 
     _opened: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""The network of a packed file: what it is called, its module, its tensors and the graphs that are traced of it."""
+"""The network of a packed file: its name, its module, its tensors and the graphs that are traced from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from subcompress.tensors.layout import Layout
 
 
 class UnlikeError(SubcompressError):
-    """A network has other tensors than the file."""
+    """Raised if a network has other tensors than the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Network:
     """A module that has the tensors of a packed file.
 
     Attributes:
-        name: As --model takes it, or the name of the module's class.
-        module: Without what torch wraps around it.
+        name: The name as --model takes it, or the name of the module's class.
+        module: The module, without wrappers of torch.
         layout: The names, shapes and dtypes of its tensors, in the order of the file.
     """
 
@@ -44,7 +44,7 @@ class Network:
             raise UnlikeError(str(e)) from e
 
     def weightless(self, state: dict[str, Tensor], facts: Facts, inputs: Collection[str] = ()) -> WeightlessGraph:
-        """Trace the graph without the weights `state`. inputs: tensors that become inputs of the graph."""
+        """Trace the graph without the weights in `state`. inputs: names of tensors that become inputs of the graph."""
         with weightless.loaded_weights(self.module, state):
             return weightless.trace_weightless(self.module, facts, inputs)
 

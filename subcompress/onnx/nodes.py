@@ -18,7 +18,7 @@ _PACKED = {
     np.dtype(np.int32): "int32_data",
     np.dtype(np.uint64): "uint64_data",
 }
-"""Fields that write small integers in one or two bytes each, instead of eight or four."""
+"""Tensor fields in which small integers take one or two bytes each, instead of eight or four."""
 
 
 def short_names(taken: Iterable[str]) -> Iterator[str]:
@@ -32,7 +32,7 @@ def short_names(taken: Iterable[str]) -> Iterator[str]:
 
 
 DOMAIN = "subcompress"
-"""Of the functions that a graph defines and uses: they are made of standard operators."""
+"""The domain of the functions that a graph defines and uses. They consist of standard operators."""
 
 
 class Nodes:
@@ -48,7 +48,7 @@ class Nodes:
         self._mark = ""
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node and return its output's name, or a list of so many.
+        """Add a node and return the name of its output, or a list of names if it has several.
 
         Inputs are names, or values, which become constants: Python integers and lists of them int64, NumPy arrays as
         they are.
@@ -78,7 +78,7 @@ class Nodes:
         maker.output[list(maker.output).index(value)] = name
 
     def function(self, name: str, inputs: int, build: Callable[..., list[str]]) -> None:
-        """Define an operator: `build` adds its nodes to the Nodes it is given, after which come its inputs' names."""
+        """Define an operator. `build` gets a Nodes, to which it adds nodes, and the names of the inputs."""
         body = Nodes(short_names(()))
         given = [next(body.names) for _ in range(inputs)]
         outputs = build(body, *given)
@@ -89,13 +89,13 @@ class Nodes:
         self.functions.append(helper.make_function(DOMAIN, name, given, outputs, constants + body.nodes, opset))
 
     def later(self, build: Callable[[], list[str]]) -> list[str]:
-        """The float32 values whose nodes `build` adds, in a branch that is always taken.
+        """Put the nodes that `build` adds into a branch that is always taken; return the names of its float32 values.
 
-        ONNX Runtime folds constants in passes, up to ten, and forgets what is of no further use only in between. A
-        branch is folded where it stands, if its condition and inputs are known; but the branches that follow see no
-        value of more than 127 bytes that came out of one in the same pass, so every second one waits for the next. Each
-        branch therefore hands on such a value, the mark, and the next one's condition is had from that. Measured with
-        1.31: a runtime that folds otherwise needs more memory, and gives the same values.
+        This saves memory. ONNX Runtime folds constants in up to ten passes and frees unused values only between passes.
+        It folds a branch in place if the condition and the inputs are known. But in the same pass, later branches do
+        not see values of more than 127 bytes that a branch returned, so they have to wait for the next pass. Each
+        branch therefore returns such a value, the mark, and the condition of the next branch is computed from it. This
+        was measured with 1.31. A runtime that folds in another way needs more memory and gives the same values.
         """
         outside, self.nodes = self.nodes, []
         if not self._mark:

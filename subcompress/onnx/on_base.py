@@ -1,4 +1,4 @@
-"""A record's base in a graph: initializers whose data lie in the base's own safetensors files."""
+"""The base of a record in a graph: initializers whose data lie in the base's own safetensors files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = {
     "BOOL": TensorProto.BOOL,
     "C64": TensorProto.FLOAT,
 }
-"""Dtype -> what ONNX calls that of its real numbers."""
+"""Dtype -> ONNX's name for the type of its real numbers."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class Place:
 
 
 def files_of(record: Record) -> dict[str, Path]:
-    """Return the files, by name, that hold what a record takes of its base. Raises SubcompressError for a base whose
-    tensors do not lie in safetensors files as the network takes them, and for matrices with factors."""
+    """Return the files, by name, that hold the tensors that a record takes from its base.
+
+    Raises SubcompressError if the base's tensors do not lie in safetensors files as the network needs them, and for
+    matrices with factors.
+    """
     if kinds := {entry.kind for entry in record.entries if isinstance(entry, Factored)}:
         raise SubcompressError(
             "a graph adds coordinates to the base's tensors; this file moves factors of them "
@@ -63,7 +66,7 @@ def files_of(record: Record) -> dict[str, Path]:
 
 
 def taken(record: Record) -> list[str]:
-    """Return the names of the tensors whose values are the base's, or start there."""
+    """Return the names of the tensors that equal, or start at, those of the base."""
     return [
         spec.name
         for spec, entry in zip(record.layout, record.entries, strict=True)
@@ -72,7 +75,7 @@ def taken(record: Record) -> list[str]:
 
 
 def converted(record: Record) -> int:
-    """Return how many bytes the tensors take that a session converts from the base's dtype to the network's."""
+    """Return the bytes of the tensors that a session has to convert from the base's dtype to the network's."""
     base, specs = _base(record), {spec.name: spec for spec in record.layout}
     return sum(specs[n].nbytes for n in taken(record) if base.own(n)[0].dtype != specs[n].dtype)
 
@@ -112,7 +115,7 @@ class ExternalBase:
         self._known: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def kept(self, spec: TensorSpec, dims: Iterable[int]) -> str:
-        """Return the name of a tensor's values in the network's dtype, in that shape."""
+        """Return the name of a tensor's values in the network's dtype and in the given shape."""
         own, value = self._initializer(spec.name, dims)
         return self._cast(value, own.dtype, spec.dtype)
 
@@ -153,7 +156,7 @@ class ExternalBase:
         return spec, tensor.name
 
     def describe(self, model: onnx.ModelProto, folder: Path) -> None:
-        """Write to the metadata which base the graph reads, and the SHA-256 of its files in that folder."""
+        """Write to the metadata which base the graph reads, and the SHA-256 of the base's files in the folder."""
         names = sorted({place.file.name for place in self.places.values()})
         digests = {name: sha256_of(folder / name) for name in names}
         model.metadata_props.add(key=BASE, value=_base(self.record).reference.where)

@@ -1,4 +1,4 @@
-"""Weights of graphs that lie in other files: where they may lie, and whether they are still what they were.
+"""Checks files outside a graph that hold its weights: that they are in allowed places, and have not changed.
 
 A graph beside a base reads the base's own safetensors files. Its metadata name them with their SHA-256, which a runtime
 does not compare. Does not need torch.
@@ -24,19 +24,19 @@ BASE = "base"
 """The key of the metadata that says which base this is: what --base takes."""
 
 _PLACE = b"location"
-"""What the name of every other file stands behind, as protobuf writes it."""
+"""The bytes before the name of every external file, as protobuf writes them."""
 
 
 def check_outside(path: Path) -> None:
-    """Raise SubcompressError if a graph reads files that are not below its folder, and if a file that its metadata name
-    is missing or is not the one it was made beside. A graph that reads no other file is not parsed."""
+    """Raise SubcompressError if a graph reads files outside its folder, or if a file that its metadata name is missing
+    or has changed. A graph that reads no other file is not parsed."""
     if not _holds(path, _PLACE):
         return
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception:  # whoever opens it says what is wrong
+    except Exception:  # opening it will give the error
         return
     for name in sorted(set(_locations(model.graph))):
         _require_inside(path, name)
@@ -59,7 +59,7 @@ def _holds(path: Path, part: bytes) -> bool:
     try:
         with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return data.find(part) >= 0
-    except (OSError, ValueError):  # it is empty or not there, which whoever opens it says
+    except (OSError, ValueError):  # it is empty or missing; opening it will give the error
         return False
 
 

@@ -1,7 +1,7 @@
-"""Nodes for tensors of rules: start values, sums of starts and products, and mixed tensors.
+"""Nodes for tensors that the file describes by rules: start values, sums of starts and products, and mixed tensors.
 
-The order of rounding is that of docs/FORMAT.md, section 10: starts are rounded to float32 or the tensor's dtype, and
-sums once, in float32, or in float64 where the tensor has it and its starts are of its own.
+The order of rounding is that of docs/FORMAT.md, section 10. Starts are rounded to float32 or the tensor's dtype. Sums
+are rounded once: in float64 for the tensors that need it (`is_wide`), otherwise in float32.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from subcompress.onnx.on_base import ExternalBase
 
 SHORT = 32
-"""Values of a ramp that are written as they are."""
+"""Ramps with at most this many values are written out."""
 
 APART = 64
-"""Runs of a mixed tensor that are put side by side one by one; more are by their period."""
+"""The most runs of a mixed tensor that are concatenated one by one. More runs are built by their period."""
 
 NARROW = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
 Key = tuple[int, int, bool]
-"""A product that a group gives: the numbers of its tensor and of the piece, and whether it belongs to the start."""
+"""A product that a group computes: the indices of its tensor and piece, and whether it belongs to the start."""
 
 
 def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
@@ -44,7 +44,8 @@ def is_wide(spec: TensorSpec, own: tuple[Piece, ...]) -> bool:
 
 
 def repeats(entry: object, spec: TensorSpec) -> bool:
-    """Whether nodes say a tensor shorter than its values do: not a fixed one of few values, or of a table as long."""
+    """Whether nodes describe a tensor in fewer bytes than its values take. They do not for a fixed tensor with few
+    values, or one with a table of the same length."""
     if not isinstance(entry, Fixed):
         return isinstance(entry, (Coded, Mixed))
     length = entry.start.period if isinstance(entry.start, Table) else SHORT
@@ -52,9 +53,10 @@ def repeats(entry: object, spec: TensorSpec) -> bool:
 
 
 class Pieces:
-    """Tensors of a record from its products, scale * integer, flat; products of plain tensors have their starts in.
+    """Makes the tensors of a record from its products, scale * integer, which are flat.
 
-    base: that of the record, where tensors start at its values.
+    The products of plain tensors already include the starts. base: the base of the record, for tensors that start
+    there.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Pieces:
         return str(self.nodes("Add", self._chosen(start.center, reals, dtype, wide=False, normal=True), product))
 
     def _chosen(self, form: Chosen, reals: int, dtype: str, wide: bool, normal: bool) -> str:
-        """So many values of a start. normal: with zero for those that are below 2^-126."""
+        """The first values of a start. normal: replace values below 2^-126 in absolute value by zero."""
         n = self.nodes
         if isinstance(form, float):
             return str(n("Expand", (np.float64 if wide else np.float32)(form), [reals]))
@@ -138,7 +140,7 @@ class Pieces:
         return str(n("Slice", value, [0], [reals])) if reals % length else value
 
     def _mixed(self, pattern: Pattern, made: list[str], wide: bool) -> str:
-        """The values of a mixed tensor: runs side by side, or, where they are many, one period after the other."""
+        """The values of a mixed tensor: its runs concatenated, or, if there are many, one period after the other."""
         n, size, period = self.nodes, pattern.size, pattern.period
         if len(pattern.runs) * (size // period + 1) <= APART:
             return self._concatenated(unrolled(pattern), made, 0)

@@ -1,7 +1,7 @@
-"""Products with transposed weights as Gemm, which takes them as PyTorch lays them out.
+"""Writes products with transposed weights as Gemm, which reads weights in PyTorch's layout.
 
-A runtime folds a transposition of a weight to a copy of it, one in every session. Gemm reads the weight where it
-lies: in a file that all sessions map.
+A runtime turns the transposition of a weight into a copy, one in every session. Gemm reads the weight in place, from a
+file that all sessions map.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from subcompress.onnx.slimming import every_name
 from subcompress.onnx.tracing import graphs_within
 
 Sizes = tuple[str | int, ...]
-"""Of the axes of a value: numbers, or what sizes that vary are called."""
+"""The sizes of the axes of a value: numbers, or names for sizes that vary."""
 
 
 def sizes_in(graph: onnx.GraphProto) -> dict[str, Sizes]:
@@ -34,8 +34,8 @@ def use_gemm(
 ) -> None:
     """Replace MatMul(x, Transpose(weight)), and an addition of a bias after it, by Gemm with the rows of x.
 
-    weights: values in float32, name -> shape; outputs: names of the graph's outputs; sizes: of other values, as far as
-    they are known.
+    weights: float32 weights, name -> shape. outputs: names of the graph's outputs. sizes: the sizes of other values, as
+    far as they are known.
     """
     users = _users(nodes.nodes, outputs)
     matrices = {name for name, shape in weights.items() if len(shape) == 2}
@@ -60,7 +60,7 @@ def use_gemm(
 
 
 Users = dict[str, list[Any]]
-"""By the name of a value, the nodes that read it; None stands for a graph within a node and for an output."""
+"""Map each value to the nodes that read it. None stands for a subgraph of a node, and for an output."""
 
 
 def _users(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> Users:
@@ -75,13 +75,13 @@ def _users(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> Users:
 
 
 def _is_product(users: list[Any], node: onnx.NodeProto) -> bool:
-    """Whether a transposition of two axes is only ever the right factor of a product."""
+    """Whether every reader of a transposition of two axes is a product that uses it as the right factor."""
     swaps = [list(a.ints) for a in node.attribute if a.name == "perm"] in ([], [[1, 0]])
     return swaps and all(u is not None and u.op_type == "MatMul" and u.input[0] != node.output[0] for u in users)
 
 
 class _Writer:
-    """Writes products, what several share once."""
+    """Writes products. Nodes that several of them share are written once."""
 
     def __init__(
         self, nodes: Nodes, users: Users, weights: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Sizes]
@@ -114,7 +114,7 @@ class _Writer:
         return self._rows[x, width]
 
     def _shape(self, x: str, width: int) -> str:
-        """The shape of x with that size in its last axis."""
+        """The shape of x with the given size in its last axis."""
         key: str | Sizes = self.sizes[x][:-1] if x in self.sizes else x
         if key not in self._leading:
             self._leading[key] = self.nodes("Shape", x, end=-1)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PLACE = "torch.onnx._internal.exporter._registration"
-"""Where torch 2.6 to 2.13 have the class; a release that has it elsewhere reads the table each time."""
+"""The module that has the class in torch 2.6 to 2.13. If a release has it elsewhere, the table is read each time."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def operators_read_once() -> Iterator[None]:
 
 
 def _copied(original: Any, registry: Any, opset_version: int) -> Any:
-    """A table of its own for each export, which may add to it."""
+    """Return a copy of the table for each export, which may add to it."""
     read, found = _read(original, registry, opset_version), registry()
     found.__dict__ |= read.__dict__
     found.functions = {target: list(versions) for target, versions in read.functions.items()}

@@ -14,11 +14,10 @@ from subcompress.onnx.session import Session
 
 
 class InRuntime(nn.Module):
-    """Called as the network that the graph at `path` was traced from, gives what that gives, on the CPU, without
-    gradients. It has no parameters.
+    """Runs the graph at `path` like the network that it was traced from. Outputs are on the CPU, without gradients.
 
-    facts: those that it was traced with; like: what the network gives for some input, by which the outputs are
-    arranged; device: where it runs, cpu or cuda. Raises SubcompressError as `Session` does.
+    It has no parameters. facts: the facts with which the graph was traced. like: the output of the network for some
+    input; outputs get the same structure. device: cpu or cuda. Raises SubcompressError as `Session` does.
     """
 
     def __init__(self, path: Path, facts: Facts, like: Any, device: str = "cpu") -> None:
@@ -35,5 +34,5 @@ class InRuntime(nn.Module):
 
 
 def _as(like: Tensor, found: Tensor) -> Tensor:
-    """A graph has pairs for complex numbers."""
+    """Turn pairs of real numbers, which a graph has for complex numbers, back into those."""
     return torch.view_as_complex(found.contiguous()) if like.is_complex() else found

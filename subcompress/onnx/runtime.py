@@ -16,10 +16,10 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.outside import check_outside
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Device -> what ONNX Runtime calls it."""
+"""Device -> the name of its provider in ONNX Runtime."""
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-"""The setting of a session that says which folder external data of a graph in memory lie in."""
+"""The session setting for the folder of external data, for a graph that is given in memory."""
 
 BFLOAT16 = 16
 """TensorProto.BFLOAT16: NumPy has none."""
@@ -27,9 +27,13 @@ BFLOAT16 = 16
 
 @dataclass(frozen=True)
 class How:
-    """How a session runs. threads: of one run, as many as cores for 0; spin: whether they wait for work at full speed;
-    arena: whether it keeps the memory of its largest run; folder: of files that initializers lie in; stream: of CUDA,
-    the one that weights are written on; tf32: whether products on CUDA may round their inputs to 10 bits."""
+    """How a session runs.
+
+    threads: the number of threads of one run; 0 means as many as there are cores. spin: whether idle threads wait for
+    work in a busy loop. arena: whether the session keeps the memory of its largest run. folder: the folder of files
+    that hold initializers. stream: the CUDA stream on which weights are written. tf32: whether products on CUDA may
+    round their inputs to 10 bits.
+    """
 
     threads: int = 0
     spin: bool = True
@@ -45,10 +49,10 @@ PLAIN = How()
 def open_graph(
     model: Path | bytes, device: str = "cpu", weights: Mapping[str, np.ndarray] | None = None, how: How = PLAIN
 ) -> Any:
-    """An InferenceSession on that device, and on no other. weights: values of external initializers.
+    """An InferenceSession on the given device and on no other. weights: values of external initializers.
 
-    Raises SubcompressError where ONNX Runtime does not open the graph, or not there, and for a file of a graph that
-    reads others than it may, or that have changed (`check_outside`).
+    Raises SubcompressError if ONNX Runtime cannot open the graph on that device, or if the graph reads files that it
+    may not read or that have changed (`check_outside`).
     """
     import onnxruntime
 
@@ -121,7 +125,7 @@ def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, which glibc would keep; after constant folding it can be as much as the
+    """Return freed memory to the system. glibc would keep it, and after constant folding it can be as much as the
     weights."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -149,6 +153,7 @@ def _diagnosis(model: Path | bytes, e: Exception) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version or of a least one; none of a text of another form, which anybody may write."""
+    """The first two numbers of a version, or of a minimum version. None for a text of another form, which a file may
+    contain."""
     parts = version.removeprefix(">=").split(".")[:2]
     return tuple(map(int, parts)) if all(re.fullmatch("[0-9]{1,6}", p) for p in parts) else ()

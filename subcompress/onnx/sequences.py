@@ -22,8 +22,11 @@ _VF: Any = torch._VF
 
 @contextmanager
 def padded(module: nn.Module) -> Iterator[None]:
-    """Within, the recurrent layers of a module, in evaluation mode, take packed sequences that `pack_padded_sequence`
-    leaves padded: data (T, N, F), and how many of the N sequences, the longest first, reach each of T steps."""
+    """Within the block, let the recurrent layers of a module (in evaluation mode) read padded data as packed sequences.
+
+    `pack_padded_sequence` then returns padded data (T, N, F), and for each of the T steps the number of sequences that
+    reach it. The longest of the N sequences comes first.
+    """
     layers = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
     names = vars(rnn)
     before = names["_VF"]
@@ -71,7 +74,7 @@ def _lengths(data: Tensor, reached: Tensor) -> Tensor:
 
 
 def _forward(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
-    """`layer.forward`, also of a packed sequence that is padded."""
+    """`layer.forward`, which also accepts a packed sequence whose data are padded."""
     if not isinstance(x, PackedSequence):
         return type(layer).forward(layer, x, hx)
     data, lengths = x.data, _lengths(x.data, x.batch_sizes)

@@ -29,11 +29,11 @@ class Session:
 
     Args:
         path: A packed .safetensors file, or an .onnx file that `unpack` wrote.
-        module: The network of a packed file. It stays as it is.
+        module: The network of a packed file. It is not changed.
         base: The base that a packed file was fine-tuned from, if it has one; see `load`.
-        device: auto, cpu or cuda. auto takes CUDA if it works. A device that was named and does not exist is an error.
-        check: Compare the weights with the digest in the file. They are copied to the host for this.
-        tf32: Let a CUDA device round the inputs of matrix products to 10 bits.
+        device: auto, cpu or cuda. auto chooses CUDA if it works. A given device that does not exist is an error.
+        check: Whether to compare the weights with the digest in the file. This copies them to the host.
+        tf32: Whether a CUDA device may round the inputs of matrix products to 10 bits.
 
     Raises:
         SubcompressError: The file cannot be read, the module has other tensors or cannot be exported, the device does

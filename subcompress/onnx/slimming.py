@@ -14,17 +14,18 @@ from subcompress.onnx.tracing import OPSET, graphs_within, quiet
 from subcompress.tensors.layout import raw_bytes
 
 SPELLED_OUT = {"pads": 0, "strides": 1, "dilations": 1}
-"""Attributes that the specification lets a node leave out when all their numbers are these."""
+"""Attributes whose default consists of this number only. A node may leave them out if they have their default."""
 
 
 WORTH = 16
-"""Values of a result that is computed beforehand at most: longer ones, masks and tables, take less as nodes."""
+"""The most values of a result that is computed in advance. Longer results, such as masks and tables, are shorter as
+nodes."""
 
 
 def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelProto:
-    """The model with what depends on neither inputs nor weights computed: shapes, casts, constants.
+    """Compute in advance everything that depends on neither inputs nor weights: shapes, casts, constants.
 
-    weights: initializers, which become inputs, so that nothing that depends on them is.
+    weights: initializers that become inputs, so that nothing that depends on them is computed.
     """
     kept = [i for i in model.graph.initializer if i.name in weights]
     opened = onnx.ModelProto()
@@ -46,10 +47,10 @@ def simplified(model: onnx.ModelProto, weights: Collection[str]) -> onnx.ModelPr
 def slim(
     graph: onnx.GraphProto, nodes: Nodes, replaced: dict[str, str], computed: Collection[str], spelled: bool = False
 ) -> None:
-    """Add the nodes of a graph to `nodes`, without what is the default, and its constants, each once.
+    """Add the nodes of a graph to `nodes`, without default attributes, and each of its constants once.
 
-    replaced: names that others stand for; computed: weights that `nodes` give already; spelled: whether nodes give long
-    constants of one value, or of consecutive numbers.
+    replaced: maps names to those that take their place. computed: weights that `nodes` already compute. spelled:
+    whether nodes compute long constants that consist of one value or of consecutive numbers.
     """
     names, outputs = dict(replaced), {v.name for v in graph.output}
 
@@ -87,8 +88,10 @@ def _spelled(nodes: Nodes, array: np.ndarray) -> str:
 
 
 def shorten(graph: onnx.GraphProto, kept: Collection[str]) -> dict[str, str]:
-    """Give all values names of a letter or two: constants first, of which the same few occur again and again. Returns
-    the new names by the old ones; those in `kept` stay."""
+    """Give all values names of one or two letters. Constants come first, because a few of them occur very often.
+
+    Returns the new names by the old ones. Names in `kept` stay.
+    """
     constants = short_names(kept)
     new = {name: name for name in kept} | {i.name: next(constants) for i in graph.initializer}
     values = (name for name in short_names(new.values()) if len(name) > 1)  # names of one length make nodes alike
@@ -150,7 +153,7 @@ def _default(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
 
 
 def _replace(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Read what others stand for from those, in a graph within the graph."""
+    """Use the replacements of names within a subgraph."""
     own = {v.name for v in [*graph.input, *graph.initializer]} | {o for node in graph.node for o in node.output}
     outside = {old: new for old, new in names.items() if old not in own}
     for node in graph.node:

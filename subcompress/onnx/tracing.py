@@ -30,24 +30,25 @@ from subcompress.tensors.layout import DTYPES, array_of, torch_dtype
 OPSET = 18
 
 IR_VERSION = 8
-"""The one that came with the opset: newer ones shut older runtimes out for nothing that these graphs use."""
+"""The IR version that came with the opset. A newer one would exclude older runtimes without any use to these graphs."""
 
 MAX_EXAMPLE = 1 << 26
-"""Bytes of the inputs that a network is traced and compared with: three images of 3 x 1024 x 1024 take 38 million. What
-lies between inputs and outputs takes many times as much."""
+"""The most bytes of the inputs with which a network is traced and compared. Three images of 3 x 1024 x 1024 take 38
+million bytes. The activations take many times as much."""
 
 OLDEST_RUNTIME = "1.15"
 """The oldest ONNX Runtime that these graphs are tested with (tests/onnx/test_runtimes.py)."""
 
 
 def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    """The graph of a module, its weights as initializers, with a dynamic batch axis, and dynamic ones where the facts
-    have a size of 0: `input` and `output`, or, where there are several, the inputs by their names (`input_0`, ...
-    without) and `output_0`, ...; of a dictionary its entries by their keys; of a network of transformers its `logits`
-    or its `last_hidden_state`.
+    """The graph of a module, with its weights as initializers and a dynamic batch axis.
 
-    Raises SubcompressError where torch cannot export the module, for facts that do not say what goes in, and where ONNX
-    Runtime dies of the graph.
+    Axes whose size in the facts is 0 are dynamic too. A single input is called `input`, and a single output `output`.
+    Several inputs have their names, or `input_0`, ... without names; several outputs are `output_0`, ..., or the keys
+    of a dictionary. The output of a transformers model is its `logits` or its `last_hidden_state`.
+
+    Raises SubcompressError if torch cannot export the module, the facts do not describe the input, or the graph crashes
+    ONNX Runtime.
     """
     if not facts.input_shape and not facts.inputs and not facts.input_dtype:
         raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
@@ -76,10 +77,12 @@ def arrays(x: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def example_inputs(
     facts: Facts, n: int = TRACED[0], size: int = TRACED[1], lengths: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Name in the graph -> (n, ...) values of the input's shape and dtype, the same every time: uniform in [0, 1), or
-    zeros for integers. size: of axes that vary. Texts get something to tell apart: `input_ids` are 0 and 1, and
-    `attention_mask` leaves out the last half of every second example. lengths: names of those that say how long each
-    example's sequence is, see `lengths_of`."""
+    """Example inputs by their names in the graph: (n, ...) values of the right shape and dtype, always the same ones.
+
+    They are uniform in [0, 1), or zeros for integers. Texts need values that differ: `input_ids` are 0 and 1, and
+    `attention_mask` leaves out the last half of every second example. size: the size of axes that vary. lengths: names
+    of the inputs that hold the lengths of sequences, see `lengths_of`.
+    """
     _check_example(facts, n, size)
     generator = torch.Generator().manual_seed(n)
     found = {}
@@ -97,8 +100,10 @@ def example_inputs(
 
 
 def lengths_of(module: nn.Module, facts: Facts) -> frozenset[str]:
-    """The inputs, by their names in the graph, that are one whole number an example and the length of its sequence in
-    another input: what they, or the arguments of `forward`, are called says so."""
+    """The inputs, by their names in the graph, that hold for each example the length of its sequence in another input.
+
+    They are recognized by the name of the input, or of the argument of `forward`.
+    """
     inputs = _inputs(facts)
     if all(not each.shape for each in inputs):
         return frozenset()
@@ -116,8 +121,11 @@ def lengths_of(module: nn.Module, facts: Facts) -> frozenset[str]:
 
 
 def _lengths(n: int, whole: int, size: int) -> Tensor:
-    """Of n sequences in a batch, the longest first, as a real one has them: the longest is as long as the batch, but
-    for one alone where batches have a fixed length `whole`; 0 where they are padded to their longest, of `size`."""
+    """Lengths of n sequences in a batch, the longest first, as in a real batch.
+
+    The longest is as long as the batch, except that of a single sequence if batches have a fixed length `whole`. If
+    `whole` is 0, batches are padded to their longest sequence, of length `size`.
+    """
     longest = whole or size
     if n == 1 and whole:
         longest = (whole + 1) // 2
@@ -125,7 +133,7 @@ def _lengths(n: int, whole: int, size: int) -> Tensor:
 
 
 def _check_example(facts: Facts, n: int, size: int) -> None:
-    """Raise SubcompressError for facts, which may be forged, that need a large example."""
+    """Raise SubcompressError if the facts, which may be forged, need too large an example."""
     widths = {name: max(4, kind.itemsize) for name, kind in DTYPES.items()}  # float32 is what is drawn
     taken = n * sum(math.prod(k or size for k in each.shape) * widths[each.dtype] for each in _inputs(facts))
     if taken > MAX_EXAMPLE:
@@ -166,7 +174,7 @@ def outputs_of(module: nn.Module, facts: Facts, n: int, size: int = 5) -> list[T
 
 
 def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By the name that each has in a graph."""
+    """The outputs by their names in a graph."""
     with torch.no_grad():
         found = module(*args, **kwargs)
     if main := main_output(found):
@@ -182,7 +190,7 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
 
 
 def _names_one(entry: tuple[Any, Any]) -> bool:
-    """Whether an entry of a dictionary is a tensor under a name that a graph may have, or no tensor at all."""
+    """Whether an entry of a dictionary is acceptable: a tensor with a name that a graph may have, or no tensor."""
     name, value = entry
     return isinstance(name, str) and name.isidentifier() if isinstance(value, Tensor) else not [*tensors_in(value)]
 
@@ -239,7 +247,8 @@ def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
 
 
 def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
-    """Which axes of an input vary: the batch's, and those of size 0; in the same place in all inputs by one size."""
+    """The axes of an input that vary: the batch axis, and axes of size 0. Axes in the same place in several inputs vary
+    together."""
     names = {0: "batch", 1: "length"}
     varying = [0, *(i for i, k in enumerate(shape, 1) if not k)]
     return {i: torch.export.Dim(names.get(i, f"length_{i}")) for i in varying}
@@ -252,7 +261,7 @@ BAKED = (
 
 
 def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
-    """Raise SubcompressError where an axis that varies has the size in the graph that it was traced with."""
+    """Raise SubcompressError if the graph fixes an axis that varies to the size with which it was traced."""
     dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     for name, each in zip(example_inputs(facts), _inputs(facts), strict=True):
         for axis in _axes(each.shape) if name in dims else ():
@@ -270,7 +279,7 @@ def _traceable(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, .
 
 @contextmanager
 def _main_alone(module: nn.Module) -> Iterator[None]:
-    """Within, a network of transformers gives one tensor, and a dictionary is its tensors."""
+    """Within the block, a transformers model returns one tensor, and a dictionary is replaced by its tensors."""
 
     def picked(_: nn.Module, __: Any, found: Any) -> Any:
         if main := main_output(found):
@@ -295,8 +304,8 @@ def _require_names(module: nn.Module, taken: set[str]) -> None:
 
 @contextmanager
 def _of_their_own(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Within, the module gives copies where an output is an input, a weight or another output: a graph has one name for
-    a value."""
+    """Within the block, let the module return a copy if an output is an input, a weight or another output, because a
+    graph has only one name for each value."""
     known = {t.data_ptr() for t in (*inputs, *module.parameters(), *module.buffers()) if t.numel()}
     places = [t.data_ptr() for t in outputs if t.numel()]
     if not known.intersection(places) and len(set(places)) == len(places):

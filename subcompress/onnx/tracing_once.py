@@ -1,4 +1,4 @@
-"""Graphs that are kept for the next file of the same network: tracing takes seconds, and a base has many fine-tunes."""
+"""Keeps graphs for the next file of the same network, because tracing takes seconds and a base has many fine-tunes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from subcompress.tensors.layout import Layout, raw_bytes
 Key = tuple[tuple[Input, ...], tuple[int, ...], str, Layout, str]
 
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Key, onnx.ModelProto]] = WeakKeyDictionary()
-"""By network, the last graph without its weights, and what it was traced for."""
+"""For each network, the last graph without its weights, and what it was traced for."""
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def graph_once(module: nn.Module, facts: Facts) -> onnx.ModelProto:
-    """`graph_of`, which traces a network once as long as it and the facts stay the same, weights aside.
+    """Like `graph_of`, but trace a network only once while it and the facts, except the weights, stay the same.
 
-    A graph that may hold something made of the weights, beside the weights under their names, is traced each time.
+    If a graph may hold values that were computed from the weights, it is traced each time.
     """
     state = module.state_dict()
     key = facts.inputs, facts.input_shape, facts.input_dtype, Layout.of(state), repr(module)
@@ -38,7 +38,7 @@ def graph_once(module: nn.Module, facts: Facts) -> onnx.ModelProto:
 
 
 def _is_general(model: onnx.ModelProto, state: Mapping[str, Tensor]) -> bool:
-    """Whether all floating-point values of a graph are weights as they are, or single numbers."""
+    """Whether all floating-point values in a graph are unchanged weights, or single numbers."""
     return all(
         tensor.raw_data == raw_bytes(state[tensor.name])
         if tensor.name in state

@@ -1,7 +1,7 @@
-"""Transpositions of the last two axes that an exporter spells with shapes: flat, exchanged, and back.
+"""Simplifies transpositions of the last two axes that an exporter writes as Reshape, Transpose, Reshape.
 
-torch's exporter spells the transposition of attention's keys so, in nine nodes a layer, all but three of which compute
-shapes in every run.
+torch's exporter writes the transposition of attention's keys in this way. It takes nine nodes per layer, of which six
+only compute shapes in every run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from subcompress.onnx.products import sizes_in
 from subcompress.onnx.slimming import needed
 
 Symbols = list[int | str]
-"""Sizes: numbers, or those of an axis of the value that is looked at, by its number as text."""
+"""Sizes: numbers, or the size of an axis of the value in question, given by its index as text."""
 
 
 def exchange_last(graph: onnx.GraphProto) -> None:
@@ -55,7 +55,7 @@ def _chain(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.N
 
 
 class _Shapes:
-    """Evaluates values that are made of the shape of one value, of so many axes, and of constants."""
+    """Evaluates values that are computed from constants and from the shape of one value with a known number of axes."""
 
     def __init__(
         self, makers: Mapping[str, onnx.NodeProto], constants: Mapping[str, Symbols], value: str, rank: int
@@ -64,7 +64,7 @@ class _Shapes:
         self.axes: Symbols = [f"{i}" for i in range(rank)]
 
     def of(self, name: str, depth: int = 4) -> Symbols | None:
-        """Return the numbers and sizes that a value lists; None where it is made otherwise."""
+        """Return the numbers and sizes that a value lists. None if it is computed in another way."""
         if name in self.constants:
             return self.constants[name]
         node = self.makers.get(name)

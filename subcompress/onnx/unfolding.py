@@ -29,28 +29,29 @@ from subcompress.operators.forms import NO_COORDINATES, Seeded
 from subcompress.operators.walsh import sequency
 
 LARGE = 1 << 20
-"""Values of a group from which nodes are spent to save work and memory."""
+"""In groups with at least this many values, additional nodes save work and memory."""
 
 MOST = 1 << 28
-"""Values of a group at most: ONNX Runtime since 1.26 folds nothing above 1 GiB."""
+"""The most values of a group: ONNX Runtime since 1.26 folds nothing above 1 GiB."""
 
 SPELLED = HadamardBlocks.name, ScatteredBlocks.name
-"""Operators whose columns this module spells."""
+"""Operators for which this module can write nodes."""
 
 PACKING = 150
-"""Bytes that storing several coordinates together must save."""
+"""Several coordinates are stored together only if that saves at least this many bytes."""
 
 SIGNS = np.array([1, -1], np.float32)
 MASK32 = 0xFFFFFFFF
 
 
 def unfold(record: Record, nodes: Nodes, wanted: Collection[str], base: ExternalBase | None = None) -> dict[str, str]:
-    """Add nodes that compute the wanted coded, fixed and mixed tensors of the record; returns their names with those of
-    the outputs: flat values, float32, or float64 where `is_wide` says so; real and imaginary parts in turn for complex
-    ones.
+    """Add nodes that compute the wanted coded, fixed and mixed tensors of the record.
 
-    Raises SubcompressError for an operator that this module does not spell, for groups too large to fold, and for
-    tensors that start at the values of a base.
+    Returns the names of the tensors with those of the outputs. The outputs are flat: float32, or float64 if `is_wide`
+    says so. Real and imaginary parts of complex numbers alternate.
+
+    Raises SubcompressError for an operator that this module cannot write, for groups that are too large to fold, and
+    for tensors that start at the values of a base.
     """
     walsh_matrices = Walsh(nodes)
     if base is None:
@@ -81,7 +82,7 @@ def _require_no_base(record: Record, wanted: Collection[str]) -> None:
 
 
 def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collection[str]) -> list[Part]:
-    """The groups of the record, and after them the seeded numbers, if there are any."""
+    """The groups of the record, followed by that of the seeded numbers, if there are any."""
     parts = [Part(nodes, walsh_matrices, group, _spellable(group)) for group in record.groups]
     seeded: list[Rows] = []
     for i, spec in enumerate(record.layout):
@@ -100,7 +101,7 @@ def _parts(record: Record, nodes: Nodes, walsh_matrices: Walsh, wanted: Collecti
 
 
 def _staged(nodes: Nodes, parts: list[Part]) -> list[str]:
-    """The tensors of large groups, in stages that a runtime need not hold at once."""
+    """The tensors of large groups, computed in stages, so that a runtime does not have to hold everything at once."""
     if not parts:
         return []
     of: dict[int, str] = {}
@@ -134,10 +135,10 @@ def _spellable(group: Group) -> HadamardBlocks:
 
 
 def spell_words(nodes: Nodes, seed: int, parts: list[Part]) -> None:
-    """Give each part the random words of its signs, (calls, 4, 1) uint64, bits above 31 meaning nothing.
+    """Give each part the random words of its signs: (calls, 4, 1) uint64, of which only the low 32 bits count.
 
-    Philox, all parts at once: a counter is (call, 0, stream, 0). A word times its multiplier is below 2^64, and one
-    unsigned matrix product gives both of a round, already exchanged.
+    Philox runs for all parts at once. A counter is (call, 0, stream, 0). A word times its multiplier is below 2^64, and
+    one unsigned matrix product gives both products of a round, already exchanged.
     """
     n = nodes
     counters = [n("Mul", part.calls(), [1, 0]) for part in parts]
@@ -167,8 +168,8 @@ def spell_words(nodes: Nodes, seed: int, parts: list[Part]) -> None:
 def _philox_round(
     n: Nodes, even: str, odd: str, key: str, by: str, half: str, low: str, mask: str, weyl: str
 ) -> list[str]:
-    """Words 0 and 2, words 1 and 3, of which only the low 32 bits count, and the key, low word first. The constants
-    come as inputs: in a function they would take more bytes."""
+    """One round of Philox. Its inputs are words 0 and 2, words 1 and 3 (only the low 32 bits count), and the key, low
+    word first. The constants are inputs too, because they would take more bytes inside a function."""
     products = n("MatMul", even, by)
     mixed = n("BitwiseXor", n("BitShift", products, half, direction="RIGHT"), odd)
     mixed = n("BitwiseXor", mixed, n("Cast", key, to=TensorProto.UINT64))
@@ -177,14 +178,14 @@ def _philox_round(
 
 @dataclass
 class Walsh:
-    """Hadamard matrices with columns in order of sequency, each spelled once."""
+    """Hadamard matrices with columns in order of sequency. The nodes of each are written once."""
 
     nodes: Nodes
     _known: dict[int, tuple[str, str, str]] = field(default_factory=dict)
 
     def __call__(self, bits: int) -> tuple[str, str, str]:
-        """Sequencies of H_(2^bits), the columns that have them, both (2^bits, 1) int64, and H itself with its columns
-        in that order, float32: a symmetric matrix."""
+        """The sequencies of H_(2^bits) and the columns that have them, both (2^bits, 1) int64, and H itself with its
+        columns in that order, a symmetric float32 matrix."""
         n = self.nodes
         if bits not in self._known:
             along = n("Range", 0, 1 << bits, 1)
@@ -229,7 +230,7 @@ class Part:
 
     @property
     def wanted(self) -> list[Key]:
-        """The keys of the wanted rows."""
+        """The wanted pieces in this group."""
         return [rows.key for rows in self.rows if rows.wanted]
 
     @property
@@ -239,12 +240,12 @@ class Part:
 
     @property
     def high_low(self) -> tuple[int, int]:
-        """Bits of a row's number in its high and in its low half, the format's h and a."""
+        """The number of bits in the high and in the low part of a row's index: the format's h and a."""
         return self.op.log2_m // 2, self.op.log2_m - self.op.log2_m // 2
 
     @property
     def calls_per_block(self) -> int:
-        """Calls of Philox a block of 128 rows or more: of a large group, for a sign more than it has slots, if any."""
+        """Calls of Philox for each block of 128 rows or more."""
         op = self.op
         return min((op.K + op.used) // 128 + 1, op.m // 128) if self.large else op.m // 128
 
@@ -262,7 +263,7 @@ class Part:
         return str(n("Reshape", n("Add", first, n("Range", 0, self.calls_per_block, 1)), [-1, 1]))
 
     def prepare(self) -> tuple[str, str, str]:
-        """What is small: `_slots` of the grid, H_low's first columns as rows, H_high's first columns."""
+        """Add the small values: `_slots` of the grid, the first columns of H_low (as rows) and of H_high."""
         if self._prepared is None:
             n, (h, a) = self.nodes, self.high_low
             rows, columns = self._corner()
@@ -276,7 +277,7 @@ class Part:
         return self._prepared
 
     def begin(self) -> str:
-        """Half of the transform, along the low bits: (blocks, rows, 2^a); of blocks of one row, their integers."""
+        """Half of the transform, along the low bits: (blocks, rows, 2^a). For blocks of one row, the integers."""
         n, op = self.nodes, self.op
         if op.m == 1:
             x = n("Mul", n("Reshape", self._signs(), [-1]), self._windows())
@@ -298,7 +299,7 @@ class Part:
         return str(n("MatMul", x, low))
 
     def transform(self, half: str) -> str:
-        """The other half, along the high bits: (blocks, 2^h, 2^a) integers below 2^16, never -0.0."""
+        """The second half of the transform, along the high bits: (blocks, 2^h, 2^a) integers below 2^16, never -0.0."""
         return half if self.op.m == 1 else str(self.nodes("MatMul", self.prepare()[2], half))
 
     def flatten(self, integers: str) -> str:
@@ -322,7 +323,7 @@ class Part:
         return found
 
     def _apart(self, values: str, runs: list[list[Rows]], size: int) -> list[str]:
-        """So many values, split into those of each run, and what is left, if anything is."""
+        """Split the values into those of each run, and the rest, if there is any."""
         sizes = [sum(rows.reals for rows in run) for run in runs]
         if rest := size - sum(sizes):
             sizes.append(rest)
@@ -352,7 +353,7 @@ class Part:
         return str(n("Cast", signs, to=TensorProto.FLOAT)) if self.large else signs
 
     def _values(self) -> str:
-        """What the slots of a block hold, where all blocks hold the same, and a zero: float32."""
+        """The slots of a block, followed by a zero, as float32, if all blocks have the same slots."""
         op, z = self.op, np.append(self.group.coordinates, 0)
         if not self._packed:
             return self._bytes(np.concatenate([[op.A] * op.K, z]))
@@ -360,7 +361,7 @@ class Part:
         return str(self.nodes("Concat", np.full(op.K, op.A, np.float32), values, axis=0)) if op.K else values
 
     def _windows(self) -> str:
-        """What the free slots of all blocks read, end to end: the coordinates, over and over."""
+        """The values that the free slots of all blocks read, in order: the coordinates, repeated."""
         n, op = self.nodes, self.op
         length = op.blocks * op.free
         if self._packed:  # zeros may follow
@@ -373,16 +374,16 @@ class Part:
 
     @property
     def _packed(self) -> bool:
-        """Whether several coordinates are stored together: where it saves as many bytes as it takes nodes."""
+        """Whether several coordinates are stored together, because that saves more bytes than its nodes take."""
         return self.op.d * (8 - min(self.group.bits, 8)) > 8 * PACKING
 
     def _bytes(self, integers: np.ndarray) -> str:
-        """Integers as float32, stored in a byte or two each."""
+        """Integers as float32. They are stored in one or two bytes each."""
         small = integers.astype(np.int8 if np.abs(integers).max() < 128 else np.int16)
         return str(self.nodes("Cast", small, to=TensorProto.FLOAT))
 
     def _unpacked(self, integers: np.ndarray) -> str:
-        """Integers of so many bits as the group has as float32, stored in those; zeros may follow."""
+        """Integers as float32. They are stored in as many bits as the group's coordinates have; zeros may follow."""
         n, bits = self.nodes, self.group.bits
         word: Any = np.uint8 if bits in (2, 4) else np.uint64
         share = np.dtype(word).itemsize * 8 // bits
@@ -393,7 +394,7 @@ class Part:
         return str(n("Sub", n("Cast", n("Reshape", apart, [-1]), to=TensorProto.FLOAT), np.float32(1 << bits - 1)))
 
     def _zero(self) -> str:
-        """+0.0 that is computed: added to -0.0 it gives +0.0, where a constant zero would be optimized away."""
+        """A computed +0.0. Added to -0.0 it gives +0.0; a constant zero would be optimized away."""
         return str(self.nodes("Cast", 0, to=TensorProto.FLOAT))
 
     def _corner(self) -> tuple[int, int]:

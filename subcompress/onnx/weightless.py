@@ -22,8 +22,10 @@ from subcompress.subspace.unwrapping import fitting
 
 @dataclass(frozen=True)
 class WeightlessGraph:
-    """A graph, the names of the tensors of the state dict that it reads from outside, and whether it serves any weights
-    of that network, or only those that it was traced with: it may hold something made of them."""
+    """A graph, the names of the tensors that it reads from outside, and whether it works with any weights.
+
+    If it does not, it may hold values that were computed from the weights with which it was traced.
+    """
 
     data: bytes
     names: tuple[str, ...]
@@ -31,10 +33,11 @@ class WeightlessGraph:
 
 
 def trace_weightless(module: nn.Module, facts: Facts, inputs: Collection[str] = ()) -> WeightlessGraph:
-    """inputs: names of tensors that become inputs of the graph; of the others, what it reads become initializers whose
-    data lie elsewhere. What it holds under other names stays inside.
+    """Trace the graph of a module without its weights.
 
-    Raises SubcompressError where torch cannot export the module.
+    inputs: names of tensors that become inputs of the graph. Other tensors that the graph reads become initializers
+    whose data lie elsewhere. Values that it holds under other names stay inside. Raises SubcompressError if torch
+    cannot export the module.
     """
     names = module.state_dict().keys()
     model = graph_of(module, facts)
@@ -77,8 +80,10 @@ def _select(found: WeightlessGraph, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Other weights near these, so that nothing overflows and no variance becomes negative: each a few parts in a
-    hundred larger or smaller. Tied tensors stay tied, integers stay."""
+    """Other weights close to these: each is a few percent larger or smaller.
+
+    So nothing overflows, and no variance becomes negative. Tied tensors stay tied, and integers do not change.
+    """
     generator = torch.Generator().manual_seed(0)
     made: dict[int, Tensor] = {}
     for tensor in state.values():
@@ -91,10 +96,10 @@ def _perturbed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def loaded_weights(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Within, the module holds these weights, in evaluation mode; afterwards it is as it was.
+    """Within the block, the module holds these weights, in evaluation mode. Afterwards it is as before.
 
-    A copy would not do: a tensor that shares a weight's memory without being in the state dict would keep its values,
-    and the graph holds what it does not know by name as it finds it.
+    A copy of the module would not work. A tensor that shares a weight's memory without being in the state dict would
+    keep its old values, and the graph would hold these.
     """
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     training = [(part, part.training) for part in module.modules()]

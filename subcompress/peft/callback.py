@@ -16,7 +16,7 @@ class RoundCoordinates(TrainerCallback):  # type: ignore[misc, unused-ignore]
         after: The share of the steps after which rounding begins, 0 to 1.
 
     Raises:
-        SubcompressError: The share is none.
+        SubcompressError: The share is not between 0 and 1.
     """
 
     def __init__(self, after: float = 0.5) -> None:

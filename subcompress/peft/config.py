@@ -20,19 +20,19 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
     """The settings of an adapter of d coordinates, for `peft.get_peft_model`.
 
     Args:
-        d: Number of coordinates, all that is trained.
+        d: Number of coordinates. Nothing else is trained.
         bits: Bits of a coordinate in the file, 2 to 8.
         seed: Seed of the subspace.
-        act_on: Tensors that the coordinates act on, as for `fit`: roles (all, norms, biases, heads, embeddings,
-            matrices), names and patterns of names, in a list or with commas between. By default norms, biases and
-            heads, as `fit` does on a base.
+        act_on: What to train, as for `fit`: roles (all, norms, biases, heads, embeddings, matrices), patterns of tensor
+            names, `lora[:rank]` and `sketch[:rank]`, in a list or separated by commas. By default norms, biases and
+            heads.
         operator: hadamard or scattered; auto is hadamard.
-        new: Names or patterns of tensors that start from the seed and not from the base. A head that the base's files
-            lack does so without being named.
-        modules_to_save: Refused: nothing is saved whole.
+        new: Names or patterns of tensors that start from the seed instead of from the base. A head that the base's
+            files lack does so anyway.
+        modules_to_save: Always refused, because no module is saved whole.
 
     Raises:
-        SubcompressError: An option is none that a subspace takes.
+        SubcompressError: A subspace does not take an option, or not its value.
     """
 
     d: int = field(default=500, metadata={"help": "Number of coordinates, all that is trained."})
@@ -87,7 +87,7 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
             The settings.
 
         Raises:
-            SubcompressError: The file is damaged, or an option is none that a subspace takes.
+            SubcompressError: The file is damaged, or a subspace does not take an option.
         """
         check_file(Path(pretrained_model_name_or_path, subfolder or ""))
         found: SubspaceConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)

@@ -54,11 +54,11 @@ class _Computed:
 
 
 class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
-    """What `peft.get_peft_model` makes of a model and a `SubspaceConfig`: the model itself, with frozen tensors.
+    """The tuner that `peft.get_peft_model` makes from a model and a `SubspaceConfig`. It freezes the model's tensors.
 
-    While the model runs, the weights of the acting adapter are in the place of the tensors that it acts on. In training
-    they follow z exactly; in evaluation they are rounded as a file holds them, so that a model that is evaluated, one
-    that is saved and one that is loaded are the same, bit for bit.
+    While the model runs, the weights of the active adapter take the place of the tensors that it changes. In training
+    mode they follow z exactly. In evaluation mode z is rounded as in the file, so the evaluated, the saved and the
+    loaded model have the same weights, bit for bit.
     """
 
     prefix = f"{METHOD}_"
@@ -148,7 +148,9 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
             SubcompressError: There is none of that name, or it is merged.
         """
         if adapter_name not in self.peft_config:
-            raise SubcompressError(f"adapters are {', '.join(self.peft_config)}; {adapter_name} is none")
+            raise SubcompressError(
+                f"there is no adapter {adapter_name}; the adapters are {', '.join(self.peft_config)}"
+            )
         if adapter_name in self._layer.merged_adapters:
             raise SubcompressError(f"an adapter is unmerged before it is deleted; {adapter_name} is merged")
         del self.peft_config[adapter_name]
@@ -204,7 +206,9 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
     def _adapter(self, name: str | None = None) -> Adapter:
         name = name or next(iter(self._layer.active_adapters), "")
         if name not in self._layer.adapters:
-            raise SubcompressError(f"adapters are {', '.join(self.peft_config) or 'none yet'}; {name!r} is none")
+            raise SubcompressError(
+                f"there is no adapter {name!r}; the adapters are {', '.join(self.peft_config) or 'none yet'}"
+            )
         adapter: Adapter = self._layer.adapters[name]  # type: ignore[assignment]
         return adapter
 

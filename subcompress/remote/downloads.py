@@ -25,7 +25,8 @@ LARGE = 1 << 24
 
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded file. path: in the cache; id, commit: of its repository; cached: whether the Hub was not asked."""
+    """A downloaded file. path: its path in the cache. id, commit: its repository and commit. cached: whether it came
+    from the cache without a download."""
 
     id: str
     commit: str
@@ -90,7 +91,9 @@ def _require_packed_file(hub: Hub, ref: Reference, remote: Remote) -> None:
         raise SubcompressError(f"a repository of ours holds {FILE}; {ref} does not: is it the right one?")
     most = MAX_FILE_BYTES
     if (size := remote.files[FILE].size) > most or (size > LARGE and not settings(hub, ref, remote)):
-        raise SubcompressError(f"{ref} holds a {FILE} of {size} bytes that is none of ours: is it the dense model?")
+        raise SubcompressError(
+            f"{ref} holds a {FILE} of {size} bytes that is not a packed file: is it the dense model?"
+        )
 
 
 def settings(hub: Hub, ref: Reference, remote: Remote) -> dict[str, Any]:

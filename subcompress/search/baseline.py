@@ -1,4 +1,4 @@
-"""The network trained directly, in all of its weights: what --max-drop counts from."""
+"""The baseline of --max-drop: the network trained directly, that is, in all of its weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from subcompress.training.tasks import evaluate
 
 
 def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
-    """A number, or a dense safetensors file of the network's weights, measured on the validation split.
+    """Return a given baseline: a number, or the metric of a dense safetensors file on the validation split.
 
-    Raises SubcompressError for what is neither.
+    Raises SubcompressError if it is neither a number nor such a file.
     """
     try:
         number = float(str(given))
@@ -48,17 +48,17 @@ def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
 
 
 def _plain(given: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The weights by the names that they have in the module, where wrappers of torch have added to them."""
+    """The weights by their names in the module, to which wrappers of torch may have added a prefix."""
     plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in given.items()}
     return plain if plain.keys() == module.state_dict().keys() else given
 
 
 class DirectTrainings:
-    """The direct training that a target counts from, with the step that was given or the best of a few of Adam's.
+    """The direct training that gives the baseline, with the given learning rate or the best of a few.
 
-    Where short trainings are worth their time, one with each step chooses that of a single whole training. Elsewhere,
-    and where none of them has learned anything yet, whole ones do: as many as leave the search its trainings, one at
-    least."""
+    If short trainings are worth their time, one with each learning rate is run, and the best one is trained in full. If
+    they are not, or none of them has learned anything, full trainings decide: at least one, and only as many as leave
+    the search its own trainings."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal, spending: Spending) -> None:
         self.fitter, self.goal, self.spending = fitter, goal, spending
@@ -71,7 +71,7 @@ class DirectTrainings:
         return Trial(0, self.fitter.settings.seed, short, None if rate == self.usual else rate)
 
     def ask(self, running: Sequence[Trial]) -> Trial | None:
-        """The next one beside those that are running, None where enough were tried."""
+        """The next training to run beside those that are running, or None if enough were tried."""
         if self.chooses_by_short:
             waiting = [] if self.found() else self._waiting(running, short=True)
             if waiting or any(trial.short for trial in running):
@@ -84,12 +84,12 @@ class DirectTrainings:
         return waiting[0] if waiting and not enough else None
 
     def _waiting(self, running: Sequence[Trial], short: bool = False) -> list[Trial]:
-        """Those that have not begun."""
+        """The trainings that have not begun."""
         trials = [self._trial(rate, short) for rate in self.rates]
         return [trial for trial in trials if trial not in self.ended and trial not in running]
 
     def _ranked(self) -> list[Trial]:
-        """Whole trainings, that of the best short one first; none where no short one has learned anything."""
+        """The full trainings, ordered by their short ones, best first. Empty if no short one has learned anything."""
         sign = 1 if self.fitter.task.minimise else -1
         short = sorted(self.found(short=True), key=lambda probe: sign * probe.value)
         if not short or self.fitter.nothing_learned(short[0].value) is not None:
@@ -97,18 +97,18 @@ class DirectTrainings:
         return [self._trial(probe.lr) for probe in short if probe.lr is not None]
 
     def tell(self, trial: Trial, probe: Probe) -> None:
-        """Take the result of one of them."""
+        """Take the result of a training."""
         self.ended[trial] = probe
         if probe.note == DIED:
             self.fitter.listener.note(f"lr {trial.lr or self.usual:g}: {probe.warnings[0]}")
 
     def found(self, short: bool = False) -> list[Probe]:
-        """The whole ones, or the short ones, that did not die, each with its step."""
+        """The full or the short trainings that did not die, each with its learning rate."""
         pairs = [(self.ended.get(self._trial(rate, short)), rate) for rate in self.rates]
         return [replace(probe, lr=rate) for probe, rate in pairs if probe is not None and probe.note != DIED]
 
     def best(self) -> Probe:
-        """The best of the whole ones. Raises SubcompressError where every one died."""
+        """The best full training. Raises SubcompressError if all died."""
         found = self.found()
         if not found:
             raise SubcompressError([*self.ended.values()][-1].warnings[0])
@@ -117,7 +117,7 @@ class DirectTrainings:
         return best
 
     def _words(self, found: Sequence[Probe], best: Probe) -> str:
-        """What was tried, and which step is taken."""
+        """A line about the learning rates that were tried and the one that was chosen."""
         name = self.fitter.task.metric_name
         short = self.found(short=True)
         after = f" (short trainings: {_listed(short)})" if short else ""

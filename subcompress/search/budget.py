@@ -1,10 +1,10 @@
 """The best accuracy within a number of bytes of the whole file.
 
-As many coordinates are taken as fit. What one takes in a file is a guess before the first training, and measured after
-it: a file that misses the budget by more than a few bytes is trained once more, in the d that the measured bits give.
-From when rounding begins, coordinates are priced that the file has no room for; what it is still too long by is cut, by
-coordinates that become zero. If d is given, exactly d coordinates are trained. If each weight has a coordinate, longer
-rounding steps make them fit, and a rate, if one is given, is the only price.
+The search trains as many coordinates as fit. The bytes of a coordinate are guessed before the first training, and
+measured after it. If a file misses the budget by more than a few bytes, it is trained once more, with the d that the
+measured bytes give. Once rounding begins, bits have a price if the coordinates do not fit. If the file is still too
+long, its smallest coordinates become zero until it fits. If d is given, exactly d coordinates are trained. If each
+weight has a coordinate, longer rounding steps make them fit, and a rate, if one is given, is the only price.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from subcompress.training.fitter import Fitter
 from subcompress.training.probe import Probe
 
 CUT = 0.01
-"""Of the budget: a file that was cut by more is trained again, in fewer coordinates."""
+"""A share of the budget. A file that was cut by more is trained again, with fewer coordinates."""
 
 SPARE = 0.03
-"""Of the budget: a file that leaves more of it unused is trained again, in more coordinates."""
+"""A share of the budget. A file that leaves more of it unused is trained again, with more coordinates."""
 
 GROWN = 1.05
-"""What coordinates take at the end of a training, in units of what they take when rounding begins (CODED_BITS)."""
+"""Bits of a coordinate at the end of a training, divided by its bits when rounding begins (CODED_BITS)."""
 
 LEAST = 2
-"""Bytes that are always allowed to be missed."""
+"""A file may always miss the budget by this many bytes."""
 
 MARGIN = 0.01
-"""Of the budget, and LEAST bytes: what is left free, since trainings end a little beside what they are pressed into,
-and each byte that is cut afterwards costs accuracy."""
+"""A share of the budget that is left free, in addition to LEAST bytes. The size after training differs a little from
+the size that training aims at, and each byte that is cut afterwards costs accuracy."""
 
 
 def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
@@ -69,7 +69,7 @@ class BudgetSearch:
         self.fitter.listener.probes(tuple(self.probes))
 
     def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial: with a seed that has none, or one more where a file misses the budget."""
+        """The next trial: with a seed that has none yet, or once more if a file misses the budget."""
         room = self.spending.room(len(running))
         for seed in self.seeds:
             if any(trial.seed == seed for trial in running):
@@ -85,7 +85,7 @@ class BudgetSearch:
         return None
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
-        """The training to keep, and the fields of a Fit that tell of the others. Raises SubcompressError where no
+        """The training to keep, and the fields of a Fit that describe the others. Raises SubcompressError if no
         training makes a file that meets the budget."""
         chosen = self._best()
         values = [p.value for p in self._fitting()]
@@ -98,17 +98,17 @@ class BudgetSearch:
         }
 
     def _missing(self) -> int:
-        """Seeds that were not trained with yet."""
+        """The seeds that no training has used yet."""
         return len(self.seeds) - len({p.seed for p in self.probes})
 
     def _room(self) -> int:
-        """Bytes to aim at for coordinates, without what running statistics have taken so far."""
+        """The bytes that the coordinates should take, without the bytes of running statistics so far."""
         taken = [p.statistics for p in self.probes if p.bytes]
         room = self.bytes - self.beside - round(statistics.fmean(taken) if taken else 0)
         return max(1, room - round(min(LEAST + MARGIN * self.bytes, room / 4)))
 
     def _d(self) -> int:
-        """Coordinates: those that are given, or as many as fit, at the bits that each took so far."""
+        """The number of coordinates: the given one, or as many as fit, by the bits that each took so far."""
         if self.given is not None:
             return self.given
         seen = [8 * (p.coded - p.statistics + p.cut) / p.d for p in self.probes if p.bytes]

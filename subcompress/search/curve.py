@@ -1,11 +1,12 @@
-"""Error against d, as the trainings of a search have sampled it.
+"""The error as a function of d, estimated from the trainings of a search.
 
 Near a target the error is close to a power of d, and the bytes of the coordinates are close to proportional to it:
 
     log(error) = a + slope * log(d) + noise
 
-Each training is a sample. The line through them is drawn towards the usual slope while there are few. A short training
-lies above the line by a lag that all of them share: what log(error) would still lose in the epochs that are left out.
+Each training is a sample. While there are few samples, the usual slope counts as one more. A short training lies above
+the line by a lag that all short trainings share: the amount by which log(error) would still fall in the epochs that are
+left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from subcompress.training.probe import Probe
 from subcompress.training.tasks import Task
 
 SLOPE, SLOPE_ERROR = -0.6, 0.2
-"""What log(error) gains with each unit of log(d), and how sure that is: benchmarks/dimension.py shows -0.4 to -1.1."""
+"""The usual slope of log(error) over log(d), and its standard deviation: benchmarks/dimension.py shows -0.4 to -1.1."""
 
 NOISE = 0.10
 """Standard deviation of log(error) between seeds, until more is known, at an accuracy of 0.9 or more:
@@ -39,21 +40,24 @@ standard error of that: measured on networks of 4,426 to 199,210 weights by benc
 
 
 def expected_lag(short: int, whole: int) -> float:
-    """How far log(error) of a training of so many steps is expected to lie above that of a whole one."""
+    """How far log(error) of a training with this many steps is expected to lie above that of a full one."""
     return LAG_STEPS * (1 / short - 1 / whole)
 
 
 SHORT_DOUBT = 1.2
-"""The noise of a short training, in units of that of a whole one."""
+"""The noise of a short training, divided by that of a full one."""
 
 ANCHOR_NOISE = 0.5
-"""Standard deviation of log(error) of the network trained directly, taken for a training with d = D: the line to there
-is bent, and lies above the trainings in between."""
+"""Standard deviation of log(error) of direct training when it counts as a training with d = D. It is large because the
+true curve is bent between the usual d and D: a straight line to D lies above the trainings in between."""
 
 
 class Curve:
-    """The trainings so far, and the line through them. baseline: the metric of the network trained directly, where it
-    is known: it tells the slope when only one d was trained; lag: see `expected_lag`."""
+    """The trainings so far, and the line through them.
+
+    baseline: the metric of direct training, if it is known. It gives the slope when only one d was trained. lag: see
+    `expected_lag`.
+    """
 
     def __init__(
         self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None, lag: float = 0.0
@@ -64,12 +68,13 @@ class Curve:
         self.probes: list[Probe] = []
 
     def slope_is_measured(self) -> bool:
-        """Whether the trainings tell the slope, or only its usual value is known."""
+        """Whether the trainings determine the slope. Otherwise only its usual value is known."""
         return self.baseline is not None or len({p.d for p in self.probes}) > 1
 
     def short_ones_mislead(self) -> bool:
-        """Whether a short training lies far from where the whole training nearest to it puts it, by more than three
-        standard errors: a network that learns nothing at first, say. Short ones count no more then."""
+        """Whether some short training is more than three standard errors away from the value that the nearest full
+        training predicts for it, for example because the network learns nothing at first. Short trainings are then
+        ignored."""
         pairs = [(short, whole) for short in self.probes for whole in self.probes if short.short and _has_ended(whole)]
         if not pairs:
             return False
@@ -80,16 +85,16 @@ class Curve:
         return abs(self.log_error(short.value) - expected) > 3 * error
 
     def mean(self, d: int) -> float:
-        """The metric at d, over its seeds."""
+        """The mean metric at d over its seeds."""
         return statistics.fmean(p.value for p in self.probes if p.at(d))
 
     def gap(self, value: float) -> float:
-        """How far a metric lies above the target in log(error): negative where it is met."""
+        """The log(error) of a metric minus that of the target: negative if the target is met."""
         return self.log_error(value) - self.log_error(self.target)
 
     def noise(self) -> float:
-        """Standard deviation of log(error) between seeds: as seen at d's with several, and the usual one where few
-        are."""
+        """Standard deviation of log(error) between seeds: measured at every d that has several seeds, and mixed with
+        the usual value while these are few."""
         usual = expected_noise(self.target) if self.task.metric_name.endswith("accuracy") else NOISE
         squares, n = 3 * usual**2, 3
         for d in {p.d for p in self.probes}:
@@ -109,17 +114,17 @@ class Curve:
         return d, math.sqrt(variance) / -b
 
     def expected(self, d: int, short: bool = False) -> float:
-        """The metric on the line at d. short: of a short training."""
+        """The metric on the line at d. short: whether it is that of a short training."""
         (a, b, lag), _, center = self._line()
         return self._metric(float(a + b * (math.log(d) - center) + lag * short))
 
     @property
     def slope(self) -> float:
-        """What log(error) gains with each unit of log(d)."""
+        """The slope of log(error) over log(d)."""
         return float(self._line()[0][1])
 
     def _line(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """(a, slope, lag), their covariance, and where log(d) is counted from: least squares."""
+        """The least-squares fit: (a, slope, lag), their covariance, and the origin of log(d)."""
         mislead = self.short_ones_mislead()
         probes = [p for p in self.probes if p.whole or not mislead]
         x = np.log([p.d for p in probes])
@@ -141,7 +146,8 @@ class Curve:
         return solution, np.linalg.inv(A.T @ A), center
 
     def log_error(self, value: float) -> float:
-        """Of a metric that grows towards one: how far it is from there; of an error: itself; in logarithms."""
+        """The logarithm of the error: of 1 - value for a metric that grows towards 1, of the value itself if it is an
+        error."""
         if not math.isfinite(value):
             return 10.0
         if self.task.minimise:
@@ -154,7 +160,7 @@ class Curve:
         return -value / max(abs(self.target), 1e-12)
 
     def _metric(self, log_error: float) -> float:
-        """The metric of that `log_error`."""
+        """The metric whose `log_error` this is."""
         if self.task.minimise:
             values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
             return math.exp(log_error) if self.target > 0 else log_error * values[0]
@@ -168,7 +174,7 @@ def _has_ended(probe: Probe) -> bool:
 
 
 def frontier(probes: Iterable[Probe], minimise: bool) -> tuple[Probe, ...]:
-    """The trainings that no smaller file and no better one outdoes, by bytes."""
+    """The trainings for which no file is both smaller and at least as good, by bytes."""
     sign = -1 if minimise else 1
     found: list[Probe] = []
     for p in sorted((p for p in probes if p.bytes), key=lambda p: (p.bytes, -sign * p.value)):

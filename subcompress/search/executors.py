@@ -23,7 +23,7 @@ from subcompress.support.listener import Listener
 from subcompress.support.suggestions import suggestion
 
 BY_VALUE: list[ModuleType] = []
-"""Modules of the user's that no worker can import by name: what is of them is sent along."""
+"""Modules of the user that no worker can import by name. Their objects are sent to the worker."""
 
 TAIL = 4_000
 """Characters of a worker's errors that are kept."""
@@ -214,10 +214,10 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def helping(name: str, workers: int, folder: Path, call: Callable[[], Any], listener: Listener) -> Iterator[None]:
-    """Have so many workers make the call while the block lasts, then wait until they have ended.
+    """Let several workers make the call while the block lasts, then wait until they have ended.
 
-    name: of EXECUTORS. What a worker fails with is noted; the others do its work. Raises SubcompressError for another
-    name, and where workers cannot be started.
+    name: one of EXECUTORS. The error of a worker that fails is noted, and the others do its work. Raises
+    SubcompressError for another name, and if workers cannot be started.
     """
     if name not in EXECUTORS:
         raise SubcompressError(

@@ -1,4 +1,4 @@
-"""The goal of a fit, checked: d coordinates, the fewest bytes that meet a target, or the best within so many bytes."""
+"""Checks the goal of a fit: d coordinates, the fewest bytes that meet a target, or the best file within a budget."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from subcompress.training.options import Goal
 from subcompress.training.tasks import Task
 
 MAX_FITS, TRIED = 8.0, 2.0
-"""Trainings of a search at most, by default; and so many more where the step of the direct training is searched."""
+"""The default limit of trainings in a search, and the increase if it has to find the learning rate of the baseline."""
 
 
 @dataclass(frozen=True)
 class SearchGoal:
-    """A goal that can be met: one of d, value (of the metric), drop (below the baseline) and bytes (of the whole file)
-    is given, or d and bytes."""
+    """A checked goal. One of these is given, or d and bytes: d, value (of the metric), drop (below the baseline), bytes
+    (of the whole file)."""
 
     d: int | None = None
     value: float | None = None
@@ -33,11 +33,12 @@ class SearchGoal:
 
     @property
     def single(self) -> bool:
-        """Whether one training is all that is asked for."""
+        """Whether the goal is a single training."""
         return self.d is not None and self.bytes is None
 
     def command(self) -> dict[str, Any]:
-        """What makes two commands the same, and the limits, which may differ; see `subcompress.training.schemas`."""
+        """The fields that must agree for two commands to be the same, and the limits, which may differ; see
+        `subcompress.training.schemas`."""
         named: dict[str, Any] = {"d": self.d, "target": self.value, "max_drop": self.drop, "bytes": self.bytes}
         if self.single:
             return {"goal": named}
@@ -47,9 +48,9 @@ class SearchGoal:
 
 
 def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
-    """The goal with its defaults filled in. Raises SubcompressError unless it says one thing, and one that can be.
+    """Fill in the defaults of a goal. Raises SubcompressError if it gives no goal, several, or an impossible one.
 
-    jobs: trainings at a time. Each begins before the others have told anything, so that a search takes more of them.
+    jobs: number of trainings at the same time. They cannot learn from each other, so a search needs more of them.
     """
     options = {
         "--d": goal.d,
@@ -103,7 +104,7 @@ def _check_target(goal: Goal, task: Task, given: str) -> None:
 
 
 def _check_baseline(goal: Goal, given: str) -> None:
-    """Raise SubcompressError for a baseline that is not used, or a step that is none."""
+    """Raise SubcompressError for a baseline that is not used, or an invalid learning rate."""
     if goal.baseline is not None and (goal.d is not None or goal.bytes is not None):
         raise SubcompressError(f"--baseline is what a target is held against; {given} has none: leave one out")
     if goal.baseline_lr is None:
@@ -118,7 +119,7 @@ def _check_baseline(goal: Goal, given: str) -> None:
 
 
 def _max_fits(goal: Goal, jobs: int) -> float:
-    """The limit of trainings. Raises SubcompressError for one that the seeds of a single d exceed."""
+    """The limit of trainings. Raises SubcompressError if it is below the number of seeds of a single d."""
     tries_steps = goal.max_drop is not None and goal.baseline is None and goal.baseline_lr is None
     limit = goal.max_fits if goal.max_fits is not None else MAX_FITS + jobs - 1 + (TRIED if tries_steps else 0)
     least, words = (goal.seeds, "--seeds") if goal.bytes is not None else (goal.seeds + 1, "--seeds + 1")

@@ -1,4 +1,4 @@
-"""Trials that are known from the start: one in d coordinates, or those of a measurement."""
+"""An engine whose trials are known from the start: a single training, or those of a measurement."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Listed:
         self.ended: dict[Trial, Probe] = {}
 
     def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The first that has not begun."""
+        """The first trial that has not begun."""
         return next((trial for trial in self.trials if trial not in self.ended and trial not in running), None)
 
     def tell(self, trial: Trial, probe: Probe) -> None:
-        """Take a result. Raises SubcompressError for a training that died: there is no other in its place."""
+        """Take a result. Raises SubcompressError for a training that died, because nothing can replace it."""
         if probe.note == DIED:
             where = f"at d = {trial.d}, seed {trial.seed}, " if len(self.trials) > 1 else ""
             raise SubcompressError(where + probe.warnings[0])
@@ -33,11 +33,11 @@ class Listed:
             self.listener.probes(tuple(self.probes()))
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
-        """None: every training is wanted."""
+        """None: no training is stopped early."""
         return None
 
     def probes(self) -> list[Probe]:
-        """Trainings in coordinates that have ended, in the order of the list."""
+        """The finished trainings in coordinates, in the order of the list."""
         return [self.ended[trial] for trial in self.trials if trial.d and trial in self.ended]
 
     def result(self) -> tuple[Probe, dict[str, Any]]:

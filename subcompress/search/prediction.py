@@ -1,7 +1,7 @@
 """A first guess of the d that meets a target, from a few short trainings (`Settings.short_epochs`).
 
-Near a target, log(error) of short trainings runs nearly parallel to that of whole ones (`Curve`), so that where it
-crosses the target is known to a fraction of d for less than the cost of one training.
+Near a target, log(error) of short trainings runs nearly parallel to that of full ones (`Curve`). Short trainings
+therefore show approximately which d meets the target, and together cost less than one full training.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from subcompress.training.fitter import Fitter
 from subcompress.training.probe import DIED, Probe
 
 SHARE = 1 / 3
-"""Of a whole training, what a short one may take at most: with fewer than three epochs there are none."""
+"""The largest part of a full training that a short one may take. With fewer than three epochs, there are no short
+trainings."""
 
 MAX_SHORT = 9
-"""Short trainings at most."""
+"""The most short trainings."""
 
 NEAR = 1.5
 """The factor in d around the predicted crossing within which two short trainings are enough."""
 
 APART = 1.3
-"""The factor in d between two short trainings that tell the slope."""
+"""The factor in d between two short trainings that determine the slope."""
 
 FARTHEST = 32.0
-"""The factor in d that short trainings may be asked to predict over, beyond the largest and the smallest of them."""
+"""Short trainings predict at most this factor in d beyond the largest and the smallest of them."""
 
 
 def short_ones_are_worth(fitter: Fitter) -> bool:
@@ -45,7 +46,7 @@ def first_d(D: int) -> int:
 
 
 def next_short_trial(curve: Curve, seeds: Sequence[int]) -> Trial | None:
-    """The short training to run next, each with another of the seeds; None once enough lie around the crossing."""
+    """The short training to run next, each with another seed. None once enough of them lie around the crossing."""
     ds = sorted({p.d for p in curve.probes if p.short})
     if not ds:
         return Trial(first_d(curve.D), seeds[0], short=True)
@@ -72,8 +73,8 @@ class PredictedDimension:
         D: Number of weights that can be trained.
         threshold: The value of the metric to meet.
         metric: Its name.
-        baseline: The metric of the network trained directly, where the threshold counts from it.
-        full_fits: What the prediction cost, in whole trainings.
+        baseline: The metric of the network trained directly, if the threshold is a share of it, otherwise None.
+        full_fits: What the prediction cost, in full trainings.
         trainings: The short trainings.
     """
 
@@ -112,7 +113,7 @@ class PredictionSearch:
         self.epochs = 0
 
     def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial, one at a time: each depends on the one before."""
+        """The next trial. They run one at a time, because each depends on the one before."""
         if running:
             return None
         if self._target() is None:
@@ -131,11 +132,11 @@ class PredictionSearch:
             self.fitter.listener.probes(tuple(self.probes))
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
-        """None: every training is wanted."""
+        """None: no training is stopped early."""
         return None
 
     def prediction(self) -> PredictedDimension:
-        """What the trainings say."""
+        """The prediction from the trainings so far."""
         curve = self._curve()
         crossing, error = curve.crossing()
         low, high = (min(curve.D, max(1, round(crossing * math.exp(sign * 2 * error)))) for sign in (-1, 1))

@@ -1,4 +1,4 @@
-"""Searches on known curves: a stand-in for a Fitter that answers from a power law, for tests and benchmarks."""
+"""Searches on known curves, for tests and benchmarks: a stand-in for a Fitter that answers by a power law."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECONDS = 12.0
 class PowerLaw:
     """Answers trials from log(error) = log(error at d_true) + slope log(d / d_true) + noise.
 
-    A short training lies above that by `lag`, and by `bend` more with each unit of log(d). target: the accuracy at
-    d_true; epochs: those trained so far; seen: the d of each trial.
+    A short training lies above that by `lag`, plus `bend` for each unit of log(d). target: the accuracy at d_true.
+    epochs: the number of epochs trained so far. seen: the d of each trial.
     """
 
     def __init__(self, target: float, D: int, d_true: float, slope: float, noise: float, seed: int) -> None:
@@ -82,7 +82,7 @@ class Searched:
 
 
 def simulate(law: PowerLaw, goal: SearchGoal, workers: int = 1) -> Searched:
-    """Search a known curve with so many workers, each of which takes as long for an epoch."""
+    """Search a known curve with several workers, which all take the same time for an epoch."""
     engine: Engine = TargetSearch(cast(Fitter, law), goal)
     running: list[tuple[float, Trial, Probe]] = []
     now = 0.0

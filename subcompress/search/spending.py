@@ -24,8 +24,8 @@ class Spending:
         self.spent_seconds += probe.seconds
 
     def room(self, running: int = 0) -> float:
-        """Trainings that are left beside those that are running. Where minutes are limited, as many as would end in
-        time: those that have ended tell how long they take."""
+        """The number of full trainings that may still start, beside those that are running. If minutes are limited,
+        only those count that would end in time, judging by the finished ones."""
         fits = self.goal.max_fits - self.spent_fits - running
         if math.isinf(self.goal.max_minutes) or not self.spent_fits:
             return fits

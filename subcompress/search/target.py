@@ -1,9 +1,9 @@
 """The smallest file that meets a target, in few trainings.
 
-At a given precision the bytes of a file grow with d alone, so the smallest d is searched. `Curve` says where the line
-through the trainings so far crosses the target. A d *meets* it when the mean over several seeds does, on the validation
-split. Most of a search's cost is in those repeats, so the first trainings look with one seed and a tenth of the
-epochs, and trainings whose curve lies too low are stopped.
+At a given precision the bytes of a file grow with d alone, so the search looks for the smallest d that meets the
+target. `Curve` says where the line through the trainings so far crosses the target. A d *meets* it if the mean over
+several seeds does, on the validation split. These repeats are most of the cost of a search. The first trainings
+therefore use one seed and a tenth of the epochs, and trainings whose curve lies too low are stopped.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from subcompress.training.preflight import resolution_note
 from subcompress.training.probe import DIED, Probe
 
 FARTHEST, JUMP = 4.0, 32.0
-"""The factor in d that trainings may be asked to predict over, beyond the largest and the smallest d of them: while the
-slope is only guessed, and once it was measured."""
+"""The search tries no d further than this factor beyond the largest and the smallest d so far: while the slope is only
+guessed, and once it was measured."""
 
 BLIND = 1.6
 """The factor in d between the first trials, where several workers begin at once."""
 
 CLOSE = 1.04
-"""Neighboring d's that are not told apart."""
+"""The search does not distinguish two d that differ by less than this factor."""
 
 WORTH = 1.1
 """The factor in d that more trainings must be expected to save, once a d is known to meet the target."""
@@ -52,9 +52,9 @@ class TargetSearch:
         self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
         self.direct = DirectTrainings(fitter, goal, self.spending) if _needs_direct(goal) else None
         self.told: list[Probe] = []
-        """Trainings in coordinates that have ended."""
+        """The finished trainings in coordinates."""
         self.curve: Curve | None = None
-        """None until the target is known."""
+        """The curve of the trainings; None until the target is known."""
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
         self.running: list[Trial] = []
@@ -74,7 +74,7 @@ class TargetSearch:
         self.fitter.listener.probes(tuple(self.told))
 
     def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial. Those that are running count as what the line through the others expects of them."""
+        """The next trial. A running trial counts as the value that the line through the others predicts for it."""
         if self.curve is None:
             direct = [trial for trial in running if trial.d == 0]
             if self.direct is not None and (trial := self.direct.ask(direct)) is not None:
@@ -173,7 +173,7 @@ class TargetSearch:
             self.fitter.listener.note("short trainings say little of this network: from here on, only whole ones count")
 
     def _judge(self) -> tuple[int, int]:
-        """The largest d that is found not to meet the target, and the smallest that is found to meet it; 0 for none."""
+        """The largest d that does not meet the target so far, and the smallest that does; 0 if there is none."""
         assert self.curve is not None
         failed = met = 0
         for d in {p.d for p in self.probes if p.whole}:
@@ -202,7 +202,7 @@ class TargetSearch:
     # --- one d ---
 
     def _blind(self) -> Trial | None:
-        """The first trials, of which nothing is known yet: those beside the first look a good deal lower or higher."""
+        """The first trials, before any result. Those beside the first are at a clearly smaller or larger d."""
         first, n = first_d(self.D), len(self.running)
         if self._room() < 1:
             return None
@@ -228,12 +228,12 @@ class TargetSearch:
         n = sum(self._of(d, s) is not None for s in self.seeds)
         if not self.probes[-1].whole or not 0 < n < len(self.seeds) or self._too_poor(d):
             return None
-        # Far above it: one seed says enough, while there is room to look lower down.
+        # Far above it, one seed is enough, as long as the search can still try a smaller d.
         lower = self._room() >= len(self.seeds) + 1
         gap = self.curve.gap(self.curve.mean(d))
         if n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
             return None
-        # Below it, and the trainings that are left are enough for one d only: a larger one is surer.
+        # Below it, and only enough trainings are left for one d: a larger d is more likely to meet the target.
         if gap > 0 and not self.met and self._room() - self._missing(d) < len(self.seeds) <= self._room():
             return None
         return self._seed_at(d)

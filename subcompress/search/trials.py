@@ -1,4 +1,4 @@
-"""A search asks for trials, and is told their results."""
+"""The interface of a search: it returns trials to run, and receives their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from subcompress.training.probe import Probe
 
 Hopeless = Callable[[tuple[float, ...]], bool]
-"""Whether a training is to be stopped, by the metric after each of its epochs so far."""
+"""Decides whether to stop a training, by the metric after each of its epochs so far."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Trial:
     Args:
         d: Coordinates, 0 for the network trained directly.
         seed: Its seed.
-        short: Train for few epochs only, to see where to look.
-        lr: The step of a direct training, None for the usual one.
-        limit: Most bytes of the file, None where any size will do.
-        room: Of these, what the coordinates may take.
+        short: Whether to train for few epochs only, to find the region of d to search.
+        lr: The learning rate of a direct training; None for the usual one.
+        limit: The most bytes of the file; None for any size.
+        room: The most bytes of its coordinates.
     """
 
     d: int
@@ -51,8 +51,8 @@ def trial_of(key: str) -> Trial | None:
 
 
 class Engine(Protocol):
-    """A search: what to train next, from what was trained so far. What it asks for and what it ends with depend on the
-    trials alone, not on who ran them."""
+    """A search: decides what to train next from the results so far. Its decisions and its result depend on the trials
+    alone, not on the workers that ran them."""
 
     def ask(self, running: Sequence[Trial]) -> Trial | None:
         """The next trial beside those that are running. None: wait for one of them, or, if none runs, the end."""

@@ -24,7 +24,7 @@ DEAD = "-died"
 def work(fitter: Fitter, engine: Engine, run: Run) -> tuple[Probe, dict[str, Any]]:
     """Run trials until the engine has no more, beside other workers of the folder, and return the engine's result.
 
-    What other workers have trained counts as if it was trained here. Raises SubcompressError as the engine does.
+    Trainings of other workers count like those of this one. Raises SubcompressError as the engine does.
     """
     told: set[str] = set()
     while True:

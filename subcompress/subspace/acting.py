@@ -124,7 +124,7 @@ def _layers_of(
         names = [n for n in layers if roles[n] == "matrices" and n not in whole and n not in before]
         if not names:
             raise SubcompressError(
-                f"--act-on {clause.kind} takes the linear layers that nothing else names, but the last one; there is "
+                f"--act-on {clause.kind} takes the linear layers that no other word names, except the last; there is "
                 f"none: {_linear_note(layers)}"
             )
     else:

@@ -71,7 +71,7 @@ def check_leaves(
         )
     if loose := [name for name, t in plain.items() if id(t) in reached]:
         raise SubcompressError(
-            f"what is trained is in the state dict; {_some(loose)} is not, and cannot be packed: make it an "
+            f"trained tensors must be in the state dict; {_some(loose)} is not, and cannot be packed: make it an "
             "nn.Parameter or its layer an attribute of the model (nn.ModuleList, nn.ParameterList), or detach it"
         )
     others = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]

@@ -135,9 +135,11 @@ class Subspace(Coordinates):
 
     @contextmanager
     def materialized(self) -> Iterator[nn.Module]:
-        """The user's own module, of its own class, with the weights of z as its parameters while the block lasts: for
-        losses that use more of it than `forward`. Call `backward` inside or outside; inside, where layers are
-        checkpointed. Raises SubcompressError where the block gives the module other parameters."""
+        """Yield the user's own module with the weights of z as its parameters, while the block lasts.
+
+        It is for losses that use more of the module than `forward`. Call `backward` inside or outside the block; if
+        layers are checkpointed, call it inside. Raises SubcompressError if the block gives the module other parameters.
+        """
         with self.holding(self.weights()) as module:
             yield module
 

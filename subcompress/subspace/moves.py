@@ -1,9 +1,9 @@
-"""How far each tensor moves when the network is trained directly: measured, and made the scales of the subspace.
+"""Measures how far each tensor moves when the network is trained directly, and sets the scales of the subspace by it.
 
 theta = start + scale * P z. A tensor that must move far for the loss to fall needs a large scale, whatever the size of
-its start: spectral weights, layer scales and biases that start near zero, a last layer that starts small. A few steps
-of Adam on all weights show it. The scale of a piece is the root mean square of its change, times a factor of D / d that
-all share (benchmarks/moves.py compares rules).
+its start. Examples are spectral weights, layer scales and biases that start near zero, and a last layer that starts
+small. A few steps of Adam on all weights show how far each tensor moves. The scale of a piece is the root mean square
+of its change, times a factor that depends on D / d and is the same for all pieces (benchmarks/moves.py compares rules).
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from subcompress.subspace.starts import Start, Starts, moving_weights
 from subcompress.support.stepping import Adam
 
 USUAL = 30.0
-"""Weights a coordinate at which the scale of a piece is the root mean square of its change. A step of Adam moves each
-coordinate alike, and of the moves of more weights a coordinate less goes where the loss falls."""
+"""Number of weights per coordinate, D / d, at which the scale of a piece equals the root mean square of its change. A
+step of Adam moves each coordinate by the same amount. The more weights a coordinate moves, the smaller the part of the
+move that lowers the loss."""
 
 POWER = 1 / 8
-"""How scales grow with the number of weights per coordinate. Exponents of 0 and 1/4 are within the noise of it
-(benchmarks/results/moves.md)."""
+"""Exponent with which scales grow with the number of weights per coordinate. The results for exponents of 0 and 1/4
+differ from it by no more than the noise (benchmarks/results/moves.md)."""
 
 FLOAT_POWER = 1 / 2
 """The same for coordinates that are never rounded: d_int90 of LeNet fell from 161 to 137, of the MLP from 364 to 336
@@ -51,72 +52,74 @@ MOST_FLOAT = 2_000.0
 change of a weight in a step would only make the training diverge."""
 
 STEPS = 100
-"""Steps of direct training at most."""
+"""The most steps of direct training."""
 
 SHARE = 0.3
-"""Of the steps of a fit: those that the measurement takes at most."""
+"""The measurement takes at most this share of the steps of a fit."""
 
 LEAST, LEAST_BASED = 20, 10
-"""Steps of direct training at least, with each of Adam's steps; and on a base, where all of these are tried and one may
-take seconds."""
+"""The fewest steps of direct training with each learning rate: from scratch, and on a base. On a base, all learning
+rates are tried, and one step may take seconds."""
 
 RATES = (3e-3, 1e-3, 3e-4, 1e-4)
-"""Adam's steps that are tried for a network from scratch, until the loss falls."""
+"""Learning rates of Adam that are tried for a network from scratch, in this order, until the loss falls."""
 
 LARGER = (1e-2, 3e-2, 1e-1, 3e-1)
-"""Adam's steps that are tried after the first of RATES, as long as the loss hardly falls and each is better."""
+"""Learning rates that are tried after the first of RATES, as long as the loss hardly falls and each is better."""
 
 HARDLY = 0.8
-"""Of the first loss: a loss that stays above it has hardly fallen."""
+"""A loss that stays above this share of the first loss has hardly fallen."""
 
 BETTER = 0.99
-"""Of the loss with a smaller step: one at least as small is better."""
+"""A trial is better than the best one so far if its loss is below this share of the best one's."""
 
 BASED_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
-"""The same on a base: the one is taken that ends with the lowest loss."""
+"""Learning rates of Adam that are tried on a base. The one that ends with the lowest loss is used."""
 
 FIRST = 8
-"""Batches whose loss is compared before and after."""
+"""Number of batches whose loss is compared before and after."""
 
 PASS = 2_000
-"""Batches at most in which it is looked for a gradient of what has had none."""
+"""The most batches in which `_swept` looks for gradients of values that had none so far."""
 
 LOOKS = 40
-"""Batches at least: a split of fewer is gone through several times."""
+"""The fewest such batches: a smaller split is passed through several times."""
 
 MAX_MASK = 1 << 10
-"""Bytes at most that it may take to say which values no coordinate acts on: those of a mask of weights, which the
-network applies itself, may move."""
+"""The most bytes for a mask of values that no coordinate acts on. If a mask takes more, such as one that the network
+itself applies to its weights, these values may move."""
 
 SMOOTH = 1.45
-"""Smoothness from which coordinates take the columns of lowest sequency."""
+"""Smoothness above which coordinates use the columns of lowest sequency."""
 
 BLOCK = 10
-"""Binary logarithm of the rows that smoothness is looked at in."""
+"""Binary logarithm of the number of rows in which smoothness is measured."""
 
 SAMPLE = 1 << 22
-"""Values that smoothness is looked at in, at most."""
+"""The most values in which smoothness is measured."""
 
 SMALLEST = 1e-6
-"""Of the largest change: smaller ones are taken for so much."""
+"""Changes below this share of the largest change count as this share."""
 
 Examples = Callable[[int], Iterator[Any]]
-"""So many batches of training, in a fixed order; as many as there are for a negative number, each example once."""
+"""Returns the given number of training batches, in a fixed order. For a negative number, each example once."""
 
 Passes = Callable[[bool], Iterator[Iterable[Any]]]
-"""The training split, gone through again and again, in batches: the same at each call. Whether all of it is wanted, or
-only whole batches."""
+"""Yields passes over the training split without end, each in batches; the same ones at each call. The argument says
+whether a pass holds all examples, or only whole batches."""
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Of each parameter the change of its values, as root mean square by piece, in the order of the pieces that move.
+    """How far the values of each parameter moved in direct training.
 
-    still: by tensor the (n,) values that no coordinate acts on: chosen ones that no training example moves, and all of
-    a tensor that the forward pass does not read; unread: the names of these; rate: Adam's step; steps: of training, in
-    all; seconds: that it took; smoothness: see `smoothness`, None where nothing was measured.
+    sizes: for each parameter, the root mean square change of each of its pieces that move, in order. still: for each
+    tensor, a mask (n,) of the values that no coordinate acts on: constants that no training example moves, and all
+    values of a tensor that the forward pass does not read. unread: the names of these unread tensors. rate: the
+    learning rate of Adam. steps: the number of training steps, over all trials. seconds: how long they took.
+    smoothness: see `smoothness`; None if nothing was measured.
     """
 
     sizes: Mapping[str, tuple[float, ...]]
@@ -129,18 +132,21 @@ class Moves:
 
     @property
     def operator(self) -> str:
-        """The exact operator whose columns suit the moves: of low sequency where they are smooth, else scattered."""
+        """The exact operator that suits the moves: `hadamard` (low sequency) if they are smooth, else `scattered`."""
         return "hadamard" if self.smoothness is None or self.smoothness > SMOOTH else "scattered"
 
     def scales(self, starts: Starts, d: int, *, rounded: bool = True) -> dict[str, tuple[float, ...]]:
-        """The scale of each piece that coordinates act on, for d coordinates, which become integers or not."""
+        """The scale of each piece that coordinates act on, for d coordinates.
+
+        rounded: whether the coordinates are rounded to integers.
+        """
         largest = max((x for sizes in self.sizes.values() for x in sizes), default=0.0)
         if not largest:
             return {}
         known = starts.of(self.still)
         if other := sorted(self.sizes.keys() - known.keys()):
             raise SubcompressError(
-                f"moves are measured of the same network; those of {other[0]} are of another one: measure them again"
+                f"moves must be measured on the same network; {other[0]} belongs to another one: measure them again"
             )
         share = moving_weights(starts.layout, known) / d
         factor = (share / USUAL) ** POWER if rounded else (min(share, MOST_FLOAT) / USUAL) ** FLOAT_POWER
@@ -151,7 +157,7 @@ class Moves:
         }
 
     def check(self, starts: Starts) -> None:
-        """Raise SubcompressError unless these are moves of the network that starts so."""
+        """Raise SubcompressError unless these moves belong to the network with these starts."""
         known = starts.of(self.still)
         pieces = {n: sum(not p.fixed for p in s.pieces) if s.runs or s.rank else 1 for n, s in known.items() if s.moves}
         counts = {name: len(sizes) for name, sizes in self.sizes.items()}
@@ -203,7 +209,7 @@ def _unpacked(n: int, text: str) -> np.ndarray:
 
 
 def examples_of(passes: Passes) -> Examples:
-    """Batches out of passes. Raises SubcompressError, when they are asked for, where a pass is empty."""
+    """Turn passes into batches. The result raises SubcompressError if a pass is empty."""
 
     def examples(steps: int) -> Iterator[Any]:
         count = 0
@@ -218,7 +224,7 @@ def examples_of(passes: Passes) -> Examples:
                 return
             if count == before:
                 raise SubcompressError(
-                    "batches are gone through several times; these are empty: give a list or a loader"
+                    "batches must be iterable several times; these are empty: give a list or a DataLoader"
                 )
 
     return examples
@@ -238,11 +244,11 @@ def measured(
 ) -> Moves:
     """Train a copy of the module directly for a few steps of Adam and see how far each piece moves.
 
-    module: with its starting values; examples: see `Examples`; loss_of: of a module and a batch; seed: of dropout
-    and the like; rates: Adam's steps that are tried, largest first, until the loss falls; based: until it falls
-    less, with half of the steps each, and take the one of the lowest loss; still: parameters that do not train,
-    which the copies share with the module. Raises SubcompressError where a batch does not go through the model or
-    the loss.
+    module: the network with its starting values. examples: see `Examples`. loss_of: the loss of a module on a batch.
+    seed: the seed of dropout and other random layers. rates: learning rates of Adam to try, largest first, until the
+    loss falls. based: try them until the loss falls less than before, with half of the steps each, and use the one with
+    the lowest loss. still: parameters that do not train, which the copies share with the module. Raises
+    SubcompressError if the model or the loss cannot process a batch.
     """
     began = time.perf_counter()
     acting = {name: start for name, start in starts.of().items() if start.moves}
@@ -253,7 +259,7 @@ def measured(
     seed_everything(seed, 1)
     still, unread, swept = _swept(best, starts, examples, loss_of)
     still |= {name: np.ones(best.reals(name), bool) for name in unread}
-    if not best.falls:  # how far tensors move says nothing
+    if not best.falls:  # then the distances are meaningless
         return Moves({}, still, unread, 0.0, taken + swept, time.perf_counter() - began)
     moving = [name for name, start in starts.of(still).items() if start.moves]
     sizes = {name: best.sizes(name, starts, still) for name in moving}
@@ -262,9 +268,12 @@ def measured(
 
 
 def smoothness(changes: Iterable[np.ndarray]) -> float:
-    """How much more of the changes of tensors, in the order of the layout, lies in the quarter of lowest sequency of a
-    Hadamard transform than of independent numbers: above 1.6 for networks on images, whose first weights read smooth
-    inputs, below 1.3 for others (benchmarks/moves.py)."""
+    """Measure how smooth the changes of tensors are, in the order of the layout.
+
+    It is the energy in the quarter of lowest sequency of a Hadamard transform, divided by that of independent numbers.
+    It is above 1.6 for networks on images, whose first weights read smooth inputs, and below 1.3 for others
+    (benchmarks/moves.py).
+    """
     rows: list[np.ndarray] = []
     for change in changes:
         size = _rms(change)
@@ -285,7 +294,7 @@ def _best_trial(
     rates: Sequence[float],
     based: bool,
 ) -> tuple[_Trial, int]:
-    """The trial whose step size counts, and the steps of all trials. Only one is held beside the one under way."""
+    """Return the best trial and the number of steps of all trials. At most two trials are in memory at a time."""
     best: _Trial | None = None
     taken, queue, larger = 0, list(rates), list(() if based else LARGER)
     while queue:
@@ -310,7 +319,7 @@ def _best_trial(
 
 
 class _Factors:
-    """The factors of a matrix in a trial, and the places of the module that have it."""
+    """The low-rank factors of a matrix in a trial, and the places in the module that use the matrix."""
 
     def __init__(self, module: nn.Module, name: str, start: Start, drawn: torch.Generator) -> None:
         parameter = module.get_parameter(name)
@@ -331,7 +340,7 @@ class _Factors:
             self.sides.append(values.view(shape).to(self.base.device).requires_grad_())
 
     def put(self) -> None:
-        """Let the module have the matrix that the factors give now."""
+        """Give the module the matrix that the factors currently make."""
         if self.directions is not None:
             weight = between(self.base, self.sides[0], self.directions, self.base.dtype)
         else:
@@ -342,11 +351,11 @@ class _Factors:
 
 
 class _Trial:
-    """A copy of the module, trained with one step size. acting: how the parameters start that coordinates act on;
-    still: those that it shares with the module.
+    """A copy of the module, trained with one learning rate.
 
-    before, after: by name the values of what is trained; of factors by the name of their matrix, a zero character and
-    their number.
+    acting: the starts of the parameters that coordinates act on. still: parameters that the copy shares with the
+    module. before, after: the values of the trained tensors by name. The name of a factor is that of its matrix, a zero
+    character and its number.
     """
 
     def __init__(
@@ -375,7 +384,7 @@ class _Trial:
         self.read: set[str] = set()
 
     def run(self, batches: Iterator[Any], loss_of: LossOf) -> None:
-        """Train on the batches; ends early where the loss is not finite."""
+        """Train on the batches. End early if the loss is not finite."""
         self.module.train()
         first: list[Any] = []
         optimizer = Adam(self.masters.wide, lr=self.rate)
@@ -386,16 +395,16 @@ class _Trial:
                 self._before.append(value)
             if not math.isfinite(value):
                 return
-            if not depends:  # such as of an expert that is not trained
+            if not depends:  # such as the loss of an expert that is not trained
                 continue
             self.masters.step(optimizer)
             self.steps += 1
-        # Of the same batches as before: of others it differs by more than a few steps change.
+        # On the same batches as before: other batches differ by more than a few steps of training change.
         self.last = float(np.mean([parts.value(batch, partial(self.loss, loss_of)) for batch in first]))
         self._forget_gradients()
 
     def loss(self, loss_of: LossOf, batch: Any) -> Tensor:
-        """The loss of a batch, or of a part of one, under the values as they are."""
+        """The loss of a batch, or of a part of one, with the current values."""
         for factors in self.factors.values():
             factors.put()
         return loss_of(self.module, batch)
@@ -405,8 +414,11 @@ class _Trial:
             p.grad = None
 
     def backward(self, batch: Any, loss_of: LossOf) -> tuple[float, bool]:
-        """The loss of a batch, and whether it has gradients, which are left in the parameters, dense; notes which
-        parameters have one."""
+        """Compute the gradients of a batch and note which parameters have one.
+
+        Returns the loss, and whether it depends on any parameter. The gradients are left in the parameters, as dense
+        tensors.
+        """
         self._forget_gradients()
         loss, depends = parts.backward(batch, partial(self.loss, loss_of))
         for name, p in self.after.items():
@@ -417,7 +429,7 @@ class _Trial:
 
     @property
     def first(self) -> float:
-        """The loss of the first batches, before they were learned from."""
+        """The mean loss of the first batches, each before the step on it."""
         return float(np.mean(self._before))
 
     @property
@@ -426,7 +438,7 @@ class _Trial:
         return math.isfinite(self.last) and self.last < self.first and bool(self.read)
 
     def unread(self) -> tuple[str, ...]:
-        """The parameters that no forward pass has read, by their first names; none where no loss had a gradient."""
+        """The parameters that no forward pass has read, by their first names. Empty if no loss had a gradient."""
         if not self.read:
             return ()
         seen: dict[int, str] = {}
@@ -436,7 +448,7 @@ class _Trial:
         return tuple(dict.fromkeys(name for key, name in seen.items() if key not in read))
 
     def reals(self, name: str) -> int:
-        """Real numbers of a parameter."""
+        """Number of real numbers in a parameter."""
         p = self.factors[name].base if name in self.factors else self.after[name]
         return p.numel() * (2 if p.is_complex() else 1)
 
@@ -447,7 +459,7 @@ class _Trial:
         return _flat(after - before.to(after.dtype)).double().numpy()
 
     def changes(self, name: str) -> list[np.ndarray]:
-        """`change` of a parameter, or of each factor of a matrix."""
+        """The `change` of a parameter, or of each factor of a matrix."""
         sides = range(len(self.factors[name].sides)) if name in self.factors else ()
         return [self.change(f"{name}\0{k}") for k in sides] or [self.change(name)]
 
@@ -462,7 +474,7 @@ class _Trial:
 
     @contextmanager
     def disturbed(self, noise: Mapping[str, float]) -> Iterator[None]:
-        """Every parameter moved at random, by so much, while the block lasts."""
+        """Add random noise to every parameter while the block lasts. noise: its size by parameter."""
         parameters = {id(p): (p, noise[n]) for n, p in self.after.items()}.values()
         held = [p.detach().clone() for p, _ in parameters]
         with torch.no_grad():
@@ -477,12 +489,12 @@ class _Trial:
 
 
 def _owner(name: str) -> str:
-    """The tensor of a factor, or the tensor itself."""
+    """The name of a factor's matrix, or the name itself if it is no factor."""
     return name.partition("\0")[0]
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Its real numbers in a row, on the host."""
+    """The real numbers of a tensor as one row on the host."""
     return (torch.view_as_real(x) if x.is_complex() else x).reshape(-1).cpu()
 
 
@@ -493,10 +505,13 @@ def _rms(x: np.ndarray) -> float:
 def _swept(
     trial: _Trial, starts: Starts, examples: Examples, loss_of: LossOf
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], int]:
-    """Chosen values that no training example moves (padding rows, masked weights), by tensor, (n,); the parameters that
-    no forward pass reads; and how many batches were looked at: all, up to PASS, where there are such.
+    """Find values that training does not move.
 
-    Each batch is seen under weights that are moved at random: a unit that is dead under some is not under all.
+    Returns masks (n,) by tensor of the constants that no training example moves (padding rows, masked weights); the
+    parameters that no forward pass reads; and the number of batches that were used. If there are candidates, these are
+    all batches up to PASS.
+
+    The weights are disturbed at random for each batch: a unit that is dead with some weights is not dead with all.
     """
     candidates = {}
     for name, values in starts.values.items():
@@ -510,7 +525,7 @@ def _swept(
     count = 0
     for batch in _looks(examples):
         count += 1
-        trial.module.train(count % 2 == 1)  # what is read in evaluation is read too
+        trial.module.train(count % 2 == 1)  # a tensor that only evaluation reads counts as read
         with trial.disturbed({n: x * (1 + count % 4) for n, x in noise.items()}):
             loss, depends = trial.backward(batch, loss_of)
             if not depends or not math.isfinite(loss):
@@ -527,7 +542,7 @@ def _swept(
 
 
 def _looks(examples: Examples) -> Iterator[Any]:
-    """Every batch, up to PASS; those of a small split several times, under other weights each."""
+    """Yield every batch, up to PASS. The batches of a small split come several times."""
     count = 0
     while True:
         before = count
@@ -541,7 +556,7 @@ def _looks(examples: Examples) -> Iterator[Any]:
 
 
 def _mask_cost(mask: np.ndarray) -> float:
-    """About how many bytes it takes to say which values are meant."""
+    """Estimate the bytes that a mask takes in a file."""
     runs = runs_of(mask.astype(np.int64))
     return math.inf if runs is None else runs_cost(runs)
 
@@ -553,12 +568,12 @@ def _deviation(p: Tensor) -> float:
 
 
 def steps_of_each(steps: int) -> int:
-    """Those that each step size takes on a base."""
+    """The number of steps of each trial on a base."""
     return max(LEAST_BASED, steps // 2)
 
 
 def steps_of(total: int) -> int:
-    """Steps of the measurement for a fit of so many."""
+    """The number of steps of the measurement, for a fit of `total` steps."""
     return min(STEPS, max(LEAST, int(SHARE * total)))
 
 

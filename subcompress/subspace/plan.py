@@ -311,7 +311,7 @@ class _Planner:
         found = self.scales[spec.name]
         if len(found) != (1 if start.kind == "base" else sum(not p.fixed for p in start.pieces)):
             raise SubcompressError(
-                f"moves are measured of the same network, given in the same way; those of {spec.name} are of another "
+                f"moves must be measured on the same network, given in the same way; {spec.name} belongs to another "
                 "one: measure them with the factory or the instance that the Subspace is made of"
             )
         return found

@@ -73,7 +73,7 @@ def measure_moves(
         The moves, to give to `Subspace.of`.
 
     Raises:
-        SubcompressError: The network cannot be trained so.
+        SubcompressError: The network cannot be trained in this way.
     """
     known = prepared(module, **options)
 

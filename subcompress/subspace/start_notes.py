@@ -36,8 +36,8 @@ def start_notes(values: Mapping[str, Values]) -> list[str]:
     found = []
     if names := [n for n, v in values.items() if v.structured in STORABLE and v.drawn]:
         found.append(
-            f"{some_of(names)}: orthogonal or sparse, drawn at random; each starts from the seed at the same deviation "
-            "instead (--structured store keeps the values, in the file)"
+            f"{some_of(names)}: random orthogonal or sparse values; each starts from the seed instead, with "
+            "independent values of the same deviation (--structured store keeps the original ones in the file)"
         )
     if names := [n for n, v in values.items() if v.structured == MIXED]:
         found.append(
@@ -67,7 +67,7 @@ def frozen_note(module: nn.Module, starts: Mapping[str, Start]) -> str | None:
     if not frozen:
         return None
     return (
-        f"{len(frozen)} frozen tensors (requires_grad=False) are left out of D and travel in the file as they are: "
+        f"{len(frozen)} frozen tensors (requires_grad=False) are not counted in D and are stored in the file: "
         f"about {sum(starts[n].cost for n in frozen)} bytes; unfreeze them to code them with the rest, or --drop what "
         f"inference does not need: {some_of(frozen)}"
     )
@@ -79,4 +79,4 @@ def buffer_note(state: Mapping[str, Tensor], starts: Mapping[str, Start]) -> str
     if not large:
         return None
     named = some_of(f"{n} ({c} bytes)" for n, c in sorted(large, key=lambda x: -x[1]))
-    return f"buffers travel in the file: {named}; give --drop PATTERN for those that inference does not need"
+    return f"buffers are stored in the file: {named}; give --drop PATTERN for those that inference does not need"

@@ -1,7 +1,8 @@
-"""How each tensor of a network starts, and which of its values coordinates act on.
+"""Decides how each tensor of a network starts, and which of its values coordinates act on.
 
-Where the network can be built again, chosen values and random ones are told apart by building it under several seeds
-(`subcompress.subspace.observing`). Where only an instance is at hand, what is not clearly random counts as chosen.
+A value is random or chosen (a constant of the network's code). If the network can be built again, building it under
+several seeds tells the two apart (`subcompress.subspace.observing`). If only an instance is given, every value that is
+not clearly random counts as chosen.
 """
 
 from __future__ import annotations
@@ -39,27 +40,32 @@ from subcompress.support import names
 from subcompress.tensors.layout import CODED_DTYPES, Layout, TensorSpec, array_of, raw_bytes
 
 MAX_STORED = 1 << 16
-"""Bytes of chosen and structured values that may travel in a file without being asked for: a file of ours has
-hundreds."""
+"""The most bytes of chosen and structured values that a file may hold. (A packed file usually has hundreds of
+bytes.)"""
 
 MAX_ODD = 1 << 12
-"""Bytes of a tensor of an instance that is stored because its values are not spread as an initializer's."""
+"""The most bytes of a tensor that is stored because its values are not distributed like those of an initializer. It
+applies if only an instance of the network is given."""
 
 STRUCTURED = ("random", "store", "guess")
-"""What becomes of orthogonal and sparse random starts: seeded random numbers of their deviation, or their values; and
-`guess`, which looks at the values only, as if the network could not be built again."""
+"""What to do with random orthogonal and sparse starts: replace them with seeded random numbers of the same standard
+deviation, store their values, or `guess`, which looks only at the values, as if the network could not be built
+again."""
 
 CLEARLY = 8
-"""Values of an instance below which none is clearly random."""
+"""In a tensor of an instance with fewer values, none is clearly random."""
 
 MANY = 64
-"""Values of an instance from which they show by themselves that they are random."""
+"""A tensor of an instance with at least this many values shows by its distribution alone whether they are random."""
 
 
 @dataclass(frozen=True)
 class PieceStart:
-    """Values of a tensor that start alike. form: their start; reach: how far they are expected to move, before that
-    is measured; reals: how many they are; fixed: no coordinate acts on them."""
+    """Values of a tensor that have the same kind of start.
+
+    form: their start. reach: how far they are expected to move, used until that is measured. reals: their number.
+    fixed: whether no coordinate acts on them.
+    """
 
     form: Form
     reach: float
@@ -69,11 +75,15 @@ class PieceStart:
 
 @dataclass(frozen=True)
 class Start:
-    """kind: coded, base (it moves from there), factored (a product of factors is added to the base), kept, stored,
-    buffer, dropped (zeros in the file) or tied; pieces: of a coded tensor, and runs of them where they are several, or
-    the right and the left factor, or the matrix between directions of the base; rank: of factors; directions: see
-    `directions_of`; reach: of a tensor that moves from the base; index: what it is tied to; cost: bytes of values that
-    travel as they are; why: for a person to read."""
+    """How one tensor starts.
+
+    kind: coded, base (it moves from the base's value), factored (a product of factors is added to the base), kept,
+    stored, buffer, dropped (left out of the file, rebuilt as zeros) or tied. why: a text for the user. pieces: the
+    pieces of a coded tensor; for a factored tensor, the right and the left factor, or the one matrix between directions
+    of the base. runs: where the pieces lie, if there are several. reach: how far a tensor is expected to move from the
+    base. index: the tensor that this one is tied to. cost: bytes of the values that the file holds as they are. rank:
+    the rank of the factors. directions: see `directions_of`.
+    """
 
     kind: str
     why: str
@@ -93,10 +103,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Values:
-    """The start of a trained tensor, value by value. first: (n,) real numbers of one build, empty where none is needed;
-    group: (n,) uint8, 0 for chosen values and 1 + i for random ones of group i; drawn: those groups, of usual
-    deviations where they may be; near: how far values that start at zero are expected to move; built: whether builds
-    were compared; structured: why its values could not come from a seed, or what they were."""
+    """The start of a trained tensor, value by value.
+
+    first: the (n,) real numbers of one build; empty if they are not needed. group: (n,) uint8, 0 for chosen values and
+    1 + i for random values of group i. drawn: these groups, with the usual standard deviations if they are close to
+    them. near: how far values that start at zero are expected to move. built: whether several builds were compared.
+    structured: why the values cannot come from a seed, or what they were before a seeded start replaced them.
+    """
 
     spec: TensorSpec
     first: np.ndarray
@@ -115,8 +128,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Starts:
-    """How a network starts: `of` gives a start a tensor. values: of the tensors that are trained, by name; other: the
-    starts of all others; notes: what a person should know, a line each."""
+    """How a network starts. `of` gives the start of each tensor.
+
+    values: the values of the trained tensors, by name. other: the starts of all other tensors. notes: lines for the
+    user.
+    """
 
     layout: Layout
     values: Mapping[str, Values]
@@ -125,17 +141,19 @@ class Starts:
     _made: dict[tuple[str, bytes], Start] = field(default_factory=dict)
 
     def of(self, still: Mapping[str, np.ndarray] | None = None) -> dict[str, Start]:
-        """Name -> how it starts, in the order of the layout. still: by name the (n,) values that no coordinate acts
-        on."""
+        """Return the start of each tensor by name, in the order of the layout.
+
+        still: for each tensor, a mask (n,) of the values that no coordinate acts on.
+        """
         still = still or {}
         known = {spec.name: spec.reals for spec in self.layout}
         for name, mask in still.items():
             if known.get(name) != len(mask):
-                raise SubcompressError(f"moves are measured of the same network; those of {name} are of another one")
+                raise SubcompressError(f"moves must be measured on the same network; {name} belongs to another one")
         return {spec.name: self._of(spec.name, still.get(spec.name)) for spec in self.layout}
 
     def items(self, name: str, still: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """The piece of each real number of a tensor of several, (n,)."""
+        """The index of the piece of each real number, (n,), for a tensor with several pieces."""
         return _items(self.of(still)[name].runs, self.values[name].spec.reals)
 
     def _of(self, name: str, still: np.ndarray | None) -> Start:
@@ -149,7 +167,7 @@ class Starts:
 
 
 def moving_weights(layout: Layout, starts: Mapping[str, Start]) -> int:
-    """D: real numbers that coordinates act on."""
+    """D: the number of real numbers that coordinates act on."""
     return sum(
         spec.reals
         if starts[spec.name].kind == "base"
@@ -168,12 +186,12 @@ def recognize(
     seed: int = 0,
     drop: tuple[str, ...] = (),
 ) -> Starts:
-    """How every entry of the state dict starts, in its order; on a base in that of a file on it.
+    """Find out how every entry of the state dict starts, in its order. On a base, tensors of the base come first.
 
-    build: the network under a seed, `module` that under `seed`; None where it cannot be built again. base: what the
-    module stands on; act_on: see `acting.acting_of`; structured: one of STRUCTURED; drop: patterns of tensors that the
-    file does not hold. Raises SubcompressError for what cannot be fitted, and where chosen values take more than
-    MAX_STORED bytes.
+    build: builds the network under a given seed; `module` is the network under `seed`. None if the network cannot be
+    built again. base: the base that the module is fine-tuned from. act_on: see `acting.acting_of`. structured: one of
+    STRUCTURED. drop: patterns of tensors that the file does not hold. Raises SubcompressError if the network cannot be
+    fitted, or chosen values take more than MAX_STORED bytes.
     """
     if structured not in STRUCTURED:
         raise SubcompressError(f"--structured must be {', '.join(STRUCTURED)}; got {structured}")
@@ -203,7 +221,7 @@ def recognize(
 
 
 def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[str, Tensor]) -> dict[str, Start]:
-    """The starts of the base's tensors, by name; those that are tied to another are left out."""
+    """The starts of the base's tensors by name, without those that are tied to another tensor."""
     if base is None:
         return {}
     new = frozenset(names[0] for names in tied_names(module) if not any(n in base for n in names))
@@ -224,7 +242,7 @@ def _based(module: nn.Module, base: OnBase | None, act_on: str, state: Mapping[s
 
 
 def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
-    """The starts of tensors that lie where another does, by name."""
+    """The starts of tied tensors by name: those that share their memory with an earlier tensor."""
     found: dict[str, Start] = {}
     places: dict[tuple[object, ...], int] = {}
     for i, name in enumerate(spec.name for spec in layout):
@@ -239,16 +257,19 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
 
 
 def _untrained(tensor: Tensor, parameter: bool) -> Start:
-    """The start of a tensor that travels as it is."""
+    """The start of a tensor whose values the file holds as they are."""
     if not parameter:
-        return Start("buffer", "a buffer: its values travel in the file", cost=cost(tensor))
+        return Start("buffer", "a buffer: its values are stored in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
     bytes_, about = cost(tensor), "about " if tensor.nbytes > EXACT else ""
-    return Start("stored", f"{kind}: its values travel in the file, {about}{bytes_} bytes", cost=bytes_)
+    return Start("stored", f"{kind}: its values are stored in the file, {about}{bytes_} bytes", cost=bytes_)
 
 
 def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
-    """The tensors of the patterns. Raises SubcompressError for a pattern of none, and for one that is trained."""
+    """The tensors that match the patterns.
+
+    Raises SubcompressError if a pattern matches no tensor, or one that is trained.
+    """
     found: set[str] = set()
     for pattern in drop:
         named = {n for n in state if fnmatchcase(n, pattern)}
@@ -270,12 +291,15 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
 
 def _check_base(spec: TensorSpec, tensor: Tensor) -> None:
     if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
-        raise SubcompressError(f"coordinates act on finite real numbers; {spec} is none: leave it out of --act-on")
+        raise SubcompressError(f"coordinates act on finite real numbers; {spec} has others: leave it out of --act-on")
 
 
 def _with_factors(base: OnBase, spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
-    """The start of a matrix with factors: that which reads what the layer reads is random, the other one zero; zero
-    where it is between directions of the base."""
+    """The start of a matrix to which a product of factors is added.
+
+    With two factors, the one that reads the layer's input starts at random, and the other one at zero. A matrix between
+    directions of the base starts at zero.
+    """
     _check_base(spec, tensor)
     rows, columns = spec.shape
     why = f"the base's, with factors of rank {how.rank} ({how.kind})"
@@ -290,18 +314,18 @@ def _with_factors(base: OnBase, spec: TensorSpec, tensor: Tensor, how: LowRank) 
 
 
 def directions_of(base: OnBase, name: str, rank: int) -> tuple[Tensor, Tensor]:
-    """Directions of a matrix of the base: U (rows, rank) and V (rank, columns)."""
+    """Singular directions of a matrix of the base: U (rows, rank) and V (rank, columns)."""
     u, v = base.directions(name, rank)
     return torch.from_numpy(u), torch.from_numpy(v)
 
 
 def cost(tensor: Tensor) -> int:
-    """Bytes that the values of a tensor take in a file, estimated where they are many."""
+    """Bytes that the values of a tensor take in a file; an estimate if there are many."""
     return deflated_size(raw_bytes(tensor))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with its parameters as they are. Raises SubcompressError for lazy and other odd ones."""
+    """The state dict with its parameters themselves. Raises SubcompressError if it cannot be fitted."""
     if lazy := [n for n, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
         raise SubcompressError(
             f"weights have shapes before they are fitted; {lazy[0]} has none: run the model once first"
@@ -312,7 +336,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     if meta := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
         raise SubcompressError(f"weights have values; {meta[0]} is on the meta device: materialize it first")
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is none: leave extra state out")
+        raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is no tensor: leave extra state out")
     if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
         raise SubcompressError(f"dense tensors are needed; {sparse[0]} is not: call .to_dense() first")
     missing = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in state]
@@ -337,16 +361,18 @@ def _check_codable(spec: TensorSpec, p: Tensor) -> None:
 
 
 class _Known:
-    """What is known of trained tensors, one after the other. seen: what builds say of them, by name; structured: one of
-    STRUCTURED."""
+    """Decides for trained tensors, one after the other, which values are random.
+
+    seen: what comparing builds showed, by name. structured: one of STRUCTURED.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], seen: Mapping[str, Seen], structured: str) -> None:
         self.parameters, self.seen, self.structured = parameters, seen, structured
         self.siblings: dict[str, list[tuple[str, float]]] = {}
-        self.odd = self.runs = 0  # bytes that they take so far
+        self.odd = self.runs = 0  # bytes that odd tensors and runs take so far
 
     def all_of(self, trained: Mapping[str, TensorSpec]) -> dict[str, Values]:
-        """By name."""
+        """The values of each tensor by name."""
         return {name: self._one(spec) for name, spec in trained.items()}
 
     def _one(self, spec: TensorSpec) -> Values:
@@ -361,7 +387,7 @@ class _Known:
         return replace(found, drawn=tuple(shown), first=first)
 
     def _seen(self, values: Values, p: Tensor) -> Values:
-        """What builds say of a tensor."""
+        """The values of a tensor, by the comparison of builds."""
         seen = self.seen[values.spec.name]
         whole = bool(seen.drawn) and not any(seen.group.strides) and self.structured == "random"
         why = drawn_structure(p) if whole else structure(p) if seen.drawn and self.structured == "store" else ""
@@ -371,12 +397,12 @@ class _Known:
         return replace(values, group=seen.group, drawn=seen.drawn, structured=why, built=True)
 
     def _guessed(self, values: Values, p: Tensor) -> Values:
-        """What the values of a tensor say."""
+        """The values of a tensor, judged by a single build."""
         spec, first = values.spec, reals(p)
         n, few_bits = len(first), spec.dtype in ("F16", "BF16")
         why = structure(p)
         if why == SMOOTH and (often := atoms(first, few_bits)).any() and not structure(without(p, often)):
-            why = ""  # blocks of chosen values are smooth, what lies between them is not
+            why = ""  # blocks of chosen values are smooth, but the values between them are not
         if why in STORABLE and self.structured != "store":
             whole = one_group(Moments.of_one(first))
             return replace(values, group=alike(np.uint8(1), n), drawn=(whole,), structured=why)
@@ -397,7 +423,7 @@ class _Known:
         return values if small else replace(found, structured=ODD)
 
     def _said_in_few_runs(self, values: Values, p: Tensor) -> Values:
-        """The values, or all of them random where their groups take more of a file than MAX_STORED bytes."""
+        """The values; all of them as random if their groups would take more than MAX_STORED bytes of a file."""
         if not any(values.group.strides):
             return values
         runs = runs_of(values.group)
@@ -409,7 +435,7 @@ class _Known:
         return replace(values, group=alike(np.uint8(1), len(values.group)), drawn=(whole,), structured=mixed)
 
     def _usual(self, spec: TensorSpec, drawn: Drawn) -> Drawn:
-        """The group with the usual deviation that it may have: equal scales cost nothing in a file."""
+        """The group, with a usual standard deviation if it is close to one: equal scales cost nothing in a file."""
         for usual, words in _deviations(spec, self.siblings[spec.name.rpartition(".")[0]]):
             if close(drawn.std, usual, drawn.shown):
                 return replace(drawn, std=usual, words=words)
@@ -423,13 +449,13 @@ def _groups(spec: TensorSpec, moments: Moments, random: np.ndarray) -> tuple[np.
 
 
 def _exact(p: Tensor) -> np.ndarray:
-    """The real numbers of a tensor in a row, in its dtype; those of bfloat16 as float32."""
+    """The real numbers of a tensor as one row in its dtype, but bfloat16 as float32."""
     flat = (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).cpu()
     return array_of(flat.float() if flat.dtype == torch.bfloat16 else flat)
 
 
 def _near(spec: TensorSpec, siblings: list[tuple[str, float]]) -> float:
-    """How far a tensor of zeros is expected to move: as its random siblings."""
+    """How far a tensor of zeros is expected to move: as far as its random siblings."""
     usual = 1 / math.sqrt(3 * spec.shape[-1] if spec.shape and spec.shape[-1] else 3)
     return siblings[0][1] if siblings else usual
 
@@ -456,7 +482,7 @@ FAN_WORDS = ("1/sqrt(3 fan_in)", "sqrt(2/fan_in)", "sqrt(2/(fan_in + fan_out))",
 
 
 def _coded(values: Values, still: np.ndarray | None) -> Start:
-    """The start of a tensor whose values are known. still: those that no coordinate acts on, None for none."""
+    """The start of a tensor with these values. still: a mask of those that no coordinate acts on, or None."""
     n = values.spec.reals
     if not n:
         return Start("coded", "empty", (PieceStart(0.0, 1.0, 0, True),))
@@ -481,7 +507,7 @@ def _coded(values: Values, still: np.ndarray | None) -> Start:
         return Start("coded", words[0], tuple(pieces))
     if (found := runs_of(items)) is not None:
         return Start("coded", "; ".join(words), tuple(pieces), found)
-    if still is not None:  # coordinates then act on all
+    if still is not None:  # too many runs: let coordinates act on all values
         return _coded(values, None)
     raise SubcompressError(
         f"a tensor's values lie in at most {1 << 20} runs of one start; those of {values.spec.name} are more: give "
@@ -496,8 +522,8 @@ def _items(runs: Runs, n: int) -> np.ndarray:
 
 
 def _classes(values: Values, still: np.ndarray | None) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Values that start alike: the group (0: chosen), a mask, and whether no coordinate acts on them. Real and
-    imaginary parts of chosen values are apart."""
+    """Yield the classes of values that start alike: the group (0: chosen), a mask, and whether no coordinate acts on
+    them. Real and imaginary parts of chosen values are separate classes."""
     n = len(values.group)
     for number in (*range(1, len(values.drawn) + 1), 0):
         mine = values.group == number
@@ -513,8 +539,10 @@ def _classes(values: Values, still: np.ndarray | None) -> Iterator[tuple[int, np
 
 
 def _random_forms(values: Values, number: int, which: np.ndarray | None) -> tuple[list[Form], Runs, float, str]:
-    """Seeded starts of random values of a group, the runs of them, how far they are expected to move, and words.
-    which: some of them, (n,); None for all values of the tensor."""
+    """Return the seeded starts of random values of a group, their runs, their expected reach, and a text for the user.
+
+    which: a mask (n,) of these values; None for all values of the tensor.
+    """
     drawn = values.drawn[number]
     scale = bfloat16(min(max(seeded_scale(drawn.std**2), 2.0**-60), 2.0**30))
     why = f"random, std {drawn.std:.4g} ({drawn.words or 'measured'})"
@@ -534,7 +562,7 @@ def _random_forms(values: Values, number: int, which: np.ndarray | None) -> tupl
 
 
 def _chosen_forms(values: Values, which: np.ndarray) -> tuple[list[Form], Runs, float, str]:
-    """The same of chosen values."""
+    """The same as `_random_forms`, for chosen values."""
     dtype = values.spec.real_dtype
     whole = bool(which.all())
     chosen = values.first if whole else values.first[which]
@@ -542,7 +570,7 @@ def _chosen_forms(values: Values, which: np.ndarray) -> tuple[list[Form], Runs, 
     if dtype == "BF16":
         chosen = array_of(torch.from_numpy(chosen.copy()).bfloat16())
     shape = values.spec.shape if whole else ()
-    if values.spec.dtype == "C64":  # rows of the part that is meant
+    if values.spec.dtype == "C64":  # the mask selects the real or the imaginary part
         shape = values.spec.shape if 2 * which.sum() == len(which) else ()
     forms, runs = describe(chosen, shape, dtype)
     reach = max(spread / 4, 2.0**-40)
@@ -559,14 +587,17 @@ def _chosen_forms(values: Values, which: np.ndarray) -> tuple[list[Form], Runs, 
 
 
 def chosen_cost(start: Start) -> int:
-    """About how many bytes the chosen values of a tensor take in a file."""
+    """Estimate the bytes that the chosen values of a tensor take in a file."""
     centers = [p.form.center if isinstance(p.form, Seeded) else p.form for p in start.pieces]
     tables: list[Chosen] = [c for c in centers if not isinstance(c, float)]
     return sum(map(form_cost, tables)) + runs_cost(start.runs)
 
 
 def _checked_cost(starts: Starts, built: bool) -> list[str]:
-    """A note where a factory draws nothing. Raises SubcompressError where chosen values cost more than MAX_STORED."""
+    """Return a note if the factory draws no random values.
+
+    Raises SubcompressError if chosen values take more than MAX_STORED bytes.
+    """
     found = starts.of()
     costs = {name: chosen_cost(found[name]) for name in starts.values}
     total = sum(costs.values())
@@ -584,9 +615,9 @@ def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> Subcom
     hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
     why = v.structured or ("equal in every build" if v.built else "not clearly random")
     return SubcompressError(
-        f"chosen values travel in the file, up to {MAX_STORED} bytes in all; these take {sum(costs.values())}, most of "
-        f"it {name} ({why}): {hint}, give --structured guess to start what looks random from the seed, or --base for "
-        "weights that exist"
+        f"initial values that are not random take room in the file, at most {MAX_STORED} bytes; those of this network "
+        f"take {sum(costs.values())}, most of it {name} ({why}): {hint}, give --structured guess to start what looks "
+        "random from the seed, or give trained weights with --base"
     )
 
 

@@ -1,4 +1,4 @@
-"""Progress bars for calls from Python: at a terminal and in a notebook, unless the caller listens."""
+"""Progress bars for calls from Python: in a terminal and in a notebook, unless the caller listens."""
 
 from __future__ import annotations
 

@@ -25,29 +25,30 @@ class Recipe:
     """How to train, and what the file is made of.
 
     Args:
-        loss: A name (cross-entropy, mse, l1, bce, next-token, per-token) or f(module, batch) -> scalar tensor. Data may
-            name a loss that suits their labels, which is then taken in place of cross-entropy.
+        loss: A name (cross-entropy, mse, l1, bce, next-token, per-token) or f(module, batch) -> scalar tensor. If the
+            data name a loss that suits their labels, that takes the place of cross-entropy.
         metric: A name, `torchmetrics:NAME,option=value`, f(outputs, y) -> float over a whole split, or an object with
-            `update(outputs, y)`, `compute()` and `reset()`. By default the one that belongs to the loss.
-        minimize: Whether a smaller metric is better. By default what the metric says of itself, else larger is better.
-        operator: The projection P from coordinates to weights. `auto` takes hadamard for images and scattered for
-            others.
-        structured: What becomes of orthogonal and sparse random starts: `random` starts them anew from the seed,
-            `store` keeps their values in the file, `guess` judges every start by its values alone.
-        drop: Patterns of buffers and frozen tensors to leave out of the file. They are rebuilt as zeros.
-        bits: Bits of a coordinate, 2 to 8. By default 4, or 8 if d is at most 64.
-        rate: Price of a bit, in units of the loss; a higher price gives a smaller file.
+            `update(outputs, y)`, `compute()` and `reset()`. By default the metric that goes with the loss.
+        minimize: Whether a smaller metric is better. By default what the metric declares, otherwise False.
+        operator: The projection P from coordinates to weights. `auto` chooses hadamard for images and scattered for
+            other inputs.
+        structured: What to do with tensors that the network initializes as random orthogonal or sparse matrices.
+            `random` replaces them with independent random values from the seed, `store` keeps their values in the file,
+            `guess` judges all initial values from one build of the network.
+        drop: Patterns of the names of buffers and frozen tensors to leave out of the file. They are rebuilt as zeros.
+        bits: Bits of a coordinate before entropy coding, 2 to 8. By default 4, or 8 if d is at most 64.
+        rate: What each bit of the coordinates adds to the loss in training. A higher rate gives a smaller file.
         epochs: Passes over the training split. By default 10.
-        steps: Steps of one batch each, in place of `epochs`; the last pass is cut short.
+        steps: Number of training steps, instead of `epochs`. The last pass may end early.
         batch_size: Examples in a training step.
-        shards: Parts that each batch is cut into, which workers started by torchrun share. The same number gives the
-            same file on any number of workers.
-        accumulate: Parts in which a batch, or each shard of one, passes through the network, one after the other.
-            Memory holds the activations of one part; gradients are summed.
-        checkpointing: Whether layers of a network of transformers keep no activations, and run once more in the
-            backward pass.
-        lr: Largest step of a coordinate. By default 0.35 / (root mean square of the row lengths of P).
-        optimizer: adam or eigen; eigen needs fewer coordinates where there are few.
+        shards: Number of parts that each batch is cut into. Workers started by torchrun share them. The number changes
+            the file; the number of workers does not.
+        accumulate: Number of parts in which a batch, or each shard of it, passes through the network, one after the
+            other. Memory holds the activations of one part; gradients are summed.
+        checkpointing: Whether to save memory by computing the activations of a transformers model again in the backward
+            pass.
+        lr: Peak learning rate of the coordinates. By default 0.35 / (root mean square of the row lengths of P).
+        optimizer: adam or eigen. With few coordinates, eigen reaches the same accuracy with fewer.
         precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
         seed: Seed of the subspace and of the training.
     """
@@ -74,22 +75,26 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What to reach: give exactly one of the first five, or `d` with `bytes`. The others say what a search may cost.
+    """What to reach. Give exactly one of the first five arguments, or `d` with `bytes`.
+
+    The other arguments belong to `max_drop` or limit what a search may cost.
 
     Args:
-        d: Number of coordinates: one training.
+        d: Run one training with this number of coordinates.
         min_accuracy: Find the smallest file with at least this validation accuracy, between 0 and 1.
-        max_drop: Find the smallest file with an accuracy at most this far below that of direct training.
+        max_drop: Find the smallest file whose accuracy is at most this far below that of direct training (of all
+            weights).
         target: Find the smallest file whose metric is at least this value (at most, if smaller is better).
-        bytes: Find the best file of at most so many bytes, the whole file counted; with `d`, in exactly
-            d coordinates.
-        baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
-            default the network is trained directly.
-        baseline_lr: The step of that direct training. By default the best of a few on the validation split.
-        seeds: Trainings at each d of a search; their mean must meet the target.
-        max_fits: Most trainings that a search may take. By default 8, one more for each of `jobs` beyond the first, and
-            2 more if `max_drop` has to find the step of the direct training.
-        max_minutes: No training starts that would end later than this.
+        bytes: Find the best file of at most this size, where the whole file counts. With `d`, the file has exactly d
+            coordinates.
+        baseline: The result of direct training, for `max_drop`: its metric, or a safetensors file of the trained
+            weights. By default `fit` trains the network directly.
+        baseline_lr: The learning rate of the direct training for `max_drop`. By default the best of a few on the
+            validation split.
+        seeds: Number of trainings at each d of a search. Their mean must meet the target.
+        max_fits: The most that a search may cost, in full trainings. By default 8, plus 1 for each of `jobs` beyond the
+            first, plus 2 if `max_drop` has to find its learning rate.
+        max_minutes: Start no training that would end after this many minutes.
     """
 
     d: int | None = None
@@ -106,16 +111,19 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The weights to fine-tune. The file names them and does not hold them.
+    """The public weights to fine-tune. The file names them but does not contain them.
 
     Args:
-        source: A safetensors file, a torch state dict, a folder with either, `hub:ORG/NAME[@REV]`, a module, or tensors
-            by name.
-        name: The base's name in the file, `hub:ORG/NAME[@COMMIT]`, for people who have it under another name.
-        act_on: Tensors of the base to train: roles (all, norms, biases, heads, embeddings, matrices) or patterns of
-            names, separated by commas; or a low rank of linear layers, `lora[:rank]` (factors) or `sketch[:rank]`
-            (directions of the base itself), with patterns of layers behind it. By default norms, biases and heads.
-        new: Patterns of tensors that start from the seed, in addition to a new head.
+        source: A safetensors file, a torch state dict, a folder with either, `hub:ORG/NAME[@REV]`, a module, or a dict
+            of tensors by name.
+        name: The name of the base to write into the file, by which others find it: `hub:ORG/NAME[@COMMIT]`. By default
+            the name of `source`.
+        act_on: What to train on the base, separated by commas: roles (all, norms, biases, heads, embeddings, matrices)
+            or patterns of tensor names. `lora[:rank]` trains two low-rank factors that are added to each linear layer,
+            `sketch[:rank]` a small matrix between singular directions of the base's own weight; patterns of layers may
+            follow either. By default norms, biases and heads.
+        new: Patterns of the names of tensors that start from the seed instead of from the base. A head that the base
+            lacks does so anyway.
     """
 
     source: Any = None
@@ -129,11 +137,13 @@ class Machine:
     """Where to compute.
 
     Args:
-        device: auto, cpu, cuda or cuda:N. auto takes CUDA if a kernel runs on it, else the CPU, and a note says which.
+        device: auto, cpu, cuda or cuda:N. auto chooses CUDA if a kernel runs on it, otherwise the CPU, and a note says
+            which.
         threads: CPU threads that torch uses. By default torch's own number, or 1 if a batch has several shards.
-        workers: Processes that read examples ahead, for data that are not in memory. They do not change the file.
-        jobs: Trainings at a time. More than one shares the CPU threads among them, where `threads` is not given.
-        executor: Where the others run: processes, on this machine; ray; or slurm.
+        workers: Number of processes that read examples ahead, for data that are not in memory. It does not change the
+            file.
+        jobs: Number of trainings to run at the same time. They share the CPU threads unless `threads` is given.
+        executor: How to start the other workers of `jobs`: `processes` (on this machine), `ray` or `slurm`.
     """
 
     device: str = AUTO

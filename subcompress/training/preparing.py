@@ -52,7 +52,7 @@ def divided(machine: Machine) -> Machine:
         raise SubcompressError(f"--jobs must be between 1 and {MAX_JOBS}; got {machine.jobs}")
     if machine.jobs > 1 and world_size() > 1:
         raise SubcompressError(
-            f"--jobs is of a command that is started once; {world_size()} workers were started: leave it out"
+            f"--jobs does not work under torchrun, which started {world_size()} workers: leave it out"
         )
     if machine.jobs == 1 or machine.threads is not None:
         return machine
@@ -62,7 +62,7 @@ def divided(machine: Machine) -> Machine:
 def check_base_options(base: Base) -> None:
     """Raise SubcompressError for options of a base where there is none."""
     if base.source is None and (base.act_on is not None or base.name is not None or base.new):
-        raise SubcompressError("--act-on, --base-name and --new are of fits on a base: give --base, or leave them out")
+        raise SubcompressError("--act-on, --base-name and --new need a base: give --base, or leave them out")
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def prepared(
         data: As `as_data` gives them, with labels as `task` takes them.
         options: What was asked for; the goal is not looked at but for `d`.
         task: What `task_of` gave for the recipe.
-        listener: Hears of progress.
+        listener: Receives progress.
         rounded: Whether coordinates are rounded to bits, as in a file.
         shards: The workers that share each batch. By default this process alone.
 

@@ -16,9 +16,12 @@ DIED = "died twice"
 
 @dataclass(frozen=True)
 class Probe:
-    """One training. value: the metric on the validation split, of the rebuilt weights where the run was not stopped;
-    curve: after each epoch; epochs: how many were trained, tries that died included; note: what was out of the
-    usual."""
+    """One training.
+
+    value: the metric on the validation split, measured with the rebuilt weights unless the training was stopped. curve:
+    the metric after each epoch. epochs: the number of trained epochs, including attempts that died. note: anything
+    unusual.
+    """
 
     d: int
     seed: int
@@ -31,15 +34,15 @@ class Probe:
     warm: int = 0
     """Zero. In folders of former versions, the d whose coordinates a shortened training began with."""
     lr: float | None = None
-    """Of the try that did not die."""
+    """The learning rate of the attempt that did not die."""
     bytes: int = 0
-    """The whole file, zero where there is none to be."""
+    """The size of the whole file; zero if there is no file."""
     coded: int = 0
-    """Of it, what the coordinates take."""
+    """The part of `bytes` that the coordinates take."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong with it."""
+    """What looks wrong with the training."""
     statistics: int = 0
-    """Of `coded`, what running statistics take."""
+    """The part of `coded` that running statistics take."""
     cut: int = 0
     """By how many bytes the file was shortened: its smallest coordinates became zero."""
     short: bool = False
@@ -61,7 +64,7 @@ class Probe:
 
 
 class TargetMissedError(SubcompressError):
-    """A search did not reach its target. `fit` is the best it made, which the run folder holds."""
+    """Raised if a search does not reach its target. `fit` is the best result, which the run folder holds."""
 
     def __init__(self, fit: Fit) -> None:
         super().__init__(f"{fit.failure}; {kept_words(fit)}")
@@ -71,15 +74,15 @@ class TargetMissedError(SubcompressError):
 def kept_words(fit: Fit) -> str:
     """What is left of a fit that failed."""
     if not fit.bytes:
-        return f"the best, of d = {fit.d}, is kept in {fit.run}"
-    return f"the best file, of {fit.bytes} bytes, is kept: subcompress pack {fit.run} -o net.safetensors"
+        return f"the best training, with d = {fit.d}, is kept in {fit.run}"
+    return f"the best file has {fit.bytes} bytes and is kept: subcompress pack {fit.run} -o net.safetensors"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit reached.
+    """The result of a fit.
 
-    The test split was read once, at the end, for `test`. Fields of a search are empty if d was given.
+    The test split was read once, at the end, for `test`. Fields that belong to a search are empty if d was given.
 
     Attributes:
         run: The run folder.

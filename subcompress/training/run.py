@@ -121,7 +121,7 @@ class Run:
                 )
             if (version := other.about.get("version", own["version"])) != own["version"]:
                 raise SubcompressError(
-                    f"workers in a folder are of one version; {other} is {shown(str(version))}, this one "
+                    f"workers in a folder need the same version; {other} has {shown(str(version))}, this one "
                     f"{own['version']}: install the same"
                 )
         return found
@@ -301,7 +301,7 @@ def packed(folder: str | Path) -> bytes:
     summary(folder)
     if not os.path.isfile(folder / RECORD):
         raise SubcompressError(
-            f"{folder} holds no record to pack: it is of a reference operator, which is not exact, or of "
+            f"{folder} holds no record to pack: it was trained with an operator that is not exact, or by "
             f"`subcompress dim`: fit with --operator {' or '.join(EXACT)}"
         )
     return read_bytes(folder / RECORD, MAX_FILE_BYTES)
@@ -337,7 +337,7 @@ def fit_of(folder: str | Path) -> Fit:
     """The Fit of a finished run. Raises SubcompressError for a folder that is not one, or that of another command."""
     found = summary(folder)
     if "fit" not in found:
-        raise SubcompressError(f"{folder} holds no fit of this version: it is of `dim`: give the folder of a fit")
+        raise SubcompressError(f"{folder} holds no fit of this version, but a run of `dim`: give the folder of a fit")
     return Fit.from_json(found["fit"])
 
 

@@ -218,7 +218,7 @@ class Task:
                 )
             g, less = METRICS[metric_name]
             if less and given is False:
-                raise SubcompressError(f"{metric_name} is a loss, of which less is better: leave out --maximize")
+                raise SubcompressError(f"{metric_name} is a loss, and a smaller loss is better: leave out --maximize")
             return cls(f, g, name, metric_name, less if given is None else given)
         g = _made(metric)
         return cls(f, g, name, _name(g), _less(g) if given is None else given)

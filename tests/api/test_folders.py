@@ -124,7 +124,7 @@ def test_what_stands_in_the_way_is_one_line(classifier, bert, llama, tmp_path, m
     assert "is a file: give another place" in line(full / "notes.txt")
     other = tiny_bert(tmp_path / "other", initializer_range=0.5)
     assert "has digest" not in line(base=other) and "tensors have digest" in line(base=other)
-    assert "no network of transformers of the type llama has the tensors" in line(files=llama)
+    assert "no transformers model of the type llama has the tensors" in line(files=llama)
     assert "has none: give a folder that has one" in line(files=tmp_path)
     assert "must be at least 1 byte" in line(shard_size=0)
     assert "--rank is of the format peft" in line(rank=3)

@@ -123,7 +123,7 @@ def test_values_and_names(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "one of --input X and --generate PROMPT"),
+        ([], "either --input X or --generate PROMPT"),
         (["--input", "hello"], "a text goes through a tokenizer, and the file names none: give --model"),
         (["--generate", "hello"], "goes through a tokenizer, and the file names none"),
         (["--input", "none.png"], "none.png cannot be read as an image"),

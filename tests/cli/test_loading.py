@@ -88,7 +88,7 @@ def test_a_reference_operator_fits_and_says_that_it_cannot_be_packed(folder):
         ("def net(): return 1 / 0", r"raised ZeroDivisionError: division by zero \(bad.py:1 in net\)"),
         ("def a(): raise KeyError('x')\ndef net(): a()", r"KeyError: 'x' \(bad.py:2 in net -> bad.py:1 in a\)"),
         ("def net(): pass", "a model factory returns an nn.Module; bad.py:net returned NoneType"),
-        ("def net(width): pass", "a factory takes no argument; bad.py:net needs width"),
+        ("def net(width): pass", "a factory takes no arguments; bad.py:net needs width"),
         ("net = 3", "bad.py:net is int"),
         ("def other(): pass", "bad.py has no net; it defines other"),
         ("def net(:", r"raised SyntaxError: .*bad.py:1"),
@@ -198,7 +198,7 @@ def test_memory_that_runs_out_says_what_would_fit(folder):
 
 
 def test_options_that_do_not_go_together(folder):
-    assert "--data-dir is for data known by name" in mistake(*options(), "--data-dir", "x")
+    assert "--data-dir is for mnist and cifar10" in mistake(*options(), "--data-dir", "x")
     assert "got --d and --target" in mistake(*options(), "--target", "0.5")
     assert "--model: no such file: " in mistake(*options("nowhere.py:net"))
     assert "cannot: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))

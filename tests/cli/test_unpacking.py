@@ -59,7 +59,7 @@ def test_formats_by_name_are_those_of_the_suffix(tmp_path):
     other = mistake("unpack", file, "-o", tmp_path / "c.bin", "--format", "safetensors")
     assert "the format safetensors is a .safetensors file; got c.bin: rename the output" in other
     both = mistake("unpack", file, "-o", tmp_path / "c", "--format", "transformers", "--self-unfolding")
-    assert "--self-unfolding is of ONNX files; the format is transformers" in both
+    assert "--self-unfolding writes ONNX; --format transformers does not" in both
     assert "--shard-size is of the format transformers" in mistake(
         "unpack", file, "-o", tmp_path / "c.safetensors", "--shard-size", "5GB"
     )

@@ -297,6 +297,6 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     os.killpg(running.pid, signal.SIGINT)
     said = running.communicate(timeout=60)[1]
     assert running.returncode == 130, said
-    assert "interrupted: the same command goes on where it was" in said
+    assert "interrupted: run the same command again to continue" in said
     assert "Traceback" not in said
     assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

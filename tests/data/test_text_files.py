@@ -55,7 +55,7 @@ def test_rows_are_split_the_same_way_every_time(tmp_path):
         ("text,label\n", "has 0 in 0 rows"),
         ("text,label,split\na,1,train\nb,2,other\n", "line 3: a split must be train, validation or test; got 'other'"),
         ("text,label,split\na,1,train\nb,2,train\nc,1,test\n", "has none for validation"),
-        ("text,label,split\na,1,train\nb,2,test\nc,1,dev\n", "training texts are of several classes"),
+        ("text,label,split\na,1,train\nb,2,test\nc,1,dev\n", "training texts need several classes"),
         ('text,label\na,1\n"b,2\n', "line 3: unexpected end of data"),
         ('text,label\n"a"b,1\n', "line 2: .* expected after"),
         (f"text,label\n{'a' * 200_000},1\n", "line 2: field larger than field limit"),

@@ -179,7 +179,7 @@ def test_weights_that_are_there_are_taken_and_a_head_depends_on_the_seed(tiny, t
         ("hf:{tiny},lables=2", "takes task, labels, weights, dtype; got 'lables'"),
         ("hf:{tiny},labels=two", "labels must be a whole number"),
         ("hf:{tiny},task=other", "task must be one of classification, causal-lm, .*features"),
-        ("hf:{tiny},weights=some", "weights is pretrained or none"),
+        ("hf:{tiny},weights=some", "weights= must be pretrained or none"),
         ("hf:{here}", "has a config.json; .* has none"),
         ("hf:{broken}", "transformers does not load"),
     ],

@@ -240,7 +240,7 @@ def test_a_push_that_is_interrupted(hub, client, name, tmp_path, step):
     gone.set()
     assert (process.returncode, out) == (130, "")
     assert err == (
-        "interrupted: nothing was published, unless it had just ended; the same command is safe to give again\n"
+        "interrupted: nothing was published, unless it had just ended; it is safe to run the same command again\n"
     )
     push(client, FIRST, name)
     assert hub.messages(name) == ["Push 474 bytes with subcompress", "initial commit"]

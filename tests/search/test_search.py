@@ -159,7 +159,7 @@ def test_far_targets_are_looked_for_far_away():
         ({"min_accuracy": 0.9, "max_minutes": 0}, "--max-minutes must be positive"),
         ({"within": 300, "target": 0.9}, "got --target and --bytes"),
         ({"within": 300, "baseline": 0.9}, "--bytes has none"),
-        ({"within": 300, "operator": "dense"}, "dense is a reference that makes none"),
+        ({"within": 300, "operator": "dense"}, "the operator dense makes none"),
         ({"within": 300, "max_fits": 2}, "--max-fits must be at least --seeds = 3; got 2"),
         ({"within": 60}, r"--bytes must be at least \d+, the smallest file of this network"),
         ({"within": -1}, "--bytes must be at least"),

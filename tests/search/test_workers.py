@@ -125,7 +125,9 @@ def test_workers_of_another_kind_are_refused(tmp_path, about):
     (tmp_path / "run").mkdir()
     left(tmp_path / "run", place="another machine", **about)
     words = (
-        r"of one version; process \d+ on \S+ is subcompress 0.0.1" if "version" in about else "another process works"
+        r"need the same version; process \d+ on \S+ has subcompress 0.0.1"
+        if "version" in about
+        else "another process works"
     )
     with pytest.raises(SubcompressError, match=words):
         fit(tmp_path / "run")

@@ -106,7 +106,7 @@ def test_names(place, monkeypatch):
     assert "net.safetensors and net.onnx would both be called net" in error(
         "export", "net.safetensors", "net.onnx", "--triton-repo", "m"
     )
-    assert "2 files are given with --name" in error(
+    assert "--name names one model; 2 files were given" in error(
         "export", "net.onnx", "net.onnx", "--triton-repo", "m", "--name", "x"
     )
     assert not Path("m").exists()

@@ -73,7 +73,7 @@ def test_a_base_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     with serving(tmp_path / "files", trace=LENET, bases=[str(files.file)]) as client:
         for i in range(3):
             found = client.infer(f"n{i}", np.zeros((1, 6), np.float32))
-            assert found.status == 503 and "give that one with --base" in found.error
+            assert found.status == 503 and "give it with --base" in found.error
             assert "a base is a safetensors file" in found.error
 
 
@@ -141,6 +141,6 @@ def test_another_base_is_refused(tuned: Path, tmp_path: Path, folder: Path) -> N
     bases = [str(tmp_path / "other.safetensors")]
     with serving(tuned / "files", folder, trace=traced_here(network(1), MODELS["lenet"]()), bases=bases) as client:
         found = client.infer("0", X)
-        assert found.status == 503 and "give that one with --base" in found.error
+        assert found.status == 503 and "give it with --base" in found.error
         assert [line for line in client.said if "--base" in line and line.startswith("0, 1 and 1 more: ")]
         assert client.infer("one", X).status == 200

@@ -198,7 +198,7 @@ def test_extra_state_of_tensors_goes_along(tmp_path):
 
 
 def test_extra_state_of_other_things_is_refused():
-    with pytest.raises(SubcompressError, match=r"0\._extra_state is none: leave extra state out"):
+    with pytest.raises(SubcompressError, match=r"0\._extra_state is no tensor: leave extra state out"):
         Subspace.of(nn.Sequential(Extra(tensor=False)), 9)
 
 
@@ -264,7 +264,7 @@ def test_plain_tensors_that_ask_for_a_gradient_are_named():
     scale = torch.ones(3, requires_grad=True)
     for kept, name in (({"scale": scale}, "0.kept.scale"), (lambda: scale, "0.kept.scale")):
         with pytest.raises(
-            SubcompressError, match=f"^what is trained is in the state dict; {name} is not, and cannot be packed"
+            SubcompressError, match=f"^trained tensors must be in the state dict; {name} is not, and cannot be packed"
         ):
             checked(nn.Sequential(Scaled(kept)))
     checked(nn.Sequential(Scaled({"scale": torch.ones(3)})))

@@ -23,7 +23,7 @@ def test_orthogonal_starts_become_seeded_ones_unless_asked_for():
     starts = observed(make)
     (piece,) = starts.of()["p"].pieces
     assert piece.reach == pytest.approx(20**-0.5, rel=0.05)
-    assert any("p: orthogonal or sparse, drawn at random" in note for note in starts.notes)
+    assert any("p: random orthogonal or sparse values" in note for note in starts.notes)
     kept = start_of(make, structured="store")
     assert isinstance(kept.pieces[0].form, Table)
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_odd_state_is_refused_in_one_line():
             return {"x": 1}
 
     for module, words in [
-        (Extra(2, 2), "_extra_state is none"),
+        (Extra(2, 2), "_extra_state is no tensor"),
         (nn.LazyLinear(3), "run the model once first"),
     ]:
         with pytest.raises(SubcompressError, match=words):
@@ -133,7 +133,7 @@ def test_a_factory_that_ignores_the_seed_says_what_that_costs():
         torch.manual_seed(5)
         return torch.randn(200, 200)
 
-    with pytest.raises(SubcompressError, match=f"up to {MAX_STORED} bytes in all; these take .* most of it p"):
+    with pytest.raises(SubcompressError, match=f"at most {MAX_STORED} bytes; those .* take .* most of it p"):
         observed(large)
 
 

@@ -113,7 +113,7 @@ def test_what_moves_is_what_was_named(act_on, names):
         ("matrices,lora:1,back", "back.weight is named for lora:1 and otherwise too"),
         ("lora:1,back,lora:2,b*", "back.weight is named for lora:2 and otherwise too"),
         ("lroa", "lora, sketch and patterns.*did you mean lora"),
-        ("lora:1,sketch", "--act-on sketch takes the linear layers that nothing else names"),
+        ("lora:1,sketch", "--act-on sketch takes the linear layers that no other word names"),
         ("sketch,norm", "'norm' names none"),
         ("sketch:9,tied", "tied.weight is 9 x 8, the rank 9"),
     ],

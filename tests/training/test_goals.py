@@ -90,7 +90,7 @@ def test_the_best_file_of_a_missed_target_is_kept_and_marked(missed, tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the target is not reached: ")
     assert last.endswith(
-        f"the best file, of {told['bytes']} bytes, is kept: subcompress pack {folder} -o net.safetensors"
+        f"the best file has {told['bytes']} bytes and is kept: subcompress pack {folder} -o net.safetensors"
     )
     assert "warning: the target is not reached" in result.stderr
     again = cli(*command)

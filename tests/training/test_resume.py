@@ -264,5 +264,5 @@ def test_an_interruption_is_one_line(tmp_path, number, status, goal):
         os.killpg(process.pid, number)  # as a terminal does
         rest = process.stderr.read().strip().splitlines()
     assert process.wait() == status
-    assert rest[-1].startswith("interrupted: the same command goes on")
+    assert rest[-1].startswith("interrupted: run the same command again")
     assert not any("Traceback" in line for line in rest)

@@ -290,7 +290,7 @@ def test_a_training_that_dies_dies_in_all_workers(tmp_path, monkeypatch):
 
 def test_jobs_are_of_one_worker(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SubcompressError, match="--jobs is of a command that is started once; 2 workers were started"):
+    with pytest.raises(SubcompressError, match="--jobs does not work under torchrun, which started 2 workers"):
         divided(Machine(jobs=2))
 
 

@@ -40,7 +40,7 @@ def chosen(name: str | None, output: Path, self_unfolding: bool) -> Format:
         raise SubcompressError(f"a format must be one of {', '.join(FORMATS)}; got {name!r}{suggestion(name, FORMATS)}")
     found = FORMATS[name]
     if self_unfolding and found is not unfolding_graph.FORMAT:
-        raise SubcompressError(f"--self-unfolding is of ONNX files; the format is {name}: leave one out")
+        raise SubcompressError(f"--self-unfolding writes ONNX; --format {name} does not: leave one of them out")
     if found.suffix and output.suffix != found.suffix:
         raise SubcompressError(f"the format {name} is a {found.suffix} file; got {output.name}: rename the output")
     return found

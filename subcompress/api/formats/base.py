@@ -29,7 +29,7 @@ class Wanted:
     def traced(self, record: Record) -> nn.Module:
         """The module to trace, with the record's weights. Raises SubcompressError without one."""
         if self.module is None:
-            raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
+            raise SubcompressError("the network is needed to trace an ONNX graph: give it with --model")
         from subcompress.api.load import load_record  # these import torch, and dense weights do not
         from subcompress.subspace.unwrapping import fitting
 

@@ -51,8 +51,7 @@ def copy_companions(record: Record, wanted: Wanted, folder: Path) -> dict[str, A
     found = companions_of(place, is_companion) if place.startswith(HUB) else _local(Path(place))
     if CONFIG not in found:
         raise SubcompressError(
-            f"a network of transformers has a {CONFIG}; {place} has none: give a folder that has one with --model "
-            "hf:DIR"
+            f"a transformers model has a {CONFIG}; {place} has none: give a folder that has one with --model hf:DIR"
         )
     for name, path in found.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

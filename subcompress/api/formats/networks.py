@@ -73,7 +73,7 @@ def find_network(record: Record, folder: Path) -> Found:
                 return found
             why = why or f"{kind.__name__} {difference}"
     raise SubcompressError(
-        f"no network of transformers of the type {config.model_type} has the tensors of the file ({why}): give the "
+        f"no transformers model of the type {config.model_type} has the tensors of the file ({why}): give the "
         "configuration of the network that was trained, with --model hf:DIR"
     )
 
