@@ -155,7 +155,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(f"{usage} takes {', '.join(known)}; got {unknown[0]!r}{suggestion(unknown[0], known)}")
     if not head:
-        raise SubcompressError(f"{usage} needs a folder or an ID of the Hub; {name!r} has none")
+        raise SubcompressError(f"{usage} needs a folder or an ID on the Hub; {name!r} has none")
     return head, options
 
 

@@ -116,7 +116,7 @@ def test_values_and_names(tmp_path):
             assert [(r.label, r.input) for r in found] == [(str(int(row.argmax())), str(i)) for i, row in enumerate(y)]
             named = subcompress.predict(tmp_path / "net.safetensors", x, net, labels=["a", "b", "c"])
             assert [r.label for r in named] == ["abc"[int(row.argmax())] for row in y]
-            with pytest.raises(SubcompressError, match="each of the 3 outputs; got 2"):
+            with pytest.raises(SubcompressError, match="labels must name all 3 outputs; got 2"):
                 subcompress.predict(tmp_path / "net.safetensors", x, net, labels=["a", "b"])
 
 

@@ -72,7 +72,7 @@ def test_variants_refuse_what_is_not_theirs(trained, files, tmp_path):
     sub = subcompress.Subspace.of(net(), 20)
     sub.round(4)
     subcompress.pack(sub, tmp_path / "alone")
-    assert "has none" in refusal(variants.add, "alone", tmp_path / "alone")
+    assert "is not a fine-tune" in refusal(variants.add, "alone", tmp_path / "alone")
     assert "none yet" in refusal(variants.use, "norms")
     (tmp_path / "damaged").write_bytes(files["norms"].read_bytes()[:-1])
     refusal(variants.add, "damaged", tmp_path / "damaged")

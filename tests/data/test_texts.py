@@ -175,7 +175,7 @@ def test_weights_that_are_there_are_taken_and_a_head_depends_on_the_seed(tiny, t
     ("name", "words"),
     [
         ("hf:/nowhere/at/all", "is no folder, and no id on the Hub"),
-        ("hf:", "names a place"),
+        ("hf:", "needs a folder"),
         ("hf:{tiny},lables=2", "takes task, labels, weights, dtype; got 'lables'"),
         ("hf:{tiny},labels=two", "labels must be a whole number"),
         ("hf:{tiny},task=other", "task must be one of classification, causal-lm, .*features"),
