@@ -17,14 +17,15 @@ COPY deploy/make_dist.py deploy/
 COPY subcompress subcompress
 COPY cli cli
 COPY models models
-RUN python deploy/make_dist.py /wheels
+RUN python deploy/make_dist.py --compiled /wheels
 
 FROM ${PYTHON} AS serve
 COPY constraints.txt /opt/subcompress/
-# The tests of NumPy and ONNX are a tenth of what is installed.
+# The tests of NumPy and ONNX are a tenth of what is installed, and so is bytecode of what a server never imports.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir -c /opt/subcompress/constraints.txt --find-links /wheels subcompress-server && \
-    find /usr/local/lib/python3*/site-packages -type d \( -name test -o -name tests \) -prune -exec rm -r {} +
+    pip install --no-cache-dir --no-compile -c /opt/subcompress/constraints.txt /wheels/subcompress_server-*.whl && \
+    find /usr/local/lib/python3*/site-packages -type d \( -name test -o -name tests \) -prune -exec rm -r {} + && \
+    python -c "import onnx, onnxruntime, subcompress.serving.running, subcompress.serving.trial, subcompress_cli.serve"
 RUN useradd --uid 10001 --create-home user
 # By number, so that Kubernetes sees that it is not root.
 USER 10001:10001
@@ -42,7 +43,7 @@ RUN if [ -n "$PACKAGES" ]; then \
 COPY constraints.txt /opt/subcompress/
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -c /opt/subcompress/constraints.txt \
-    --find-links /wheels subcompress
+        /wheels/subcompress-*.whl
 RUN useradd --create-home user
 USER user
 WORKDIR /models

@@ -1,4 +1,4 @@
-"""Build what is published: `python deploy/make_dist.py [FOLDER]`, into dist/ by default.
+"""Build what is published: `python deploy/make_dist.py [--compiled] [FOLDER]`, into dist/ by default.
 
 The source distribution comes first, and everything else is built from what it holds:
 
@@ -6,7 +6,7 @@ The source distribution comes first, and everything else is built from what it h
 - subcompress, pure: a wheel for every machine, which computes the same bits with torch or NumPy, slower;
 - subcompress-server, both: the same files that ask for fewer packages (`tool.subcompress.server` in pyproject.toml).
 
-Nothing is downloaded: setuptools, build and auditwheel come from this Python's environment (extra `release`).
+With --compiled, the two compiled wheels alone. Nothing is downloaded: setuptools, build and auditwheel come from this Python's environment (extra `release`).
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ def repair(wheel: Path, output: Path) -> Path:
     return max(output.glob("*.whl"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def wheels(sources: Path, config: Config, output: Path, scratch: Path) -> None:
-    """Build the compiled wheel of a configuration and the pure one."""
-    for kind in (config, pure_config(config)):
+def wheels(sources: Path, kinds: list[Config], output: Path, scratch: Path) -> None:
+    """Build a wheel of each configuration."""
+    for kind in kinds:
         (sources / "pyproject.toml").write_text(tomli_w.dumps(kind), "utf-8")
         shutil.rmtree(sources / "build", ignore_errors=True)  # else the pure wheel finds what was compiled
         print(repair(build(sources, scratch, "--wheel"), output).name, flush=True)
 
 
-def main(output: Path) -> None:
+def main(output: Path, only_compiled: bool = False) -> None:
     """Build everything into a folder, which is emptied of distributions first."""
     output.mkdir(parents=True, exist_ok=True)
     for old in (*output.glob("*.whl"), *output.glob("*.tar.gz")):
@@ -102,9 +102,10 @@ def main(output: Path) -> None:
         sources = scratch / packed.name.removesuffix(".tar.gz")
         config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
         (built := scratch / "built").mkdir()
-        wheels(sources, config, output, built)
-        wheels(sources, server_config(config), output, built)
+        for each in (config, server_config(config)):
+            wheels(sources, [each] if only_compiled else [each, pure_config(each)], output, built)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").resolve())
+    folders = [argument for argument in sys.argv[1:] if argument != "--compiled"]
+    main(Path(folders[0] if folders else ROOT / "dist").resolve(), "--compiled" in sys.argv)

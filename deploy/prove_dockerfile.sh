@@ -46,6 +46,8 @@ if [ ! -e "$folder/base.ready" ]; then
 fi
 
 mkdir -p "$tools/src" "$tools/base"
+mount --bind "$tools" "$tools" # buildah takes the root for a mount of its own
+mount --make-private "$tools"
 mount -t proc proc "$tools/proc"
 mount -t sysfs -o ro sys "$tools/sys"
 mount --rbind /dev "$tools/dev"
@@ -64,10 +66,12 @@ if [ -d "${PIP_FIND_LINKS:-}" ]; then
 fi
 
 buildah() { chroot "$tools" buildah --storage-driver vfs "$@"; }
-name=$(buildah from scratch)
-buildah add -q "$name" /base / > /dev/null
-buildah commit -q "$name" localhost/python > /dev/null
-buildah rm "$name" > /dev/null
+if ! buildah images --quiet localhost/python > /dev/null 2>&1; then
+    name=$(buildah from scratch)
+    buildah add -q "$name" /base / > /dev/null
+    buildah commit -q "$name" localhost/python > /dev/null
+    buildah rm "$name" > /dev/null
+fi
 buildah bud --isolation chroot --network host --format docker --build-arg PYTHON=localhost/python "$@" \
     --target "$target" --tag "localhost/$target" /src
 
@@ -75,10 +79,13 @@ buildah bud --isolation chroot --network host --format docker --build-arg PYTHON
 name=$(buildah from "localhost/$target")
 root=$tools$(buildah mount "$name")
 size=$(du -s --block-size=1000000 --apparent-size "$root" | cut -f 1)
+mkdir -p "$root/proc" "$root/dev"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --make-rslave "$root/dev"
 chroot --userspec=10001:10001 "$root" /usr/local/bin/subcompress --version
 if [ -d "${MODELS:-}" ]; then
     cp "$MODELS"/* "$root/models/"
-    mount -t proc proc "$root/proc"
     python3 "$here/deploy/ask_server.py" \
         chroot --userspec=10001:10001 "$root" /usr/local/bin/subcompress serve /models --host 0.0.0.0
 fi

@@ -72,6 +72,5 @@ env -i PATH="$folder/full/bin" CC=/nonexistent PIP_CONFIG_FILE=/dev/null "$folde
 use full unpack "$file" -o pure.safetensors
 cmp "$folder/server.safetensors" "$folder/pure.safetensors"
 
-"$python" -m pip --version | cut -d ' ' -f 1-2
 echo "$(basename "$compiled"): installed without an index and a compiler; the same weights from every wheel"
 echo "environments: subcompress $full MB, subcompress-server $server MB without torch"
