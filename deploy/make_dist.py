@@ -6,7 +6,8 @@ The source distribution comes first, and everything else is built from what it h
 - subcompress, pure: a wheel for every machine, which computes the same bits with torch or NumPy, slower;
 - subcompress-server, both: the same files that ask for fewer packages (`tool.subcompress.server` in pyproject.toml).
 
-With --compiled, the two compiled wheels alone. Nothing is downloaded: setuptools, build and auditwheel come from this Python's environment (extra `release`).
+With --compiled, only the source distribution and the two compiled wheels. Nothing is downloaded: setuptools, build and
+auditwheel come from this Python's environment (extra `release`).
 """
 
 from __future__ import annotations
