@@ -99,7 +99,7 @@ def main(output: Path, only_compiled: bool = False) -> None:
         packed = build(ROOT, output, "--sdist")
         print(packed.name, flush=True)
         with tarfile.open(packed) as archive:
-            archive.extractall(scratch, filter="data")
+            archive.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # 3.11.4
         sources = scratch / packed.name.removesuffix(".tar.gz")
         config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
         (built := scratch / "built").mkdir()
