@@ -2,12 +2,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo test slow aarch64 lint docs format clean
+.PHONY: setup demo test slow aarch64 lint docs format dist sbom release-check audit image-check clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt $(wildcard subcompress/native/*.[ch])
 	$(PYTHON) -m venv .venv
+	rm -f subcompress/_native.*
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	mkdir -p .venv/names
 	ln -sfn ../../cli .venv/names/subcompress_cli
@@ -42,5 +43,30 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.venv/.release: .venv/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
+	touch $@
+
+# Source distribution and wheels, in dist/: deploy/make_dist.py says which.
+dist: .venv/.release
+	$(BIN)/python deploy/make_dist.py
+
+# What this environment consists of, in build/sbom.json, as CycloneDX.
+sbom: .venv/.release
+	mkdir -p build
+	$(BIN)/python -m cyclonedx_py environment --no-validate --output-file build/sbom.json $(BIN)/python
+
+# Before a release: installs what was built where there is no index and no compiler.
+release-check: dist sbom
+	PYTHON=$(BIN)/python sh deploy/prove_install.sh
+
+# What PyPI knows against the pinned versions; fails where it does not answer for one of them.
+audit: .venv/.release
+	$(BIN)/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+# The serving image, built without a daemon in a clean root, its server asked, and its size. Needs root and debootstrap.
+image-check:
+	MODELS=deploy/kubernetes/models sh deploy/prove_dockerfile.sh serve
+
 clean:
-	rm -rf .venv build *.egg-info subcompress/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv build dist *.egg-info subcompress/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from subcompress import SubcompressError
-from subcompress.errors import ToldError
+from subcompress.errors import ToldError, missing_package
 from subcompress.support.interruption import Terminated, interruptions
 from subcompress.support.world import rank
 
@@ -40,6 +40,11 @@ class Group(click.Group):
             ctx.exit(1)
         except SubcompressError as e:
             click.echo(f"error: {' '.join(str(e).split())}", err=True)
+            ctx.exit(1)
+        except ModuleNotFoundError as e:
+            if (error := missing_package(e, f"subcompress {ctx.invoked_subcommand}")) is None:
+                raise
+            click.echo(f"error: {error}", err=True)
             ctx.exit(1)
         except (KeyboardInterrupt, Terminated) as e:
             then = INTERRUPTED.get(ctx.invoked_subcommand or "", "nothing was written")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subcompress.errors import SubcompressError, one_line
+from subcompress.errors import SubcompressError, missing_package, one_line
 from subcompress.onnx.graph_cache import CachedGraph, GraphCache, Reads
 from subcompress.remote.references import PREFIX as HUB
 
@@ -186,8 +186,16 @@ def main() -> None:
         except SubcompressError as e:
             answer = {"error": " ".join(str(e).split())}
         except BaseException as e:  # whatever the user's code raises, go on with the next job
-            answer = {"error": f"its network could not be traced ({type(e).__name__}: {one_line(e)})"}
+            answer = {"error": _untraced(e)}
         print(json.dumps(answer | {"seconds": time.perf_counter() - start}), file=answers, flush=True)
+
+
+def _untraced(e: BaseException) -> str:
+    """Say in one line why there is no graph."""
+    error = missing_package(e, "tracing its network") if isinstance(e, ModuleNotFoundError) else None
+    if error is None:
+        return f"its network could not be traced ({type(e).__name__}: {one_line(e)})"
+    return f"{error}, or serve the graph that `subcompress unpack --self-unfolding` writes elsewhere"
 
 
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,20 @@ def one_line(e: BaseException, most: int = 300) -> str:
     return textwrap.shorten(str(e), most, placeholder=" ...") or type(e).__name__
 
 
+LEFT_OUT = "torch", "onnxscript", "cloudpickle", "matplotlib", "msgspec", "tomli_w"
+"""Packages that subcompress needs and subcompress-server leaves out (pyproject.toml, `tool.subcompress.server`)."""
+
+
+def missing_package(e: ModuleNotFoundError, what: str) -> SubcompressError | None:
+    """The error for what needs a package that an installation for servers lacks; None for any other module."""
+    name = (e.name or "").partition(".")[0]
+    if name not in LEFT_OUT:
+        return None
+    return SubcompressError(
+        f"{what} needs {name}, which is not installed; subcompress-server leaves it out: pip install subcompress"
+    )
+
+
 def shown(text: str) -> str:
     """A name out of a file, for an error: on one line, not too long, without what would steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text[:160])

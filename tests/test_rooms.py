@@ -40,8 +40,9 @@ ROOMS = (
 
 LIMITS = {"rooms": 18, "modules at the top": 10, "lines of a file of tests": 400}
 
-BESIDE = {"benchmarks", "cli", "docs", "examples", "golden", "helpers", "models"}
-"""Folders of tests that are of no room: what lies beside the package, golden files, and what tests share."""
+BESIDE = {"benchmarks", "cli", "deploy", "docs", "examples", "golden", "helpers", "models", "schemas"}
+"""Folders of tests that are of no room: what lies beside the package, golden files, published schemas, and what tests
+share."""
 
 
 def modules() -> dict[str, Path]:

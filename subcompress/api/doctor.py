@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
-import torch
 
 from subcompress.errors import one_line
 from subcompress.format.record import Coded, Group, Record
@@ -18,12 +18,17 @@ from subcompress.native import compiled
 from subcompress.onnx.runtime import runs_on
 from subcompress.operators import HadamardBlocks, ScatteredBlocks
 from subcompress.operators.forms import Seeded
+from subcompress.rebuild import arrays
 from subcompress.rebuild.backends import BACKENDS, available
-from subcompress.rebuild.expand import digest_of, expand
-from subcompress.tensors.layout import Layout, TensorSpec
+from subcompress.support.lazy import torch
+from subcompress.tensors.digest import weights_digest
+from subcompress.tensors.layout import Layout, TensorSpec, raw_bytes
 
 ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-qnn")
 """Distributions that install the one package onnxruntime, each over the other's files."""
+
+SERVER = "subcompress-server"
+"""The distribution of the same files that leaves out torch."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,24 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, version)
         elif name != "subcompress":  # which may run from a checkout
             yield Finding(name, "not installed", f"pip install {name}")
+    if server := _version(SERVER):
+        both = _version("subcompress") is not None
+        yield Finding(
+            SERVER,
+            f"{server}: it and subcompress overwrite each other's files" if both else server,
+            f"pip uninstall -y {SERVER} && pip install --force-reinstall --no-deps subcompress" if both else "",
+        )
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 def _torch() -> Iterator[Finding]:
+    if not _has_torch():
+        is_server = _version(SERVER) is not None
+        yield Finding("torch", "not installed", "" if is_server else "pip install torch")
+        return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield Finding("torch", f"{torch.__version__}, {built}")
     if not torch.cuda.is_available():
@@ -116,18 +136,18 @@ def _onnx_runtime() -> Iterator[Finding]:
 
 def _wanted_runtime() -> str:
     """The distribution that this project asks for on such a machine (pyproject.toml)."""
-    with_cuda = platform.machine() in ("x86_64", "AMD64") and platform.system() != "Darwin"
+    with_cuda = _version(SERVER) is None and platform.machine() in ("x86_64", "AMD64") and platform.system() != "Darwin"
     return "onnxruntime-gpu" if with_cuda else "onnxruntime"
 
 
 def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
     """Each provider that the installed package has been built with, by whether a graph runs on it."""
-    providers, gpu = onnxruntime.get_available_providers(), torch.cuda.is_available()
+    providers, gpu = onnxruntime.get_available_providers(), _has_torch() and torch.cuda.is_available()
     for provider in providers:
         works = runs_on(onnxruntime, provider)
         fix = _cuda_fix() if gpu and not works and provider == "CUDAExecutionProvider" else ""
         name = provider.removesuffix("ExecutionProvider")
-        why = "torch sees no device" if not gpu else "its libraries are not there"
+        why = "its libraries are not there" if gpu else "torch sees no device" if _has_torch() else "torch is not here"
         yield Finding(f"  {name}", "works" if works else f"does not run here: {why}", fix)
     if gpu and "CUDAExecutionProvider" not in providers:
         fix = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
@@ -152,7 +172,7 @@ def _cuda_fix() -> str:
 def _backends() -> Iterator[Finding]:
     """Whether every backend rebuilds the same bits of a few thousand weights of each operator that a file may have."""
     record = _examined()
-    for name in available():
+    for name in available() if _has_torch() else [name for name in HOST if BACKENDS[name].is_available()]:
         if name == "native":
             yield from _vectors(record)
             continue
@@ -160,8 +180,9 @@ def _backends() -> Iterator[Finding]:
     if compiled.requested_kind() == compiled.NUMPY:
         yield Finding("backend native", f"left out, as {compiled.VECTORS}={compiled.NUMPY} asks")
     elif not BACKENDS["native"].is_available():
+        instead = "torch" if _has_torch() else "NumPy"
         yield Finding(
-            "backend native", "not compiled, torch serves instead; with GCC or clang, install again for speed"
+            "backend native", f"not compiled, {instead} serves instead; with GCC or clang, install again for speed"
         )
 
 
@@ -186,13 +207,27 @@ def _vectors(record: Record) -> Iterator[Finding]:
 def _rebuilt(title: str, note: str, record: Record, backend: str) -> Finding:
     """Whether a backend rebuilds those weights."""
     try:
-        same = digest_of(record, expand(record, backend)).hex() == WEIGHTS
+        same = _digest(record, backend).hex() == WEIGHTS
     except Exception as e:
         fix = "the device does not compute with this torch: install a torch that is built for it"
         return Finding(title, f"fails{note} ({one_line(e)})", fix)
     fix = "" if same else "report this machine: its arithmetic is not that of others"
     return Finding(title, f"{'rebuilds the right bits' if same else 'rebuilds OTHER BITS'}{note}", fix)
 
+
+def _digest(record: Record, backend: str) -> bytes:
+    """The digest of the record's weights as a backend rebuilds them; without torch, one of HOST."""
+    if _has_torch():
+        from subcompress.rebuild.expand import digest_of, expand
+
+        return digest_of(record, expand(record, backend))
+    with compiled.force_kind(compiled.NUMPY if backend == "numpy" else ""):
+        state = arrays.rebuild(record, check=False)
+    return weights_digest(record.layout, {name: raw_bytes(array) for name, array in state.items()})
+
+
+HOST = "numpy", "native"
+"""The backends that need no torch."""
 
 WEIGHTS = "8d4bbe379e4367990f7a34d4a596f6b0"
 """The digest of those weights on every machine."""

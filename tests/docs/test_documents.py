@@ -147,14 +147,14 @@ def test_every_block_is_run_or_listed():
     assert seen == {*NOT_RUN, *ELSEWHERE}
     run_here = {"README.md", "docs/ONNX.md", "docs/SERVING.md", "docs/TRANSFORMERS.md", "examples/web/README.md"}
     run_here |= {TOUR, PYTHON_TOUR, "docs/guides/own-model.md", "docs/guides/many-machines.md", "docs/guides/peft.md"}
-    run_here |= {"docs/guides/language-models.md"}
+    run_here |= {"docs/guides/language-models.md", "docs/guides/deploy.md"}
     assert {d for d in DOCUMENTS if lines(d) or python(d)} == run_here | {"docs/HUB.md"}
 
 
 def test_the_tour_and_what_builds_on_it(place, cheap):
     commands = commands_of_the_tour(CHEAPER)
     jobs = [changed(line, CHEAPER) for line in lines("docs/guides/many-machines.md")]
-    run([*commands, *jobs, *lines("docs/SERVING.md")], cheap=True)
+    run([*commands, *jobs, *lines("docs/SERVING.md"), *lines("docs/guides/deploy.md")], cheap=True)
     ask(a_server_here)
     execute(python("docs/ONNX.md"), "ONNX.md")
     made = {p.name for p in place.iterdir()} - {"mnist"}
@@ -229,7 +229,7 @@ def test_manifests_can_be_read():
 def test_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text()
     for document in DOCUMENTS:
-        for target in re.findall(r"(?:^|`)make (\w+)", (ROOT / document).read_text("utf-8"), re.M):
+        for target in re.findall(r"(?:^|`)make ([\w-]+)", (ROOT / document).read_text("utf-8"), re.M):
             assert re.search(rf"^{target}:", makefile, re.M), target
 
 

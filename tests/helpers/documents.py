@@ -23,6 +23,13 @@ NOT_RUN = {
     'eval "$(_SUBCOMPRESS_COMPLETE=': "is for the start of a shell; test_help.py completes",
     "torchrun ": "starts workers, on several machines too; test_shards.py starts some, and reads these lines",
     "docker run": "takes an image of some gigabytes",
+    "docker build": "takes a daemon; deploy/prove_dockerfile.sh runs its steps without one",
+    "pip install subcompress": "installs from the network; deploy/prove_install.sh does, without one",
+    "kubectl ": "takes a cluster; test_manifests.py checks and builds what it applies",
+    "make dist": "is for a release; test_shipping.py runs what it runs",
+    "make release-check": "is for a release, and downloads from PyPI",
+    "make audit": "asks PyPI",
+    "make image-check": "takes root, and Debian's archive",
     'curl -H "Host: $SERVICE_HOSTNAME"': "takes a cluster with KServe",
 }
 """Beginnings of the lines that no test runs, and why."""
