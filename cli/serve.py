@@ -72,6 +72,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    help="Answer gRPC on this port too. 0: any free port.",
+    group=SERVER,
+)
+@option(
     "--token-file",
     type=PATH,
     help=f"A file with the token that requests must carry, as in `Authorization: Bearer TOKEN`.  [default: ${TOKEN}]",
@@ -116,6 +123,7 @@ def serve(
     bases: tuple[str, ...],
     host: str,
     port: int,
+    grpc_port: int | None,
     memory: int,
     max_batch: int,
     queue: int,
@@ -123,7 +131,7 @@ def serve(
     token_file: Path | None,
     origins: tuple[str, ...],
 ) -> None:
-    """Answer inference requests to many models over HTTP.
+    """Answer inference requests to many models over HTTP and gRPC.
 
     Each PATH is a packed file, a folder of packed files, hub:ORG/NAME[@REV] or an .onnx file. NAME=PATH gives a model
     another name. The server speaks the Open Inference Protocol v2. Metrics are at /metrics, a status page is at /. A
@@ -132,7 +140,7 @@ def serve(
     """
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
-    from subcompress.serving.app import Limits
+    from subcompress.serving.service import Limits
     from subcompress_cli.tracing import subprocess_tracer
 
     _reserve_standard_streams()
@@ -146,7 +154,8 @@ def serve(
         unavailable = sum(not m.readable for m in models)
         rest = f", {unavailable} of them unavailable" if unavailable else ""
         with suppress(OSError):  # nobody reads it
-            answer(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+            grpc = f" and grpc://{running.grpc}" if running.grpc else ""
+            answer(f"{running.address}{grpc}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
 
     answered = running.serve(
         sources,
@@ -154,6 +163,7 @@ def serve(
         bases=bases,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         memory=memory,
         most=max_batch,
         limits=Limits(queue, max_body),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.util
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalog
 from subcompress.serving.addresses import is_loopback, parse_origins
-from subcompress.serving.app import Limits, Server
+from subcompress.serving.app import Server
 from subcompress.serving.connections import Connection
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Log, Models
 from subcompress.serving.networks import Bases, Networks, Trace
 from subcompress.serving.refusals import shown
+from subcompress.serving.service import Limits, Service
 
 REFRESH_SECONDS = 1.0
 """Seconds between checks of the files."""
@@ -62,13 +64,27 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a server serves; see `serve`."""
+
+    memory: int
+    most: int
+    limits: Limits
+    token: str | None
+    origins: frozenset[str]
+    grpc_port: int | None
+
+
+@dataclass(frozen=True)
 class Running:
-    """A server that answers requests. stop: lets requests finish and `serve` return; may be called from any thread."""
+    """A server that answers requests. grpc: its address there, empty if it answers none; stop: lets requests finish and
+    `serve` return; may be called from any thread."""
 
     address: str
     models: Models
-    server: Server
+    server: Service
     stop: Callable[[], object]
+    grpc: str = ""
 
 
 def serve(
@@ -78,6 +94,7 @@ def serve(
     bases: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
     memory: int = 1 << 30,
     most: int = 64,
     limits: Limits | None = None,
@@ -89,9 +106,12 @@ def serve(
     """Serve until SIGTERM or Ctrl-C, then finish the requests under way; return whether all were answered.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
-    the most bytes of rebuilt models; most: the most examples in a run; origins: pages that may use the server,
+    the most bytes of rebuilt models; most: the most examples in a run; grpc_port: where gRPC is answered too, 0 for any
+    free port, None for not at all; origins: pages that may use the server,
     SCHEME://HOST[:PORT]; ready: called once requests are answered. Raises SubcompressError if nothing can be served.
     """
+    if grpc_port is not None:
+        require_grpc()
     catalog.require_all(sources)
     pages = parse_origins(origins)
     for base in bases:
@@ -105,9 +125,8 @@ def serve(
             open_socket(host, port) as sock,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            networks = Networks(trace, Bases(bases))
-            server_options = (limits or Limits(), token, pages)
-            return runner.run(_serve(sock, sources, networks, memory, most, server_options, log, ready))
+            settings = Settings(memory, most, limits or Limits(), token, pages, grpc_port)
+            return runner.run(_serve(sock, sources, Networks(trace, Bases(bases)), settings, log, ready))
     finally:
         sys.setswitchinterval(before)
     return True
@@ -126,48 +145,65 @@ async def _serve(
     sock: socket.socket,
     sources: Sequence[str],
     networks: Networks,
-    memory: int,
-    most: int,
-    server_options: tuple[Limits, str | None, frozenset[str]],
+    settings: Settings,
     log: Log,
     ready: Callable[[Running], None],
 ) -> bool:
     metrics = Metrics()
-    models = Models(sources, networks, memory=memory, most=most, log=log, ran=metrics.ran)
-    server = Server(models, metrics, *server_options)
+    models = Models(sources, networks, memory=settings.memory, most=settings.most, log=log, ran=metrics.ran)
+    service = Service(models, metrics, settings.limits, settings.token)
     try:
         with _interruptible_start():
             await models.preload()
             await models.refresh()
         if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
             raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
-        config = uvicorn.Config(
-            server,
-            http=Connection,
-            ws="none",
-            log_level="error",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,  # nothing here asks who sent a request
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-            timeout_keep_alive=75,
-        )
-        host, port = sock.getsockname()[:2]
-        server.local = is_loopback(host)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        process, loop = _Uvicorn(config, server), asyncio.get_running_loop()
+        server = Server(service, settings.origins)
+        process, loop = _Uvicorn(_uvicorn_config(server), server), asyncio.get_running_loop()
 
         def stop() -> None:
             with suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(process.handle_exit, signal.SIGTERM, None)
 
-        ready(Running(address, models, server, stop))
-        async with _refreshing(models, log):
+        host, port = sock.getsockname()[:2]
+        server.local = is_loopback(host)
+        async with _grpc(service, host, settings) as grpc_address, _refreshing(models, log):
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            ready(Running(address, models, service, stop, grpc_address))
             await process.serve(sockets=[sock])
-        return not (process.force_exit or server.cut)
+        return not (process.force_exit or service.cut)
     finally:
         models.close()
+
+
+def _uvicorn_config(server: Server) -> uvicorn.Config:
+    return uvicorn.Config(
+        server,
+        http=Connection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,  # nothing here asks who sent a request
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=75,
+    )
+
+
+def _grpc(service: Service, host: str, settings: Settings) -> AbstractAsyncContextManager[str]:
+    """What answers gRPC while it is entered, and is given its address; nothing if no port was asked for."""
+    if settings.grpc_port is None:
+        return nullcontext("")
+    from subcompress.serving import grpc_server  # which is an extra
+
+    return grpc_server.answering(service, host, settings.grpc_port, DRAIN_SECONDS, shared=False)
+
+
+def require_grpc() -> None:
+    """Raise SubcompressError where gRPC is not installed."""
+    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("google.protobuf") is None:
+        raise SubcompressError("gRPC needs grpcio, which is not installed: pip install 'subcompress[serve]'")
 
 
 class _EndedError(Exception):
@@ -248,9 +284,9 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Stop gracefully, or at once on a second signal."""
-        self._server.draining = True
+        self._server.service.ending.set()
         if self.should_exit:
-            self.force_exit = True
+            self.force_exit = self._server.service.is_forced = True
         self.should_exit = True
 
     @contextmanager

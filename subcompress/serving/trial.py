@@ -56,7 +56,12 @@ def _examples(engine: Engine) -> Iterator[dict[str, np.ndarray]]:
             continue
         seen.add(str(shapes))
         for fill in (1, 0) if shapes else (0,):
-            yield {p.name: np.full(shapes[p.name], fill, p.dtype) for p in engine.inputs}
+            yield {p.name: np.full(shapes[p.name], _value(p, fill), p.dtype) for p in engine.inputs}
+
+
+def _value(port: Port, fill: int) -> Any:
+    """A one or a zero, as the input has it."""
+    return str(fill) if port.datatype == "BYTES" else 0x3F80 * fill if port.datatype == "BF16" else fill
 
 
 def _shape(port: Port, size: int, batched: bool) -> tuple[int, ...]:
