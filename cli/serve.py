@@ -93,6 +93,30 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that answer, which share the port, --memory and --queue. One that dies is started again.",
+    group=SERVER,
+)
+@option(
+    "--raw-inputs",
+    is_flag=True,
+    help="Take tensors only: prepare no texts and no images, as the facts of a file would allow.",
+    group=SERVER,
+)
+@option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where networks run.",
+    group=SERVER,
+)
+@option("--access-log", is_flag=True, help="Write a line about each request to stderr.", group=SERVER)
+@option(
     "--memory",
     type=Size(),
     default="1GB",
@@ -124,6 +148,10 @@ def serve(
     host: str,
     port: int,
     grpc_port: int | None,
+    workers: int,
+    raw_inputs: bool,
+    access_log: bool,
+    device: str,
     memory: int,
     max_batch: int,
     queue: int,
@@ -141,38 +169,84 @@ def serve(
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.service import Limits
+    from subcompress.serving.workers import Place
     from subcompress_cli.tracing import subprocess_tracer
 
+    place = Place.of_this_process()
     _reserve_standard_streams()
     _raise_open_file_limit()
     token = _read_token(token_file)
-    if token is None and not is_loopback(host):
+    if place is None and token is None and not is_loopback(host):
         say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
+    if place is None and workers > 1:
+        running.check(sources, bases, origins, grpc_port)
+        _log_end(_supervise(workers, host, port, grpc_port))
+        return
+    log = _log if place is None or not place.index else _ignore  # what one of them says of the files all would say
 
     def ready(running: running.Running) -> None:
         models = running.models
-        unavailable = sum(not m.readable for m in models)
-        rest = f", {unavailable} of them unavailable" if unavailable else ""
-        with suppress(OSError):  # nobody reads it
-            grpc = f" and grpc://{running.grpc}" if running.grpc else ""
-            answer(f"{running.address}{grpc}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+        told = {"models": len(models), "unavailable": sum(not m.readable for m in models)}
+        if place is None:
+            _tell(running.address, running.grpc, told)
+        else:
+            place.tell(told)
 
     answered = running.serve(
         sources,
-        subprocess_tracer(models, _log),
+        subprocess_tracer(models, log),
         bases=bases,
         host=host,
         port=port,
         grpc_port=grpc_port,
+        raw_inputs=raw_inputs,
+        access_log=access_log,
+        device=device,
         memory=memory,
         most=max_batch,
         limits=Limits(queue, max_body),
         token=token,
         origins=origins,
-        log=_log,
+        place=place,
+        log=log,
         ready=ready,
     )
+    if place is None:
+        _log_end(answered)
+    else:
+        place.tell({"answered": answered})
+
+
+def _supervise(workers: int, host: str, port: int, grpc_port: int | None) -> bool:
+    """Run the command again for each worker; return whether all requests were answered."""
+    from subcompress.serving.sockets import address_of
+    from subcompress.serving.workers import Supervisor, require_shared_ports
+
+    require_shared_ports()
+    command = [sys.executable, *sys.orig_argv[1:]]
+
+    def ready(port: int, grpc_port: int | None, told: dict[str, Any]) -> None:
+        grpc = "" if grpc_port is None else address_of(host, grpc_port)
+        _tell(f"http://{address_of(host, port)}", grpc, told)
+
+    return Supervisor(workers, host, port, grpc_port, command, _log, ready).run()
+
+
+def _tell(address: str, grpc: str, told: dict[str, Any]) -> None:
+    """Print where requests are answered, and how many models there are."""
+    models, unavailable = told["models"], told["unavailable"]
+    rest = f", {unavailable} of them unavailable" if unavailable else ""
+    place = f"{address} and grpc://{grpc}" if grpc else address
+    with suppress(OSError):  # nobody reads it
+        answer(f"{place}: {models} model{'s' if models != 1 else ''}{rest}")
+
+
+def _log_end(answered: bool) -> None:
     _log("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
+
+
+def _ignore(line: str) -> None:
+    """Print nothing."""
 
 
 def _log(line: str) -> None:

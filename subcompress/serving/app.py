@@ -319,10 +319,10 @@ class Server:
         return _json(await self.service.config(*_named(request)))
 
     async def _stats(self, request: Request) -> Response:
-        return _json({"model_stats": self.service.statistics(*_named(request))})
+        return _json({"model_stats": await self.service.statistics(*_named(request))})
 
     async def _all_stats(self, request: Request) -> Response:
-        return _json({"model_stats": self.service.statistics()})
+        return _json({"model_stats": await self.service.statistics()})
 
     async def _index(self, request: Request) -> Response:
         body = await self._small(request)
@@ -350,7 +350,8 @@ class Server:
         return said
 
     async def _metrics(self, request: Request) -> Response:
-        text = await self.service.metrics.exposition(self.service.models, self.service.waiting)
+        service = self.service
+        text = await service.metrics.exposition(service.models, service.waiting, await service.figures_of_others())
         return Response(text, media_type="text/plain; version=0.0.4")
 
     # For people
@@ -370,9 +371,14 @@ class Server:
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
         service = self.service
-        queue = {"limit": service.limits.waiting, "waiting": service.waiting}
-        told = await status(service.models, service.metrics, int(limit), sort, search.lower())
-        return _json({**told, "state": "draining" if service.draining else "ready", "queue": queue})
+        told = await status(
+            service.models,
+            service.metrics,
+            (service.waiting, service.limits.waiting),
+            (int(limit), sort, search.lower()),
+            await service.figures_of_others(),
+        )
+        return _json({**told, "state": "draining" if service.draining else "ready"})
 
 
 def _named(request: Request) -> tuple[str, str]:
@@ -391,7 +397,7 @@ def _address(path: str) -> tuple[str, str]:
 def _decoder(body: bytes, header_length: bytes | None) -> Decode:
     """What decodes a request with that body and header."""
     length = None if header_length is None else header_length.decode("latin-1")
-    return lambda signatures: protocol.parse_request(body, length, signatures)
+    return lambda takes: protocol.parse_request(body, length, takes)
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:

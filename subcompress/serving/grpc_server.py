@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import numpy as np
@@ -25,7 +26,8 @@ from subcompress.serving.models import now
 from subcompress.serving.protocol import VERSION, refuse_classification, refuse_sequences, refuse_shared_memory
 from subcompress.serving.refusals import RefusedError
 from subcompress.serving.service import ABOUT, Answered, Decode, Service, failure_of
-from subcompress.serving.tensors import InferenceRequest, Inputs
+from subcompress.serving.sockets import address_of
+from subcompress.serving.tensors import InferenceRequest, Inputs, Takes
 
 OPEN = ("ServerLive", "ServerReady")
 """What is told without a token."""
@@ -35,6 +37,8 @@ SPARE = 64
 
 IDLE = 300_000
 """Milliseconds after which a connection without a call is closed."""
+
+_ACCESS = logging.getLogger("uvicorn.access")
 
 STATUSES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -72,6 +76,7 @@ class Calls:
                 if not is_open and self._service.has_token:
                     self._service.check_token(_authorization(context))
                 answered: bytes = (await method(_parsed(request, data), len(data))).SerializeToString()
+                _log(context, name, 200)
                 return answered
             except asyncio.CancelledError:
                 self._service.cut += self._service.draining  # the server's time to end is over
@@ -80,6 +85,7 @@ class Calls:
                 code, text = failure_of(e)
                 if code == 500:
                     logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
+            _log(context, name, code)
             await context.abort(STATUSES.get(code, grpc.StatusCode.INTERNAL), text)
             raise AssertionError("abort raises")
 
@@ -113,7 +119,7 @@ class Calls:
         return ParseDict({"config": told}, CLASSES["ModelConfigResponse"]())
 
     async def _ModelStatistics(self, request: Any, size: int) -> Any:
-        told = self._service.statistics(request.name, request.version or VERSION)
+        told = await self._service.statistics(request.name, request.version or VERSION)
         return ParseDict({"model_stats": told}, CLASSES["ModelStatisticsResponse"]())
 
     async def _RepositoryIndex(self, request: Any, size: int) -> Any:
@@ -145,6 +151,13 @@ class Calls:
             service.metrics.ended(model, code, now() - began)
 
 
+def _log(context: grpc.aio.ServicerContext[Any, Any], name: str, code: int) -> None:
+    """Write a line to the log of requests, if there is one, in the form of uvicorn's."""
+    if _ACCESS.isEnabledFor(logging.INFO):
+        peer = unquote(context.peer()).partition(":")[2]  # ipv4:127.0.0.1:1234
+        _ACCESS.info('%s - "%s %s HTTP/%s" %d', peer, "POST", f"/{SERVICE}/{name}", "2", code)
+
+
 def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
     """The header of that name, empty if there is none."""
     for key, value in context.invocation_metadata() or ():
@@ -161,17 +174,17 @@ def _parsed(request: Any, data: bytes) -> Any:
 
 
 def _decoder(request: Any) -> Decode:
-    return lambda signatures: parse_request(request, signatures)
+    return lambda takes: parse_request(request, takes)
 
 
-def parse_request(request: Any, signatures: Sequence[tensors.Signature]) -> InferenceRequest:
+def parse_request(request: Any, takes: Takes) -> InferenceRequest:
     """Decode a ModelInferRequest. Raises RefusedError, 400, for an invalid one, saying what is valid."""
     if request.parameters:
         refuse_sequences(request.parameters)
     given, raw = request.inputs, request.raw_input_contents
     if raw and len(raw) != len(given):
         raise RefusedError(400, f"raw_input_contents has the values of each input; got {len(raw)} for {len(given)}")
-    signature = tensors.chosen(signatures, [tensor.name for tensor in given])
+    signature = takes.named([tensor.name for tensor in given])
     inputs = Inputs(signature)
     for i, tensor in enumerate(given):
         port = inputs.port(tensor.name)
@@ -249,17 +262,16 @@ async def answering(service: Service, host: str, port: int, grace: float, shared
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=service.limits.waiting + SPARE)
     server.add_registered_method_handlers(SERVICE, handlers := Calls(service).handlers())
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    place = f"[{host}]" if ":" in host else host
     try:
-        bound = server.add_insecure_port(f"{place}:{port}")
+        bound = server.add_insecure_port(address_of(host, port))
     except RuntimeError as e:
         raise SubcompressError(
-            f"gRPC cannot listen on {place}:{port}: another program may have the port: give another --grpc-port"
+            f"gRPC cannot listen on {address_of(host, port)}, which another program may have: give another --grpc-port"
         ) from e
     await server.start()
     stopping = asyncio.create_task(_stopped(server, service.ending, grace))
     try:
-        yield f"{place}:{bound}"
+        yield address_of(host, bound)
     finally:
         if not service.ending.is_set():
             stopping.cancel()

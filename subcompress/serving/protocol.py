@@ -18,7 +18,7 @@ from subcompress.serving import tensors
 from subcompress.serving.documents import has_word, parse_json
 from subcompress.serving.engines import Port
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.tensors import InferenceRequest, Inputs, Signature, expected
+from subcompress.serving.tensors import InferenceRequest, Inputs, Signature, Takes, expected
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -27,14 +27,23 @@ VERSION = "1"
 """Of every model: what is served is what the file holds."""
 
 
-def parse_request(body: bytes, header_length: str | None, signatures: Sequence[Signature]) -> InferenceRequest:
-    """Decode a request to a model. header_length: the value of that header, None without it; signatures: what the model
-    takes, first its own.
+IMAGES = (b"\x89PNG", b"\xff\xd8\xff")
+"""How images begin, and no JSON."""
 
+BRIEF = ("text", "image")
+"""Inputs that a request may name in place of tensors."""
+
+
+def parse_request(body: bytes, header_length: str | None, takes: Takes) -> InferenceRequest:
+    """Decode a request to a model. header_length: the value of that header, None without it.
+
+    The body is tensors, or an image, or an object with `text` or `image`: one text, one image in base64, or a list.
     Raises RefusedError, 400, for an invalid request, saying what is valid.
     """
+    if header_length is None and body.startswith(IMAGES):
+        return _brief("image", [body], "", takes)
     if header_length == "0":
-        return _raw(body, signatures[0])
+        return _raw(body, takes.own)
     head, tail = _parts(body, header_length)
     document = parse_json(head)
     if not isinstance(document, dict):
@@ -42,15 +51,35 @@ def parse_request(body: bytes, header_length: str | None, signatures: Sequence[S
     id_ = "" if document.get("id") is None else document["id"]
     if not isinstance(id_, str):
         raise RefusedError(400, f"id must be text; got {kind_of(id_)}")
+    given = document.get("inputs")
+    if given is None and (name := next((name for name in BRIEF if name in document), None)) is not None:
+        return _brief(name, document[name], id_, takes)
+    if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):
+        ports = expected(takes.own.inputs)
+        raise RefusedError(400, f"inputs must be a list of tensors ({ports}); got {kind_of(given)}")
+    signature = takes.named([t.get("name") for t in given])
     # A truth value among numbers is none of them, and to ask each value would cost as much as to read it.
     plain = not (has_word(head, b"true") or has_word(head, b"false"))
-    given = document.get("inputs")
-    if not isinstance(given, list) or not all(isinstance(t, dict) for t in given):
-        ports = expected(signatures[0].inputs)
-        raise RefusedError(400, f"inputs must be a list of tensors ({ports}); got {kind_of(given)}")
-    signature = tensors.chosen(signatures, [t.get("name") for t in given])
     feeds = _feeds(given, tail, signature, plain)
     return InferenceRequest(id_, feeds, _wanted(document, signature.outputs), signature)
+
+
+def _brief(name: str, given: Any, id_: str, takes: Takes) -> InferenceRequest:
+    """Decode one text or image, or a list of them."""
+    signature = takes.prepared
+    if signature is None or signature.inputs[0].name != name:
+        why = takes.lacking or f"it takes {expected(signature.inputs if signature else ())}"
+        raise RefusedError(400, f"this model takes no {name}, since {why}: send {expected(takes.own.inputs)}")
+    values = given if isinstance(given, list) else [given]
+    if not values or not {*map(type, values)} <= {str, bytes}:
+        what = "an image in base64" if name == "image" else "a text"
+        raise RefusedError(400, f"{name} must be {what}, or a list of some; got {kind_of(given)}")
+    port = signature.inputs[0]
+    if isinstance(values[0], bytes):
+        feeds = tensors.of_elements(values, (len(values),), port)
+    else:
+        feeds = tensors.from_json(values, (len(values),), port, plain=True)
+    return InferenceRequest(id_, {name: feeds}, (), signature, brief=True)
 
 
 def _raw(body: bytes, signature: Signature) -> InferenceRequest:
@@ -184,6 +213,9 @@ def encode_answer(
 
     In JSON, values that are not finite are null.
     """
+    if asked.brief:
+        said = {"model_name": name, "model_version": VERSION, "predictions": _predictions(ports, values)}
+        return orjson.dumps(said | ({"id": asked.id} if asked.id else {})), JSON, 0
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for i, binary in asked.wanted:
@@ -202,6 +234,23 @@ def encode_answer(
     if not tail:
         return head, JSON, 0
     return b"".join([head, *tail]), BINARY, len(head)
+
+
+def _predictions(ports: Sequence[Port], values: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """A label and its probability for each text or image, or the values of the first output that is neither."""
+    found = {port.name: value for port, value in zip(ports, values, strict=True)}
+    if "label" in found:
+        rows = [
+            {"label": label, "probability": round(float(p), 6)}
+            for label, p in zip(found["label"], found["probability"], strict=True)
+        ]
+    else:
+        own = next(value for port, value in zip(ports, values, strict=True) if port.name != "truncated")
+        rows = [{"values": row.astype(float).tolist()} for row in own]
+    for row, was_cut in zip(rows, found.get("truncated", np.zeros(len(rows), bool)), strict=True):
+        if was_cut:
+            row["truncated"] = True
+    return rows
 
 
 def kind_of(value: Any) -> str:

@@ -11,17 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from subcompress import __version__
 from subcompress.errors import SubcompressError, memory_ran_out
-from subcompress.serving.engines import Port, ports
+from subcompress.serving.catalog import Content
+from subcompress.serving.engines import Engine, Port, ports
+from subcompress.serving.figures import Figures, ModelFigures, figures_of, of_model
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Model, Models
+from subcompress.serving.prepared import Prepared, prepared
 from subcompress.serving.protocol import VERSION
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.tensors import InferenceRequest, Signature
+from subcompress.serving.tensors import InferenceRequest, Takes
+from subcompress.serving.workers import LONG, Fleet
 
 EXTENSIONS = [
     "model_repository",
@@ -42,8 +47,8 @@ HELD = 4
 
 TOKEN_WANTED = "this server wants its token: send the header Authorization: Bearer TOKEN"
 
-Decode = Callable[[Sequence[Signature]], InferenceRequest]
-"""Decodes a request, given what the model takes, first its own inputs. Raises RefusedError."""
+Decode = Callable[[Takes], InferenceRequest]
+"""Decodes a request, given what the model takes. Raises RefusedError."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,25 @@ class Answered:
 
 
 class Service:
-    """The requests of all protocols to `models`. token: required of requests, None for none."""
+    """The requests of all protocols to `models`. token: required of requests, None for none; raw_inputs: whether texts
+    and images are not prepared; fleet: the other workers, None for one process."""
 
     def __init__(
-        self, models: Models, metrics: Metrics, limits: Limits | None = None, token: str | None = None
+        self,
+        models: Models,
+        metrics: Metrics,
+        limits: Limits | None = None,
+        token: str | None = None,
+        raw_inputs: bool = False,
+        fleet: Fleet | None = None,
     ) -> None:
         self.models, self.metrics, self.limits = models, metrics, limits or Limits()
         self.ending = asyncio.Event()  # set when nothing new is taken
         self.is_forced = False  # whether what was taken is given up as well
         self.waiting = self.held = 0
         self.cut = 0  # requests that were given up at the end
+        self._raw_inputs, self._fleet = raw_inputs, fleet
+        self._prepared: WeakKeyDictionary[Content, Prepared | str] = WeakKeyDictionary()
         self._token = None if token is None else token.encode()
 
     @property
@@ -125,23 +139,49 @@ class Service:
     async def infer(self, model: Model, decode: Decode) -> Answered:
         """Run a request. Raises RefusedError."""
         async with self.models.engine_of(model) as engine:
-            asked = decode([engine])
-            values = await model.batches.run(engine, asked)
+            takes = await self._takes(model, engine)
+            asked = decode(takes)
+            if isinstance(takes.prepared, Prepared) and asked.signature is takes.prepared:
+                values = await self._run_prepared(model, engine, asked, takes.prepared)
+                outputs = takes.prepared.outputs
+            else:
+                values, outputs = await model.batches.run(engine, asked), engine.outputs
             if model.engine is engine:
                 model.trial_error = ""  # it has run
-            return Answered(asked, engine.outputs, values)
+            return Answered(asked, outputs, values)
+
+    async def _takes(self, model: Model, engine: Engine) -> Takes:
+        """What the model takes; how texts and images are prepared is found out once for each content of a file."""
+        if self._raw_inputs:
+            return Takes(engine, lacking="--raw-inputs was given")
+        found = self._prepared.get(model.content)
+        if found is None:
+            arguments = model.content.packed, engine, self.models.networks
+            found = self._prepared[model.content] = await self.models.in_loader(prepared, *arguments)
+        return Takes(engine, lacking=found) if isinstance(found, str) else Takes(engine, found)
+
+    async def _run_prepared(
+        self, model: Model, engine: Engine, asked: InferenceRequest, how: Prepared
+    ) -> Sequence[np.ndarray]:
+        """Run texts or images, which are prepared beside the loop."""
+        (given,) = asked.feeds.values()
+        feeds, known = await self.models.aside(how.feeds, given)
+        return how.answers(known, await model.batches.run(engine, InferenceRequest(asked.id, feeds, ())))
 
     async def is_ready(self) -> bool:
-        """Return whether requests are answered."""
-        return not self.draining
+        """Return whether requests are answered, by all workers."""
+        return not self.draining and all(await self._ask(do="ready"))
 
     async def metadata(self, name: str, version: str = VERSION) -> dict[str, Any]:
         """Describe a model's inputs and outputs, and under `parameters` the facts of its file."""
         model = self.find(name, version)
         async with self.models.engine_of(model) as engine:
             told = {"inputs": ports(engine.inputs), "outputs": ports(engine.outputs)}
+            how = (await self._takes(model, engine)).prepared
         packed = model.content.packed
         facts = {} if packed is None else packed.facts.to_json()
+        if how is not None:
+            facts["prepared"] = {"inputs": ports(how.inputs), "outputs": ports(how.outputs)}
         platform = "subcompress" if packed is not None else "onnxruntime_onnx"
         said: dict[str, Any] = {"name": model.name, "versions": [VERSION], "platform": platform, **told}
         return said | {"parameters": facts} if facts else said
@@ -158,9 +198,36 @@ class Service:
         said = {"name": model.name, "backend": "subcompress", "max_batch_size": self.models.most if first else 0}
         return {**said, "input": sides[0], "output": sides[1]}
 
-    def statistics(self, name: str = "", version: str = VERSION) -> list[dict[str, Any]]:
+    async def statistics(self, name: str = "", version: str = VERSION) -> list[dict[str, Any]]:
         """Return the statistics of a model, or of all, in the form of Triton's extension, as far as they are known."""
-        return [_statistics(m) for m in ([self.find(name, version)] if name else self.models)]
+        others = await self.figures_of_others()
+        chosen = [self.find(name, version)] if name else list(self.models)
+        return [_statistics(m.name, of_model(m, others)) for m in chosen]
+
+    async def figures_of_others(self) -> list[Figures]:
+        """Return the figures of the other workers, but for those that do not answer."""
+        return [found for found in await self._ask(do="figures") if found]
+
+    async def _ask(self, patience: float | None = None, **asked: Any) -> list[Any]:
+        """What the other workers answer; nothing in a single process."""
+        if self._fleet is None:
+            return []
+        return await (self._fleet.ask(**asked) if patience is None else self._fleet.ask(patience, **asked))
+
+    async def answer(self, asked: dict[str, Any]) -> Any:
+        """Answer another worker."""
+        if asked["do"] == "figures":
+            return figures_of(self.models, self.metrics, self.waiting)
+        if asked["do"] == "ready":
+            return not self.draining
+        try:
+            if asked["do"] == "load":
+                await self.models.load(asked["name"])
+            else:
+                self.models.unload(asked["name"])
+        except SubcompressError as e:
+            return failure_of(e)
+        return None
 
     async def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """Describe the state of all models, after a look at the files."""
@@ -175,10 +242,18 @@ class Service:
         if parameters:
             raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
         await self.models.load(name)
+        _raise_first(await self._ask(LONG, do="load", name=name))
 
     async def unload(self, name: str) -> None:
-        """Drop a model's weights and refuse requests to it. Raises RefusedError."""
+        """Drop a model's weights and refuse requests to it, in all workers. Raises RefusedError."""
         self.models.unload(name)
+        _raise_first(await self._ask(do="unload", name=name))
+
+
+def _raise_first(found: Sequence[Any]) -> None:
+    """Raise what another worker refused; one that is starting reads the files anyway."""
+    for status, text in filter(None, found):
+        raise RefusedError(status, text)
 
 
 def config_type(port: Port) -> str:
@@ -193,16 +268,16 @@ def _entry(model: Model) -> dict[str, str]:
     return {"name": model.name, "version": VERSION, "state": state, "reason": reason}
 
 
-def _statistics(model: Model) -> dict[str, Any]:
-    good = model.requests - model.failed
+def _statistics(name: str, figures: ModelFigures) -> dict[str, Any]:
+    good = figures.requests - figures.failed
     return {
-        "name": model.name,
+        "name": name,
         "version": VERSION,
-        "inference_count": model.examples,
-        "execution_count": model.runs,
+        "inference_count": figures.examples,
+        "execution_count": figures.runs,
         "inference_stats": {
-            "success": {"count": good, "ns": int(1e9 * model.seconds)},
-            "fail": {"count": model.failed, "ns": 0},
+            "success": {"count": good, "ns": int(1e9 * figures.seconds)},
+            "fail": {"count": figures.failed, "ns": 0},
         },
     }
 

@@ -47,13 +47,14 @@ class Signature(Protocol):
 class InferenceRequest:
     """A decoded request: values by input, and the requested outputs, each in binary or not.
 
-    signature: the one of the model's that it is of; None where there is only one.
+    signature: the one of the model's that it is of, None for its own; brief: whether the answer is of labels alone.
     """
 
     id: str
     feeds: dict[str, np.ndarray]
     wanted: tuple[tuple[int, bool], ...]
     signature: Signature | None = None
+    brief: bool = False
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -66,10 +67,19 @@ class InferenceRequest:
         return next((len(a) for a in self.feeds.values() if a.ndim), 1)
 
 
-def chosen(signatures: Sequence[Signature], names: Collection[Any]) -> Signature:
-    """Return the signature that a request is of, by the names of its inputs: the model's own unless another has one."""
-    others = (s for s in signatures[1:] if any(p.name in names for p in s.inputs))
-    return next(others, signatures[0])
+@dataclass(frozen=True)
+class Takes:
+    """What a model takes: its own signature, and the one for texts or images. lacking: why there is none of those."""
+
+    own: Signature
+    prepared: Signature | None = None
+    lacking: str = ""
+
+    def named(self, names: Collection[Any]) -> Signature:
+        """Return the signature that a request is of, by the names of its inputs."""
+        if self.prepared is not None and any(p.name in names for p in self.prepared.inputs):
+            return self.prepared
+        return self.own
 
 
 @dataclass

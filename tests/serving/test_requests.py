@@ -328,10 +328,11 @@ def test_elements_that_are_none(client: Client, what: str) -> None:
     found = client("POST", path, head + data, inference_header_content_length=str(len(head)))
     assert found.status == 400 and text in found.error
     assert "is for numbers" in client("POST", path, data, inference_header_content_length="0").error
-    assert "values of BYTES; got others" in client.infer("text", np.ones((1, 2)), "BYTES", name="x").error
+    assert "values of BYTES; got others" in client.infer("text", np.ones((1, 2)), datatype="BYTES", name="x").error
     for datatype in ("FP32", "BF16"):  # a model takes its own datatype only
-        assert f"must be FP16 [-1, 2]; got '{datatype}'" in client.infer("half", X[0, 0, :1, :2], datatype, "x").error
-    assert "finite in BF16" in client.infer("bf16", np.full((1, 2), 3.4e38), "BF16", name="x").error
+        found = client.infer("half", X[0, 0, :1, :2], datatype=datatype, name="x")
+        assert f"must be FP16 [-1, 2]; got '{datatype}'" in found.error
+    assert "finite in BF16" in client.infer("bf16", np.full((1, 2), 3.4e38), datatype="BF16", name="x").error
 
 
 def test_an_input_of_unknown_rank_takes_any_shape(client: Client) -> None:

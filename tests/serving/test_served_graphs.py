@@ -30,7 +30,7 @@ from subcompress.serving import catalog, protocol, tensors
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.refusals import RefusedError
-from subcompress.serving.tensors import InferenceRequest, from_bfloat16
+from subcompress.serving.tensors import InferenceRequest, Takes, from_bfloat16
 from subcompress_models import MODELS
 
 
@@ -216,7 +216,9 @@ def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
     else:
         length = None  # type: ignore[assignment]
     try:
-        asked = protocol.parse_request(body, length, [SimpleNamespace(inputs=ports, outputs=ports[:1], batched=True)])
+        asked = protocol.parse_request(
+            body, length, Takes(SimpleNamespace(inputs=ports, outputs=ports[:1], batched=True))
+        )
     except RefusedError as e:
         assert e.status == 400 and "\n" not in str(e)
     else:
@@ -243,10 +245,10 @@ def test_every_datatype_goes_there_and_back() -> None:
                 tail = tensors.to_bytes(x, port)
                 told["parameters"] = {"binary_data_size": len(tail)}
             else:
-                told["data"] = (from_bfloat16(x) if datatype == "BF16" else x).tolist()
+                told["data"] = (from_bfloat16(x) if datatype == "BF16" else x).ravel().tolist()
             head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": as_binary}}).encode()
-            takes = SimpleNamespace(inputs=[port], outputs=[port], batched=True)
-            asked = protocol.parse_request(head + tail, str(len(head)), [takes])
+            takes = Takes(SimpleNamespace(inputs=[port], outputs=[port], batched=True))
+            asked = protocol.parse_request(head + tail, str(len(head)), takes)
             assert asked.feeds["x"].dtype == dtype and (asked.feeds["x"] == x).all(), name
             body, _, length = protocol.encode_answer("m", asked, [port], [x])
             assert json.loads(body[: length or None])["outputs"][0].get("data", told.get("data")) == told.get("data")
