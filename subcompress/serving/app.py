@@ -25,19 +25,13 @@ from subcompress.serving.addresses import host_of, is_loopback, origin_of
 from subcompress.serving.documents import parse_json
 from subcompress.serving.models import now
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.service import ABOUT, Decode, Limits, Service, failure_of
+from subcompress.serving.service import ABOUT, IDLE, PACE, Decode, Limits, Service, failure_of
 from subcompress.serving.status import SORTS, status
 
 __all__ = ["Limits", "Server"]
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What is told without a token: that the server is there, and a page without anything on it."""
-
-IDLE = 30
-"""Seconds that a request's body may pause, and be behind PACE."""
-
-PACE = 4096
-"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
 
 DISCARDED = 1 << 30
 """Bytes of a refused request that are read past before it is told so."""

@@ -49,6 +49,11 @@ def use_device(name: str) -> None:
     _device = name
 
 
+def device() -> str:
+    """Return the device on which sessions of this process are opened."""
+    return _device
+
+
 SMALL = 1 << 22
 """Bytes of weights below which a run is not worth more than one thread."""
 

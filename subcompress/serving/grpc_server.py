@@ -5,49 +5,30 @@ Outputs come in raw_output_contents, whichever way the inputs came.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote
 
-import grpc
 import numpy as np
 import orjson
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
-from subcompress.errors import SubcompressError
-from subcompress.serving import tensors
+from subcompress.serving import grpc_connections, tensors
 from subcompress.serving.engines import Port
 from subcompress.serving.grpc_messages import CLASSES, METHODS, SERVICE
 from subcompress.serving.models import now
 from subcompress.serving.protocol import VERSION, refuse_classification, refuse_sequences, refuse_shared_memory
-from subcompress.serving.refusals import RefusedError
+from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.service import ABOUT, Answered, Decode, Service, failure_of
-from subcompress.serving.sockets import address_of
 from subcompress.serving.tensors import InferenceRequest, Inputs, Takes
 
 OPEN = ("ServerLive", "ServerReady")
 """What is told without a token."""
 
-SPARE = 64
-"""Calls beyond the queue that are taken: they are told that it is full, or ask whether the server is ready."""
-
-IDLE = 300_000
-"""Milliseconds after which a connection without a call is closed."""
-
 _ACCESS = logging.getLogger("uvicorn.access")
-
-STATUSES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-}
-"""The status of each status of HTTP; INTERNAL for others."""
 
 CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
@@ -61,35 +42,30 @@ class Calls:
     """The methods of the protocol. Each takes a message and returns one, or raises what `failure_of` knows."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self.service = self._service = service
+        self._methods = {
+            f"/{SERVICE}/{name}": (getattr(self, f"_{name}"), CLASSES[f"{name}Request"], name in OPEN)
+            for name in METHODS
+        }
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        """Return what answers each method, from bytes to bytes."""
-        return {name: grpc.unary_unary_rpc_method_handler(self._answering(name)) for name in METHODS}
+    async def answer(self, path: str, headers: dict[bytes, bytes], data: bytes, peer: str) -> bytes:
+        """Return the message that answers one. Raises what `failure_of` knows."""
+        if (found := self._methods.get(path)) is None:
+            raise RefusedError(501, f"no method is called {shown(path)}")
+        method, request, is_open = found
+        if not is_open:
+            self._service.check_token(headers.get(b"authorization", b""))
+        answered: bytes = (await method(_parsed(request, data), len(data))).SerializeToString()
+        _log(peer, path, 200)
+        return answered
 
-    def _answering(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        method, request = getattr(self, f"_{name}"), CLASSES[f"{name}Request"]
-        is_open = name in OPEN
-
-        async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-            try:
-                if not is_open and self._service.has_token:
-                    self._service.check_token(_authorization(context))
-                answered: bytes = (await method(_parsed(request, data), len(data))).SerializeToString()
-                _log(context, name, 200)
-                return answered
-            except asyncio.CancelledError:
-                self._service.cut += self._service.draining  # the server's time to end is over
-                raise
-            except Exception as e:
-                code, text = failure_of(e)
-                if code == 500:
-                    logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
-            _log(context, name, code)
-            await context.abort(STATUSES.get(code, grpc.StatusCode.INTERNAL), text)
-            raise AssertionError("abort raises")
-
-        return answer
+    def failed(self, path: str, e: Exception, peer: str) -> tuple[int, str]:
+        """Return the status of HTTP and the line for a call that raised this."""
+        code, text = failure_of(e)
+        if code == 500:
+            logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
+        _log(peer, path, code)
+        return code, text
 
     async def _ServerLive(self, request: Any, size: int) -> Any:
         return CLASSES["ServerLiveResponse"](live=True)
@@ -139,11 +115,7 @@ class Calls:
         try:
             model = service.find(request.model_name, request.model_version)
             with service.admitted():
-                try:
-                    service.hold(size, size)
-                    return encode_answer(model.name, await service.infer(model, _decoder(request)))
-                finally:
-                    service.held -= size
+                return encode_answer(model.name, await service.infer(model, _decoder(request)))
         except Exception as e:
             code, _ = failure_of(e)
             raise
@@ -151,19 +123,10 @@ class Calls:
             service.metrics.ended(model, code, now() - began)
 
 
-def _log(context: grpc.aio.ServicerContext[Any, Any], name: str, code: int) -> None:
+def _log(peer: str, path: str, code: int) -> None:
     """Write a line to the log of requests, if there is one, in the form of uvicorn's."""
     if _ACCESS.isEnabledFor(logging.INFO):
-        peer = unquote(context.peer()).partition(":")[2]  # ipv4:127.0.0.1:1234
-        _ACCESS.info('%s - "%s %s HTTP/%s" %d', peer, "POST", f"/{SERVICE}/{name}", "2", code)
-
-
-def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-    """The header of that name, empty if there is none."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization":
-            return value.encode() if isinstance(value, str) else bytes(value)
-    return b""
+        _ACCESS.info('%s - "%s %s HTTP/%s" %d', peer, "POST", quote(path), "2", code)
 
 
 def _parsed(request: Any, data: bytes) -> Any:
@@ -246,42 +209,6 @@ def encode_answer(name: str, found: Answered) -> Any:
     return response
 
 
-@asynccontextmanager
-async def answering(service: Service, host: str, port: int, grace: float, shared: bool) -> AsyncIterator[str]:
-    """Answer calls within the block, which is given the address, until the service is ending.
-
-    grace: seconds that calls may take to finish then, while the block lasts; shared: whether other processes listen on
-    the same port. Raises SubcompressError if nothing can listen there.
-    """
-    options = [
-        ("grpc.max_receive_message_length", service.limits.body),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", int(shared)),
-        ("grpc.max_connection_idle_ms", IDLE),
-    ]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=service.limits.waiting + SPARE)
-    server.add_registered_method_handlers(SERVICE, handlers := Calls(service).handlers())
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    try:
-        bound = server.add_insecure_port(address_of(host, port))
-    except RuntimeError as e:
-        raise SubcompressError(
-            f"gRPC cannot listen on {address_of(host, port)}, which another program may have: give another --grpc-port"
-        ) from e
-    await server.start()
-    stopping = asyncio.create_task(_stopped(server, service.ending, grace))
-    try:
-        yield address_of(host, bound)
-    finally:
-        if not service.ending.is_set():
-            stopping.cancel()
-            await server.stop(0)
-        elif service.is_forced:
-            await server.stop(0)
-        else:
-            await stopping
-
-
-async def _stopped(server: grpc.aio.Server, ending: asyncio.Event, grace: float) -> None:
-    await ending.wait()
-    await server.stop(grace)
+def answering(service: Service, host: str, port: int, grace: float, shared: bool) -> AbstractAsyncContextManager[str]:
+    """What answers calls while it is entered, and is given the address; see `grpc_connections.listening`."""
+    return grpc_connections.listening(Calls(service), host, port, grace, shared)

@@ -176,7 +176,8 @@ async def _serve(
             _refreshing(models, log),
             nullcontext() if fleet is None else fleet.answering(service.answer, stop),
         ):
-            ready(Running(f"http://{address_of(host, port)}", models, service, stop, grpc_address))
+            running = Running(f"http://{address_of(host, port)}", models, service, stop, grpc_address)
+            process.when_listening = lambda: ready(running)
             await process.serve(sockets=[sock])
         return not (process.force_exit or service.cut)
     finally:
@@ -214,9 +215,10 @@ def _grpc(service: Service, host: str, settings: Settings) -> AbstractAsyncConte
 
 
 def require_grpc() -> None:
-    """Raise SubcompressError where gRPC is not installed."""
-    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("google.protobuf") is None:
-        raise SubcompressError("gRPC needs grpcio, which is not installed: pip install 'subcompress[serve]'")
+    """Raise SubcompressError where what answers gRPC is not installed."""
+    for name, package in (("h2", "h2"), ("google.protobuf", "protobuf")):
+        if importlib.util.find_spec(name) is None:
+            raise SubcompressError(f"gRPC needs {package}, which is not installed: pip install 'subcompress[serve]'")
 
 
 class _EndedError(Exception):
@@ -285,6 +287,12 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
+        self.when_listening: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and tell."""
+        await super().startup(sockets)
+        self.when_listening()
 
     async def on_tick(self, counter: int) -> bool:
         """Check for slow bodies and connections once a second; called ten times a second."""

@@ -42,6 +42,12 @@ ABOUT = {"name": "subcompress", "version": __version__, "extensions": EXTENSIONS
 LOOK = 1.0
 """Seconds that the index waits for a look at the files: somebody may be tracing a network."""
 
+IDLE = 30
+"""Seconds that a request's body may pause, and be behind PACE."""
+
+PACE = 4096
+"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
+
 HELD = 4
 """Requests in memory take together at most as many bytes as so many of the largest size."""
 
@@ -125,10 +131,14 @@ class Service:
         Raises RefusedError: 413 if it is too large, 503 if others take the memory.
         """
         self.held += more
-        if size > self.limits.body:
-            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
+        self.check_size(size)
         if self.held > HELD * self.limits.body:
             raise RefusedError(503, "others' requests take the memory: ask again in a moment")
+
+    def check_size(self, size: int) -> None:
+        """Raise RefusedError, 413, for more bytes than a request may have."""
+        if size > self.limits.body:
+            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
 
     def find(self, name: str, version: str = VERSION) -> Model:
         """Return a model. Raises RefusedError: 404 for an unknown one, 503 for one that cannot be served now."""

@@ -1,7 +1,7 @@
 """Trial runs: a model is run once with made-up inputs before it is reported as ready.
 
 An .onnx file, which others wrote, runs in a child process, because some graphs crash or never end. `python -m
-subcompress.serving.trial` reads a JSON list of paths from stdin and writes a line for each.
+subcompress.serving.trial [DEVICE]` reads a JSON list of paths from stdin and writes a line for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving.engines import Engine, Port, external_values, open_session
+from subcompress.serving.engines import Engine, Port, device, external_values, open_session, use_device
 
 PATIENCE = 60
 """Seconds that opening a graph and its first run may take."""
@@ -104,7 +104,7 @@ class Trials:
             if self._closed:
                 return None
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "subcompress.serving.trial"],
+                [sys.executable, "-P", "-m", "subcompress.serving.trial", device()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -162,6 +162,7 @@ def open_graph_file(path: Path) -> Engine:
 
 def main() -> None:
     """Run the child: write a line of JSON for each path, an empty text if its graph has run."""
+    use_device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
     paths = json.load(sys.stdin)
     answers: Any = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keep what libraries print out of the answers

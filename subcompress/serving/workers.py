@@ -44,6 +44,9 @@ LONG = 600.0
 LARGEST = 1 << 28
 """Bytes of what one worker tells another."""
 
+LONGEST_FOLDER = 95
+"""Bytes of the name of the folder with their sockets, whose names have 107 at most."""
+
 SHORT_LIFE = 10.0
 """Seconds of a life after which a worker is started again at once; after a shorter one there is a pause."""
 
@@ -196,6 +199,8 @@ class Supervisor:
         """
         with ExitStack() as stack:
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="subcompress-"))
+            if len(self._folder) > LONGEST_FOLDER:
+                raise SubcompressError(f"$TMPDIR is too long for sockets: {self._folder}: give a shorter one")
             (Path(self._folder) / "metrics").mkdir()
             port, grpc_port = self._ports
             port = stack.enter_context(_reserved(self._host, port, "--port"))

@@ -24,9 +24,10 @@ from served import LENET, X, expected, graph
 from serving import Client, packed, serving, traced_here
 
 import subcompress
+from subcompress import SubcompressError
 from subcompress.data.splits import batches
 from subcompress.format.facts import Facts
-from subcompress.serving import catalog, protocol, tensors
+from subcompress.serving import catalog, engines, protocol, tensors
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.refusals import RefusedError
@@ -253,6 +254,21 @@ def test_every_datatype_goes_there_and_back() -> None:
             body, _, length = protocol.encode_answer("m", asked, [port], [x])
             assert json.loads(body[: length or None])["outputs"][0].get("data", told.get("data")) == told.get("data")
             assert not length or body[length:] == tail, name
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph(tmp_path / "x.onnx", [helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 2], "y": ["n", 2]})
+    asked = []
+    monkeypatch.setattr(engines, "open_graph", lambda model, device, *rest: asked.append(device) or engines.Path())
+    engines.use_device("cuda")
+    try:
+        engines.open_session(tmp_path / "x.onnx")
+        assert asked == [engines.device()] == ["cuda"]
+        monkeypatch.undo()
+        with pytest.raises(SubcompressError, match="does not"):
+            engines.open_session(tmp_path / "x.onnx")
+    finally:
+        engines.use_device("cpu")
 
 
 def test_names() -> None:
