@@ -14,23 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-)
-from h2.exceptions import ProtocolError, StreamClosedError
-from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
-
 from subcompress.serving import encodings
+from subcompress.serving.http2 import CALM, Event, Http2, Http2Error, encoded
 from subcompress.serving.models import now
 from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.service import IDLE, PACE, Service
@@ -39,17 +24,11 @@ from subcompress.serving.sockets import address_of, open_socket
 MOST_CALLS = 1000
 """Calls at once on a connection."""
 
-WINDOW = 1 << 20
-"""Bytes of a message, and of all messages of a connection, that may come before they are counted."""
-
 UNUSED = 300.0
 """Seconds after which a connection without a call is closed."""
 
 PATIENCE = 30.0
 """Seconds in which nothing of an answer is read."""
-
-FRAME = 1 << 14
-"""Bytes of an answer in a frame: any client takes as many."""
 
 RESETS = 200
 """Calls that may be given up beyond those that were answered: who gives up more keeps the server busy with nothing."""
@@ -58,7 +37,10 @@ CODES = {200: 0, 400: 3, 401: 16, 404: 5, 408: 4, 413: 8, 415: 12, 501: 12, 503:
 """The status of gRPC for each of HTTP; 13, INTERNAL, for others."""
 
 _HEAD = [(b":status", b"200"), (b"content-type", b"application/grpc")]
-_ENCODINGS = (b"grpc-accept-encoding", b"identity, deflate, gzip")
+_BEGIN, _DONE = encoded(_HEAD), encoded([(b"grpc-status", b"0")])
+_REFUSED = [*_HEAD, (b"grpc-accept-encoding", b"identity, deflate, gzip")]
+LONGEST_LINE = 2000
+"""Bytes of the line of a refusal."""
 
 
 class Answering(Protocol):
@@ -92,13 +74,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, answering: Answering, connections: set[Connection]) -> None:
         self._answering, self._service, self._connections = answering, answering.service, connections
-        config = H2Configuration(
-            client_side=False,
-            header_encoding=None,
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-        )
-        self._h2 = H2Connection(config)
+        self._http2 = Http2(MOST_CALLS)
         self._calls: dict[int, _Call] = {}
         self._waiting: deque[int] = deque()  # calls whose answers wait for room
         self._used = self._read = now()  # when there was a call, and when something of an answer was taken
@@ -113,10 +89,6 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername") or ("", 0)
         self._peer = address_of(str(peer[0]), int(peer[1])) if len(peer) > 1 else ""
         self._connections.add(self)
-        own = {SettingCodes.MAX_CONCURRENT_STREAMS: MOST_CALLS, SettingCodes.INITIAL_WINDOW_SIZE: WINDOW}
-        self._h2.local_settings = Settings(client=False, initial_values=own)
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(WINDOW)
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -136,37 +108,41 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         try:
-            for event in self._h2.receive_data(data):
+            for event in self._http2.feed(data):
                 self._take(event)
-            self._write()
-        except ProtocolError:
-            self._flush()  # h2 has said what was wrong
-            self._transport.close()
+        except Http2Error as e:
+            self._give_up(e.code)
             return
+        if self._waiting:
+            self._write()
         self._flush()
 
     def _take(self, event: Event) -> None:
-        number = getattr(event, "stream_id", None) or 0
-        if isinstance(event, RequestReceived):
+        number = event.number
+        if event.what == "headers":
             self._used = now()
-            self._calls[number] = _Call(dict(event.headers), now() + IDLE)  # type: ignore[arg-type]
-        elif isinstance(event, DataReceived):
-            self._h2.acknowledge_received_data(event.flow_controlled_length, number)
+            self._calls[number] = _Call(event.headers or {}, self._used + IDLE)
+        elif event.what == "data":
             self._add(number, event.data)
-        elif isinstance(event, StreamEnded):
-            if (call := self._calls.get(number)) is not None and not call.is_whole:
+        elif event.what == "end":
+            if (call := self._calls.get(number)) is not None:
                 call.is_whole = True
                 call.task = asyncio.create_task(self._run(number, call))
-        elif isinstance(event, StreamReset):
+        elif event.what == "reset":
             self._forget(number)
             self._given_up += 1
             if self._given_up > RESETS + self._answered:
-                self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-                self._transport.close()
-        elif isinstance(event, WindowUpdated):
+                raise Http2Error(CALM, "calls are given up")
+        elif event.what == "window":
             self._read = now()
-        elif isinstance(event, ConnectionTerminated):
-            self._transport.close()
+        elif event.what == "goaway":
+            self.end()
+
+    def _give_up(self, code: int) -> None:
+        """Close the connection, and say why."""
+        self._http2.goaway(code)
+        self._flush()
+        self._transport.close()
 
     def _add(self, number: int, data: bytes) -> None:
         """Keep a part of a message, unless there is too much of it."""
@@ -200,7 +176,7 @@ class Connection(asyncio.Protocol):
             return
         if number in self._calls:
             call.rest = memoryview(struct.pack(">BI", 0, len(answer)) + answer)
-            self._h2.send_headers(number, _HEAD)
+            self._http2.send_headers(number, _BEGIN)
             self._waiting.append(number)
             self._write()
             self._flush()
@@ -235,11 +211,9 @@ class Connection(asyncio.Protocol):
             return
         path = call.headers.get(b":path", b"").decode("latin-1")
         status, text = self._answering.failed(path, e, self._peer)
-        trailers = [(b"grpc-status", b"%d" % CODES.get(status, 13)), (b"grpc-message", quote(text, safe=" ").encode())]
-        with suppress(StreamClosedError):
-            self._h2.send_headers(number, [*_HEAD, _ENCODINGS, *trailers], end_stream=True)
-            if not call.is_whole:
-                self._h2.reset_stream(number, ErrorCodes.NO_ERROR)  # the rest is not read
+        line = quote(text, safe=" ").encode()[:LONGEST_LINE]
+        trailers = [*_REFUSED, (b"grpc-status", b"%d" % CODES.get(status, 13)), (b"grpc-message", line)]
+        self._http2.send_headers(number, encoded(trailers), end=True)
         self._end(number)
 
     def _write(self) -> None:
@@ -249,16 +223,11 @@ class Connection(asyncio.Protocol):
             call = self._calls.get(number)
             if call is None or call.rest is None:
                 continue
-            try:
-                while call.rest and (room := min(self._h2.local_flow_control_window(number), FRAME)) > 0:
-                    self._h2.send_data(number, call.rest[:room].tobytes())
-                    call.rest = call.rest[room:]
-                if call.rest:
-                    self._waiting.append(number)
-                    continue
-                self._h2.send_headers(number, [(b"grpc-status", b"0")], end_stream=True)
-            except StreamClosedError:
-                pass
+            if rest := self._http2.send_data(number, call.rest):
+                call.rest = rest
+                self._waiting.append(number)
+                continue
+            self._http2.send_headers(number, _DONE, end=True)
             self._end(number)
 
     def _end(self, number: int) -> None:
@@ -280,8 +249,9 @@ class Connection(asyncio.Protocol):
             call.task.cancel()
 
     def _flush(self) -> None:
-        if data := self._h2.data_to_send():
-            self._transport.write(data)
+        if self._http2.out:
+            self._transport.write(bytes(self._http2.out))
+            self._http2.out.clear()
 
     # The course of time
 
@@ -297,15 +267,15 @@ class Connection(asyncio.Protocol):
             self._read = time
         elif time - self._read > PATIENCE:
             self._transport.abort()
-        if not self._calls and time - self._used > UNUSED:
+        if not self._calls and time - self._used > (UNUSED if self._http2.is_greeted else PATIENCE):
             self.end()
 
     def end(self) -> None:
         """Take no more calls, and close once all are answered."""
         if not self._ending:
             self._ending = True
-            last = GoAwayFrame(0, last_stream_id=self._h2.highest_inbound_stream_id, error_code=0)
-            self._transport.write(last.serialize())  # which h2 only sends when it closes
+            self._http2.goaway()
+            self._flush()
         if not self._calls:
             self._transport.close()
 

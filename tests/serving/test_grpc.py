@@ -248,5 +248,5 @@ def test_a_full_queue_and_a_taken_port(client: Client, monkeypatch: pytest.Monke
 
 def test_grpc_is_an_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SubcompressError, match="gRPC needs h2"), serving(folder, trace=LENET, grpc_port=0):
+    with pytest.raises(SubcompressError, match="gRPC needs hpack"), serving(folder, trace=LENET, grpc_port=0):
         pass
