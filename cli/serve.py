@@ -18,6 +18,7 @@ from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
     from subcompress.serving import running
+    from subcompress.serving.workers import Place
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 TOKEN = "SUBCOMPRESS_TOKEN"
@@ -143,21 +144,15 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 @option("--max-body", type=Size(), default="64MB", show_default=True, help="Largest body of a request.", group=SERVER)
 def serve(
     sources: tuple[str, ...],
-    models: tuple[str, ...],
-    bases: tuple[str, ...],
     host: str,
     port: int,
     grpc_port: int | None,
     workers: int,
-    raw_inputs: bool,
-    access_log: bool,
-    device: str,
-    memory: int,
     max_batch: int,
     queue: int,
     max_body: int,
     token_file: Path | None,
-    origins: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Answer inference requests to many models over HTTP and gRPC.
 
@@ -170,7 +165,6 @@ def serve(
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.service import Limits
     from subcompress.serving.workers import Place
-    from subcompress_cli.tracing import subprocess_tracer
 
     place = Place.of_this_process()
     _reserve_standard_streams()
@@ -179,38 +173,29 @@ def serve(
     if place is None and token is None and not is_loopback(host):
         say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
     if place is None and workers > 1:
-        running.check(sources, bases, origins, grpc_port)
+        running.check(sources, given["bases"], given["origins"], grpc_port)
         _log_end(_supervise(workers, host, port, grpc_port))
         return
+    given |= {"host": host, "port": port, "grpc_port": grpc_port, "token": token, "most": max_batch}
+    _answer_requests(sources, place, limits=Limits(queue, max_body), **given)
+
+
+def _answer_requests(sources: tuple[str, ...], place: Place | None, models: tuple[str, ...], **given: Any) -> None:
+    """Serve in this process, and tell what happens: to the user, or to the supervisor of a worker."""
+    from subcompress.serving import running
+    from subcompress_cli.tracing import subprocess_tracer
+
     log = _log if place is None or not place.index else _ignore  # what one of them says of the files all would say
 
     def ready(running: running.Running) -> None:
-        models = running.models
-        told = {"models": len(models), "unavailable": sum(not m.readable for m in models)}
+        served = running.models
+        told = {"models": len(served), "unavailable": sum(not m.readable for m in served)}
         if place is None:
             _tell(running.address, running.grpc, told)
         else:
             place.tell(told)
 
-    answered = running.serve(
-        sources,
-        subprocess_tracer(models, log),
-        bases=bases,
-        host=host,
-        port=port,
-        grpc_port=grpc_port,
-        raw_inputs=raw_inputs,
-        access_log=access_log,
-        device=device,
-        memory=memory,
-        most=max_batch,
-        limits=Limits(queue, max_body),
-        token=token,
-        origins=origins,
-        place=place,
-        log=log,
-        ready=ready,
-    )
+    answered = running.serve(sources, subprocess_tracer(models, log), place=place, log=log, ready=ready, **given)
     if place is None:
         _log_end(answered)
     else:

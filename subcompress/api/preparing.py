@@ -30,7 +30,7 @@ def mode_of(facts: Facts) -> str:
 
 
 def opened(
-    source: Path | IO[bytes], mode: str, name: str, *, most: int | None = None, formats: Sequence[str] | None = None
+    source: Path | IO[bytes], mode: str, name: str, *, most: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Any:
     """Return an image of that mode.
 

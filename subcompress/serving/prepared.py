@@ -170,10 +170,15 @@ def prepared(file: Packed | None, engine: Signature, networks: Networks) -> Prep
     if file is None:
         return "an .onnx file does not say how texts or images are prepared"
     own = Ports(engine.inputs, engine.outputs, engine.batched)
+    if not own.outputs or len(own.outputs[0].shape) > 2:
+        return "its first output is neither a class nor a value for each example"
     port = own.inputs[0] if own.inputs else None
     if port is not None and takes_images(file.facts) and len(own.inputs) == 1:
         if not own.batched or tuple(port.shape[1:]) != tuple(file.facts.input_shape):
             return f"an image becomes {list(file.facts.input_shape)}, and the network takes {port}"
+        channels, known = file.facts.input_shape[0], {len(file.facts.mean), len(file.facts.std)}
+        if channels not in (1, 3) or not known <= {1, channels}:
+            return f"its file has a mean for {len(file.facts.mean)} of {channels} channels, where images have 1 or 3"
         return Prepared("image", own, file.facts)
     names = {p.name for p in own.inputs}
     takes_tokens = "input_ids" in names and names <= {*TOKENS} and all(len(p.shape) == 2 for p in own.inputs)
@@ -203,12 +208,18 @@ def _of_texts(file: Packed, own: Ports, networks: Networks) -> Prepared:
     length = next((p.shape[1] for p in own.inputs if p.shape[1] > 0), None)
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(known, default=LENGTH) if length is None else length)
-    pads = (settings.get("pad_token"), settings.get("eos_token"))
-    numbers = (tokenizer.token_to_id(t["content"] if isinstance(t, dict) else t) for t in pads if t)
+    pads = (_word(settings.get("pad_token")), _word(settings.get("eos_token")))
+    numbers = (tokenizer.token_to_id(word) for word in pads if word)
     pad = next((n for n in numbers if n is not None), 0)
     labels = config.get("id2label")
     by_number = labels if isinstance(labels, dict) else {}
     return Prepared("text", own, file.facts, by_number, tokenizer, length, pad)
+
+
+def _word(given: Any) -> str:
+    """A special token, which a configuration gives as text or as an object with it; empty for anything else."""
+    found = given.get("content") if isinstance(given, dict) else given
+    return found if isinstance(found, str) else ""
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ def from_bytes(
 
 def _elements(held: memoryview, shape: tuple[int, ...], port: Port) -> np.ndarray:
     """The elements of a tensor of BYTES, each behind its length."""
-    wanted, at, found = math.prod(shape), 0, []
+    wanted, at = math.prod(shape), 0
+    found: list[bytes] = []
     while at + 4 <= len(held) and len(found) < wanted:
         (size,) = struct.unpack_from("<I", held, at)
         if size > len(held) - at - 4:

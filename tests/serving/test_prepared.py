@@ -7,15 +7,18 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.http as triton
 from on_transformers import network_of, record_on, saved, tiny_bert
 from PIL import Image
-from records import lenet_record
+from records import lenet_record, record_of
 from serving import Answer, Client, packed, serving, traced_here
 
 import subcompress
@@ -23,44 +26,90 @@ from subcompress.format.facts import Facts, Input
 from subcompress.serving import prepared
 from subcompress_models import MODELS
 
+tokenizers = pytest.importorskip("tokenizers")
+
 TOKENS = tuple(Input(name, "I64", (0,)) for name in ("input_ids", "attention_mask"))
 LABELS = ("bad", "fair", "good")
 TEXTS = ["a b c", "q", "x y z z z y x"]
 LONG = " ".join("abcdefghij" * 5)
 """More tokens than the network takes."""
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+CONTEXT = 32
+
+
+class Bag(torch.nn.Module):
+    """A classifier by the mean of its tokens, called as those of transformers are."""
+
+    config = SimpleNamespace(max_position_embeddings=CONTEXT, id2label=None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(len(WORDS), 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The sum of the words of each text over their number."""
+        mask = attention_mask.unsqueeze(-1).to(torch.float32)
+        return 40 * (self.words(input_ids) * mask).sum(1) / mask.sum(1)
+
+
+class ForPredict:
+    """The tokenizer as `predict` calls one of transformers."""
+
+    model_max_length, pad_token_id = 1000, 0
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def __call__(self, texts: Any, pairs: Any, truncation: bool, max_length: int, verbose: bool) -> Any:
+        self._tokenizer.enable_truncation(max_length)
+        found = [self._tokenizer.encode(text) for text in texts]
+        return {"input_ids": [t.ids for t in found], "attention_mask": [t.attention_mask for t in found]}
+
+
+def made_tokenizer(folder: Path) -> Path:
+    """A folder with a tokenizer and what is said of it."""
+    folder.mkdir()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = [(word, WORDS.index(word)) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = {"model_max_length": 1000, "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT}))
+    return folder
+
 
 class Served:
     """What is served, and what `predict` says of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.base, self.files = tiny_bert(folder / "base"), folder / "files"
+        self.place, self.files, self.bag = made_tokenizer(folder / "place"), folder / "files", Bag()
         self.files.mkdir()
-        self.bert = network_of(self.base, "AutoModelForSequenceClassification", num_labels=3)
-        record = record_on(self.bert, self.base, ["*LayerNorm*", "*.bias"], Facts(labels=LABELS, inputs=TOKENS))
-        self.text = saved(record, self.files / "text.safetensors")
+        self.text = packed(self.files, "text", record_of(self.bag, Facts(labels=LABELS, inputs=TOKENS)))
         self.image = packed(self.files, "image", lenet_record(300, 1, 9.0))
-        self.trace = traced_here(MODELS["lenet"](), self.bert)
+        self._trace = traced_here(MODELS["lenet"](), self.bag)
+
+    def trace(self, jobs: Any) -> Any:
+        """Graphs that were traced from a network of transformers in a folder."""
+        return [replace(found, network=f"hf:{self.place},task=x") for found in self._trace(jobs)]  # type: ignore[type-var]
 
     def of_texts(self, texts: Any) -> list[tuple[Any, Any]]:
         """Labels and probabilities."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.base)
-        found = subcompress.predict(self.text, texts, self.bert, base=self.base, tokenizer=tokenizer)
+        found = subcompress.predict(self.text, texts, self.bag, tokenizer=ForPredict(self.place))
         return [(p.label, p.probability) for p in found]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    pytest.importorskip("transformers")
     return Served(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Any:
     """A server of a classifier of texts and one of images."""
-    with serving(served.files, trace=served.trace, bases=[str(served.base)]) as found:
+    with serving(served.files, trace=served.trace) as found:
         yield found
 
 
@@ -90,7 +139,7 @@ def test_texts_as_tensors_with_the_real_client(client: Client, served: Served) -
     with triton.InferenceServerClient(f"{client.host}:{client.port}") as real:
         told = real.get_model_metadata("text")["parameters"]["prepared"]
         assert [t["name"] for t in told["inputs"]] == ["text"]
-        assert [t["name"] for t in told["outputs"]] == ["label", "probability", "truncated", "logits"]
+        assert [t["name"] for t in told["outputs"]] == ["label", "probability", "truncated", "output"]
         for binary in (True, False):
             given = triton.InferInput("text", x.shape, "BYTES").set_data_from_numpy(x, binary_data=binary)
             found = real.infer("text", [given])
@@ -99,7 +148,7 @@ def test_texts_as_tensors_with_the_real_client(client: Client, served: Served) -
                 [{"label": a, "probability": b} for a, b in zip(labels, found.as_numpy("probability"), strict=True)],
                 served.of_texts(TEXTS),
             )
-            assert not found.as_numpy("truncated").any() and found.as_numpy("logits").shape == (3, 3)
+            assert not found.as_numpy("truncated").any() and found.as_numpy("output").shape == (3, 3)
 
 
 def picture(size: tuple[int, int] = (28, 28), form: str = "PNG", mode: str = "L") -> bytes:
@@ -166,13 +215,27 @@ def test_what_cannot_be_prepared_is_told_in_a_line(client: Client, what: str, mo
 
 def test_what_is_not_prepared_says_why(client: Client, served: Served, tmp_path: Path) -> None:
     packed(tmp_path, "one", lenet_record(300, 1))
-    with serving(tmp_path, served.text, trace=served.trace, raw_inputs=True, bases=[str(served.base)]) as raw:
+    with serving(tmp_path, served.text, trace=served.trace, raw_inputs=True) as raw:
         assert "takes no image, since --raw-inputs was given" in ask(raw, "one", picture()).error
         assert "prepared" not in raw("GET", "/v2/models/one").said["parameters"]
         assert raw.infer("one", np.zeros((1, 1, 28, 28))).status == 200
-    (served.base / "tokenizer.json").rename(served.base / "away.json")
+    (served.place / "tokenizer.json").rename(served.place / "away.json")
     try:
-        with serving(served.text, trace=served.trace, bases=[str(served.base)]) as bare:
+        with serving(served.text, trace=served.trace) as bare:
             assert "its tokenizer is not known" in ask(bare, "text", {"text": "a"}).error
     finally:
-        (served.base / "away.json").rename(served.base / "tokenizer.json")
+        (served.place / "away.json").rename(served.place / "tokenizer.json")
+
+
+@pytest.mark.slow
+def test_a_network_of_transformers_on_a_base(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    base = tiny_bert(tmp_path / "base")
+    bert = network_of(base, "AutoModelForSequenceClassification", num_labels=3)
+    record = record_on(bert, base, ["*LayerNorm*", "*.bias"], Facts(labels=LABELS, inputs=TOKENS))
+    file, tokenizer = saved(record, tmp_path / "text.safetensors"), transformers.AutoTokenizer.from_pretrained(base)
+    with serving(file, trace=traced_here(bert), bases=[str(base)]) as client:
+        for texts in (TEXTS, [LONG, "a"]):
+            wanted = subcompress.predict(file, texts, bert, base=base, tokenizer=tokenizer)
+            found = ask(client, "text", {"text": texts}).said["predictions"]
+            same(found, [(p.label, p.probability) for p in wanted])
