@@ -16,7 +16,7 @@ import orjson
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
-from subcompress.serving import grpc_connections, tensors
+from subcompress.serving import grpc_transport, tensors
 from subcompress.serving.engines import Port
 from subcompress.serving.grpc_messages import CLASSES, METHODS, SERVICE
 from subcompress.serving.models import now
@@ -40,6 +40,8 @@ CONTENTS = {
 
 class Calls:
     """The methods of the protocol. Each takes a message and returns one, or raises what `failure_of` knows."""
+
+    methods = tuple(METHODS)
 
     def __init__(self, service: Service) -> None:
         self.service = self._service = service
@@ -210,5 +212,5 @@ def encode_answer(name: str, found: Answered) -> Any:
 
 
 def answering(service: Service, host: str, port: int, grace: float, shared: bool) -> AbstractAsyncContextManager[str]:
-    """What answers calls while it is entered, and is given the address; see `grpc_connections.listening`."""
-    return grpc_connections.listening(Calls(service), host, port, grace, shared)
+    """What answers calls while it is entered, and is given the address; see `grpc_transport.listening`."""
+    return grpc_transport.listening(Calls(service), SERVICE, host, port, grace, shared)

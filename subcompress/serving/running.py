@@ -217,7 +217,7 @@ def _grpc(service: Service, host: str, settings: Settings) -> AbstractAsyncConte
 
 def require_grpc() -> None:
     """Raise SubcompressError where what answers gRPC is not installed."""
-    for name, package in (("hpack", "hpack"), ("google.protobuf", "protobuf")):
+    for name, package in (("grpc", "grpcio"), ("google.protobuf", "protobuf")):
         if importlib.util.find_spec(name) is None:
             raise SubcompressError(f"gRPC needs {package}, which is not installed: pip install 'subcompress[serve]'")
 
