@@ -20,7 +20,7 @@ UNUSED_MS = 300_000
 """Milliseconds after which a connection without a call is closed."""
 
 PING_MS, PATIENCE_MS = 60_000, 30_000
-"""Milliseconds without a message after which a peer is asked whether it is there, and how long it may take to answer."""
+"""Milliseconds without a message after which a peer is asked whether it is there, and how long that may take."""
 
 STATUSES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -40,7 +40,7 @@ def test_short_floats_and_texts_with_the_real_client(
         given = x.astype(np.float16 if datatype == "FP16" else np.float32)
         wanted = (sign * x).tolist()
     if datatype == "BF16" and not binary:  # the client has no JSON for it
-        found = client.infer("bf16", given, "BF16", name="x").said["outputs"][0]
+        found = client.infer("bf16", x, datatype="BF16", name="x").said["outputs"][0]
         assert (found["datatype"], found["data"]) == ("BF16", x.ravel().tolist())
         return
     with triton.InferenceServerClient(f"{client.host}:{client.port}") as real:
