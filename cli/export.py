@@ -121,4 +121,4 @@ def _source(file: str, name: str, model: str | None, base: str | None, dense: bo
         return Source(path, name)
     if format.contents(path).base is not None and not dense:
         return Source(path, name, None, base)  # which is refused
-    return Source(path, name, network_for(path, model, base, built), base)
+    return Source(path, name, network_for(path, model, base, built).module, base)

@@ -13,9 +13,9 @@ from subcompress_cli.options import INPUT, base_option, device_option, json_opti
 from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
-    from torch import nn
-
     import subcompress
+    from subcompress.onnx.network import Network
+    from subcompress_cli.finding import Place
 
 
 @click.command(cls=Command)
@@ -69,7 +69,12 @@ def predict(
 
     if (given is None) == (prompt is None):
         raise SubcompressError("predict takes one of --input X and --generate PROMPT: give one of them")
-    module, place = _network(file, model_name, base)
+    from subcompress_cli.finding import network_for
+
+    network = network_for(file, model_name, base)
+    if model_name is None:
+        say(f"the network is {network.name}")
+    module, place = network.module, _tokenizer_place(network, file, base)
     if prompt is not None:
         tokenizer = _tokenizer(place, f"--generate {prompt!r}")
         options: dict[str, Any] = {"base": base, "max_new_tokens": max_new_tokens, "chat": chat, "device": device}
@@ -97,54 +102,15 @@ def _line(p: subcompress.Prediction, alone: bool) -> str:
     return said if alone else f"{name[:60]}{'...' if len(name) > 60 else ''}: {said}"
 
 
-def _network(file: Path, model_name: str | None, base: str | None) -> tuple[nn.Module, tuple[str, str | None] | None]:
-    """The network of a file, and the place of its tokenizer where it is one of transformers: of --model, else a named
-    one, else what the base's configuration makes. Raises SubcompressError where there is none."""
+def _tokenizer_place(network: Network, file: Path, base: str | None) -> Place | None:
+    """The place of the tokenizer: that of a network of transformers, else that of the base."""
     from subcompress_cli import texts
-    from subcompress_cli.finding import known_name, network_for
-    from subcompress_cli.loading import model_of
+    from subcompress_cli.finding import place_of_base
 
-    if model_name is not None:
-        place = texts.place_of(model_name) if model_name.startswith(texts.HF) else _place_of_base(file, base)
-        return network_for(file, model_name, base), place
-    from subcompress import format
-    from subcompress.data import pretrained
-
-    layout = format.read(file, base)[0].layout
-    if known_name(layout) is not None:
-        return network_for(file, None, base), None
-    if (place := _place_of_base(file, base)) is None:
-        raise SubcompressError(
-            f"{file.name} is of a network that is not known by its tensors, and no base with a config.json is at hand: "
-            "give --model, or the folder of its base with --base"
-        )
-    where, revision = place
-    if (task := pretrained.task_of(layout, where, revision=revision)) is None:
-        raise SubcompressError(
-            f"{file.name} has other tensors than any network of its base {where}: give --model hf:{where},task=..."
-        )
-    at = f"@{revision}" if revision else ""
-    say(f"the network is that of {where}, for {task}")
-    return model_of(f"{texts.HF}{where}{at},task={task}", layout=layout), place
+    return texts.place_of(network.name) if network.name.startswith(texts.HF) else place_of_base(file, base)
 
 
-def _place_of_base(file: Path, base: str | None) -> tuple[str, str | None] | None:
-    """The folder of the base, or its id and commit on the Hub, where there is one with a configuration."""
-    from subcompress import format
-    from subcompress.remote.references import PREFIX, Reference
-
-    known = format.contents(file).base
-    name = base or (known.where if known is not None and known.source.startswith(PREFIX) else None)
-    if name is None:
-        return None
-    if name.startswith(PREFIX):
-        found = Reference.of(name)
-        return found.id, found.revision
-    folder = Path(name) if Path(name).is_dir() else Path(name).parent
-    return (str(folder), None) if (folder / "config.json").is_file() else None
-
-
-def _tokenizer(place: tuple[str, str | None] | None, what: str) -> Any:
+def _tokenizer(place: Place | None, what: str) -> Any:
     """Raises SubcompressError without a place, and for one without a tokenizer."""
     from subcompress.data import pretrained
 
@@ -156,7 +122,7 @@ def _tokenizer(place: tuple[str, str | None] | None, what: str) -> Any:
     return pretrained.load_tokenizer(place[0], revision=place[1])
 
 
-def _helpers(given: str, file: Path, place: tuple[str, str | None] | None) -> dict[str, Any]:
+def _helpers(given: str, file: Path, place: Place | None) -> dict[str, Any]:
     """The tokenizer for texts, or the image processor for images that the file does not prepare."""
     from subcompress import format
     from subcompress.api.predict import IMAGES

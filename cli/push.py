@@ -74,18 +74,18 @@ def push(
     import subcompress
     from subcompress_cli.finding import network_for, network_if_known
 
-    module = None
+    network = None
     try:
         if onnx == "dense":
-            module = network_for(file, model_name, base)
+            network = network_for(file, model_name, base)
         elif onnx == "auto" and subcompress.info(file)["base"] is None:
-            module = network_if_known(file, model_name, base)
+            network = network_if_known(file, model_name, base)
     except subcompress.SubcompressError as e:
         raise subcompress.SubcompressError(f"{e} (or push without a graph: --onnx none)") from e
     pushed = subcompress.push(
         file,
         repository,
-        module,
+        None if network is None else network.module,
         about=subcompress.hub.About(run_folder, dataset, task, license),
         base=base,
         onnx=onnx,

@@ -142,6 +142,19 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option("--max-body", type=Size(), default="64MB", show_default=True, help="Largest body of a request.", group=SERVER)
+@option(
+    "--graphs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The folder where traced graphs are kept for the next start.  [default: ~/.cache/subcompress/graphs]",
+    group=SERVER,
+)
+@option(
+    "--keep-graphs/--trace-graphs",
+    default=True,
+    help="Use graphs that were traced before, or trace them at each start.  [default: keep-graphs]",
+    group=SERVER,
+)
 def serve(
     sources: tuple[str, ...],
     host: str,
@@ -161,6 +174,7 @@ def serve(
     model is rebuilt at its first request. When --memory is full, the models that were not used for longest are dropped.
     Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
     """
+    from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.service import Limits
@@ -180,8 +194,16 @@ def serve(
     _answer_requests(sources, place, limits=Limits(queue, max_body), **given)
 
 
-def _answer_requests(sources: tuple[str, ...], place: Place | None, models: tuple[str, ...], **given: Any) -> None:
+def _answer_requests(
+    sources: tuple[str, ...],
+    place: Place | None,
+    models: tuple[str, ...],
+    graphs: Path | None,
+    keep_graphs: bool,
+    **given: Any,
+) -> None:
     """Serve in this process, and tell what happens: to the user, or to the supervisor of a worker."""
+    from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress_cli.tracing import subprocess_tracer
 
@@ -195,7 +217,8 @@ def _answer_requests(sources: tuple[str, ...], place: Place | None, models: tupl
         else:
             place.tell(told)
 
-    answered = running.serve(sources, subprocess_tracer(models, log), place=place, log=log, ready=ready, **given)
+    trace = subprocess_tracer(models, log, GraphCache(graphs or default_folder()) if keep_graphs else None)
+    answered = running.serve(sources, trace, place=place, log=log, ready=ready, **given)
     if place is None:
         _log_end(answered)
     else:

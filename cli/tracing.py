@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -14,9 +15,12 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, one_line
+from subcompress.onnx.graph_cache import CachedGraph, GraphCache, Reads
+from subcompress.remote.references import PREFIX as HUB
 
 if TYPE_CHECKING:
     from subcompress.serving.networks import Job, Traced
@@ -27,22 +31,64 @@ PATIENCE = 600
 ENDED = "its network could not be traced: the process that does it ended, or took longer than {} seconds"
 
 
-def subprocess_tracer(models: Sequence[str], log: Any) -> SubprocessTracer:
-    """Return a `Trace` in child processes for the named networks and those that are known by their layout."""
-    return SubprocessTracer(models, log)
+def subprocess_tracer(models: Sequence[str], log: Any, cache: GraphCache | None = None) -> SubprocessTracer:
+    """Return a `Trace` in child processes for the named networks and those that are known by their layout.
+
+    cache: of graphs that were traced before, None to trace all.
+    """
+    return SubprocessTracer(models, log, cache)
 
 
 class SubprocessTracer:
-    """Traces jobs in a child process. A job at which it ends fails, and another child goes on with the next."""
+    """Traces jobs in a child process. A job at which it ends fails, and another child goes on with the next.
 
-    def __init__(self, models: Sequence[str], log: Any) -> None:
-        self._models, self._log = list(models), log
+    No child starts for jobs whose graphs are in the cache.
+    """
+
+    def __init__(self, models: Sequence[str], log: Any, cache: GraphCache | None = None) -> None:
+        self._models, self._log, self._cache = list(models), log, cache
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
         self._closed = False
 
     def __call__(self, jobs: Sequence[Job]) -> list[Traced | str]:
+        known = self._cached(jobs)
+        traced = iter(self._trace([job for job, graph in zip(jobs, known, strict=True) if graph is None]))
+        return [next(traced) if graph is None else graph for graph in known]
+
+    def _cached(self, jobs: Sequence[Job]) -> list[Traced | None]:
+        """Return the graphs that the cache has."""
+        if self._cache is None:
+            return [None] * len(jobs)
+        self._cache.forget_states()
+        found = [self._cached_graph(job) for job in jobs]
+        if count := sum(graph is not None for graph in found):
+            self._log(f"{count} graph{'s' if count > 1 else ''} from {self._cache.folder}")
+        return found
+
+    def _cached_graph(self, job: Job) -> Traced | None:
+        from subcompress.serving.networks import Traced
+
+        assert self._cache is not None
+        found = self._cache.find(self._question(job, general=True)) or self._cache.find(
+            self._question(job, general=False)
+        )
+        return None if found is None else Traced(found.graph, found.names, found.general, found.network)
+
+    def _question(self, job: Job, *, general: bool) -> str:
+        """Return all that decides which graph serves a job. general: for all files that one graph can serve."""
+        from subcompress.serving.networks import Packed
+
+        key = Packed(job.name, job.data).key
+        own = "" if general else hashlib.sha256(job.data).hexdigest()
+        where = str(Path.cwd()) if self._models else ""  # names of user code are relative to it
+        base = job.base if job.base is None or job.base.startswith(HUB) else os.path.abspath(job.base)
+        return json.dumps([key, own, sorted(job.inputs), base, self._models, where])
+
+    def _trace(self, jobs: Sequence[Job]) -> list[Traced | str]:
         found: list[Traced | str] = []
+        if not jobs:
+            return found
         names = ", ".join(job.name for job in jobs[:3]) + (", ..." if len(jobs) > 3 else "")
         self._log(f"tracing {names}: some seconds, and one or two for each more network")
         while len(found) < len(jobs) and not self._closed:
@@ -118,11 +164,16 @@ class SubprocessTracer:
         if note := answer.get("note"):
             self._log(note)
         graph = base64.b64decode(answer["graph"])
-        return Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
+        found = Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
+        if self._cache is not None:
+            entry = CachedGraph(found.graph, found.names, found.general, found.network)
+            self._cache.keep(self._question(job, general=found.general), entry, answer["reads"])
+        return found
 
 
 def main() -> None:
     """Run the child: trace jobs and write one line of JSON for each."""
+    reads = Reads()
     request = json.load(sys.stdin)
     # Keep what the user's code and its children print out of the answers.
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
@@ -131,6 +182,7 @@ def main() -> None:
         start = time.perf_counter()
         try:
             answer = _answer(request["models"], job)
+            answer["reads"] = reads.names()
         except SubcompressError as e:
             answer = {"error": " ".join(str(e).split())}
         except BaseException as e:  # whatever the user's code raises, go on with the next job
@@ -141,25 +193,26 @@ def main() -> None:
 def _answer(models: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
     """Trace the first network with the file's tensors that can be traced; add a note on the others."""
     from subcompress import format
-    from subcompress.onnx.weightless import weightless_graph_of
-    from subcompress_cli.finding import networks_of
+    from subcompress_cli.finding import networks_of, place_of
 
-    record, _ = format.from_bytes(base64.b64decode(job["data"]), job["base"])
+    data = base64.b64decode(job["data"])
+    record, _ = format.from_bytes(data, job["base"])
     failed: list[SubcompressError] = []
-    fitting = networks_of(record.layout, models, job["name"])
-    for network, module in fitting:
+    place = place_of(format.parse(data).base, job["base"])
+    fitting = networks_of(record.layout, models, job["name"], place)
+    for network in fitting:
         try:
-            found = weightless_graph_of(record, module, job["inputs"])
+            found = network.compared(record, job["inputs"])
         except SubcompressError as e:
             failed.append(e)
             continue
-        others = [name for name, _ in fitting if name in models]
+        others = [other.name for other in fitting if other.name in models]
         return {
             "graph": base64.b64encode(found.data).decode(),
             "names": found.names,
             "general": found.general,
-            "network": network,
-            "note": _note(job["name"], network, failed, others),
+            "network": network.name,
+            "note": _note(job["name"], network.name, failed, others),
         }
     raise failed[0]
 

@@ -125,7 +125,7 @@ def _traced(file: Path, model_name: str | None, output: Path, base: str | None, 
         return None
     from subcompress_cli.finding import network_for
 
-    return network_for(file, model_name, base)
+    return network_for(file, model_name, base).module
 
 
 def _files(model_name: str) -> str:

@@ -54,7 +54,7 @@ def verify(
     from subcompress_cli.rebuilding import rebuilding
 
     data, task = data_set(data_name, data_dir, model_name), loss_and_metric(loss, metric)
-    module = None if data is None else network_for(file, model_name, base)
+    module = None if data is None else network_for(file, model_name, base).module
     with rebuilding(file, len(available())) as done:
         found = subcompress.verify(file, data, module, base=base, device=device, **task, done=done, say=say)
     if as_json:

@@ -28,14 +28,13 @@ from subcompress.peers import PEERS, Bench, Row, SkippedError, schemas
 from subcompress.peers.charts import comparison_chart
 from subcompress.subspace.copying import copied
 from subcompress.subspace.standing import standing
-from subcompress.subspace.unwrapping import unwrapped_for
+from subcompress.subspace.unwrapping import fitting
 from subcompress.support.bars import with_bars
 from subcompress.support.charts import Chart
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
 from subcompress.support.suggestions import suggestion
 from subcompress.support.tables import html_png, html_table
-from subcompress.tensors.layout import Layout
 from subcompress.training import run
 from subcompress.training.loop import TrainOptions
 from subcompress.training.machine import machine
@@ -170,8 +169,7 @@ def compare(
     if unknown := [name for name in names if name not in PEERS]:
         raise SubcompressError(f"--peers are of {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
     record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
-    model = unwrapped_for(model, record.layout)
-    record.layout.require(Layout.of(model.state_dict()), "the model")
+    model = fitting(model, record.layout)
     if record.base is not None:
         model = standing(model, record.base)
     task = Task.suiting(data := as_data(data), loss, metric, minimise if minimize is None else minimize)

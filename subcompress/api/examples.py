@@ -23,7 +23,7 @@ from subcompress.data.targets import as_classes, counts, prepare_labels
 from subcompress.errors import SubcompressError
 from subcompress.format.facts import Facts
 from subcompress.subspace.copying import copied
-from subcompress.subspace.unwrapping import unwrapped_for
+from subcompress.subspace.unwrapping import fitting
 from subcompress.support.tables import png_address
 from subcompress.training import run, schemas
 from subcompress.training.tasks import Task
@@ -112,7 +112,7 @@ def _network(path: Path, model: nn.Module | Callable[[], nn.Module], base: Any) 
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(fit.seed)
             module = model()
-    return unwrapped_for(load_record(record, module), record.layout)
+    return load_record(record, fitting(module, record.layout))
 
 
 def _answers(module: nn.Module, data: Data) -> tuple[Tensor, Tensor] | None:

@@ -21,7 +21,7 @@ from subcompress.format.record import Record
 from subcompress.onnx.session import choose_graph_device, require_device
 from subcompress.rebuild.backends import available
 from subcompress.rebuild.streaming import stream
-from subcompress.subspace.unwrapping import unwrapped_for
+from subcompress.subspace.unwrapping import fitting
 from subcompress.support.devices import AUTO
 from subcompress.training.preflight import check_first_of
 from subcompress.training.tasks import LOSSES, Loss, Metric, Task, evaluate
@@ -114,7 +114,7 @@ def _measured(
     """With the metric on the test split. told: somebody chose the task."""
     from subcompress.api.load import load_record
 
-    module = unwrapped_for(load_record(record, module), record.layout)
+    module = load_record(record, fitting(module, record.layout))
     split = task.prepare_labels(data).test
     _check(module, split, task, told)
     value, note = _value(record, module, split, task, device)

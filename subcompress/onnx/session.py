@@ -17,10 +17,9 @@ from subcompress import format
 from subcompress.errors import SubcompressError, one_line
 from subcompress.onnx.runtime import PLAIN, PROVIDERS, How, give_back, open_graph, runs_on
 from subcompress.rebuild.expand import expand, expand_checked
-from subcompress.subspace.unwrapping import unwrapped_for
 from subcompress.support.devices import AUTO, Device, choose_device
 from subcompress.support.suggestions import suggestion
-from subcompress.tensors.layout import Layout, array_of
+from subcompress.tensors.layout import array_of
 
 
 class Session:
@@ -71,17 +70,15 @@ class Session:
 
     def _of_packed(self, path: str | Path, module: nn.Module | None, base: Any, check: bool, tf32: bool) -> Any:
         """A session on the graph of the module, its weights those of the file, rebuilt on the device."""
-        from subcompress.onnx.weightless import loaded_weights, trace_weightless
+        from subcompress.onnx.network import Network
 
         record, _ = format.read(path, base)
         if module is None:
             raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
-        module = unwrapped_for(module, record.layout)
-        record.layout.require(Layout.of(module.state_dict()), "the model")
+        network = Network.of(module, record.layout)
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
-        with loaded_weights(module, state):
-            graph = trace_weightless(module, record.facts, inputs=state.keys() if self.device.type == "cuda" else ())
+        graph = network.weightless(state, record.facts, state.keys() if self.device.type == "cuda" else ())
         if self.device.type == "cuda":
             state = rebuilt(record, "cuda")
         if self.device.type == "cuda":

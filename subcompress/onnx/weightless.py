@@ -17,8 +17,7 @@ from subcompress.onnx.checking import compare
 from subcompress.onnx.tracing import graph_of
 from subcompress.rebuild.expand import expand
 from subcompress.subspace.copying import own_memory
-from subcompress.subspace.unwrapping import unwrapped_for
-from subcompress.tensors.layout import Layout
+from subcompress.subspace.unwrapping import fitting
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ def weightless_graph_of(record: Record, module: nn.Module, inputs: Collection[st
     left unchanged. Raises SubcompressError for a module with another layout, and if ONNX Runtime computes something
     else.
     """
-    module = unwrapped_for(module, record.layout)
-    record.layout.require(Layout.of(module.state_dict()), "the model")
+    module = fitting(module, record.layout)
     state = expand(record)
     with loaded_weights(module, state):
         found = trace_weightless(module, record.facts, inputs)

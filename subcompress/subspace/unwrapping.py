@@ -36,6 +36,16 @@ def unwrapped_for(module: nn.Module, layout: Layout) -> nn.Module:
     return module if {t.name for t in layout} == module.state_dict().keys() else bare
 
 
+def fitting(module: nn.Module, layout: Layout, what: str = "the model") -> nn.Module:
+    """The network without wrappers, which has the tensors of `layout`.
+
+    what: the module, for the message. Raises SubcompressError, naming the first difference, if it has other tensors.
+    """
+    bare = unwrapped_for(module, layout)
+    layout.require(Layout.of(bare.state_dict()), what)
+    return bare
+
+
 def wrapping_note(module: nn.Module) -> str:
     """What a person should know of the wrappers that are taken off, empty where there are none."""
     found = dict.fromkeys(kind[0] for kind in map(_wrapper, module.modules()) if kind)
@@ -72,4 +82,4 @@ def _with_children(module: nn.Module, children: dict[str, nn.Module | None]) -> 
     return found
 
 
-__all__ = ["unwrapped", "unwrapped_for", "wrapping_note"]
+__all__ = ["fitting", "unwrapped", "unwrapped_for", "wrapping_note"]

@@ -16,6 +16,7 @@ from torch import nn
 
 import subcompress
 from subcompress import Facts, SubcompressError
+from subcompress_cli.finding import network_for, networks_of, place_of
 from subcompress_models import MODELS
 
 
@@ -146,10 +147,22 @@ def test_one_line_for_a_network_that_is_not_at_hand(llama, tmp_path):
     weights = base / "model.safetensors"
     (tmp_path / "m.safetensors").write_bytes(weights.read_bytes())
     result = cli("predict", file, "--base", tmp_path / "m.safetensors", "--input", "say")
-    assert result.exit_code == 1 and "no base with a config.json is at hand: give --model" in result.stderr
+    assert result.exit_code == 1 and "give it with --model" in result.stderr
+    assert "no base with a config.json is at hand" in result.stderr
     (tmp_path / "a.csv").write_text("words\nsay\n")
     result = cli("predict", file, "--base", base, "--input", tmp_path / "a.csv")
     assert result.exit_code == 1 and "line 2: texts are in a column text; it has words" in result.stderr
     result = cli("predict", file, "--base", base, "--generate", "say")
     assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) <= 3, result.stderr
     assert "generate" in result.stderr
+
+
+def test_every_command_finds_the_network_of_the_base(llama):
+    base, file = llama
+    found = network_for(file, None, str(base))
+    assert found.name == f"hf:{base},task=classification"
+    assert found.layout == subcompress.format.read(file, base)[0].layout
+    parsed = subcompress.format.parse(file.read_bytes())
+    assert next(networks_of(found.layout, (), "net", place_of(parsed.base, str(base)))).name == found.name
+    assert place_of(parsed.base, str(base / "model.safetensors")) == (str(base), None)
+    assert place_of(None, None) is None

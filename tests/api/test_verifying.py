@@ -146,7 +146,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     found = json.loads(cli(*args, "--loss", "networks:evidence", "--json").stdout)
     assert found["metric"] == "loss" and found["engine"] == "torch"
     said = cli("verify", "net.safetensors", "--data", "digits").stderr
-    assert "needs its network, to trace a graph: give it with --model" in said
+    assert "needs its network: give it with --model" in said
 
 
 class Stub:

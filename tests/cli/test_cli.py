@@ -110,7 +110,7 @@ def test_files_that_are_not_ours(tmp_path):
 
 def test_a_model_that_does_not_match(small_file, tmp_path):
     line = mistake("unpack", small_file, "--model", "mlp", "-o", tmp_path / "net.onnx")
-    assert "the file holds conv1.weight F32 [6, 1, 5, 5], which the model lacks" in line
+    assert "the file holds conv1.weight F32 [6, 1, 5, 5], which the network mlp lacks" in line
     assert "rename the output" in mistake("unpack", small_file, "-o", tmp_path / "net.bin")
     assert list(tmp_path.iterdir()) == []
 

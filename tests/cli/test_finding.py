@@ -24,15 +24,15 @@ def folder(tmp_path_factory):
 
 
 def test_a_known_layout_needs_no_name(folder):
-    assert isinstance(network_for(folder / "known.safetensors", None), LeNet)
-    assert isinstance(network_if_known(folder / "known.safetensors", None), LeNet)
+    assert isinstance(network_for(folder / "known.safetensors", None).module, LeNet)
+    assert isinstance(network_if_known(folder / "known.safetensors", None).module, LeNet)
     assert network_if_known(folder / "other.safetensors", None) is None
-    with pytest.raises(SubcompressError, match=r"other.safetensors needs its network, to trace a graph: give it with"):
+    with pytest.raises(SubcompressError, match=r"other.safetensors needs its network: give it with --model"):
         network_for(folder / "other.safetensors", None)
 
 
 def test_a_name_must_fit(folder):
-    with pytest.raises(SubcompressError, match=r"the file holds conv1.weight .*, which the model lacks"):
+    with pytest.raises(SubcompressError, match=r"the file holds conv1.weight .*, which the network mlp lacks"):
         network_for(folder / "known.safetensors", "mlp")
 
 
@@ -48,10 +48,10 @@ def first_of(layout, models):
 
 def test_of_several_names_the_first_that_fits(capsys):
     layout = lenet_record().layout
-    name, module = first_of(layout, ["mlp", "lenet"])
-    assert name == "lenet" and isinstance(module, LeNet)
-    assert first_of(layout, ["mlp"])[0] == "lenet"
-    assert first_of(layout, ["misspelled"])[0] == "lenet"
+    network = first_of(layout, ["mlp", "lenet"])
+    assert network.name == "lenet" and isinstance(network.module, LeNet)
+    assert first_of(layout, ["mlp"]).name == "lenet"
+    assert first_of(layout, ["misspelled"]).name == "lenet"
     assert "--model is not needed for a.safetensors, and cannot be used" in capsys.readouterr().err
     with pytest.raises(SubcompressError, match="got 'misspelled'"):
         first_of(mixed_record().layout, ["misspelled"])
@@ -79,4 +79,4 @@ def test_on_a_base_the_order_of_the_base_does(tmp_path):
     safetensors.torch.save_file(base, tmp_path / "base.safetensors")
     format.save(lenet_on(base), tmp_path / "delta.safetensors")
     found = network_for(tmp_path / "delta.safetensors", None, str(tmp_path / "base.safetensors"))
-    assert isinstance(found, nn.Module)
+    assert isinstance(found.module, nn.Module)

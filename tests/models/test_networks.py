@@ -67,6 +67,11 @@ def test_onnx_computes_the_same(fitted, name, tmp_path):
     assert subcompress.unpack(file, tmp_path / "net.onnx", case.make()).stat().st_size > 1_000
 
 
+SHORT = [pytest.param(n, marks=pytest.mark.slow) if n == "gru" else n for n in networks.CASES]
+"""Without the one whose graph is long: to slim it takes seven seconds."""
+
+
+@pytest.mark.parametrize("name", SHORT)
 def test_the_graph_computes_the_files_weights_itself(fitted, name, tmp_path):
     """`unpack` checks them before it keeps the graph; here they are had from the graph that was kept."""
     _, file, _ = fitted(name)

@@ -271,7 +271,7 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
     assert f"{(tmp_path / 'net.onnx').stat().st_size} bytes, rebuilt from {small_file.stat().st_size}" in done.output
     for more, said in (
         (["--model", "lenet", "-o", str(tmp_path / "net.safetensors")], "a self-unfolding graph must be an .onnx file"),
-        (["--model", "mlp", "-o", str(tmp_path / "net.onnx")], "which the model lacks"),
+        (["--model", "mlp", "-o", str(tmp_path / "net.onnx")], "which the network mlp lacks"),
     ):
         failed = call(*more)
         assert failed.exit_code != 0

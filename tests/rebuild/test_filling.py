@@ -213,6 +213,6 @@ def test_without_a_device_cuda_is_refused_in_one_line():
     with pytest.raises(SubcompressError, match=r"torch-cuda cannot run on this machine$"):
         expand(WIDE, "torch-cuda")
     with pytest.raises(
-        SubcompressError, match=re.escape("backend must be one of numpy, torch, native, torch-cuda, triton; ")
+        SubcompressError, match=re.escape("backend must be one of numpy, torch, torch-cuda, native, triton; ")
     ):
         expand(WIDE, "abacus")

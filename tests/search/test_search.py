@@ -122,6 +122,7 @@ def test_a_target_that_is_out_of_reach_gives_the_best_and_says_how_near_it_came(
     assert chosen.value == max(p.value for p in found["probes"] if p.bytes)
 
 
+@pytest.mark.slow
 def test_far_targets_are_looked_for_far_away():
     """Flat curves, whose d is near D: few trainings lie below a quarter of it, fewer where a baseline is known."""
     for baseline, most_low, most_missed in ((False, 2.6, 12), (True, 1.8, 8)):
@@ -252,6 +253,7 @@ def test_the_best_within_a_number_of_bytes(few_digits, tmp_path, limit):
     assert subcompress.fit(net, few_digits, tmp_path / "run", **options) == found
 
 
+@pytest.mark.slow
 def test_running_statistics_count(tmp_path):
     """A budget that the coordinates alone would meet, and the statistics break: the next training takes fewer."""
     import networks

@@ -252,7 +252,7 @@ def test_files_that_are_no_models(place):
 
 def test_a_network_without_a_name_is_asked_for(place):
     format.save(mixed_record(), place / "mixed.safetensors")
-    assert "mixed.safetensors needs its network, to trace a graph: give it with --model" in error(
+    assert "mixed.safetensors needs its network: give it with --model" in error(
         "export", "net.onnx", "mixed.safetensors", "--triton-repo", "m"
     )
     assert "the model" in error("export", "net.safetensors", "--triton-repo", "m", "--model", "mlp")

@@ -313,8 +313,8 @@ def test_a_server_that_ends_does_not_wait_for_a_trace(child: None, tmp_path: Pat
 
 def test_a_factory_that_raises_leaves_the_networks_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("def make():\n    raise ValueError('no luck')\n")
-    network, module = next(finding.networks_of(lenet_record().layout, [f"{tmp_path}/own.py:make"], "net"))
-    assert network == "lenet" and type(module) is type(MODELS["lenet"]())
+    network = next(finding.networks_of(lenet_record().layout, [f"{tmp_path}/own.py:make"], "net"))
+    assert network.name == "lenet" and type(network.module) is type(MODELS["lenet"]())
     with pytest.raises(SubcompressError, match="no luck"):
         next(finding.networks_of(record_of(torch.nn.Linear(3, 2), Facts()).layout, [f"{tmp_path}/own.py:make"], "net"))
 

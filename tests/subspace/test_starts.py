@@ -295,6 +295,7 @@ def test_a_fixed_sparse_pattern_is_kept_in_many_runs():
     assert torch.equal(expand(format.from_bytes(data)[0])["p"], start)
 
 
+@pytest.mark.slow
 def test_a_pattern_too_large_for_a_file_becomes_random_with_a_note():
     starts = observed(masked(1200, 600))
     (piece,) = starts.of()["p"].pieces

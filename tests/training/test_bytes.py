@@ -200,6 +200,7 @@ def test_augmentations_move_what_is_there(name):
     assert {(y, x) for y, x in places} <= {(y, x) for y in range(1, 10) for x in range(1, 11)}
 
 
+@pytest.mark.slow
 def test_augmentation_is_of_the_training_alone(few_digits, tmp_path):
     seen = []
 

@@ -314,6 +314,7 @@ def test_json_is_read_back_and_so_is_that_of_before() -> None:
     assert "warning" not in Dimension.from_json(held).markdown()
 
 
+@pytest.mark.slow
 def test_a_measurement_tells_what_looks_wrong(tmp_path: Path) -> None:
     class Idle(nn.Module):
         """A network with a part that it does not read, and inputs that tell nothing."""

@@ -276,6 +276,7 @@ def test_steps_in_place_of_epochs(tmp_path):
         assert any(f"{steps} a fit: about" in n for n in heard.notes)
 
 
+@pytest.mark.slow
 def test_steps_stopped_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
 

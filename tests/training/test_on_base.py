@@ -274,6 +274,7 @@ def test_roles():
 # --- goals ---
 
 
+@pytest.mark.slow
 def test_a_target_is_searched_on_a_base(trained, tmp_path):
     data, options = networks.blobs(), {k: v for k, v in FIT.items() if k != "d"}
     options |= {"epochs": 3, "seeds": 2, "max_fits": 5}

@@ -84,6 +84,7 @@ def test_buffers_that_no_file_holds_do_not_stop_a_checkpoint(tmp_path):
     assert subcompress.fit(net, networks.blobs(), tmp_path / "run", **FIT).d == 60
 
 
+@pytest.mark.slow
 def test_a_search_stopped_again_and_again(tmp_path):
     fit(tmp_path / "whole", SEARCH)
     for _ in range(40):
@@ -112,7 +113,7 @@ def journal_of(folder: Path) -> dict:
     return json.loads((folder / run.JOURNAL).read_text())
 
 
-@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("within", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_limits_change_and_the_search_goes_on(tmp_path, within):
     """Of a search that missed its target, and of one that ended well: what was trained stays, and counts."""
     goal = {"within": 800} if within else {"min_accuracy": 0.999}

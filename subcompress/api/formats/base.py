@@ -31,9 +31,9 @@ class Wanted:
         if self.module is None:
             raise SubcompressError("an ONNX graph is traced from the network: give it with --model")
         from subcompress.api.load import load_record  # these import torch, and dense weights do not
-        from subcompress.subspace.unwrapping import unwrapped_for
+        from subcompress.subspace.unwrapping import fitting
 
-        return unwrapped_for(load_record(record, self.module), record.layout)
+        return load_record(record, fitting(self.module, record.layout))
 
 
 Write = Callable[[Record, Wanted, Path], dict[str, Any]]

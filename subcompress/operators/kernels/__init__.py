@@ -1,8 +1,8 @@
 """Fast kernels of operators 1 and 2, one module for each kind of machine: exact weights, and the products for
-training.
+training. A new one is one file, and one line in KERNELS.
 
-Each has `fill`, `affine` and `adjoint`; what they compute is said by docs/FORMAT.md and by the operator that they are
-given. Where none serves, torch's own operators compute the same.
+Each module has `fill`, `affine` and `adjoint`; docs/FORMAT.md and the operator that they are given
+say what they compute. Where none serves, torch's own operators compute the same.
 """
 
 from __future__ import annotations
@@ -94,25 +94,39 @@ class SignedBlocks(Protocol):
     def rmatvec(self, g: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel. device: the kind of device it runs on; concurrent, seeds: see `rebuild.backends.base.Backend`.
+
+    module: returns its module for an operator on a device (None on the host, which needs no torch), or None where it
+    cannot run. The truth value says what for: `affine` and `adjoint`, which train, or `fill`.
+    """
+
+    device: str
+    module: Callable[[SignedBlocks, bool, torch.device | None], ModuleType | None]
+    concurrent: bool = False
+    seeds: bool = False
+
+
 def kernel(device: torch.device, op: SignedBlocks, training: bool) -> ModuleType | None:
-    """Return the module that serves the operator on the device, None if there is none. training: for `affine` and
-    `adjoint`, else for `fill`."""
-    if device.type == "cpu":
-        return on_cpu()
-    return on_cuda(op, training, device) if device.type == "cuda" else None
+    """Return the fastest module that serves the operator on the device, None if there is none."""
+    for found in reversed(KERNELS.values()):
+        if found.device == device.type and (module := found.module(op, training, device)) is not None:
+            return module
+    return None
 
 
-def on_cpu() -> ModuleType | None:
+def _native(op: SignedBlocks, training: bool, device: torch.device | None) -> ModuleType | None:
     """Return `native`, None if it was not compiled."""
     return None if library() is None else importlib.import_module("subcompress.operators.kernels.native")
 
 
-def on_cuda(op: SignedBlocks, training: bool, device: torch.device) -> ModuleType | None:
+def _triton(op: SignedBlocks, training: bool, device: torch.device | None) -> ModuleType | None:
     """Return `triton_hadamard`, None without a CUDA device or if Triton is missing or cannot compile for it."""
     if op.log2_m > MAX_LOG2_M or not torch.cuda.is_available():
         return None
     try:
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = torch.cuda.current_device() if device is None or device.index is None else device.index
     except Exception:  # the driver does not answer
         return None
     return _tried(type(op), op.log2_m, training, index)
@@ -129,3 +143,10 @@ def _tried(make: Callable[..., SignedBlocks], log2_m: int, training: bool, index
     except Exception:  # no Triton, no C compiler for its launcher, a device that it does not know: torch serves
         return None
     return found
+
+
+KERNELS: dict[str, Kernel] = {
+    "native": Kernel("cpu", _native, concurrent=True, seeds=True),
+    "triton": Kernel("cuda", _triton),
+}
+"""By name. Of those for the same kind of device, the last is the fastest. `rebuild.backends` has each as a backend."""

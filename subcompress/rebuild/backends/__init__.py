@@ -1,7 +1,9 @@
-"""The backends by name: each turns integers into the same weights. A new one is one file and one line here."""
+"""The backends by name: each turns integers into the same weights. A new one is one file and one line here, or in
+`operators.kernels.KERNELS` where it also serves training."""
 
 from subcompress.errors import SubcompressError
 from subcompress.native.compiled import NUMPY, requested_kind
+from subcompress.operators.kernels import KERNELS
 from subcompress.rebuild.backends import kernel_backend, numpy_backend, torch_backend
 from subcompress.rebuild.backends.base import Backend
 from subcompress.support.suggestions import suggestion
@@ -9,9 +11,8 @@ from subcompress.support.suggestions import suggestion
 BACKENDS: dict[str, Backend] = {
     "numpy": numpy_backend.BACKEND,
     "torch": torch_backend.on("cpu"),
-    "native": kernel_backend.NATIVE,
     "torch-cuda": torch_backend.on("cuda"),
-    "triton": kernel_backend.TRITON,
+    **{name: kernel_backend.of(kernel) for name, kernel in KERNELS.items()},
 }
 """Of those for the same kind of device, the last is the fastest."""
 
