@@ -174,7 +174,6 @@ def serve(
     model is rebuilt at its first request. When --memory is full, the models that were not used for longest are dropped.
     Files are checked for changes every second. Ctrl-C and SIGTERM end the server after the requests under way.
     """
-    from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
     from subcompress.serving.service import Limits
