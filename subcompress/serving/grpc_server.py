@@ -113,16 +113,16 @@ class Calls:
         return CLASSES["RepositoryModelUnloadResponse"]()
 
     async def _ModelInfer(self, request: Any, size: int) -> Any:
-        service, model, code, began = self._service, None, 200, now()
+        service, model, began = self._service, None, now()
         try:
             model = service.find(request.model_name, request.model_version)
             with service.admitted():
-                return encode_answer(model.name, await service.infer(model, _decoder(request)))
+                response = encode_answer(model.name, await service.infer(model, _decoder(request)))
         except Exception as e:
-            code, _ = failure_of(e)
+            service.metrics.ended(model, failure_of(e)[0], now() - began)
             raise
-        finally:
-            service.metrics.ended(model, code, now() - began)
+        service.metrics.ended(model, 200, now() - began)
+        return response
 
 
 def _log(peer: str, path: str, code: int) -> None:
