@@ -56,7 +56,7 @@ class Bag(torch.nn.Module):
 class ForPredict:
     """The tokenizer as `predict` calls one of transformers."""
 
-    model_max_length, pad_token_id = 1000, 0
+    model_max_length, pad_token_id, eos_token_id = 1000, 0, None
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
