@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc
 
@@ -99,7 +100,7 @@ def _handler(answering: Answering, path: str) -> Callable[[bytes, Any], Awaitabl
     service = answering.service
 
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        peer, size = context.peer(), len(data)
+        peer, size = unquote(context.peer()).partition(":")[2], len(data)  # ipv4:127.0.0.1:1234
         try:
             service.hold(size, size)
             try:

@@ -127,6 +127,7 @@ def test_grpc_is_shared_as_well(running: Running) -> None:
             assert real.infer("same", [given]).as_numpy("y").tolist() == X.tolist()
             assert real.is_server_ready()
     assert running.status()["requests"]["total"] == before + 4
+    assert running.client.infer("same", X).status == 400
     log = running.log.read_text()  # a line for each request, of both protocols
     assert log.count('"POST /inference.GRPCInferenceService/ModelInfer HTTP/2" 200') == 4
     assert '"POST /v2/models/same/infer HTTP/1.1" 400' in log
