@@ -4,7 +4,8 @@
 
 Parts: `peers` (requests a second and latencies, the servers in turn, one alive at a time), `cold` (the first request
 to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
---model, a folder of transformers), `soak` (valid and invalid requests for minutes). All five unless some are named;
+--model, a folder of transformers), `grpc` (gRPC beside HTTP, one client), `soak` (valid and invalid requests of both
+for minutes). All six unless some are named;
 each replaces its own section of serving.md. PYTHON is that of an environment with mlserver, onnxruntime and uvloop<0.22
 (with later ones its parallel workers do not start), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are
 random, of four bits; no training. Answers are compared with torch's. The load comes from another process (load.py,
@@ -35,7 +36,17 @@ from typing import Any
 import load
 import numpy as np
 import torch
-from servers import MLServer, Ours, Server, Triton, all_seconds, memory, plain_repository, processor_seconds
+from servers import (
+    MLServer,
+    Ours,
+    Server,
+    Triton,
+    all_seconds,
+    free_port,
+    memory,
+    plain_repository,
+    processor_seconds,
+)
 
 import subcompress
 from subcompress import format
@@ -141,7 +152,10 @@ def peers(options: argparse.Namespace, folder: Path) -> Lines:
     graph.parent.mkdir()
     subcompress.unpack(packed, graph, MODELS["lenet"]())
     makers: dict[str, Callable[[Path], Server]] = {
-        "**subcompress**": lambda f: Ours([packed], f, "--memory", "64MB", server=options.server)
+        "**subcompress**": lambda f: Ours([packed], f, "--memory", "64MB", server=options.server),
+        "**subcompress**, --workers 2": lambda f: Ours(
+            [packed], f, "--memory", "64MB", "--workers", "2", server=options.server
+        ),
     }
     if options.mlserver:
         for workers, batch in ((0, 0), (0, 16), (1, 0), (1, 16)):
@@ -255,11 +269,11 @@ def peers_tables(
 
 def verdicts(names: list[str], found: dict[tuple[str, int, str], list[dict[str, Any]]], own: list[float]) -> Lines:
     """Ours against the best setting of each peer, cell by cell, and one client against ONNX Runtime by itself."""
-    ours, lines = (
-        names[0],
-        ["| ours against the best of | cell | requests/s, ours / theirs | p50 | p99 |", "|---|---|---|---|---|"],
-    )
-    for peer in ("MLServer", "Triton"):
+    lines = [
+        "| ours | against the best of | cell | requests/s, ours / theirs | p50 | p99 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for ours, peer in ((n, p) for p in ("MLServer", "Triton") for n in names if n.startswith("**subcompress")):
         for clients, kind in CELLS:
             theirs = [found[n, clients, kind] for n in names if n.startswith(peer) and (n, clients, kind) in found]
             if theirs and (ours, clients, kind) in found:
@@ -268,9 +282,10 @@ def verdicts(names: list[str], found: dict[tuple[str, int, str], list[dict[str, 
                 low = [min(statistics.median(r[k] for r in row) for row in theirs) for k in ("p50", "p99")]
                 ahead = of["rate"] > best and of["p50"] < low[0] and of["p99"] < low[1]
                 lines.append(
-                    f"| {peer} | {kind}, {clients} | {of['rate'] / best:.2f}{'' if ahead else ' (not ahead in all)'} "
-                    f"| {of['p50'] / low[0]:.2f} | {of['p99'] / low[1]:.2f} |"
+                    f"| {ours} | {peer} | {kind}, {clients} | {of['rate'] / best:.2f}"
+                    f"{'' if ahead else ' (not ahead in all)'} | {of['p50'] / low[0]:.2f} | {of['p99'] / low[1]:.2f} |"
                 )
+    ours = names[0]
     limit = 2 * statistics.median(own) + 1
     for kind in ("JSON", "binary"):
         if rows := found.get((ours, 1, kind)):
@@ -441,10 +456,12 @@ def soak(options: argparse.Namespace, folder: Path) -> Lines:
     names = list(answers)
     changing = {name: (folder / f"{name}.safetensors").read_bytes() for name in names[50:]}
     made = {kind: encoded({"input": image()}, kind == "binary") for kind in ("JSON", "binary")}
-    more = ["--memory", "8MB", "--max-body", "1MB"]
+    grpc_port = free_port()
+    more = ["--memory", "8MB", "--max-body", "1MB", "--grpc-port", str(grpc_port)]
     with tempfile.TemporaryDirectory() as logs, Ours([folder], Path(logs), *more, server=options.server) as server:
         told = {
-            "port": server.port, "clients": 16, "seconds": 60 * options.minutes, "valid": made, "max_body": MB,
+            "port": server.port, "grpc_port": grpc_port, "image": base64.b64encode(image().tobytes()).decode(),
+            "clients": 16, "seconds": 60 * options.minutes, "valid": made, "max_body": MB,
             "models": {name: [answers[name]] for name in names[:50]},
             "changing": {name: [answers[other] for other in changing] for name in changing},
         }  # fmt: skip
@@ -465,6 +482,58 @@ def soak(options: argparse.Namespace, folder: Path) -> Lines:
         ready, log = server.get("/v2/health/ready")[0], server.log.stat().st_size
     after = f"{restored} Ready afterwards: {ready}. The server logged {log:,} bytes."
     return soak_table(options, found, samples, after)
+
+
+CALLS = """
+import statistics, sys, time
+import numpy
+from importlib import import_module
+
+x = numpy.random.default_rng(0).standard_normal((1, 1, 28, 28)).astype(numpy.float32)
+seconds, ports = float(sys.argv[3]), {"http": sys.argv[1], "grpc": sys.argv[2]}
+times = {"http": [], "grpc": []}
+clients = {}
+for protocol, port in ports.items():
+    module = import_module(f"tritonclient.{protocol}")
+    clients[protocol] = module, module.InferenceServerClient(f"127.0.0.1:{port}")
+for turn in range(8):
+    for protocol, (module, client) in clients.items():
+        ends = time.perf_counter() + seconds / 8
+        while (began := time.perf_counter()) < ends:
+            given = module.InferInput("input", x.shape, "FP32")
+            given.set_data_from_numpy(x)
+            client.infer("lenet", [given]).as_numpy("output")
+            if turn:
+                times[protocol].append(1000 * (time.perf_counter() - began))
+for protocol in times:
+    found = sorted(times[protocol])
+    print(found[len(found) // 2], found[len(found) * 99 // 100])
+"""
+"""One client of Triton's, both protocols in turn: medians and 99th percentiles in milliseconds."""
+
+
+def grpc(options: argparse.Namespace, folder: Path) -> Lines:
+    """One client of each protocol, LeNet, binary: Triton's own clients, in turn."""
+    lenets(folder, 1)
+    (folder / "lenet-0.safetensors").rename(packed := folder / "lenet.safetensors")
+    grpc_port, rows = free_port(), []
+    with Ours([packed], folder, "--grpc-port", str(grpc_port), server=options.server) as server:
+        for _ in range(options.rounds):
+            arguments = [str(server.port), str(grpc_port), str(4 * options.seconds)]
+            said = subprocess.check_output([sys.executable, "-c", CALLS, *arguments], text=True)
+            rows.append([[float(v) for v in line.split()] for line in said.splitlines()])
+    lines = [
+        f"LeNet, one example a request, binary, one client of tritonclient for each protocol, in turn; "
+        f"{options.rounds} rounds of {4 * options.seconds:g} s, medians and their range:",
+        "",
+        "| protocol | p50, ms | p99, ms |",
+        "|---|---|---|",
+    ]
+    for i, name in enumerate(("HTTP, binary", "gRPC")):
+        p50, p99 = (spread([row[i][k] for row in rows], 2) for k in (0, 1))
+        lines.append(f"| {name} | {p50} | {p99} |")
+    ratio = statistics.median(row[1][0] / row[0][0] for row in rows)
+    return [*lines, "", f"p50 over gRPC is {ratio:.2f} times that over HTTP; at most 1.2: {held(ratio <= 1.2)}."]
 
 
 def change(folder: Path, files: dict[str, bytes], turn: int) -> None:
@@ -505,10 +574,12 @@ def soak_table(
     early = [b for t, b in samples if t >= settled][:5]
     late = [b for t, b in samples if t >= settled]
     before, top, last = statistics.median(early), max(late), statistics.median(late[-5:])
-    broken = sum(n for row in found["kinds"].values() for s, n in row["answers"].items() if s[0] == "5" and s != "503")
+    answered = [(s, n) for row in found["kinds"].values() for s, n in row["answers"].items()]
+    broken = sum(n for s, n in answered if (s[0] == "5" and s != "503") or s in ("INTERNAL", "UNKNOWN"))
     unexpected = sum(row["unexpected"] for row in found["kinds"].values())
     lines = [
-        f"{options.minutes:g} minutes, 16 clients, 55 models, the files of 5 of them changed meanwhile, one a second; "
+        f"{options.minutes:g} minutes, 16 clients, HTTP and gRPC, {len(found['kinds'])} kinds of requests, 55 models, "
+        "the files of 5 of them changed meanwhile, one a second; "
         f"--memory 8MB, --max-body 1MB; "
         f"{found['total']:,} requests, {found['total'] / found['seconds']:,.0f} a second; valid ones: p50 "
         f"{found['p50']:.1f}, p99 {found['p99']:.1f}, slowest {found['max']:.0f} ms.",
@@ -524,14 +595,16 @@ def soak_table(
     return [
         *lines,
         "",
-        f"5xx other than 503: {broken}: {held(not broken)}. Answers other than expected: {unexpected}. Memory after "
-        f"{settled:.0f} s {before / MB:.0f} MB, at the end {last / MB:.0f} MB ({100 * (last / before - 1):+.1f} %), at "
+        f"5xx other than 503, INTERNAL and UNKNOWN: {broken}: {held(not broken)}. Answers other than expected: "
+        f"{unexpected}. Memory after {settled:.0f} s {before / MB:.0f} MB, at the end {last / MB:.0f} MB "
+        f"({100 * (last / before - 1):+.1f} %), at "
         f"most {top / MB:.0f} MB in between: {held(within)}. {after}",
     ]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Lines]] = {
-    "peers": peers, "cold": cold, "many": many, "deltas": deltas, "soak": soak,
+    "peers": peers, "cold": cold, "many": many, "deltas": deltas, "grpc": grpc,
+    "soak": soak,
 }  # fmt: skip
 
 
@@ -539,7 +612,7 @@ def machine(options: argparse.Namespace, part: str) -> str:
     """The line above a section: when, on what, with which versions, by which command."""
     name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     versions = [f"ONNX Runtime {(version_of('onnxruntime-gpu') or version_of('onnxruntime'))}"]
-    versions += [f"{n} {v}" for n in ("starlette", "uvicorn") if (v := version_of(n))]
+    versions += [f"{n} {v}" for n in ("starlette", "uvicorn", "grpcio") if (v := version_of(n))]
     for python, package in ((options.mlserver, "mlserver"), (options.triton, "nvidia-pytriton")):
         if python and part == "peers":
             for n in (package, "onnxruntime", *(["uvloop"] if package == "mlserver" else [])):
@@ -547,7 +620,7 @@ def machine(options: argparse.Namespace, part: str) -> str:
                 versions.append(f"{n} {subprocess.check_output([python, '-c', found], text=True).strip()}")
     uses = {"peers": ("mlserver", "triton", "rounds", "seconds"), "cold": ("models", "memory"),
             "many": ("models", "requests", "memory"), "deltas": ("model", "models", "requests", "memory"),
-            "soak": ("minutes",)}[part]  # fmt: skip
+            "grpc": ("rounds", "seconds"), "soak": ("minutes",)}[part]  # fmt: skip
     command = " ".join(
         [f"python benchmarks/serving.py {part}", *(f"--{k} {v}" for k, v in options.shown.items() if k in uses)]
     )

@@ -5,7 +5,7 @@
 Three requests in four are valid: most to models, some for what the server tells of itself, some to models whose files
 `serving.py` spoils, deletes and restores meanwhile. The invalid kinds, what each is answered with if the server is
 right, and how it is made are the table KINDS. An answer of 4xx to a request that was whole is JSON with one line in
-`error`.
+`error`. With a `grpc_port` in the plan, one request in three is a call over gRPC, of soak_grpc.py.
 """
 
 from __future__ import annotations
@@ -141,6 +141,9 @@ KINDS: dict[str, Kind] = {
     "cut before the answer": ((CUT,), lambda _: binary(3136, FLOATS)),
 }  # fmt: skip
 
+GRPC_EXPECTED = {"gRPC, valid": ("OK",), "gRPC, valid, of a model whose file changes": ("OK", "NOT_FOUND")}
+"""Valid calls over gRPC, and what they are answered with."""
+
 NO_HTTP = ("unknown method", "1 MB of headers", "not HTTP", "TLS hello")
 """Kinds that need not get as far as to an answer in JSON."""
 
@@ -164,13 +167,20 @@ class Client(threading.Thread):
         self.times: list[float] = []
         self.socket: socket.socket | None = None
         self.failure: str | None = None
+        self.calls: Any = None
+        if plan.get("grpc_port"):
+            import soak_grpc
+
+            self.grpc, self.calls = soak_grpc, soak_grpc.Calls(plan["grpc_port"])
 
     def run(self) -> None:
         ends = time.perf_counter() + self.plan["seconds"]
         try:
             while time.perf_counter() < ends:
                 drawn = self.random.random()
-                if drawn < 0.05:
+                if self.calls is not None and self.random.random() < 1 / 3:
+                    self._call(drawn)
+                elif drawn < 0.05:
                     path = self.random.choice(GETS)
                     status, answer = self._ask(raw(f"GET {path} HTTP/1.1"))
                     self._note(GET.format(path), status, status in ("200", OVERLOAD), "", answer)
@@ -195,6 +205,32 @@ class Client(threading.Thread):
         wrong = status == "200" and not any(map(answer.answers, expected))
         right = status in (*VALID[kind], OVERLOAD) and not wrong
         self._note(kind, status, right, "a wrong answer" * wrong, answer)
+
+    def _call(self, drawn: float) -> None:
+        """A call over gRPC."""
+        if drawn < 0.05:
+            method, data = self.random.choice(list(self.grpc.ASKED.items()))
+            status, said = self.calls.call(method, data)
+            self._note_call(f"gRPC, valid, {method}", status, self.grpc.OK, said)
+        elif drawn < 0.75:
+            kind = self.grpc.CHANGING if drawn < 0.1 else self.grpc.VALID
+            models = self.plan["changing" if drawn < 0.1 else "models"]
+            name, expected = self.random.choice(list(models.items()))
+            status, said = self.calls.call("ModelInfer", self.grpc.valid(name, base64.b64decode(self.plan["image"])))
+            found = self.grpc.outputs(said) if status == "OK" else []
+            near = [all(abs(a - b) < 1e-3 for a, b in zip(found, row, strict=True)) for row in expected if found]
+            wrong = status == "OK" and not any(near)
+            self._note_call(kind, "a wrong answer" if wrong else status, GRPC_EXPECTED[kind], said)
+        else:
+            kind, (expected, method, make) = self.random.choice(list(self.grpc.KINDS.items()))
+            status, said = self.calls.call(method, make(self.plan["max_body"]), kind == "gRPC, given up")
+            self._note_call(kind, status, expected, said)
+
+    def _note_call(self, kind: str, status: str, expected: tuple[str, ...], said: bytes) -> None:
+        answer = Answer()
+        answer.body = said if status != "OK" else b""
+        right = status in (*expected, self.grpc.OVERLOAD) and b"\n" not in answer.body
+        self._note(kind, status, right, "", answer)
 
     def _invalid(self) -> None:
         name, data = self.random.choice(self.bad)
@@ -291,7 +327,12 @@ def main() -> None:
     if failures := [c.failure for c in clients if c.failure]:
         raise SystemExit(f"{len(failures)} of {len(clients)} clients ended: {failures[0]}")
     kinds: dict[str, dict[str, Any]] = {}
-    for kind, expected in (VALID | {k: statuses for k, (statuses, _) in KINDS.items()}).items():
+    known = VALID | {k: statuses for k, (statuses, _) in KINDS.items()}
+    if clients[0].calls is not None:
+        its = clients[0].grpc
+        known |= GRPC_EXPECTED | {f"gRPC, valid, {method}": its.OK for method in its.ASKED}
+        known |= {k: statuses for k, (statuses, _, _) in its.KINDS.items()}
+    for kind, expected in known.items():
         answers: Counter[str] = sum((c.answers.get(kind, Counter()) for c in clients), Counter())
         said = next((c.said[kind] for c in clients if kind in c.said), "")
         unexpected = sum(c.unexpected[kind] for c in clients)

@@ -18,6 +18,7 @@ from subcompress_cli.streams import answer
 
 if TYPE_CHECKING:
     from subcompress.serving import running
+    from subcompress.serving.workers import Place
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 TOKEN = "SUBCOMPRESS_TOKEN"
@@ -72,6 +73,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     group=SERVER,
 )
 @option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    help="Answer gRPC on this port too. 0: any free port.",
+    group=SERVER,
+)
+@option(
     "--token-file",
     type=PATH,
     help=f"A file with the token that requests must carry, as in `Authorization: Bearer TOKEN`.  [default: ${TOKEN}]",
@@ -85,6 +93,30 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     help="Let web pages of this origin, such as https://app.example, use the server. Can be repeated.",
     group=SERVER,
 )
+@option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that answer, which share the port, --memory and --queue. One that dies is started again.",
+    group=SERVER,
+)
+@option(
+    "--raw-inputs",
+    is_flag=True,
+    help="Take tensors only: prepare no texts and no images, as the facts of a file would allow.",
+    group=SERVER,
+)
+@option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where networks run.",
+    group=SERVER,
+)
+@option("--access-log", is_flag=True, help="Write a line about each request to stderr.", group=SERVER)
 @option(
     "--memory",
     type=Size(),
@@ -128,60 +160,103 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 )
 def serve(
     sources: tuple[str, ...],
-    models: tuple[str, ...],
-    bases: tuple[str, ...],
     host: str,
     port: int,
-    memory: int,
+    grpc_port: int | None,
+    workers: int,
     max_batch: int,
     queue: int,
     max_body: int,
     token_file: Path | None,
-    origins: tuple[str, ...],
-    graphs: Path | None,
-    keep_graphs: bool,
+    **given: Any,
 ) -> None:
-    """Answer inference requests to many models over HTTP.
+    """Answer inference requests to many models over HTTP and gRPC.
 
     Each PATH is a packed file, a folder of packed files, hub:ORG/NAME[@REV] or an .onnx file. NAME=PATH gives a model
     another name. The server speaks the Open Inference Protocol v2. Metrics are at /metrics and a status page is at /. A
     model is rebuilt at its first request. When --memory is full, the least recently used models are dropped. Files are
     checked for changes every second. After Ctrl-C or SIGTERM, the server finishes the requests in progress and ends.
     """
-    from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress.serving.addresses import is_loopback
-    from subcompress.serving.app import Limits
-    from subcompress_cli.tracing import subprocess_tracer
+    from subcompress.serving.service import Limits
+    from subcompress.serving.workers import Place
 
+    place = Place.of_this_process()
     _reserve_standard_streams()
     _raise_open_file_limit()
     token = _read_token(token_file)
-    if token is None and not is_loopback(host):
+    if place is None and token is None and not is_loopback(host):
         say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
+    if place is None and workers > 1:
+        running.check(sources, given["bases"], given["origins"], grpc_port)
+        _log_end(_supervise(workers, host, port, grpc_port))
+        return
+    given |= {"host": host, "port": port, "grpc_port": grpc_port, "token": token, "most": max_batch}
+    _answer_requests(sources, place, limits=Limits(queue, max_body), **given)
+
+
+def _answer_requests(
+    sources: tuple[str, ...],
+    place: Place | None,
+    models: tuple[str, ...],
+    graphs: Path | None,
+    keep_graphs: bool,
+    **given: Any,
+) -> None:
+    """Serve in this process, and tell what happens: to the user, or to the supervisor of a worker."""
+    from subcompress.onnx.graph_cache import GraphCache, default_folder
+    from subcompress.serving import running
+    from subcompress_cli.tracing import subprocess_tracer
+
+    log = _log if place is None or not place.index else _ignore  # what one of them says of the files all would say
 
     def ready(running: running.Running) -> None:
-        models = running.models
-        unavailable = sum(not m.readable for m in models)
-        rest = f", {unavailable} of them unavailable" if unavailable else ""
-        with suppress(OSError):  # nobody reads it
-            answer(f"{running.address}: {len(models)} model{'s' if len(models) != 1 else ''}{rest}")
+        served = running.models
+        told = {"models": len(served), "unavailable": sum(not m.readable for m in served)}
+        if place is None:
+            _tell(running.address, running.grpc, told)
+        else:
+            place.tell(told)
 
-    answered = running.serve(
-        sources,
-        subprocess_tracer(models, _log, GraphCache(graphs or default_folder()) if keep_graphs else None),
-        bases=bases,
-        host=host,
-        port=port,
-        memory=memory,
-        most=max_batch,
-        limits=Limits(queue, max_body),
-        token=token,
-        origins=origins,
-        log=_log,
-        ready=ready,
-    )
+    trace = subprocess_tracer(models, log, GraphCache(graphs or default_folder()) if keep_graphs else None)
+    answered = running.serve(sources, trace, place=place, log=log, ready=ready, **given)
+    if place is None:
+        _log_end(answered)
+    else:
+        place.tell({"answered": answered})
+
+
+def _supervise(workers: int, host: str, port: int, grpc_port: int | None) -> bool:
+    """Run the command again for each worker; return whether all requests were answered."""
+    from subcompress.serving.sockets import address_of
+    from subcompress.serving.workers import Supervisor, require_shared_ports
+
+    require_shared_ports()
+    command = [sys.executable, *sys.orig_argv[1:]]
+
+    def ready(port: int, grpc_port: int | None, told: dict[str, Any]) -> None:
+        grpc = "" if grpc_port is None else address_of(host, grpc_port)
+        _tell(f"http://{address_of(host, port)}", grpc, told)
+
+    return Supervisor(workers, host, port, grpc_port, command, _log, ready).run()
+
+
+def _tell(address: str, grpc: str, told: dict[str, Any]) -> None:
+    """Print where requests are answered, and how many models there are."""
+    models, unavailable = told["models"], told["unavailable"]
+    rest = f", {unavailable} of them unavailable" if unavailable else ""
+    place = f"{address} and grpc://{grpc}" if grpc else address
+    with suppress(OSError):  # nobody reads it
+        answer(f"{place}: {models} model{'s' if models != 1 else ''}{rest}")
+
+
+def _log_end(answered: bool) -> None:
     _log("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
+
+
+def _ignore(line: str) -> None:
+    """Print nothing."""
 
 
 def _log(line: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
+from subcompress.api.preparing import class_names, mode_of, normalized, opened, pixels_of, takes_images
 from subcompress.data.in_memory import to_device
 from subcompress.data.language import beginning, chat_text, tokens_of
 from subcompress.data.ragged import IDS, Ragged
@@ -253,15 +254,8 @@ def _class_names(
     module: nn.Module, facts: Facts, labels: Sequence[str] | None, outputs: Tensor
 ) -> Sequence[str] | None:
     """A name for each class; None where the outputs are values. Raises SubcompressError for another number of names."""
-    classes = outputs.shape[1] if outputs.ndim == 2 else 1
-    if classes < 2:
-        return None
-    if labels is not None and len(labels) != classes:
-        raise SubcompressError(f"labels must name all {classes} outputs; got {len(labels)} names: give {classes}")
     by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
-    known = [str(by_number.get(i, i)) for i in range(classes)]
-    candidates = (labels, facts.labels, known if len(by_number) == classes else None)
-    return next((names for names in candidates if names and len(names) == classes), [str(i) for i in range(classes)])
+    return class_names(outputs.shape[1] if outputs.ndim == 2 else 1, by_number, facts, labels)
 
 
 def _prediction(name: str, row: Tensor, names: Sequence[str] | None) -> Prediction:
@@ -347,7 +341,7 @@ def _images_in(path: Path) -> list[Path]:
 
 def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batch]:
     """Raises SubcompressError where neither the file nor a processor says how an image is prepared."""
-    known = len(facts.input_shape) == 3 and facts.mean and facts.std
+    known = takes_images(facts)
     if not known and processor is None:
         raise SubcompressError(
             "an image is prepared as the file says, or the image processor of its base; the file says nothing: give "
@@ -358,41 +352,13 @@ def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batc
         part = paths[at : at + BATCH]
         names = [str(p) if len(paths) == 1 else p.name for p in part]
         if known:
-            found.append((names, torch.stack([_pixels(p, facts) for p in part])))
+            images = [pixels_of(opened(p, mode_of(facts), str(p)), facts) for p in part]
+            found.append((names, torch.from_numpy(np.stack(images))))
             continue
         with _refusing("the image processor"):
-            x = processor(images=[_opened(p, "RGB") for p in part], return_tensors="pt")
+            x = processor(images=[opened(p, "RGB", str(p)) for p in part], return_tensors="pt")
         found.append((names, {k: v for k, v in x.items() if isinstance(v, Tensor)}))
     return found
-
-
-def _opened(path: Path, mode: str) -> Any:
-    """An image of that mode. Raises SubcompressError for a file that is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except Exception as e:  # Pillow's readers raise what they like for a damaged file
-        raise SubcompressError(f"{path} cannot be read as an image: {one_line(e)}; check the path") from e
-
-
-def _pixels(path: Path, facts: Facts) -> Tensor:
-    """An image in the size that the network takes, (C, H, W). Raises SubcompressError for other numbers of channels."""
-    channels, height, width = facts.input_shape
-    if channels not in (1, 3):
-        raise SubcompressError(f"an image has 1 or 3 channels; the network takes {channels}: give the numbers as .npy")
-    image = _opened(path, "L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height))
-    pixels = torch.from_numpy(np.array(image, np.uint8)).reshape(height, width, channels).permute(2, 0, 1)
-    return _normalized(pixels[None], facts)[0]
-
-
-def _normalized(pixels: Tensor, facts: Facts) -> Tensor:
-    """(n, C, H, W) bytes as the network takes them."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (facts.mean, facts.std))
-    return (pixels.float() / 255 - mean) / std
 
 
 def _array(path: Path) -> Tensor:
@@ -418,7 +384,7 @@ def _of_array(x: Tensor, facts: Facts, name: str) -> list[Batch]:
             f"an input has the shape {shape or '(N, ...)'}, or a batch axis before it; {name} has {tuple(x.shape)}"
         )
     if x.dtype == torch.uint8 and facts.mean and x.ndim == 4:
-        x = _normalized(x, facts)
+        x = torch.from_numpy(normalized(x.numpy(), facts))
     wanted = _dtype_of(facts)
     names = [str(i) for i in range(len(x))]
     return [(names[at : at + BATCH], x[at : at + BATCH].to(wanted)) for at in range(0, len(x), BATCH)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +110,16 @@ def runs_on(onnxruntime: Any, provider: str) -> bool:
         onnxruntime.set_default_logger_severity(2)  # what it is from the start
 
 
-def ort_values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Wrap arrays for ONNX Runtime without copying: uint16 is BF16, and complex numbers are pairs."""
+def ort_values(arrays: Mapping[str, np.ndarray], bfloat16: Collection[str] | None = None) -> dict[str, Any]:
+    """Wrap arrays for ONNX Runtime without copying: uint16 is BF16, and complex numbers are pairs.
+
+    bfloat16: the names of those that are BF16; by default all of uint16, which weights are not otherwise.
+    """
     from onnxruntime import OrtValue
 
     found = {}
     for name, array in arrays.items():
-        if array.dtype == np.uint16:
+        if array.dtype == np.uint16 and (bfloat16 is None or name in bfloat16):
             found[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
         else:
             pairs = array.view(np.float32).reshape(*array.shape, 2) if array.dtype == np.complex64 else array

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -21,45 +19,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from subcompress import __version__
-from subcompress.errors import SubcompressError, memory_ran_out
+from subcompress.errors import SubcompressError
 from subcompress.serving import encodings, protocol
 from subcompress.serving.addresses import host_of, is_loopback, origin_of
 from subcompress.serving.documents import parse_json
-from subcompress.serving.engines import ports
-from subcompress.serving.metrics import Metrics
-from subcompress.serving.models import Model, Models, now
+from subcompress.serving.models import now
 from subcompress.serving.refusals import RefusedError, shown
+from subcompress.serving.service import ABOUT, IDLE, PACE, Decode, Limits, Service, failure_of
 from subcompress.serving.status import SORTS, status
 
-EXTENSIONS = [
-    "model_repository",
-    "model_repository(unload_dependents)",
-    "binary_tensor_data",
-    "statistics",
-    "model_configuration",
-]
+__all__ = ["Limits", "Server"]
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """What is told without a token: that the server is there, and a page without anything on it."""
 
-IDLE = 30
-"""Seconds that a request's body may pause, and be behind PACE."""
-
-PACE = 4096
-"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
-
 DISCARDED = 1 << 30
 """Bytes of a refused request that are read past before it is told so."""
 
-LOOK = 1.0
-"""Seconds that the index waits for a look at the files: somebody may be tracing a network."""
-
 LINGER = 1
 """Seconds that reading past it waits for more."""
-
-HELD = 4
-"""Bodies in memory take together at most as many bytes as so many of the largest size."""
 
 HEADER_LENGTH = protocol.HEADER_LENGTH.encode()
 
@@ -71,15 +49,10 @@ PREFLIGHT = {
 }
 """What a browser is told before a page whose origin was allowed asks anything."""
 
+RETRIED = {503: [(b"retry-after", b"1")], 415: [(b"accept-encoding", encodings.TAKEN.encode())]}
+"""Headers that say how to ask again, by status."""
+
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a server. waiting: the most requests at once; body: the most bytes of a request's body."""
-
-    waiting: int = 1024
-    body: int = 64 << 20
 
 
 class _Incoming:
@@ -131,26 +104,15 @@ class _Incoming:
 
 
 class Server:
-    """The ASGI application that serves `models`.
+    """The ASGI application of a service.
 
-    token: required of requests, None for none; origins: whose pages may use the server, as `origin_of` spells them.
+    origins: whose pages may use the server, as `origin_of` spells them.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        metrics: Metrics,
-        limits: Limits | None = None,
-        token: str | None = None,
-        origins: Collection[str] = (),
-    ) -> None:
-        self.models, self.metrics, self.limits = models, metrics, limits or Limits()
-        self.draining = False
+    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
+        self.service = service
         self.local = False  # whether it listens where this machine only comes
-        self.waiting = self.held = 0
-        self.cut = 0  # requests that were given up at the end
         self._awaited: set[_Incoming] = set()
-        self._token = None if token is None else token.encode()
         self._origins = frozenset(origins)
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
         get, post = ["GET"], ["POST"]
@@ -206,7 +168,7 @@ class Server:
             else:
                 await self._others(scope, receive, send)
         except asyncio.CancelledError:  # the server's time to end is over
-            self.cut += 1
+            self.service.cut += 1
             with suppress(Exception):  # an answer that had begun
                 await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
 
@@ -222,19 +184,16 @@ class Server:
 
     def _forbidden(self, path: str, headers: dict[bytes, bytes], method: str) -> Response | None:
         """Return why a request is refused before it is read: no token, or a page of another site."""
-        if self._token is not None and path not in OPEN:
-            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)):
-                return _error(
-                    401,
-                    "this server wants its token: send the header Authorization: Bearer TOKEN",
-                    {"www-authenticate": "Bearer"},
-                )
+        if path not in OPEN:
+            try:
+                self.service.check_token(headers.get(b"authorization", b""))
+            except RefusedError as e:
+                return _error(e.status, str(e), {"www-authenticate": "Bearer"})
         if self._allowed(headers):
             return None
         origin, host = headers.get(b"origin"), headers.get(b"host", b"").decode("latin-1")
         by_page = origin is not None or b"sec-fetch-site" in headers
-        if by_page and self.local and self._token is None and not is_loopback(host_of(host) or ""):
+        if by_page and self.local and not self.service.has_token and not is_loopback(host_of(host) or ""):
             # A name that was made to lead here.
             return _error(403, f"pages at {shown(host)} may not use a server of this machine without its token")
         if method != "GET" and origin is not None:
@@ -246,39 +205,26 @@ class Server:
     # Inference
 
     async def _infer(self, path: str, incoming: _Incoming, send: Send) -> None:
-        model, code, began = None, 200, now()
+        service, model, code, began = self.service, None, 200, now()
         extra: list[tuple[bytes, bytes]] = []
         try:
-            model = self.models.find(_name(path))
-            self._admit()
-            try:
+            model = service.find(*_address(path))
+            with service.admitted():
                 body = await self._body(incoming)
                 began = now()
                 try:
-                    async with self.models.engine_of(model) as engine:
-                        length = incoming.headers.get(HEADER_LENGTH)
-                        text = None if length is None else length.decode("latin-1")
-                        asked = protocol.parse_request(body, text, engine.inputs, engine.outputs, engine.batched)
-                        values = await model.batches.run(engine, asked)
-                        if model.engine is engine:
-                            model.trial_error = ""  # it has run
-                    answer, kind, json_bytes = protocol.encode_answer(model.name, asked, engine.outputs, values)
+                    found = await service.infer(model, _decoder(body, incoming.headers.get(HEADER_LENGTH)))
+                    answer, kind, json_bytes = protocol.encode_answer(
+                        model.name, found.asked, found.outputs, found.values
+                    )
                 finally:
-                    self.held -= len(body)
-            finally:
-                self.waiting -= 1
+                    service.held -= len(body)
             if json_bytes:
                 extra.append((HEADER_LENGTH, b"%d" % json_bytes))
-        except RefusedError as e:
-            code, answer, kind = e.status, orjson.dumps({"error": str(e)}), protocol.JSON
-            if code == 503:
-                extra.append((b"retry-after", b"1"))
-            if code == 415:
-                extra.append((b"accept-encoding", encodings.TAKEN.encode()))
-            await incoming.discard()
         except Exception as e:
-            code, text = _failed(e)
+            code, text = failure_of(e)
             answer, kind = orjson.dumps({"error": text}), protocol.JSON
+            extra += RETRIED.get(code, [])
             if code == 500:
                 logging.getLogger("uvicorn.error").error("A request failed", exc_info=e)
             await incoming.discard()
@@ -293,15 +239,9 @@ class Server:
                 *extra,
             ],
         }
-        self.metrics.ended(model, code, now() - began)
+        service.metrics.ended(model, code, now() - began)
         await send(start)
         await send({"type": "http.response.body", "body": answer})
-
-    def _admit(self) -> None:
-        """Count a request as admitted. Raises RefusedError, 503, if there are too many."""
-        if self.waiting >= self.limits.waiting:
-            raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
-        self.waiting += 1
 
     async def _body(self, incoming: _Incoming) -> bytes:
         """Read the body and count its bytes as held in memory.
@@ -315,7 +255,7 @@ class Server:
         try:
             return await self._inflated(data, encoding)
         finally:
-            self.held -= len(data)
+            self.service.held -= len(data)
 
     async def _inflated(self, data: bytes, encoding: bytes) -> bytes:
         """Decompress a body, counting its bytes as held. Raises RefusedError as `_body` does."""
@@ -324,25 +264,17 @@ class Server:
         try:
             for part in encodings.pieces(data, encoding):
                 size += len(part)
-                self._hold(size, len(part))
+                self.service.hold(size, len(part))
                 parts.append(part)
                 await asyncio.sleep(0)  # others' requests go on
         except BaseException:
-            self.held -= size
+            self.service.held -= size
             raise
         return b"".join(parts)
 
-    def _hold(self, size: int, more: int) -> None:
-        """Count more bytes of a body that has `size` by now. Raises RefusedError as `_body` does."""
-        self.held += more
-        if size > self.limits.body:
-            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
-        if self.held > HELD * self.limits.body:
-            raise RefusedError(503, "others' requests take the memory: ask again in a moment")
-
     async def _sent(self, incoming: _Incoming) -> bytes:
         """Read the body as it was sent; see `_body`."""
-        most, headers = self.limits.body, incoming.headers
+        most, headers = self.service.limits.body, incoming.headers
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > most:
             raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(int(length[:20]))}")
@@ -352,98 +284,58 @@ class Server:
             while not incoming.is_complete:
                 part = await incoming.next_bytes()
                 size += len(part)
-                self._hold(size, len(part))
+                self.service.hold(size, len(part))
                 parts.append(part)
         except BaseException:
-            self.held -= size
+            self.service.held -= size
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # What is told of the server and its models
 
     async def _about(self, request: Request) -> Response:
-        return _json({"name": "subcompress", "version": __version__, "extensions": EXTENSIONS})
+        return _json(ABOUT)
 
     async def _live(self, request: Request) -> Response:
         return Response()
 
     async def _ready(self, request: Request) -> Response:
-        return Response(status_code=503 if self.draining else 200)
+        return Response(status_code=200 if await self.service.is_ready() else 503)
 
     async def _model_ready(self, request: Request) -> Response:
-        await self.models.require_running(self._of(request))
+        await self.service.models.require_running(self.service.find(*_named(request)))
         return Response()
 
-    def _of(self, request: Request) -> Model:
-        name, version = request.path_params["name"], request.path_params.get("version", protocol.VERSION)
-        if version != protocol.VERSION:
-            raise RefusedError(404, f"{shown(name)} has only version {protocol.VERSION}; got {shown(version)}")
-        return self.models.find(name)
-
     async def _metadata(self, request: Request) -> Response:
-        model = self._of(request)
-        async with self.models.engine_of(model) as engine:
-            told = {"inputs": ports(engine.inputs), "outputs": ports(engine.outputs)}
-        packed = model.content.packed
-        facts = {} if packed is None else packed.facts.to_json()
-        platform = "subcompress" if packed is not None else "onnxruntime_onnx"
-        said: dict[str, Any] = {"name": model.name, "versions": [protocol.VERSION], "platform": platform, **told}
-        if facts:
-            said["parameters"] = facts
-        return _json(said)
+        return _json(await self.service.metadata(*_named(request)))
 
     async def _config(self, request: Request) -> Response:
-        model = self._of(request)
-        async with self.models.engine_of(model) as engine:
-            first = 1 if engine.batched else 0
-            sides = [
-                [{"name": p.name, "data_type": f"TYPE_{p.datatype}", "dims": list(p.shape[first:])} for p in side]
-                for side in (engine.inputs, engine.outputs)
-            ]
-        said = {"name": model.name, "backend": "subcompress", "max_batch_size": self.models.most if first else 0}
-        return _json({**said, "input": sides[0], "output": sides[1]})
+        return _json(await self.service.config(*_named(request)))
 
     async def _stats(self, request: Request) -> Response:
-        return _json({"model_stats": [_statistics(self._of(request))]})
+        return _json({"model_stats": await self.service.statistics(*_named(request))})
 
     async def _all_stats(self, request: Request) -> Response:
-        return _json({"model_stats": [_statistics(m) for m in self.models]})
+        return _json({"model_stats": await self.service.statistics()})
 
     async def _index(self, request: Request) -> Response:
         body = await self._small(request)
-        with suppress(TimeoutError):  # where somebody loads, what is known has to do
-            async with asyncio.timeout(LOOK):
-                await self.models.refresh()
-                await asyncio.shield(self.models.start_trials())
-        models = [m for m in self.models if m.ready] if body.get("ready") is True else list(self.models)
-        return _json(
-            [
-                {
-                    "name": m.name,
-                    "version": protocol.VERSION,
-                    "state": "READY" if m.ready else "LOADING" if m.loading or m.is_untried else "UNAVAILABLE",
-                    "reason": "unloaded" if m.unloaded else m.reason,
-                }
-                for m in models
-            ]
-        )
+        return _json(await self.service.index(only_ready=body.get("ready") is True))
 
     async def _load(self, request: Request) -> Response:
         body = await self._small(request)
-        if body.get("parameters"):
-            raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
-        await self.models.load(request.path_params["name"])
+        await self.service.load(request.path_params["name"], body.get("parameters"))
         return Response()
 
     async def _unload(self, request: Request) -> Response:
         await self._small(request)
-        self.models.unload(request.path_params["name"])
+        await self.service.unload(request.path_params["name"])
         return Response()
 
     async def _small(self, request: Request) -> dict[str, Any]:
         """Return the body of a repository request: an object, or nothing."""
         data = await self._body(_Incoming(dict(request.scope["headers"]), request.receive, self._awaited))
-        self.held -= len(data)
+        self.service.held -= len(data)
         if not data.strip():
             return {}
         said = parse_json(data)
@@ -452,7 +344,8 @@ class Server:
         return said
 
     async def _metrics(self, request: Request) -> Response:
-        text = await self.metrics.exposition(self.models, self.waiting)
+        service = self.service
+        text = await service.metrics.exposition(service.models, service.waiting, await service.figures_of_others())
         return Response(text, media_type="text/plain; version=0.0.4")
 
     # For people
@@ -471,34 +364,34 @@ class Server:
         limit, sort, search = asked.get("limit", "100"), asked.get("sort", "requests"), asked.get("search", "")
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
             raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
-        queue = {"limit": self.limits.waiting, "waiting": self.waiting}
-        told = await status(self.models, self.metrics, int(limit), sort, search.lower())
-        return _json({**told, "state": "draining" if self.draining else "ready", "queue": queue})
+        service = self.service
+        told = await status(
+            service.models,
+            service.metrics,
+            (service.waiting, service.limits.waiting),
+            (int(limit), sort, search.lower()),
+            await service.figures_of_others(),
+        )
+        return _json({**told, "state": "draining" if service.draining else "ready"})
 
 
-def _statistics(model: Model) -> dict[str, Any]:
-    """Return a model's statistics in the form of Triton's extension, as far as they are known."""
-    good = model.requests - model.failed
-    return {
-        "name": model.name,
-        "version": protocol.VERSION,
-        "inference_count": model.examples,
-        "execution_count": model.runs,
-        "inference_stats": {
-            "success": {"count": good, "ns": int(1e9 * model.seconds)},
-            "fail": {"count": model.failed, "ns": 0},
-        },
-    }
+def _named(request: Request) -> tuple[str, str]:
+    """The name and the version of a model in an address."""
+    return request.path_params["name"], request.path_params.get("version", protocol.VERSION)
 
 
-def _name(path: str) -> str:
-    """The name in /v2/models/NAME/infer or /v2/models/NAME/versions/1/infer. Raises RefusedError."""
+def _address(path: str) -> tuple[str, str]:
+    """The name and the version in /v2/models/NAME/infer or /v2/models/NAME/versions/1/infer."""
     parts = path.split("/")[3:-1]
     if len(parts) == 3 and parts[1] == "versions":
-        if parts[2] != protocol.VERSION:
-            raise RefusedError(404, f"{shown(parts[0])} has only version {protocol.VERSION}; got {shown(parts[2])}")
-        return parts[0]
-    return "/".join(parts)
+        return parts[0], parts[2]
+    return "/".join(parts), protocol.VERSION
+
+
+def _decoder(body: bytes, header_length: bytes | None) -> Decode:
+    """What decodes a request with that body and header."""
+    length = None if header_length is None else header_length.decode("latin-1")
+    return lambda takes: protocol.parse_request(body, length, takes)
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:
@@ -543,13 +436,4 @@ async def _not_here(request: Request, e: Exception) -> Response:
 
 
 async def _bug(request: Request, e: Exception) -> Response:
-    return _error(*_failed(e))
-
-
-def _failed(e: Exception) -> tuple[int, str]:
-    """Return the status and the text for a request that failed through no fault of its own: 503 if a retry may help."""
-    if isinstance(e, SubcompressError):  # files that went away
-        return 503, str(e)
-    if memory_ran_out(e):
-        return 503, "there is not enough memory for this request now: send less at once"
-    return 500, f"this request failed ({type(e).__name__}): report it"
+    return _error(*failure_of(e))

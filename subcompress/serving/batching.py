@@ -12,7 +12,7 @@ import numpy as np
 
 from subcompress.errors import SubcompressError
 from subcompress.serving.engines import Engine
-from subcompress.serving.protocol import InferenceRequest
+from subcompress.serving.tensors import InferenceRequest
 
 BRIEF = 0.0005
 """Seconds of a run up to which the event loop executes it itself, because a thread costs a fifth of that."""
@@ -176,7 +176,15 @@ def _different_example(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     rolled = {name: np.roll(a.reshape(-1), 1).reshape(a.shape) for name, a in example.items()}
     if any((rolled[name] != a).any() for name, a in example.items()):
         return rolled
-    return {n: a + 1 if a.dtype.kind == "f" else (a == 0).astype(a.dtype) for n, a in example.items()}
+    return {n: _other(a) for n, a in example.items()}
+
+
+def _other(values: np.ndarray) -> np.ndarray:
+    """Other valid values of the same kind."""
+    kind = values.dtype.kind
+    if kind == "O":
+        return np.array([f"{text} x" for text in values.reshape(-1)], object).reshape(values.shape)
+    return values + 1 if kind == "f" else (values == 0).astype(values.dtype)
 
 
 def _close(both: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:

@@ -32,7 +32,7 @@ class FoundFile:
     wrong: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Content:
     """The content of a file: a packed file, or a graph that is opened from its path."""
 

@@ -6,6 +6,7 @@ graph, so that the base of many files is in memory once.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -34,8 +35,24 @@ DATATYPES: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(uint16)": ("UINT16", np.dtype(np.uint16)),
     "tensor(uint8)": ("UINT8", np.dtype(np.uint8)),
     "tensor(bool)": ("BOOL", np.dtype(np.bool_)),
+    "tensor(bfloat16)": ("BF16", np.dtype(np.uint16)),
+    "tensor(string)": ("BYTES", np.dtype(object)),
 }
-"""ONNX Runtime's name of a type, the protocol's, and NumPy's."""
+"""ONNX Runtime's name of a type, the protocol's, and NumPy's, which has no BF16: its bits are held instead."""
+
+_device = "cpu"
+
+
+def use_device(name: str) -> None:
+    """Open the sessions of this process on that device from now on: cpu or cuda."""
+    global _device
+    _device = name
+
+
+def device() -> str:
+    """Return the device on which sessions of this process are opened."""
+    return _device
+
 
 SMALL = 1 << 22
 """Bytes of weights below which a run is not worth more than one thread."""
@@ -49,7 +66,7 @@ class Port:
     """An input or an output.
 
     shape: -1 for sizes that vary; axis: the name of the first axis if it varies; ranked: whether the graph states the
-    number of axes; if not, shape is [-1].
+    number of axes; if not, shape is [-1]; is_file: whether its values, of BYTES, are files rather than texts.
     """
 
     name: str
@@ -58,6 +75,7 @@ class Port:
     shape: tuple[int, ...]
     axis: str = ""
     ranked: bool = True
+    is_file: bool = False
 
     def __str__(self) -> str:
         if not self.ranked:
@@ -79,6 +97,7 @@ class Engine:
         self.outputs = tuple(_port(o, unranked) for o in outputs)
         self._names = [o.name for o in self.outputs]
         ports = (*self.inputs, *self.outputs)
+        self._bfloat16 = {p.name for p in ports if p.datatype == "BF16"}
         # Examples can share a run where the first axis is theirs everywhere.
         self.batched = bool(self.inputs) and all(p.ranked and p.shape and p.shape[0] == -1 for p in ports)
         self.batched = self.batched and len({p.axis for p in ports}) == 1
@@ -92,7 +111,7 @@ class Engine:
         """Return the outputs in order. Raises RefusedError: 503 if memory is short, 400 for other errors of ONNX
         Runtime."""
         try:
-            found = self._session.run(self._names, {**self._weights, **feeds})
+            found = self._run(feeds)
         except Exception as e:  # its exceptions have no common base of their own
             text = one_line(e)
             if isinstance(e, MemoryError) or re.search(r"bad_alloc|allocate memory|out of memory", text, re.I):
@@ -100,11 +119,27 @@ class Engine:
             raise RefusedError(400, f"ONNX Runtime refuses these inputs ({text})") from e
         return [np.asarray(x) for x in found]
 
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        if not self._bfloat16:
+            return list(self._session.run(self._names, {**self._weights, **feeds}))
+        values = ort_values({n: np.ascontiguousarray(a) for n, a in feeds.items()}, self._bfloat16)
+        return [_held(x) for x in self._session.run_with_ort_values(self._names, {**self._weights, **values})]
+
+
+def _held(value: Any) -> np.ndarray:
+    """The values of an output, BF16 as uint16, for which ONNX Runtime has no way to NumPy."""
+    if value.data_type() != "tensor(bfloat16)":
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    size = 2 * math.prod(shape)
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint16).reshape(shape)
+
 
 def open_session(
     graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None, folder: Path | None = None
 ) -> Any:
-    """Open a session on the CPU. weights: values of external initializers; folder: of files that hold initializers.
+    """Open a session on the process's device. weights: values of external initializers; folder: of files that hold
+    initializers.
 
     Raises SubcompressError if ONNX Runtime does not open the graph.
     """
@@ -112,7 +147,7 @@ def open_session(
     small = folder is None and size + sum(a.nbytes for a in (weights or {}).values()) < SMALL
     # An arena would keep what the largest batch took.
     how = How(threads=1 if small else thread_count(), spin=False, arena=False, folder=folder)
-    return open_graph(graph, "cpu", weights, how)
+    return open_graph(graph, _device, weights, how)
 
 
 def external_values(path: Path) -> dict[str, np.ndarray]:
@@ -192,7 +227,7 @@ def _unranked(path: Path) -> set[str]:
 def _port(value: Any, unranked: Collection[str] = ()) -> Port:
     if value.type not in DATATYPES:
         raise SubcompressError(
-            f"inputs and outputs are numbers in {', '.join(d for d, _ in DATATYPES.values())}; "
+            f"inputs and outputs are tensors of {', '.join(d for d, _ in DATATYPES.values())}; "
             f"{value.name} is {value.type}: serve a graph without it"
         )
     datatype, dtype = DATATYPES[value.type]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from subcompress.serving.models import Model, Models, now, resident_bytes
+from subcompress.serving.models import Model, Models, now
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -19,9 +19,13 @@ WINDOW = 10
 
 
 class Metrics:
-    """Counts requests as they end; everything else is read from the models on demand."""
+    """Counts requests as they end; everything else is read from the models on demand.
 
-    def __init__(self) -> None:
+    folder: where workers count together, empty for a single process.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        self._folder = folder
         self.registry = CollectorRegistry()
         own: Any = {"namespace": "subcompress", "registry": self.registry}
         self._requests = Counter("requests", "Inference requests by model and status of HTTP", ["model", "code"], **own)
@@ -72,23 +76,50 @@ class Metrics:
         span = min(WINDOW, max(1, int(now() - self.began)))
         return sum(n for at, n in self._by_second if second - span <= at < second) / span
 
-    async def exposition(self, models: Models, waiting: int) -> bytes:
-        """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked."""
-        self._memory.labels("models").set(models.used)
-        self._memory.labels("bases").set(models.networks.bases.nbytes)
-        self._memory.labels("process").set(resident_bytes())
-        self._limit.set(models.limit)
-        self._waiting.set(waiting)
-        states = dict.fromkeys(("idle", "loading", "expanded", "unavailable", "unloaded"), 0)
+    async def exposition(self, models: Models, waiting: int, others: Sequence[dict[str, Any]] = ()) -> bytes:
+        """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked.
+
+        others: the figures of other workers.
+        """
+        from subcompress.serving.figures import STATES, added, figures_of, of_model
+
+        found = added(figures_of(models, self, waiting, with_models=False), others)
+        for of, key in (("models", "used"), ("bases", "bases"), ("process", "process")):
+            self._memory.labels(of).set(found[key])
+        self._limit.set(found["limit"])
+        self._waiting.set(found["waiting"])
+        states = dict.fromkeys(STATES, 0)
         for model in models:
-            states[model.state] += 1
+            states[of_model(model, others).state] += 1
         for state, n in states.items():
             self._models.labels(state).set(n)
-        served = {model.name for model in models}
-        for name, code in [label for label in self._by_label if label[0] and label[0] not in served]:
+        served = {"", *(model.name for model in models)}
+        if self._folder:
+            return await asyncio.to_thread(generate_latest, _Together(self.registry, self._folder, served))
+        for name, code in [label for label in self._by_label if label[0] not in served]:
             del self._by_label[name, code]  # files may come and go for ever
             self._requests.remove(name, str(code))
         return await asyncio.to_thread(generate_latest, self.registry)
+
+
+class _Together:
+    """A registry of what all workers have counted, those too that died, and of this one's gauges.
+
+    served: the names of models that counters may have.
+    """
+
+    def __init__(self, own: CollectorRegistry, folder: str, served: Collection[str]) -> None:
+        self._own, self._folder, self._served = own, folder, served
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics."""
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        yield from (metric for metric in self._own.collect() if metric.type == "gauge")
+        for metric in MultiProcessCollector(None, self._folder).collect():
+            if metric.type != "gauge":
+                metric.samples = [s for s in metric.samples if s.labels.get("model", "") in self._served]
+                yield metric
 
 
 def percentile(seconds: Sequence[float], share: float) -> float | None:

@@ -36,7 +36,7 @@ Log = Callable[[str], None]
 
 
 class Model:
-    """A served model. state: idle, loading, expanded, unavailable or unloaded."""
+    """A served model. state: idle, loading, loaded, unavailable or unloaded."""
 
     def __init__(self, content: Content, pool: Executor, most: int, ran: Callable[[int], None]) -> None:
         self.content = content
@@ -100,7 +100,7 @@ class Model:
             return "unloaded"
         if not self.readable or self.trial_error:
             return "unavailable"
-        return "loading" if self.loading else "idle" if self.engine is None else "expanded"
+        return "loading" if self.loading else "idle" if self.engine is None else "loaded"
 
 
 class Models:
@@ -123,7 +123,7 @@ class Models:
         self.used, self.most = 0, most
         self._log, self._ran = log, ran
         self._by_name: dict[str, Model] = {}
-        self._expanded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
+        self._loaded: OrderedDict[str, Model] = OrderedDict()  # the least recently used first
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._pool = ThreadPoolExecutor(thread_count(), thread_name_prefix="run")
         self._trial_thread = ThreadPoolExecutor(1, thread_name_prefix="try")
@@ -144,12 +144,17 @@ class Models:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    async def _in_loader(self, work: Callable[..., Any], *args: Any) -> Any:
+    async def in_loader(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run work in the thread that reads files and rebuilds weights."""
         return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
+
+    async def aside(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Run work in one of the threads that run networks."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
     async def preload(self) -> None:
         """Import what the first model would have to wait for."""
-        await self._in_loader(importlib.import_module, "onnxruntime")
+        await self.in_loader(importlib.import_module, "onnxruntime")
 
     async def refresh(self, again: str = "") -> None:
         """Read new and changed files, forget missing ones, and trace networks that are not known yet.
@@ -157,7 +162,7 @@ class Models:
         again: the name of a model to read and trace even if that failed before.
         """
         async with self._lock:
-            found, wrong = await self._in_loader(catalog.find_models, self.sources, self._listed)
+            found, wrong = await self.in_loader(catalog.find_models, self.sources, self._listed)
             for reason in wrong:
                 if reason not in self._source_errors:
                     self._log(reason)
@@ -168,23 +173,23 @@ class Models:
                 self._drop(self._by_name.pop(name))
             changed = [f for f in found.values() if f.name == again or self._has_changed(f)]
             if changed:
-                read: list[Content | SubcompressError] = await self._in_loader(_read_all, changed)
+                read: list[Content | SubcompressError] = await self.in_loader(_read_all, changed)
                 packed = [c.packed for c in read if isinstance(c, Content) and c.packed is not None]
-                untraced = await self._in_loader(self._prepare, packed, again)
+                untraced = await self.in_loader(self._prepare, packed, again)
                 for f, content in zip(changed, read, strict=True):
                     self._update(f, content, untraced.get(f.name, ""))
                 self._log_news()
             if changed or len(self._by_name) < served:
                 self._drop_outdated()
-                await self._in_loader(
+                await self.in_loader(
                     self.networks.discard_unused, [p for m in self if (p := m.content.packed) is not None]
                 )
-            await self._in_loader(self._free_released)
+            await self.in_loader(self._free_released)
             self._has_refreshed = True
 
     def _drop_outdated(self) -> None:
         """Drop engines that share a base's session that new engines do not use."""
-        for model in list(self._expanded.values()):
+        for model in list(self._loaded.values()):
             file, engine = model.content.packed, model.engine
             if file is not None and engine is not None and self.networks.outdated(file, engine):
                 self._drop(model)
@@ -305,7 +310,7 @@ class Models:
 
     async def _try_packed(self, model: Model) -> None:
         """Rebuild it and run it once, then drop it again unless a request used it."""
-        content, was_expanded = model.content, model.engine is not None
+        content, was_loaded = model.content, model.engine is not None
         try:
             async with self.engine_of(model) as engine:
                 reason = await asyncio.get_running_loop().run_in_executor(self._pool, try_once, engine)
@@ -315,7 +320,7 @@ class Models:
             reason = f"it cannot be run ({type(e).__name__}: {one_line(e)})"
         if self._by_name.get(model.name) is not model or model.content is not content or model.unloaded:
             return
-        if model.trial_error != "" and not (was_expanded or model.users):
+        if model.trial_error != "" and not (was_loaded or model.users):
             self._drop(model)
         self._record_trial(model, reason)
 
@@ -333,7 +338,7 @@ class Models:
         engine = model.engine or await self._load(model)
         # Counted only now: a user that still waits to load would keep others from making room.
         model.users += 1
-        self._expanded.move_to_end(model.name)
+        self._loaded.move_to_end(model.name)
         try:
             yield engine
         finally:
@@ -350,10 +355,10 @@ class Models:
             content = model.content
             model.loading = True
             try:
-                size = await self._in_loader(self._estimate_memory, content)
+                size = await self.in_loader(self._estimate_memory, content)
                 self._drop_outdated()
                 await self._make_room(model, size)
-                engine, grown = await self._in_loader(self._build, content)
+                engine, grown = await self.in_loader(self._build, content)
                 if content.packed is None:  # how much memory a graph unfolds to is known only now
                     size = max(size, grown)
                     await self._make_room(model, size)
@@ -367,7 +372,7 @@ class Models:
                 self.find(model.name)
             model.engine, model.memory, model.load_error = engine, size, ""
             self.used += size
-            self._expanded[model.name] = model
+            self._loaded[model.name] = model
             return engine
 
     def _estimate_memory(self, content: Content) -> int:
@@ -418,7 +423,7 @@ class Models:
                 503, f"{model.name} takes {size} bytes of memory, and --memory is {self.limit}: give the server more"
             )
         while self.used + size > self.limit:
-            idle = next((m for m in self._expanded.values() if not m.users), None)
+            idle = next((m for m in self._loaded.values() if not m.users), None)
             if idle is not None:
                 self._drop(idle)
             else:
@@ -427,7 +432,7 @@ class Models:
 
     def _drop(self, model: Model) -> None:
         """Drop the model's engine, if it has one; runs under way still end."""
-        if self._expanded.pop(model.name, None) is None:
+        if self._loaded.pop(model.name, None) is None:
             return
         assert model.engine is not None
         self._released.append(model.engine)

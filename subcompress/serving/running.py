@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import copy
+import importlib.util
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from subcompress.base import HUB, weights_files
 from subcompress.errors import SubcompressError, one_line
 from subcompress.serving import catalog
 from subcompress.serving.addresses import is_loopback, parse_origins
-from subcompress.serving.app import Limits, Server
+from subcompress.serving.app import Server
 from subcompress.serving.connections import Connection
+from subcompress.serving.engines import use_device
 from subcompress.serving.metrics import Metrics
 from subcompress.serving.models import Log, Models
 from subcompress.serving.networks import Bases, Networks, Trace
-from subcompress.serving.refusals import shown
+from subcompress.serving.service import Limits, Service
+from subcompress.serving.sockets import address_of, open_socket
+from subcompress.serving.workers import Fleet, Place
 
 REFRESH_SECONDS = 1.0
 """Seconds between checks of the files."""
@@ -39,36 +44,31 @@ DRAIN_SECONDS = 30
 """Seconds that requests may take to finish once the server is stopping."""
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """Open a listening socket; port 0 is any free port. Raises SubcompressError if that fails."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-    except (OSError, UnicodeError) as e:
-        raise SubcompressError(
-            f"a server binds to an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
-        ) from e
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(1024)
-        sock.setblocking(False)
-    except OSError as e:
-        sock.close()
-        if e.errno == errno.EADDRINUSE:
-            raise SubcompressError(f"port {port} of {host} is taken by another program: give another --port") from e
-        raise SubcompressError(f"{host}:{port} cannot be listened to ({e.strerror or e}): give another") from e
-    return sock
+@dataclass(frozen=True)
+class Settings:
+    """How a server serves; see `serve`."""
+
+    memory: int
+    most: int
+    limits: Limits
+    token: str | None
+    origins: frozenset[str]
+    grpc_port: int | None
+    raw_inputs: bool = False
+    place: Place | None = None
+    access_log: bool = False
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers requests. stop: lets requests finish and `serve` return; may be called from any thread."""
+    """A server that answers requests. grpc: its address there, empty if it answers none; stop: lets requests finish and
+    `serve` return; may be called from any thread."""
 
     address: str
     models: Models
-    server: Server
+    server: Service
     stop: Callable[[], object]
+    grpc: str = ""
 
 
 def serve(
@@ -78,39 +78,62 @@ def serve(
     bases: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
+    device: str = "cpu",
+    raw_inputs: bool = False,
+    access_log: bool = False,
     memory: int = 1 << 30,
     most: int = 64,
     limits: Limits | None = None,
     token: str | None = None,
     origins: Sequence[str] = (),
+    place: Place | None = None,
     log: Log,
     ready: Callable[[Running], None],
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C, then finish the requests under way; return whether all were answered.
 
     sources: files, folders, `hub:ORG/NAME`, each also as NAME=FILE; trace: see `subcompress.serving.networks`; memory:
-    the most bytes of rebuilt models; most: the most examples in a run; origins: pages that may use the server,
-    SCHEME://HOST[:PORT]; ready: called once requests are answered. Raises SubcompressError if nothing can be served.
+    the most bytes of rebuilt models; most: the most examples in a run; grpc_port: where gRPC is answered too, 0 for any
+    free port, None for not at all; device: cpu or cuda; raw_inputs: whether texts and images are not prepared;
+    access_log: whether a line about each request is written to stderr; origins: pages that may use the server,
+    SCHEME://HOST[:PORT]; place: of a worker among others, whose share of memory and queue it takes; ready: called once
+    requests are answered. Raises SubcompressError if nothing can be served.
     """
-    catalog.require_all(sources)
-    pages = parse_origins(origins)
-    for base in bases:
-        if not base.startswith(HUB):
-            weights_files(Path(base))
+    pages = check(sources, bases, origins, grpc_port)
+    use_device(device)
+    if place is not None:
+        limits = limits or Limits()
+        memory, grpc_port = place.share(memory), place.grpc_port
+        limits = replace(limits, waiting=place.share(limits.waiting))
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with (
             suppress(_EndedError),
-            open_socket(host, port) as sock,
+            open_socket(host, place.port if place else port, shared=place is not None) as sock,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
-            networks = Networks(trace, Bases(bases))
-            server_options = (limits or Limits(), token, pages)
-            return runner.run(_serve(sock, sources, networks, memory, most, server_options, log, ready))
+            settings = Settings(
+                memory, most, limits or Limits(), token, pages, grpc_port, raw_inputs, place, access_log
+            )
+            return runner.run(_serve(sock, sources, Networks(trace, Bases(bases)), settings, log, ready))
     finally:
         sys.setswitchinterval(before)
     return True
+
+
+def check(
+    sources: Sequence[str], bases: Sequence[str], origins: Sequence[str], grpc_port: int | None
+) -> frozenset[str]:
+    """Raise SubcompressError for what could not be served; return the origins as `origin_of` spells them."""
+    if grpc_port is not None:
+        require_grpc()
+    catalog.require_all(sources)
+    for base in bases:
+        if not base.startswith(HUB):
+            weights_files(Path(base))
+    return parse_origins(origins)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -126,48 +149,77 @@ async def _serve(
     sock: socket.socket,
     sources: Sequence[str],
     networks: Networks,
-    memory: int,
-    most: int,
-    server_options: tuple[Limits, str | None, frozenset[str]],
+    settings: Settings,
     log: Log,
     ready: Callable[[Running], None],
 ) -> bool:
-    metrics = Metrics()
-    models = Models(sources, networks, memory=memory, most=most, log=log, ran=metrics.ran)
-    server = Server(models, metrics, *server_options)
+    fleet = None if settings.place is None else Fleet(settings.place)
+    metrics = Metrics("" if fleet is None else fleet.metrics)
+    models = Models(sources, networks, memory=settings.memory, most=settings.most, log=log, ran=metrics.ran)
+    service = Service(models, metrics, settings.limits, settings.token, settings.raw_inputs, fleet)
     try:
         with _interruptible_start():
             await models.preload()
             await models.refresh()
         if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
             raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
-        config = uvicorn.Config(
-            server,
-            http=Connection,
-            ws="none",
-            log_level="error",
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,  # nothing here asks who sent a request
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-            timeout_keep_alive=75,
-        )
-        host, port = sock.getsockname()[:2]
-        server.local = is_loopback(host)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        process, loop = _Uvicorn(config, server), asyncio.get_running_loop()
+        server = Server(service, settings.origins)
+        process, loop = _Uvicorn(_uvicorn_config(server, settings.access_log), server), asyncio.get_running_loop()
 
         def stop() -> None:
             with suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(process.handle_exit, signal.SIGTERM, None)
 
-        ready(Running(address, models, server, stop))
-        async with _refreshing(models, log):
+        host, port = sock.getsockname()[:2]
+        server.local = is_loopback(host)
+        async with (
+            _grpc(service, host, settings) as grpc_address,
+            _refreshing(models, log),
+            nullcontext() if fleet is None else fleet.answering(service.answer, stop),
+        ):
+            running = Running(f"http://{address_of(host, port)}", models, service, stop, grpc_address)
+            process.when_listening = lambda: ready(running)
             await process.serve(sockets=[sock])
-        return not (process.force_exit or server.cut)
+        return not (process.force_exit or service.cut)
     finally:
         models.close()
+
+
+def _uvicorn_config(server: Server, access_log: bool) -> uvicorn.Config:
+    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    log_config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config = uvicorn.Config(
+        server,
+        http=Connection,
+        ws="none",
+        log_config=log_config,
+        log_level="error",
+        access_log=access_log,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,  # nothing here asks who sent a request
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=75,
+    )
+    if access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    return config
+
+
+def _grpc(service: Service, host: str, settings: Settings) -> AbstractAsyncContextManager[str]:
+    """What answers gRPC while it is entered, and is given its address; nothing if no port was asked for."""
+    if settings.grpc_port is None:
+        return nullcontext("")
+    from subcompress.serving import grpc_server  # which is an extra
+
+    return grpc_server.answering(service, host, settings.grpc_port, DRAIN_SECONDS, settings.place is not None)
+
+
+def require_grpc() -> None:
+    """Raise SubcompressError where what answers gRPC is not installed."""
+    for name, package in (("grpc", "grpcio"), ("google.protobuf", "protobuf")):
+        if importlib.util.find_spec(name) is None:
+            raise SubcompressError(f"gRPC needs {package}, which is not installed: pip install 'subcompress[serve]'")
 
 
 class _EndedError(Exception):
@@ -236,6 +288,12 @@ class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
         self._server = server
+        self.when_listening: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and tell."""
+        await super().startup(sockets)
+        self.when_listening()
 
     async def on_tick(self, counter: int) -> bool:
         """Check for slow bodies and connections once a second; called ten times a second."""
@@ -248,9 +306,9 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Stop gracefully, or at once on a second signal."""
-        self._server.draining = True
+        self._server.service.ending.set()
         if self.should_exit:
-            self.force_exit = True
+            self.force_exit = self._server.service.is_forced = True
         self.should_exit = True
 
     @contextmanager

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from operator import itemgetter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from subcompress import __version__
 from subcompress.serving.catalog import GRAPH
 from subcompress.serving.engines import ports
+from subcompress.serving.figures import Figures, ModelFigures, added, figures_of, of_model
 from subcompress.serving.metrics import Metrics, percentile, uptime
-from subcompress.serving.models import Model, Models, now, resident_bytes
+from subcompress.serving.models import Model, Models, now
 
-SORTS: dict[str, Callable[[Model], Any]] = {
-    "requests": lambda m: (-m.requests, m.name),
-    "name": lambda m: m.name,
-    "p50": lambda m: (-(percentile(m.recent, 0.5) or 0), m.name),
-    "bytes": lambda m: (-m.content.nbytes, m.name),
-    "memory": lambda m: (-m.memory, m.name),
-    "last": lambda m: (-(m.last or 0), m.name),
+_Keyed = tuple[Model, ModelFigures]
+
+SORTS: dict[str, Callable[[_Keyed], Any]] = {
+    "requests": lambda m: (-m[1].requests, m[0].name),
+    "name": lambda m: m[0].name,
+    "p50": lambda m: (-(percentile(m[1].recent, 0.5) or 0), m[0].name),
+    "bytes": lambda m: (-m[0].content.nbytes, m[0].name),
+    "memory": lambda m: (-m[1].memory, m[0].name),
+    "last": lambda m: (-(m[1].last or 0), m[0].name),
 }
 """What the page may order models by."""
 
 
-def _row(model: Model) -> dict[str, Any]:
+def _row(model: Model, figures: ModelFigures) -> dict[str, Any]:
     content, engine = model.content, model.engine
     packed = content.packed
     return {
@@ -34,55 +36,75 @@ def _row(model: Model) -> dict[str, Any]:
         "file_bytes": content.nbytes,
         "dense_bytes": None if packed is None else packed.nbytes,
         "base": "" if packed is None or packed.base is None else packed.base.where,
-        "state": model.state,
+        "state": figures.state,
         "reason": model.reason,
-        "memory": model.memory,
-        "requests": model.requests,
-        "failed": model.failed,
-        "batches": model.runs,
-        "p50_ms": percentile(model.recent, 0.5),
-        "p99_ms": percentile(model.recent, 0.99),
-        "last_s": None if model.last is None else round(now() - model.last, 1),
+        "memory": figures.memory,
+        "requests": figures.requests,
+        "failed": figures.failed,
+        "batches": figures.runs,
+        "p50_ms": percentile(figures.recent, 0.5),
+        "p99_ms": percentile(figures.recent, 0.99),
+        "last_s": None if figures.last is None else round(now() - figures.last, 1),
         "inputs": [] if engine is None else ports(engine.inputs),
         "outputs": [] if engine is None else ports(engine.outputs),
     }
 
 
-async def status(models: Models, metrics: Metrics, limit: int, sort: str, search: str) -> dict[str, Any]:
-    """Return the figures, and at most `limit` models with `search` in their names or as their state. sort: one of
-    SORTS."""
-    keyed: list[tuple[Any, Model]] = []
+async def status(
+    models: Models,
+    metrics: Metrics,
+    queue: tuple[int, int],
+    shown: tuple[int, str, str],
+    others: Sequence[Figures] = (),
+) -> dict[str, Any]:
+    """Return the figures, and some models.
+
+    queue: the requests in the server, and its limit; shown: how many models at most, in what order (one of SORTS), and
+    what their names contain or their state is; others: the figures of other workers.
+    """
+    limit, sort, search = shown
+    keyed: list[_Keyed] = []
+    states: list[str] = []
     for i, m in enumerate(list(models)):
         if i % 256 == 255:
             await asyncio.sleep(0)  # others' requests go on
-        if search in m.name.lower() or search == m.state:
-            keyed.append((SORTS[sort](m), m))
-    shown = [m for _, m in sorted(keyed, key=itemgetter(0))][:limit]
-    states = [m.state for m in models]
+        figures = of_model(m, others)
+        states.append(figures.state)
+        if search in m.name.lower() or search == figures.state:
+            keyed.append((m, figures))
+    first = sorted(keyed, key=SORTS[sort])[:limit]
+    return _of_server(added(figures_of(models, metrics, queue[0], with_models=False), others), metrics) | {
+        "queue": {"limit": queue[1] * (1 + len(others)), "waiting": queue[0] + sum(o["waiting"] for o in others)},
+        "workers": 1 + len(others),
+        "counts": {
+            "models": len(states),
+            "loaded": states.count("loaded"),
+            "unavailable": states.count("unavailable"),
+        },
+        "models": [_row(*m) for m in first],
+        "shown": len(first),
+        "matching": len(keyed),
+    }
+
+
+def _of_server(found: Figures, metrics: Metrics) -> dict[str, Any]:
+    """What is told of the server itself."""
     return {
         "name": "subcompress",
         "version": __version__,
         "uptime_s": uptime(metrics),
         "memory": {
-            "limit": models.limit,
-            "models": models.used,
-            "bases": models.networks.bases.nbytes,
-            "process": resident_bytes(),
+            "limit": found["limit"],
+            "models": found["used"],
+            "bases": found["bases"],
+            "process": found["process"],
         },
         "requests": {
-            "total": metrics.total,
-            "failed": metrics.failed,
-            "refused": metrics.refused,
-            "per_s": round(metrics.per_second(), 1),
-            "p50_ms": percentile(metrics.recent, 0.5),
-            "p99_ms": percentile(metrics.recent, 0.99),
+            "total": found["total"],
+            "failed": found["failed"],
+            "refused": found["refused"],
+            "per_s": round(found["per_s"], 1),
+            "p50_ms": percentile(found["recent"], 0.5),
+            "p99_ms": percentile(found["recent"], 0.99),
         },
-        "counts": {
-            "models": len(states),
-            "expanded": states.count("expanded"),
-            "unavailable": states.count("unavailable"),
-        },
-        "models": [_row(m) for m in shown],
-        "shown": len(shown),
-        "matching": len(keyed),
     }

@@ -1,7 +1,7 @@
 """Trial runs: a model is run once with made-up inputs before it is reported as ready.
 
 An .onnx file, which others wrote, runs in a child process, because some graphs crash or never end. `python -m
-subcompress.serving.trial` reads a JSON list of paths from stdin and writes a line for each.
+subcompress.serving.trial [DEVICE]` reads a JSON list of paths from stdin and writes a line for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
-from subcompress.serving.engines import Engine, Port, external_values, open_session
+from subcompress.serving.engines import Engine, Port, device, external_values, open_session, use_device
 
 PATIENCE = 60
 """Seconds that opening a graph and its first run may take."""
@@ -56,7 +56,12 @@ def _examples(engine: Engine) -> Iterator[dict[str, np.ndarray]]:
             continue
         seen.add(str(shapes))
         for fill in (1, 0) if shapes else (0,):
-            yield {p.name: np.full(shapes[p.name], fill, p.dtype) for p in engine.inputs}
+            yield {p.name: np.full(shapes[p.name], _value(p, fill), p.dtype) for p in engine.inputs}
+
+
+def _value(port: Port, fill: int) -> Any:
+    """A one or a zero, as the input has it."""
+    return str(fill) if port.datatype == "BYTES" else 0x3F80 * fill if port.datatype == "BF16" else fill
 
 
 def _shape(port: Port, size: int, batched: bool) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ class Trials:
             if self._closed:
                 return None
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "subcompress.serving.trial"],
+                [sys.executable, "-P", "-m", "subcompress.serving.trial", device()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -157,6 +162,7 @@ def open_graph_file(path: Path) -> Engine:
 
 def main() -> None:
     """Run the child: write a line of JSON for each path, an empty text if its graph has run."""
+    use_device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
     paths = json.load(sys.stdin)
     answers: Any = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keep what libraries print out of the answers

@@ -16,12 +16,14 @@ from torch import nn
 
 from subcompress import SubcompressError, format
 from subcompress.onnx.weightless import weightless_graph_of
-from subcompress.serving import app
+from subcompress.serving import service
 from subcompress.serving.networks import Job, Trace, Traced
 from subcompress.serving.running import Running, serve
 from subcompress.tensors.layout import Layout
 
-app.LOOK = 60.0  # a test that asks for the index goes on when the files have been looked at, however slow the machine
+service.LOOK = (
+    60.0  # a test that asks for the index goes on when the files have been looked at, however slow the machine
+)
 
 
 def until_closed(s: socket.socket) -> bytes:

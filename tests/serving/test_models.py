@@ -42,7 +42,7 @@ def test_the_most_recently_used_stay_within_memory(tmp_path: Path) -> None:
             np.testing.assert_allclose(found.said["outputs"][0]["data"], wanted[0], atol=1e-4)
             status = client("GET", "/status?limit=100").said
             assert status["memory"]["models"] <= 2_500_000
-        kept = {m["name"] for m in status["models"] if m["state"] == "expanded"}
+        kept = {m["name"] for m in status["models"] if m["state"] == "loaded"}
         assert 1 < len(kept) < 12 and {"n0", "n3", "n11"} <= kept
         with ThreadPoolExecutor(12) as pool:  # more at once than fit
             statuses = list(pool.map(lambda i: client.infer(f"n{i % 12}", X[:1]).status, range(60)))

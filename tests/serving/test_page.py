@@ -41,6 +41,7 @@ def test_the_page_asks_nobody_else(text):
         "path",  # ask's parameter, in its definition and in its call of fetch
         "path",
         "status",
+        "v2/models/",
         "v2/repository/models/",
         "v2/models/",
     ]
@@ -60,7 +61,7 @@ def test_nothing_is_read_as_html_or_code(text):
 
 
 def test_the_page_is_small_and_plain(text):
-    assert PAGE.stat().st_size < 30_000
+    assert PAGE.stat().st_size < 31_000
     assert {c for c in text if ord(c) > 127} <= set("–…“”")
     ids = re.findall(r'\bid="(\w+)"', text)
     assert len(ids) == len(set(ids))
@@ -78,7 +79,7 @@ def model(name: str, **more: Any) -> dict[str, Any]:
         "file_bytes": 343,
         "dense_bytes": 177_704,
         "base": "",
-        "state": "expanded",
+        "state": "loaded",
         "reason": "",
         "memory": 190_000,
         "requests": 12,
@@ -178,7 +179,7 @@ class Answers(BaseHTTPRequestHandler):
             "memory": {"limit": 1 << 30, "models": 151_234_567, "bases": 0, "process": 398_000_000},
             "queue": {"limit": 1024, "waiting": 0},
             "requests": {"total": 24, "failed": 1, "refused": 0, "per_s": 3.5, "p50_ms": 0.8, "p99_ms": 2.1},
-            "counts": {"models": 3, "expanded": 2, "unavailable": 1},
+            "counts": {"models": 3, "loaded": 2, "unavailable": 1},
             "models": models,
             "shown": len(models),
             "matching": len(models),
@@ -186,8 +187,12 @@ class Answers(BaseHTTPRequestHandler):
         return self.answer(200, json.dumps(status).encode())
 
     def do_POST(self) -> None:
-        self.server.asked.put((self.command, self.path, {}))
-        self.answer(400, b'{"error": "<i>no</i>"}')
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.asked.put((self.command, self.path, json.loads(body or b"{}")))
+        if "digits" in self.path and self.path.endswith("/infer"):
+            output = {"name": "<b>y</b>", "datatype": "FP32", "shape": [1, 11], "data": list(range(11))}
+            return self.answer(200, json.dumps({"outputs": [output]}).encode())
+        return self.answer(400, b'{"error": "<i>no</i>"}')
 
 
 @pytest.fixture(scope="module")
@@ -230,11 +235,11 @@ def cells(page: chromium.Page, row: int) -> list[str]:
 
 
 def test_figures_have_their_units_and_names_stay_text(page):
-    assert cells(page, 0) == ["digits", "expanded", "343 B", "178 kB", "190 kB", "12", "0", "0.70", "1.90", "3 s ago"]
+    assert cells(page, 0) == ["digits", "loaded", "343 B", "178 kB", "190 kB", "12", "0", "0.70", "1.90", "3 s ago"]
     assert cells(page, 1)[0] == HOSTILE
     assert cells(page, 2) == ["torn", "unavailable", "343 B", "–", "–", "0", "0", "–", "–", "never"]
     figures = page.value("$('figures').innerText")
-    for part in ("3.5 per second", "0.80 ms", "2.10 ms", "151 MB", "1.1 GB", "14 % of the limit", "67 % expanded"):
+    for part in ("3.5 per second", "0.80 ms", "2.10 ms", "151 MB", "1.1 GB", "14 % of the limit", "67 % loaded"):
         assert part in figures
     assert "up 3 h 13 min" in page.value("document.querySelector('header').innerText")
     page.value("document.querySelectorAll('.row .plain')[2].click()")
@@ -275,6 +280,18 @@ def test_load_and_unload_are_asked_for_and_a_refusal_is_shown(page, stand_in):
     press(page, ".detail", "Unload")
     assert stand_in.posted() == f"/v2/repository/models/{NAME}/unload"
     page.until("document.querySelector('output').textContent === '<i>no</i>'")
+
+
+def test_an_example_is_sent_and_its_answer_shown(page, stand_in):
+    page.value("document.querySelectorAll('.row .plain')[0].click()")
+    press(page, ".detail", "Send")
+    page.until("document.querySelector('output').textContent.includes(' ms. <b>y</b> [1, 11]: 0, 1, 2')")
+    assert page.value("document.querySelector('output').textContent").endswith("8, 9, …")
+    sent = next(given for method, path, given in stand_in.asked.queue if path == "/v2/models/digits/infer")
+    assert [(t["shape"], t["data"][:2]) for t in sent["inputs"]] == [([1, 1, 28, 28], [0.5, 0.5]), ([1, 8], [1, 1])]
+    page.value("document.querySelectorAll('.row .plain')[1].click()")
+    page.value("[...document.querySelectorAll('.detail button')].filter((e) => e.textContent === 'Send')[1].click()")
+    page.until("document.querySelectorAll('output')[1].textContent === '<i>no</i>'")
 
 
 def test_the_server_searches_and_sorts(page, stand_in):

@@ -54,6 +54,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     packed(made, "one", lenet_record(300, 1))
     graph(made / "bf16.onnx", "Identity", ["n", 2], ["n", 2], TensorProto.BFLOAT16)
     graph(made / "text.onnx", "Identity", ["n", 2], ["n", 2], TensorProto.STRING)
+    graph(made / "half.onnx", "Neg", ["n", 2], ["n", 2], TensorProto.FLOAT16)
+    graph(made / "fp8.onnx", "Identity", ["n", 2], ["n", 2], TensorProto.FLOAT8E4M3FN, opset=19)
     graph(made / "new.onnx", "Identity", ["n", 2], ["n", 2], opset=99)
     graph(made / "same.onnx", "Identity", ["n", 2], ["n", 2])
     graph(made / "any.onnx", "Relu", None, None)
@@ -269,18 +271,17 @@ def test_raw_binary_requests_and_nan(client: Client) -> None:
 def test_a_model_is_ready_when_it_has_run(client: Client) -> None:
     index = {m["name"]: m for m in client("GET", "/v2/repository/index").said}
     states = {name: m["state"] for name, m in index.items()}
-    assert states == {"one": "READY", "same": "READY", "any": "READY"} | dict.fromkeys(
-        ("bf16", "text", "new"), "UNAVAILABLE"
-    )
-    words = {"bf16": "tensor(bfloat16)", "text": "tensor(string)", "new": "does not open"}
+    ready = {"one", "same", "any", "bf16", "half", "text"}
+    assert states == dict.fromkeys(ready, "READY") | dict.fromkeys(("fp8", "new"), "UNAVAILABLE")
+    words = {"fp8": "tensor(float8e4m3fn)", "new": "does not open"}
     assert all(text in index[name]["reason"] for name, text in words.items())
     for name, state in states.items():
         for _ in range(2):
             assert client("GET", f"/v2/models/{name}/ready").status == (200 if state == "READY" else 503)
         client.infer(name, np.ones((1, 2), np.float32), name="x")
-    assert words["bf16"] in client("GET", "/v2/models/bf16/ready").error
+    assert words["fp8"] in client("GET", "/v2/models/fp8/ready").error
     listed = client("POST", "/v2/repository/index", b'{"ready": true}').said
-    assert {m["name"] for m in listed} == {"one", "same", "any"}
+    assert {m["name"] for m in listed} == ready
 
 
 def test_an_input_of_unknown_rank_takes_any_shape(client: Client) -> None:

@@ -24,12 +24,14 @@ from served import LENET, X, expected, graph
 from serving import Client, packed, serving, traced_here
 
 import subcompress
+from subcompress import SubcompressError
 from subcompress.data.splits import batches
 from subcompress.format.facts import Facts
-from subcompress.serving import catalog, protocol
+from subcompress.serving import catalog, engines, protocol, tensors
 from subcompress.serving.batching import Batches
 from subcompress.serving.engines import DATATYPES, Port
 from subcompress.serving.refusals import RefusedError
+from subcompress.serving.tensors import InferenceRequest, Takes, from_bfloat16
 from subcompress_models import MODELS
 
 
@@ -157,7 +159,7 @@ def engine_of(run: Any) -> Any:
 
 async def asked_of(batches: Batches, engine: Any, *rows: int) -> list[Any]:
     """Outcomes of requests that come at once."""
-    asks = [protocol.InferenceRequest("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
+    asks = [InferenceRequest("", {"x": np.full((n, 2), i, np.float32)}, ()) for i, n in enumerate(rows)]
     return await asyncio.gather(*(batches.run(engine, a) for a in asks), return_exceptions=True)
 
 
@@ -215,7 +217,9 @@ def test_any_bytes_are_a_request_or_refused(data: st.DataObject) -> None:
     else:
         length = None  # type: ignore[assignment]
     try:
-        asked = protocol.parse_request(body, length, ports, ports[:1], True)
+        asked = protocol.parse_request(
+            body, length, Takes(SimpleNamespace(inputs=ports, outputs=ports[:1], batched=True))
+        )
     except RefusedError as e:
         assert e.status == 400 and "\n" not in str(e)
     else:
@@ -231,20 +235,40 @@ def test_every_datatype_goes_there_and_back() -> None:
     for name, (datatype, dtype) in DATATYPES.items():
         port = Port("x", datatype, dtype, (-1, 5))
         x = rng.integers(0, 2, (3, 5)).astype(dtype)
+        if datatype == "BYTES":
+            x = np.array([["", "a", "größe", "\0", "x" * 300]] * 3, object)
+        elif datatype == "BF16":
+            x = (x * 0x3F80).astype(dtype)  # zeros and ones
         for as_binary in (True, False):
             told: dict[str, Any] = {"name": "x", "shape": [3, 5], "datatype": datatype}
             tail = b""
             if as_binary:
-                tail, told["parameters"] = x.tobytes(), {"binary_data_size": x.nbytes}
+                tail = tensors.to_bytes(x, port)
+                told["parameters"] = {"binary_data_size": len(tail)}
             else:
-                told["data"] = x.tolist()
+                told["data"] = (from_bfloat16(x) if datatype == "BF16" else x).ravel().tolist()
             head = json.dumps({"inputs": [told], "parameters": {"binary_data_output": as_binary}}).encode()
-            asked = protocol.parse_request(head + tail, str(len(head)), [port], [port], True)
+            takes = Takes(SimpleNamespace(inputs=[port], outputs=[port], batched=True))
+            asked = protocol.parse_request(head + tail, str(len(head)), takes)
             assert asked.feeds["x"].dtype == dtype and (asked.feeds["x"] == x).all(), name
             body, _, length = protocol.encode_answer("m", asked, [port], [x])
-            said = json.loads(body[: length or None])
-            back = np.frombuffer(body[length:], dtype) if as_binary else np.array(said["outputs"][0]["data"], dtype)
-            assert (back.reshape(3, 5) == x).all(), name
+            assert json.loads(body[: length or None])["outputs"][0].get("data", told.get("data")) == told.get("data")
+            assert not length or body[length:] == tail, name
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph(tmp_path / "x.onnx", [helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 2], "y": ["n", 2]})
+    asked = []
+    monkeypatch.setattr(engines, "open_graph", lambda model, device, *rest: asked.append(device) or engines.Path())
+    engines.use_device("cuda")
+    try:
+        engines.open_session(tmp_path / "x.onnx")
+        assert asked == [engines.device()] == ["cuda"]
+        monkeypatch.undo()
+        with pytest.raises(SubcompressError, match="does not"):
+            engines.open_session(tmp_path / "x.onnx")
+    finally:
+        engines.use_device("cpu")
 
 
 def test_names() -> None:

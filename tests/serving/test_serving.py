@@ -186,7 +186,7 @@ def test_the_figures_add_up(client: Client) -> None:
     (row,) = after["models"]
     assert after["requests"]["total"] - before["requests"]["total"] == 2
     assert row["failed"] - before["models"][0]["failed"] == 1
-    assert row["state"] == "expanded" and row["memory"] <= after["memory"]["models"] <= after["memory"]["limit"]
+    assert row["state"] == "loaded" and row["memory"] <= after["memory"]["models"] <= after["memory"]["limit"]
     assert row["p50_ms"] > 0 and row["file_bytes"] < 400 < row["dense_bytes"] == 177_704
     text = client("GET", "/metrics").body.decode()
     counted = {}

@@ -1,0 +1,328 @@
+"""Several processes that serve on one port: a supervisor, which starts each again that dies, and what links them.
+
+The supervisor opens no model and answers no request. It runs the command again for each worker, with a `Place` in its
+environment. The kernel spreads connections over the workers (SO_REUSEPORT); a worker listens once it can answer. A
+worker whose supervisor is gone ends as by a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from subcompress.errors import SubcompressError, ToldError
+from subcompress.serving.sockets import open_socket
+from subcompress.support.threads import thread_count
+
+VARIABLE = "SUBCOMPRESS_WORKER"
+"""The variable of the environment that makes a process a worker."""
+
+PROMETHEUS = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that makes prometheus_client count in files that processes share."""
+
+PATIENCE = 5.0
+"""Seconds that another worker may take to tell its figures."""
+
+LONG = 600.0
+"""Seconds that it may take to load a model."""
+
+LARGEST = 1 << 28
+"""Bytes of what one worker tells another."""
+
+LONGEST_FOLDER = 95
+"""Bytes of the name of the folder with their sockets, whose names have 107 at most."""
+
+SHORT_LIFE = 10.0
+"""Seconds of a life after which a worker is started again at once; after a shorter one there is a pause."""
+
+LONGEST_PAUSE = 30.0
+
+GRACE = 40.0
+"""Seconds after which a worker that was told to end is killed: more than its requests may take."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's place among `count`. folder: of their sockets; lifeline: a file descriptor to the supervisor."""
+
+    index: int
+    count: int
+    folder: str
+    port: int
+    grpc_port: int | None
+    lifeline: int
+
+    @classmethod
+    def of_this_process(cls) -> Place | None:
+        """Return the place of this process, None if it is no worker."""
+        text = os.environ.pop(VARIABLE, None)  # which is not for its children
+        return None if text is None else cls(**json.loads(text))
+
+    def share(self, of_all: int) -> int:
+        """Return a worker's share of what all have together."""
+        return max(1, of_all // self.count)
+
+    def tell(self, what: dict[str, Any]) -> None:
+        """Tell the supervisor a line."""
+        with suppress(OSError):
+            os.write(self.lifeline, json.dumps(what).encode() + b"\n")
+
+
+Answer = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class Fleet:
+    """The other workers, as one of them sees them: it asks them, and answers what they ask."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    @property
+    def metrics(self) -> str:
+        """The folder that all count in."""
+        return str(Path(self._place.folder) / "metrics")
+
+    def _socket(self, index: int) -> str:
+        return str(Path(self._place.folder) / f"{index}.sock")
+
+    @asynccontextmanager
+    async def answering(self, answer: Answer, stop: Callable[[], object]) -> AsyncIterator[None]:
+        """Answer the others within the block. stop: called when the supervisor is gone."""
+
+        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError, ValueError):
+                asked = json.loads(await reader.readline())
+                writer.write(orjson.dumps(await answer(asked)) + b"\n")
+                await writer.drain()
+            writer.close()
+
+        loop, lifeline = asyncio.get_running_loop(), self._place.lifeline
+
+        def look() -> None:
+            with suppress(OSError):
+                if os.read(lifeline, 1 << 10):
+                    return
+            loop.remove_reader(lifeline)
+            stop()
+
+        path = self._socket(self._place.index)
+        Path(path).unlink(missing_ok=True)  # of one that died
+        server = await asyncio.start_unix_server(one, path, limit=LARGEST)
+        loop.add_reader(lifeline, look)
+        try:
+            yield
+        finally:
+            loop.remove_reader(lifeline)
+            server.close()
+            Path(path).unlink(missing_ok=True)
+
+    async def ask(self, patience: float = PATIENCE, **asked: Any) -> list[Any]:
+        """Return what each of the others answers, None for one that does not."""
+        others = [i for i in range(self._place.count) if i != self._place.index]
+        return list(await asyncio.gather(*(self._ask(i, asked, patience) for i in others)))
+
+    async def _ask(self, index: int, asked: dict[str, Any], patience: float) -> Any:
+        try:
+            async with asyncio.timeout(patience):
+                reader, writer = await asyncio.open_unix_connection(self._socket(index), limit=LARGEST)
+                try:
+                    writer.write(json.dumps(asked).encode() + b"\n")
+                    return orjson.loads(await reader.readline())
+                finally:
+                    writer.close()
+        except (OSError, ValueError, TimeoutError):
+            return None
+
+
+@dataclass
+class _Worker:
+    """A worker's process, and what it told: `models` once it is ready, `answered` at its end."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    began: float
+    told: dict[str, Any] = field(default_factory=dict)
+    unread: bytes = b""
+
+    def read(self) -> None:
+        """Read what it tells."""
+        with suppress(OSError):
+            self.unread += self.line.recv(1 << 16)
+        *lines, self.unread = self.unread.split(b"\n")
+        for line in lines:
+            self.told |= json.loads(line)
+
+
+class Supervisor:
+    """Starts workers and keeps them alive.
+
+    command: runs one; log: for lines; ready: called once all are ready, with the ports and what the first worker told.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        host: str,
+        port: int,
+        grpc_port: int | None,
+        command: Sequence[str],
+        log: Callable[[str], None],
+        ready: Callable[[int, int | None, dict[str, Any]], None],
+    ) -> None:
+        self._count, self._host, self._command, self._log, self._ready = count, host, list(command), log, ready
+        self._ports = port, grpc_port
+        self._workers: dict[int, _Worker] = {}
+        self._due: dict[int, float] = {}  # when a worker is started again
+        self._lives: dict[int, float] = {}  # the pause before the next start
+        self._signals = 0
+        self._was_ready = False
+
+    def run(self) -> bool:
+        """Serve until SIGTERM or Ctrl-C; return whether all requests were answered.
+
+        Raises SubcompressError where the ports are taken, ToldError where a worker cannot start and has said why.
+        """
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="subcompress-"))
+            if len(self._folder) > LONGEST_FOLDER:
+                raise SubcompressError(f"$TMPDIR is too long for sockets: {self._folder}: give a shorter one")
+            (Path(self._folder) / "metrics").mkdir()
+            port, grpc_port = self._ports
+            port = stack.enter_context(_reserved(self._host, port, "--port"))
+            if grpc_port is not None:
+                grpc_port = stack.enter_context(_reserved(self._host, grpc_port, "--grpc-port"))
+            self._ports = port, grpc_port
+            stack.enter_context(self._catching_signals())
+            self._due = {0: 0.0}  # whose traced graphs the others find
+            try:
+                while not self._signals:
+                    self._start_due()
+                    self._listen(0.1)
+                    self._replace_dead()
+                    self._report()
+            finally:
+                answered = self._end()
+            return answered
+
+    @contextmanager
+    def _catching_signals(self) -> Iterator[None]:
+        def caught(number: int, frame: Any) -> None:
+            self._signals += 1
+            for worker in self._workers.values():
+                with suppress(OSError):
+                    worker.process.send_signal(signal.SIGTERM)
+
+        before = {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start_due(self) -> None:
+        for index, due in list(self._due.items()):
+            if time.monotonic() >= due and not self._signals:
+                del self._due[index]
+                self._workers[index] = self._started(index)
+
+    def _started(self, index: int) -> _Worker:
+        ours, theirs = socket.socketpair()
+        place = Place(index, self._count, self._folder, *self._ports, theirs.fileno())
+        env = os.environ | {
+            VARIABLE: json.dumps(asdict(place)),
+            PROMETHEUS: str(Path(self._folder) / "metrics"),
+            "OMP_NUM_THREADS": str(place.share(thread_count())),
+        }
+        with theirs:
+            # A session of its own keeps Ctrl-C, which is for the supervisor, from the worker.
+            process = subprocess.Popen(self._command, env=env, pass_fds=[theirs.fileno()], start_new_session=True)
+        ours.setblocking(False)
+        return _Worker(process, ours, time.monotonic())
+
+    def _listen(self, seconds: float) -> None:
+        """Read what workers tell, for so long at most."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers.values():
+                selector.register(worker.line, selectors.EVENT_READ, worker)
+            for key, _ in selector.select(seconds):
+                key.data.read()
+        time.sleep(0.01)  # a line whose worker has ended is readable for ever
+
+    def _replace_dead(self) -> None:
+        for index, worker in list(self._workers.items()):
+            if (status := worker.process.poll()) is None:
+                continue
+            worker.read()
+            worker.line.close()
+            del self._workers[index]
+            if self._signals:
+                return
+            if not self._was_ready and "models" not in worker.told:
+                raise ToldError(f"worker {index} could not start, for the reason above")
+            for path in Path(self._folder, "metrics").glob(f"gauge_live*_{worker.process.pid}.db"):
+                path.unlink(missing_ok=True)
+            lived = time.monotonic() - worker.began
+            pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._lives.get(index, 0.0) or 0.5)
+            self._lives[index], self._due[index] = pause, time.monotonic() + pause
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            self._log(f"worker {index} ended ({how}), and is started again")
+
+    def _report(self) -> None:
+        """Start the others once the first is ready, and tell when all are."""
+        if self._was_ready or "models" not in (self._workers[0].told if 0 in self._workers else {}):
+            return
+        for index in range(1, self._count):
+            if index not in self._workers and index not in self._due:
+                self._due[index] = 0.0
+        if len(self._workers) == self._count and all("models" in w.told for w in self._workers.values()):
+            self._was_ready = True
+            port, grpc_port = self._ports
+            self._ready(port, grpc_port, self._workers[0].told)
+
+    def _end(self) -> bool:
+        """End all workers; return whether they answered all requests."""
+        for worker in self._workers.values():
+            if not self._signals:
+                with suppress(OSError):
+                    worker.process.send_signal(signal.SIGTERM)
+        until, answered = time.monotonic() + GRACE, True
+        for worker in self._workers.values():
+            try:
+                worker.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            worker.read()
+            worker.line.close()
+            answered &= worker.told.get("answered", False) or "models" not in worker.told
+        return answered
+
+
+@contextmanager
+def _reserved(host: str, port: int, option: str) -> Iterator[int]:
+    """Hold a port that workers listen on within the block. Raises SubcompressError if it is taken."""
+    with open_socket(host, port, option=option) as alone:  # another server that shares ports would let us in
+        found = int(alone.getsockname()[1])
+    with open_socket(host, found, shared=True):
+        yield found
+
+
+def require_shared_ports() -> None:
+    """Raise SubcompressError where processes cannot listen on one port."""
+    if not sys.platform.startswith("linux"):
+        raise SubcompressError(f"--workers needs Linux, which shares a port among processes; this is {sys.platform}")
