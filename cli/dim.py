@@ -37,7 +37,7 @@ from subcompress_cli.streams import answer
     "--d",
     "ds",
     metavar="LIST",
-    help="The dimensions to train in, such as 100,200,400. Required without --predict.",
+    help="The dimensions to train in, such as 100,200,400. By default they are found on the way to the thresholds.",
     group=MEASUREMENT,
 )
 @option(
@@ -100,7 +100,7 @@ def dim(
     from subcompress_cli.progress import listening
 
     options = replaced(click.get_current_context(), options)
-    dimensions = [] if predict else _dimensions(ds)
+    dimensions = None if ds is None or predict else _dimensions(ds)
     if predict:
         _check_predicts(ds, thresholds, options)
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
@@ -131,10 +131,8 @@ def dim(
     answer(f"written: {output / 'dim.md'}, dim.json, dim.png")
 
 
-def _dimensions(ds: str | None) -> list[int]:
+def _dimensions(ds: str) -> list[int]:
     """Read the list of --d. Raises SubcompressError."""
-    if ds is None:
-        raise SubcompressError("dim needs --d, the dimensions to train in, such as 100,200,400, or --predict")
     try:
         return [int(d) for d in ds.split(",")]
     except ValueError as e:
