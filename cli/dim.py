@@ -64,6 +64,9 @@ from subcompress_cli.streams import answer
     group=MEASUREMENT,
 )
 @option(
+    "--baseline-lr", type=float, help="Adam's largest step in direct training.  [default: 0.002]", group=MEASUREMENT
+)
+@option(
     "--shuffle",
     type=click.Choice(choices.SHUFFLES),
     help="A control experiment of the paper: shuffle the pixels of all images alike, or the labels.",
@@ -141,6 +144,9 @@ def _dimensions(ds: str) -> list[int]:
 
 def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict[str, Any]) -> None:
     """Drop the options that only a measurement takes. Raises SubcompressError for those that were given."""
-    shuffle, repeats = options.pop("shuffle", None), options.pop("repeats", 3)
-    if ds is not None or shuffle is not None or repeats != 3 or len(thresholds) > 1:
-        raise SubcompressError("--predict takes neither --d, --shuffle nor --repeats, and one --threshold at most")
+    dropped = {"shuffle": None, "repeats": 3, "baseline_lr": None}
+    given = [name for name, usual in dropped.items() if options.pop(name, usual) != usual]
+    if ds is not None or given or len(thresholds) > 1:
+        raise SubcompressError(
+            "--predict takes neither --d, --shuffle, --repeats nor --baseline-lr, and one --threshold at most"
+        )

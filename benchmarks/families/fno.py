@@ -10,7 +10,7 @@ from families.examples import example
 from families.family import Family
 
 _TASK = example("fno")
-make_net, load, loss, relative_l2 = _TASK.make_net, _TASK.load, _TASK.loss, _TASK.relative_l2
+make_net, load, loss, relative_l2 = _TASK.FNO, _TASK.load, _TASK.loss, _TASK.relative_l2
 
 FAMILY = Family(
     "fno",
