@@ -64,7 +64,7 @@ from subcompress_cli.streams import answer
     group=MEASUREMENT,
 )
 @option(
-    "--baseline-lr", type=float, help="Adam's largest step in direct training.  [default: 0.002]", group=MEASUREMENT
+    "--baseline-lr", type=float, help="Adam's largest step in direct training. By default 0.002.", group=MEASUREMENT
 )
 @option(
     "--shuffle",
