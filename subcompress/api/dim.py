@@ -102,6 +102,7 @@ def measure_dimension(
     check_number("baseline_lr", baseline_lr, "float | None")
     if baseline_lr is not None and not 0 < baseline_lr < math.inf:
         raise SubcompressError(f"baseline_lr must be positive; got {baseline_lr:g}")
+    baseline_lr = None if baseline_lr is None else float(f"{baseline_lr:g}")  # as the run folder names it
     data = as_data(data, options.machine.workers)
     dimensions = None if dimensions is None else sorted(set(dimensions))
     path = Path(folder).absolute()
@@ -228,7 +229,7 @@ def _measure(fitter: Fitter, run_folder: Run, call: Call) -> tuple[tuple[float, 
     direct = [Trial(0, seed, lr=call.baseline_lr) for seed in seeds]
     engine: Listed | Crossing
     if call.ds is None:
-        wanted = partial(_thresholds, fitter.task, given=call.thresholds)
+        wanted = partial(_sought, fitter.task, given=call.thresholds)
         engine = Crossing(direct, wanted, fitter.D, fitter.task, fitter.listener)
     else:
         trials = [Trial(d, seed) for d in call.ds for seed in seeds]
@@ -249,6 +250,14 @@ def _thresholds(task: Task, baseline: tuple[float, ...], given: Sequence[float])
     if task.has_accuracy_range:
         wanted.append(absolute(0.9))
     return wanted + [Threshold(f"given, {t:g}", t) for t in given]
+
+
+def _sought(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
+    """The thresholds whose crossing is looked for: of those that nobody gave, the ones that direct training meets."""
+    mean = math.fsum(baseline) / len(baseline)
+    wanted = _thresholds(task, baseline, ())
+    asked = _thresholds(task, baseline, given)[len(wanted) :]
+    return [t for t in wanted if task.meets(mean, t.value)] + asked
 
 
 def _result(
