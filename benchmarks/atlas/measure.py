@@ -23,7 +23,7 @@ from subcompress.training.probe import Fit, TargetMissedError
 SHARE = 0.95
 """Of the direct result, which the smallest file should keep."""
 
-FITS = 10
+FITS = 7
 """Trainings of the search for it, at most."""
 
 FILE = "net.safetensors"

@@ -86,7 +86,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return relative_l2(model(batch[0]), batch[1])
 
 
-LOSS, METRIC, EPOCHS, LR = loss, agreement, 12, 5e-3
+LOSS, METRIC, EPOCHS, LR = loss, agreement, 8, 1e-2
 THRESHOLD = 0.98
 LITERATURE = """Relative errors of about 0.015, an agreement of 0.985, on Burgers' equation in one dimension, with
 about thirty times the weights (Li et al. 2021)."""

@@ -55,7 +55,7 @@ def psnr(outputs: Tensor, y: Tensor) -> Tensor:
     return 10 * torch.log10(4 / functional.mse_loss(outputs, y))
 
 
-LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = "mse", psnr, 60, 128, 4e-3
+LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = "mse", psnr, 30, 128, 5e-3
 THRESHOLD = 25.0
 LITERATURE = """About 50 dB on an image of 256 x 256 pixels with layers of 256 units and thousands of steps (Sitzmann et
 al. 2020); about 30 dB with networks of some thousand weights (Dupont et al. 2021, COIN, arXiv:2103.03123)."""

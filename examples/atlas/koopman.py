@@ -69,7 +69,7 @@ def agreement(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 make_net = Koopman
-LOSS, METRIC, EPOCHS, LR = "mse", agreement, 25, 6e-3
+LOSS, METRIC, EPOCHS, LR = "mse", agreement, 10, 6e-3
 THRESHOLD = 0.9
 LITERATURE = """Lusch et al. 2018 give mean squared errors after trainings of hours, and no relative error at this
 size."""

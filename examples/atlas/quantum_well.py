@@ -45,7 +45,7 @@ def exact(x: Tensor, points: int = 1000) -> Tensor:
 def load() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     """Training places at random; validation and test on grids. y, the exact state, is only measured with."""
     drawn = torch.Generator().manual_seed(0)
-    train = torch.rand(8192, 1, generator=drawn)
+    train = torch.rand(4096, 1, generator=drawn)
     validation, test = (torch.linspace(0, WIDTH, n).unsqueeze(1) for n in (257, 301))
     a, b, c = (TensorDataset(x, exact(x)) for x in (train, validation, test))
     return a, b, c
@@ -73,7 +73,7 @@ def overlap(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 make_net = Wave
-LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = loss, overlap, 10, 64, 5e-3
+LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = loss, overlap, 4, 64, 1e-2
 THRESHOLD = 0.99
 LITERATURE = """Jin et al. 2022 find states that lie on the exact ones in their figures, with 50 units a layer and
 about 100,000 steps: overlaps close to 1."""
