@@ -8,6 +8,7 @@ and its log steps at uniform random numbers around -4: what a seed's normal numb
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from families.data import cut
 from families.examples import example
@@ -25,6 +26,9 @@ def load() -> Splits:
     return cut(x.unsqueeze(-1), y, 1200, 300)
 
 
-make_net = example("s4d").make_net
+def make_net() -> nn.Module:
+    """One number a step."""
+    return example("s4d").Sequence(inputs=1)
+
 
 FAMILY = Family("s4d", make_net, load, d=400, epochs=20, metric=accuracy)

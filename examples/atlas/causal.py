@@ -73,7 +73,7 @@ def found(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 make_net = GPT
-LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = loss, found, 15, 64, 1e-2
+LOSS, METRIC, EPOCHS, BATCH_SIZE, LR = loss, found, 8, 64, 1e-2
 THRESHOLD = 0.8
 LITERATURE = """No network can find more than 0.92 of these words: nine of ten are certain, of the others one in twelve
 is found by guessing the certain one."""

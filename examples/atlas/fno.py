@@ -50,7 +50,7 @@ class FNO(nn.Module):
 
 
 def make_net() -> nn.Module:
-    """A small one, D = 14,705 real numbers."""
+    """A small one, D = 14,305 real numbers."""
     return FNO(modes=8, width=16)
 
 

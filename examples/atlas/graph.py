@@ -28,17 +28,19 @@ class Isomorphism(nn.Module):
 
 
 class GIN(nn.Module):
-    """Adjacency matrices, (N, NODES, NODES) -> (N, 4): sums over the nodes of each layer, read by a line each."""
+    """Adjacency matrices, (N, NODES, NODES) -> (N, 4): means over the nodes of each layer, read by a line each; a node
+    begins with its degree and the triangles that it is in."""
 
-    def __init__(self, width: int = 24, layers: int = 3) -> None:
+    def __init__(self, width: int = 24, layers: int = 2) -> None:
         super().__init__()
-        widths = [1, *[width] * layers]
+        widths = [2, *[width] * layers]
         self.layers = nn.ModuleList([Isomorphism(a, b) for a, b in pairwise(widths)])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(layers)])
         self.heads = nn.ModuleList([nn.Linear(2 * width, 4) for _ in range(layers)])
 
     def forward(self, adjacency: Tensor) -> Tensor:
-        h = adjacency.sum(-1, keepdim=True) / 4
+        degrees, triangles = adjacency.sum(-1), ((adjacency @ adjacency) * adjacency).sum(-1)
+        h = torch.stack([degrees, triangles], -1) / 4
         outputs = torch.zeros(4, device=h.device)
         for layer, norm, head in zip(self.layers, self.norms, self.heads, strict=True):
             h = norm(layer(h, adjacency))
@@ -77,7 +79,7 @@ def load() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
 
 
 make_net = GIN
-METRIC, EPOCHS, LR = "accuracy", 14, 1e-2
+METRIC, EPOCHS, LR = "accuracy", 10, 1e-2
 THRESHOLD = 0.8
 LITERATURE = """GIN gets 52 to 92 % on graphs of social networks and of molecules of 2 to 11 kinds (Xu et al. 2019,
 table 1); these graphs are simulated, with 48 edges each, and some look like those of another kind."""
