@@ -70,7 +70,7 @@ def _why_not_at_all(task: Task, found: Findings, folder: Path) -> str:
         return f"dimension: {words}, and still gains with d; from the subspace's own start direct training reaches " + (
             number(value)
         )
-    return f"scale: {words}, and gains no more with d, though direct training from the same start reaches " + (
+    return f"scale: {words}, and hardly gains with d, though direct training from the same start reaches " + (
         number(value)
     )
 

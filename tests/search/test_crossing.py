@@ -89,12 +89,10 @@ def test_a_training_that_died_meets_nothing():
 
 
 def test_a_measurement_without_dimensions_finds_its_own(tmp_path):
-    options = {"epochs": 2, "batch_size": 16, "threads": 1, "baseline_lr": 0.01234567, "repeats": 2}
+    options = {"steps": 4, "batch_size": 16, "threads": 1, "baseline_lr": 0.01234567, "repeats": 1}
     found = subcompress.measure_dimension(networks.mlp, networks.blobs(), tmp_path / "dim", **options)
-    assert len(found.baseline) == 2
-    assert {len(p.values) for p in found.points} <= {1, 2}
-    own = found.estimates[0]
-    assert own.d_grid is None or len(next(p for p in found.points if p.d == own.d_grid).values) == 2
+    assert len(found.baseline) == 1 and len(found.points) > 1
+    assert {len(p.values) for p in found.points} == {1}
     journal = (tmp_path / "dim" / "command.json").read_text()
     assert json.loads(journal)["goal"]["baseline_lr"] == 0.0123457
 
