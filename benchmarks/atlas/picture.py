@@ -57,8 +57,16 @@ def _frame(axes: Any, points: Sequence[tuple[Row, int, float]]) -> None:
         x = min(right * 0.92, top * 0.9 / share)
         if left < x and bottom < share * x < top:
             axes.text(x, share * x, words, color=MUTED, fontsize=8, ha="right", va="bottom")
+    axes.set_xticks(marks := _ticks(left, right), [f"{m:,}" for m in marks])
+    axes.set_yticks(marks := _ticks(bottom, top), [f"{m:,}" for m in marks])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED)
+
+
+def _ticks(low: float, high: float) -> list[int]:
+    """1, 2, 5, 10 and so on, between the two."""
+    return [m for m in (k * 10**n for n in range(7) for k in (1, 2, 5)) if low <= m <= high]
 
 
 def _point(axes: Any, row: Row, x: float, y: float) -> None:
