@@ -49,6 +49,6 @@ def negative_elbo(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 make_net = VAE
-LOSS, MINIMIZE, EPOCHS, LR = negative_elbo, True, 15, 1e-2
+LOSS, MINIMIZE, EPOCHS, LR = negative_elbo, True, 10, 1e-2
 THRESHOLD = 14.0
 LITERATURE = """On binary MNIST about 100 nats (Kingma and Welling 2014); of small gray digits there is no figure."""
