@@ -43,6 +43,9 @@ def table(rows: list[Row]) -> Iterator[str]:
         f"{len(rows)} tasks, {exported} exported to ONNX, of which {unfolding} unfold themselves; "
         f"{minutes:.0f} minutes of one core in all."
     )
+    if missing := sorted(set(names()) - {row.name for row in rows}):
+        yield ""
+        yield f"Tasks of `examples/atlas/` that were not measured: {', '.join(missing)}."
     yield ""
     for row in rows:
         yield f"- {row.name}: {row.title} Elsewhere: {row.literature}"
