@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from subcompress_cli.help import Command, option
+from subcompress_cli.help import MEASUREMENT, Command, option
 from subcompress_cli.options import INPUT, json_option, print_json
 from subcompress_cli.streams import answer, answers
 
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     metavar="N",
     help="Also bound the error on new examples, where the training split has N: few bytes cannot hold what is learned "
     "by heart.",
+    group=MEASUREMENT,
 )
-@option("--delta", type=float, default=0.05, show_default=True, help="How likely the bound may be wrong.")
+@option(
+    "--delta",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="How likely the bound may be wrong.",
+    group=MEASUREMENT,
+)
 @json_option
 def info(file: Path, bound: int | None, delta: float, as_json: bool) -> None:
     """Show what FILE holds and how many bytes each part takes."""

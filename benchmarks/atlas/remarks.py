@@ -40,7 +40,7 @@ def remark_of(task: Task, found: Findings, folder: Path) -> str:
     if own.d_grid is None:
         return _why_not_at_all(task, found, folder)
     if own.d_grid == found.dimension.points[0].d == 1:
-        return "one coordinate is enough: the network's random start does nearly all of the task"
+        return "one coordinate beside a random start is enough; the absolute threshold tells more of this task"
     return "" if found.fit.reached else _why_no_file(task, found)
 
 
