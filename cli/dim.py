@@ -37,7 +37,7 @@ from subcompress_cli.streams import answer
     "--d",
     "ds",
     metavar="LIST",
-    help="The dimensions to train in, such as 100,200,400. Required without --predict.",
+    help="The dimensions to train in, such as 100,200,400. By default they are found on the way to the thresholds.",
     group=MEASUREMENT,
 )
 @option(
@@ -63,6 +63,9 @@ from subcompress_cli.streams import answer
     help="Also estimate the dimension that reaches this value of the metric. Can be repeated. With --predict, the "
     "value to reach, given at most once.",
     group=MEASUREMENT,
+)
+@option(
+    "--baseline-lr", type=float, help="Adam's largest step in direct training. By default 0.002.", group=MEASUREMENT
 )
 @option(
     "--shuffle",
@@ -102,7 +105,7 @@ def dim(
     from subcompress_cli.progress import listening
 
     options = replaced(click.get_current_context(), options)
-    dimensions = [] if predict else _dimensions(ds)
+    dimensions = None if ds is None or predict else _dimensions(ds)
     if predict:
         _check_predicts(ds, thresholds, options)
     task, data = loss_and_metric(loss, metric), data_with(data_name, data_dir, augment, model_name)
@@ -133,10 +136,8 @@ def dim(
     answer(f"written: {output / 'dim.md'}, dim.json, dim.png")
 
 
-def _dimensions(ds: str | None) -> list[int]:
+def _dimensions(ds: str) -> list[int]:
     """Read the list of --d. Raises SubcompressError."""
-    if ds is None:
-        raise SubcompressError("dim needs --d, the dimensions to train in, such as 100,200,400, or --predict")
     try:
         return [int(d) for d in ds.split(",")]
     except ValueError as e:
@@ -145,8 +146,10 @@ def _dimensions(ds: str | None) -> list[int]:
 
 def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict[str, Any]) -> None:
     """Drop the options that only a measurement takes. Raises SubcompressError for those that were given."""
-    shuffle, repeats = options.pop("shuffle", None), options.pop("repeats", 3)
-    if ds is not None or shuffle is not None or repeats != 3 or len(thresholds) > 1:
+    dropped = {"shuffle": None, "repeats": 3, "baseline_lr": None}
+    given = [name for name, usual in dropped.items() if options.pop(name, usual) != usual]
+    if ds is not None or given or len(thresholds) > 1:
         raise SubcompressError(
-            "--predict does not work with --d, --shuffle or --repeats, or with several --threshold: leave them out"
+            "--predict does not work with --d, --shuffle, --repeats or --baseline-lr, or with several --threshold: leave "
+            "them out"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from subcompress_cli.help import Command
+from subcompress_cli.help import MEASUREMENT, Command, option
 from subcompress_cli.options import INPUT, json_option, print_json
 from subcompress_cli.streams import answer, answers
 
@@ -17,14 +17,30 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("file", type=INPUT)
+@option(
+    "--bound",
+    type=int,
+    metavar="N",
+    help="Also bound the error on new examples, where the training split has N: few bytes cannot hold what is learned "
+    "by heart.",
+    group=MEASUREMENT,
+)
+@option(
+    "--delta",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="How likely the bound may be wrong.",
+    group=MEASUREMENT,
+)
 @json_option
-def info(file: Path, as_json: bool) -> None:
+def info(file: Path, bound: int | None, delta: float, as_json: bool) -> None:
     """Show what FILE holds and how many bytes each part takes."""
     from rich.console import Console
 
     import subcompress
 
-    found = subcompress.info(file)
+    found = subcompress.info(file, bound=bound, delta=delta)
     if as_json:
         print_json(found)
         return
@@ -40,6 +56,10 @@ def info(file: Path, as_json: bool) -> None:
     for each in found["factors"] or ():
         answer(f"{each['kind']} of rank {each['rank']} on {each['tensors']} matrices of the base")
     Console(file=answers()).print(ledger_table(found["ledger"], found["bits_per_coordinate"]))
+    if bound is not None:
+        from subcompress.api.bound import bound_of
+
+        answer(str(bound_of(found["file_bytes"], bound, delta)))
 
 
 def ledger_table(ledger: dict[str, int], each: float | None) -> Table:

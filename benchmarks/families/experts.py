@@ -6,33 +6,18 @@ far they move.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from families.data import digits
+from families.examples import example
 from families.family import Family, accuracy
 
 
-def expert() -> nn.Module:
-    """(N, 64) -> (N, 10)."""
-    return nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+def make_net() -> nn.Module:
+    """Four experts, of which the gate knows three."""
+    return example("experts").Experts(known=3)
 
 
-class Experts(nn.Module):
-    """(N, 64) -> (N, 10): the two experts that the gate likes best, weighted; of four, the gate knows three."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList([expert() for _ in range(4)])
-        self.gate = nn.Linear(64, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        best, which = self.gate(x).topk(2, 1)
-        weights = torch.zeros(len(x), 3, device=x.device, dtype=best.dtype).scatter(1, which, best.softmax(1))
-        outputs = torch.stack([e(x) for e in self.experts[:3]], 1)  # (N, 3, 10)
-        return (weights.unsqueeze(-1) * outputs).sum(1)
-
-
-make_net, load = Experts, digits
+load = digits
 
 FAMILY = Family("experts", make_net, load, d=600, epochs=20, metric=accuracy)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError, shown
+from subcompress.search.crossing import Crossing
 from subcompress.search.executors import helping
 from subcompress.search.listed import Listed
 from subcompress.search.trials import Trial
@@ -31,6 +33,10 @@ from subcompress.training.options import Machine, Options, Recipe, RecipeShortcu
 from subcompress.training.preparing import divided, prepared, task_of
 from subcompress.training.probe import Probe
 from subcompress.training.run import Run
+from subcompress.training.tasks import Task
+
+FOUND = 4
+"""Dimensions, about, that a measurement without given ones trains all its repeats in: for the estimate of its cost."""
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
@@ -46,9 +52,10 @@ def measure_dimension(
     data: Data | Sequence[Dataset[Any]],
     folder: str | Path,
     *,
-    ds: Sequence[int],
+    ds: Sequence[int] | None = None,
     repeats: int = 3,
     thresholds: Sequence[float] = (),
+    baseline_lr: float | None = None,
     shuffle: str | None = None,
     recipe: Recipe | None = None,
     machine: Machine | None = None,
@@ -67,9 +74,11 @@ def measure_dimension(
         model: The network, or a function without arguments that builds it.
         data: A `Data`, or its three data sets or loaders (train, validation, test).
         folder: Where dim.md, dim.json and dim.png are written.
-        ds: The dimensions to train in.
+        ds: The dimensions to train in. By default they are found: one training in each on the way to where the metric
+            meets a threshold, and all repeats in the two on either side of it.
         repeats: Trainings in each dimension.
         thresholds: More values of the metric whose dimension is estimated.
+        baseline_lr: Adam's largest step in direct training. By default 0.002.
         shuffle: `pixels` or `labels`: run a control experiment of the paper. The metric is measured on the validation
             split, but with `labels` on the training split, since shuffled labels do not generalize.
         recipe: How to train.
@@ -87,10 +96,17 @@ def measure_dimension(
     """
     options = options_of("measure_dimension", {"bits": BITS, **shortcuts}, recipe=recipe, machine=machine)
     options = replace(options, machine=divided(options.machine))
-    dimensions, wanted = _numbers("ds", ds, "int"), _numbers("thresholds", thresholds, "float")
+    dimensions = None if ds is None else _numbers("ds", ds, "int")
+    wanted = _numbers("thresholds", thresholds, "float")
     _check(dimensions, repeats, shuffle)
+    check_number("baseline_lr", baseline_lr, "float | None")
+    if baseline_lr is not None and not 0 < baseline_lr < math.inf:
+        raise SubcompressError(f"baseline_lr must be positive; got {baseline_lr:g}")
+    baseline_lr = None if baseline_lr is None else float(f"{baseline_lr:g}")  # as the run folder names it
     data = as_data(data, options.machine.workers)
-    call = Call(model, data, Path(folder).absolute(), options, sorted(set(dimensions)), repeats, wanted, shuffle, names)
+    dimensions = None if dimensions is None else sorted(set(dimensions))
+    path = Path(folder).absolute()
+    call = Call(model, data, path, options, dimensions, repeats, wanted, baseline_lr, shuffle, names)
     found = _dimension(call, listener or Listener(), restart)
     assert found is not None, "only a helper returns without a result"
     return found
@@ -104,9 +120,10 @@ class Call:
     data: Data
     path: Path
     options: Options
-    ds: list[int]
+    ds: list[int] | None
     repeats: int
     thresholds: list[float]
+    baseline_lr: float | None
     shuffle: str | None
     names: tuple[str, str]
 
@@ -118,7 +135,7 @@ def _dimension(call: Call, listener: Listener, restart: bool = False, code: str 
     task = task_of(call.options.recipe, data)
     data = task.prepare_labels(data)
     with prepared(call.model, data, call.options, task, listener, rounded=False) as fitter:
-        for d in call.ds:
+        for d in call.ds or [fitter.possible(_near(fitter))]:
             fitter.check(d)
         command = _command(fitter, call, code)
         with run.working(call.path, command, "dim", listener.note) as folder:
@@ -137,7 +154,8 @@ def _dimension(call: Call, listener: Listener, restart: bool = False, code: str 
 
 def _command(fitter: Fitter, call: Call, code: str | None) -> dict[str, Any]:
     """What makes two measurements the same."""
-    goal = {"ds": call.ds, "thresholds": call.thresholds}
+    step = {} if call.baseline_lr is None else {"baseline_lr": call.baseline_lr}
+    goal = {"ds": call.ds or [], "thresholds": call.thresholds} | step
     command = fitter.command() | {"goal": goal, "limits": {"repeats": call.repeats}}
     if code is not None:
         command["network"]["code"] = code
@@ -153,8 +171,16 @@ def _join(call: Call, code: str) -> None:
 def _trained(fitter: Fitter, folder: Run, call: Call) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
     """What `_measure` gives, after what all trainings need."""
     fitter.measure()
-    fitter.say_cost(max(call.ds), len(call.ds) * call.repeats)
-    return _measure(fitter, folder, call.ds, call.repeats)
+    if call.ds is None:
+        fitter.say_cost(_near(fitter), FOUND * call.repeats)
+    else:
+        fitter.say_cost(max(call.ds), len(call.ds) * call.repeats)
+    return _measure(fitter, folder, call)
+
+
+def _near(fitter: Fitter) -> int:
+    """Where a measurement without dimensions begins."""
+    return max(1, math.isqrt(fitter.D))
 
 
 def _finish(folder: Run, result: Dimension) -> Dimension:
@@ -176,10 +202,10 @@ def _numbers(name: str, values: Iterable[Any], kind: str) -> list[Any]:
     return found
 
 
-def _check(ds: Sequence[int], repeats: int, shuffle: str | None) -> None:
+def _check(ds: Sequence[int] | None, repeats: int, shuffle: str | None) -> None:
     """Raise SubcompressError for options that cannot be measured with."""
     check_number("repeats", repeats, "int")
-    if not ds or min(ds) < 1:
+    if ds is not None and (not ds or min(ds) < 1):
         raise SubcompressError(f"--d must be a list of dimensions of at least 1, such as 100,200,400; got {ds}")
     if not 1 <= repeats <= 100:
         raise SubcompressError(f"--repeats must be between 1 and 100; got {repeats}")
@@ -197,20 +223,41 @@ def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]
     return (replace(data, validation=data.train), "training") if shuffle == "labels" else (data, "validation")
 
 
-def _measure(
-    fitter: Fitter, run_folder: Run, ds: list[int], repeats: int
-) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
+def _measure(fitter: Fitter, run_folder: Run, call: Call) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
     """The metrics of the network trained directly, and of each d, and each training."""
-    seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(repeats)]
-    direct = [Trial(0, seed) for seed in seeds]
-    trials = {d: [Trial(d, seed) for seed in seeds] for d in ds}
-    engine = Listed([*direct, *(trial for each in trials.values() for trial in each)], fitter.task, fitter.listener)
+    seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(call.repeats)]
+    direct = [Trial(0, seed, lr=call.baseline_lr) for seed in seeds]
+    engine: Listed | Crossing
+    if call.ds is None:
+        wanted = partial(_sought, fitter.task, given=call.thresholds)
+        engine = Crossing(direct, wanted, fitter.D, fitter.task, fitter.listener)
+    else:
+        trials = [Trial(d, seed) for d in call.ds for seed in seeds]
+        engine = Listed([*direct, *trials], fitter.task, fitter.listener)
     work(fitter, engine, run_folder)
-    points = []
-    for d, each in trials.items():
-        probes = [engine.ended[trial] for trial in each]
-        points.append(Point(d, tuple(p.value for p in probes), sum(p.seconds for p in probes)))
-    return tuple(engine.ended[trial].value for trial in direct), points, tuple(engine.probes())
+    probes = tuple(engine.probes())
+    points = [_point(d, [p for p in probes if p.d == d]) for d in sorted({p.d for p in probes})]
+    return engine.values(direct), points, probes
+
+
+def _point(d: int, probes: Sequence[Probe]) -> Point:
+    return Point(d, tuple(p.value for p in probes), sum(p.seconds for p in probes))
+
+
+def _thresholds(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
+    """0.9 of the baseline where it is positive, 0.9 of an accuracy, and those that are given."""
+    wanted = [of_baseline(baseline, minimise=task.minimise)] if sum(baseline) > 0 else []
+    if task.has_accuracy_range:
+        wanted.append(absolute(0.9))
+    return wanted + [Threshold(f"given, {t:g}", t) for t in given]
+
+
+def _sought(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
+    """The thresholds whose crossing is looked for: of those that nobody gave, the ones that direct training meets."""
+    mean = math.fsum(baseline) / len(baseline)
+    wanted = _thresholds(task, baseline, ())
+    asked = _thresholds(task, baseline, given)[len(wanted) :]
+    return [t for t in wanted if task.meets(mean, t.value)] + asked
 
 
 def _result(
@@ -223,10 +270,7 @@ def _result(
 ) -> Dimension:
     baseline, points, probes = found
     task = fitter.task
-    wanted = [of_baseline(baseline, minimise=task.minimise)] if sum(baseline) > 0 else []
-    if task.has_accuracy_range:
-        wanted.append(absolute(0.9))
-    wanted += [Threshold(f"given, {t:g}", t) for t in thresholds]
+    wanted = _thresholds(task, baseline, thresholds)
     s = fitter.settings
     notes = [f"{task.metric_name} on the {on} split; coordinates in float32; operator {fitter.operator}, {s.optimiser}"]
     if not sum(baseline) > 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from subcompress import format
+from subcompress.api.bound import DELTA, bound_of
 from subcompress.base import BaseReference
 from subcompress.format import tables
 from subcompress.format.payload import version_of
@@ -15,22 +16,27 @@ from subcompress.format.record import Entry, Factored
 from subcompress.tensors.layout import Layout
 
 
-def info(path: str | Path) -> dict[str, Any]:
+def info(path: str | Path, *, bound: int | None = None, delta: float = DELTA) -> dict[str, Any]:
     """Describe what a file holds, without rebuilding its weights and without its base.
 
     Args:
         path: A packed file.
+        bound: Examples of the training split, for a bound on the error on new ones.
+        delta: How likely that bound may be wrong.
 
     Returns:
         A dict with seed, d, D, bits, operator, layout, facts, digest, base, `factors` (the matrices that coordinates
         act on through factors, by kind and rank, None if there are none), `file_bytes`, `dense_bytes` (of the state
         dict), `distinct_bytes` (without tied tensors; which tensors of a base are tied is not known),
-        `bits_per_coordinate` (of trained coordinates) and `ledger`, the bytes of each part of the file.
+        `bits_per_coordinate` (of trained coordinates), `ledger`, the bytes of each part of the file, and with `bound`
+        also `bound`: `gap`, by which the error on new examples exceeds that on the training split at most, and whether
+        that is `vacuous`.
 
     Raises:
-        SubcompressError: The file cannot be read or is damaged.
+        SubcompressError: The file cannot be read or is damaged, or there is no such bound.
     """
     found = format.contents(path)
+    told = {} if bound is None else {"bound": bound_of(sum(found.ledger.values()), bound, delta).to_json()}
     base, layout = found.base, found.layout
     trained = {id(g) for g in found.trained}
     bits = [bits for g, bits in zip(found.groups, found.coordinate_bits, strict=True) if id(g) in trained]
@@ -62,6 +68,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "facts": found.facts.to_json(),
         "bits_per_coordinate": sum(bits) / d if (d := sum(g.operator.d for g in found.trained)) else None,
         "test_accuracy": found.test_accuracy,
+        **told,
     }
 
 

@@ -19,7 +19,7 @@ from subcompress.data.in_memory import to_device
 from subcompress.data.language import beginning, chat_text, tokens_of
 from subcompress.data.ragged import IDS, Ragged
 from subcompress.data.rows import KINDS, fields_of
-from subcompress.data.splits import call
+from subcompress.data.splits import call, without_graph
 from subcompress.data.targets import the_outputs
 from subcompress.data.texts import MAX_BYTES, pad_of
 from subcompress.errors import SubcompressError, explaining, one_line
@@ -215,8 +215,8 @@ def _context(module: nn.Module) -> int | None:
 
 def _outputs(module: nn.Module, x: Any) -> Tensor:
     """The outputs for a batch, on the CPU."""
-    with torch.no_grad(), _refusing("the network"):
-        return the_outputs(call(module, x), "predict").float().cpu()
+    with _refusing("the network"):
+        return the_outputs(without_graph(lambda: call(module, x)), "predict").float().cpu()
 
 
 def _require_one_answer(outputs: Tensor) -> None:

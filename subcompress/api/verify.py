@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from subcompress import format
 from subcompress.data import Data
-from subcompress.data.splits import as_data, batches, call
+from subcompress.data.splits import as_data, batches, call, without_graph
 from subcompress.data.targets import counts
 from subcompress.errors import SubcompressError
 from subcompress.format.record import Record
@@ -154,8 +154,7 @@ def _value(record: Record, module: nn.Module, split: Dataset[Any], task: Task, d
         except SubcompressError as e:
             return _value_in_torch(module, split, task, device), str(e)
         x, _ = next(batches(split, 1, order=torch.arange(1), seed=0))
-        with torch.no_grad():
-            like = call(module, x)
+        like = without_graph(lambda: call(module, x))
         return evaluate(InRuntime(graph, record.facts, like, device), split, task, batch_size=1), ""
 
 

@@ -204,6 +204,24 @@ def call(module: nn.Module, x: Tree) -> Any:
     return found if main is None else main[1]
 
 
+NEEDS_GRAD = "does not require grad"
+"""What torch says where something is differentiated that no graph was recorded of."""
+
+
+def without_graph(f: Callable[[], Any]) -> Any:
+    """What f gives, with no graph behind it. It runs without one, which would hold all activations; but where f itself
+    differentiates, such as a network that takes forces from an energy or a loss that takes the residual of an equation,
+    it runs once more with one."""
+    try:
+        with torch.no_grad():
+            return f()
+    except (RuntimeError, SubcompressError) as e:
+        if NEEDS_GRAD not in str(e):
+            raise
+    with torch.enable_grad():
+        return tree_map(Tensor.detach, f())
+
+
 def main_output(found: Any) -> tuple[str, Tensor] | None:
     """Name and value of what a network of transformers is for, in its ModelOutput: the logits where there are some,
     else the last hidden state. None for anything else."""

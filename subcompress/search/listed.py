@@ -40,6 +40,10 @@ class Listed:
         """The finished trainings in coordinates, in the order of the list."""
         return [self.ended[trial] for trial in self.trials if trial.d and trial in self.ended]
 
+    def values(self, trials: Sequence[Trial]) -> tuple[float, ...]:
+        """The metrics of trials that have ended."""
+        return tuple(self.ended[trial].value for trial in trials)
+
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The first training, and all of them."""
         found = self.probes()

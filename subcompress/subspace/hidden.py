@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data.in_memory import tensors_in
-from subcompress.data.splits import call
+from subcompress.data.splits import call, without_graph
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied, places
 from subcompress.subspace.leaves import attributes
@@ -139,9 +139,12 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _outputs(module: nn.Module, x: Any) -> list[Tensor]:
-    with torch.random.fork_rng(), torch.no_grad():
+    def seeded() -> Any:
         seed_everything(0, 0)
-        return [t.detach() for t in tensors_in(call(module, x))]
+        return call(module, x)
+
+    with torch.random.fork_rng():
+        return list(tensors_in(without_graph(seeded)))
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:

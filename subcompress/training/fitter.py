@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from subcompress.base import OnBase
 from subcompress.data import Data
 from subcompress.data.parts import in_parts
-from subcompress.data.splits import batches, call, size
+from subcompress.data.splits import batches, call, size, without_graph
 from subcompress.errors import SubcompressError, shown
 from subcompress.format.record import Record
 from subcompress.format.versions import about
@@ -482,9 +482,8 @@ class Fitter:
         device = torch.device(self.settings.device)
         module = self.copies.to_look_at().eval()
         try:
-            with torch.no_grad():
-                x, _ = next(batches(self.data.validation, min(2, size(self.data.validation)), device))
-                outputs = call(module, x)
+            x, _ = next(batches(self.data.validation, min(2, size(self.data.validation)), device))
+            outputs = without_graph(lambda: call(module, x))
         except Exception:  # a loss of the user's own may need no forward of one input
             outputs = None
         return self.task.constant_value(self.data.train, self.data.validation, outputs)

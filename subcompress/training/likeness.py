@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress.data.in_memory import tensors_in
-from subcompress.data.splits import Data, batches, call, size
+from subcompress.data.splits import Data, batches, call, size, without_graph
 from subcompress.errors import SubcompressError
 from subcompress.subspace.copying import copied
 from subcompress.subspace.module import Subspace
@@ -45,7 +45,7 @@ def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] =
         subspace = Subspace(copied(model, "cpu", shared=held), plan, own=True, still=held).eval()
         with torch.no_grad():
             subspace.z.fill_(1.0)
-            first, again = (_once(subspace, data) for _ in range(2))
+        first, again = (_once(subspace, data) for _ in range(2))
     except Exception:
         return None
     return first if first and alike(first, again) else None
@@ -53,9 +53,13 @@ def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] =
 
 def _once(subspace: Subspace, data: Data) -> Outputs:
     x, _ = next(batches(data.validation, EXAMPLES, order=torch.arange(min(EXAMPLES, size(data.validation))), seed=0))
-    with torch.random.fork_rng(devices=[]), subspace.materialized() as module:
-        seed_everything(0, 0)
-        found = call(module, x)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), subspace.materialized() as module:
+
+        def seeded() -> Any:
+            seed_everything(0, 0)
+            return call(module, x)
+
+        found = without_graph(seeded)
     return [_kept(t) for t in tensors_in(found) if t.is_floating_point() or t.is_complex()]
 
 

@@ -21,7 +21,7 @@ from subcompress.data import Data
 from subcompress.data.in_memory import IGNORED, InMemory, Tree
 from subcompress.data.parts import in_parts
 from subcompress.data.ragged import IDS, Ragged
-from subcompress.data.splits import DataError, batches, call, size
+from subcompress.data.splits import DataError, batches, call, size, without_graph
 from subcompress.data.targets import check_between, check_one_hot, counts, main_tensor
 from subcompress.errors import SubcompressError, explaining, memory_ran_out, one_line
 from subcompress.subspace.leaves import changed, check_constraints, check_leaves, plain_leaves
@@ -109,8 +109,7 @@ def _first_through(parts: Sequence[Batch], f: Callable[[Batch], Any]) -> Seen:
 
 
 def _outputs(module: nn.Module, batch: Batch) -> Any:
-    with torch.no_grad():
-        return call(module, batch[0])
+    return without_graph(lambda: call(module, batch[0]))
 
 
 def _few_and_all(order: Tensor) -> list[Tensor]:

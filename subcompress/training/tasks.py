@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from subcompress.data.in_memory import IGNORED, InMemory, Tree, tensors_in, tree_map
 from subcompress.data.ragged import Ragged
-from subcompress.data.splits import Data, batches, call, size
+from subcompress.data.splits import Data, batches, call, size, without_graph
 from subcompress.data.targets import (
     as_classes,
     as_values,
@@ -272,13 +272,8 @@ class Task:
         """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
         see: Callable[[nn.Module, tuple[Tree, Tree]], Any] = self.loss_of if self.metric is None else _call
         if self.metric is not None or self.loss_name in LOSSES:  # a graph would hold all activations
-            try:
-                with torch.no_grad():
-                    return see(module, batch)
-            except (RuntimeError, SubcompressError) as e:
-                if "does not require grad" not in str(e):
-                    raise
-        with torch.enable_grad():  # losses of the user's, and passes that differentiate, such as forces from an energy
+            return without_graph(lambda: see(module, batch))
+        with torch.enable_grad():  # a loss of the user's may differentiate without saying so where there is no graph
             return tree_map(Tensor.detach, see(module, batch))
 
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:

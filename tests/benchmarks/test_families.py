@@ -16,7 +16,7 @@ from families.direct import train
 from families.family import Family, outputs_of, rows, stacked
 
 BENCHMARK = Path(moves.__file__).parent / "families"
-HELPERS = {"__init__", "family", "data", "direct"}
+HELPERS = {"__init__", "family", "data", "direct", "examples"}
 
 
 def test_every_file_is_registered() -> None:

@@ -89,7 +89,6 @@ def test_a_prediction_of_a_network(tmp_path):
     [
         (["--predict", "--d", "5"], "--predict does not work with --d"),
         (["--predict", "--threshold", "0.5", "--threshold", "0.6"], "or with several --threshold"),
-        ([], "dim needs --d, the dimensions to train in"),
         (["--predict", "--threshold", "nan"], "--threshold must be a finite number; got nan"),
         (["--predict", "--jobs", "2"], "one after the other, since each depends on the last; got --jobs 2"),
     ],
