@@ -150,6 +150,6 @@ def _check_predicts(ds: str | None, thresholds: tuple[float, ...], options: dict
     given = [name for name, usual in dropped.items() if options.pop(name, usual) != usual]
     if ds is not None or given or len(thresholds) > 1:
         raise SubcompressError(
-            "--predict does not work with --d, --shuffle, --repeats or --baseline-lr, or with several --threshold: leave "
-            "them out"
+            "--predict does not work with --d, --shuffle, --repeats or --baseline-lr, or with several --threshold: "
+            "leave them out"
         )
