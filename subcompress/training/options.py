@@ -86,7 +86,10 @@ class Goal:
         baseline: The result of direct training, for `max_drop`: a number, or a safetensors file of its weights. By
             default the network is trained directly.
         baseline_lr: The step of that direct training. By default the best of a few on the validation split.
-        seeds: Trainings at each d of a search; their mean must meet the target.
+        knob: What a search varies to meet a target. d: the number of coordinates. price: the price of a bit, with a
+            coordinate for each weight, which suits networks of a few thousand weights.
+        seeds: Trainings with different seeds, at the value that a search finds and near it. Their mean must meet the
+            target.
         max_fits: Most trainings that a search may take. By default 8, one more for each of `jobs` beyond the first, and
             2 more if `max_drop` has to find the step of the direct training.
         max_minutes: No training starts that would end later than this.
@@ -99,6 +102,7 @@ class Goal:
     bytes: int | None = None
     baseline: float | str | Path | None = None
     baseline_lr: float | None = None
+    knob: str = "d"
     seeds: int = 3
     max_fits: float | None = None
     max_minutes: float | None = None
@@ -184,6 +188,7 @@ class Shortcuts(RecipeShortcuts, total=False):
     within: int | None
     baseline: float | str | Path | None
     baseline_lr: float | None
+    knob: str
     seeds: int
     max_fits: float | None
     max_minutes: float | None
