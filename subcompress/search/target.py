@@ -211,10 +211,10 @@ class TargetSearch(Search):
         failed = met = 0.0
         noise, seeds = self.curve.noise(), len(self.seeds)
         for turn in {self.knob.turn(p) for p in self.ends if p.whole}:
-            gap, n = self._carried(turn)
-            if n >= seeds and gap <= 0:
+            mean, n = self._carried(turn)
+            if n >= seeds and self.task.meets(mean, self.curve.target):
                 met = min(turn, met or turn) if self._of_its_own(turn) else met
-            elif n >= seeds or (n and gap > noise * math.sqrt(1 / n + 1 / seeds)):
+            elif n >= seeds or (n and self.curve.gap(mean) > noise * math.sqrt(1 / n + 1 / seeds)):
                 failed = max(turn, failed)
         return failed, met
 
@@ -224,16 +224,18 @@ class TargetSearch(Search):
         return sorted(near, key=lambda p: (self.knob.turn(p), p.seed))
 
     def _carried(self, turn: float) -> tuple[float, int]:
-        """How far the mean over the neighbors lies above the target in log(error) at a turn, each of them carried there
-        along the line; and how many were not stopped."""
+        """The mean over the neighbors of a turn, each of them carried there along the line; and how many were not
+        stopped."""
         near = self._neighbors(turn)
-        gaps = [self._gap(p, turn) for p in near]
-        return (statistics.fmean(gaps) if gaps else 0.0), sum(not p.stopped for p in near)
+        return statistics.fmean(self._value(p, turn) for p in near), sum(not p.stopped for p in near)
 
-    def _gap(self, probe: Probe, turn: float) -> float:
-        """How far a training would lie above the target at another turn."""
+    def _value(self, probe: Probe, turn: float) -> float:
+        """The metric that a training would have at another turn."""
         assert self.curve is not None
-        return self.curve.gap(probe.value) + self.curve.slope * math.log(turn / self.knob.turn(probe))
+        curve, at = self.curve, self.knob.turn(probe)
+        if at == turn:
+            return probe.value
+        return curve.metric(curve.log_error(probe.value) + curve.slope * math.log(turn / at))
 
     def _of_its_own(self, turn: float) -> list[Probe]:
         """Trainings of that turn that meet the target themselves."""
@@ -364,14 +366,14 @@ class TargetSearch(Search):
         """How much trainings near the turn that was found differ, each carried to it."""
         assert self.curve is not None
         curve = self.curve
-        gaps = [self._gap(p, self.met) for p in self._neighbors(self.met) if not p.stopped]
-        values = [curve.metric(gap + curve.log_error(curve.target)) for gap in gaps]
+        near = [p for p in self._neighbors(self.met) if not p.stopped]
+        values = [self._value(p, self.met) for p in near]
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),
             "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
         }
         if self.knob.spread is not None:
-            own = [self.met * math.exp(-gap / curve.slope) for gap in gaps]
+            own = [self.knob.turn(p) * math.exp(-curve.gap(p.value) / curve.slope) for p in near]
             told[self.knob.spread] = {"low": round(min(own), 1), "high": round(max(own), 1), "missed": self.failed}
         return told
 
