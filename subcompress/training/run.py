@@ -149,8 +149,8 @@ class Run:
         return bool(self.journal) or self._checkpointed() or bool(others)
 
     def _write_command(self, history: dict[str, Any]) -> None:
-        begun = {} if self._begun is None else {"begun": self._begun}  # there is none in a folder of an older version
-        begun |= {} if self.noise is None else {"noise": self.noise}
+        told = {"begun": self._begun, "noise": self.noise}  # a folder of an older version has neither
+        begun = {name: value for name, value in told.items() if value is not None}
         write_bytes(self.path / COMMAND, _json(self.command | history | begun))
 
     def _worked(self) -> bool:
