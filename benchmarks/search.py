@@ -7,7 +7,8 @@ what the search ends with, and what it costs.
 
 Runs `fit(min_accuracy=0.9)` on one thread, once a strategy; interrupted, it goes on. Validation decides, the test split
 is read once, at the end. With --simulate, so many searches on known power laws with 1, 2 and 4 workers: misses, what is
-found over the smallest d that meets the target, trainings, and time in trainings.
+found over the smallest d that meets the target, trainings, and time in trainings. The curves are others than those
+that the search was tuned on.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
+HELD_OUT = 3
+"""The seed of the simulated curves: the search was tuned on those of others."""
+
+
 def row(model: str, strategy: str, found: subcompress.Fit, size: int) -> str:
     """What one search found and what it spent."""
-    values = [p.value for p in found.probes if p.at(found.d)]
     edge = ", ".join(f"{p.bytes}: {p.value:.3f}" for p in found.frontier)
-    mean, spread = statistics.mean(values), found.validation_spread or 0
+    near = [p.value for p in found.probes if p.at(found.d)]
+    mean, spread = found.validation_mean or statistics.mean(near), found.validation_spread or 0
     cells = [model, strategy, f"**{size}**", f"{found.d}", f"{mean:.4f} ± {spread:.4f}", f"{found.test:.4f}"]
     return "| " + " | ".join([*cells, f"{found.full_fits:.1f}", f"{found.seconds:.0f}", edge]) + " |"
 
@@ -48,12 +53,12 @@ def simulated(n: int) -> list[str]:
     """Markdown: a row for each number of workers."""
     lines = [
         f"# Searches on {n} power laws, {time.strftime('%Y-%m-%d')}\n",
-        "| workers | misses | d over the smallest, median | 90 % | full trainings, mean | time, in trainings |",
-        "|---|---|---|---|---|---|",
+        "| workers | misses | d over the smallest, 10 % | median | 90 % | full trainings, mean | time, in trainings |",
+        "|---|---|---|---|---|---|---|",
     ]
     for workers in (1, 2, 4):
         ratios, fits, rounds = [], [], []
-        for law in laws(n):
+        for law in laws(n, seed=HELD_OUT):
             goal = SearchGoal(value=law.target, max_fits=MAX_FITS + workers - 1)
             end = simulate(law, goal, workers)
             ratios.append(end.chosen.d / law.d_true if end.found.get("reached", True) else np.nan)
@@ -62,6 +67,7 @@ def simulated(n: int) -> list[str]:
         cells = [
             f"{workers}",
             f"{100 * np.isnan(ratios).mean():.1f} %",
+            f"{np.nanquantile(ratios, 0.1):.2f}",
             f"{np.nanmedian(ratios):.2f}",
             f"{np.nanquantile(ratios, 0.9):.2f}",
             f"{np.mean(fits):.1f}",
@@ -96,7 +102,7 @@ def main() -> None:
     lines = [
         f"# The smallest file at {options.target:g} on MNIST validation, {options.epochs} epochs, "
         f"{time.strftime('%Y-%m-%d')}\n",
-        "| network | strategy | bytes | d | validation, mean of 3 seeds | test, of the file | full trainings | seconds "
+        "| network | strategy | bytes | d | validation, mean near d | test, of the file | full trainings | seconds "
         "| frontier, bytes: validation |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

@@ -22,6 +22,7 @@ from subcompress.support.names import (
 )
 from subcompress.support.names import DEFAULT_ROLES as ACT_ON
 
+KNOBS = ("d", "price")
 PRECISIONS = ("fp32", "bf16")
 DTYPES = ("fp32", "fp16", "bf16")
 STRUCTURED = ("random", "store", "guess")
@@ -41,6 +42,7 @@ __all__ = [
     "FOLDERS",
     "FORMATS",
     "GRAPHS",
+    "KNOBS",
     "LOSSES",
     "MAX_BATCH",
     "METRICS",

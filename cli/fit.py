@@ -92,11 +92,21 @@ if TYPE_CHECKING:
     group=GOAL,
 )
 @option(
+    "--knob",
+    type=click.Choice(choices.KNOBS),
+    default=choices.KNOBS[0],
+    show_default=True,
+    help="What is varied to meet a target. price: the price of a bit, with a coordinate for each weight, which suits "
+    "networks of a few thousand weights.",
+    group=SEARCH,
+)
+@option(
     "--seeds",
     type=int,
     default=3,
     show_default=True,
-    help="Number of trainings at each d, with different seeds. Their mean must meet the target.",
+    help="Number of trainings with different seeds, at the d that is found and near it. Their mean must meet the "
+    "target.",
     group=SEARCH,
 )
 @option(
@@ -267,10 +277,10 @@ def _search_lines(found: subcompress.Fit) -> Iterator[str]:
     spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
     if found.target is not None:
         how, mean = "meet" if found.reached else "miss", sum(values) / len(values)
-        yield (
-            f"{found.bytes} bytes {how} {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} over {len(values)} "
-            f"seeds at d = {found.d}"
-        )
+        where = f"over {len(values)} seeds at d = {found.d}"
+        if found.validation_mean is not None:
+            mean, where = found.validation_mean, f"of the trainings at d = {found.d} and near it"
+        yield f"{found.bytes} bytes {how} {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} {where}"
     else:
         yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"
     cost = f"{len(found.probes)} trainings, as long as {found.full_fits:.1f} full ones"

@@ -19,8 +19,9 @@ from subcompress.search.baseline import given_baseline
 from subcompress.search.budget import BudgetSearch, check_budget
 from subcompress.search.executors import helping
 from subcompress.search.goal import SearchGoal, checked
+from subcompress.search.knobs import first_d, knob_of
 from subcompress.search.listed import Listed
-from subcompress.search.prediction import first_d
+from subcompress.search.noise import USUAL, Belief, learned
 from subcompress.search.target import TargetSearch
 from subcompress.search.trials import Engine, Trial
 from subcompress.search.working import finish, work
@@ -60,9 +61,10 @@ def fit(
     smallest file that meets it; or `bytes` to search for the best file of at most that size (with `d`, the file has
     exactly d coordinates). The given network is not changed. Before the first training, at most about 100 steps of
     direct training measure how far each tensor moves. On a CPU, the same seed, data, options and machine give the
-    same file, even if the call was interrupted and repeated. On CUDA, some sums have no fixed order. If torchrun
-    started several processes and each makes this call, they share the shards of each batch. The first process writes
-    the folder and reports progress.
+    same file, even if the call was interrupted and repeated. On CUDA, some sums have no fixed order. If the parent
+    folder holds runs of other networks or data, a search for a target begins with the noise between seeds that they
+    have shown; command.json keeps what it began with. If torchrun started several processes and each makes this call,
+    they share the shards of each batch. The first process writes the folder and reports progress.
 
     Args:
         model: The network, or a function without arguments that builds it. A function is better: `fit` calls it under
@@ -159,7 +161,7 @@ def _run(fitter: Fitter, goal: SearchGoal, call: Call, restart: bool, begun: Beg
         goal = replace(goal, baseline=given_baseline(fitter, goal.baseline))
     with run.working(call.path, command, "fit", fitter.listener.note) as folder:
         with folder.worker.alone("begin"):
-            found = _finished(folder, fitter, restart)
+            found = _finished(folder, fitter, goal, restart)
             if found is None and begun is None:
                 recipe_file.write(folder.path, call.options, call.origin, torch.get_num_threads())
         machine, join = call.options.machine, partial(_join, call, Begun(command["network"]["code"]))
@@ -167,7 +169,7 @@ def _run(fitter: Fitter, goal: SearchGoal, call: Call, restart: bool, begun: Beg
             return found
         with helping(machine.executor, machine.jobs - 1, folder.path, join, fitter.listener):
             fitter.measure()
-            chosen, details = work(fitter, engine_of(fitter, goal), folder)
+            chosen, details = work(fitter, engine_of(fitter, goal, folder.noise), folder)
             if not details.get("reached", True):
                 fitter.warn(details["failure"])
             return finish(fitter, folder, chosen, details, call.origin)
@@ -193,7 +195,7 @@ def check(fitter: Fitter, goal: SearchGoal) -> None:
     check_budget(fitter, goal)
 
 
-def _finished(folder: Run, fitter: Fitter, restart: bool) -> Fit | None:
+def _finished(folder: Run, fitter: Fitter, goal: SearchGoal, restart: bool) -> Fit | None:
     """The fit of a folder that holds this run already, else None, with the folder ready to train in."""
     summary = None if restart else folder.finished
     changed = summary is not None and not same_network(folder.path, fitter.outputs)
@@ -202,16 +204,26 @@ def _finished(folder: Run, fitter: Fitter, restart: bool) -> Fit | None:
     elif summary is not None:
         fitter.listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
         return Fit.from_json(summary["fit"])
-    fitter.begin(folder, restart or changed)
+    searches = goal.d is None and goal.bytes is None
+    fitter.begin(folder, restart or changed, partial(_noise_beside, folder) if searches else lambda: None)
     return None
 
 
-def engine_of(fitter: Fitter, goal: SearchGoal) -> Engine:
-    """The search for a goal."""
+def _noise_beside(folder: Run) -> dict[str, Any] | None:
+    """What a search that begins in this folder believes of the noise between seeds, None for the usual."""
+    belief = learned(folder.path, folder.command)
+    return None if belief == USUAL else belief.to_json()
+
+
+def engine_of(fitter: Fitter, goal: SearchGoal, noise: dict[str, Any] | None = None) -> Engine:
+    """The search for a goal. noise: what the run folder says of a `Belief`."""
     if goal.bytes is not None:
         return BudgetSearch(fitter, goal)
     if goal.d is None:
-        return TargetSearch(fitter, goal)
+        belief = USUAL if noise is None else Belief(**noise)
+        if belief.runs:
+            fitter.listener.note(belief.words)
+        return TargetSearch(fitter, goal, knob_of(goal.knob, fitter.D), belief)
     d = fitter.lowered(goal.d)
     fitter.say_cost(d, 1)
     return Listed([Trial(d, fitter.settings.seed)], fitter.task, Listener())

@@ -10,15 +10,15 @@ weight has a coordinate, longer rounding steps make them fit, and a rate, if one
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.search.curve import frontier
+from subcompress.search.engine import Search, seeds_from
 from subcompress.search.goal import SearchGoal
+from subcompress.search.knobs import Coordinates
 from subcompress.search.spending import Spending
-from subcompress.search.target import judged
-from subcompress.search.trials import Hopeless, Trial
+from subcompress.search.trials import Trial
 from subcompress.subspace.plan import CODED_BITS
 from subcompress.training.fitter import Fitter
 from subcompress.training.probe import Probe
@@ -49,40 +49,38 @@ def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
         )
 
 
-class BudgetSearch:
-    """The best file within a number of bytes; see the module. An `Engine`."""
+class BudgetSearch(Search):
+    """The best file within a number of bytes; see the module. An `Engine`. Its knob is one whose turn the bytes of the
+    coordinates are proportional to: d, or the one d that is given. No training is hopeless: each may be the best."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         assert goal.bytes is not None
-        self.fitter, self.task, self.bytes, self.goal = fitter, fitter.task, goal.bytes, goal
-        self.spending = Spending(fitter.settings.epochs, goal)
-        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
-        self.probes: list[Probe] = []
+        knob = Coordinates(fitter.D, None if goal.d is None else fitter.lowered(goal.d))
+        seeds = seeds_from(fitter.settings.seed, goal.seeds)
+        super().__init__(fitter.task, fitter.listener, knob, Spending(fitter.settings.epochs, goal), seeds)
+        self.fitter, self.goal, self.bytes = fitter, goal, goal.bytes
         self.beside = fitter.beside()
-        self.given = None if goal.d is None else fitter.lowered(goal.d)
-        fitter.say_cost(self._d(), len(self.seeds), goal.max_minutes)
+        fitter.say_cost(self._trial(self.seeds[0]).d, len(self.seeds), goal.max_minutes)
 
-    def tell(self, trial: Trial, probe: Probe) -> None:
-        """Take the result of a trial."""
-        self.spending.pay(probe)
-        self.probes.append(judged(probe, self.probes, self.task.minimise))
-        self.fitter.listener.probes(tuple(self.probes))
+    @property
+    def probes(self) -> list[Probe]:
+        """The trainings that have ended."""
+        return self.told
 
-    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial: with a seed that has none yet, or once more if a file misses the budget."""
-        room = self.spending.room(len(running))
+    def next(self) -> Trial | None:
+        """The next trial: with a seed that has none, or one more where a file misses the budget."""
+        room, running = self.room(), self.running
         for seed in self.seeds:
             if any(trial.seed == seed for trial in running):
                 continue
             own = [p for p in self.probes if p.seed == seed]
             first = not own and (room >= 1 or not (self.probes or running))
             if first or (len(own) == 1 and self._misses(own[0]) and room >= 1 + self._missing()):
-                return Trial(self._d(), seed, limit=self.bytes, room=self._room())
+                return self._trial(seed)
         return None
 
-    def hopeless(self, trial: Trial) -> Hopeless | None:
-        """None: every training may be the best."""
-        return None
+    def _trial(self, seed: int) -> Trial:
+        return self.knob.trial(self._turn(), seed, limit=self.bytes, room=self._coded())
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The training to keep, and the fields of a Fit that describe the others. Raises SubcompressError if no
@@ -101,25 +99,28 @@ class BudgetSearch:
         """The seeds that no training has used yet."""
         return len(self.seeds) - len({p.seed for p in self.probes})
 
-    def _room(self) -> int:
-        """The bytes that the coordinates should take, without the bytes of running statistics so far."""
+    def _coded(self) -> int:
+        """Bytes to aim at for coordinates, without what running statistics have taken so far."""
         taken = [p.statistics for p in self.probes if p.bytes]
         room = self.bytes - self.beside - round(statistics.fmean(taken) if taken else 0)
         return max(1, room - round(min(LEAST + MARGIN * self.bytes, room / 4)))
 
-    def _d(self) -> int:
-        """The number of coordinates: the given one, or as many as fit, by the bits that each took so far."""
-        if self.given is not None:
-            return self.given
-        seen = [8 * (p.coded - p.statistics + p.cut) / p.d for p in self.probes if p.bytes]
+    def _turn(self) -> float:
+        """The turn that is given, or as far as fits, at the bits that each unit of it took so far."""
+        low, high = self.knob.range
+        if low == high:
+            return low
+        seen = [8 * (p.coded - p.statistics + p.cut) / self.knob.turn(p) for p in self.probes if p.bytes]
         each = statistics.fmean(seen) if seen else GROWN * CODED_BITS[self.fitter.settings.bits]
-        return self.fitter.possible(int(8 * self._room() / each))
+        return self.fitter.possible(int(8 * self._coded() / each))
 
     def _misses(self, probe: Probe) -> bool:
         """Whether a training shows that another d makes more of the budget."""
         allowed = max(CUT * self.bytes, LEAST), max(SPARE * self.bytes, LEAST)
         missed = probe.cut > allowed[0] or self.bytes - probe.bytes > allowed[1]
-        return probe.bytes > 0 and missed and all(p.d != self._d() for p in self.probes if p.seed == probe.seed)
+        turn = self._turn()
+        same = any(self.knob.turn(p) == turn for p in self.probes if p.seed == probe.seed)
+        return probe.bytes > 0 and missed and not same
 
     def _fitting(self) -> list[Probe]:
         return [p for p in self.probes if 0 < p.bytes <= self.bytes]

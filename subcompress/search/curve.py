@@ -1,8 +1,8 @@
-"""The error as a function of d, estimated from the trainings of a search.
+"""Error against how far a knob is turned, as the trainings of a search have sampled it.
 
-Near a target the error is close to a power of d, and the bytes of the coordinates are close to proportional to it:
+Near a target the error is close to a power of the turn (of d, say; see `Knob`):
 
-    log(error) = a + slope * log(d) + noise
+    log(error) = a + slope * log(turn) + noise
 
 Each training is a sample. While there are few samples, the usual slope counts as one more. A short training lies above
 the line by a lag that all short trainings share: the amount by which log(error) would still fall in the epochs that are
@@ -12,27 +12,15 @@ left out.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
+from copy import copy
 
 import numpy as np
 
+from subcompress.search.knobs import Coordinates, Knob
+from subcompress.search.noise import NOISE, USUAL, Belief, expected_noise, spread
 from subcompress.training.probe import Probe
 from subcompress.training.tasks import Task
-
-SLOPE, SLOPE_ERROR = -0.6, 0.2
-"""The usual slope of log(error) over log(d), and its standard deviation: benchmarks/dimension.py shows -0.4 to -1.1."""
-
-NOISE = 0.10
-"""Standard deviation of log(error) between seeds, until more is known, at an accuracy of 0.9 or more:
-benchmarks/search.py shows 0.03 to 0.11."""
-
-
-def expected_noise(accuracy: float) -> float:
-    """`NOISE` at an accuracy. Accuracies vary between seeds like shares of examples, sqrt(e (1 - e)), so that log(e)
-    varies like sqrt((1 - e) / e): less where the error e is large."""
-    return NOISE * min(1.0, math.sqrt(accuracy / (1 - accuracy)) / 3) if 0 < accuracy < 1 else NOISE
-
 
 LAG_STEPS, LAG_ERROR = 150.0, 0.15
 """A training of n steps is expected to lie LAG_STEPS / n above where endless training would end, and LAG_ERROR is the
@@ -52,24 +40,43 @@ ANCHOR_NOISE = 0.5
 true curve is bent between the usual d and D: a straight line to D lies above the trainings in between."""
 
 
-class Curve:
-    """The trainings so far, and the line through them.
+Line = tuple[np.ndarray, np.ndarray, float]
+"""(a, slope, lag), their covariance, and where log(turn) is counted from."""
 
-    baseline: the metric of direct training, if it is known. It gives the slope when only one d was trained. lag: see
-    `expected_lag`.
-    """
+
+class Curve:
+    """The trainings so far, and the line through them. D: of the network; baseline: the metric of the network trained
+    directly, where it is known: it tells the slope when only one turn was trained; lag: see `expected_lag`; knob: what
+    is varied, d by default; belief: on the noise between seeds."""
 
     def __init__(
-        self, task: Task, target: float, seeds: int, D: int, baseline: float | None = None, lag: float = 0.0
+        self,
+        task: Task,
+        target: float,
+        seeds: int,
+        D: int,
+        baseline: float | None = None,
+        lag: float = 0.0,
+        *,
+        knob: Knob | None = None,
+        belief: Belief = USUAL,
     ) -> None:
-        self.task, self.target, self.seeds, self.D = task, target, seeds, D
-        self.baseline = baseline
-        self.lag = lag
+        self.task, self.target, self.seeds = task, target, seeds
+        self.knob = knob or Coordinates(D)
+        self.baseline, self.lag, self.belief = baseline, lag, belief
         self.probes: list[Probe] = []
+        self._drawn: tuple[list[Probe], Line] | None = None
+
+    def through(self, probes: Iterable[Probe]) -> Curve:
+        """The same line through other trainings."""
+        found = copy(self)
+        found.probes = list(probes)
+        return found
 
     def slope_is_measured(self) -> bool:
-        """Whether the trainings determine the slope. Otherwise only its usual value is known."""
-        return self.baseline is not None or len({p.d for p in self.probes}) > 1
+        """Whether the trainings tell the slope, or only its usual value is known."""
+        anchored = self.baseline is not None and self.knob.whole is not None
+        return anchored or len({self.knob.turn(p) for p in self.probes}) > 1
 
     def short_ones_mislead(self) -> bool:
         """Whether some short training is more than three standard errors away from the value that the nearest full
@@ -78,69 +85,78 @@ class Curve:
         pairs = [(short, whole) for short in self.probes for whole in self.probes if short.short and _has_ended(whole)]
         if not pairs:
             return False
-        short, whole = min(pairs, key=lambda pair: abs(math.log(pair[0].d / pair[1].d)))
-        step = math.log(short.d / whole.d)
-        expected = self.log_error(whole.value) + SLOPE * step + self.lag
-        error = math.sqrt(LAG_ERROR**2 + (SLOPE_ERROR * step) ** 2 + 2 * self.noise() ** 2)
+        short, whole = min(pairs, key=lambda pair: abs(self.step(*pair)))
+        step, (slope, error) = self.step(short, whole), self.knob.slope
+        expected = self.log_error(whole.value) + slope * step + self.lag
+        error = math.sqrt(LAG_ERROR**2 + (error * step) ** 2 + 2 * self.noise() ** 2)
         return abs(self.log_error(short.value) - expected) > 3 * error
 
-    def mean(self, d: int) -> float:
-        """The mean metric at d over its seeds."""
-        return statistics.fmean(p.value for p in self.probes if p.at(d))
+    def step(self, a: Probe, b: Probe) -> float:
+        """How much further a is turned than b, in logarithms."""
+        return math.log(self.knob.turn(a) / self.knob.turn(b))
+
+    def at(self, turn: float) -> list[Probe]:
+        """The whole trainings of that turn."""
+        return [p for p in self.probes if p.whole and self.knob.turn(p) == turn]
 
     def gap(self, value: float) -> float:
         """The log(error) of a metric minus that of the target: negative if the target is met."""
         return self.log_error(value) - self.log_error(self.target)
 
     def noise(self) -> float:
-        """Standard deviation of log(error) between seeds: measured at every d that has several seeds, and mixed with
-        the usual value while these are few."""
+        """Standard deviation of log(error) between seeds: as seen among neighbors, and as believed where few are."""
         usual = expected_noise(self.target) if self.task.metric_name.endswith("accuracy") else NOISE
-        squares, n = 3 * usual**2, 3
-        for d in {p.d for p in self.probes}:
-            y = [self.log_error(p.value) for p in self.probes if p.at(d) and not p.stopped]
-            if len(y) > 1:
-                squares, n = squares + statistics.variance(y) * (len(y) - 1), n + len(y) - 1
-        return math.sqrt(squares / n)
+        trained = [(math.log(self.knob.turn(p)), self.log_error(p.value)) for p in self.probes if _has_ended(p)]
+        squares, n = spread(trained, self.knob.slope[0])
+        believed = (usual * self.belief.factor) ** 2 * self.belief.n
+        return math.sqrt((believed + squares) / (self.belief.n + n))
 
     def crossing(self) -> tuple[float, float]:
-        """The d at which the line meets the target, and the standard error of its logarithm, with that of the mean over
-        the seeds."""
+        """The turn at which the line meets the target, and the standard error of its logarithm, with that of the mean
+        over the seeds."""
         (a, b, _), covariance, center = self._line()
         at = (self.log_error(self.target) - a) / b
         row = np.array([1.0, at, 0.0])
         variance = float(row @ covariance @ row) + self.noise() ** 2 / self.seeds
-        d = math.exp(min(max(at + center, 0.0), math.log(self.D)))
-        return d, math.sqrt(variance) / -b
+        low, high = self.knob.range
+        turn = math.exp(min(max(at + center, math.log(low)), math.log(high)))
+        return turn, math.sqrt(variance) / -b
 
-    def expected(self, d: int, short: bool = False) -> float:
-        """The metric on the line at d. short: whether it is that of a short training."""
+    def expected(self, turn: float, short: bool = False) -> float:
+        """The metric on the line at that turn. short: of a short training."""
         (a, b, lag), _, center = self._line()
-        return self._metric(float(a + b * (math.log(d) - center) + lag * short))
+        return self.metric(float(a + b * (math.log(turn) - center) + lag * short))
 
     @property
     def slope(self) -> float:
-        """The slope of log(error) over log(d)."""
+        """What log(error) gains with each unit of log(turn)."""
         return float(self._line()[0][1])
 
-    def _line(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """The least-squares fit: (a, slope, lag), their covariance, and the origin of log(d)."""
+    def _line(self) -> Line:
+        """The line through the trainings, drawn once for each set of them."""
+        if self._drawn is None or self._drawn[0] != self.probes:
+            self._drawn = list(self.probes), self._draw()
+        return self._drawn[1]
+
+    def _draw(self) -> Line:
+        """Draw the line: least squares."""
         mislead = self.short_ones_mislead()
         probes = [p for p in self.probes if p.whole or not mislead]
-        x = np.log([p.d for p in probes])
+        x = np.log([self.knob.turn(p) for p in probes])
         y = np.array([self.log_error(p.value) for p in probes])
         short = np.array([float(not p.whole) for p in probes])
         far = (y - self.lag * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
         doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in probes])
         noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
         center = float(np.average(x, weights=1 / noise**2))
-        if self.baseline is not None:
-            x, y = np.append(x, math.log(self.D)), np.append(y, self.log_error(self.baseline))
+        if self.baseline is not None and self.knob.whole is not None:
+            x, y = np.append(x, math.log(self.knob.whole)), np.append(y, self.log_error(self.baseline))
             noise, short = np.append(noise, ANCHOR_NOISE), np.append(short, 0.0)
         A = np.stack([1 / noise, (x - center) / noise, short / noise], 1)
-        prior = [[0.0, 1 / SLOPE_ERROR, 0.0], [0.0, 0.0, 1 / LAG_ERROR]]
+        slope, error = self.knob.slope
+        prior = [[0.0, 1 / error, 0.0], [0.0, 0.0, 1 / LAG_ERROR]]
         A = np.concatenate([A, prior])
-        wanted = np.concatenate([y / noise, [SLOPE / SLOPE_ERROR, self.lag / LAG_ERROR]])
+        wanted = np.concatenate([y / noise, [slope / error, self.lag / LAG_ERROR]])
         solution, *_ = np.linalg.lstsq(A, wanted, rcond=None)
         solution[1] = min(solution[1], -0.15)
         return solution, np.linalg.inv(A.T @ A), center
@@ -159,8 +175,8 @@ class Curve:
             return math.log(max(1 - value, 1e-6))
         return -value / max(abs(self.target), 1e-12)
 
-    def _metric(self, log_error: float) -> float:
-        """The metric whose `log_error` this is."""
+    def metric(self, log_error: float) -> float:
+        """The metric of that `log_error`."""
         if self.task.minimise:
             values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
             return math.exp(log_error) if self.target > 0 else log_error * values[0]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from subcompress.errors import SubcompressError, shown
+from subcompress.search.knobs import KNOBS, Coordinates
 from subcompress.support.files import MAX_FILE_BYTES
+from subcompress.support.suggestions import suggestion
 from subcompress.training.options import Goal
 from subcompress.training.tasks import Task
 
@@ -18,8 +20,8 @@ MAX_FITS, TRIED = 8.0, 2.0
 
 @dataclass(frozen=True)
 class SearchGoal:
-    """A checked goal. One of these is given, or d and bytes: d, value (of the metric), drop (below the baseline), bytes
-    (of the whole file)."""
+    """A goal that can be met: one of d, value (of the metric), drop (below the baseline) and bytes (of the whole file)
+    is given, or d and bytes. knob: the name of what is varied for a value or a drop."""
 
     d: int | None = None
     value: float | None = None
@@ -30,6 +32,7 @@ class SearchGoal:
     max_fits: float = MAX_FITS
     max_minutes: float = math.inf
     baseline_lr: float | None = None
+    knob: str = Coordinates.name
 
     @property
     def single(self) -> bool:
@@ -43,8 +46,9 @@ class SearchGoal:
         if self.single:
             return {"goal": named}
         limits = {"seeds": self.seeds, "max_fits": self.max_fits, "max_minutes": self.max_minutes}
-        step = {} if self.baseline_lr is None else {"baseline_lr": self.baseline_lr}
-        return {"goal": named | {"baseline": self.baseline} | step, "limits": limits}
+        more = {"baseline_lr": self.baseline_lr, "knob": None if self.knob == Coordinates.name else self.knob}
+        given = {name: value for name, value in more.items() if value is not None}
+        return {"goal": named | {"baseline": self.baseline} | given, "limits": limits}
 
 
 def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
@@ -65,6 +69,7 @@ def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
         raise SubcompressError(f"fit takes one of {', '.join(options)}, or --d with --bytes; got {words}")
     _check_target(goal, task, given[0])
     _check_baseline(goal, given[0])
+    _check_knob(goal, given[0])
     if not 1 <= goal.seeds <= 100:
         raise SubcompressError(f"--seeds must be between 1 and 100; got {goal.seeds}")
     return SearchGoal(
@@ -77,7 +82,17 @@ def checked(goal: Goal, task: Task, jobs: int = 1) -> SearchGoal:
         _max_fits(goal, jobs),
         _max_minutes(goal),
         goal.baseline_lr,
+        goal.knob,
     )
+
+
+def _check_knob(goal: Goal, given: str) -> None:
+    """Raise SubcompressError for a knob that there is not, or that nothing turns."""
+    if goal.knob not in KNOBS:
+        near = suggestion(str(goal.knob), KNOBS)
+        raise SubcompressError(f"--knob must be {' or '.join(KNOBS)}; got {shown(str(goal.knob))}{near}")
+    if goal.knob != Coordinates.name and (goal.d is not None or goal.bytes is not None):
+        raise SubcompressError(f"--knob is what a search for a target varies; {given} is no target: leave one out")
 
 
 def _check_target(goal: Goal, task: Task, given: str) -> None:

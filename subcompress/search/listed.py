@@ -1,27 +1,35 @@
-"""An engine whose trials are known from the start: a single training, or those of a measurement."""
+"""Trials that are known from the start: one in d coordinates, or the curve of a measurement."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.search.curve import frontier
-from subcompress.search.trials import Hopeless, Trial
+from subcompress.search.engine import Search
+from subcompress.search.goal import SearchGoal
+from subcompress.search.knobs import Coordinates
+from subcompress.search.spending import Spending
+from subcompress.search.trials import Trial
+from subcompress.support.listener import Listener
 from subcompress.training.probe import DIED, Probe
 from subcompress.training.tasks import Task
 
 
-class Listed:
-    """The trials of a list, in its order. An `Engine`."""
+class Listed(Search):
+    """The trials of a list, in its order, whatever they cost. An `Engine`."""
 
-    def __init__(self, trials: Sequence[Trial], task: Task, listener: Any) -> None:
-        self.trials, self.task, self.listener = list(trials), task, listener
+    def __init__(self, trials: Sequence[Trial], task: Task, listener: Listener) -> None:
+        most = max(trial.d for trial in trials)
+        super().__init__(task, listener, Coordinates(max(most, 1)), Spending(1, SearchGoal(max_fits=math.inf)), ())
+        self.trials = list(trials)
         self.ended: dict[Trial, Probe] = {}
 
-    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The first trial that has not begun."""
-        return next((trial for trial in self.trials if trial not in self.ended and trial not in running), None)
+    def next(self) -> Trial | None:
+        """The first that has not begun."""
+        return next((trial for trial in self.trials if trial not in self.ended and trial not in self.running), None)
 
     def tell(self, trial: Trial, probe: Probe) -> None:
         """Take a result. Raises SubcompressError for a training that died, because nothing can replace it."""
@@ -31,10 +39,6 @@ class Listed:
         self.ended[trial] = probe
         if trial.d:
             self.listener.probes(tuple(self.probes()))
-
-    def hopeless(self, trial: Trial) -> Hopeless | None:
-        """None: no training is stopped early."""
-        return None
 
     def probes(self) -> list[Probe]:
         """The finished trainings in coordinates, in the order of the list."""

@@ -13,7 +13,11 @@ from typing import Any
 
 from subcompress.errors import SubcompressError
 from subcompress.search.curve import Curve, expected_lag
-from subcompress.search.trials import Hopeless, Trial
+from subcompress.search.engine import Search, seeds_from
+from subcompress.search.goal import SearchGoal
+from subcompress.search.knobs import Coordinates, first_d
+from subcompress.search.spending import Spending
+from subcompress.search.trials import Trial
 from subcompress.training.dimension import of_baseline
 from subcompress.training.fitter import Fitter
 from subcompress.training.probe import DIED, Probe
@@ -40,26 +44,23 @@ def short_ones_are_worth(fitter: Fitter) -> bool:
     return fitter.short_epochs <= SHARE * fitter.settings.epochs
 
 
-def first_d(D: int) -> int:
-    """Where a search begins: near sqrt(D), of the order of what Li et al. 2018 found for small networks."""
-    return min(D, max(8, round(math.sqrt(D))))
-
-
 def next_short_trial(curve: Curve, seeds: Sequence[int]) -> Trial | None:
-    """The short training to run next, each with another seed. None once enough of them lie around the crossing."""
-    ds = sorted({p.d for p in curve.probes if p.short})
-    if not ds:
-        return Trial(first_d(curve.D), seeds[0], short=True)
-    if len(ds) >= MAX_SHORT:
+    """The short training to run next, each with another of the seeds; None once enough lie around the crossing."""
+    knob = curve.knob
+    turns = sorted({knob.turn(p) for p in curve.probes if p.short})
+    if not turns:
+        return knob.trial(knob.nearest(knob.first), seeds[0], short=True)
+    if len(turns) >= MAX_SHORT:
         return None
-    crossing = min(max(curve.crossing()[0], ds[0] / FARTHEST, 2.0), ds[-1] * FARTHEST, float(curve.D))
-    near = [d for d in ds if crossing / NEAR <= d <= crossing * NEAR]
+    crossing = min(max(curve.crossing()[0], turns[0] / FARTHEST), turns[-1] * FARTHEST)
+    crossing = min(max(crossing, knob.nearest(knob.range[0])), knob.range[1])
+    near = [turn for turn in turns if crossing / NEAR <= turn <= crossing * NEAR]
     if len(near) >= 2:
         return None
-    if any(crossing / APART < d < crossing * APART for d in near):  # one is there: the other side of the crossing
+    if any(crossing / APART < turn < crossing * APART for turn in near):  # one is there: the crossing's other side
         crossing *= 1 / APART if near[0] > crossing else APART
-    d = min(max(2, round(crossing)), curve.D)
-    return None if d in ds else Trial(d, seeds[len(ds) % len(seeds)], short=True)
+    turn = knob.nearest(crossing)
+    return None if turn in turns else knob.trial(turn, seeds[len(turns) % len(seeds)], short=True)
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,18 @@ class PredictedDimension:
         return fields | {"trainings": [{"d": p.d, "seed": p.seed, "value": p.value} for p in self.trainings]}
 
 
-class PredictionSearch:
+class PredictionSearch(Search):
     """Short trainings around the d that meets a threshold, by default 0.9 of direct training. An `Engine`."""
 
     def __init__(self, fitter: Fitter, threshold: float | None) -> None:
+        seeds, spending = seeds_from(fitter.settings.seed, 3), Spending(fitter.settings.epochs, SearchGoal())
+        super().__init__(fitter.task, fitter.listener, Coordinates(fitter.D), spending, seeds)
         self.fitter, self.threshold = fitter, threshold
-        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(3)]
         self.baseline: float | None = None
-        self.probes: list[Probe] = []
-        self.epochs = 0
 
-    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial. They run one at a time, because each depends on the one before."""
-        if running:
+    def next(self) -> Trial | None:
+        """The next trial, one at a time: each depends on the one before."""
+        if self.running:
             return None
         if self._target() is None:
             return Trial(0, self.seeds[0])
@@ -124,43 +124,36 @@ class PredictionSearch:
         """Take a result. Raises SubcompressError for a training that died."""
         if probe.note == DIED:
             raise SubcompressError(probe.warnings[0])
-        self.epochs += probe.epochs
-        if trial.d == 0:
-            self.baseline = probe.value
-        elif trial.short:
-            self.probes.append(probe)
-            self.fitter.listener.probes(tuple(self.probes))
+        super().tell(trial, probe)
 
-    def hopeless(self, trial: Trial) -> Hopeless | None:
-        """None: no training is stopped early."""
-        return None
+    def tell_direct(self, trial: Trial, probe: Probe) -> None:
+        self.baseline = probe.value
 
     def prediction(self) -> PredictedDimension:
-        """The prediction from the trainings so far."""
-        curve = self._curve()
+        """What the trainings say."""
+        curve, D = self._curve(), self.fitter.D
         crossing, error = curve.crossing()
-        low, high = (min(curve.D, max(1, round(crossing * math.exp(sign * 2 * error)))) for sign in (-1, 1))
-        cost = self.epochs / self.fitter.settings.epochs
-        name = self.fitter.task.metric_name
-        d = min(max(1, round(crossing)), curve.D)
-        trainings = tuple(self.probes)
-        return PredictedDimension(d, low, high, curve.D, curve.target, name, self.baseline, round(cost, 2), trainings)
+        low, high = (min(D, max(1, round(crossing * math.exp(sign * 2 * error)))) for sign in (-1, 1))
+        cost, name = self.spending.spent_fits, self.task.metric_name
+        d = min(max(1, round(crossing)), D)
+        trainings = tuple(self.told)
+        return PredictedDimension(d, low, high, D, curve.target, name, self.baseline, round(cost, 2), trainings)
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The last training, and the prediction."""
-        return self.probes[-1], {"prediction": self.prediction()}
+        return self.told[-1], {"prediction": self.prediction()}
 
     def _target(self) -> float | None:
         if self.threshold is not None or self.baseline is None:
             return self.threshold
-        return of_baseline((self.baseline,), minimise=self.fitter.task.minimise).value
+        return of_baseline((self.baseline,), minimise=self.task.minimise).value
 
     def _curve(self) -> Curve:
         target = self._target()
         assert target is not None
         lag = expected_lag(*self.fitter.short_steps)
-        curve = Curve(self.fitter.task, target, 1, self.fitter.D, self.baseline, lag)
-        curve.probes = list(self.probes)
+        curve = Curve(self.task, target, 1, self.fitter.D, self.baseline, lag)
+        curve.probes = list(self.told)
         return curve
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 
 from subcompress.search.goal import SearchGoal
+from subcompress.search.knobs import Coordinates, Knob
 from subcompress.search.target import TargetSearch
 from subcompress.search.trials import Engine, Hopeless, Trial
 from subcompress.support.listener import Listener
@@ -26,19 +27,22 @@ SECONDS = 12.0
 class PowerLaw:
     """Answers trials from log(error) = log(error at d_true) + slope log(d / d_true) + noise.
 
-    A short training lies above that by `lag`, plus `bend` for each unit of log(d). target: the accuracy at d_true.
-    epochs: the number of epochs trained so far. seen: the d of each trial.
+    A short training lies above that by `lag`, and by `bend` more with each unit of log(d). target: the accuracy at
+    d_true; epochs: those trained so far; seen: the d of each trial. With another knob than d, its turn is meant.
     """
+
+    knob: Knob
 
     def __init__(self, target: float, D: int, d_true: float, slope: float, noise: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.lag, self.bend = self.rng.normal(0.3, 0.15), self.rng.normal(0, 0.1)
         self.D, self.target, self.d_true, self.slope, self.noise = D, target, d_true, slope, noise
+        self.knob = Coordinates(D)
         self.task, self.listener = Task.of(), Listener()
         self.settings = SimpleNamespace(epochs=EPOCHS, seed=0, device="cpu")
         self.data = SimpleNamespace(validation=range(5_000))
         self.epochs, self.short_epochs, self.short_steps = 0, 1, (429, 4290)
-        self.seen: list[int] = []
+        self.seen: list[float] = []
 
     def say_cost(self, d: int, fits: float, minutes: float) -> None:
         """Do nothing: a fitter times a step here."""
@@ -47,14 +51,17 @@ class PowerLaw:
     def probe(self, trial: Trial, hopeless: Hopeless | None = None) -> Probe:
         """The result of a trial."""
         assert 1 <= trial.d <= self.D
-        self.seen.append(trial.d)
-        if trial.d < self.d_true / 20:
+        return replace(self._answer(trial, self.knob.turn(trial), hopeless), rate=trial.rate)
+
+    def _answer(self, trial: Trial, turn: float, hopeless: Hopeless | None) -> Probe:
+        self.seen.append(turn)
+        if turn < self.d_true / 20:
             self.epochs += 4
             return Probe(trial.d, trial.seed, 0.0, (), 4, 4 * SECONDS, True, DIED, warnings=("died",))
-        error = math.log(1 - self.target) + self.slope * math.log(trial.d / self.d_true)
+        error = math.log(1 - self.target) + self.slope * math.log(turn / self.d_true)
         if trial.short:
             n = self.short_epochs
-            error += self.lag + self.bend * math.log(trial.d / self.d_true) + self.rng.normal(0, self.noise)
+            error += self.lag + self.bend * math.log(turn / self.d_true) + self.rng.normal(0, self.noise)
             value = 1 - math.exp(min(error, -0.1))
             self.epochs += n
             return Probe(trial.d, trial.seed, value, (value,) * n, n, n * SECONDS, short=True)
@@ -82,8 +89,8 @@ class Searched:
 
 
 def simulate(law: PowerLaw, goal: SearchGoal, workers: int = 1) -> Searched:
-    """Search a known curve with several workers, which all take the same time for an epoch."""
-    engine: Engine = TargetSearch(cast(Fitter, law), goal)
+    """Search a known curve with so many workers, each of which takes as long for an epoch."""
+    engine: Engine = TargetSearch(cast(Fitter, law), goal, law.knob)
     running: list[tuple[float, Trial, Probe]] = []
     now = 0.0
     while True:
@@ -101,14 +108,14 @@ def simulate(law: PowerLaw, goal: SearchGoal, workers: int = 1) -> Searched:
 
 def laws(n: int, spread: float = 0.6, seed: int = 1) -> Sequence[PowerLaw]:
     """Curves as networks have them: D of 10,000 to 1,000,000, and the d that meets the target off sqrt(D) by a factor
-    whose logarithm has that standard deviation."""
+    whose logarithm has that standard deviation. seed: of the curves and of their noise."""
     rng = np.random.default_rng(seed)
     found = []
     for i in range(n):
         D = int(10 ** rng.uniform(4, 6))
         d_true = min(math.sqrt(D) * math.exp(rng.normal(0, spread)), D / 4)
         slope, noise = -rng.uniform(0.45, 1.0), rng.uniform(0.03, 0.12)
-        found.append(PowerLaw(float(rng.choice([0.9, 0.97])), D, d_true, slope, noise, i))
+        found.append(PowerLaw(float(rng.choice([0.9, 0.97])), D, d_true, slope, noise, i + 1_000 * (seed - 1)))
     return found
 
 

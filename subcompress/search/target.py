@@ -1,9 +1,11 @@
 """The smallest file that meets a target, in few trainings.
 
-At a given precision the bytes of a file grow with d alone, so the search looks for the smallest d that meets the
-target. `Curve` says where the line through the trainings so far crosses the target. A d *meets* it if the mean over
-several seeds does, on the validation split. These repeats are most of the cost of a search. The first trainings
-therefore use one seed and a tenth of the epochs, and trainings whose curve lies too low are stopped.
+At a given precision the bytes of a file grow with how far its knob is turned (with d, say; see `Knob`), so the smallest
+turn is searched. `Curve` says where the line through the trainings so far crosses the target. The first trainings are
+short: one seed and a tenth of the epochs. Whole ones follow where the line crosses, one at a time, each with the
+next seed: neighbors count together, carried to one another along the line, so that no training is spent on repeating
+what another one nearly told. A turn *meets* the target when the mean over at least so many neighbors does, and a
+training of that turn itself, on the validation split. Trainings whose curve lies too low are stopped.
 """
 
 from __future__ import annotations
@@ -17,72 +19,74 @@ from typing import Any
 from subcompress.errors import SubcompressError
 from subcompress.search.baseline import DirectTrainings, given_baseline
 from subcompress.search.curve import Curve, expected_lag, frontier
+from subcompress.search.engine import Search, seeds_from
 from subcompress.search.goal import SearchGoal
-from subcompress.search.prediction import first_d, next_short_trial, short_ones_are_worth
+from subcompress.search.knobs import Coordinates, Knob
+from subcompress.search.noise import NEARBY, USUAL, Belief
+from subcompress.search.prediction import next_short_trial, short_ones_are_worth
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.fitter import Fitter
 from subcompress.training.preflight import resolution_note
-from subcompress.training.probe import DIED, Probe
+from subcompress.training.probe import Probe
 
 FARTHEST, JUMP = 4.0, 32.0
-"""The search tries no d further than this factor beyond the largest and the smallest d so far: while the slope is only
-guessed, and once it was measured."""
+"""The factor in the turn that trainings may be asked to predict over, beyond the farthest and the nearest of them:
+while the slope is only guessed, and once it was measured."""
 
 BLIND = 1.6
-"""The factor in d between the first trials, where several workers begin at once."""
+"""The factor in the turn between the first trials, where several workers begin at once."""
 
 CLOSE = 1.04
-"""The search does not distinguish two d that differ by less than this factor."""
+"""Neighboring turns that are not told apart."""
 
-WORTH = 1.1
-"""The factor in d that more trainings must be expected to save, once a d is known to meet the target."""
+WORTH = 1.15
+"""The factor in the turn that a training must be expected to save, once a turn is known to meet the target."""
 
-DOUBTS = 0.7, 1.2, 2.0
-"""How far above the predicted crossing a search trains, in standard errors of log(d): while two more d's can be tried,
-while one more can, and at the end, where the target is to be met almost surely."""
+DOUBTS, LAST = (0.0, 0.0, 0.3, 0.7), 2.0
+"""How far above the predicted crossing each whole training is turned, in standard errors of the logarithm. The first
+ones show where the crossing is, the next ones are to meet the target; the last that there is room for is to meet it
+almost surely."""
+
+SPARE = 1
+"""Trainings beside those that a mean needs which several workers begin before they have seen the others end."""
+
+STRAY = 0.15
+"""How far log(error) half-way strays between trainings, beyond the noise at their ends: rounding begins there."""
 
 
-class TargetSearch:
-    """The smallest d whose mean over several seeds meets a target; see the module. An `Engine`."""
+class TargetSearch(Search):
+    """The smallest file whose mean over several seeds meets a target; see the module. An `Engine`."""
 
-    def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
-        self.fitter, self.goal, self.task, self.D = fitter, goal, fitter.task, fitter.D
-        self.spending = Spending(fitter.settings.epochs, goal)
-        self.seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(goal.seeds)]
+    def __init__(self, fitter: Fitter, goal: SearchGoal, knob: Knob | None = None, belief: Belief = USUAL) -> None:
+        knob = knob or Coordinates(fitter.D)
+        seeds = seeds_from(fitter.settings.seed, goal.seeds)
+        super().__init__(fitter.task, fitter.listener, knob, Spending(fitter.settings.epochs, goal), seeds)
+        self.fitter, self.goal, self.belief = fitter, goal, belief
         self.direct = DirectTrainings(fitter, goal, self.spending) if _needs_direct(goal) else None
-        self.told: list[Probe] = []
-        """The finished trainings in coordinates."""
         self.curve: Curve | None = None
         """The curve of the trainings; None until the target is known."""
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
-        self.running: list[Trial] = []
         self.said_short_ones_mislead = False
-        fitter.say_cost(first_d(self.D), goal.max_fits, goal.max_minutes)
+        fitter.say_cost(knob.trial(knob.first, self.seeds[0]).d, goal.max_fits, goal.max_minutes)
 
     # --- the engine ---
 
-    def tell(self, trial: Trial, probe: Probe) -> None:
-        """Take the result of a trial."""
-        self.spending.pay(probe)
-        if trial.d == 0:
-            if self.direct is not None:
-                self.direct.tell(trial, probe)
-            return
-        self.told.append(judged(probe, self.told, self.task.minimise))
-        self.fitter.listener.probes(tuple(self.told))
+    def tell_direct(self, trial: Trial, probe: Probe) -> None:
+        if self.direct is not None:
+            self.direct.tell(trial, probe)
 
-    def ask(self, running: Sequence[Trial] = ()) -> Trial | None:
-        """The next trial. A running trial counts as the value that the line through the others predicts for it."""
+    def next(self) -> Trial | None:
+        """The next trial. Those that are running count as what the line through the others expects of them."""
         if self.curve is None:
-            direct = [trial for trial in running if trial.d == 0]
+            direct = [trial for trial in self.running if trial.d == 0]
             if self.direct is not None and (trial := self.direct.ask(direct)) is not None:
                 return trial
             if direct:
                 return None
             self._begin()
-        self.running = [trial for trial in running if trial.d]
+        self.running = [trial for trial in self.running if trial.d]
         if not self.told:
             return self._blind()
         self._expect()
@@ -90,38 +94,50 @@ class TargetSearch:
             return short
         if any(trial.short for trial in self.running):
             return None  # it ends soon, and says where a whole one is worth its time
-        return self._more_at(self.probes[-1].d) or self._next()
+        if self.running and self._may_be_enough():
+            return None
+        return self._next()
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
         """Whether a curve lies so low that, gaining as much as the best of the ended ones did, it would stay below."""
-        ended = [
-            p.curve for p in self.told if p.whole and not p.stopped and len(p.curve) == self.fitter.settings.epochs
-        ]
+        ended = self._ended_curves()
         if not ended or trial.d == 0 or trial.short:
             return None
         curve = self._drawn(self.told)
+        sure = 2 * math.hypot(curve.noise(), STRAY) + curve.noise()
 
         def stop(values: tuple[float, ...]) -> bool:
             n, epochs = len(values), self.fitter.settings.epochs
             if n < max(2, epochs // 2):
                 return False
             gains = [curve.log_error(c[-1]) - curve.log_error(c[n - 1]) for c in ended]
-            hoped = curve.gap(values[-1]) + min(0.0, *gains) - 2 * curve.noise()
-            return hoped > curve.noise()
+            return curve.gap(values[-1]) + min(0.0, *gains) > sure
 
         return stop
+
+    def _ended_curves(self) -> list[tuple[float, ...]]:
+        epochs = self.fitter.settings.epochs
+        return [p.curve for p in self.told if p.whole and not p.stopped and len(p.curve) == epochs]
 
     # --- the target ---
 
     def _begin(self) -> None:
         """Settle the target, once the baseline is known."""
         target = self._target()
+        lag = expected_lag(*self.fitter.short_steps)
         self.curve = Curve(
-            self.task, target, len(self.seeds), self.D, self.baseline, expected_lag(*self.fitter.short_steps)
+            self.task,
+            target,
+            len(self.seeds),
+            self.fitter.D,
+            self.baseline,
+            lag,
+            knob=self.knob,
+            belief=self.belief,
         )
         note = resolution_note(self.task, self.fitter.data, target, self.goal.drop)
         if note is not None:
-            self.fitter.listener.note(note)
+            self.listener.note(note)
 
     def _target(self) -> float:
         given = self.goal.baseline
@@ -135,7 +151,7 @@ class TargetSearch:
             return self.goal.value
         assert self.baseline is not None
         assert self.goal.drop is not None
-        self.fitter.listener.note(
+        self.listener.note(
             f"trained directly: {self.task.metric_name} {self.baseline:.4f}; the target is "
             f"{self.baseline - self.goal.drop:.4f}"
         )
@@ -154,66 +170,102 @@ class TargetSearch:
     def _drawn(self, probes: Sequence[Probe]) -> Curve:
         """A curve of its own through these trainings."""
         assert self.curve is not None
-        found = Curve(self.task, self.curve.target, len(self.seeds), self.D, self.baseline, self.curve.lag)
-        found.probes = list(probes)
-        return found
+        return self.curve.through(probes)
 
     def _expect(self) -> None:
         """Draw the line, with trials that are running at what it expects of them."""
-        self.curve = self._drawn(self.told)
+        self.ends = self._carried_to_their_ends()
+        self.curve = self._drawn(self.ends)
         expected = [
-            Probe(trial.d, trial.seed, self.curve.expected(trial.d, trial.short), (), 0, 0.0, short=trial.short)
+            replace(
+                Probe(trial.d, trial.seed, 0.0, (), 0, 0.0, short=trial.short, rate=trial.rate),
+                value=self.curve.expected(self.knob.turn(trial), trial.short),
+            )
             for trial in self.running
         ]
-        self.probes = [*self.told, *expected]
+        self.probes = [*self.ends, *expected]
         self.curve = self._drawn(self.probes)
         self.failed, self.met = self._judge()
         if not self.said_short_ones_mislead and self.curve.short_ones_mislead():
             self.said_short_ones_mislead = True
-            self.fitter.listener.note("short trainings say little of this network: from here on, only whole ones count")
+            self.listener.note("short trainings say little of this network: from here on, only whole ones count")
 
-    def _judge(self) -> tuple[int, int]:
-        """The largest d that does not meet the target so far, and the smallest that does; 0 if there is none."""
+    def _carried_to_their_ends(self) -> list[Probe]:
+        """The trainings that have ended; one that was stopped with the metric that it would have had, gaining as much
+        from there on as the others did."""
+        ended = self._ended_curves()
+        if not ended or not any(p.stopped and p.curve for p in self.told):
+            return self.told
+        curve = self._drawn(self.told)
+        found: list[Probe] = []
+        for p in self.told:
+            if p.stopped and p.curve:
+                gains = [curve.log_error(c[-1]) - curve.log_error(c[len(p.curve) - 1]) for c in ended]
+                p = replace(p, value=curve.metric(curve.log_error(p.value) + min(0.0, statistics.fmean(gains))))
+            found.append(p)
+        return found
+
+    def _judge(self) -> tuple[float, float]:
+        """The largest turn that is found not to meet the target, and the smallest that meets it; 0 for none."""
         assert self.curve is not None
-        failed = met = 0
-        for d in {p.d for p in self.probes if p.whole}:
-            if self.task.meets(self.curve.mean(d), self.curve.target):
-                ended = all((p := self._of(d, s)) is not None and not p.stopped for s in self.seeds)
-                met = min(d, met or d) if ended else met
-            elif not self._missing(d) or self._too_poor(d):
-                failed = max(d, failed)
+        failed = met = 0.0
+        noise, seeds = self.curve.noise(), len(self.seeds)
+        for turn in {self.knob.turn(p) for p in self.ends if p.whole}:
+            mean, n = self._carried(turn)
+            if n >= seeds and self.task.meets(mean, self.curve.target):
+                met = min(turn, met or turn) if self._of_its_own(turn) else met
+            elif n >= seeds or (n and self.curve.gap(mean) > noise * math.sqrt(1 / n + 1 / seeds)):
+                failed = max(turn, failed)
         return failed, met
 
-    def _too_poor(self, d: int) -> bool:
-        """Whether the mean over all seeds will hardly meet the target."""
+    def _neighbors(self, turn: float) -> list[Probe]:
+        """Whole trainings that have ended near a turn."""
+        near = [p for p in self.ends if p.whole and turn / NEARBY <= self.knob.turn(p) <= turn * NEARBY]
+        return sorted(near, key=lambda p: (self.knob.turn(p), p.seed))
+
+    def _carried(self, turn: float) -> tuple[float, int]:
+        """The mean over the neighbors of a turn, each of them carried there along the line; and how many were not
+        stopped."""
+        near = self._neighbors(turn)
+        return statistics.fmean(self._value(p, turn) for p in near), sum(not p.stopped for p in near)
+
+    def _value(self, probe: Probe, turn: float) -> float:
+        """The metric that a training would have at another turn."""
         assert self.curve is not None
-        n = len(self.seeds) - self._missing(d)
-        return self.curve.gap(self.curve.mean(d)) > self.curve.noise() * math.sqrt(1 / n + 1 / len(self.seeds))
+        curve, at = self.curve, self.knob.turn(probe)
+        if at == turn:
+            return probe.value
+        return curve.metric(curve.log_error(probe.value) + curve.slope * math.log(turn / at))
 
-    def _of(self, d: int, seed: int) -> Probe | None:
-        return next((p for p in self.probes if p.at(d) and p.seed == seed), None)
+    def _of_its_own(self, turn: float) -> list[Probe]:
+        """Trainings of that turn that meet the target themselves."""
+        assert self.curve is not None
+        target = self.curve.target
+        ended = [p for p in self.told if p.whole and not p.stopped and self.knob.turn(p) == turn]
+        return [p for p in ended if self.task.meets(p.value, target)]
 
-    def _missing(self, d: int) -> int:
-        return sum(self._of(d, s) is None for s in self.seeds)
+    def _seeds_at(self, turn: float) -> list[int]:
+        """The seeds that have no training of that turn, the next in the round first."""
+        assert self.curve is not None
+        n = sum(p.whole for p in self.probes)
+        used = {p.seed for p in self.curve.at(turn)}
+        order = [self.seeds[(n + i) % len(self.seeds)] for i in range(len(self.seeds))]
+        return [seed for seed in order if seed not in used]
 
-    def _room(self) -> float:
-        return self.spending.room(len(self.running))
-
-    # --- one d ---
+    # --- where next ---
 
     def _blind(self) -> Trial | None:
-        """The first trials, before any result. Those beside the first are at a clearly smaller or larger d."""
-        first, n = first_d(self.D), len(self.running)
-        if self._room() < 1:
+        """The first trials, of which nothing is known yet: those beside the first look a good deal lower or higher."""
+        n = len(self.running)
+        if self.room() < 1:
             return None
-        factor = BLIND ** ((n + 1) // 2 * (1 if n % 2 else -1))
-        d = min(self.D, max(2, round(first * factor)))
-        trial = Trial(d, self.seeds[0], self._may_train_short())
+        turn = self.knob.first * BLIND ** ((n + 1) // 2 * (1 if n % 2 else -1))
+        trial = self.knob.trial(self.knob.nearest(turn), self.seeds[0], short=self._may_train_short())
         return None if trial in self.running else trial
 
     def _may_train_short(self) -> bool:
         """Whether short trainings are worth their time."""
-        return short_ones_are_worth(self.fitter) and self._room() >= len(self.seeds) + 1
+        return short_ones_are_worth(self.fitter) and self.room() >= len(self.seeds) + 1
 
     def _short_trial(self) -> Trial | None:
         """A short training near the crossing, until some lie around it; None once whole ones have begun."""
@@ -222,75 +274,61 @@ class TargetSearch:
             return None
         return next_short_trial(self.curve, self.seeds)
 
-    def _more_at(self, d: int) -> Trial | None:
-        """A trial with another seed where training has just begun at d and may meet the target."""
+    def _may_be_enough(self) -> bool:
+        """Whether the trainings that are running may be the last ones."""
         assert self.curve is not None
-        n = sum(self._of(d, s) is not None for s in self.seeds)
-        if not self.probes[-1].whole or not 0 < n < len(self.seeds) or self._too_poor(d):
-            return None
-        # Far above it, one seed is enough, as long as the search can still try a smaller d.
-        lower = self._room() >= len(self.seeds) + 1
-        gap = self.curve.gap(self.curve.mean(d))
-        if n == 1 and gap < -2 * self.curve.noise() and lower and not self.met:
-            return None
-        # Below it, and only enough trainings are left for one d: a larger d is more likely to meet the target.
-        if gap > 0 and not self.met and self._room() - self._missing(d) < len(self.seeds) <= self._room():
-            return None
-        return self._seed_at(d)
-
-    def _seed_at(self, d: int) -> Trial | None:
-        """A trial at d with the next seed, None where trainings must be kept for a d that is surer."""
-        safe = self._safe()
-        reserved = 0 if safe is None or safe == d else self._missing(safe)
-        if self._room() < 1 + reserved:
-            return None
-        return next((Trial(d, seed) for seed in self.seeds if self._of(d, seed) is None), None)
-
-    # --- where next ---
+        if self.met:
+            return True
+        crossing, _ = self.curve.crossing()
+        near = [p for p in self.probes if p.whole and crossing / NEARBY <= self.knob.turn(p) <= crossing * NEARBY]
+        return len(near) >= len(self.seeds) + SPARE
 
     def _next(self) -> Trial | None:
-        """A trial at the next d, None where the search has ended."""
+        """A whole trial at the next turn, None where the search has ended."""
         assert self.curve is not None
-        seeds, room = len(self.seeds), self._room()
-        if self.failed >= self.D or room < 1:
+        room = self.room()
+        if self.failed >= self.knob.range[1] or room < 1:
             return None
         crossing, error = self.curve.crossing()
         if self.met:
             # Lower down, where it is as likely as not that the target is met; not for a step that noise hides.
-            near = min(crossing, self.met / CLOSE**2)
-            near = max(near, self.failed * CLOSE) if self.failed else near
-            if room < seeds or near > self.met / WORTH:
+            wanted = max(min(crossing, self.met / CLOSE), self.failed * CLOSE)
+            if wanted > self.met / WORTH:
                 return None
-        elif (safe := self._safe()) is not None and room < self._missing(safe) + 2:
-            return self._seed_at(safe)
         else:
-            # The last trainings that are left go where the target is met almost surely.
-            doubt = DOUBTS[0 if room >= 2 * seeds else 1 if room >= seeds + 1 else 2]
-            near = crossing * math.exp(doubt * error)
-            near = max(near, self.failed * CLOSE) if self.failed else near
-        return self._seed_at(d) if (d := self._near(near)) else None
+            wanted = max(crossing * math.exp(self._doubt() * error), self.failed * CLOSE)
+            wanted = self._beside_others(wanted)
+        turn = self._near(wanted)
+        seeds = self._seeds_at(turn)
+        return self.knob.trial(turn, seeds[0]) if seeds else None
 
-    def _near(self, wanted: float) -> int:
-        """The d to train at for one that is wanted, 0 for none: one that has a training already saves one."""
+    def _doubt(self) -> float:
+        """How far above the crossing to train next, in standard errors."""
+        if self.room() < 2:
+            return LAST
+        most = len(DOUBTS) - 1
+        return DOUBTS[min(max(most - len(self.seeds) + sum(p.whole for p in self.probes), 0), most)]
+
+    def _beside_others(self, wanted: float) -> float:
+        """The turn that is wanted, or a smaller one where so few trainings are left that a mean needs those before."""
+        needed = len(self.seeds) - int(self.room())
+        turns = sorted((self.knob.turn(p) for p in self.probes if p.whole and not p.stopped), reverse=True)
+        return min(wanted, turns[needed - 1] * NEARBY / CLOSE) if 0 < needed <= len(turns) else wanted
+
+    def _near(self, wanted: float) -> float:
+        """The turn to train at for one that is wanted: that of a training which is close and may still do, if any."""
         assert self.curve is not None
-        known = sorted({p.d for p in self.probes})
+        known = sorted({self.knob.turn(p) for p in self.probes})
         reach = JUMP if self.curve.slope_is_measured() else FARTHEST
-        wanted = min(max(wanted, known[0] / reach), known[-1] * reach, float(self.D))
-        d = max(2, round(wanted))
-        d = min(max(d, self.failed + 1), self.D) if not self.met else d
+        wanted = min(max(wanted, known[0] / reach), known[-1] * reach)
         for k in known:
-            if d / CLOSE <= k <= d * CLOSE and k > self.failed and k != self.met and self._missing(k):
+            close = wanted / CLOSE <= k <= wanted * CLOSE
+            if close and k > self.failed and k != self.met and self._seeds_at(k):
                 return k
-        return d if self._missing(d) else 0
-
-    def _safe(self) -> int | None:
-        """The smallest d where the trainings so far say that the target will be met, while none is known that does."""
-        assert self.curve is not None
-        if self.met:
-            return None
-        found = {p.d for p in self.probes if p.d > self.failed and p.whole and self._missing(p.d)}
-        sure = -1.5 * self.curve.noise()
-        return min((d for d in found if self.curve.gap(self.curve.mean(d)) < sure), default=None)
+        turn = self.knob.nearest(max(wanted, self.knob.range[0]))
+        while turn < self.knob.range[1] and (turn == self.failed or not self._seeds_at(turn)):
+            turn = self.knob.nearest(max(turn * CLOSE, turn + 1))
+        return turn
 
     # --- the end ---
 
@@ -310,35 +348,48 @@ class TargetSearch:
         best = min if self.task.minimise else max
         told = {
             "target": self.curve.target,
-            "probes": tuple(self.probes),
-            "frontier": frontier(self.probes, self.task.minimise),
+            "probes": tuple(self.told),
+            "frontier": frontier(self.told, self.task.minimise),
             "baseline": self.baseline,
             "baseline_lr": self.baseline_lr,
             "full_fits": round(self.spending.spent_fits, 3),
         }
         if not self.met:
             why = self._not_reached()
-            made = [p for p in self.probes if p.whole and not p.stopped]
+            made = [p for p in self.told if p.whole and not p.stopped]
             if not made:
                 raise SubcompressError(why)
             return best(made, key=lambda p: p.value), told | {"reached": False, "failure": why}
-        final = [p for s in self.seeds if (p := self._of(self.met, s)) is not None]
-        own = [self.met * math.exp(-self.curve.gap(p.value) / self.curve.slope) for p in final]
-        return best(final, key=lambda p: p.value), told | {
-            "d_spread": {"low": round(min(own), 1), "high": round(max(own), 1), "missed": float(self.failed)},
-            "validation_spread": statistics.stdev(p.value for p in final) if len(final) > 1 else None,
+        return best(self._of_its_own(self.met), key=lambda p: p.value), told | self._spreads()
+
+    def _spreads(self) -> dict[str, Any]:
+        """How much trainings near the turn that was found differ, each carried to it."""
+        assert self.curve is not None
+        curve = self.curve
+        near = [p for p in self._neighbors(self.met) if not p.stopped]
+        values = [self._value(p, self.met) for p in near]
+        told: dict[str, Any] = {
+            "validation_mean": statistics.fmean(values),
+            "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
         }
+        if self.knob.spread is not None:
+            own = [self.knob.turn(p) * math.exp(-curve.gap(p.value) / curve.slope) for p in near]
+            told[self.knob.spread] = {"low": round(min(own), 1), "high": round(max(own), 1), "missed": self.failed}
+        return told
 
     def _not_reached(self) -> str:
+        """Why there is no file that meets the target, and what to change."""
         assert self.curve is not None
-        looked = [p for p in self.probes if p.whole]
+        looked = [p for p in self.told if p.whole] or self.told
         best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
-        n, spent = sum(p.at(best.d) for p in looked), self.spending.spent_fits
-        why = f"in {spent:.1f} trainings" if self.failed < self.D else "even in all of them"
+        same = self.curve.at(self.knob.turn(best)) or [best]
+        spent, name = self.spending.spent_fits, self.knob.name
+        why = f"in {spent:.1f} trainings" if self.failed < self.knob.range[1] else "even in all of them"
         return (
-            f"the target is not reached: no d was found {why} at which the mean of {self.task.metric_name} over "
-            f"{len(self.seeds)} seeds meets {self.curve.target:.4g}; the best was {self.curve.mean(best.d):.4f} at d = "
-            f"{best.d} ({n} seeds): lower the target, or raise --max-fits, --max-minutes, --epochs or --bits"
+            f"the target is not reached: no {name} was found {why} at which the mean of {self.task.metric_name} over "
+            f"{len(self.seeds)} seeds meets {self.curve.target:.4g}; the best was "
+            f"{statistics.fmean(p.value for p in same):.4f} at {self.knob.words(best)} ({len(same)} seeds): lower the "
+            "target, or raise --max-fits, --max-minutes, --epochs or --bits"
         )
 
 
@@ -346,13 +397,4 @@ def _needs_direct(goal: SearchGoal) -> bool:
     return goal.drop is not None and goal.baseline is None
 
 
-def judged(probe: Probe, others: Sequence[Probe], minimise: bool) -> Probe:
-    """The probe, with the worst metric of the others if it died: it has none."""
-    if probe.note != DIED:
-        return probe
-    values = [p.value for p in others]
-    worst = max(values, default=math.inf) if minimise else min(values, default=0.0)
-    return replace(probe, value=worst)
-
-
-__all__ = ["TargetSearch", "judged"]
+__all__ = ["TargetSearch"]

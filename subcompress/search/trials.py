@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from subcompress.training.probe import Probe
+from subcompress.training.probe import Probe, training_key
 
 Hopeless = Callable[[tuple[float, ...]], bool]
 """Decides whether to stop a training, by the metric after each of its epochs so far."""
@@ -20,10 +20,11 @@ class Trial:
     Args:
         d: Coordinates, 0 for the network trained directly.
         seed: Its seed.
-        short: Whether to train for few epochs only, to find the region of d to search.
-        lr: The learning rate of a direct training; None for the usual one.
-        limit: The most bytes of the file; None for any size.
-        room: The most bytes of its coordinates.
+        short: Train for few epochs only, to see where to look.
+        lr: The step of a direct training, None for the usual one.
+        limit: Most bytes of the file, None where any size will do.
+        room: Of these, what the coordinates may take.
+        rate: The price of a bit, None for the one of the recipe.
     """
 
     d: int
@@ -32,19 +33,21 @@ class Trial:
     lr: float | None = None
     limit: int | None = None
     room: int | None = None
+    rate: float | None = None
 
     @property
     def key(self) -> str:
         """The name of the trial in the run folder."""
         step = "" if self.lr is None else f"-lr{self.lr:g}"
-        named = f"d{self.d}-s{self.seed}" if self.d else f"direct-s{self.seed}{step}"
+        named = training_key(self.d, self.seed, self.rate) if self.d else f"direct-s{self.seed}{step}"
         return named + ("-short" if self.short else "")
 
 
 def trial_of(key: str) -> Trial | None:
     """The trial of that name, without its limits; None for the name of something else."""
-    if found := re.fullmatch(r"d(\d+)-s(\d+)(-short)?", key):
-        return Trial(int(found[1]), int(found[2]), found[3] is not None)
+    if found := re.fullmatch(r"d(\d+)-s(\d+)(?:-p([\d.e+-]+?))?(-short)?", key):
+        rate = float(found[3]) if found[3] else None
+        return Trial(int(found[1]), int(found[2]), found[4] is not None, rate=rate)
     if found := re.fullmatch(r"direct-s(\d+)(?:-lr(.+?))?(-short)?", key):
         return Trial(0, int(found[1]), found[3] is not None, float(found[2]) if found[2] else None)
     return None

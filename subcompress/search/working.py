@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from subcompress.search.trials import Engine, Trial, trial_of
@@ -61,6 +62,7 @@ def _train(fitter: Fitter, engine: Engine, run: Run, trial: Trial) -> None:
                 limit=trial.limit,
                 room=trial.room,
                 short=trial.short,
+                rate=trial.rate,
                 hopeless=engine.hopeless(trial),
             )
     except DiedTwiceError:
@@ -116,10 +118,8 @@ def _ended(run: Run, told: set[str]) -> Iterator[tuple[Trial, Probe]]:
             epochs, seconds = int(entry["epochs"]), float(entry["seconds"])
             if (first := run.journal.get(name + DEAD)) is not None and trial.d:
                 epochs, seconds = epochs + int(first["epochs"]), seconds + float(first["seconds"])
-            lost = Probe(
-                trial.d, trial.seed, 0.0, (), epochs, seconds, True, DIED, warnings=(entry["note"],), short=trial.short
-            )
-            yield trial, lost
+            lost = Probe(trial.d, trial.seed, 0.0, (), epochs, seconds, True, DIED, warnings=(entry["note"],))
+            yield trial, replace(lost, short=trial.short, rate=trial.rate)
 
 
 def finish(fitter: Fitter, run: Run, chosen: Probe, found: dict[str, Any], origin: dict[str, Any]) -> Fit:

@@ -45,7 +45,7 @@ from subcompress.training.kept import Kept, kept_of, sizes_for
 from subcompress.training.loop import Checkpoint, DeadRunError, Direct, Outcome, TrainOptions, check_recipe, train
 from subcompress.training.preflight import check_first_batch, check_trains, estimate_cost
 from subcompress.training.pressure import Pressure
-from subcompress.training.probe import Fit, Probe
+from subcompress.training.probe import Fit, Probe, training_key
 from subcompress.training.run import DISCARD, JOURNAL, Run
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
 from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
@@ -209,10 +209,10 @@ class Fitter:
                 self.model, self.plan(self.least, self.settings.seed), self.data, self.copies.held
             )
 
-    def begin(self, folder: Run, restart: bool) -> None:
-        """Take the folder; say how tensors start and what frozen ones cost."""
+    def begin(self, folder: Run, restart: bool, noise: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
+        """Take the folder; say how tensors start and what frozen ones cost. noise: see `Run.begin`."""
         self.run = folder
-        if folder.begin(restart):
+        if folder.begin(restart, noise):
             likeness.go_on(folder.path, self.outputs)
             self.listener.note(f"going on with the run in {folder.path}")
         else:
@@ -391,6 +391,7 @@ class Fitter:
         limit: int | None = None,
         room: int | None = None,
         short: bool = False,
+        rate: float | None = None,
         hopeless: Callable[[tuple[float, ...]], bool] | None = None,
     ) -> Probe:
         """Train in d coordinates; a dead run is tried once more with a smaller step.
@@ -401,17 +402,17 @@ class Fitter:
             limit: Shorten the file to so many bytes.
             room: Press the coordinates into so many bytes, from when rounding begins.
             short: Train for `short_epochs`, without a file.
+            rate: The price of a bit, by default that of the options.
             hopeless: Whether to stop, by the metric after each epoch.
 
         Raises:
             DiedTwiceError: Both tries died.
         """
-        key = _key(d, seed) + ("-short" if short else "")
+        key = training_key(d, seed, rate) + ("-short" if short else "")
         plan = self.plan(d, seed)
-        note = f"d = {d}, seed {seed}" + (", short" if short else "")
-        attempts = Attempts(
-            self._run, key, note, self.settings.recipe(seed, plan, self.short_epochs if short else None)
-        )
+        priced = "" if rate is None else f", price {rate:g}"
+        note = f"d = {d}{priced}, seed {seed}" + (", short" if short else "")
+        attempts = Attempts(self._run, key, note, self._recipe(plan, seed, rate, short))
         for attempt in attempts:
             self.listener.run(attempt.note, attempt.options.epochs)
             try:
@@ -423,10 +424,16 @@ class Fitter:
             packs = plan.exact and self.settings.rounded and not outcome.stopped and not short
             kept = kept_of(subspace, self.sizes, limit) if packs else Kept()
             probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, short)
+            probe = replace(probe, rate=rate)
             for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
                 self.listener.note(f"warning: {attempt.note}: {remark}")
             return self._note(key, probe, kept.record)
         raise AssertionError("attempts end with a result or an error")
+
+    def _recipe(self, plan: Plan, seed: int, rate: float | None, short: bool = False) -> TrainOptions:
+        """How to train in the plan's coordinates, with that price of a bit where one is given."""
+        recipe = self.settings.recipe(seed, plan, self.short_epochs if short else None)
+        return recipe if rate is None else replace(recipe, rate=rate)
 
     def _probe(
         self,
@@ -493,9 +500,9 @@ class Fitter:
         are those of all trainings, also of those before an interruption."""
         seconds = sum(float(entry["seconds"]) for key, entry in self._run.journal.items() if not key.endswith("-died"))
         s = self.settings
-        key = _key(chosen.d, chosen.seed)
+        key = training_key(chosen.d, chosen.seed, chosen.rate)
         plan = self.plan(chosen.d, chosen.seed)
-        recipe = s.recipe(chosen.seed, plan)
+        recipe = self._recipe(plan, chosen.seed, chosen.rate)
         recipe = recipe if chosen.lr is None else replace(recipe, lr=chosen.lr)
         record: Record | None = None
         if plan.exact:
@@ -639,11 +646,6 @@ def _standing_note(base: OnBase, layout: Layout, starts: Mapping[str, Start], D:
     return words + (
         f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
     )
-
-
-def _key(d: int, seed: int) -> str:
-    """What a training is called in the run folder."""
-    return f"d{d}-s{seed}"
 
 
 __all__ = ["Fitter"]

@@ -91,7 +91,10 @@ class Goal:
             weights. By default `fit` trains the network directly.
         baseline_lr: The learning rate of the direct training for `max_drop`. By default the best of a few on the
             validation split.
-        seeds: Number of trainings at each d of a search. Their mean must meet the target.
+        knob: What a search varies to meet a target. `d`: the number of coordinates. `price`: the price of a bit, with
+            a coordinate for each weight, which suits networks of a few thousand weights.
+        seeds: Number of trainings with different seeds, at the value that a search finds and near it. Their mean must
+            meet the target.
         max_fits: The most that a search may cost, in full trainings. By default 8, plus 1 for each of `jobs` beyond the
             first, plus 2 if `max_drop` has to find its learning rate.
         max_minutes: Start no training that would end after this many minutes.
@@ -104,6 +107,7 @@ class Goal:
     bytes: int | None = None
     baseline: float | str | Path | None = None
     baseline_lr: float | None = None
+    knob: str = "d"
     seeds: int = 3
     max_fits: float | None = None
     max_minutes: float | None = None
@@ -194,6 +198,7 @@ class Shortcuts(RecipeShortcuts, total=False):
     within: int | None
     baseline: float | str | Path | None
     baseline_lr: float | None
+    knob: str
     seeds: int
     max_fits: float | None
     max_minutes: float | None

@@ -47,6 +47,8 @@ class Probe:
     """By how many bytes the file was shortened: its smallest coordinates became zero."""
     short: bool = False
     """Whether it was trained for few epochs only, to show a search where to look."""
+    rate: float | None = None
+    """The price of a bit, where a search varied it."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:
@@ -61,6 +63,11 @@ class Probe:
     def whole(self) -> bool:
         """Whether it was trained for all epochs."""
         return not (self.short or self.warm)
+
+
+def training_key(d: int, seed: int, rate: float | None = None) -> str:
+    """What a training is called in the run folder. rate: the price of a bit, where a search varies it."""
+    return f"d{d}-s{seed}" + ("" if rate is None else f"-p{rate:g}")
 
 
 class TargetMissedError(SubcompressError):
@@ -102,6 +109,8 @@ class Fit:
         frontier: The trainings for which no smaller file is as good.
         d_spread: How much the d that meets the target varies between seeds.
         validation_spread: Standard deviation of `validation` between seeds.
+        validation_mean: Of a search for a target, the mean of `validation` over the trainings at the value that was
+            found and near it, each carried there along the line through all of them.
         baseline: The metric of direct training.
         full_fits: What the search cost, in full trainings.
         warnings: What looks wrong, one line each.
@@ -139,6 +148,8 @@ class Fit:
     """Why the file should not be used as it is: the target is missed, or nothing was learned."""
     baseline_lr: float | None = None
     """The step of the direct training that the target counts from, where there was one."""
+    validation_mean: float | None = None
+    """The mean over the trainings at the value that a search for a target found and near it."""
 
     def __repr__(self) -> str:
         size = f" {self.bytes:,} bytes," if self.bytes else ""

@@ -59,12 +59,14 @@ AGAIN = "fit again, with --restart"
 
 class Run:
     """A folder that this process works in, perhaps with others. command: in groups, see `schemas`; journal: the
-    trainings that have ended, by name, in the order in which they ended."""
+    trainings that have ended, by name, in the order in which they ended; noise: what the search believed of the noise
+    between seeds when it began, None for the usual."""
 
     def __init__(self, path: Path, command: dict[str, Any], worker: Worker) -> None:
         self.path, self.command, self.worker = path, json.loads(json.dumps(command, default=_plain)), worker
         schemas.check_command(self.command, "the options", "give others")
         self.journal: dict[str, Any] = {}
+        self.noise: dict[str, Any] | None = None
         self._begun: str | None = None
         self._read_at: tuple[int, ...] | None = None
 
@@ -77,8 +79,11 @@ class Run:
     def _before(self) -> dict[str, Any] | None:
         return schemas.command(self.path / COMMAND, DISCARD)
 
-    def begin(self, restart: bool) -> bool:
+    def begin(self, restart: bool, noise: Callable[[], dict[str, Any] | None] = lambda: None) -> bool:
         """Take up what is there, or clear it for a new command; whether there is something to go on from.
+
+        noise: what a search that begins here believes of the noise between seeds; one that goes on keeps to what it
+        began with.
 
         The limits of a command may differ from those before, also of a run that has ended: it goes on. Raises
         SubcompressError where the folder holds an unfinished run of another command, where others work on something
@@ -106,7 +111,7 @@ class Run:
             )
         for name in (SUMMARY, RECORD, COMMAND, JOURNAL, CHECKPOINTS, OLD_CHECKPOINT, PROBES, RECIPE, PEERS, *COMPARED):
             _remove(self.path / name)
-        self._begun = secrets.token_hex(8)
+        self._begun, self.noise = secrets.token_hex(8), noise()
         self._write_command({})
         return False
 
@@ -139,12 +144,13 @@ class Run:
             earlier = [e for e in earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
             for name in (SUMMARY, RECORD, PEERS, *COMPARED):
                 _remove(self.path / name)
-        self._begun = before.get("begun")
+        self._begun, self.noise = before.get("begun"), before.get("noise")
         self._write_command({"earlier": earlier} if earlier else {})
         return bool(self.journal) or self._checkpointed() or bool(others)
 
     def _write_command(self, history: dict[str, Any]) -> None:
-        begun = {} if self._begun is None else {"begun": self._begun}  # there is none in a folder of an older version
+        told = {"begun": self._begun, "noise": self.noise}  # a folder of an older version has neither
+        begun = {name: value for name, value in told.items() if value is not None}
         write_bytes(self.path / COMMAND, _json(self.command | history | begun))
 
     def _worked(self) -> bool:
@@ -351,7 +357,8 @@ def _plain(value: Any) -> Any:
 
 
 def _without_history(command: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if command is None else {n: value for n, value in command.items() if n not in ("earlier", "begun")}
+    history = ("earlier", "begun", "noise")
+    return None if command is None else {name: value for name, value in command.items() if name not in history}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -130,14 +130,23 @@ class Goal(Struct):
     bytes: Count | None = None
     baseline: float | str | None = None
     baseline_lr: Step | None = None
+    knob: str | None = None
     ds: tuple[Positive, ...] | None = None
     thresholds: tuple[float, ...] | None = None
     predict: bool | None = None
 
 
+class Noise(Struct):
+    """What a search believed of the noise between seeds when it began: see `subcompress.search.noise`."""
+
+    factor: Limit
+    n: Positive
+    runs: Count
+
+
 class Command(Struct):
     """command.json; earlier: limits that were in force before, in order; begun: drawn when the run began, to tell it
-    from another run of the same command."""
+    from another run of the same command; noise: what a search began with."""
 
     recipe: dict[str, Any]
     network: Network
@@ -147,6 +156,7 @@ class Command(Struct):
     limits: Limits = msgspec.field(default_factory=Limits)
     earlier: tuple[Earlier, ...] = ()
     begun: str | None = None
+    noise: Noise | None = None
 
 
 class Died(Struct):
@@ -333,7 +343,9 @@ def _entry(key: str) -> Any:
     if key.endswith("-died"):
         return Died
     # Folders of former versions lack those with a default here.
-    return struct_of(Probe, True, ("warnings", tuple[str, ...], ()), ("short", bool, False))
+    return struct_of(
+        Probe, True, ("warnings", tuple[str, ...], ()), ("short", bool, False), ("rate", Size | None, None)
+    )
 
 
 def _other(key: str, entry: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ from subcompress.operators import EXACT, OPERATORS
 from subcompress.peers import PEERS
 from subcompress.rebuild.dense import FLOATS
 from subcompress.search.executors import EXECUTORS
+from subcompress.search.knobs import KNOBS
 from subcompress.serving.triton import BACKENDS, MAX_BATCH
 from subcompress.subspace.acting import ROLES
 from subcompress.subspace.plan import AUTO
@@ -48,6 +49,7 @@ REGISTRIES = {
     "METRICS": METRICS,
     "EXACT": EXACT,
     "EXECUTORS": EXECUTORS,
+    "KNOBS": KNOBS,
     "OPERATORS": OPERATORS,
     "OPTIMIZERS": OPTIMIZERS,
     "PRECISIONS": PRECISIONS,

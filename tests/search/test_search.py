@@ -18,6 +18,7 @@ import subcompress
 from subcompress import Listener, SubcompressError
 from subcompress.search.curve import frontier
 from subcompress.search.goal import SearchGoal
+from subcompress.search.noise import NEARBY
 from subcompress.search.simulation import PowerLaw, laws, simulate
 from subcompress.search.target import TargetSearch
 from subcompress.search.trials import Trial
@@ -34,23 +35,27 @@ def searched(law: PowerLaw, workers: int = 1, **goal) -> float:
     assert found["full_fits"] == pytest.approx(law.epochs / 10)
     if not found.get("reached", True):
         return math.nan
-    values = [p.value for p in found["probes"] if p.at(chosen.d)]
-    assert len(values) == 3
-    assert np.mean(values) >= law.target
-    assert chosen.value == max(values)
+    near = [p for p in found["probes"] if p.whole and chosen.d / NEARBY <= p.d <= chosen.d * NEARBY]
+    assert len(near) >= 3
+    assert found["validation_mean"] >= law.target
+    assert chosen.value == max(p.value for p in near if p.d == chosen.d) >= law.target
     assert found["frontier"] == frontier(found["probes"], False)
     return chosen.d / law.d_true
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, 8), pytest.param(2, 9, marks=pytest.mark.slow), (4, 11)])
 def test_known_curves_are_searched_in_few_trainings(workers, most):
-    ratios = []
+    ratios, spent = [], []
     for law in laws(80):
         ratios.append(searched(law, workers, max_fits=float(most)))
+        spent.append(law.epochs)
         assert law.epochs <= 10 * most
-    assert np.isnan(ratios).sum() <= 4
-    assert 0.9 < np.nanmedian(ratios) < 1.2, np.nanmedian(ratios)
-    assert np.nanquantile(ratios, 0.9) < (1.6 if workers < 4 else 1.8)
+    assert np.isnan(ratios).sum() <= 2
+    assert 0.95 < np.nanmedian(ratios) < 1.08, np.nanmedian(ratios)
+    assert np.nanquantile(ratios, 0.1) > 0.9
+    assert np.nanquantile(ratios, 0.9) < 1.25
+    if workers == 1:
+        assert np.mean(spent) < 41
 
 
 def test_two_workers_take_less_time():
@@ -60,7 +65,7 @@ def test_two_workers_take_less_time():
         return float(np.mean([simulate(curve, goal, workers).rounds for curve in curves]))
 
     rounds = {workers: rounds_of(workers) for workers in (1, 2, 4)}
-    assert rounds[2] < 0.65 * rounds[1]
+    assert rounds[2] < 0.85 * rounds[1]  # one worker wastes less: each of its trainings knows all those before
     assert rounds[4] < rounds[2]
 
 
@@ -193,9 +198,10 @@ def test_a_search_on_a_network(few_digits, tmp_path):
     options = {"max_drop": 0.2, "baseline_lr": 2e-3, "epochs": 5, "batch_size": 32, "threads": 1, "seeds": 2}
     found = subcompress.fit(net, few_digits, tmp_path / "run", **options, listener=heard)
     values = [p.value for p in found.probes if p.at(found.d)]
-    assert len(values) == 2
-    assert np.mean(values) >= found.target == found.baseline - 0.2
-    assert found.validation == max(values)
+    near = [p for p in found.probes if p.whole and found.d / NEARBY <= p.d <= found.d * NEARBY]
+    assert len(near) >= 2
+    assert found.validation_mean >= found.target == found.baseline - 0.2
+    assert found.validation == max(values) >= found.target
     assert found.full_fits <= 8
     assert found.bits == 4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
@@ -208,7 +214,7 @@ def test_a_search_on_a_network(few_digits, tmp_path):
     assert told["baseline_accuracy"] == found.baseline
     (at,) = [p for p in told["probes"] if p["d"] == found.d and not p["short"]]
     assert at["accuracies"] == values
-    assert at["seeds"] == [0, 1]
+    assert {0, 1} <= {p.seed for p in near}
     assert at["seconds"] > 0
     again = subcompress.fit(net, few_digits, tmp_path / "run", **options, listener=heard)
     assert again == found
