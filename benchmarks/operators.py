@@ -31,6 +31,8 @@ from subcompress.operators.haar import HaarWavelets
 from subcompress.operators.householder import HouseholderProduct
 from subcompress.operators.tucker import TuckerCore
 from subcompress.subspace.module import Subspace
+from subcompress.subspace.plan import make_plan
+from subcompress.subspace.preparing import prepared
 from subcompress.training.loop import DeadRunError, TrainOptions, train
 from subcompress.training.tasks import Task
 from subcompress_models import MODELS
@@ -200,15 +202,15 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
 
 def newer_accuracy(maker: Maker, model: str, d: int, data: Data, seed: int) -> float:
     """As `accuracy`, of an operator of the registry, with the starts and the measured scales of `fit`."""
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    batches = [data.train[rows] for rows in order[: 100 * 64].split(64)]
+    batches = [data.train[rows] for rows in torch.arange(100 * 64).split(64)]
     moves = measure_moves(MODELS[model], batches, lambda net, b: cross_entropy(net(b[0]), b[1]), seed=seed)
-    subspace = Subspace.of(MODELS[model], d, seed=seed, moves=moves)
-    (part,) = subspace.plan.parts
+    starts = prepared(MODELS[model], seed=seed).starts
+    plan = make_plan(starts, d, seed=seed, scales=moves.scales(starts, d, rounded=False))
+    (part,) = plan.parts
     part = replace(part, operator=maker([spec.shape for spec in part.specs], d, seed))
-    plan = replace(subspace.plan, parts=(part,))
     try:
-        return train(Subspace(subspace.module, plan), data, Task.of(), TrainOptions(3, plan.lr, seed=seed)).value
+        subspace = Subspace(MODELS[model](), replace(plan, parts=(part,)))
+        return train(subspace, data, Task.of(), TrainOptions(3, plan.lr, seed=seed)).value
     except DeadRunError:
         return 0.1
 
