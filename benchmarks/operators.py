@@ -7,8 +7,8 @@ Trains z in float32 for three epochs (the recipe of `fit` without rounding) and 
 standard deviation over the seeds. About 35 minutes on one core. Variants are written plainly, as products with the
 chosen columns of H_m: none of this is what `subcompress` runs.
 
-With --newer, operators of the registry that came later, beside the default: the starts and scales of `fit`, measured,
-are the same for all of them. About 15 minutes on one core.
+With --newer, operators of the registry that came later, beside the default: P alone differs, starts and scales are
+those of a `Subspace`. About 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -23,16 +23,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from subcompress import Data, load_data, measure_moves
+from subcompress import Data, load_data
 from subcompress.operators import HadamardBlocks, Operator, ScatteredBlocks, walsh
 from subcompress.operators.haar import HaarWavelets
 from subcompress.operators.householder import HouseholderProduct
 from subcompress.operators.tucker import TuckerCore
 from subcompress.subspace.module import Subspace
-from subcompress.subspace.plan import make_plan
-from subcompress.subspace.preparing import prepared
 from subcompress.training.loop import DeadRunError, TrainOptions, train
 from subcompress.training.tasks import Task
 from subcompress_models import MODELS
@@ -201,11 +198,8 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
 
 
 def newer_accuracy(maker: Maker, model: str, d: int, data: Data, seed: int) -> float:
-    """As `accuracy`, of an operator of the registry, with the starts and the measured scales of `fit`."""
-    batches = [data.train[rows] for rows in torch.arange(100 * 64).split(64)]
-    moves = measure_moves(MODELS[model], batches, lambda net, b: cross_entropy(net(b[0]), b[1]), seed=seed)
-    starts = prepared(MODELS[model], seed=seed).starts
-    plan = make_plan(starts, d, seed=seed, scales=moves.scales(starts, d, rounded=False))
+    """As `accuracy`, of an operator of the registry: starts and guessed scales are those of a `Subspace`."""
+    plan = Subspace.of(MODELS[model], d, seed=seed).plan
     (part,) = plan.parts
     part = replace(part, operator=maker([spec.shape for spec in part.specs], d, seed))
     try:
