@@ -30,6 +30,7 @@ def digits() -> subcompress.Data:
     return subcompress.load_data("digits")
 
 
+@pytest.mark.slow
 def test_members_are_short_files_on_the_optimum_that_keep_its_accuracy(digits, tmp_path):
     rashomon = example("rashomon")
     rashomon.MEMBERS, rashomon.PROPOSALS, rashomon.LOWEST = 3, 3, 0.5
@@ -77,7 +78,7 @@ def test_a_task_moves_its_own_block_alone(digits):
 
 def test_the_table_of_tasks_reads_one_file_in_two_ways(digits, tmp_path):
     continual = example("continual")
-    continual.D, continual.STEPS, continual.BATCH = 20, 3, 8
+    continual.D, continual.STEPS, continual.BATCH = 20, 1, 8
     lines = continual.table(digits, tmp_path)
     rows = [line.split(" | ") for line in lines[1:-1]]
     assert len(rows) == 5
