@@ -1,14 +1,14 @@
 """What the default operator was settled on: columns, rows a block, second sign, frozen slots, alignment.
 
     python benchmarks/operators.py --data-dir MNIST [--models lenet,mlp] [--seeds 3] [-o benchmarks/results]
-    python benchmarks/operators.py --data-dir MNIST --newer [--models lenet,mlp] [--seeds 3] [-o benchmarks/results]
+    python benchmarks/operators.py --data-dir MNIST --newer --epochs 1 [--models lenet,mlp] [-o benchmarks/results]
 
-Trains z in float32 for three epochs (the recipe of `fit` without rounding) and prints the validation accuracy, mean and
-standard deviation over the seeds. About 35 minutes on one core. Variants are written plainly, as products with the
-chosen columns of H_m: none of this is what `subcompress` runs.
+Trains z in float32 for three epochs, or --epochs (the recipe of `fit` without rounding), and prints the validation
+accuracy, mean and standard deviation over the seeds. About 35 minutes on one core. Variants are products with the
+chosen columns of H_m, written plainly: none of this is what `subcompress` runs.
 
 With --newer, operators of the registry that came later, beside the default: P alone differs, starts and scales are
-those of a `Subspace`. About 15 minutes on one core.
+those of a `Subspace`. About 5 minutes on one core for an epoch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,7 +175,7 @@ class Plain(Operator):
         return self.begin.to(device, dtype)
 
 
-def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
+def accuracy(v: Variant, model: str, d: int, data: Data, seed: int, epochs: int) -> float:
     """Validation accuracy of one run; a dead one scores what its last epoch did not: chance."""
     torch.manual_seed(seed)
     module = MODELS[model]()
@@ -190,21 +191,21 @@ def accuracy(v: Variant, model: str, d: int, data: Data, seed: int) -> float:
         starts = zip(module.parameters(), part.scales, strict=True)
         operator.begin = torch.cat([p.detach().flatten() / scale for p, scale in starts])
     # The same movement of the weights, relative to their start, for every K.
-    recipe = TrainOptions(3, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
+    recipe = TrainOptions(epochs, 0.35 / 4 * math.sqrt(v.K) / math.sqrt(min(d, v.rows)), seed=seed)
     try:
         return train(subspace, data, Task.of(), recipe).value
     except DeadRunError:
         return 0.1
 
 
-def newer_accuracy(maker: Maker, model: str, d: int, data: Data, seed: int) -> float:
+def newer_accuracy(maker: Maker, model: str, d: int, data: Data, seed: int, epochs: int) -> float:
     """As `accuracy`, of an operator of the registry: starts and guessed scales are those of a `Subspace`."""
     plan = Subspace.of(MODELS[model], d, seed=seed).plan
     (part,) = plan.parts
     part = replace(part, operator=maker([spec.shape for spec in part.specs], d, seed))
     try:
         subspace = Subspace(MODELS[model](), replace(plan, parts=(part,)))
-        return train(subspace, data, Task.of(), TrainOptions(3, plan.lr, seed=seed)).value
+        return train(subspace, data, Task.of(), TrainOptions(epochs, plan.lr, seed=seed)).value
     except DeadRunError:
         return 0.1
 
@@ -222,14 +223,15 @@ def table(models: list[str], rows: dict[str, Callable[[str, int], float]], seeds
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def measured(newer: bool, data: Data) -> dict[str, Callable[[str, int], float]]:
+def measured(newer: bool, data: Data, epochs: int) -> dict[str, Callable[[str, int], float]]:
     """The rows of the table."""
+
+    def of(run: Callable[..., float], what: Any) -> Callable[[str, int], float]:
+        return lambda model, seed: run(what, model, SETTINGS[model], data, seed, epochs)
+
     if newer:
-        return {
-            name: lambda model, seed, maker=maker: newer_accuracy(maker, model, SETTINGS[model], data, seed)
-            for name, maker in NEWER.items()
-        }
-    return {v.name: lambda model, seed, v=v: accuracy(v, model, SETTINGS[model], data, seed) for v in VARIANTS}
+        return {name: of(newer_accuracy, maker) for name, maker in NEWER.items()}
+    return {v.name: of(accuracy, v) for v in VARIANTS}
 
 
 def main() -> None:
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--models", default="lenet,mlp")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--newer", action="store_true", help="operators of newer work, beside the default")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -245,11 +248,12 @@ def main() -> None:
     assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
     torch.set_num_threads(1)
     data, lines = load_data("mnist", options.data_dir), []
-    for line in table(options.models.split(","), measured(options.newer, data), options.seeds):
+    for line in table(options.models.split(","), measured(options.newer, data, options.epochs), options.seeds):
         print(line, flush=True)
         lines.append(line)
     if options.output:
-        head = f"MNIST validation accuracy after 3 epochs, {options.seeds} seeds, {time.strftime('%Y-%m-%d')}:\n"
+        after = f"{options.epochs} epoch{'s' * (options.epochs > 1)}, {options.seeds} seeds"
+        head = f"MNIST validation accuracy after {after}, {time.strftime('%Y-%m-%d')}:\n"
         name = f"operator-{'newer' if options.newer else options.models.replace(',', '-')}.md"
         (options.output / name).write_text("\n".join([head, *lines, ""]))
 

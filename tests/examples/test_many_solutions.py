@@ -33,7 +33,7 @@ def digits() -> subcompress.Data:
 @pytest.mark.slow
 def test_members_are_short_files_on_the_optimum_that_keep_its_accuracy(digits, tmp_path):
     rashomon = example("rashomon")
-    rashomon.MEMBERS, rashomon.PROPOSALS, rashomon.LOWEST = 3, 3, 0.5
+    rashomon.MEMBERS, rashomon.STEPS, rashomon.LOWEST = 3, 3, 0.5
     files = rashomon.make(digits, tmp_path)
     optimum = subcompress.load(files[0], rashomon.MODELS["lenet"]())
     x, y = digits.validation[torch.arange(len(digits.validation))]
