@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from subcompress import Data, load_data
-from subcompress.operators import HadamardBlocks, Operator, ScatteredBlocks, walsh
+from subcompress.operators import HadamardBlocks, Operator, walsh
 from subcompress.operators.haar import HaarWavelets
 from subcompress.operators.householder import HouseholderProduct
 from subcompress.operators.tucker import TuckerCore
@@ -81,7 +81,6 @@ def one_block(shapes: Shapes, d: int, seed: int) -> Operator:
 
 NEWER: dict[str, Maker] = {
     "**`hadamard`** (the default)": HadamardBlocks.shaped,
-    "`scattered`": ScatteredBlocks.shaped,
     "`haar`, in blocks": HaarWavelets.shaped,
     "`haar`, one block": one_block,
     "`tucker`": TuckerCore.shaped,
@@ -241,6 +240,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--newer", action="store_true", help="operators of newer work, beside the default")
+    parser.add_argument("--row", help="only rows with this in their name")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.output:
@@ -248,7 +248,9 @@ def main() -> None:
     assert HadamardBlocks.sized(44_426, 290, 0).m == 1024, "the first row is meant to be the default"
     torch.set_num_threads(1)
     data, lines = load_data("mnist", options.data_dir), []
-    for line in table(options.models.split(","), measured(options.newer, data, options.epochs), options.seeds):
+    rows = measured(options.newer, data, options.epochs)
+    rows = {name: row for name, row in rows.items() if options.row is None or options.row in name}
+    for line in table(options.models.split(","), rows, options.seeds):
         print(line, flush=True)
         lines.append(line)
     if options.output:

@@ -37,7 +37,7 @@ def walk(sub: subcompress.Subspace, x: Tensor, y: Tensor) -> None:
     """Move z from zero to where a walk ends. Weights on the way are already those that a file holds."""
     z = torch.zeros_like(sub.z)
     for _ in range(STEPS):
-        sub.z.copy_(candidate := z + 2 * sub.plan.lr * torch.randn_like(z))
+        sub.z.copy_(candidate := z + 1.5 * sub.plan.lr * torch.randn_like(z))
         with sub.eval().materialized() as net:
             z = candidate if accuracy(outputs(net, x), y) >= LOWEST else z
     sub.z.copy_(z)
