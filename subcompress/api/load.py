@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from subcompress import format
 from subcompress.errors import SubcompressError
@@ -19,7 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool = True) -> nn.Module:
+def load(
+    path: str | Path,
+    module: nn.Module,
+    *,
+    base: Any = None,
+    check: bool = True,
+    coordinates: slice | None = None,
+) -> nn.Module:
     """Rebuild the weights of a file into a module.
 
     The weights are computed on the module's device and in its own memory, without a second copy. The module may have
@@ -31,6 +41,8 @@ def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool =
         base: The base that the file was fine-tuned from, if it has one; see `fit`. By default it is fetched from the
             Hub.
         check: Compare the weights with the digest in the file before the module is changed.
+        coordinates: Use these of the coordinates alone, and zeros in place of the others: where tasks were learned one
+            after another, each in a block of coordinates of its own. `check` is then of the whole file.
 
     Returns:
         The module, in evaluation mode.
@@ -40,7 +52,21 @@ def load(path: str | Path, module: nn.Module, *, base: Any = None, check: bool =
             or it holds other values once they are loaded.
     """
     record, _ = format.read(path, base)
-    return load_record(record, module, check=check)
+    if coordinates is None:
+        return load_record(record, module, check=check)
+    if check:
+        check_digest(record, stream(record))
+    return load_record(_with_only(record, coordinates), module, check=False)
+
+
+def _with_only(record: Record, chosen: slice) -> Record:
+    """The record with zeros in place of all other coordinates of the weights, which are those of its first group."""
+    if not record.groups:
+        raise SubcompressError("coordinates= is of a file with coordinates; this one has none: leave it out")
+    first, *others = record.groups
+    kept = np.zeros_like(first.coordinates)
+    kept[chosen] = first.coordinates[chosen]
+    return replace(record, groups=(replace(first, coordinates=kept), *others))
 
 
 def load_record(record: Record, module: nn.Module, *, check: bool = True) -> nn.Module:

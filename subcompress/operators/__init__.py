@@ -3,11 +3,14 @@
 from subcompress.operators.base import ExactOperator, Operator
 from subcompress.operators.dense import DenseGaussian
 from subcompress.operators.fastfood import Fastfood
+from subcompress.operators.haar import HaarWavelets
 from subcompress.operators.hadamard import HadamardBlocks
+from subcompress.operators.householder import HouseholderProduct
 from subcompress.operators.kronecker import KroneckerProduct
 from subcompress.operators.onehot import OneHot
 from subcompress.operators.scattered import ScatteredBlocks
 from subcompress.operators.sparse import SparseProjection
+from subcompress.operators.tucker import TuckerCore
 
 OPERATORS: dict[str, type[Operator]] = {
     "hadamard": HadamardBlocks,
@@ -17,6 +20,9 @@ OPERATORS: dict[str, type[Operator]] = {
     "fastfood": Fastfood,
     "onehot": OneHot,
     "kronecker": KroneckerProduct,
+    "haar": HaarWavelets,
+    "tucker": TuckerCore,
+    "householder": HouseholderProduct,
 }
 
 EXACT: dict[str, type[ExactOperator]] = {n: op for n, op in OPERATORS.items() if issubclass(op, ExactOperator)}

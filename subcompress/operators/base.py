@@ -6,6 +6,7 @@ frozen `start`; being differentiable, twice, is derived from these.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,6 +40,12 @@ class Operator(ABC):
     @abstractmethod
     def sized(cls, D: int, d: int, seed: int) -> Operator:
         """Return the operator of these sizes with default parameters. Raises SubcompressError if d does not fit."""
+
+    @classmethod
+    def shaped(cls, shapes: Sequence[tuple[int, ...]], d: int, seed: int) -> Operator:
+        """Return the operator of tensors of these shapes, end to end; most need no more than their size in all. Raises
+        SubcompressError if d does not fit."""
+        return cls.sized(sum(map(math.prod, shapes)), d, seed)
 
     @abstractmethod
     def matvec(self, z: Tensor) -> Tensor:

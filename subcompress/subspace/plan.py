@@ -352,7 +352,8 @@ class _Planner:
         if issubclass(kind, HadamardBlocks):
             operator: Operator = _fewer_rows(kind.sized(D, d, self.seed, 0, group), self.bits)
         else:
-            operator = kind.sized(D, d, (self.seed + group) % (1 << 64))
+            shapes = [(*row.spec.shape, 2) if row.spec.dtype == "C64" else row.spec.shape for row in rows]
+            operator = kind.shaped(shapes, d, (self.seed + group) % (1 << 64))
         largest = max(max(row.scale for row in rows), LOWEST_SCALE * 2.0**HALVINGS)
         scales = tuple(_halved(largest, row.scale) for row in rows)
         spreads = tuple(row.reach / scale if row.drawn else 0.0 for row, scale in zip(rows, scales, strict=True))

@@ -53,7 +53,18 @@ RANKS = {"lora": 4, "sketch": 8}
 GRAPHS = ("auto", "dense", "none")
 
 # subcompress.operators.OPERATORS, and EXACT, those that pack
-OPERATORS = ("hadamard", "scattered", "dense", "sparse", "fastfood", "onehot", "kronecker")
+OPERATORS = (
+    "hadamard",
+    "scattered",
+    "dense",
+    "sparse",
+    "fastfood",
+    "onehot",
+    "kronecker",
+    "haar",
+    "tucker",
+    "householder",
+)
 EXACT = ("hadamard", "scattered")
 
 # subcompress.search.executors.EXECUTORS

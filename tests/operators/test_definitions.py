@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import torch
 from operator_cases import BLOCKS, coordinates, dense
+from torch import nn
 
+import subcompress
 from subcompress import SubcompressError
 from subcompress.operators import HadamardBlocks, ScatteredBlocks, philox, walsh
 from subcompress.operators.dense import KEPT, DenseGaussian, normals
 from subcompress.operators.fastfood import Fastfood
+from subcompress.operators.haar import HaarWavelets
+from subcompress.operators.householder import HouseholderProduct
 from subcompress.operators.kronecker import KroneckerProduct
 from subcompress.operators.onehot import OneHot
 from subcompress.operators.sparse import SparseProjection
+from subcompress.operators.tucker import TuckerCore, ranks_of
 
 # --- signed Hadamard blocks, against the definition ---
 
@@ -225,3 +230,84 @@ def test_kronecker_follows_its_definition(D, d):
     assert torch.linalg.matrix_rank(P) == d
     if D == 36:
         assert torch.allclose(P.T @ P, D * torch.eye(d, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("D", "d", "log2_m"), [(50, 5, 3), (37, 16, 6), (64, 32, 5), (1, 1, 0)])
+def test_haar_follows_its_definition(D, d, log2_m):
+    op, m = HaarWavelets(D, d, 3, log2_m), 1 << log2_m
+    W = np.ones((m, m))
+    for level in range(log2_m):
+        half = m >> level + 1
+        for k in range(1 << level):
+            W[:, (1 << level) + k] = 0
+            W[2 * k * half : (2 * k + 1) * half, (1 << level) + k] = round(2 ** (level / 2))
+            W[(2 * k + 1) * half : (2 * k + 2) * half, (1 << level) + k] = -round(2 ** (level / 2))
+    blocks = []
+    for atoms, entries in zip(op.atoms, op.entries, strict=True):
+        assert len(set(atoms.tolist())) == d
+        blocks.append(W[:, atoms] * np.sign(entries))
+    assert np.array_equal(dense(op).numpy(), np.concatenate(blocks)[:D])
+
+
+def test_blocks_of_haar_draw_other_atoms():
+    op = HaarWavelets(8_192, 300, 3, 10)
+    assert len({tuple(sorted(atoms)) for atoms in op.atoms.tolist()}) == op.blocks == 8
+    lengths = dense(op).square().sum(0).sqrt()
+    assert lengths.max() / lengths.min() < 1.1
+
+
+@pytest.mark.parametrize(("D", "d", "stages"), [(16, 16, 2), (50, 5, 2), (64, 40, 3), (1, 1, 0)])
+def test_householder_is_a_product_of_reflections(D, d, stages):
+    op, m = HouseholderProduct(D, d, 3, stages), 4**stages
+    blocks = []
+    for b in range(op.blocks):
+        product = torch.diag(torch.from_numpy(op.signs[0, b])).double()
+        for stage in range(stages):
+            for group in {i & ~(3 << 2 * stage) for i in range(m)}:
+                v = torch.zeros(m, dtype=torch.float64)
+                for i in (group | k << 2 * stage for k in range(4)):
+                    v[i] = int(op.signs[1 + stage, b, i])
+                product = (torch.eye(m, dtype=torch.float64) - 2 * torch.outer(v, v) / (v @ v)) @ product
+        blocks.append(2**stages * product[:, :d])
+    P = dense(op)
+    assert torch.equal(P, torch.cat(blocks)[:D])
+    assert set(P.unique().tolist()) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", [HaarWavelets, HouseholderProduct])
+def test_integer_coordinates_give_integer_weights_in_float32(kind):
+    op, c = kind.sized(9_999, 300, 3), coordinates(300)
+    truth = dense(op).numpy().astype(np.int64) @ c
+    assert np.array_equal(op.matvec(torch.from_numpy(c).float()).numpy(), truth)
+
+
+def test_whole_blocks_of_reflections_are_exactly_orthogonal():
+    P = dense(HouseholderProduct(4 * 64, 40, 1, 3))
+    assert torch.equal(P.T @ P, 256 * torch.eye(40, dtype=torch.float64))
+
+
+def test_tucker_follows_its_definition():
+    shapes = [(6, 5, 3, 3), (7, 4), (1, 9), (11,)]
+    op, z = TuckerCore.shaped(shapes, 30, 3), torch.randn(30, dtype=torch.float64)
+    found = op.matvec(z).split([math.prod(shape) for shape in shapes])
+    for shape, core, w in zip(shapes, op.cores, found, strict=True):
+        g = np.zeros(math.prod(core.ranks))
+        np.add.at(g, core.cells, core.signs * z.numpy())
+        g = g.reshape(core.ranks)
+        for axis, u in enumerate(core.factors):
+            assert np.allclose(u.T @ u, len(u) * np.eye(u.shape[1]))
+            g = np.moveaxis(np.tensordot(u, np.moveaxis(g, axis, 0), 1), 0, axis)
+        w = w.numpy()
+        if core.places is None:
+            assert np.allclose(g, w.reshape(shape))
+        else:
+            assert np.allclose(g.reshape(-1)[core.places], w)
+    assert op.cores[0].ranks == (3, 3, 2, 2)
+    assert ranks_of((16, 6, 5, 5), 290) == (5, 4, 4, 4)
+    assert ranks_of((2, 3), 100) == (2, 3)
+
+
+def test_operators_are_told_the_shapes_of_a_network():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(36, 3))
+    (part,) = subcompress.Subspace.of(net, 20, operator="tucker").plan.parts
+    assert part.operator.shapes == ((4, 1, 3, 3), (4,), (3, 36), (3,))

@@ -56,6 +56,28 @@ def test_loading_writes_into_the_modules_own_memory(packed, monkeypatch, check):
     assert not module.training
 
 
+def test_some_of_the_coordinates_alone(packed):
+    record = format.read(packed)[0]
+    (group, *others) = record.groups
+    kept = group.coordinates.copy()
+    kept[:20] = kept[40:] = 0
+    truth = expand(replace(record, groups=(replace(group, coordinates=kept), *others)), "numpy")
+    module = subcompress.load(packed, Net(), coordinates=slice(20, 40))
+    assert all(torch.equal(t, truth[name]) for name, t in module.state_dict().items())
+    assert not equal(module, packed)
+    assert equal(subcompress.load(packed, Net(), coordinates=slice(None)), packed)
+
+
+def test_some_of_the_coordinates_of_a_file_of_another_digest_are_refused(packed, tmp_path):
+    record, module = format.read(packed)[0], Net()
+    format.save(replace(record, digest=bytes(16)), tmp_path / "other.safetensors")
+    before = [t.clone() for t in module.state_dict().values()]
+    with pytest.raises(SubcompressError, match="digest"):
+        subcompress.load(tmp_path / "other.safetensors", module, coordinates=slice(10))
+    assert all(torch.equal(a, b) for a, b in zip(before, module.state_dict().values(), strict=True))
+    subcompress.load(tmp_path / "other.safetensors", module, coordinates=slice(10), check=False)
+
+
 @pytest.mark.parametrize("make", [Net, lambda: strided()])
 def test_weights_of_another_digest_leave_the_module_as_it_was(packed, make):
     record, _ = format.read(packed)
