@@ -175,7 +175,9 @@ class Space:
         net = network()
         layers = [layer for layer in net if isinstance(layer, nn.Linear)]
         operator = HadamardBlocks.sized(sum(p.numel() for p in net.parameters()), d, seed)
-        scales = [1 / math.sqrt(3 * layer.in_features * operator.K) for layer in layers for _ in ("weight", "bias")]
+        scales = [
+            1 / math.sqrt(3 * layer.in_features * max(1, operator.K)) for layer in layers for _ in ("weight", "bias")
+        ]
         return cls(operator, Layout.of(net.state_dict()), tuple(scales))
 
     def state(self, z: np.ndarray) -> State:
