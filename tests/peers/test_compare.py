@@ -120,7 +120,7 @@ def test_what_compare_refuses(fitted, digits, tmp_path):
             subcompress.compare(folder, model or MODELS["lenet"](), digits, **options)
 
     refused("not a finished run", folder=tmp_path)
-    refused("--peers are of ours", peers=["magic"])
+    refused("--peers takes ours", peers=["magic"])
     refused("the model", model=MODELS["mlp"]())
     refused("judged by accuracy, this comparison by loss", metric="loss")
     unfinished = tmp_path / "unfinished"

@@ -125,7 +125,7 @@ def test_the_command_line_takes_names_and_objects(tmp_path):
         metric = function_of(f"{tmp_path / 'own_metrics.py'}:{name}", "--metric", {})
         task = Task.of("mse", metric)
         assert (task.metric_name, evaluate(nn.Identity(), split, task)) == ("Mine", 5)
-    with pytest.raises(SubcompressError, match="f of two arguments"):
+    with pytest.raises(SubcompressError, match="function of two arguments"):
         function_of(f"{tmp_path / 'own_metrics.py'}:one", "--metric", {})
 
 
