@@ -42,7 +42,7 @@ def test_the_command_line(args, words, status):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"operator": "hadamrd"}, "did you mean hadamard?"),
+        ({"operator": "hadamrd"}, "did you mean hadamard or haar?"),
         ({"optimiser": "adm"}, "did you mean adam?"),
         ({"precision": "bf61"}, "did you mean bf16?"),
         ({"loss": "cross-entrpy"}, "did you mean cross-entropy?"),
