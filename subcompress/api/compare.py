@@ -168,28 +168,33 @@ def compare(
     names = list(PEERS) if peers is None else ["ours", *(p for p in peers if p != "ours")]
     if unknown := [name for name in names if name not in PEERS]:
         raise SubcompressError(f"--peers takes {', '.join(PEERS)}; got {unknown[0]!r}{suggestion(unknown[0], PEERS)}")
-    record, fit, summary = run.load(path, base), run.fit_of(path), run.summary(path)
+    task = Task.suiting(data := as_data(data), loss, metric, minimise if minimize is None else minimize)
+    bench = _bench(path, model, data, task, base, listener)
+    title = title or f"{type(bench.model).__name__}, D = {run.fit_of(path).D:,}"
+    with machine("cpu", threads, bench.recipe.seed), run.locked(path, "compare"):
+        run.make_folder(bench.folder)
+        found = _Table(path, bench, title, restart)
+        for name in names:
+            found.measure(name)
+        return found.finish(names)
+
+
+def _bench(path: Path, model: nn.Module, data: Data, task: Task, base: Any, listener: Listener) -> Bench:
+    """What the ways to ship the network of a run are measured with. Raises SubcompressError for a network or a metric
+    that is not the run's."""
+    record, fit = run.load(path, base), run.fit_of(path)
     model = fitting(model, record.layout)
     if record.base is not None:
         model = standing(model, record.base)
-    task = Task.suiting(data := as_data(data), loss, metric, minimise if minimize is None else minimize)
     data = task.prepare_labels(data)
     if task.metric_name != fit.metric:
         raise SubcompressError(
             f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "
             "and --metric as to fit"
         )
-    recipe = replace(TrainOptions(**summary["recipe"]), shards=1)  # others train in whole batches
-    folder = path / run.PEERS
-    title = title or f"{type(model).__name__}, D = {fit.D:,}"
-    with machine("cpu", threads, recipe.seed), run.locked(path, "compare"):
-        run.make_folder(folder)
-        size = len(format.to_bytes(record))
-        bench = Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, folder, listener)
-        found = _Table(path, bench, title, restart)
-        for name in names:
-            found.measure(name)
-        return found.finish(names)
+    recipe = replace(TrainOptions(**run.summary(path)["recipe"]), shards=1)  # others train in whole batches
+    size = len(format.to_bytes(record))
+    return Bench(copied(model, "cpu"), data, task, record, size, fit.seconds, recipe, path / run.PEERS, listener)
 
 
 class _Table:

@@ -99,10 +99,7 @@ def measure_dimension(
     dimensions = None if ds is None else _numbers("ds", ds, "int")
     wanted = _numbers("thresholds", thresholds, "float")
     _check(dimensions, repeats, shuffle)
-    check_number("baseline_lr", baseline_lr, "float | None")
-    if baseline_lr is not None and not 0 < baseline_lr < math.inf:
-        raise SubcompressError(f"baseline_lr must be positive; got {baseline_lr:g}")
-    baseline_lr = None if baseline_lr is None else float(f"{baseline_lr:g}")  # as the run folder names it
+    baseline_lr = _step("baseline_lr", baseline_lr)
     data = as_data(data, options.machine.workers)
     dimensions = None if dimensions is None else sorted(set(dimensions))
     path = Path(folder).absolute()
@@ -200,6 +197,16 @@ def _numbers(name: str, values: Iterable[Any], kind: str) -> list[Any]:
     for value in found:
         check_number(f"each of {name}", value, kind)
     return found
+
+
+def _step(name: str, value: float | None) -> float | None:
+    """A step size as a run folder names it, to six digits. Raises SubcompressError for one that is not positive."""
+    check_number(name, value, "float | None")
+    if value is None:
+        return None
+    if not 0 < value < math.inf:
+        raise SubcompressError(f"{name} must be positive; got {value:g}")
+    return float(f"{value:g}")
 
 
 def _check(ds: Sequence[int] | None, repeats: int, shuffle: str | None) -> None:

@@ -11,10 +11,10 @@ This file also holds what the references share: their sizes and scale, and their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Tables = TypeVar("Tables")
 
 KEPT = 100_000_000
 """The most numbers of P that are kept: 400 MB."""
@@ -58,6 +60,18 @@ class Reference(Operator):
     @property
     def row_norm(self) -> float:
         return math.sqrt(self.d)
+
+    @cached_property
+    def _kept(self) -> dict[tuple[torch.dtype, torch.device], Any]:
+        return {}
+
+    def _once(self, like: Tensor, make: Callable[[Tensor], Tables]) -> Tables:
+        """Return what `make` returns for the dtype and the device of `like`, made once for each."""
+        key = like.dtype, like.device
+        if key not in self._kept:
+            self._kept[key] = make(like)
+        found: Tables = self._kept[key]
+        return found
 
 
 class DenseGaussian(Reference):

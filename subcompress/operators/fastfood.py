@@ -11,7 +11,6 @@ numbers, memory is O(D).
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,33 +46,26 @@ class Fastfood(Reference):
         g = normals(self.seed, 2, 0, count).reshape(shape)
         return signs, reads, g / np.linalg.norm(g, axis=1, keepdims=True)
 
-    @cached_property
-    def _cache(self) -> dict[tuple[torch.dtype, torch.device], _TrainingTables]:
-        return {}
-
     def _training_tables(self, like: Tensor) -> _TrainingTables:
         """Return the tables for training, of the dtype and on the device of `like`."""
-        key = (like.dtype, like.device)
-        if key not in self._cache:
-            signs, reads, g = self.draws()
-            reads += np.arange(self.blocks)[:, None] << self.log2_l
-            self._cache[key] = _TrainingTables(
-                torch.from_numpy(signs).to(like.device, like.dtype),
-                torch.from_numpy(reads.reshape(-1)).to(like.device),
-                torch.from_numpy(g).to(like.device, like.dtype),
-                walsh.Grid.of(np.arange(1 << self.log2_l), self.log2_l).factors(like.dtype, like.device),
-            )
-        return self._cache[key]
+        signs, reads, g = self.draws()
+        reads += np.arange(self.blocks)[:, None] << self.log2_l
+        return _TrainingTables(
+            torch.from_numpy(signs).to(like.device, like.dtype),
+            torch.from_numpy(reads.reshape(-1)).to(like.device),
+            torch.from_numpy(g).to(like.device, like.dtype),
+            walsh.Grid.of(np.arange(1 << self.log2_l), self.log2_l).factors(like.dtype, like.device),
+        )
 
     def matvec(self, z: Tensor) -> Tensor:
-        k = self._training_tables(z)
+        k = self._once(z, self._training_tables)
         with torch.autocast(z.device.type, enabled=False):
             x = walsh.expand(k.signs * torch.nn.functional.pad(z, (0, k.signs.shape[1] - self.d)), k.factors)
             y = x.view(-1).index_select(0, k.reads).view_as(x).mul_(k.g)
             return walsh.expand(y, k.factors).view(-1)[: self.D]
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        k = self._training_tables(g)
+        k = self._once(g, self._training_tables)
         with torch.autocast(g.device.type, enabled=False):
             y = torch.nn.functional.pad(g, (0, k.signs.numel() - self.D)).view_as(k.signs)
             y = walsh.gather(y, k.factors).mul_(k.g)

@@ -22,47 +22,28 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from subcompress.errors import SubcompressError
 from subcompress.operators import philox
-from subcompress.operators.dense import Reference
+from subcompress.operators.blocked import BlockedReference, block_bits
 from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST_LOG2_M, MOST_LOG2_M = 8, 15
-"""Blocks of a usual size, as those of `HadamardBlocks`."""
-
 
 @dataclass(frozen=True)
-class HaarWavelets(Reference):
+class HaarWavelets(BlockedReference):
     """m = 2^log2_m rows a block; in each block, as many atoms as there are coordinates."""
 
     log2_m: int = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d > self.m:
-            raise SubcompressError(f"a block of m = {self.m} rows has as many atoms; got d = {self.d}: give another m")
-
     @classmethod
     def sized(cls, D: int, d: int, seed: int) -> Self:
-        """m is the smallest power of two of at least 2 d, within [2^8, 2^15], and no more than D where that is d."""
+        """With blocks of the size that `block_bits` says."""
         return cls(D, d, seed, block_bits(D, d))
 
     @property
-    def m(self) -> int:
-        """The number of rows in a block."""
-        return 1 << self.log2_m
-
-    @property
-    def blocks(self) -> int:
-        """The number of blocks in D, the last one cut."""
-        return -(-self.D // self.m)
-
-    @property
-    def padded(self) -> int:
-        return self.blocks * self.m
+    def bits(self) -> int:
+        return self.log2_m
 
     @property
     def row_norm(self) -> float:
@@ -94,20 +75,13 @@ class HaarWavelets(Reference):
         signs = 1 - 2 * philox.bits(self.seed, 1, 0, self.blocks * self.d).view(np.int8).astype(np.int64)
         return signs.reshape(self.blocks, self.d) * self.amplitudes[self.atoms]
 
-    @cached_property
-    def _cache(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]:
-        return {}
-
     def _training_tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """`atoms`, and `entries` of the dtype and on the device of `like`."""
-        key = (like.dtype, like.device)
-        if key not in self._cache:
-            atoms, entries = torch.from_numpy(self.atoms), torch.from_numpy(self.entries)
-            self._cache[key] = atoms.to(like.device), entries.to(like.device, like.dtype)
-        return self._cache[key]
+        atoms, entries = torch.from_numpy(self.atoms), torch.from_numpy(self.entries)
+        return atoms.to(like.device), entries.to(like.device, like.dtype)
 
     def matvec(self, z: Tensor) -> Tensor:
-        atoms, entries = self._training_tables(z)
+        atoms, entries = self._once(z, self._training_tables)
         x = z.new_zeros(self.blocks, self.m).scatter_(1, atoms, entries * z)
         y = x[:, :1]
         for level in range(self.log2_m):
@@ -116,7 +90,7 @@ class HaarWavelets(Reference):
         return y.reshape(-1)[: self.D]
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        atoms, entries = self._training_tables(g)
+        atoms, entries = self._once(g, self._training_tables)
         y = torch.nn.functional.pad(g, (0, self.padded - len(g))).view(self.blocks, self.m)
         details = []
         for _ in range(self.log2_m):
@@ -125,10 +99,3 @@ class HaarWavelets(Reference):
             details.append(pairs[:, :, 0] - pairs[:, :, 1])
         x = torch.cat([y, *details[::-1]], 1)
         return (x.gather(1, atoms) * entries).sum(0)
-
-
-def block_bits(D: int, d: int) -> int:
-    """Return log2 m of blocks that suit the sizes: see `HaarWavelets.sized`."""
-    wanted = min(max((2 * d - 1).bit_length(), LEAST_LOG2_M), MOST_LOG2_M)
-    whole, least = D.bit_length() - 1, (d - 1).bit_length()
-    return max(min(wanted, whole), least)

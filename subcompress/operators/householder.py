@@ -22,10 +22,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from subcompress.errors import SubcompressError
 from subcompress.operators import philox
-from subcompress.operators.dense import Reference
-from subcompress.operators.haar import block_bits
+from subcompress.operators.blocked import BlockedReference, block_bits
 from subcompress.support.lazy import torch
 
 if TYPE_CHECKING:
@@ -33,15 +31,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HouseholderProduct(Reference):
+class HouseholderProduct(BlockedReference):
     """m = 4^stages rows a block."""
 
     stages: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d > self.m:
-            raise SubcompressError(f"a block of m = {self.m} rows has as many columns; got d = {self.d}: give more")
 
     @classmethod
     def sized(cls, D: int, d: int, seed: int) -> Self:
@@ -53,18 +46,8 @@ class HouseholderProduct(Reference):
         return cls(D, d, seed, stages)
 
     @property
-    def m(self) -> int:
-        """The number of rows in a block."""
-        return 1 << 2 * self.stages
-
-    @property
-    def blocks(self) -> int:
-        """The number of blocks in D, the last one cut."""
-        return -(-self.D // self.m)
-
-    @property
-    def padded(self) -> int:
-        return self.blocks * self.m
+    def bits(self) -> int:
+        return 2 * self.stages
 
     @cached_property
     def signs(self) -> np.ndarray:
@@ -73,28 +56,20 @@ class HouseholderProduct(Reference):
         found = [1 - 2 * philox.bits(self.seed, stage, 0, self.padded).view(np.int8) for stage in range(shape[0])]
         return np.stack(found).reshape(shape)
 
-    @cached_property
-    def _cache(self) -> dict[tuple[torch.dtype, torch.device], list[Tensor]]:
-        return {}
-
     def _training_tables(self, like: Tensor) -> list[Tensor]:
         """`signs` by stage, of the dtype and on the device of `like`; those of a stage as (groups, 4, rows between)."""
-        key = (like.dtype, like.device)
-        if key not in self._cache:
-            first, *others = torch.from_numpy(self.signs).to(like.device, like.dtype)
-            stages = [v.view(-1, 4, 1 << 2 * stage) for stage, v in enumerate(others)]
-            self._cache[key] = [first[:, : self.d], *stages]
-        return self._cache[key]
+        first, *others = torch.from_numpy(self.signs).to(like.device, like.dtype)
+        return [first[:, : self.d], *(v.view(-1, 4, 1 << 2 * stage) for stage, v in enumerate(others))]
 
     def matvec(self, z: Tensor) -> Tensor:
-        first, *stages = self._training_tables(z)
+        first, *stages = self._once(z, self._training_tables)
         x = torch.nn.functional.pad(first * z, (0, self.m - self.d))
         for v in stages:
             x = _reflected(x.view(v.shape), v)
         return x.reshape(-1)[: self.D]
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        first, *stages = self._training_tables(g)
+        first, *stages = self._once(g, self._training_tables)
         x = torch.nn.functional.pad(g, (0, self.padded - len(g)))
         for v in stages[::-1]:
             x = _reflected(x.view(v.shape), v)

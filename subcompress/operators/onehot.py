@@ -30,25 +30,15 @@ class OneHot(Reference):
         """The coordinate of each weight, (D,) int32."""
         return (permutation(self.seed, 0, self.D) % self.d).astype(np.int32)
 
-    @cached_property
-    def _cache(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]:
-        return {}
-
     def _training_tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """`columns`, and the entry of P in each column, (d,), of the dtype and device of `like`."""
-        key = (like.dtype, like.device)
-        if key not in self._cache:
-            entries = np.sqrt(self.D / np.bincount(self.columns, minlength=self.d))
-            self._cache[key] = (
-                torch.from_numpy(self.columns).to(like.device),
-                torch.from_numpy(entries).to(like.device, like.dtype),
-            )
-        return self._cache[key]
+        entries = np.sqrt(self.D / np.bincount(self.columns, minlength=self.d))
+        return torch.from_numpy(self.columns).to(like.device), torch.from_numpy(entries).to(like.device, like.dtype)
 
     def matvec(self, z: Tensor) -> Tensor:
-        columns, entries = self._training_tables(z)
+        columns, entries = self._once(z, self._training_tables)
         return (z * entries).index_select(0, columns)
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        columns, entries = self._training_tables(g)
+        columns, entries = self._once(g, self._training_tables)
         return g.new_zeros(self.d).index_add_(0, columns, g).mul_(entries)

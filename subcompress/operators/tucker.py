@@ -52,22 +52,15 @@ class TuckerCore(Reference):
         """The core of each tensor."""
         return [Core.of(shape, self.d, self.seed, number) for number, shape in enumerate(self.shapes or ((self.D,),))]
 
-    @cached_property
-    def _cache(self) -> dict[tuple[torch.dtype, torch.device], list[_TrainingTables]]:
-        return {}
-
     def _training_tables(self, like: Tensor) -> list[_TrainingTables]:
-        key = (like.dtype, like.device)
-        if key not in self._cache:
-            self._cache[key] = [core.tables(like) for core in self.cores]
-        return self._cache[key]
+        return [core.tables(like) for core in self.cores]
 
     def matvec(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return torch.cat([k.expand(z) for k in self._training_tables(z)])
+            return torch.cat([k.expand(z) for k in self._once(z, self._training_tables)])
 
     def rmatvec(self, g: Tensor) -> Tensor:
-        tables, out = self._training_tables(g), g.new_zeros(self.d)
+        tables, out = self._once(g, self._training_tables), g.new_zeros(self.d)
         with torch.autocast(g.device.type, enabled=False):
             for k, part in zip(tables, g.split([core.n for core in self.cores]), strict=True):
                 out += k.gather(part)
