@@ -129,6 +129,7 @@ class Models:
         self._trial_thread = ThreadPoolExecutor(1, thread_name_prefix="try")
         self._trials = Trials()
         self._trial_task: asyncio.Task[None] | None = None
+        self.has_tried_all = False  # whether each model of the start has run once, or is known not to run
         self._lock = asyncio.Lock()  # held while loading a model or reading files
         self._idle = asyncio.Event()
         self._released: list[Engine] = []  # freed by the loader's thread
@@ -281,6 +282,7 @@ class Models:
         for model in list(self):
             if model.is_untried and not model.is_graph:
                 await self._try_packed(model)
+        self.has_tried_all = True
 
     async def require_running(self, model: Model) -> None:
         """Run the model once, unless it has run.

@@ -179,8 +179,16 @@ class Service:
         return how.answers(known, await model.batches.run(engine, InferenceRequest(asked.id, feeds, ())))
 
     async def is_ready(self) -> bool:
-        """Return whether requests are answered, by all workers."""
-        return not self.draining and all(await self._ask(do="ready"))
+        """Return whether all workers answer requests and have tried the models that they found at the start.
+
+        Models that come or change later do not count, so that one file does not take the server out of use.
+        """
+        return self._is_ready and all(await self._ask(do="ready"))
+
+    @property
+    def _is_ready(self) -> bool:
+        """The same of this process alone."""
+        return self.models.has_tried_all and not self.draining
 
     async def metadata(self, name: str, version: str = VERSION) -> dict[str, Any]:
         """Describe a model's inputs and outputs, and under `parameters` the facts of its file."""
@@ -229,7 +237,7 @@ class Service:
         if asked["do"] == "figures":
             return figures_of(self.models, self.metrics, self.waiting)
         if asked["do"] == "ready":
-            return not self.draining
+            return self._is_ready
         try:
             if asked["do"] == "load":
                 await self.models.load(asked["name"])

@@ -96,7 +96,8 @@ def test_the_real_client_gets_torchs_outputs(real: Any, folder: Path) -> None:
         np.testing.assert_allclose(found.as_numpy("output")[0], wanted[i % 3], atol=1e-4)
 
 
-def test_the_real_client_is_told_what_there_is(real: Any) -> None:
+def test_the_real_client_is_told_what_there_is(client: Client, real: Any) -> None:
+    client.wait_until_ready()
     assert real.is_server_live() and real.is_server_ready()
     assert real.is_model_ready("one", "1", headers=HEADERS)
     assert real.get_server_metadata(headers=HEADERS).name == "subcompress"
