@@ -11,6 +11,9 @@ import numpy as np
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
 
+LENGTH = 512
+"""The most tokens of a text if neither its tokenizer nor its network says how many."""
+
 
 class TooLargeError(SubcompressError):
     """An image with more pixels than are decoded."""

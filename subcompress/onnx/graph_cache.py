@@ -48,8 +48,15 @@ SUFFIX = ".graph"
 
 
 @dataclass(frozen=True)
-class CachedGraph:
-    """A graph without its weights, and the server's data about it; see `subcompress.serving.networks.Traced`."""
+class Traced:
+    """A graph without its weights.
+
+    Attributes:
+        graph: The graph, a serialized ONNX model.
+        names: The names of the tensors that it reads from outside.
+        general: Whether it serves all files of the network. If not, it serves only the file that it was traced for.
+        network: The name of the network, for the user.
+    """
 
     graph: bytes
     names: tuple[str, ...]
@@ -73,7 +80,7 @@ class GraphCache:
         self._seen: dict[str, str] = {}  # path -> the state of the file; a server asks for many graphs at once
         self._packages: str | None = None
 
-    def find(self, question: str) -> CachedGraph | None:
+    def find(self, question: str) -> Traced | None:
         """Return the graph that was kept for a question. None if there is none or it is out of date."""
         path = self._path(question)
         try:
@@ -84,13 +91,13 @@ class GraphCache:
                 return None
             if any(self._state(name) != state for name, state in header["reads"].items()):
                 return None
-            found = CachedGraph(graph, tuple(header["names"]), bool(header["general"]), str(header["network"]))
+            found = Traced(graph, tuple(header["names"]), bool(header["general"]), str(header["network"]))
             os.utime(path)  # the entries that are used stay
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no entry, or not one of ours
             return None
         return found
 
-    def keep(self, question: str, found: CachedGraph, reads: Iterable[str]) -> None:
+    def keep(self, question: str, found: Traced, reads: Iterable[str]) -> None:
         """Keep a graph. reads: the files that were read to trace it. A folder that cannot be written is left alone."""
         self._seen.clear()  # files may have changed since they were looked at
         names = sorted(set(reads))
@@ -219,4 +226,4 @@ def _standard_folders() -> tuple[str, ...]:
     return *(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")), "/proc", "/sys", "/dev"
 
 
-__all__ = ["CachedGraph", "GraphCache", "Reads", "default_folder", "installed_packages"]
+__all__ = ["GraphCache", "Reads", "Traced", "default_folder", "installed_packages"]

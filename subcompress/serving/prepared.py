@@ -17,17 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from subcompress.api.preparing import TooLargeError, class_names, mode_of, opened, pixels_of, takes_images
+from subcompress.api.preparing import LENGTH, TooLargeError, class_names, mode_of, opened, pixels_of, takes_images
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
-from subcompress.remote.references import PREFIX, Reference
+from subcompress.remote.references import HF, PREFIX, Reference, split_options
 from subcompress.serving.engines import Port
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError
 from subcompress.serving.tensors import Signature
-
-HF = "hf:"
-"""How the name of a network of transformers begins."""
 
 MOST_PIXELS = 1 << 25
 """Pixels of an image, before it is decoded."""
@@ -38,9 +35,6 @@ beside a long one."""
 
 MOST_CHARACTERS = 1 << 20
 """Of a text: the tokenizer looks at all of it, whatever it is cut to."""
-
-LENGTH = 512
-"""Tokens of a text at most, where neither the tokenizer nor the network says, as in `predict`."""
 
 FORMATS = ("PNG", "JPEG")
 
@@ -251,7 +245,7 @@ def _place(file: Packed, networks: Networks) -> _Place:
     """The place of a file's network, else that of its base. Raises SubcompressError where neither is known."""
     network = networks.network(file)
     if network.startswith(HF):
-        name = network.removeprefix(HF).partition(",")[0]
+        name, _ = split_options(network)
         if (folder := Path(name).expanduser()).is_dir():
             return _Place(folder)
         return _Place(Reference.of(name))

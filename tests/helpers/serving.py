@@ -16,9 +16,10 @@ import numpy as np
 from torch import nn
 
 from subcompress import SubcompressError, format
+from subcompress.onnx.graph_cache import Traced
 from subcompress.onnx.weightless import weightless_graph_of
 from subcompress.serving import service
-from subcompress.serving.networks import Job, Trace, Traced
+from subcompress.serving.networks import Job, Trace
 from subcompress.serving.running import Running, serve
 from subcompress.tensors.layout import Layout
 

@@ -227,7 +227,7 @@ def test_other_refusals(client: Client, real: Any) -> None:
     assert e.value.code().name == "UNIMPLEMENTED"
     with pytest.raises(InferenceServerException, match=r"UNAUTHENTICATED.*wants its token"):
         real.infer("one", [given(X)])
-    assert client.running.server.held == client.running.server.waiting == 0
+    assert client.running.service.held == client.running.service.waiting == 0
 
 
 def test_both_protocols_are_counted_together(client: Client, real: Any) -> None:
@@ -239,7 +239,7 @@ def test_both_protocols_are_counted_together(client: Client, real: Any) -> None:
 
 
 def test_a_full_queue_and_a_taken_port(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.running.server, "waiting", client.running.server.limits.waiting)
+    monkeypatch.setattr(client.running.service, "waiting", client.running.service.limits.waiting)
     refused(client, asking("one", tensor(), raw=[ZEROS]), "UNAVAILABLE", "the queue is full")
     port = int(client.running.grpc.rpartition(":")[2])
     with (

@@ -11,8 +11,8 @@ from records import record_of
 from serving import packed
 
 from subcompress.format.facts import Facts
-from subcompress.onnx.graph_cache import GraphCache
-from subcompress.serving.networks import Job, Traced
+from subcompress.onnx.graph_cache import GraphCache, Traced
+from subcompress.serving.networks import Job
 from subcompress_cli import tracing
 
 OWN = """

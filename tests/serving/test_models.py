@@ -22,10 +22,11 @@ from serving import Client, packed, serving, traced_here
 import subcompress
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
+from subcompress.onnx.graph_cache import Traced
 from subcompress.serving import catalog, running
 from subcompress.serving import networks as serving_networks
 from subcompress.serving.models import Models
-from subcompress.serving.networks import Job, Traced
+from subcompress.serving.networks import Job
 from subcompress.serving.running import serve
 from subcompress.serving.trial import Trials
 from subcompress_cli import finding, tracing
