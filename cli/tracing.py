@@ -32,17 +32,17 @@ ENDED = "its network could not be traced: the process that does it ended, or too
 
 
 def subprocess_tracer(models: Sequence[str], log: Any, cache: GraphCache | None = None) -> SubprocessTracer:
-    """Return a `Trace` in child processes for the named networks and those that are known by their layout.
+    """Return a `Trace` that uses child processes, for the networks `models` and those that are known by their layout.
 
-    cache: of graphs that were traced before, None to trace all.
+    log: called with each line for the user; cache: the graphs that were traced before, None to trace all.
     """
     return SubprocessTracer(models, log, cache)
 
 
 class SubprocessTracer:
-    """Traces jobs in a child process. A job at which it ends fails, and another child goes on with the next.
+    """Traces jobs in a child process. If the child dies at a job, that job fails, and a new child takes the next one.
 
-    No child starts for jobs whose graphs are in the cache.
+    Jobs whose graphs are in the cache need no child.
     """
 
     def __init__(self, models: Sequence[str], log: Any, cache: GraphCache | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A cache of traced graphs on disk: a network is traced once on a machine, and not at each start of a server.
+"""A cache of traced graphs on disk, so that a server need not trace its networks again at each start.
 
 A graph depends on the code of the network, on the files that this code reads, and on the libraries that trace it. An
 entry records all three: the files that were read while the graph was traced (`Reads`), with their digests, and the
@@ -73,7 +73,7 @@ def default_folder() -> Path:
 
 
 class GraphCache:
-    """A folder of traced graphs. Each entry answers a question, a text that says which graph is wanted."""
+    """A folder of traced graphs. Each entry is found by a question: a text that identifies the graph."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class GraphCache:
         self._packages: str | None = None
 
     def find(self, question: str) -> Traced | None:
-        """Return the graph that was kept for a question. None if there is none or it is out of date."""
+        """Return the graph that was kept for a question. None if there is none, or what it depends on changed."""
         path = self._path(question)
         try:
             header, graph = self._read(path)
@@ -120,14 +120,17 @@ class GraphCache:
                 self._remove_oldest()
 
     def forget_states(self) -> None:
-        """Forget the states of files, which may have changed since."""
+        """Look at the files again at the next `find`, because they may have changed."""
         self._seen.clear()
 
     def _path(self, question: str) -> Path:
         return self.folder / (hashlib.sha256(question.encode()).hexdigest() + SUFFIX)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """Raises OSError or ValueError for a file that is not a private one of this user, or too large."""
+        """Return the header and the graph of an entry.
+
+        Raises OSError or ValueError if another user may have written it, if it is too large, or if it is no entry.
+        """
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             is_ours = status.st_uid == os.geteuid() and _is_private(self.folder.stat())
