@@ -28,9 +28,9 @@ from servers import memory
 from subcompress import Facts, Subspace, pack
 from subcompress_models import LeNet
 
-HEADER = (
-    "| start | models | seconds until it answers, median (all) | process that traces | memory then |\n|---|---|---|---|---|"
-)
+HEADER = """\
+| start | models | seconds until it answers, median (all) | process that traces | memory then |
+|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
