@@ -94,14 +94,14 @@ class Metrics:
             self._models.labels(state).set(n)
         served = {"", *(model.name for model in models)}
         if self._folder:
-            return await asyncio.to_thread(generate_latest, _Together(self.registry, self._folder, served))
+            return await asyncio.to_thread(generate_latest, _AllWorkers(self.registry, self._folder, served))
         for name, code in [label for label in self._by_label if label[0] not in served]:
             del self._by_label[name, code]  # files may come and go for ever
             self._requests.remove(name, str(code))
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
-class _Together:
+class _AllWorkers:
     """A registry that adds up the counters of all workers, also of dead ones, and has the gauges of this one.
 
     served: the names of the models whose counters are shown.

@@ -149,7 +149,7 @@ class Models:
         """Run work in the thread that reads files and rebuilds weights."""
         return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
 
-    async def aside(self, work: Callable[..., Any], *args: Any) -> Any:
+    async def in_pool(self, work: Callable[..., Any], *args: Any) -> Any:
         """Run work in one of the threads that run networks."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 

@@ -27,7 +27,7 @@ from subcompress.serving.prepared import Prepared, prepared
 from subcompress.serving.protocol import VERSION
 from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.tensors import InferenceRequest, Takes
-from subcompress.serving.workers import LONG, Fleet
+from subcompress.serving.workers import LOAD_PATIENCE, Fleet
 
 EXTENSIONS = [
     "model_repository",
@@ -176,7 +176,7 @@ class Service:
     ) -> Sequence[np.ndarray]:
         """Prepare texts or images in another thread, and run them."""
         (given,) = asked.feeds.values()
-        feeds, known = await self.models.aside(how.feeds, given)
+        feeds, known = await self.models.in_pool(how.feeds, given)
         return how.answers(known, await model.batches.run(engine, InferenceRequest(asked.id, feeds, ())))
 
     async def is_ready(self) -> bool:
@@ -261,7 +261,7 @@ class Service:
         if parameters:
             raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
         await self.models.load(name)
-        _raise_first(await self._ask(LONG, do="load", name=name))
+        _raise_first(await self._ask(LOAD_PATIENCE, do="load", name=name))
 
     async def unload(self, name: str) -> None:
         """Drop a model's weights and refuse requests to it, in all workers. Raises RefusedError."""

@@ -38,10 +38,10 @@ PROMETHEUS = "PROMETHEUS_MULTIPROC_DIR"
 PATIENCE = 5.0
 """Seconds that another worker may take to answer."""
 
-LONG = 600.0
+LOAD_PATIENCE = 600.0
 """Seconds that another worker may take to load a model."""
 
-LARGEST = 1 << 28
+MOST_BYTES = 1 << 28
 """The most bytes of an answer of another worker."""
 
 LONGEST_FOLDER = 95
@@ -108,7 +108,7 @@ class Fleet:
     async def answering(self, answer: Answer, stop: Callable[[], object]) -> AsyncIterator[None]:
         """Answer the others within the block. stop: called when the supervisor is gone."""
 
-        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(OSError, ValueError):
                 asked = json.loads(await reader.readline())
                 writer.write(orjson.dumps(await answer(asked)) + b"\n")
@@ -117,7 +117,7 @@ class Fleet:
 
         loop, lifeline = asyncio.get_running_loop(), self._place.lifeline
 
-        def look() -> None:
+        def read_lifeline() -> None:
             with suppress(OSError):
                 if os.read(lifeline, 1 << 10):
                     return
@@ -126,8 +126,8 @@ class Fleet:
 
         path = self._socket(self._place.index)
         Path(path).unlink(missing_ok=True)  # of one that died
-        server = await asyncio.start_unix_server(one, path, limit=LARGEST)
-        loop.add_reader(lifeline, look)
+        server = await asyncio.start_unix_server(answer_one, path, limit=MOST_BYTES)
+        loop.add_reader(lifeline, read_lifeline)
         try:
             yield
         finally:
@@ -143,7 +143,7 @@ class Fleet:
     async def _ask(self, index: int, asked: dict[str, Any], patience: float) -> Any:
         try:
             async with asyncio.timeout(patience):
-                reader, writer = await asyncio.open_unix_connection(self._socket(index), limit=LARGEST)
+                reader, writer = await asyncio.open_unix_connection(self._socket(index), limit=MOST_BYTES)
                 try:
                     writer.write(json.dumps(asked).encode() + b"\n")
                     return orjson.loads(await reader.readline())
@@ -192,7 +192,7 @@ class Supervisor:
         self._ports = port, grpc_port
         self._workers: dict[int, _Worker] = {}
         self._due: dict[int, float] = {}  # when a worker is started again
-        self._lives: dict[int, float] = {}  # the pause before the next start
+        self._pauses: dict[int, float] = {}  # seconds before the last restart of each worker
         self._signals = 0
         self._was_ready = False
 
@@ -281,8 +281,8 @@ class Supervisor:
             for path in Path(self._folder, "metrics").glob(f"gauge_live*_{worker.process.pid}.db"):
                 path.unlink(missing_ok=True)
             lived = time.monotonic() - worker.began
-            pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._lives.get(index, 0.0) or 0.5)
-            self._lives[index], self._due[index] = pause, time.monotonic() + pause
+            pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._pauses.get(index, 0.0) or 0.5)
+            self._pauses[index], self._due[index] = pause, time.monotonic() + pause
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             self._log(f"worker {index} ended ({how}), and is started again")
 
