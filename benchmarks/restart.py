@@ -1,10 +1,10 @@
-"""How long a server takes to be ready: first without kept graphs, then with those that it traced before.
+"""How long a server takes until it answers requests: first without kept graphs, then with those that it traced before.
 
     python benchmarks/restart.py [--models 1000] [--repeats 3] [-o benchmarks/results]
 
 The models are LeNets with random coordinates, each a file of its own. A start is timed from the command to the line
-that says that requests are answered; then one request is answered by the last model. The table says whether a process
-that traces was started, and the resident memory of the server and its processes when it was ready.
+with the server's address; then one request is answered by the last model. The table says whether a process that traces
+was started, and the resident memory of the server and its processes at that line.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from servers import memory
 
 from subcompress import Facts, Subspace, pack
 from subcompress_models import LeNet
 
-HEADER = (
-    "| start | models | seconds to ready, median (all) | process that traces | memory at ready |\n|---|---|---|---|---|"
-)
+HEADER = """\
+| start | models | seconds until it answers, median (all) | process that traces | memory then |
+|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start. seconds: to ready; mebibytes: resident, of all processes; traces: whether another one traced."""
+    """One start. seconds: until it answers; mebibytes: resident, of all processes; traces: whether one traced."""
 
     seconds: float
     mebibytes: float
@@ -62,18 +63,11 @@ def started(folder: Path, cache: Path) -> Start:
             assert server.stdout is not None
             line = server.stdout.readline()
             seconds = time.perf_counter() - began
-            memory = resident(server.pid)
+            mebibytes = memory(server.pid) / (1 << 20)
             ask(line.split(": ")[0], sorted(folder.iterdir())[-1].stem)
             server.terminate()
         log.seek(0)
-        return Start(seconds, memory, "tracing" in log.read())
-
-
-def resident(pid: int) -> float:
-    """MiB of a process and of its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20) + sum(resident(int(child)) for child in children)
+        return Start(seconds, mebibytes, "tracing" in log.read())
 
 
 def ask(address: str, model: str) -> None:

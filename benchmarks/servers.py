@@ -151,6 +151,7 @@ class Ours(Server):
     """`subcompress serve PATH...`, or what `--server` names in its place."""
 
     name = "subcompress"
+    ready = "/v2/health/live"  # requests are answered from then on; ready waits until each model has run once
 
     def __init__(self, paths: Sequence[Path], folder: Path, *options: str, server: str | None = None) -> None:
         port = free_port()

@@ -5,11 +5,10 @@
 Parts: `peers` (requests a second and latencies, the servers in turn, one alive at a time), `cold` (the first request
 to each of a thousand models), `many` (requests spread over them, little memory), `deltas` (files on one base, that of
 --model, a folder of transformers), `grpc` (gRPC beside HTTP, one client), `soak` (valid and invalid requests of both
-for minutes). All six unless some are named;
-each replaces its own section of serving.md. PYTHON is that of an environment with mlserver, onnxruntime and uvloop<0.22
-(with later ones its parallel workers do not start), or with nvidia-pytriton, numpy<2 and onnxruntime. Coordinates are
-random, of four bits; no training. Answers are compared with torch's. The load comes from another process (load.py,
-soak.py), over 127.0.0.1.
+for minutes). Without PART, all of them. Each replaces its own section of serving.md. PYTHON is that of an environment
+with mlserver, onnxruntime and uvloop<0.22 (with later ones its parallel workers do not start), or with nvidia-
+pytriton, numpy<2 and onnxruntime. Coordinates are random, of four bits; no training. Answers are compared with
+torch's. The load comes from another process (load.py, soak.py), over 127.0.0.1.
 """
 
 from __future__ import annotations

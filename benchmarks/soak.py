@@ -141,9 +141,6 @@ KINDS: dict[str, Kind] = {
     "cut before the answer": ((CUT,), lambda _: binary(3136, FLOATS)),
 }  # fmt: skip
 
-GRPC_EXPECTED = {"gRPC, valid": ("OK",), "gRPC, valid, of a model whose file changes": ("OK", "NOT_FOUND")}
-"""Valid calls over gRPC, and what they are answered with."""
-
 NO_HTTP = ("unknown method", "1 MB of headers", "not HTTP", "TLS hello")
 """Kinds that need not get as far as to an answer in JSON."""
 
@@ -211,7 +208,8 @@ class Client(threading.Thread):
         if drawn < 0.05:
             method, data = self.random.choice(list(self.grpc.ASKED.items()))
             status, said = self.calls.call(method, data)
-            self._note_call(f"gRPC, valid, {method}", status, self.grpc.OK, said)
+            kind = self.grpc.kind_of(method)
+            self._note_call(kind, status, self.grpc.EXPECTED[kind], said)
         elif drawn < 0.75:
             kind = self.grpc.CHANGING if drawn < 0.1 else self.grpc.VALID
             models = self.plan["changing" if drawn < 0.1 else "models"]
@@ -220,10 +218,10 @@ class Client(threading.Thread):
             found = self.grpc.outputs(said) if status == "OK" else []
             near = [all(abs(a - b) < 1e-3 for a, b in zip(found, row, strict=True)) for row in expected if found]
             wrong = status == "OK" and not any(near)
-            self._note_call(kind, "a wrong answer" if wrong else status, GRPC_EXPECTED[kind], said)
+            self._note_call(kind, "a wrong answer" if wrong else status, self.grpc.EXPECTED[kind], said)
         else:
             kind, (expected, method, make) = self.random.choice(list(self.grpc.KINDS.items()))
-            status, said = self.calls.call(method, make(self.plan["max_body"]), kind == "gRPC, given up")
+            status, said = self.calls.call(method, make(self.plan["max_body"]), kind == self.grpc.GIVEN_UP)
             self._note_call(kind, status, expected, said)
 
     def _note_call(self, kind: str, status: str, expected: tuple[str, ...], said: bytes) -> None:
@@ -329,9 +327,7 @@ def main() -> None:
     kinds: dict[str, dict[str, Any]] = {}
     known = VALID | {k: statuses for k, (statuses, _) in KINDS.items()}
     if clients[0].calls is not None:
-        its = clients[0].grpc
-        known |= GRPC_EXPECTED | {f"gRPC, valid, {method}": its.OK for method in its.ASKED}
-        known |= {k: statuses for k, (statuses, _, _) in its.KINDS.items()}
+        known |= clients[0].grpc.EXPECTED
     for kind, expected in known.items():
         answers: Counter[str] = sum((c.answers.get(kind, Counter()) for c in clients), Counter())
         said = next((c.said[kind] for c in clients if kind in c.said), "")

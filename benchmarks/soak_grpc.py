@@ -17,6 +17,7 @@ PATIENCE = 10
 OK, BAD, ABSENT = ("OK",), ("INVALID_ARGUMENT",), ("NOT_FOUND",)
 OVERLOAD = "UNAVAILABLE"
 VALID, CHANGING = "gRPC, valid", "gRPC, valid, of a model whose file changes"
+GIVEN_UP = "gRPC, given up"
 ASKED: dict[str, bytes] = {
     "ServerLive": b"",
     "ServerReady": b"",
@@ -24,7 +25,7 @@ ASKED: dict[str, bytes] = {
     **{method: CLASSES[f"{method}Request"](name=NAME).SerializeToString() for method in
        ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")},
 }  # fmt: skip
-"""What the server is asked of itself and of a model."""
+"""Calls other than inference, by method."""
 
 
 def tensor(**changed: Any) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def named(method: str, name: str) -> bytes:
 
 
 Kind = tuple[tuple[str, ...], str, Callable[[int], bytes]]
-"""What it is answered with, the method, and the message; it is given the server's limit on a body."""
+"""The statuses that are right, the method, and what makes the message, given the server's limit on a body."""
 
 FLOATS = {"fp32_contents": [0.0] * 784}
 REGION = {"parameters": {"shared_memory_region": {"string_param": "x"}}}
@@ -76,8 +77,22 @@ KINDS: dict[str, Kind] = {
     "gRPC, unload of nothing": (ABSENT, "RepositoryModelUnload", lambda _: named("RepositoryModelUnload", "nobody")),
     "gRPC, unknown method": (("UNIMPLEMENTED",), "Brew", lambda _: b""),
     "gRPC, message over the limit": (("RESOURCE_EXHAUSTED",), "ModelInfer", lambda n: infer(raw=[bytes(n + 1000)])),
-    "gRPC, given up": (("CANCELLED", "OK"), "ModelInfer", lambda _: infer(tensor())),
+    GIVEN_UP: (("CANCELLED", "OK"), "ModelInfer", lambda _: infer(tensor())),
 }  # fmt: skip
+
+
+def kind_of(method: str) -> str:
+    """The kind of a valid call of a method in ASKED."""
+    return f"{VALID}, {method}"
+
+
+EXPECTED = {
+    VALID: OK,
+    CHANGING: (*OK, *ABSENT),
+    **{kind_of(method): OK for method in ASKED},
+    **{kind: statuses for kind, (statuses, _, _) in KINDS.items()},
+}
+"""The statuses that are right, by kind of call. OVERLOAD always is."""
 
 
 class Calls:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subcompress.errors import SubcompressError
+from subcompress.remote.references import HF
 from subcompress_cli.options import say
 
 if TYPE_CHECKING:
@@ -123,7 +124,6 @@ def _name_for(layout: Layout, place: Place | None) -> tuple[str | None, str]:
     if place is None:
         return None, "its layout is not that of a network known by name, and no base with a config.json is at hand"
     from subcompress.data import pretrained
-    from subcompress_cli import texts
 
     where, revision = place
     try:
@@ -132,7 +132,7 @@ def _name_for(layout: Layout, place: Place | None) -> tuple[str | None, str]:
         return None, str(e)
     if task is None:
         return None, f"it has other tensors than any network of its base {where}"
-    return f"{texts.HF}{where}{f'@{revision}' if revision else ''},task={task}", ""
+    return f"{HF}{where}{f'@{revision}' if revision else ''},task={task}", ""
 
 
 def _required_name(layout: Layout, place: Place | None, file: str, why: str = "") -> str:

@@ -21,6 +21,7 @@ from torch import nn
 from subcompress import Data, SubcompressError, load_data
 from subcompress.data import DATA
 from subcompress.format.facts import Facts
+from subcompress.remote.references import HF
 from subcompress.search.executors import BY_VALUE
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.suggestions import suggestion
@@ -45,7 +46,7 @@ def factory_of(name: str, facts: Facts | None = None) -> Callable[[], nn.Module]
 
 
 def _build_model(name: str, facts: Facts | None, layout: Layout | None) -> nn.Module:
-    return texts.model(name, facts, layout) if name.startswith(texts.HF) else _known_or_user_model(name)
+    return texts.model(name, facts, layout) if name.startswith(HF) else _known_or_user_model(name)
 
 
 def _known_or_user_model(name: str) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from subcompress.errors import SubcompressError
+from subcompress.remote.references import HF
 from subcompress_cli.help import FIT, Command, option
 from subcompress_cli.options import INPUT, base_option, device_option, json_option, model_option, print_json, say
 from subcompress_cli.streams import answer
@@ -109,7 +110,7 @@ def _tokenizer_place(network: Network, file: Path, base: str | None) -> Place | 
     from subcompress_cli import texts
     from subcompress_cli.finding import place_of_base
 
-    return texts.place_of(network.name) if network.name.startswith(texts.HF) else place_of_base(file, base)
+    return texts.place_of(network.name) if network.name.startswith(HF) else place_of_base(file, base)
 
 
 def _tokenizer(place: Place | None, what: str) -> Any:

@@ -35,7 +35,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d{1,15})(?: ?([KMG]I?)?B)?", value.strip().upper())
         if found is None or not (size := int(found[1]) * UNITS[found[2] or ""]):
-            self.fail(f"{value!r} is no size: give bytes, or 64MB, 1GiB", param, ctx)
+            self.fail(f"{value!r} is no number of bytes: give one such as 1000000, 64MB or 1GiB", param, ctx)
         return size
 
 
@@ -204,18 +204,18 @@ def _answer_requests(
     keep_graphs: bool,
     **given: Any,
 ) -> None:
-    """Serve in this process, and tell what happens: to the user, or to the supervisor of a worker."""
+    """Serve in this process, and report to the user, or from a worker to its supervisor."""
     from subcompress.onnx.graph_cache import GraphCache, default_folder
     from subcompress.serving import running
     from subcompress_cli.tracing import subprocess_tracer
 
-    log = _log if place is None or not place.index else _ignore  # what one of them says of the files all would say
+    log = _log if place is None or not place.index else _ignore  # workers read the same files: one of them reports
 
-    def ready(running: running.Running) -> None:
-        served = running.models
+    def ready(server: running.Running) -> None:
+        served = server.models
         told = {"models": len(served), "unavailable": sum(not m.readable for m in served)}
         if place is None:
-            _tell(running.address, running.grpc, told)
+            _tell(server.address, server.grpc, told)
         else:
             place.tell(told)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress import SubcompressError
+from subcompress.remote.references import HF, split_options
 from subcompress.support.names import TEXTS
 from subcompress.support.suggestions import suggestion
 from subcompress_cli.options import MODEL, SETS
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from subcompress import Data
     from subcompress.format.facts import Facts
     from subcompress.tensors.layout import Layout
-
-HF = "hf:"
 
 CAUSAL = "causal-lm", "AutoModelForCausalLM"
 """The task of language models, by both of its names."""
@@ -150,8 +149,7 @@ def _chosen(options: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
 
 def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str, str]]:
     """Split an argument into what comes before the options, and the options."""
-    head, *rest = re.split(r",(?=\w+=)", name)
-    options = dict(part.split("=", 1) for part in rest)
+    head, options = split_options(name)
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(f"{usage} takes {', '.join(known)}; got {unknown[0]!r}{suggestion(unknown[0], known)}")
     if not head:

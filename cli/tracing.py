@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subcompress.errors import SubcompressError, missing_package, one_line
-from subcompress.onnx.graph_cache import CachedGraph, GraphCache, Reads
+from subcompress.onnx.graph_cache import GraphCache, Reads, Traced
 from subcompress.remote.references import PREFIX as HUB
 
 if TYPE_CHECKING:
-    from subcompress.serving.networks import Job, Traced
+    from subcompress.serving.networks import Job
 
 PATIENCE = 600
 """Seconds that one network may take; requests for other models wait meanwhile."""
@@ -32,17 +32,17 @@ ENDED = "its network could not be traced: the process that does it ended, or too
 
 
 def subprocess_tracer(models: Sequence[str], log: Any, cache: GraphCache | None = None) -> SubprocessTracer:
-    """Return a `Trace` in child processes for the named networks and those that are known by their layout.
+    """Return a `Trace` that uses child processes, for the networks `models` and those that are known by their layout.
 
-    cache: of graphs that were traced before, None to trace all.
+    log: called with each line for the user; cache: the graphs that were traced before, None to trace all.
     """
     return SubprocessTracer(models, log, cache)
 
 
 class SubprocessTracer:
-    """Traces jobs in a child process. A job at which it ends fails, and another child goes on with the next.
+    """Traces jobs in a child process. If the child dies at a job, that job fails, and a new child takes the next one.
 
-    No child starts for jobs whose graphs are in the cache.
+    Jobs whose graphs are in the cache need no child.
     """
 
     def __init__(self, models: Sequence[str], log: Any, cache: GraphCache | None = None) -> None:
@@ -67,13 +67,9 @@ class SubprocessTracer:
         return found
 
     def _cached_graph(self, job: Job) -> Traced | None:
-        from subcompress.serving.networks import Traced
-
         assert self._cache is not None
-        found = self._cache.find(self._question(job, general=True)) or self._cache.find(
-            self._question(job, general=False)
-        )
-        return None if found is None else Traced(found.graph, found.names, found.general, found.network)
+        general, own = (self._question(job, general=general) for general in (True, False))
+        return self._cache.find(general) or self._cache.find(own)
 
     def _question(self, job: Job, *, general: bool) -> str:
         """Return all that decides which graph serves a job. general: for all files that one graph can serve."""
@@ -158,16 +154,13 @@ class SubprocessTracer:
     def _decode_answer(self, job: Job, answer: dict[str, Any]) -> Traced | str:
         if "error" in answer:
             return str(answer["error"])
-        from subcompress.serving.networks import Traced
-
         self._log(f"traced {answer['network']} for {job.name} in {answer['seconds']:.1f} s")
         if note := answer.get("note"):
             self._log(note)
         graph = base64.b64decode(answer["graph"])
         found = Traced(graph, tuple(answer["names"]), answer["general"], answer["network"])
         if self._cache is not None:
-            entry = CachedGraph(found.graph, found.names, found.general, found.network)
-            self._cache.keep(self._question(job, general=found.general), entry, answer["reads"])
+            self._cache.keep(self._question(job, general=found.general), found, answer["reads"])
         return found
 
 

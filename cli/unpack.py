@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from subcompress.errors import SubcompressError
+from subcompress.remote.references import HF, split_options
+from subcompress.remote.references import PREFIX as HUB
 from subcompress_cli import choices
 from subcompress_cli.help import OUTPUT, Command, option
 from subcompress_cli.options import INPUT, base_option, json_option, model_option, output_option, print_json
@@ -132,15 +134,15 @@ def _traced(file: Path, model_name: str | None, output: Path, base: str | None, 
 
 def _files(model_name: str) -> str:
     """The place of configuration and tokenizer that --model names. Raises SubcompressError."""
-    if not model_name.startswith("hf:"):
+    if not model_name.startswith(HF):
         raise SubcompressError(
             f"the formats {' and '.join(choices.FOLDERS)} take --model hf:DIR_OR_ID; got {model_name!r}"
         )
-    place = re.split(r",(?=\w+=)", model_name.removeprefix("hf:"))[0]
+    place, _ = split_options(model_name)
     local = Path(place).expanduser()
     if local.exists() or place.startswith(("/", ".", "~")):
         return str(local)
-    return f"hub:{place}"
+    return f"{HUB}{place}"
 
 
 def _bytes(output: Path) -> int:

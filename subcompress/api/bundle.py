@@ -12,11 +12,9 @@ from subcompress.api.info import info
 from subcompress.base import HUB
 from subcompress.format.versions import about as versions
 from subcompress.remote import CARD, FILE
+from subcompress.remote.references import HF
 from subcompress.support.files import atomic_folder
 from subcompress.training import run
-
-HF = "hf:"
-"""What --model begins with for a network of transformers."""
 
 CLONE = "In a clone of the repository of subcompress, with Python 3.11 or newer:"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subcompress import format
-from subcompress.api.preparing import class_names, mode_of, normalized, opened, pixels_of, takes_images
+from subcompress.api.preparing import LENGTH, class_names, mode_of, normalized, opened, pixels_of, takes_images
 from subcompress.data.in_memory import to_device
 from subcompress.data.language import beginning, chat_text, tokens_of
 from subcompress.data.ragged import IDS, Ragged
@@ -32,9 +32,6 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 BATCH = 32
 """Examples at a time."""
-
-LENGTH = 512
-"""Tokens of a text at most, where neither the tokenizer nor the network says."""
 
 VALUES = 1 << 28
 """Numbers of an array that is read, at most."""

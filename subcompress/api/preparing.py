@@ -1,4 +1,4 @@
-"""Images as a network takes them, and names for its classes. Needs NumPy and Pillow, not torch: servers use it too."""
+"""Prepares images for a network, and names its classes. Needs NumPy and Pillow, not torch: servers use it too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
+
+LENGTH = 512
+"""The most tokens of a text if neither its tokenizer nor its network says how many."""
 
 
 class TooLargeError(SubcompressError):
@@ -32,10 +35,11 @@ def mode_of(facts: Facts) -> str:
 def opened(
     source: Path | IO[bytes], mode: str, name: str, *, most: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Any:
-    """Return an image of that mode.
+    """Open an image and convert it to a mode.
 
-    name: for messages; most: the most pixels, which are counted before anything is decoded; formats: Pillow's names.
-    Raises SubcompressError for a file that is none.
+    mode: of `mode_of`; name: how messages call the image; most: the most pixels, counted before anything is decoded;
+    formats: the formats that are accepted, by Pillow's names. Raises SubcompressError if it cannot be read, and
+    TooLargeError if it has too many pixels.
     """
     from PIL import Image
 
@@ -54,7 +58,7 @@ def opened(
 
 
 def pixels_of(image: Any, facts: Facts) -> np.ndarray:
-    """Return an image of the right mode in the size that the network takes, normalized: (C, H, W) float32."""
+    """Resize an image to the size that the network takes, and normalize it: (C, H, W) float32."""
     channels, height, width = facts.input_shape
     if image.size != (width, height):
         image = image.resize((width, height))
@@ -63,7 +67,7 @@ def pixels_of(image: Any, facts: Facts) -> np.ndarray:
 
 
 def normalized(pixels: np.ndarray, facts: Facts) -> np.ndarray:
-    """Return (n, C, H, W) bytes as the network takes them."""
+    """Return (n, C, H, W) uint8 pixels as (pixel / 255 - mean) / std, float32."""
     mean, std = (np.array(v, np.float32).reshape(1, -1, 1, 1) for v in (facts.mean, facts.std))
     found: np.ndarray = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return found
@@ -72,10 +76,10 @@ def normalized(pixels: np.ndarray, facts: Facts) -> np.ndarray:
 def class_names(
     classes: int, by_number: Mapping[Any, Any], facts: Facts, labels: Sequence[str] | None = None
 ) -> Sequence[str] | None:
-    """Return a name for each class: of `labels`, else of the file, else of a configuration, else its number.
+    """Return a name for each class: from `labels`, otherwise the file, otherwise a configuration, otherwise its number.
 
-    None where there are not several: the output is a value. by_number: the configuration's id2label, by number or its
-    text. Raises SubcompressError for another number of labels.
+    by_number: the configuration's id2label, whose keys are numbers, or numbers as text. Returns None for fewer than two
+    classes, because the output is then a value. Raises SubcompressError if `labels` has another number of names.
     """
     if classes < 2:
         return None

@@ -1,4 +1,4 @@
-"""A cache of traced graphs on disk: a network is traced once on a machine, and not at each start of a server.
+"""A cache of traced graphs on disk, so that a server need not trace its networks again at each start.
 
 A graph depends on the code of the network, on the files that this code reads, and on the libraries that trace it. An
 entry records all three: the files that were read while the graph was traced (`Reads`), with their digests, and the
@@ -48,8 +48,15 @@ SUFFIX = ".graph"
 
 
 @dataclass(frozen=True)
-class CachedGraph:
-    """A graph without its weights, and the server's data about it; see `subcompress.serving.networks.Traced`."""
+class Traced:
+    """A graph without its weights.
+
+    Attributes:
+        graph: The graph, a serialized ONNX model.
+        names: The names of the tensors that it reads from outside.
+        general: Whether it serves all files of the network. If not, it serves only the file that it was traced for.
+        network: The name of the network, for the user.
+    """
 
     graph: bytes
     names: tuple[str, ...]
@@ -66,15 +73,15 @@ def default_folder() -> Path:
 
 
 class GraphCache:
-    """A folder of traced graphs. Each entry answers a question, a text that says which graph is wanted."""
+    """A folder of traced graphs. Each entry is found by a question: a text that identifies the graph."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._seen: dict[str, str] = {}  # path -> the state of the file; a server asks for many graphs at once
         self._packages: str | None = None
 
-    def find(self, question: str) -> CachedGraph | None:
-        """Return the graph that was kept for a question. None if there is none or it is out of date."""
+    def find(self, question: str) -> Traced | None:
+        """Return the graph that was kept for a question. None if there is none, or what it depends on changed."""
         path = self._path(question)
         try:
             header, graph = self._read(path)
@@ -84,13 +91,13 @@ class GraphCache:
                 return None
             if any(self._state(name) != state for name, state in header["reads"].items()):
                 return None
-            found = CachedGraph(graph, tuple(header["names"]), bool(header["general"]), str(header["network"]))
+            found = Traced(graph, tuple(header["names"]), bool(header["general"]), str(header["network"]))
             os.utime(path)  # the entries that are used stay
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no entry, or not one of ours
             return None
         return found
 
-    def keep(self, question: str, found: CachedGraph, reads: Iterable[str]) -> None:
+    def keep(self, question: str, found: Traced, reads: Iterable[str]) -> None:
         """Keep a graph. reads: the files that were read to trace it. A folder that cannot be written is left alone."""
         self._seen.clear()  # files may have changed since they were looked at
         names = sorted(set(reads))
@@ -113,14 +120,17 @@ class GraphCache:
                 self._remove_oldest()
 
     def forget_states(self) -> None:
-        """Forget the states of files, which may have changed since."""
+        """Look at the files again at the next `find`, because they may have changed."""
         self._seen.clear()
 
     def _path(self, question: str) -> Path:
         return self.folder / (hashlib.sha256(question.encode()).hexdigest() + SUFFIX)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """Raises OSError or ValueError for a file that is not a private one of this user, or too large."""
+        """Return the header and the graph of an entry.
+
+        Raises OSError or ValueError if another user may have written it, if it is too large, or if it is no entry.
+        """
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             is_ours = status.st_uid == os.geteuid() and _is_private(self.folder.stat())
@@ -219,4 +229,4 @@ def _standard_folders() -> tuple[str, ...]:
     return *(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib")), "/proc", "/sys", "/dev"
 
 
-__all__ = ["CachedGraph", "GraphCache", "Reads", "default_folder", "installed_packages"]
+__all__ = ["GraphCache", "Reads", "Traced", "default_folder", "installed_packages"]

@@ -1,4 +1,4 @@
-"""The network of a packed file: its name, its module, its tensors and the graphs that are traced from it."""
+"""The network of a packed file, from which graphs are traced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UnlikeError(SubcompressError):
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A module that has the tensors of a packed file.
+    """A module with the same tensors as a packed file.
 
     Attributes:
         name: The name as --model takes it, or the name of the module's class.
@@ -49,8 +49,10 @@ class Network:
             return weightless.trace_weightless(self.module, facts, inputs)
 
     def compared(self, record: Record, inputs: Collection[str] = ()) -> WeightlessGraph:
-        """Trace the graph without weights and compare what it computes with torch, for the record's weights and for
-        others. Raises SubcompressError if the module cannot be exported or ONNX Runtime computes something else."""
+        """Trace the graph without weights, and compare it with torch, on the record's weights and on others.
+
+        Raises SubcompressError if the module cannot be exported, or if ONNX Runtime computes something else.
+        """
         return weightless.weightless_graph_of(record, self.module, inputs)
 
 

@@ -11,6 +11,9 @@ from subcompress.errors import SubcompressError
 
 PREFIX = "hub:"
 
+HF = "hf:"
+"""How the name of a network of transformers begins: hf:DIR_OR_ID[@REVISION][,OPTION=VALUE]..."""
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -44,3 +47,9 @@ class Reference:
 def is_reference(name: str | Path) -> bool:
     """Return whether a FILE argument names a repository. A local file of such a name is given as `./hub:...`."""
     return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def split_options(name: str) -> tuple[str, dict[str, str]]:
+    """Split PLACE[,OPTION=VALUE]..., perhaps behind `hf:`, into the place and the options. A place may have commas."""
+    place, *rest = re.split(r",(?=\w+=)", name.removeprefix(HF))
+    return place, dict(part.split("=", 1) for part in rest)

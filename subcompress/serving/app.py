@@ -25,19 +25,17 @@ from subcompress.serving.addresses import host_of, is_loopback, origin_of
 from subcompress.serving.documents import parse_json
 from subcompress.serving.models import now
 from subcompress.serving.refusals import RefusedError, shown
-from subcompress.serving.service import ABOUT, IDLE, PACE, Decode, Limits, Service, failure_of
+from subcompress.serving.service import ABOUT, IDLE, PACE, Decode, Service, failure_of
 from subcompress.serving.status import SORTS, status
 
-__all__ = ["Limits", "Server"]
-
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
-"""What is told without a token: that the server is there, and a page without anything on it."""
+"""The paths that need no token: whether the server is live and ready, and the page without its figures."""
 
 DISCARDED = 1 << 30
-"""Bytes of a refused request that are read past before it is told so."""
+"""The most bytes of a refused request that are read and dropped before the refusal is sent."""
 
 LINGER = 1
-"""Seconds that reading past it waits for more."""
+"""Seconds that dropping them waits for more."""
 
 HEADER_LENGTH = protocol.HEADER_LENGTH.encode()
 
@@ -56,7 +54,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _Incoming:
-    """A request's body as it arrives. whole: all of it has arrived; over: the rest is no longer awaited."""
+    """A request's body as it arrives. is_complete: all of it has come; is_abandoned: the rest is no longer awaited."""
 
     def __init__(self, headers: dict[bytes, bytes], receive: Receive, awaited: set[_Incoming]) -> None:
         self.headers, self.is_complete, self.is_abandoned = headers, False, False
@@ -111,7 +109,7 @@ class Server:
 
     def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
         self.service = service
-        self.local = False  # whether it listens where this machine only comes
+        self.local = False  # whether it listens on an address that only this machine can reach
         self._awaited: set[_Incoming] = set()
         self._origins = frozenset(origins)
         self._page = resources.files("subcompress.serving").joinpath("page.html").read_text("utf-8")
@@ -274,10 +272,9 @@ class Server:
 
     async def _sent(self, incoming: _Incoming) -> bytes:
         """Read the body as it was sent; see `_body`."""
-        most, headers = self.service.limits.body, incoming.headers
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length[:20]) > most:
-            raise RefusedError(413, f"a request has at most {most} bytes; this one has {shown(int(length[:20]))}")
+        length = incoming.headers.get(b"content-length", b"")
+        if length.isdigit():
+            self.service.check_size(int(length[:20]))
         parts: list[bytes] = []
         size = 0
         try:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from subcompress.serving.metrics import Metrics
-from subcompress.serving.models import Model, Models, now, resident_bytes
+from subcompress.serving.models import Model, Models, resident_bytes
+
+if TYPE_CHECKING:
+    from subcompress.serving.metrics import Metrics
 
 FEW = 32
-"""Latencies of a model that one worker tells another."""
+"""How many latencies of a model a worker sends to another."""
 
 STATES = ("loaded", "loading", "idle", "unavailable", "unloaded")
-"""What a model can be; of several workers the first that one of them says."""
+"""The states of a model. If workers differ, the one that comes first here is shown."""
 
 Figures = dict[str, Any]
-"""What a worker tells: numbers, `recent` latencies, and by the names of models what `ModelFigures` holds."""
+"""The figures of a worker: numbers, `recent` latencies, and under `models` by name the fields of `ModelFigures`."""
 
 
 @dataclass
 class ModelFigures:
-    """What is counted of a model. last: when it was asked last, on the clock of `now`, which all processes share."""
+    """The figures of a model. last: when its last request ended, by the clock of `now`, which all processes share."""
 
     state: str = "idle"
     requests: int = 0
@@ -79,6 +81,3 @@ def added(own: Figures, others: Sequence[Figures]) -> Figures:
     """Return the figures of the server, without those of its models."""
     found = {k: sum((o[k] for o in others), own[k]) for k in own if k not in ("models", "recent")}
     return found | {"recent": [t for figures in (own, *others) for t in figures["recent"]]}
-
-
-__all__ = ["STATES", "Figures", "ModelFigures", "added", "figures_of", "now", "of_model"]

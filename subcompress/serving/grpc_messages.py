@@ -1,8 +1,8 @@
-"""The messages of the Open Inference Protocol over gRPC, and of Triton's extensions of it that are answered.
+"""The gRPC messages of the Open Inference Protocol and of those of Triton's extensions that the server answers.
 
-Each is built from the table below, so that neither a compiler of .proto files nor generated code is needed. Names and
-numbers are those of the published grpc_service.proto, which a test compares. A pool of their own keeps them apart from
-the client's messages of the same names in one process.
+They are built from the table below, so that no .proto file need be compiled. A test compares the names and numbers with
+the published grpc_service.proto. They have a descriptor pool of their own, so that a client with messages of the same
+names can be in the same process.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ MESSAGES = {
     "3 map ModelRepositoryParameter parameters",
     "RepositoryModelUnloadResponse": "",
 }
-"""Fields by message: number, perhaps `repeated`, `map` (from string), `enum` or `oneof`, type, name."""
+"""Fields by message, each as NUMBER [repeated | map | enum | oneof] TYPE NAME. The keys of a map are strings."""
 
 METHODS = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
     "ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
 )  # fmt: skip
-"""What is answered. METHOD takes METHODRequest and returns METHODResponse."""
+"""The methods. METHOD takes the message METHODRequest and returns METHODResponse."""
 
 DATATYPES = (
     "INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",

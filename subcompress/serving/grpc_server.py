@@ -26,7 +26,7 @@ from subcompress.serving.service import ABOUT, Answered, Decode, Service, failur
 from subcompress.serving.tensors import InferenceRequest, Inputs, Takes
 
 OPEN = ("ServerLive", "ServerReady")
-"""What is told without a token."""
+"""The methods that need no token."""
 
 _ACCESS = logging.getLogger("uvicorn.access")
 
@@ -39,25 +39,25 @@ CONTENTS = {
 
 
 class Calls:
-    """The methods of the protocol. Each takes a message and returns one, or raises what `failure_of` knows."""
+    """The methods of the protocol; see `grpc_transport.Answering`. Each takes a message and returns one."""
 
     methods = tuple(METHODS)
 
     def __init__(self, service: Service) -> None:
-        self.service = self._service = service
+        self.service = service
         self._methods = {
             f"/{SERVICE}/{name}": (getattr(self, f"_{name}"), CLASSES[f"{name}Request"], name in OPEN)
             for name in METHODS
         }
 
     async def answer(self, path: str, headers: dict[bytes, bytes], data: bytes, peer: str) -> bytes:
-        """Return the message that answers one. Raises what `failure_of` knows."""
+        """Return the serialized answer to a serialized message. It may raise anything; see `failed`."""
         if (found := self._methods.get(path)) is None:
             raise RefusedError(501, f"no method is called {shown(path)}")
         method, request, is_open = found
         if not is_open:
-            self._service.check_token(headers.get(b"authorization", b""))
-        answered: bytes = (await method(_parsed(request, data), len(data))).SerializeToString()
+            self.service.check_token(headers.get(b"authorization", b""))
+        answered: bytes = (await method(_parsed(request, data))).SerializeToString()
         _log(peer, path, 200)
         return answered
 
@@ -69,51 +69,51 @@ class Calls:
         _log(peer, path, code)
         return code, text
 
-    async def _ServerLive(self, request: Any, size: int) -> Any:
+    async def _ServerLive(self, request: Any) -> Any:
         return CLASSES["ServerLiveResponse"](live=True)
 
-    async def _ServerReady(self, request: Any, size: int) -> Any:
-        return CLASSES["ServerReadyResponse"](ready=await self._service.is_ready())
+    async def _ServerReady(self, request: Any) -> Any:
+        return CLASSES["ServerReadyResponse"](ready=await self.service.is_ready())
 
-    async def _ModelReady(self, request: Any, size: int) -> Any:
+    async def _ModelReady(self, request: Any) -> Any:
         try:
-            await self._service.models.require_running(self._service.find(request.name, request.version))
+            await self.service.models.require_running(self.service.find(request.name, request.version))
         except RefusedError as e:
             if e.status == 404:
                 raise
             return CLASSES["ModelReadyResponse"](ready=False)
         return CLASSES["ModelReadyResponse"](ready=True)
 
-    async def _ServerMetadata(self, request: Any, size: int) -> Any:
+    async def _ServerMetadata(self, request: Any) -> Any:
         return CLASSES["ServerMetadataResponse"](**ABOUT)
 
-    async def _ModelMetadata(self, request: Any, size: int) -> Any:
-        told = await self._service.metadata(request.name, request.version or VERSION)
+    async def _ModelMetadata(self, request: Any) -> Any:
+        told = await self.service.metadata(request.name, request.version or VERSION)
         facts = {key: orjson.dumps(value).decode() for key, value in told.pop("parameters", {}).items()}
         return ParseDict(told, CLASSES["ModelMetadataResponse"](properties=facts), ignore_unknown_fields=True)
 
-    async def _ModelConfig(self, request: Any, size: int) -> Any:
-        told = await self._service.config(request.name, request.version or VERSION)
+    async def _ModelConfig(self, request: Any) -> Any:
+        told = await self.service.config(request.name, request.version or VERSION)
         return ParseDict({"config": told}, CLASSES["ModelConfigResponse"]())
 
-    async def _ModelStatistics(self, request: Any, size: int) -> Any:
-        told = await self._service.statistics(request.name, request.version or VERSION)
+    async def _ModelStatistics(self, request: Any) -> Any:
+        told = await self.service.statistics(request.name, request.version or VERSION)
         return ParseDict({"model_stats": told}, CLASSES["ModelStatisticsResponse"]())
 
-    async def _RepositoryIndex(self, request: Any, size: int) -> Any:
-        told = await self._service.index(request.ready)
+    async def _RepositoryIndex(self, request: Any) -> Any:
+        told = await self.service.index(request.ready)
         return ParseDict({"models": told}, CLASSES["RepositoryIndexResponse"]())
 
-    async def _RepositoryModelLoad(self, request: Any, size: int) -> Any:
-        await self._service.load(request.model_name, request.parameters)
+    async def _RepositoryModelLoad(self, request: Any) -> Any:
+        await self.service.load(request.model_name, request.parameters)
         return CLASSES["RepositoryModelLoadResponse"]()
 
-    async def _RepositoryModelUnload(self, request: Any, size: int) -> Any:
-        await self._service.unload(request.model_name)
+    async def _RepositoryModelUnload(self, request: Any) -> Any:
+        await self.service.unload(request.model_name)
         return CLASSES["RepositoryModelUnloadResponse"]()
 
-    async def _ModelInfer(self, request: Any, size: int) -> Any:
-        service, model, began = self._service, None, now()
+    async def _ModelInfer(self, request: Any) -> Any:
+        service, model, began = self.service, None, now()
         try:
             model = service.find(request.model_name, request.model_version)
             with service.admitted():
@@ -126,7 +126,7 @@ class Calls:
 
 
 def _log(peer: str, path: str, code: int) -> None:
-    """Write a line to the log of requests, if there is one, in the form of uvicorn's."""
+    """Write a line to the access log, if it is on. uvicorn's formatter takes exactly these five arguments."""
     if _ACCESS.isEnabledFor(logging.INFO):
         _ACCESS.info('%s - "%s %s HTTP/%s" %d', peer, "POST", quote(path), "2", code)
 
@@ -212,5 +212,5 @@ def encode_answer(name: str, found: Answered) -> Any:
 
 
 def answering(service: Service, host: str, port: int, grace: float, shared: bool) -> AbstractAsyncContextManager[str]:
-    """What answers calls while it is entered, and is given the address; see `grpc_transport.listening`."""
+    """Return a context in which calls are answered. It yields HOST:PORT; see `grpc_transport.listening`."""
     return grpc_transport.listening(Calls(service), SERVICE, host, port, grace, shared)

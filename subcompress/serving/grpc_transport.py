@@ -1,4 +1,7 @@
-"""gRPC by grpcio on the event loop of the server: connections and messages. What is answered is in `grpc_server`."""
+"""A gRPC server of grpcio on the event loop that answers HTTP. It passes bytes on; `grpc_server` answers them.
+
+grpcio receives a message whole, however long that takes: unlike over HTTP, one that arrives slowly is not refused.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +18,33 @@ from subcompress.serving.service import Service
 from subcompress.serving.sockets import address_of
 
 SPARE = 64
-"""Calls beyond the queue that are taken: they are told that it is full, or ask whether the server is ready."""
+"""Calls that are accepted beyond a full queue, so that they are refused with a reason, and ServerReady answers."""
 
 UNUSED_MS = 300_000
 """Milliseconds after which a connection without a call is closed."""
 
 PING_MS, PATIENCE_MS = 60_000, 30_000
-"""Milliseconds without a message after which a peer is asked whether it is there, and how long that may take."""
+"""Milliseconds without a message after which a client is pinged, and milliseconds that it has to answer."""
 
 STATUSES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     404: grpc.StatusCode.NOT_FOUND,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    415: grpc.StatusCode.UNIMPLEMENTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
-"""The status of gRPC for each of HTTP; INTERNAL for others."""
+"""The gRPC status for each HTTP status of a refusal. Others are INTERNAL."""
 
 
 class Answering(Protocol):
-    """What answers calls."""
+    """Answers calls by their paths. methods: the names of the methods."""
 
     service: Service
     methods: tuple[str, ...]
 
     async def answer(self, path: str, headers: dict[bytes, bytes], data: bytes, peer: str) -> bytes:
-        """Return the message that answers one."""
+        """Return the answer to a message. It may raise anything; see `failed`."""
 
     def failed(self, path: str, e: Exception, peer: str) -> tuple[int, str]:
         """Return the status of HTTP and the line for a call that raised this."""
@@ -53,10 +54,10 @@ class Answering(Protocol):
 async def listening(
     answering: Answering, name: str, host: str, port: int, grace: float, shared: bool
 ) -> AsyncIterator[str]:
-    """Answer calls within the block, which is given the address, until the service is ending.
+    """Answer calls within the block, until the service is ending. Yields HOST:PORT.
 
-    name: of the service, whose methods `answering` names; grace: seconds that calls may take to finish then; shared:
-    whether other processes listen on the same port. Raises SubcompressError if nothing can listen there.
+    name: the full name of the gRPC service; grace: the seconds that calls may then take to finish; shared: whether
+    other processes listen on the same port. Raises SubcompressError if the port cannot be listened on.
     """
     service = answering.service
     options = [
@@ -96,7 +97,7 @@ async def _stopped(server: grpc.aio.Server, ending: asyncio.Event, grace: float)
 
 
 def _handler(answering: Answering, path: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    """Return what answers the calls of one method, from bytes to bytes."""
+    """Return a handler of grpcio for one method, which takes and returns bytes."""
     service = answering.service
 
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:

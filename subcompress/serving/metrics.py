@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from subcompress.serving.figures import STATES, Figures, added, figures_of, of_model
 from subcompress.serving.models import Model, Models, now
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -21,7 +22,7 @@ WINDOW = 10
 class Metrics:
     """Counts requests as they end; everything else is read from the models on demand.
 
-    folder: where workers count together, empty for a single process.
+    folder: where all workers write their counters, empty for a single process.
     """
 
     def __init__(self, folder: str = "") -> None:
@@ -76,13 +77,11 @@ class Metrics:
         span = min(WINDOW, max(1, int(now() - self.began)))
         return sum(n for at, n in self._by_second if second - span <= at < second) / span
 
-    async def exposition(self, models: Models, waiting: int, others: Sequence[dict[str, Any]] = ()) -> bytes:
-        """The text that Prometheus reads: made beside the loop, it has a line or two for each model that was asked.
+    async def exposition(self, models: Models, waiting: int, others: Sequence[Figures] = ()) -> bytes:
+        """Return the text that Prometheus reads. Another thread writes it, because it can have thousands of lines.
 
         others: the figures of other workers.
         """
-        from subcompress.serving.figures import STATES, added, figures_of, of_model
-
         found = added(figures_of(models, self, waiting, with_models=False), others)
         for of, key in (("models", "used"), ("bases", "bases"), ("process", "process")):
             self._memory.labels(of).set(found[key])
@@ -95,17 +94,17 @@ class Metrics:
             self._models.labels(state).set(n)
         served = {"", *(model.name for model in models)}
         if self._folder:
-            return await asyncio.to_thread(generate_latest, _Together(self.registry, self._folder, served))
+            return await asyncio.to_thread(generate_latest, _AllWorkers(self.registry, self._folder, served))
         for name, code in [label for label in self._by_label if label[0] not in served]:
             del self._by_label[name, code]  # files may come and go for ever
             self._requests.remove(name, str(code))
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
-class _Together:
-    """A registry of what all workers have counted, those too that died, and of this one's gauges.
+class _AllWorkers:
+    """A registry that adds up the counters of all workers, also of dead ones, and has the gauges of this one.
 
-    served: the names of models that counters may have.
+    served: the names of the models whose counters are shown.
     """
 
     def __init__(self, own: CollectorRegistry, folder: str, served: Collection[str]) -> None:

@@ -129,6 +129,7 @@ class Models:
         self._trial_thread = ThreadPoolExecutor(1, thread_name_prefix="try")
         self._trials = Trials()
         self._trial_task: asyncio.Task[None] | None = None
+        self.has_tried_all = False  # whether each model of the start has run once, or is known not to run
         self._lock = asyncio.Lock()  # held while loading a model or reading files
         self._idle = asyncio.Event()
         self._released: list[Engine] = []  # freed by the loader's thread
@@ -148,7 +149,7 @@ class Models:
         """Run work in the thread that reads files and rebuilds weights."""
         return await asyncio.get_running_loop().run_in_executor(self._loader, work, *args)
 
-    async def aside(self, work: Callable[..., Any], *args: Any) -> Any:
+    async def in_pool(self, work: Callable[..., Any], *args: Any) -> Any:
         """Run work in one of the threads that run networks."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
@@ -281,6 +282,7 @@ class Models:
         for model in list(self):
             if model.is_untried and not model.is_graph:
                 await self._try_packed(model)
+        self.has_tried_all = True
 
     async def require_running(self, model: Model) -> None:
         """Run the model once, unless it has run.

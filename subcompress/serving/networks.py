@@ -31,6 +31,7 @@ from subcompress.base import (
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.payload import Parsed
 from subcompress.format.record import Record
+from subcompress.onnx.graph_cache import Traced
 from subcompress.rebuild import arrays
 from subcompress.serving.engines import Engine, open_session, place_initializers, session_bytes
 
@@ -50,17 +51,6 @@ class Job:
     data: bytes
     base: str | None = None
     inputs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A traced graph, see `subcompress.onnx.weightless.WeightlessGraph`. network: the name of the network, for the
-    user."""
-
-    graph: bytes
-    names: tuple[str, ...]
-    general: bool
-    network: str
 
 
 Trace = Callable[[Sequence[Job]], "list[Traced | str]"]

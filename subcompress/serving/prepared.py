@@ -1,6 +1,6 @@
-"""Texts and images as inputs: what a model is given for them, and its outputs as labels and probabilities.
+"""Texts and images as inputs: how they become a model's tensors, and its outputs labels and probabilities.
 
-A model of images is one whose file says how they are prepared; a model of texts is one of tokens whose tokenizer is
+A model takes images if its file says how they are prepared. It takes texts if its inputs are tokens and a tokenizer is
 known: that of its base, or of the network that it was traced from. Nothing here imports torch.
 """
 
@@ -17,35 +17,29 @@ from typing import Any
 
 import numpy as np
 
-from subcompress.api.preparing import TooLargeError, class_names, mode_of, opened, pixels_of, takes_images
+from subcompress.api.preparing import LENGTH, TooLargeError, class_names, mode_of, opened, pixels_of, takes_images
 from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
-from subcompress.remote.references import PREFIX, Reference
+from subcompress.remote.references import HF, PREFIX, Reference, split_options
 from subcompress.serving.engines import Port
 from subcompress.serving.networks import Networks, Packed
 from subcompress.serving.refusals import RefusedError
 from subcompress.serving.tensors import Signature
 
-HF = "hf:"
-"""How the name of a network of transformers begins."""
-
 MOST_PIXELS = 1 << 25
-"""Pixels of an image, before it is decoded."""
+"""The most pixels of an image. They are counted before it is decoded."""
 
 MOST_VALUES = 1 << 24
-"""Values that the texts or images of a request come to: a few bytes can be a large image, or one of many short texts
-beside a long one."""
+"""The most values that the texts or images of a request may become. A few bytes can be a large image, and each of many
+short texts is padded to the longest one."""
 
 MOST_CHARACTERS = 1 << 20
-"""Of a text: the tokenizer looks at all of it, whatever it is cut to."""
-
-LENGTH = 512
-"""Tokens of a text at most, where neither the tokenizer nor the network says, as in `predict`."""
+"""The most characters of a text. The tokenizer reads all of them, even if it keeps only the first tokens."""
 
 FORMATS = ("PNG", "JPEG")
 
 MAX_JSON = 1 << 26
-"""Bytes of a tokenizer or a configuration."""
+"""The most bytes of a tokenizer or a configuration."""
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -101,13 +95,16 @@ class Prepared:
         return len(shape) == 2 and shape[1] != 1 and self.own.outputs[0].datatype in ("FP32", "FP16", "FP64")
 
     def feeds(self, given: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """Return what the model takes for texts or images, and what is known of them. Raises RefusedError, 400."""
+        """Return the model's inputs for texts or images, and outputs that are known already: whether each text was cut.
+
+        Raises RefusedError, 400, for what cannot be prepared.
+        """
         if self.tokenizer is None:
             return self._of_images(list(given)), []
         return self._of_texts(list(given))
 
     def answers(self, known: list[np.ndarray], values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs, given the model's own."""
+        """Return all outputs. known: from `feeds`; values: the model's own outputs."""
         if not self.has_classes:
             return [*known, *values]
         rows = values[0].astype(np.float64)
@@ -155,10 +152,11 @@ class Prepared:
 
 
 def _require_few(examples: int, values: int) -> None:
-    """Raise RefusedError, 400, for more than a request may come to."""
+    """Raise RefusedError, 400, if the examples together have more than MOST_VALUES."""
     if examples * values > MOST_VALUES:
         raise RefusedError(
-            400, f"a request comes to at most {MOST_VALUES} values; {examples} x {values} are more: send fewer at once"
+            400,
+            f"a request may have at most {MOST_VALUES} values; {examples} x {values} are more: send fewer at once",
         )
 
 
@@ -224,7 +222,7 @@ def _word(given: Any) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """A folder, or a repository on the Hub, with a tokenizer and a configuration."""
+    """A folder or a repository on the Hub, from which a tokenizer and a configuration are read."""
 
     where: Path | Reference
 
@@ -248,10 +246,10 @@ class _Place:
 
 
 def _place(file: Packed, networks: Networks) -> _Place:
-    """The place of a file's network, else that of its base. Raises SubcompressError where neither is known."""
+    """Return where the network of a file came from, otherwise its base. Raises SubcompressError if both are unknown."""
     network = networks.network(file)
     if network.startswith(HF):
-        name = network.removeprefix(HF).partition(",")[0]
+        name, _ = split_options(network)
         if (folder := Path(name).expanduser()).is_dir():
             return _Place(folder)
         return _Place(Reference.of(name))

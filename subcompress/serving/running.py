@@ -61,12 +61,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers requests. grpc: its address there, empty if it answers none; stop: lets requests finish and
-    `serve` return; may be called from any thread."""
+    """A server that answers requests.
+
+    Attributes:
+        address: Its address over HTTP.
+        models: Its models.
+        service: What answers, over both protocols.
+        stop: Makes `serve` finish the requests under way and return. May be called from any thread.
+        grpc: HOST:PORT of gRPC. Empty if it is off.
+    """
 
     address: str
     models: Models
-    server: Service
+    service: Service
     stop: Callable[[], object]
     grpc: str = ""
 
@@ -207,16 +214,16 @@ def _uvicorn_config(server: Server, access_log: bool) -> uvicorn.Config:
 
 
 def _grpc(service: Service, host: str, settings: Settings) -> AbstractAsyncContextManager[str]:
-    """What answers gRPC while it is entered, and is given its address; nothing if no port was asked for."""
+    """Return a context in which gRPC is answered. It yields HOST:PORT, or an empty text if gRPC is off."""
     if settings.grpc_port is None:
         return nullcontext("")
-    from subcompress.serving import grpc_server  # which is an extra
+    from subcompress.serving import grpc_server  # grpcio is an optional dependency
 
     return grpc_server.answering(service, host, settings.grpc_port, DRAIN_SECONDS, settings.place is not None)
 
 
 def require_grpc() -> None:
-    """Raise SubcompressError where what answers gRPC is not installed."""
+    """Raise SubcompressError if a package that gRPC needs is not installed."""
     for name, package in (("grpc", "grpcio"), ("google.protobuf", "protobuf")):
         if importlib.util.find_spec(name) is None:
             raise SubcompressError(f"gRPC needs {package}, which is not installed: pip install 'subcompress[serve]'")

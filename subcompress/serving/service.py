@@ -1,6 +1,7 @@
-"""What a server does, whatever protocol asks: it admits requests, runs them, counts them, and tells of its models.
+"""The server without its protocols: it admits requests, runs and counts them, and describes its models.
 
-A protocol decodes a request, calls `Service`, and encodes what comes back; a failure is `failure_of` its exception.
+HTTP (`app`) and gRPC (`grpc_server`) decode a request, call `Service`, and encode its answer. `failure_of` turns an
+exception into the status and the line of a refusal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from subcompress.serving.prepared import Prepared, prepared
 from subcompress.serving.protocol import VERSION
 from subcompress.serving.refusals import RefusedError, shown
 from subcompress.serving.tensors import InferenceRequest, Takes
-from subcompress.serving.workers import LONG, Fleet
+from subcompress.serving.workers import LOAD_PATIENCE, Fleet
 
 EXTENSIONS = [
     "model_repository",
@@ -40,16 +41,16 @@ ABOUT = {"name": "subcompress", "version": __version__, "extensions": EXTENSIONS
 """What a server says of itself."""
 
 LOOK = 1.0
-"""Seconds that the index waits for a look at the files: somebody may be tracing a network."""
+"""Seconds that the index waits until the files are read again. It takes long while a network is traced."""
 
 IDLE = 30
-"""Seconds that a request's body may pause, and be behind PACE."""
+"""Seconds that a request's body may pause, or be late by PACE, before it is refused. Over HTTP only."""
 
 PACE = 4096
-"""Bytes of a body a second: whoever sends less takes a place in the queue from others."""
+"""The slowest body that is accepted, in bytes per second: it holds a place in the queue while it arrives."""
 
 HELD = 4
-"""Requests in memory take together at most as many bytes as so many of the largest size."""
+"""All bodies in memory take at most this many times the size of the largest body."""
 
 TOKEN_WANTED = "this server wants its token: send the header Authorization: Bearer TOKEN"
 
@@ -133,12 +134,12 @@ class Service:
         self.held += more
         self.check_size(size)
         if self.held > HELD * self.limits.body:
-            raise RefusedError(503, "others' requests take the memory: ask again in a moment")
+            raise RefusedError(503, "other requests fill the memory for bodies: ask again in a moment")
 
     def check_size(self, size: int) -> None:
         """Raise RefusedError, 413, for more bytes than a request may have."""
         if size > self.limits.body:
-            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has more")
+            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has {size} or more")
 
     def find(self, name: str, version: str = VERSION) -> Model:
         """Return a model. Raises RefusedError: 404 for an unknown one, 503 for one that cannot be served now."""
@@ -161,7 +162,7 @@ class Service:
             return Answered(asked, outputs, values)
 
     async def _takes(self, model: Model, engine: Engine) -> Takes:
-        """What the model takes; how texts and images are prepared is found out once for each content of a file."""
+        """Return what the model takes. How texts and images are prepared for it is found out once for each file."""
         if self._raw_inputs:
             return Takes(engine, lacking="--raw-inputs was given")
         found = self._prepared.get(model.content)
@@ -173,14 +174,22 @@ class Service:
     async def _run_prepared(
         self, model: Model, engine: Engine, asked: InferenceRequest, how: Prepared
     ) -> Sequence[np.ndarray]:
-        """Run texts or images, which are prepared beside the loop."""
+        """Prepare texts or images in another thread, and run them."""
         (given,) = asked.feeds.values()
-        feeds, known = await self.models.aside(how.feeds, given)
+        feeds, known = await self.models.in_pool(how.feeds, given)
         return how.answers(known, await model.batches.run(engine, InferenceRequest(asked.id, feeds, ())))
 
     async def is_ready(self) -> bool:
-        """Return whether requests are answered, by all workers."""
-        return not self.draining and all(await self._ask(do="ready"))
+        """Return whether all workers answer requests and have tried the models that they found at the start.
+
+        Models that come or change later do not count, so that one file does not take the server out of use.
+        """
+        return self._is_ready and all(await self._ask(do="ready"))
+
+    @property
+    def _is_ready(self) -> bool:
+        """The same of this process alone."""
+        return self.models.has_tried_all and not self.draining
 
     async def metadata(self, name: str, version: str = VERSION) -> dict[str, Any]:
         """Describe a model's inputs and outputs, and under `parameters` the facts of its file."""
@@ -219,17 +228,17 @@ class Service:
         return [found for found in await self._ask(do="figures") if found]
 
     async def _ask(self, patience: float | None = None, **asked: Any) -> list[Any]:
-        """What the other workers answer; nothing in a single process."""
+        """Return what the other workers answer. Empty in a single process."""
         if self._fleet is None:
             return []
         return await (self._fleet.ask(**asked) if patience is None else self._fleet.ask(patience, **asked))
 
     async def answer(self, asked: dict[str, Any]) -> Any:
-        """Answer another worker."""
+        """Answer another worker. asked: what to `do` ("figures", "ready", "load" or "unload") and a model's `name`."""
         if asked["do"] == "figures":
             return figures_of(self.models, self.metrics, self.waiting)
         if asked["do"] == "ready":
-            return not self.draining
+            return self._is_ready
         try:
             if asked["do"] == "load":
                 await self.models.load(asked["name"])
@@ -241,7 +250,7 @@ class Service:
 
     async def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """Describe the state of all models, after a look at the files."""
-        with suppress(TimeoutError):  # where somebody loads, what is known has to do
+        with suppress(TimeoutError):  # then the states as they are known
             async with asyncio.timeout(LOOK):
                 await self.models.refresh()
                 await asyncio.shield(self.models.start_trials())
@@ -252,7 +261,7 @@ class Service:
         if parameters:
             raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
         await self.models.load(name)
-        _raise_first(await self._ask(LONG, do="load", name=name))
+        _raise_first(await self._ask(LOAD_PATIENCE, do="load", name=name))
 
     async def unload(self, name: str) -> None:
         """Drop a model's weights and refuse requests to it, in all workers. Raises RefusedError."""
@@ -261,7 +270,7 @@ class Service:
 
 
 def _raise_first(found: Sequence[Any]) -> None:
-    """Raise what another worker refused; one that is starting reads the files anyway."""
+    """Raise the first refusal of another worker. None, of one that is starting, is no refusal: it reads the files."""
     for status, text in filter(None, found):
         raise RefusedError(status, text)
 

@@ -10,17 +10,17 @@ from subcompress.serving.refusals import shown
 
 
 def open_socket(host: str, port: int, shared: bool = False, option: str = "--port") -> socket.socket:
-    """Open a listening socket; port 0 is any free port.
+    """Open a listening socket. Port 0 means any free port.
 
-    shared: other processes bind to the same port, and the socket does not listen yet; option: what sets the port.
-    Raises SubcompressError if that fails.
+    shared: other processes bind to the same port too, and the socket does not listen yet; option: the option of the
+    command line that sets the port, for messages. Raises SubcompressError if that fails.
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
     except (OSError, UnicodeError) as e:
         raise SubcompressError(
-            f"a server binds to an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
+            f"--host must be an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
         ) from e
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

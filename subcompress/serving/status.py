@@ -23,7 +23,7 @@ SORTS: dict[str, Callable[[_Keyed], Any]] = {
     "memory": lambda m: (-m[1].memory, m[0].name),
     "last": lambda m: (-(m[1].last or 0), m[0].name),
 }
-"""What the page may order models by."""
+"""The orders of the page's models, and the key of each."""
 
 
 def _row(model: Model, figures: ModelFigures) -> dict[str, Any]:
@@ -88,7 +88,7 @@ async def status(
 
 
 def _of_server(found: Figures, metrics: Metrics) -> dict[str, Any]:
-    """What is told of the server itself."""
+    """Return the part of the status about the server itself."""
     return {
         "name": "subcompress",
         "version": __version__,

@@ -1,4 +1,4 @@
-"""Tensors of requests, whatever protocol brings them: which a model takes, and their values as bytes.
+"""Tensors of requests and answers, the same for HTTP and gRPC: which ones a model takes, and their values as bytes.
 
 On the wire, numbers are little-endian. A tensor of BYTES is its elements one after another, each behind its length in
 four bytes. BF16, which NumPy lacks, is held as uint16.
@@ -25,7 +25,7 @@ from subcompress.serving.refusals import RefusedError, shown
 MOST_AXES = 32
 
 KINDS: dict[str, set[type]] = {"f": {float, int}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}
-"""What values in JSON are of, by NumPy's kind of the datatype."""
+"""The Python types of values in JSON, by NumPy's kind of the datatype."""
 
 assert sys.byteorder == "little", "tensors on the wire are little-endian"
 
@@ -47,7 +47,8 @@ class Signature(Protocol):
 class InferenceRequest:
     """A decoded request: values by input, and the requested outputs, each in binary or not.
 
-    signature: the one of the model's that it is of, None for its own; brief: whether the answer is of labels alone.
+    signature: of the model's two signatures, tensors or texts and images, the one that the inputs belong to; brief:
+    whether the answer has only labels and probabilities.
     """
 
     id: str
@@ -69,14 +70,14 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class Takes:
-    """What a model takes: its own signature, and the one for texts or images. lacking: why there is none of those."""
+    """The signatures of a model: its own, and one for texts or images. lacking: why there is no second one."""
 
     own: Signature
     prepared: Signature | None = None
     lacking: str = ""
 
     def named(self, names: Collection[Any]) -> Signature:
-        """Return the signature that a request is of, by the names of its inputs."""
+        """Return the signature that has inputs of these names."""
         if self.prepared is not None and any(p.name in names for p in self.prepared.inputs):
             return self.prepared
         return self.own
@@ -84,13 +85,13 @@ class Takes:
 
 @dataclass
 class Inputs:
-    """The inputs of a request, gathered one by one: each that the model has, once."""
+    """The inputs of a request, added one by one. Each input of the signature must come exactly once."""
 
     signature: Signature
     feeds: dict[str, np.ndarray] = field(default_factory=dict)
 
     def port(self, name: Any) -> Port:
-        """Return the input of that name. Raises RefusedError, 400, for one that there is not, or came before."""
+        """Return the input of that name. Raises RefusedError, 400, if there is none, or if it was added before."""
         for port in self.signature.inputs:
             if port.name == name:
                 break
@@ -130,7 +131,7 @@ def expected(ports: Sequence[Port]) -> str:
 
 
 def called(port: Port) -> str:
-    """An input in a sentence: what is called input is not called so twice."""
+    """Return `input NAME` for a sentence, or NAME alone if it begins with "input"."""
     return port.name if port.name.lower().startswith("input") else f"input {port.name}"
 
 

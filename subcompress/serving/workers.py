@@ -1,8 +1,8 @@
-"""Several processes that serve on one port: a supervisor, which starts each again that dies, and what links them.
+"""Several worker processes that serve on one port, and the supervisor that starts them, and restarts those that die.
 
-The supervisor opens no model and answers no request. It runs the command again for each worker, with a `Place` in its
-environment. The kernel spreads connections over the workers (SO_REUSEPORT); a worker listens once it can answer. A
-worker whose supervisor is gone ends as by a signal.
+The supervisor opens no model and answers no request. It runs its own command for each worker, with a `Place` in the
+environment. The kernel spreads connections over the workers (SO_REUSEPORT). A worker listens once it can answer. If
+the supervisor dies, its workers end as after SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ from subcompress.serving.sockets import open_socket
 from subcompress.support.threads import thread_count
 
 VARIABLE = "SUBCOMPRESS_WORKER"
-"""The variable of the environment that makes a process a worker."""
+"""The environment variable that makes a process a worker. Its value is the worker's `Place`, in JSON."""
 
 PROMETHEUS = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that makes prometheus_client count in files that processes share."""
+"""The environment variable that makes prometheus_client count in files of a folder that processes share."""
 
 PATIENCE = 5.0
-"""Seconds that another worker may take to tell its figures."""
+"""Seconds that another worker may take to answer."""
 
-LONG = 600.0
-"""Seconds that it may take to load a model."""
+LOAD_PATIENCE = 600.0
+"""Seconds that another worker may take to load a model."""
 
-LARGEST = 1 << 28
-"""Bytes of what one worker tells another."""
+MOST_BYTES = 1 << 28
+"""The most bytes of an answer of another worker."""
 
 LONGEST_FOLDER = 95
-"""Bytes of the name of the folder with their sockets, whose names have 107 at most."""
+"""The longest path of the folder with the workers' sockets, in bytes. The path of a socket has at most 107."""
 
 SHORT_LIFE = 10.0
-"""Seconds of a life after which a worker is started again at once; after a shorter one there is a pause."""
+"""Seconds after which a worker that dies is restarted at once. If it lived for less, it is restarted after a pause."""
 
 LONGEST_PAUSE = 30.0
+"""The pause in seconds, which doubles with each short life, is at most this long."""
 
 GRACE = 40.0
 """Seconds after which a worker that was told to end is killed: more than its requests may take."""
@@ -58,7 +59,10 @@ GRACE = 40.0
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's place among `count`. folder: of their sockets; lifeline: a file descriptor to the supervisor."""
+    """What a worker knows of its place among `count` workers.
+
+    folder: the folder of their sockets; lifeline: the file descriptor of a socket to the supervisor.
+    """
 
     index: int
     count: int
@@ -74,11 +78,11 @@ class Place:
         return None if text is None else cls(**json.loads(text))
 
     def share(self, of_all: int) -> int:
-        """Return a worker's share of what all have together."""
+        """Return a worker's share of an amount that all workers have together."""
         return max(1, of_all // self.count)
 
     def tell(self, what: dict[str, Any]) -> None:
-        """Tell the supervisor a line."""
+        """Send the supervisor a line of JSON."""
         with suppress(OSError):
             os.write(self.lifeline, json.dumps(what).encode() + b"\n")
 
@@ -87,14 +91,14 @@ Answer = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class Fleet:
-    """The other workers, as one of them sees them: it asks them, and answers what they ask."""
+    """The other workers, from the view of one of them. It asks them, and answers them."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
 
     @property
     def metrics(self) -> str:
-        """The folder that all count in."""
+        """The folder of the counters that all workers share."""
         return str(Path(self._place.folder) / "metrics")
 
     def _socket(self, index: int) -> str:
@@ -104,7 +108,7 @@ class Fleet:
     async def answering(self, answer: Answer, stop: Callable[[], object]) -> AsyncIterator[None]:
         """Answer the others within the block. stop: called when the supervisor is gone."""
 
-        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with suppress(OSError, ValueError):
                 asked = json.loads(await reader.readline())
                 writer.write(orjson.dumps(await answer(asked)) + b"\n")
@@ -113,7 +117,7 @@ class Fleet:
 
         loop, lifeline = asyncio.get_running_loop(), self._place.lifeline
 
-        def look() -> None:
+        def read_lifeline() -> None:
             with suppress(OSError):
                 if os.read(lifeline, 1 << 10):
                     return
@@ -122,8 +126,8 @@ class Fleet:
 
         path = self._socket(self._place.index)
         Path(path).unlink(missing_ok=True)  # of one that died
-        server = await asyncio.start_unix_server(one, path, limit=LARGEST)
-        loop.add_reader(lifeline, look)
+        server = await asyncio.start_unix_server(answer_one, path, limit=MOST_BYTES)
+        loop.add_reader(lifeline, read_lifeline)
         try:
             yield
         finally:
@@ -139,7 +143,7 @@ class Fleet:
     async def _ask(self, index: int, asked: dict[str, Any], patience: float) -> Any:
         try:
             async with asyncio.timeout(patience):
-                reader, writer = await asyncio.open_unix_connection(self._socket(index), limit=LARGEST)
+                reader, writer = await asyncio.open_unix_connection(self._socket(index), limit=MOST_BYTES)
                 try:
                     writer.write(json.dumps(asked).encode() + b"\n")
                     return orjson.loads(await reader.readline())
@@ -151,7 +155,7 @@ class Fleet:
 
 @dataclass
 class _Worker:
-    """A worker's process, and what it told: `models` once it is ready, `answered` at its end."""
+    """A worker's process. told: what it has sent: `models` once it listens, `answered` when it has ended."""
 
     process: subprocess.Popen[bytes]
     line: socket.socket
@@ -160,7 +164,7 @@ class _Worker:
     unread: bytes = b""
 
     def read(self) -> None:
-        """Read what it tells."""
+        """Read what it has sent."""
         with suppress(OSError):
             self.unread += self.line.recv(1 << 16)
         *lines, self.unread = self.unread.split(b"\n")
@@ -188,7 +192,7 @@ class Supervisor:
         self._ports = port, grpc_port
         self._workers: dict[int, _Worker] = {}
         self._due: dict[int, float] = {}  # when a worker is started again
-        self._lives: dict[int, float] = {}  # the pause before the next start
+        self._pauses: dict[int, float] = {}  # seconds before the last restart of each worker
         self._signals = 0
         self._was_ready = False
 
@@ -208,7 +212,7 @@ class Supervisor:
                 grpc_port = stack.enter_context(_reserved(self._host, grpc_port, "--grpc-port"))
             self._ports = port, grpc_port
             stack.enter_context(self._catching_signals())
-            self._due = {0: 0.0}  # whose traced graphs the others find
+            self._due = {0: 0.0}  # alone at first, so that the others find the graphs that it has traced
             try:
                 while not self._signals:
                     self._start_due()
@@ -277,8 +281,8 @@ class Supervisor:
             for path in Path(self._folder, "metrics").glob(f"gauge_live*_{worker.process.pid}.db"):
                 path.unlink(missing_ok=True)
             lived = time.monotonic() - worker.began
-            pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._lives.get(index, 0.0) or 0.5)
-            self._lives[index], self._due[index] = pause, time.monotonic() + pause
+            pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._pauses.get(index, 0.0) or 0.5)
+            self._pauses[index], self._due[index] = pause, time.monotonic() + pause
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             self._log(f"worker {index} ended ({how}), and is started again")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import numpy as np
 from torch import nn
 
 from subcompress import SubcompressError, format
+from subcompress.onnx.graph_cache import Traced
 from subcompress.onnx.weightless import weightless_graph_of
 from subcompress.serving import service
-from subcompress.serving.networks import Job, Trace, Traced
+from subcompress.serving.networks import Job, Trace
 from subcompress.serving.running import Running, serve
 from subcompress.tensors.layout import Layout
 
@@ -103,6 +105,13 @@ class Client:
         return Answer(
             int(first.split()[1]), {k.lower(): v for k, _, v in (line.partition(": ") for line in rest)}, body
         )
+
+    def wait_until_ready(self) -> None:
+        """Ask whether the server is ready until it is: each model has been tried."""
+        ends = time.monotonic() + 60
+        while self("GET", "/v2/health/ready").status != 200:
+            assert time.monotonic() < ends, self.said
+            time.sleep(0.02)
 
     def infer(self, model: str, x: np.ndarray, **more: Any) -> Answer:
         """A request in JSON with one input."""

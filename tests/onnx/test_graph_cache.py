@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from subcompress.onnx import graph_cache
-from subcompress.onnx.graph_cache import SUFFIX, CachedGraph, GraphCache, default_folder, installed_packages
+from subcompress.onnx.graph_cache import SUFFIX, GraphCache, Traced, default_folder, installed_packages
 
-GRAPH = CachedGraph(b"graph\nof bytes", ("a", "b.weight"), True, "own.py:net")
+GRAPH = Traced(b"graph\nof bytes", ("a", "b.weight"), True, "own.py:net")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from serving import Client, asking, serving, until_closed
 
 from subcompress import SubcompressError
 from subcompress.serving import app, connections, running
-from subcompress.serving.app import Limits
+from subcompress.serving.service import Limits
 
 
 def test_limits(folder: Path) -> None:
@@ -38,7 +38,7 @@ def test_limits(folder: Path) -> None:
         assert found.status == 413
         body, headers = binary(X)
         assert client("POST", "/v2/models/one/infer", body, **headers).status == 200
-        assert client.running.server.held == client.running.server.waiting == 0
+        assert client.running.service.held == client.running.service.waiting == 0
 
 
 def test_a_body_that_waits_to_be_asked_for(client: Client) -> None:
@@ -126,7 +126,7 @@ def test_who_is_slow_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyP
                 received = until_closed(s)
                 found.append(received[9:12])
         assert found == [b"", b"", b"408", b"200"]
-        assert client.running.server.waiting == client.running.server.held == 0
+        assert client.running.service.waiting == client.running.service.held == 0
         assert client.infer("one", X).status == 200
 
 
@@ -150,11 +150,11 @@ def test_a_full_queue_says_so_and_recovers(folder: Path) -> None:
     with serving(folder, trace=LENET, limits=Limits(waiting=1)) as client:
         with socket.create_connection((client.host, client.port)) as slow:
             slow.sendall(b"POST /v2/models/one/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
-            while not client.running.server.waiting:
+            while not client.running.service.waiting:
                 time.sleep(0.001)
             found = client.infer("one", X)
             assert found.status == 503 and "queue is full" in found.error and found.headers["retry-after"] == "1"
-        while client.running.server.waiting:  # it was cut off
+        while client.running.service.waiting:  # it was cut off
             time.sleep(0.001)
         assert client.infer("one", X).status == 200
 
@@ -163,12 +163,12 @@ def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(running, "DRAIN_SECONDS", 0.2)
     with serving(folder, trace=LENET) as client, socket.create_connection((client.host, client.port), 30) as s:
         s.sendall(posting(b"{", length=100))
-        while not client.running.server.waiting:
+        while not client.running.service.waiting:
             time.sleep(0.001)
         client.running.stop()
         received = until_closed(s)  # head and body may come apart
         assert received.startswith(b"HTTP/1.1 503") and b"this server is ending" in received
-    assert client.running.server.cut == 1 and client.running.server.held == client.running.server.waiting == 0
+    assert client.running.service.cut == 1 and client.running.service.held == client.running.service.waiting == 0
     assert "Traceback" not in caplog.text
 
 

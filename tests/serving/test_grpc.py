@@ -96,7 +96,8 @@ def test_the_real_client_gets_torchs_outputs(real: Any, folder: Path) -> None:
         np.testing.assert_allclose(found.as_numpy("output")[0], wanted[i % 3], atol=1e-4)
 
 
-def test_the_real_client_is_told_what_there_is(real: Any) -> None:
+def test_the_real_client_is_told_what_there_is(client: Client, real: Any) -> None:
+    client.wait_until_ready()
     assert real.is_server_live() and real.is_server_ready()
     assert real.is_model_ready("one", "1", headers=HEADERS)
     assert real.get_server_metadata(headers=HEADERS).name == "subcompress"
@@ -226,7 +227,7 @@ def test_other_refusals(client: Client, real: Any) -> None:
     assert e.value.code().name == "UNIMPLEMENTED"
     with pytest.raises(InferenceServerException, match=r"UNAUTHENTICATED.*wants its token"):
         real.infer("one", [given(X)])
-    assert client.running.server.held == client.running.server.waiting == 0
+    assert client.running.service.held == client.running.service.waiting == 0
 
 
 def test_both_protocols_are_counted_together(client: Client, real: Any) -> None:
@@ -238,7 +239,7 @@ def test_both_protocols_are_counted_together(client: Client, real: Any) -> None:
 
 
 def test_a_full_queue_and_a_taken_port(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.running.server, "waiting", client.running.server.limits.waiting)
+    monkeypatch.setattr(client.running.service, "waiting", client.running.service.limits.waiting)
     refused(client, asking("one", tensor(), raw=[ZEROS]), "UNAVAILABLE", "the queue is full")
     port = int(client.running.grpc.rpartition(":")[2])
     with (

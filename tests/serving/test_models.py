@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from records import lenet_record, record_of
-from served import LENET, X, expected
+from served import LENET, X, expected, graph
 from serving import Client, packed, serving, traced_here
 
 import subcompress
 from subcompress import SubcompressError
 from subcompress.format.facts import Facts
-from subcompress.serving import catalog
+from subcompress.onnx.graph_cache import Traced
+from subcompress.serving import catalog, running
 from subcompress.serving import networks as serving_networks
 from subcompress.serving.models import Models
-from subcompress.serving.networks import Job, Traced
+from subcompress.serving.networks import Job
 from subcompress.serving.running import serve
+from subcompress.serving.trial import Trials
 from subcompress_cli import finding, tracing
 from subcompress_models import MODELS
 
@@ -286,6 +289,29 @@ def test_a_network_that_nobody_knows_is_said(tmp_path: Path) -> None:
         found = client.infer("odd", X)
         assert found.status == 503 and "needs its network" in found.error
         assert client.infer("lenet", X).status == 200
+
+
+def test_a_server_is_ready_when_the_models_of_its_start_were_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_run, same = threading.Event(), [helper.make_node("Identity", ["x"], ["y"])]
+    monkeypatch.setattr(Trials, "__call__", lambda self, paths: [""] * len(paths) if may_run.wait(30) else [])
+    monkeypatch.setattr(running, "REFRESH_SECONDS", 0.02)
+    graph(tmp_path / "one.onnx", same, {"x": ["n", 2], "y": ["n", 2]})
+    (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
+    with serving(tmp_path, trace=LENET) as client:
+        try:
+            assert [client("GET", f"/v2/health/{which}").status for which in ("live", "ready")] == [200, 503]
+            assert client.infer("one", np.ones((1, 2), np.float32), name="x").status == 200  # it answers nevertheless
+            may_run.set()
+            client.wait_until_ready()
+            may_run.clear()
+            graph(tmp_path / "two.onnx", same, {"x": ["n", 2], "y": ["n", 2]})
+            while not any(model.is_untried for model in client.running.models):
+                time.sleep(0.001)
+            assert client("GET", "/v2/health/ready").status == 200
+        finally:
+            may_run.set()
 
 
 def test_a_trace_that_ends_its_process_or_hangs_leaves_the_others(child: None, monkeypatch: pytest.MonkeyPatch) -> None:

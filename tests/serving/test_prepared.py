@@ -85,7 +85,7 @@ class Served:
     """What is served, and what `predict` says of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.place, self.files, self.bag = made_tokenizer(folder / "place"), folder / "files", Bag()
+        self.place, self.files, self.bag = made_tokenizer(folder / "place, with a comma"), folder / "files", Bag()
         self.files.mkdir()
         self.text = packed(self.files, "text", record_of(self.bag, Facts(labels=LABELS, inputs=TOKENS)))
         self.image = packed(self.files, "image", lenet_record(300, 1, 9.0))

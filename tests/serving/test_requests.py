@@ -195,9 +195,9 @@ def test_who_sends_no_more_is_answered(client: Client, caplog: Any) -> None:
     assert talk(client, b"", half=True) == talk(client, b"GET /v2 HT", half=True) == []
     with socket.create_connection((client.host, client.port)) as s:  # and is gone before the answers
         s.sendall(posted(BODY) * 8)
-    while client.running.server.waiting:
+    while client.running.service.waiting:
         time.sleep(0.001)
-    assert client.running.server.held == 0 and "Traceback" not in caplog.text
+    assert client.running.service.held == 0 and "Traceback" not in caplog.text
 
 
 def one(**changes: Any) -> bytes:
@@ -250,7 +250,7 @@ def test_compressed_bodies(client: Client) -> None:
         for form in ("gzip", "deflate"):
             found = real.infer("one", [given], request_compression_algorithm=form)
             assert found.as_numpy("output").shape == (2, 10)
-    assert client.running.server.held == 0
+    assert client.running.service.held == 0
 
 
 def test_raw_binary_requests_and_nan(client: Client) -> None:

@@ -31,7 +31,8 @@ def test_the_real_client_gets_torchs_outputs(real: Any, folder: Path, send: bool
     assert real.infer("one", [given]).as_numpy("output").shape == (3, 10)
 
 
-def test_the_real_client_is_told_what_there_is(real: Any) -> None:
+def test_the_real_client_is_told_what_there_is(client: Client, real: Any) -> None:
+    client.wait_until_ready()
     assert real.is_server_live() and real.is_server_ready() and real.is_model_ready("one", "1")
     assert not real.is_model_ready("one", "2") and not real.is_model_ready("three")
     assert real.get_server_metadata()["name"] == "subcompress"
@@ -206,7 +207,8 @@ def test_a_token_is_asked_for(folder: Path) -> None:
             assert client("GET", path, authorization="Bearer secret").status == 401
             assert client("GET", path, authorization="Bearer secret-of-this-server").status == 200
         assert client.infer("one", X).status == 401
-        assert client("GET", "/v2/health/ready").status == client("GET", "/").status == 200
+        client.wait_until_ready()
+        assert client("GET", "/v2/health/live").status == client("GET", "/").status == 200
         assert "secret" not in client("GET", "/").body.decode()
 
 

@@ -125,7 +125,7 @@ def test_grpc_is_shared_as_well(running: Running) -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{running.ports[1]}") as real:
             given = triton.InferInput("x", X.shape, "FP32").set_data_from_numpy(X)
             assert real.infer("same", [given]).as_numpy("y").tolist() == X.tolist()
-            assert real.is_server_ready()
+            running.until(real.is_server_ready)
     assert running.status()["requests"]["total"] == before + 4
     assert running.client.infer("same", X).status == 400
     log = running.log.read_text()  # a line for each request, of both protocols
@@ -135,7 +135,7 @@ def test_grpc_is_shared_as_well(running: Running) -> None:
 
 def test_a_worker_that_dies_is_started_again(running: Running) -> None:
     ready = lambda: running.client("GET", "/v2/health/ready").status  # noqa: E731
-    assert ready() == 200
+    running.until(lambda: ready() == 200)
     first, second = running.pids()
     counted = running.client("GET", "/metrics").body.decode()
     os.kill(first, signal.SIGKILL)
