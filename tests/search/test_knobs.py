@@ -88,8 +88,11 @@ def test_a_knob_of_ones_own_is_searched():
     law.knob = Halves()
     end = simulate(law, SearchGoal(value=0.9))
     assert 0.9 < 2 * end.chosen.d / 300 < 1.2
-    law.d_true, law.slope = 1e6, -0.1
-    with pytest.raises(SubcompressError, match="no halves was found"):
+    law.slope = -0.1
+    missed = simulate(law, SearchGoal(value=0.99)).found["failure"]
+    assert "even halves = 4000, the most there is, misses it" in missed
+    law.d_true = 1e6
+    with pytest.raises(SubcompressError, match="every training died"):
         simulate(law, SearchGoal(value=0.95))
 
 
