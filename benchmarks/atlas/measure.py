@@ -89,7 +89,7 @@ def row_of(task: Task, folder: Path, seeds: int) -> Row:
         fit.bytes,
         fit.d,
         subcompress.info(packed)["bits_per_coordinate"],
-        [p.value for p in fit.probes if p.at(fit.d)],
+        [p.value for p in fit.probes if p.at(fit.d) and not p.stopped],
         fit.reached,
         bound.examples,
         bound.gap,

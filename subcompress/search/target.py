@@ -370,6 +370,7 @@ class TargetSearch(Search):
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),
             "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
+            "validation_trainings": len(values),
         }
         if self.knob.spread is not None:
             own = [self.knob.turn(p) * math.exp(-curve.gap(p.value) / curve.slope) for p in near]

@@ -202,6 +202,8 @@ def test_a_search_on_a_network(few_digits, tmp_path):
     assert len(near) >= 2
     assert found.validation_mean >= found.target == found.baseline - 0.2
     assert found.validation == max(values) >= found.target
+    assert found.validation_trainings == len(near)
+    assert found.mean_words.endswith(f" of {len(near)} trainings at or near d = {found.d}")
     assert found.full_fits <= 8
     assert found.bits == 4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")
