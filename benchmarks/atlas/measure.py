@@ -21,7 +21,7 @@ from subcompress.training.dimension import Dimension
 from subcompress.training.probe import Fit, TargetMissedError
 
 SHARE = 0.95
-"""Of the direct result, which the smallest file should keep."""
+"""The share of the direct result that the smallest file should keep."""
 
 FITS = 7
 """Trainings of the search for it, at most."""

@@ -50,11 +50,11 @@ ones show where the crossing is, the next ones are to meet the target; the last 
 almost surely."""
 
 SPARE = 1
-"""Trainings beside those that a mean needs which several workers begin before they have seen the others end."""
+"""How many trainings beyond those that a mean needs several workers may begin before the others have ended."""
 
-KIN = 2.0
-"""The factor in the turn above an ended training up to which it tells how much others still gain: in far fewer
-coordinates, a network stops learning sooner."""
+FEWER = 2.0
+"""How many times further than an ended training another may be turned to be compared with it: in far fewer coordinates,
+a network stops learning sooner."""
 
 STRAY = 0.15
 """How far log(error) half-way strays between trainings, beyond the noise at their ends: rounding begins there."""
@@ -104,8 +104,8 @@ class TargetSearch(Search):
         return self._next()
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
-        """Whether a curve lies so low that, gaining as much as the best of its kin did, it would stay below."""
-        if trial.d == 0 or trial.short or not (kin := self._kin(trial)):
+        """Whether a curve lies so low that, gaining as much as the best comparable one did, it would stay below."""
+        if trial.d == 0 or trial.short or not (others := self._comparable(trial)):
             return None
         curve = self._drawn(self.told)
         sure = 2 * math.hypot(curve.noise(), STRAY) + curve.noise()
@@ -114,13 +114,13 @@ class TargetSearch(Search):
             n, epochs = len(values), self.fitter.settings.epochs
             if n < max(2, epochs // 2):
                 return False
-            return curve.gap(values[-1]) + min(0.0, *_gains(curve, kin, n)) > sure
+            return curve.gap(values[-1]) + min(0.0, *_gains(curve, others, n)) > sure
 
         return stop
 
-    def _kin(self, made: Made) -> list[tuple[float, ...]]:
+    def _comparable(self, made: Made) -> list[tuple[float, ...]]:
         """The curves of ended trainings that tell how much another still gains: those that are turned far enough."""
-        epochs, least = self.fitter.settings.epochs, self.knob.turn(made) / KIN
+        epochs, least = self.fitter.settings.epochs, self.knob.turn(made) / FEWER
         ended = [p for p in self.told if p.whole and not p.stopped and len(p.curve) == epochs]
         return [p.curve for p in ended if self.knob.turn(p) >= least]
 
@@ -197,14 +197,14 @@ class TargetSearch(Search):
 
     def _carried_to_their_ends(self) -> list[Probe]:
         """The trainings that have ended; one that was stopped with the metric that it would have had, gaining as much
-        from there on as its kin did."""
+        from there on as comparable ones did."""
         if not any(p.stopped and p.curve for p in self.told):
             return self.told
         curve = self._drawn(self.told)
         found: list[Probe] = []
         for p in self.told:
-            if p.stopped and p.curve and (kin := self._kin(p)):
-                gained = min(0.0, statistics.fmean(_gains(curve, kin, len(p.curve))))
+            if p.stopped and p.curve and (others := self._comparable(p)):
+                gained = min(0.0, statistics.fmean(_gains(curve, others, len(p.curve))))
                 p = replace(p, value=curve.metric(curve.log_error(p.value) + gained))
             found.append(p)
         return found
