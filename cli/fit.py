@@ -273,16 +273,14 @@ def _search_lines(found: subcompress.Fit) -> Iterator[str]:
         return
     if found.target is None and found.within is None:
         return
-    values = [p.value for p in found.probes if p.at(found.d)]
-    spread = f" +- {found.validation_spread:.4f}" if found.validation_spread is not None else ""
-    if found.target is not None:
-        how, mean = "meet" if found.reached else "miss", sum(values) / len(values)
-        where = f"over {len(values)} seeds at d = {found.d}"
-        if found.validation_mean is not None:
-            mean, where = found.validation_mean, f"of the trainings at d = {found.d} and near it"
-        yield f"{found.bytes} bytes {how} {found.target:.4g}: mean {found.metric} {mean:.4f}{spread} {where}"
-    else:
+    if found.target is None:
+        spread = "" if found.validation_spread is None else f" +- {found.validation_spread:.4f}"
         yield f"the best within {found.within} bytes: {found.metric} {found.validation:.4f}{spread} between seeds"
+    elif found.reached:
+        why = found.mean_words or f"{found.metric} {found.validation:.4f}"
+        yield f"{found.bytes} bytes meet {found.target:.4g}: {why}"
+    else:
+        yield f"{found.bytes} bytes miss {found.target:.4g}: {found.metric} {found.validation:.4f}"
     cost = f"{len(found.probes)} trainings, as long as {found.full_fits:.1f} full ones"
     yield f"{cost}; the frontier, bytes and {found.metric}:"
     yield "  " + ", ".join(f"{p.bytes} {p.value:.4f}" for p in found.frontier)

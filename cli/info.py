@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     "--bound",
     type=int,
     metavar="N",
-    help="Also bound the error on new examples, where the training split has N: few bytes cannot hold what is learned "
-    "by heart.",
+    help="Also tell by how much the error on new examples can exceed the error on the N examples of the training "
+    "split.",
     group=MEASUREMENT,
 )
 @option(
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=float,
     default=0.05,
     show_default=True,
-    help="How likely the bound may be wrong.",
+    help="Probability that the bound does not hold.",
     group=MEASUREMENT,
 )
 @json_option

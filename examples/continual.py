@@ -2,7 +2,7 @@
 
     python examples/continual.py --data-dir MNIST [-o benchmarks/results]
 
-Task k of split MNIST (Zenke et al. 2017, arXiv:1703.04200) is to tell the digit 2k from 2k + 1. Who asks says which
+Task k of split MNIST (Zenke et al. 2017, arXiv:1703.04200) is to tell the digit 2k from 2k + 1. The caller says which
 task it is, and two of the ten outputs are compared. While a task is learned, only its own block of the coordinates of
 one seed moves: columns of P are orthogonal, so no two tasks move the weights in one direction. That alone keeps nothing
 that a network says. So what it said of the new images before, in the outputs of former tasks, is a second loss

@@ -104,6 +104,6 @@ def row_of(task: Task, folder: Path, seeds: int) -> Row:
 
 
 EPISODES = 1_000
-"""Episodes that a bound is of, about as many as an evolution tries each policy's kin in."""
+"""The examples that a bound counts: about as many episodes as evolution tries the variants of one policy in."""
 
 __all__ = ["FILE", "row_of"]

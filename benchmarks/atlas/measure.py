@@ -21,7 +21,7 @@ from subcompress.training.dimension import Dimension
 from subcompress.training.probe import Fit, TargetMissedError
 
 SHARE = 0.95
-"""Of the direct result, which the smallest file should keep."""
+"""The share of the direct result that the smallest file should keep."""
 
 FITS = 7
 """Trainings of the search for it, at most."""
@@ -89,7 +89,7 @@ def row_of(task: Task, folder: Path, seeds: int) -> Row:
         fit.bytes,
         fit.d,
         subcompress.info(packed)["bits_per_coordinate"],
-        [p.value for p in fit.probes if p.at(fit.d)],
+        [p.value for p in fit.probes if p.at(fit.d) and not p.stopped],
         fit.reached,
         bound.examples,
         bound.gap,

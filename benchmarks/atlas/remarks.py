@@ -21,7 +21,7 @@ from subcompress.training.dimension_chart import number
 from subcompress.training.probe import Fit
 
 CLOSING = 0.15
-"""Of its distance from direct training: what a curve must gain at the last d to be still rising."""
+"""A curve still rises if its last step in d shortens its distance from direct training by at least this share."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ HEADER = (
     "d_int there (5 to 95 %)",
     "file at 95 %, bytes",
     "d; bits a coordinate",
-    "value of the file, 3 seeds",
+    "value at that d",
     "bound on the error",
     "ONNX",
     "core seconds",
@@ -41,7 +41,7 @@ class Crossing:
 @dataclass
 class Row:
     """One task. direct: each seed's; own, absolute: at 0.9 of their mean and at the task's threshold; bytes, d, bits:
-    of the smallest file at 95 %, or of the best one where reached is false; values: of each seed's training in that d;
+    of the smallest file at 95 %, or of the best one where reached is false; values: of the trainings in exactly that d;
     bound: of the error on new examples, with the error of the file on the training split, None where that is none."""
 
     name: str

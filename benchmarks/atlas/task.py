@@ -10,7 +10,7 @@ from families.examples import FOLDER, example
 from families.family import Family, accuracy
 
 USUAL: dict[str, Any] = {"LOSS": "cross-entropy", "METRIC": None, "MINIMIZE": False, "BATCH_SIZE": 32}
-"""What a file that does not say it means."""
+"""The values of what a file leaves out."""
 
 
 @dataclass(frozen=True, eq=False)

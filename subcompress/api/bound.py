@@ -10,7 +10,7 @@ from subcompress.errors import SubcompressError
 from subcompress.training.options import check_number
 
 DELTA = 0.05
-"""How likely the bound may be wrong, over the draw of the training examples."""
+"""The probability that the bound does not hold, over the draw of the training examples."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Bound:
 
     @property
     def gap(self) -> float:
-        """sqrt((8 n ln 2 + ln(n (n + 1) / delta)) / (2 N)) for n bytes and N examples: Hoeffding's inequality, held for
-        all files at once, that of n bytes with the share 2^(-8 n) / (n (n + 1)) of delta; these shares add up to 1."""
+        """sqrt((8 n ln 2 + ln(n (n + 1) / delta)) / (2 N)) for n bytes and N examples: Hoeffding's inequality for
+        all files at once. A file of n bytes gets the share 2^(-8 n) / (n (n + 1)) of delta; all shares add up to 1."""
         n = self.bytes
         nats = 8 * n * math.log(2) + math.log(n * (n + 1) / self.delta)
         return math.sqrt(nats / (2 * self.examples))
@@ -39,7 +39,7 @@ class Bound:
         return self.gap >= 1
 
     def error(self, training_error: float) -> float:
-        """The most that the error on new examples is, of at most 1."""
+        """The largest error on new examples that the bound allows, at most 1."""
         return min(1.0, training_error + self.gap)
 
     def to_json(self) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def bound_of(size: int, examples: int, delta: float = DELTA) -> Bound:
     check_number("bound", examples, "int")
     check_number("delta", delta, "float")
     if examples < 1:
-        raise SubcompressError(f"a bound is of at least 1 training example; got {examples}")
+        raise SubcompressError(f"a bound needs at least 1 training example; got {examples}: give their number")
     if not 0 < delta < 1:
-        raise SubcompressError(f"delta is a probability between 0 and 1; got {delta:g}")
+        raise SubcompressError(f"delta is a probability between 0 and 1; got {delta:g}: give one such as {DELTA}")
     return Bound(examples, size, delta)
 
 

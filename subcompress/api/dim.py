@@ -18,7 +18,9 @@ from subcompress.data import Data, shuffle_labels, shuffle_pixels
 from subcompress.data.splits import as_data
 from subcompress.errors import SubcompressError, shown
 from subcompress.search.crossing import Crossing
+from subcompress.search.engine import seeds_from
 from subcompress.search.executors import helping
+from subcompress.search.knobs import first_d
 from subcompress.search.listed import Listed
 from subcompress.search.trials import Trial
 from subcompress.search.working import work
@@ -36,7 +38,7 @@ from subcompress.training.run import Run
 from subcompress.training.tasks import Task
 
 FOUND = 4
-"""Dimensions, about, that a measurement without given ones trains all its repeats in: for the estimate of its cost."""
+"""About how many dimensions a measurement that finds its own ones trains all repeats in, to estimate its cost."""
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
@@ -132,7 +134,7 @@ def _dimension(call: Call, listener: Listener, restart: bool = False, code: str 
     task = task_of(call.options.recipe, data)
     data = task.prepare_labels(data)
     with prepared(call.model, data, call.options, task, listener, rounded=False) as fitter:
-        for d in call.ds or [fitter.possible(_near(fitter))]:
+        for d in call.ds or [fitter.possible(first_d(fitter.D))]:
             fitter.check(d)
         command = _command(fitter, call, code)
         with run.working(call.path, command, "dim", listener.note) as folder:
@@ -169,15 +171,10 @@ def _trained(fitter: Fitter, folder: Run, call: Call) -> tuple[tuple[float, ...]
     """What `_measure` gives, after what all trainings need."""
     fitter.measure()
     if call.ds is None:
-        fitter.say_cost(_near(fitter), FOUND * call.repeats)
+        fitter.say_cost(first_d(fitter.D), FOUND * call.repeats)
     else:
         fitter.say_cost(max(call.ds), len(call.ds) * call.repeats)
     return _measure(fitter, folder, call)
-
-
-def _near(fitter: Fitter) -> int:
-    """Where a measurement without dimensions begins."""
-    return max(1, math.isqrt(fitter.D))
 
 
 def _finish(folder: Run, result: Dimension) -> Dimension:
@@ -232,7 +229,7 @@ def _measured_on(data: Data, shuffle: str | None, seed: int) -> tuple[Data, str]
 
 def _measure(fitter: Fitter, run_folder: Run, call: Call) -> tuple[tuple[float, ...], list[Point], tuple[Probe, ...]]:
     """The metrics of the network trained directly, and of each d, and each training."""
-    seeds = [(fitter.settings.seed + i) % (1 << 64) for i in range(call.repeats)]
+    seeds = seeds_from(fitter.settings.seed, call.repeats)
     direct = [Trial(0, seed, lr=call.baseline_lr) for seed in seeds]
     engine: Listed | Crossing
     if call.ds is None:
@@ -252,19 +249,21 @@ def _point(d: int, probes: Sequence[Probe]) -> Point:
 
 
 def _thresholds(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
-    """0.9 of the baseline where it is positive, 0.9 of an accuracy, and those that are given."""
+    """The usual ones, and those that are given."""
+    return _usual(task, baseline) + [Threshold(f"given, {t:g}", t) for t in given]
+
+
+def _usual(task: Task, baseline: tuple[float, ...]) -> list[Threshold]:
+    """0.9 of the baseline where it is positive, and 0.9 of an accuracy."""
     wanted = [of_baseline(baseline, minimise=task.minimise)] if sum(baseline) > 0 else []
-    if task.has_accuracy_range:
-        wanted.append(absolute(0.9))
-    return wanted + [Threshold(f"given, {t:g}", t) for t in given]
+    return [*wanted, absolute(0.9)] if task.has_accuracy_range else wanted
 
 
 def _sought(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
     """The thresholds whose crossing is looked for: of those that nobody gave, the ones that direct training meets."""
     mean = math.fsum(baseline) / len(baseline)
-    wanted = _thresholds(task, baseline, ())
-    asked = _thresholds(task, baseline, given)[len(wanted) :]
-    return [t for t in wanted if task.meets(mean, t.value)] + asked
+    missed = [t for t in _usual(task, baseline) if not task.meets(mean, t.value)]
+    return [t for t in _thresholds(task, baseline, given) if t not in missed]
 
 
 def _result(

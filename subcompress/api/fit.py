@@ -19,7 +19,7 @@ from subcompress.search.baseline import given_baseline
 from subcompress.search.budget import BudgetSearch, check_budget
 from subcompress.search.executors import helping
 from subcompress.search.goal import SearchGoal, checked
-from subcompress.search.knobs import first_d, knob_of
+from subcompress.search.knobs import knob_of
 from subcompress.search.listed import Listed
 from subcompress.search.noise import USUAL, Belief, learned
 from subcompress.search.target import TargetSearch
@@ -186,7 +186,8 @@ def _join(call: Call, begun: Begun) -> None:
 
 def check(fitter: Fitter, goal: SearchGoal) -> None:
     """Raise SubcompressError for what cannot be trained or met, before anything is written."""
-    fitter.check(first_d(fitter.D) if goal.d is None else goal.d)
+    knob = knob_of(goal.knob, fitter.D)
+    fitter.check(knob.trial(knob.first, fitter.settings.seed).d if goal.d is None else goal.d)
     if goal.bytes is not None and not fitter.exact:
         operator = fitter.settings.operator
         raise SubcompressError(

@@ -205,13 +205,14 @@ def call(module: nn.Module, x: Tree) -> Any:
 
 
 NEEDS_GRAD = "does not require grad"
-"""What torch says where something is differentiated that no graph was recorded of."""
+"""Part of torch's message when something is differentiated that was computed without recording a graph."""
 
 
 def without_graph(f: Callable[[], Any]) -> Any:
-    """What f gives, with no graph behind it. It runs without one, which would hold all activations; but where f itself
-    differentiates, such as a network that takes forces from an energy or a loss that takes the residual of an equation,
-    it runs once more with one."""
+    """Return what f returns, detached.
+
+    f runs without a graph, since a graph would keep all activations. If f itself differentiates, it is run again with
+    one: for example a network that computes forces from an energy, or a loss with the residual of an equation."""
     try:
         with torch.no_grad():
             return f()

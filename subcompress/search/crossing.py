@@ -64,12 +64,8 @@ class Crossing:
         task: Task,
         listener: Any,
     ) -> None:
-        self.first, self.thresholds, self.task, self.listener = (
-            Listed(direct, task, listener),
-            thresholds,
-            task,
-            listener,
-        )
+        self.first = Listed(direct, task, listener)
+        self.thresholds, self.task, self.listener = thresholds, task, listener
         self.ds = ladder(max(1, D // 2))
         self.begin = min(range(len(self.ds)), key=lambda i: abs(math.log(self.ds[i] ** 2 / D)))
         self.ended: dict[Trial, Probe] = {}

@@ -1,6 +1,6 @@
 """Error against how far a knob is turned, as the trainings of a search have sampled it.
 
-Near a target the error is close to a power of the turn (of d, say; see `Knob`):
+Near a target the error (see `Scale`) is close to a power of the turn (of d, say; see `Knob`):
 
     log(error) = a + slope * log(turn) + noise
 
@@ -12,14 +12,15 @@ left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 
 import numpy as np
 
 from subcompress.search.knobs import Coordinates, Knob
 from subcompress.search.noise import NOISE, USUAL, Belief, expected_noise, spread
-from subcompress.training.probe import Probe
+from subcompress.search.scale import Linear, Scale, scale_of
+from subcompress.training.probe import DIED, Probe
 from subcompress.training.tasks import Task
 
 LAG_STEPS, LAG_ERROR = 150.0, 0.15
@@ -39,6 +40,12 @@ ANCHOR_NOISE = 0.5
 """Standard deviation of log(error) of direct training when it counts as a training with d = D. It is large because the
 true curve is bent between the usual d and D: a straight line to D lies above the trainings in between."""
 
+
+TELLING = 1.3
+"""The factor in the turn between trainings that tell how much a metric without a best value gains."""
+
+USUAL_UNITS = 50.0
+"""How many times smaller or larger than the metric itself its unit may be."""
 
 Line = tuple[np.ndarray, np.ndarray, float]
 """(a, slope, lag), their covariance, and where log(turn) is counted from."""
@@ -147,7 +154,7 @@ class Curve:
         short = np.array([float(not p.whole) for p in probes])
         far = (y - self.lag * short - self.log_error(self.target)) / 0.7  # near the target the power law holds best
         doubt = np.array([2.0 if p.stopped else 1.0 if p.whole else SHORT_DOUBT for p in probes])
-        noise = self.noise() * doubt * np.exp(0.25 * far**2).clip(1, 30)
+        noise = self.noise() * doubt * np.exp(0.25 * far.clip(-4, 4) ** 2).clip(1, 30)
         center = float(np.average(x, weights=1 / noise**2))
         if self.baseline is not None and self.knob.whole is not None:
             x, y = np.append(x, math.log(self.knob.whole)), np.append(y, self.log_error(self.baseline))
@@ -162,27 +169,31 @@ class Curve:
         return solution, np.linalg.inv(A.T @ A), center
 
     def log_error(self, value: float) -> float:
-        """The logarithm of the error: of 1 - value for a metric that grows towards 1, of the value itself if it is an
-        error."""
-        if not math.isfinite(value):
-            return 10.0
-        if self.task.minimise:
-            # An error that may be negative (a log likelihood) is taken as it is, in units of the first.
-            values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
-            positive = value > 0 and self.target > 0
-            return math.log(max(value, 1e-12)) if positive else value / values[0]
-        if self.task.metric_name.endswith("accuracy") or (value <= 1 and self.target <= 1):
-            return math.log(max(1 - value, 1e-6))
-        return -value / max(abs(self.target), 1e-12)
+        """The logarithm of the error, or what stands for it, see `Scale`."""
+        return self._scale().log_error(value) if math.isfinite(value) else 10.0
 
     def metric(self, log_error: float) -> float:
         """The metric of that `log_error`."""
-        if self.task.minimise:
-            values = [abs(p.value) for p in self.probes if p.value != 0] or [1.0]
-            return math.exp(log_error) if self.target > 0 else log_error * values[0]
-        if self.task.metric_name.endswith("accuracy") or self.target <= 1:
-            return 1 - math.exp(log_error)
-        return -log_error * max(abs(self.target), 1e-12)
+        return self._scale().metric(log_error)
+
+    def _scale(self) -> Scale:
+        """One for the target, the baseline and all trainings."""
+        known = [*(p.value for p in self.probes), *([] if self.baseline is None else [self.baseline])]
+        values = [value for value in known if math.isfinite(value)]
+        return scale_of(self.task, self.target, values) or Linear(self.target, self._unit(values))
+
+    def _unit(self, values: Sequence[float]) -> float:
+        """The unit of a `Linear` scale, such that the trainings gain as much of it as usual. Until they tell, it is of
+        the size of the target or of the first metric, and later at most USUAL_UNITS times smaller or larger."""
+        sign = 1.0 if self.task.minimise else -1.0
+        usual = max(abs(value) for value in (self.target, *values[:1])) or 1.0
+        for counts in (_has_ended, lambda p: p.short):
+            known = [p for p in self.probes if counts(p) and math.isfinite(p.value) and p.note != DIED]
+            x = np.log([self.knob.turn(p) for p in known])
+            if len(known) > 1 and np.ptp(x) > math.log(TELLING):
+                gained = float(np.polyfit(x, [sign * p.value for p in known], 1)[0]) / self.knob.slope[0]
+                return sign * min(max(gained, usual / USUAL_UNITS), usual * USUAL_UNITS)
+        return sign * usual
 
 
 def _has_ended(probe: Probe) -> bool:

@@ -51,7 +51,7 @@ class Search(ABC):
         if trial.d == 0:
             self.tell_direct(trial, probe)
             return
-        self.told.append(judged(probe, self.told, self.task.minimise))
+        self.told.append(judged(probe, self.told, self.task))
         self.listener.probes(tuple(self.told))
 
     def tell_direct(self, trial: Trial, probe: Probe) -> None:
@@ -76,12 +76,13 @@ class Search(ABC):
         training made a file."""
 
 
-def judged(probe: Probe, others: Sequence[Probe], minimise: bool) -> Probe:
+def judged(probe: Probe, others: Sequence[Probe], task: Task) -> Probe:
     """The probe, with the worst metric of the others if it died: it has none."""
     if probe.note != DIED:
         return probe
     values = [p.value for p in others]
-    worst = max(values, default=math.inf) if minimise else min(values, default=0.0)
+    lowest = 0.0 if task.has_accuracy_range else -math.inf
+    worst = max(values, default=math.inf) if task.minimise else min(values, default=lowest)
     return replace(probe, value=worst)
 
 

@@ -4,8 +4,9 @@ At a given precision the bytes of a file grow with how far its knob is turned (w
 turn is searched. `Curve` says where the line through the trainings so far crosses the target. The first trainings are
 short: one seed and a tenth of the epochs. Whole ones follow where the line crosses, one at a time, each with the
 next seed: neighbors count together, carried to one another along the line, so that no training is spent on repeating
-what another one nearly told. A turn *meets* the target when the mean over at least so many neighbors does, and a
-training of that turn itself, on the validation split. Trainings whose curve lies too low are stopped.
+what another one nearly told. A turn *meets* the target when at least as many neighbors as seeds have ended, their mean
+on the validation split does, and a training of that turn itself does. Trainings whose curve lies too low are stopped;
+they count in the mean with the metric that they would have ended with.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from subcompress.search.baseline import DirectTrainings, given_baseline
 from subcompress.search.curve import Curve, expected_lag, frontier
 from subcompress.search.engine import Search, seeds_from
 from subcompress.search.goal import SearchGoal
-from subcompress.search.knobs import Coordinates, Knob
+from subcompress.search.knobs import Coordinates, Knob, Made
 from subcompress.search.noise import NEARBY, USUAL, Belief
 from subcompress.search.prediction import next_short_trial, short_ones_are_worth
 from subcompress.search.spending import Spending
 from subcompress.search.trials import Hopeless, Trial
 from subcompress.training.fitter import Fitter
 from subcompress.training.preflight import resolution_note
-from subcompress.training.probe import Probe
+from subcompress.training.probe import DIED, Probe
 
 FARTHEST, JUMP = 4.0, 32.0
 """The factor in the turn that trainings may be asked to predict over, beyond the farthest and the nearest of them:
@@ -49,7 +50,11 @@ ones show where the crossing is, the next ones are to meet the target; the last 
 almost surely."""
 
 SPARE = 1
-"""Trainings beside those that a mean needs which several workers begin before they have seen the others end."""
+"""How many trainings beyond those that a mean needs several workers may begin before the others have ended."""
+
+FEWER = 2.0
+"""How many times further than an ended training another may be turned to be compared with it: in far fewer coordinates,
+a network stops learning sooner."""
 
 STRAY = 0.15
 """How far log(error) half-way strays between trainings, beyond the noise at their ends: rounding begins there."""
@@ -99,9 +104,8 @@ class TargetSearch(Search):
         return self._next()
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
-        """Whether a curve lies so low that, gaining as much as the best of the ended ones did, it would stay below."""
-        ended = self._ended_curves()
-        if not ended or trial.d == 0 or trial.short:
+        """Whether a curve lies so low that, gaining as much as the best comparable one did, it would stay below."""
+        if trial.d == 0 or trial.short or not (others := self._comparable(trial)):
             return None
         curve = self._drawn(self.told)
         sure = 2 * math.hypot(curve.noise(), STRAY) + curve.noise()
@@ -110,14 +114,15 @@ class TargetSearch(Search):
             n, epochs = len(values), self.fitter.settings.epochs
             if n < max(2, epochs // 2):
                 return False
-            gains = [curve.log_error(c[-1]) - curve.log_error(c[n - 1]) for c in ended]
-            return curve.gap(values[-1]) + min(0.0, *gains) > sure
+            return curve.gap(values[-1]) + min(0.0, *_gains(curve, others, n)) > sure
 
         return stop
 
-    def _ended_curves(self) -> list[tuple[float, ...]]:
-        epochs = self.fitter.settings.epochs
-        return [p.curve for p in self.told if p.whole and not p.stopped and len(p.curve) == epochs]
+    def _comparable(self, made: Made) -> list[tuple[float, ...]]:
+        """The curves of ended trainings that tell how much another still gains: those that are turned far enough."""
+        epochs, least = self.fitter.settings.epochs, self.knob.turn(made) / FEWER
+        ended = [p for p in self.told if p.whole and not p.stopped and len(p.curve) == epochs]
+        return [p.curve for p in ended if self.knob.turn(p) >= least]
 
     # --- the target ---
 
@@ -192,16 +197,15 @@ class TargetSearch(Search):
 
     def _carried_to_their_ends(self) -> list[Probe]:
         """The trainings that have ended; one that was stopped with the metric that it would have had, gaining as much
-        from there on as the others did."""
-        ended = self._ended_curves()
-        if not ended or not any(p.stopped and p.curve for p in self.told):
+        from there on as comparable ones did."""
+        if not any(p.stopped and p.curve for p in self.told):
             return self.told
         curve = self._drawn(self.told)
         found: list[Probe] = []
         for p in self.told:
-            if p.stopped and p.curve:
-                gains = [curve.log_error(c[-1]) - curve.log_error(c[len(p.curve) - 1]) for c in ended]
-                p = replace(p, value=curve.metric(curve.log_error(p.value) + min(0.0, statistics.fmean(gains))))
+            if p.stopped and p.curve and (others := self._comparable(p)):
+                gained = min(0.0, statistics.fmean(_gains(curve, others, len(p.curve))))
+                p = replace(p, value=curve.metric(curve.log_error(p.value) + gained))
             found.append(p)
         return found
 
@@ -210,24 +214,21 @@ class TargetSearch(Search):
         assert self.curve is not None
         failed = met = 0.0
         noise, seeds = self.curve.noise(), len(self.seeds)
-        for turn in {self.knob.turn(p) for p in self.ends if p.whole}:
-            mean, n = self._carried(turn)
-            if n >= seeds and self.task.meets(mean, self.curve.target):
+        for turn in {self.knob.turn(p) for p in self.ends if p.whole and p.note != DIED}:
+            values = self._carried(turn)
+            mean = statistics.fmean(values.values())
+            enough = sum(not p.stopped for p in values) >= seeds
+            if enough and self.task.meets(mean, self.curve.target):
                 met = min(turn, met or turn) if self._of_its_own(turn) else met
-            elif n >= seeds or (n and self.curve.gap(mean) > noise * math.sqrt(1 / n + 1 / seeds)):
+            elif enough or self.curve.gap(mean) > noise * math.sqrt(1 / len(values) + 1 / seeds):
                 failed = max(turn, failed)
         return failed, met
 
-    def _neighbors(self, turn: float) -> list[Probe]:
-        """Whole trainings that have ended near a turn."""
-        near = [p for p in self.ends if p.whole and turn / NEARBY <= self.knob.turn(p) <= turn * NEARBY]
-        return sorted(near, key=lambda p: (self.knob.turn(p), p.seed))
-
-    def _carried(self, turn: float) -> tuple[float, int]:
-        """The mean over the neighbors of a turn, each of them carried there along the line; and how many were not
-        stopped."""
-        near = self._neighbors(turn)
-        return statistics.fmean(self._value(p, turn) for p in near), sum(not p.stopped for p in near)
+    def _carried(self, turn: float) -> dict[Probe, float]:
+        """The whole trainings near a turn that did not die, each with its metric carried to the turn along the line."""
+        whole = [p for p in self.ends if p.whole and p.note != DIED]
+        near = [p for p in whole if turn / NEARBY <= self.knob.turn(p) <= turn * NEARBY]
+        return {p: self._value(p, turn) for p in sorted(near, key=lambda p: (self.knob.turn(p), p.seed))}
 
     def _value(self, probe: Probe, turn: float) -> float:
         """The metric that a training would have at another turn."""
@@ -345,7 +346,6 @@ class TargetSearch(Search):
             )
         self._expect()
         assert self.curve is not None
-        best = min if self.task.minimise else max
         told = {
             "target": self.curve.target,
             "probes": tuple(self.told),
@@ -359,18 +359,18 @@ class TargetSearch(Search):
             made = [p for p in self.told if p.whole and not p.stopped]
             if not made:
                 raise SubcompressError(why)
-            return best(made, key=lambda p: p.value), told | {"reached": False, "failure": why}
-        return best(self._of_its_own(self.met), key=lambda p: p.value), told | self._spreads()
+            return self._best(made), told | {"reached": False, "failure": why}
+        return self._best(self._of_its_own(self.met)), told | self._spreads()
 
     def _spreads(self) -> dict[str, Any]:
-        """How much trainings near the turn that was found differ, each carried to it."""
+        """The mean that decided, and how much the trainings in it differ, each carried to the turn that was found."""
         assert self.curve is not None
-        curve = self.curve
-        near = [p for p in self._neighbors(self.met) if not p.stopped]
-        values = [self._value(p, self.met) for p in near]
+        curve, near = self.curve, self._carried(self.met)
+        values = [*near.values()]
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),
             "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
+            "validation_trainings": len(values),
         }
         if self.knob.spread is not None:
             own = [self.knob.turn(p) * math.exp(-curve.gap(p.value) / curve.slope) for p in near]
@@ -380,17 +380,34 @@ class TargetSearch(Search):
     def _not_reached(self) -> str:
         """Why there is no file that meets the target, and what to change."""
         assert self.curve is not None
-        looked = [p for p in self.told if p.whole] or self.told
-        best = (min if self.task.minimise else max)(looked, key=lambda p: p.value)
-        same = self.curve.at(self.knob.turn(best)) or [best]
-        spent, name = self.spending.spent_fits, self.knob.name
-        why = f"in {spent:.1f} trainings" if self.failed < self.knob.range[1] else "even in all of them"
+        looked = [p for p in self.told if p.note != DIED]
+        if not looked:
+            return f"the target is not reached: every training died; the last one: {self.told[-1].warnings[0]}"
+        best, target = self._best([p for p in looked if p.whole] or looked), f"{self.curve.target:.4g}"
+        advice = "lower the target, or raise --max-fits, --max-minutes, --epochs or --bits"
+        if self.task.meets(best.value, self.curve.target):
+            why = f"but no mean of {len(self.seeds)} trainings at or near one {self.knob.name} meets {target}"
+            advice = "raise --max-fits or --max-minutes"
+        elif self.failed >= self.knob.range[1]:
+            most = self.knob.words(self.knob.trial(self.knob.range[1], self.seeds[0]))
+            why, advice = (
+                f"and even {most}, the most there is, misses it",
+                "lower the target, or raise --epochs or --bits",
+            )
+        else:
+            why = f"after {self.spending.spent_fits:.1f} trainings"
         return (
-            f"the target is not reached: no {name} was found {why} at which the mean of {self.task.metric_name} over "
-            f"{len(self.seeds)} seeds meets {self.curve.target:.4g}; the best was "
-            f"{statistics.fmean(p.value for p in same):.4f} at {self.knob.words(best)} ({len(same)} seeds): lower the "
-            "target, or raise --max-fits, --max-minutes, --epochs or --bits"
+            f"the target is not reached: {self.task.metric_name} {target} was asked for, and the best training had "
+            f"{best.value:.4f} with {self.knob.words(best)}, {why}: {advice}"
         )
+
+    def _best(self, probes: Sequence[Probe]) -> Probe:
+        return (min if self.task.minimise else max)(probes, key=lambda p: p.value)
+
+
+def _gains(curve: Curve, ended: Sequence[tuple[float, ...]], n: int) -> list[float]:
+    """What log(error) of these trainings changed by after n epochs: negative where they got better."""
+    return [curve.log_error(values[-1]) - curve.log_error(values[n - 1]) for values in ended]
 
 
 def _needs_direct(goal: SearchGoal) -> bool:

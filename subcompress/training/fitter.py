@@ -528,6 +528,7 @@ class Fitter:
             self.operator,
             sum(self.sizes(record)) if record is not None else 0,
             warnings=(*self.warnings, *chosen.warnings),
+            rate=chosen.rate,
             **self._judged(chosen, found),
         )
         self._run.finish(record, {"fit": result.to_json(), "recipe": asdict(recipe), **about(), "origin": origin})

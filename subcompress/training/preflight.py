@@ -293,7 +293,7 @@ def resolution_note(task: Task, data: Data, target: float, drop: float | None = 
         return None
     return (
         f"warning: with {n} validation examples, an accuracy of {target:.4g} has a standard error of {error:.3f}, so "
-        "the d that is found is uncertain too: give more validation examples"
+        "what the search finds is uncertain too: give more validation examples"
     )
 
 

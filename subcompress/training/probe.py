@@ -70,6 +70,11 @@ def training_key(d: int, seed: int, rate: float | None = None) -> str:
     return f"d{d}-s{seed}" + ("" if rate is None else f"-p{rate:g}")
 
 
+def _place(probe: Probe) -> tuple[int, float | None, int, bool]:
+    """What trainings with other seeds share."""
+    return probe.d, probe.rate, probe.warm, probe.short
+
+
 class TargetMissedError(SubcompressError):
     """Raised if a search does not reach its target. `fit` is the best result, which the run folder holds."""
 
@@ -108,9 +113,11 @@ class Fit:
         probes: Every training.
         frontier: The trainings for which no smaller file is as good.
         d_spread: How much the d that meets the target varies between seeds.
-        validation_spread: Standard deviation of `validation` between seeds.
-        validation_mean: Of a search for a target, the mean of `validation` over the trainings at the value that was
-            found and near it, each carried there along the line through all of them.
+        validation_spread: Standard deviation of `validation` between the trainings of `validation_mean`, or between
+            seeds if there is none.
+        validation_mean: The mean that decided that the target is met: over the trainings in or near d (of a search for
+            a price, at or near it). The line through all trainings carries the metric of each from its d to this one.
+        validation_trainings: How many trainings it is over.
         baseline: The metric of direct training.
         full_fits: What the search cost, in full trainings.
         warnings: What looks wrong, one line each.
@@ -118,6 +125,7 @@ class Fit:
         learned: False if the metric is no better than that of a constant answer.
         failure: Why the file should not be used as it is: the target is missed, or nothing was learned.
         baseline_lr: The step of the direct training that the target counts from, if there was one.
+        rate: The price of a bit, if the search varied it.
     """
 
     run: Path
@@ -149,7 +157,11 @@ class Fit:
     baseline_lr: float | None = None
     """The step of the direct training that the target counts from, where there was one."""
     validation_mean: float | None = None
-    """The mean over the trainings at the value that a search for a target found and near it."""
+    """The mean that decided that the target is met."""
+    validation_trainings: int | None = None
+    """How many trainings it is over."""
+    rate: float | None = None
+    """The price of a bit, where the search varied it."""
 
     def __repr__(self) -> str:
         size = f" {self.bytes:,} bytes," if self.bytes else ""
@@ -169,6 +181,7 @@ class Fit:
             (f"validation {self.metric}", number(self.validation)),
             (f"test {self.metric}", number(self.test)),
             ("target", None if self.target is None else f"{self.target:.4g}, {'met' if self.reached else 'missed'}"),
+            ("what meets it", self.mean_words),
             ("bytes allowed", None if self.within is None else f"{self.within:,}"),
             ("trained directly", None if self.baseline is None else number(self.baseline)),
             ("trainings", f"{max(1, len(self.probes))}, {self.seconds:.1f} s"),
@@ -177,6 +190,17 @@ class Fit:
         told = [f"<p><b>{escape(self.failure)}</b></p>"] if self.failure else []
         told += [f"<p>warning: {escape(warning)}</p>" for warning in self.warnings if warning != self.failure]
         return "".join([html_table(row for row in rows if row[1] is not None), *told])
+
+    @property
+    def mean_words(self) -> str | None:
+        """The mean that decided that the target is met, for people; None where there is none."""
+        if self.validation_mean is None:
+            return None
+        spread = "" if self.validation_spread is None else f" +- {self.validation_spread:.4f}"
+        n = "" if self.validation_trainings is None else f"{self.validation_trainings} "
+        at = f"d = {self.d}" if self.rate is None else f"price {self.rate:g}"
+        of = f"{n}training{'' if self.validation_trainings == 1 else 's'}"
+        return f"mean {self.metric} {self.validation_mean:.4f}{spread} of {of} at or near {at}"
 
     @property
     def validation_accuracy(self) -> float:
@@ -192,7 +216,7 @@ class Fit:
         """Plain values; accuracies under their own names too. `probes` are by d, `trainings` one by one."""
         fields = asdict(self) | {"run": str(self.run)}
         fields["trainings"] = fields.pop("probes")
-        fields["probes"] = [self._probe(*at) for at in dict.fromkeys((p.d, p.warm, p.short) for p in self.probes)]
+        fields["probes"] = [self._probe(*at) for at in dict.fromkeys(map(_place, self.probes))]
         fields["frontier"] = [
             {"bytes": p.bytes, "value": p.value, "training": self.probes.index(p)} for p in self.frontier
         ]
@@ -201,9 +225,9 @@ class Fit:
             fields |= {"baseline_accuracy": self.baseline}
         return fields
 
-    def _probe(self, d: int, warm: int, short: bool) -> dict[str, Any]:
-        """What was trained at one d."""
-        found = [p for p in self.probes if (p.d, p.warm, p.short) == (d, warm, short)]
+    def _probe(self, d: int, rate: float | None, warm: int, short: bool) -> dict[str, Any]:
+        """What was trained at one d, or at one price of a bit."""
+        found = [p for p in self.probes if _place(p) == (d, rate, warm, short)]
         name = "accuracies" if self.metric.endswith("accuracy") else "values"
         return {
             "d": d,
@@ -214,6 +238,7 @@ class Fit:
             "stopped": [p.seed for p in found if p.stopped],
             "warm": warm,
             "short": short,
+            **({} if rate is None else {"rate": rate}),
         }
 
     @classmethod

@@ -88,8 +88,11 @@ def test_a_knob_of_ones_own_is_searched():
     law.knob = Halves()
     end = simulate(law, SearchGoal(value=0.9))
     assert 0.9 < 2 * end.chosen.d / 300 < 1.2
-    law.d_true, law.slope = 1e6, -0.1
-    with pytest.raises(SubcompressError, match="no halves was found"):
+    law.slope = -0.1
+    missed = simulate(law, SearchGoal(value=0.99)).found["failure"]
+    assert "even halves = 4000, the most there is, misses it" in missed
+    law.d_true = 1e6
+    with pytest.raises(SubcompressError, match="every training died"):
         simulate(law, SearchGoal(value=0.95))
 
 
@@ -118,7 +121,10 @@ def test_the_price_of_a_network_is_searched(tmp_path):
     held = json.loads((tmp_path / "run" / "command.json").read_text())
     assert held["goal"]["knob"] == "price"
     chosen = max((p for p in found.probes if p.value == found.validation), key=lambda p: p.bytes)
-    assert run.summary(tmp_path / "run")["recipe"]["rate"] == chosen.rate
+    assert run.summary(tmp_path / "run")["recipe"]["rate"] == chosen.rate == found.rate
+    assert found.mean_words.endswith(f"at or near price {found.rate:g}")
+    prices = [(p["rate"], p["short"]) for p in found.to_json()["probes"]]
+    assert sorted(prices) == sorted({(p.rate, p.short) for p in found.probes})
     assert subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors") == found.bytes
     assert fit(tmp_path / "run", knob="price") == found
 

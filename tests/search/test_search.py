@@ -122,7 +122,7 @@ def test_a_target_that_is_out_of_reach_gives_the_best_and_says_how_near_it_came(
     known = PowerLaw(0.9, 2_000, 30_000.0, -0.3, 0.02, 0)
     end = simulate(known, SearchGoal(value=0.9))
     chosen, found = end.chosen, end.found
-    assert re.search(r"no d was found .* meets 0.9; the best was 0\.\d+ at d = \d+", found["failure"])
+    assert re.search(r"accuracy 0.9 was asked for, and the best training had 0\.\d+ with d = \d+", found["failure"])
     assert found["reached"] is False
     assert chosen.value == max(p.value for p in found["probes"] if p.bytes)
 
@@ -202,6 +202,8 @@ def test_a_search_on_a_network(few_digits, tmp_path):
     assert len(near) >= 2
     assert found.validation_mean >= found.target == found.baseline - 0.2
     assert found.validation == max(values) >= found.target
+    assert found.validation_trainings == len(near)
+    assert found.mean_words.endswith(f" of {len(near)} trainings at or near d = {found.d}")
     assert found.full_fits <= 8
     assert found.bits == 4
     assert found.bytes == subcompress.pack(tmp_path / "run", tmp_path / "net.safetensors")

@@ -2,7 +2,7 @@
 training, its bounds, and what is known of it beforehand."""
 
 from subcompress.search.knobs.coordinates import Coordinates, first_d
-from subcompress.search.knobs.knob import Knob
+from subcompress.search.knobs.knob import Knob, Made
 from subcompress.search.knobs.price import Price
 
 KNOBS = (Coordinates.name, Price.name)
@@ -14,4 +14,4 @@ def knob_of(name: str, D: int) -> Knob:
     return Price(D) if name == Price.name else Coordinates(D)
 
 
-__all__ = ["KNOBS", "Coordinates", "Knob", "Price", "first_d", "knob_of"]
+__all__ = ["KNOBS", "Coordinates", "Knob", "Made", "Price", "first_d", "knob_of"]
