@@ -12,24 +12,22 @@ import torch
 def seed_everything(seed: int, epoch: int) -> torch.Generator:
     """Dropout, augmentation and the like, by seed and epoch: a run that goes on draws what it would have drawn. Returns
     a generator of the same seed."""
-    mixed = (seed * 1_000_003 + epoch) & ((1 << 63) - 1)
-    torch.manual_seed(mixed)
-    return _seeded(mixed)
+    return _seeded((seed * 1_000_003 + epoch) & ((1 << 63) - 1))
 
 
 def seed_shard(seed: int, step: int, shard: int) -> torch.Generator:
     """As `seed_everything`, for one part of the batch of one step: whoever runs it draws the same."""
     text = f"{seed} {step} {shard}".encode()
-    mixed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-    # Not torch.manual_seed: where CUDA has not begun, it would note each call, with its traceback, for when it does.
-    torch.default_generator.manual_seed(mixed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(mixed)
-    return _seeded(mixed)
+    return _seeded(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1)
 
 
 def _seeded(mixed: int) -> torch.Generator:
-    """Seed the generators that are not torch's own with a number below 2^63; a new one of torch, of the same seed."""
+    """Seed every global generator with a number below 2^63; return a new generator of torch, of the same seed."""
     random.seed(mixed)
     np.random.seed(mixed & 0xFFFFFFFF)
+    # Not torch.manual_seed: for each device that is not in use, it would keep the call, with its traceback, for later.
+    torch.default_generator.manual_seed(mixed)
+    for device in (torch.cuda, torch.mps, torch.xpu):
+        if device.is_available():
+            device.manual_seed(mixed)
     return torch.Generator().manual_seed(mixed)
