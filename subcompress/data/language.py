@@ -112,7 +112,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
     if length is None:
         length = min(LENGTH, int(getattr(tokenizer, "model_max_length", LENGTH)))
     if length < 2:
-        raise SubcompressError(f"an example needs at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"length must be at least 2 tokens; got {length}")
     return length
 
 
@@ -161,7 +161,7 @@ def _of_pieces(tokenizer: Any, line: int, pieces: Sequence[tuple[str, bool]], en
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, without special ones of their own. Raises SubcompressError."""
-    with explaining(lambda e: f"the tokenizer does not take these texts ({one_line(e)}): give another"):
+    with explaining(lambda e: f"the tokenizer cannot read these texts ({one_line(e)}): give another"):
         return list(tokenizer(text, add_special_tokens=False, verbose=False)[IDS])
 
 
@@ -186,7 +186,7 @@ def conversation(
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and (learned is None or i == learned)]
     if not answers:
-        raise SubcompressError(f"{where}: a conversation has an answer of the assistant; this one has none: add one")
+        raise SubcompressError(f"{where}: this conversation has no answer of the assistant: add one")
     whole, at, pieces = chat_text(tokenizer, messages, where), 0, []
     for i in answers:
         before = chat_text(tokenizer, messages[:i], where, prompt=True) if i else ""

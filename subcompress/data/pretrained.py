@@ -96,7 +96,7 @@ def load_tokenizer(place: str | Path, *, revision: str | None = None) -> Any:
         found = library.AutoTokenizer.from_pretrained(where, **options)
         if len(found) <= len(found.all_special_tokens):  # what transformers makes where there are no words
             raise SubcompressError(
-                f"a tokenizer has words; {place} has none: give its tokenizer.json or vocabulary too"
+                f"the tokenizer in {place} has no vocabulary: add its tokenizer.json or vocabulary files"
             )
         return found
 
@@ -212,10 +212,10 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
         if revision is not None:
             raise SubcompressError(f"only an ID on the Hub has revisions; {place} is a folder: leave @{revision} out")
         if not (folder / "config.json").is_file():
-            raise SubcompressError(f"a transformers model has a config.json; {place} has none: check the folder")
+            raise SubcompressError(f"{place} has no config.json, which a transformers model needs: check the folder")
         return str(folder), {"local_files_only": True, "trust_remote_code": False}
     if folder.exists() or not re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", str(place)):
-        raise SubcompressError(f"{place} is no folder, and no id on the Hub, owner/name: check the path")
+        raise SubcompressError(f"{place} is neither a folder nor an ID on the Hub (ORG/NAME): check the path")
     return str(place), {"revision": revision or "main", "trust_remote_code": False}
 
 

@@ -53,7 +53,7 @@ class Ragged(InMemory):
         self.lengths = torch.tensor([t.shape[0] if t.ndim == 1 else 0 for t in x[by]])
         if bool((self.lengths == 0).any()):
             at = int((self.lengths == 0).nonzero()[0])
-            raise SubcompressError(f"{by} of an example is 1-D, with a token at least; example {at}'s is not: clean it")
+            raise SubcompressError(f"{by} of example {at} must be 1-D with at least one token: clean the example")
         wanted = [(n,) for n in self.lengths.tolist()]
         alike = {name for name, tensors in x.items() if [tuple(t.shape) for t in tensors] == wanted}
         self.values = {name: torch.cat(list(x[name])) for name in x if name in alike}

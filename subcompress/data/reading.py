@@ -102,11 +102,11 @@ class OnDemand(Dataset[Any]):
             raise
         except Exception as e:
             raise DataError(
-                f"a data set raises, or its examples do not stack: {type(e).__name__}: {one_line(e)}"
+                f"examples cannot be read, or cannot be stacked to a batch: {type(e).__name__}: {one_line(e)}"
             ) from e
         pair = _pair(found if self.collate is None else self._collated(items))
         if not all(is_finite(t) for t in tensors_in(pair)):
-            raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
+            raise SubcompressError("an example holds nan or inf: clean the data")
         return pair
 
     def _collated(self, items: list[Any]) -> Any:
@@ -158,7 +158,7 @@ def listed(name: str, stream: Any) -> Listed:
     if len(examples) != wanted:
         yields = "more" if len(examples) > wanted else len(examples)
         raise SubcompressError(
-            f"a length is of the examples; the {name} split says {wanted} and yields {yields}: fix its __len__"
+            f"the {name} split has a length of {wanted} but yields {yields} examples: fix its __len__"
         )
     return Listed(examples, own_collate(stream))
 
@@ -257,7 +257,7 @@ def _pair(found: Any) -> tuple[Tree, Tree]:
         found = found, found.y
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, (tuple, list)) else type(found).__name__
-        raise DataError(f"a batch is a pair (x, y); collate returns {kind}: return two things")
+        raise DataError(f"collate must return a pair (x, y); it returns {kind}")
     x, y = found
     return dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x, y
 
@@ -364,7 +364,7 @@ def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
     except (RuntimeError, OSError, EOFError, *UNSENT) as e:
         raise DataError(
             f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
-            "0 to read them in this one"
+            "0 to read them in the main process"
         ) from e
 
 

@@ -49,7 +49,7 @@ def _read_whole(path: Path, kind: str, read: Callable[[Any], Rows], most: int) -
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     except UnicodeDecodeError as e:
-        raise SubcompressError(f"a {kind} file is in UTF-8; {path} is not ({one_line(e)}): convert it") from e
+        raise SubcompressError(f"{path} is not in UTF-8 ({one_line(e)}): convert it") from e
 
 
 def fields_of(path: Path, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -100,26 +100,26 @@ class AnyColumns:
     def of_header(self, path: Path, header: list[str]) -> dict[str, int]:
         """Raises SubcompressError if one is duplicated."""
         if twice := next((name for name in header if header.count(name) > 1), None):
-            raise SubcompressError(f"{path} begins with a line that names each column once; {twice} is there twice")
+            raise SubcompressError(f"{path} names the column {twice} twice in its first line: rename one")
         return {name: i for i, name in enumerate(header)}
 
     def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]:
         """Raises SubcompressError for anything but an object."""
         if not isinstance(found, dict):
             raise SubcompressError(
-                f"{path}, line {line}: a line is one JSON object; this one is a {type(found).__name__}"
+                f"{path}, line {line}: each line must be a JSON object; this one is a {type(found).__name__}"
             )
         return found
 
 
 def _csv(path: Path, f: Any, columns: Columns) -> Rows:
-    return _separated(path, csv.reader(f, strict=True), "put a text with commas in quotes", columns)
+    return _separated(path, csv.reader(f, strict=True), "put texts that contain commas in quotes", columns)
 
 
 def _tsv(path: Path, f: Any, columns: Columns) -> Rows:
     """Quotes are of the text: a field holds no tab and no end of a line."""
     reader = csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    return _separated(path, reader, "a text holds no tab", columns)
+    return _separated(path, reader, "remove tabs from the texts", columns)
 
 
 def _separated(path: Path, reader: Any, remedy: str, wanted: Columns) -> Rows:
@@ -160,7 +160,7 @@ def _json_lines(path: Path, f: Any, columns: Columns) -> Rows:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: a line is one JSON object") from e
+            raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: each line must be a JSON object") from e
         row = columns.of_object(path, line, found)
         names = columns.everywhere & row.keys()
         first = names if first is None else first

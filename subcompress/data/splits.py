@@ -192,7 +192,7 @@ def _held(split: InMemory, batch_size: int, order: Tensor) -> Generator[tuple[Tr
         except SubcompressError:
             raise
         except Exception as e:
-            raise DataError(f"a data set raises: {type(e).__name__}: {one_line(e)}") from e
+            raise DataError(f"an example cannot be read: {type(e).__name__}: {one_line(e)}") from e
         yield pair
 
 
@@ -321,7 +321,7 @@ def _check_length(name: str, split: Any) -> None:
             f"{type(split).__name__}: wrap it in one"
         )
     if len(split) == 0:
-        raise SubcompressError(f"every split holds examples; the {name} split is empty: give it some")
+        raise SubcompressError(f"the {name} split is empty: give it some examples")
 
 
 def _check_tensors(name: str, split: Split) -> None:
@@ -330,7 +330,7 @@ def _check_tensors(name: str, split: Split) -> None:
     for t in tensors_in((split.x, split.y)):
         if not is_finite(t):
             at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])
-            raise SubcompressError(f"examples are finite numbers; example {at} of the {name} split is not: clean it")
+            raise SubcompressError(f"example {at} of the {name} split holds nan or inf: clean it")
 
 
 def _first(name: str, split: Any) -> Any:

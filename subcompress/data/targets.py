@@ -67,7 +67,7 @@ def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
     if outputs.ndim < 2:
         raise SubcompressError(
             f"{name} takes outputs (N, C), one number a class; the model gives {tuple(outputs.shape)}: widen its last "
-            "layer, or take --loss bce for two classes"
+            "layer, or or take --loss bce for two classes"
         )
     wanted = (outputs.shape[0], *outputs.shape[2:])
     if counts(y) and y.shape != wanted:

@@ -64,7 +64,7 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
 def of_table(table: Table, name: str, tokenizer: Any, length: int = LENGTH) -> Data:
     """`load` for rows at hand. name: what they are called in messages."""
     if length < 2:
-        raise SubcompressError(f"a text needs at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"length must be at least 2 tokens; got {length}")
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
     fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
@@ -95,7 +95,7 @@ class Decoded:
         try:
             return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         except Exception as e:  # the user's own tokenizer may raise anything
-            raise SubcompressError(f"the tokenizer does not decode its tokens ({one_line(e)}): give another") from e
+            raise SubcompressError(f"the tokenizer cannot decode its own tokens ({one_line(e)}): give another") from e
 
 
 def read(path: str | Path) -> Table:
@@ -163,7 +163,7 @@ def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Ten
     train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
     for name, rows in zip(NAMES, (train, validation, test), strict=True):
         if not len(rows):
-            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or fix its column")
+            raise SubcompressError(f"{path} has no texts for the split {name}: add rows, or fix its column split")
     return (train, validation, test), tuple(notes)
 
 
@@ -199,7 +199,7 @@ def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Te
     parts, notes = divided(given, path)
     if len(y[parts[0]].unique()) < 2:
         kind = "values" if y.is_floating_point() else "classes"
-        raise SubcompressError(f"training texts need several {kind}; those of {path} have one: mix its rows")
+        raise SubcompressError(f"all training texts of {path} have the same one of its {kind}: mix its rows")
     return parts, notes
 
 
@@ -221,7 +221,7 @@ def _tokens(
                 for i, ids in zip(long, lists, strict=True):
                     values[name][i] = torch.tensor(ids)
     except Exception as e:  # the user's own tokenizer may raise anything
-        raise SubcompressError(f"the tokenizer does not take these texts ({one_line(e)}): give another") from e
+        raise SubcompressError(f"the tokenizer cannot read these texts ({one_line(e)}): give another") from e
     values.pop(MASK, None)  # ones, which a batch makes again
     if not any(bool(t.any()) for t in values.get("token_type_ids", ())):
         values.pop("token_type_ids", None)

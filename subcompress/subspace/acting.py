@@ -162,7 +162,7 @@ def _check_matrix(clause: _Clause, name: str, weight: Tensor) -> None:
     try:
         check_rank(clause.rank, spec, clause.kind == "sketch")
     except SubcompressError as e:
-        raise SubcompressError(f"--act-on {clause}: {e}, or name other layers behind it") from e
+        raise SubcompressError(f"--act-on {clause}: {e}, or name other layers after it") from e
 
 
 __all__ = ["Acting", "LowRank", "acted_on", "acting_of"]

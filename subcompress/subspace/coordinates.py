@@ -140,7 +140,8 @@ class Coordinates(nn.Module):
         if self.plan.base is not None:
             self.plan.base.base.check_unchanged()
         if not self.bits:
-            raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
+            raise SubcompressError("the coordinates were not rounded to integers, so that they cannot be packed: call round(bits) "
+                "half-way through the training")
         return recorded(
             self.plan, self.rounding, self.coordinates(), state, untrained, facts or Facts(), test_accuracy, of_base
         )

@@ -39,7 +39,7 @@ def copied(module: nn.Module, device: str | torch.device | None = None, shared: 
         found = own_memory(copy.deepcopy(module, memo))
         return found if device is None else found.to(device)
     except Exception as e:
-        raise SubcompressError(f"fit trains a copy of the model, and this one cannot be copied: {one_line(e)}") from e
+        raise SubcompressError(f"the model cannot be copied, and fit trains a copy of it: {one_line(e)}") from e
 
 
 def own_memory(module: nn.Module) -> nn.Module:

@@ -71,8 +71,8 @@ def check_leaves(
         )
     if loose := [name for name, t in plain.items() if id(t) in reached]:
         raise SubcompressError(
-            f"trained tensors must be in the state dict; {_some(loose)} is not, and cannot be packed: make it an "
-            "nn.Parameter or its layer an attribute of the model (nn.ModuleList, nn.ParameterList), or detach it"
+            f"{_some(loose)} is trained but not in the state dict, so that it cannot be packed: make it an "
+            "nn.Parameter, or make its layer an attribute of the model (nn.ModuleList, nn.ParameterList), or detach it"
         )
     others = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]
     if others:

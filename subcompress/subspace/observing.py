@@ -92,7 +92,7 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
             random.setstate(states[0])
             np.random.set_state(states[1])
         if not isinstance(found, nn.Module):
-            raise SubcompressError(f"a model factory returns an nn.Module; it returned {type(found).__name__}")
+            raise SubcompressError(f"a model factory must return an nn.Module; it returned {type(found).__name__}")
         return found
 
     return own_memory(taken(build(seed))), lambda seed: own_memory(unwrapped(build(seed)))
@@ -148,8 +148,8 @@ def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Obser
 
 
 OTHER_WEIGHTS = (
-    "warning: the factory gives other weights under the same seed (it reads a clock, or a generator of its own): "
-    "an interrupted fit may not end in the same file, and another process starts elsewhere"
+    "warning: the factory gives different weights under the same seed (it reads a clock, or a generator of its "
+        "own): an interrupted fit may not end in the same file, and another process starts from other weights"
 )
 
 
@@ -169,7 +169,7 @@ class _Sums:
         difference = reals(tensor) - self.first
         if not math.isfinite(float(torch.from_numpy(difference).sum(dtype=torch.float64))):
             raise SubcompressError(
-                f"weights start at finite values; {self.name} holds nan or inf in another build: initialize it"
+                f"{self.name} holds nan or inf in another build of the network: initialize it"
             )
         differs = difference != 0
         before, self.random = int(np.count_nonzero(self.random)), np.logical_or(self.random, differs, out=differs)
@@ -229,7 +229,7 @@ def _checked(model: nn.Module, other: nn.Module, mine: dict[str, Tensor]) -> nn.
     """Another build. Raises SubcompressError where it is the same network, or one of other parameters."""
     shared = next((n for n, p in _parameters(other) if n in mine and p.data_ptr() == mine[n].data_ptr()), None)
     if other is model or shared is not None:
-        again = "the same object again" if other is model else f"{shared} of the network before again"
+        again = "the same object again" if other is model else f"{shared} of the previous network again"
         raise SubcompressError(
             f"a factory builds a new network each time it is called; this one returns {again}: make all of it inside"
         )

@@ -204,7 +204,7 @@ def make_plan(
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
     if D == 0:
-        raise SubcompressError("fit trains a model's weights; this one has none to train: give another")
+        raise SubcompressError("the model has no weights to train: give another")
     if not 1 <= d <= D:
         raise SubcompressError(f"--d must be between 1 and the model's D = {D} weights; got {d}")
     return _Planner(known.layout, starts, d, D, bits, seed, operator, base, scales).plan()

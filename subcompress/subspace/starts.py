@@ -277,7 +277,7 @@ def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Map
         if not named or trained:
             odd = f"{trained[0]}, which is trained" if trained else f"none: the first tensor is {next(iter(state), '')}"
             raise SubcompressError(
-                f"--drop names buffers and frozen tensors that inference does not need; {pattern} names {odd}"
+                f"--drop takes buffers and frozen tensors that inference does not need; {pattern} matches {odd}"
             )
         found |= named
     return found
@@ -328,20 +328,20 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with its parameters themselves. Raises SubcompressError if it cannot be fitted."""
     if lazy := [n for n, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
         raise SubcompressError(
-            f"weights have shapes before they are fitted; {lazy[0]} has none: run the model once first"
+            f"{lazy[0]} has no shape yet: run the model once first"
         )
     if isinstance(module, torch.jit.ScriptModule):
-        raise SubcompressError("fit takes Python modules; this one is TorchScript: give the class it was made from")
+        raise SubcompressError("fit cannot train a TorchScript module: give the Python class that it was made from")
     state = module.state_dict(keep_vars=True)
     if meta := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
-        raise SubcompressError(f"weights have values; {meta[0]} is on the meta device: materialize it first")
+        raise SubcompressError(f"{meta[0]} has no values, because it is on the meta device: materialize it first")
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is no tensor: leave extra state out")
+        raise SubcompressError(f"{other[0]} in the state dict is not a tensor: leave extra state out")
     if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
-        raise SubcompressError(f"dense tensors are needed; {sparse[0]} is not: call .to_dense() first")
+        raise SubcompressError(f"{sparse[0]} is not a dense tensor: call .to_dense() first")
     missing = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in state]
     if missing:
-        raise SubcompressError(f"every weight is in the state dict; {missing[0]} is not: leave state_dict hooks out")
+        raise SubcompressError(f"{missing[0]} is not in the state dict: remove the state_dict hooks")
     return state
 
 
@@ -354,7 +354,7 @@ def _check_codable(spec: TensorSpec, p: Tensor) -> None:
         )
     reals_ = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
     if not math.isfinite(float(reals_.sum())) and not bool(reals_.isfinite().all()):  # the sum takes a tenth
-        raise SubcompressError(f"weights start at finite values; {spec.name} holds nan or inf: initialize it")
+        raise SubcompressError(f"{spec.name} holds nan or inf: initialize it")
 
 
 # Which values are random

@@ -93,8 +93,8 @@ _NODES: WeakValueDictionary[int, Node] = WeakValueDictionary()
 def _node(key: Tensor) -> Node:
     if (found := _NODES.get(int(key))) is None:
         raise SubcompressError(
-            "a graph of a Subspace runs in the process that made it, while that Subspace lives: "
-            "pack it, and export the network from the file"
+            "this graph belongs to a Subspace of another process, or to one that no longer exists: pack the "
+                "Subspace, and export the network from the file"
         )
     return found
 
