@@ -1,7 +1,7 @@
 """The smallest file at a target: the paper's two networks on MNIST at 90 %, how precision and the price of a bit change
 what the search ends with, and what it costs.
 
-    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--strategies 4] [--epochs 10]
+    python benchmarks/search.py --data-dir MNIST [--models mlp,lenet] [--strategy NAME ...] [--epochs 10]
         [--runs runs/search] [-o OUT]
     python benchmarks/search.py --simulate 300 [-o OUT]
 
@@ -35,6 +35,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "4 bits, eigen": {"optimiser": "eigen"},
 }
 
+
+EPOCHS = 10
+"""Of each training, unless told otherwise; the name of another table says how many."""
 
 HELD_OUT = 3
 """The seed of the simulated curves: the search was tuned on those of others."""
@@ -82,9 +85,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--simulate", type=int, metavar="N")
     parser.add_argument("--models", default="mlp,lenet")
-    parser.add_argument("--strategies", type=int, default=len(STRATEGIES), help="so many of them, from the first on")
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES, help="repeat for several; default: all")
     parser.add_argument("--target", type=float, default=0.9)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--runs", type=Path, default=Path("runs/search"))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -108,9 +111,9 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for model in options.models.split(","):
-        for strategy, chosen in list(STRATEGIES.items())[: options.strategies]:
-            folder = options.runs / f"{model}-{strategy.replace(' ', '')}"
-            settings = {"min_accuracy": options.target, "epochs": options.epochs, "threads": 1, **chosen}
+        for strategy in options.strategy or STRATEGIES:
+            folder = options.runs / f"{model}-{options.epochs}-{strategy.replace(' ', '')}"
+            settings = {"min_accuracy": options.target, "epochs": options.epochs, "threads": 1, **STRATEGIES[strategy]}
             with listening(f"{model}, {strategy}") as listener:
                 try:
                     found = subcompress.fit(MODELS[model], data, folder, listener=listener, **settings)
@@ -119,7 +122,8 @@ def main() -> None:
                     lines.append(f"| {model} | {strategy} | | | {e} | | | | |")
             print(lines[-1], flush=True)
     if options.output:
-        (options.output / f"search-{options.models.replace(',', '-')}.md").write_text("\n".join([*lines, ""]))
+        name = f"search-{options.models.replace(',', '-')}" + ("" if options.epochs == EPOCHS else f"-{options.epochs}")
+        (options.output / f"{name}.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -602,7 +602,7 @@ class Fitter:
             note=note,
             checkpoint=checkpoint,
             hopeless=hopeless,
-            pressure=None if room is None or (fitting and recipe.rate) else Pressure(subspace, room),
+            pressure=None if room is None else Pressure(subspace, room),
             shards=self.shards,
         )
         if changed := self.copies.restored():

@@ -166,6 +166,15 @@ def test_a_coordinate_a_weight(digits, tmp_path):
     assert not torch.equal(other["0.weight"], begun["0.weight"])
 
 
+def test_a_price_and_a_limit_hold_together(few_digits, tmp_path):
+    """Rounding with a price of a bit ends within the bytes too, so that nothing is left to cut."""
+    D = sum(p.numel() for p in small().parameters())
+    given = {"d": D, "bits": 3, "rate": 1e-6, "bytes": 300, "seeds": 1}
+    found = subcompress.fit(small, few_digits, tmp_path / "run", **given, **OPTIONS)
+    assert found.bytes <= 300
+    assert [training["cut"] for training in found.to_json()["trainings"]] == [0]
+
+
 @pytest.mark.parametrize("d", [100, None])
 def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
     """From the fit to the file; with a coordinate a weight (None) too."""
