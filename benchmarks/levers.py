@@ -37,7 +37,7 @@ from subcompress.training.tasks import accuracy_of
 from subcompress_models import MODELS
 
 BYTES = 250
-"""Of coordinates: what the number of coordinates is chosen for."""
+"""Bytes of coordinates, for which the number of coordinates is chosen."""
 
 ENTROPY = {2: 1.6, 3: 2.7, 4: 3.37, 5: 4.37, 6: 5.25}
 """Bits that a coordinate takes in the file, by its precision."""
@@ -182,7 +182,7 @@ class Levered(Subspace):
         return total
 
     def coded_bytes(self) -> int:
-        """Of the coordinates, as a file holds them."""
+        """Bytes of the coordinates in a file."""
         return len(codec.encode((q.numpy().astype(np.int32), self.bits) for q in self.integers()))
 
 

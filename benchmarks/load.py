@@ -92,7 +92,7 @@ class Answer:
         return self.header(b"connection") == b"close"
 
     def values(self) -> list[float]:
-        """Of the first output: float32, as JSON or as binary data."""
+        """The values of the first output: float32, from JSON or from binary data."""
         length = self.header(b"inference-header-content-length")
         head = json.loads(self.body[: int(length)] if length is not None else self.body)
         output = head["outputs"][0]

@@ -60,7 +60,7 @@ from subcompress_models import MODELS
 
 MB = 10**6
 MODEL_BEYOND = 150 * MB
-"""What the server's process may take beside `--memory`."""
+"""Bytes that the server's process may take in addition to `--memory`."""
 Lines = list[str]
 
 

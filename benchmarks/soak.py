@@ -56,7 +56,7 @@ def raw(line: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 def chunks(total: int) -> bytes:
-    """A body of `total` bytes whose length is not declared."""
+    """A body of `total` bytes without a declared length."""
     piece = b"%x\r\n" % (1 << 16) + b" " * (1 << 16) + b"\r\n"
     return raw(f"POST {PATH} HTTP/1.1", "Transfer-Encoding: chunked") + piece * (total >> 16) + b"0\r\n\r\n"
 

@@ -67,7 +67,7 @@ class Row:
     warnings: list[str] = field(default_factory=list)
 
     def bound(self) -> str:
-        """The bound, and what it is made of."""
+        """The bound, and the numbers that it is computed from."""
         if self.training_error is None:
             return f"gap {self.gap:.2f}" + (" (vacuous)" if self.gap >= 1 else "")
         most = self.training_error + self.gap

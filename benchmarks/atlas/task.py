@@ -54,12 +54,12 @@ class Task:
 
 
 def names() -> list[str]:
-    """Of all tasks."""
+    """The options of all tasks."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def task_of(name: str) -> Task:
-    """The task of that name. Raises SystemExit where there is none."""
+    """The task of that name. Raises SystemExit if there is none."""
     if name not in names():
         raise SystemExit(f"task must be one of {', '.join(names())}; got {name!r}")
     module = example(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 NOISE, STEPS = 0.3, 20
-"""Of the Brownian motion, and steps from one end to the other."""
+"""The noise of the Brownian motion, and the steps from one end to the other."""
 
 
 class Bridge(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 WORDS, LENGTH = 12, 16
-"""Of the language, and of a sentence but for the last word."""
+"""The words of the language, and the words of a sentence without its last."""
 
 
 class Block(nn.Module):

@@ -29,21 +29,21 @@ from subcompress.training import run, schemas
 from subcompress.training.tasks import Task
 
 MOST_EXAMPLES = 10_000
-"""Of the validation split, the first ones. More take long, and change little."""
+"""The most examples that are used, the first ones of the validation split. More take long and change little."""
 
 MOST_CLASSES = 20
-"""Of a confusion matrix that can be read."""
+"""The most classes in a confusion matrix, which must stay readable."""
 
 SHOWN = 8
-"""Right answers, and as many wrong ones."""
+"""The number of right answers that are shown, and of wrong ones."""
 
 BATCH = 256
 
 LINE = 160
-"""Characters of a text."""
+"""The most characters of a text that are shown."""
 
 SMALL, LARGE = 96, 192
-"""Pixels along the longer side of a picture: it is enlarged to the one, and made smaller to the other."""
+"""Pixels along the longer side of a picture: smaller ones are enlarged to the first, larger ones are reduced."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def examine(
     if held is not None:
         found = prepare_labels(found, held["recipe"]["loss"])
         if held["network"]["data"] != found.digest():
-            raise SubcompressError("the data are not those of the run: give the data that it was trained on")
+            raise SubcompressError("these are not the data of the run: give the data that it was trained on")
     module = _network(path, model, base)
     answers = _answers(module, found)
     return None if answers is None else _examined(found, *answers)
@@ -158,7 +158,7 @@ def _examined(data: Data, outputs: Tensor, y: Tensor) -> Examined:
 
 
 def _probabilities(outputs: Tensor) -> Tensor:
-    """Of logits or logarithms their softmax; probabilities as they are."""
+    """The softmax of logits or logarithms; probabilities unchanged."""
     sums = outputs.sum(1)
     given = bool((outputs >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
     return outputs if given else outputs.softmax(1)

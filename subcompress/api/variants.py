@@ -59,7 +59,7 @@ class Variants(Mapping[str, bytes]):
         layout = format.parse(data).layout
         if not isinstance(layout, BasedLayout):
             raise SubcompressError(
-                f"variants are fine-tunes of one base; {path} is not a fine-tune: load it with subcompress.load"
+                f"{path} is not a fine-tune, and variants are fine-tunes of one base: load it with subcompress.load"
             )
         reference = layout.base
         if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
@@ -76,7 +76,9 @@ class Variants(Mapping[str, bytes]):
         Raises SubcompressError for a name that is not held, and a file that is not of this module.
         """
         if name not in self._files:
-            raise SubcompressError(f"variants by name are {', '.join(self._files) or 'none yet'}; {name!r} is not one")
+            raise SubcompressError(
+                f"there is no variant {name!r}; the variants are {', '.join(self._files) or 'none yet'}"
+            )
         if name == self.name:
             return self.module
         record, _ = format.from_bytes(self._files[name], self.base)
@@ -126,9 +128,11 @@ def _places(module: nn.Module, record: Record, heads: set[str]) -> dict[str, tor
     for spec in record.layout:
         same = spec.name in state and state[spec.name].dtype == spec.torch_dtype
         if not same or (state[spec.name].shape != spec.shape and spec.name not in heads):
-            raise SubcompressError(f"the file holds {spec}, which the module lacks: give the model it was made from")
+            raise SubcompressError(
+                f"the file holds {spec}, which the module lacks: give the model that it was made from"
+            )
     if more := sorted(state.keys() - {s.name for s in record.layout}):
-        raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model it was made from")
+        raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model that it was made from")
     return state
 
 

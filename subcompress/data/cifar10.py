@@ -34,7 +34,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, 32, 32) and labels (N
 
 def _read(path: Path, limit: int = _MAX_BYTES) -> bytes:
     if not os.path.isfile(path):
-        raise SubcompressError(f"CIFAR-10 is not whole in {path.parent}: no {path.name}; {_WHERE}")
+        raise SubcompressError(f"CIFAR-10 is incomplete in {path.parent}: {path.name} is missing; {_WHERE}")
     try:
         with path.open("rb") as f:
             return f.read(limit)
@@ -43,7 +43,7 @@ def _read(path: Path, limit: int = _MAX_BYTES) -> bytes:
 
 
 def _wrong_label(path: Path, label: object) -> SubcompressError:
-    return SubcompressError(f"labels of CIFAR-10 are 0 to 9; {path} holds {str(label)[:40]!r}: fetch it again")
+    return SubcompressError(f"labels of CIFAR-10 must be 0 to 9; {path} holds {str(label)[:40]!r}: fetch it again")
 
 
 def _binary(folder: Path) -> list[Batch]:
@@ -55,8 +55,8 @@ def _binary(folder: Path) -> list[Batch]:
         if len(raw) != size:
             found = f"{len(raw):,}" if len(raw) < size else f"more than {size:,}"
             raise SubcompressError(
-                f"a batch of CIFAR-10 is {RECORDS:,} records of {_RECORD:,} bytes, {size:,} in all; {path} holds "
-                f"{found}: fetch it again"
+                f"{path} must have {RECORDS:,} records of {_RECORD:,} bytes, {size:,} in all; it has {found}: "
+                "fetch it again"
             )
         records = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(RECORDS, _RECORD).copy())
         if int(records[:, 0].max()) > 9:
@@ -73,7 +73,7 @@ def _labels(path: Path, count: int) -> torch.Tensor:
         raise SubcompressError(f"{path} is not a JSON list of labels; fetch it again") from e
     if not isinstance(labels, list) or len(labels) != count:
         found = f"a list of {len(labels):,}" if isinstance(labels, list) else "no list"
-        raise SubcompressError(f"CIFAR-10 has {count:,} labels there; {path} holds {found}: fetch it again")
+        raise SubcompressError(f"{path} must have {count:,} labels; it has {found}: fetch it again")
     for label in labels:
         if type(label) is not int or not 0 <= label <= 9:
             raise _wrong_label(path, label)
@@ -96,7 +96,7 @@ def _image(path: Path) -> torch.Tensor:
     except Exception as e:  # damaged bytes raise whatever the decoder trips over
         raise SubcompressError(f"{path} is not a PNG file that can be read; fetch it again") from e
     if rows is None:
-        raise SubcompressError(f"a batch of CIFAR-10 is a PNG of 1024x{RECORDS} RGB; {path} is {shape}: fetch it again")
+        raise SubcompressError(f"{path} must be a PNG of 1024x{RECORDS} RGB; it is {shape}: fetch it again")
     return torch.from_numpy(np.ascontiguousarray(rows.reshape(RECORDS, 32, 32, 3).transpose(0, 3, 1, 2)))
 
 

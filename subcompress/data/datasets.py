@@ -19,10 +19,10 @@ FOUND = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-"""For each split, the names it is looked for under, the first that is there."""
+"""For each split, the names that it may have; the first one found is used."""
 
 SAVED = ("dataset_dict.json", "state.json")
-"""What a folder holds that `save_to_disk` wrote."""
+"""Files in a folder that `save_to_disk` wrote."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def _splits(source: Source) -> dict[str, Any]:
             continue
         if name not in found:
             raise SubcompressError(
-                f"{ours}={name} names a split of {source.name}; it has {', '.join(found)}{suggestion(name, found)}"
+                f"{ours}={name} is not a split of {source.name}, which has {', '.join(found)}{suggestion(name, found)}"
             )
         splits[ours] = found[name]
     if "train" not in splits:
-        raise SubcompressError(f"{source.name} has no split train but {', '.join(found)}: name one with train=SPLIT")
+        raise SubcompressError(f"{source.name} has no split train, only {', '.join(found)}: name one with train=SPLIT")
     return splits
 
 
@@ -111,7 +111,7 @@ def _datasets(place: str) -> Iterator[Any]:
     bars = library.are_progress_bars_disabled()
     library.disable_progress_bars()
     try:
-        with explaining(lambda e: f"the library datasets does not read {place} ({one_line(e)}): check it"):
+        with explaining(lambda e: f"the library datasets cannot read {place} ({one_line(e)}): check it"):
             yield library
     finally:
         if not bars:
@@ -139,7 +139,7 @@ def _labeled(source: Source, line: int, row: Mapping[str, Any]) -> Row:
     """A row of a text and its label. Raises SubcompressError for a column that is missing."""
     if missing := [name for name in NEEDED if name not in row]:
         raise SubcompressError(
-            f"texts with labels have the columns text and label; {source.name} has "
+            f"texts with labels need the columns text and label; {source.name} has "
             f"{', '.join(n for n in row if n != 'split')}: give {missing[0]}=COLUMN, or --model "
             "hf:DIR,task=causal-lm for texts without labels"
         )

@@ -22,13 +22,13 @@ from subcompress.data.texts import MAX_BYTES, NAMES, Decoded, divided, pad_of, s
 from subcompress.errors import SubcompressError, explaining, one_line
 
 LENGTH = 1024
-"""Tokens of an example at most, unless told, where the network says no context length; and of a packed one."""
+"""The most tokens of an example by default, if the network has no context length; also the length of a packed one."""
 
 OUTPUTS = 1 << 26
-"""Numbers of a batch of outputs in an evaluation: a network gives one for each token and each word."""
+"""The most numbers in a batch of outputs in an evaluation: a network gives one for each token and each word."""
 
 SHAPES = (("messages",), ("prompt", "completion"), ("text",))
-"""The columns that an example may have, in the order in which they are looked for."""
+"""The columns that an example may have, in the order in which they are searched."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
     if length is None:
         length = min(LENGTH, int(getattr(tokenizer, "model_max_length", LENGTH)))
     if length < 2:
-        raise SubcompressError(f"an example needs at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"length must be at least 2 tokens; got {length}")
     return length
 
 
@@ -161,7 +161,7 @@ def _of_pieces(tokenizer: Any, line: int, pieces: Sequence[tuple[str, bool]], en
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, without special ones of their own. Raises SubcompressError."""
-    with explaining(lambda e: f"the tokenizer does not take these texts ({one_line(e)}): give another"):
+    with explaining(lambda e: f"the tokenizer cannot read these texts ({one_line(e)}): give another"):
         return list(tokenizer(text, add_special_tokens=False, verbose=False)[IDS])
 
 
@@ -186,15 +186,15 @@ def conversation(
     """
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and (learned is None or i == learned)]
     if not answers:
-        raise SubcompressError(f"{where}: a conversation has an answer of the assistant; this one has none: add one")
+        raise SubcompressError(f"{where}: this conversation has no answer of the assistant: add one")
     whole, at, pieces = chat_text(tokenizer, messages, where), 0, []
     for i in answers:
         before = chat_text(tokenizer, messages[:i], where, prompt=True) if i else ""
         after = chat_text(tokenizer, messages[: i + 1], where)
         if not (whole.startswith(after) and after.startswith(before) and at <= len(before)):
             raise SubcompressError(
-                f"{where}: a chat template writes one message after another; that of this tokenizer changes what came "
-                "before: give prompt and completion as texts"
+                f"{where}: this tokenizer's chat template changes earlier messages when a later one is added: "
+                "give prompt and completion as texts"
             )
         pieces += [(whole[at : len(before)], False), (whole[len(before) : len(after)], True)]
         at = len(after)
@@ -205,8 +205,8 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], where: str,
     """What the tokenizer's chat template writes; prompt: up to where an answer begins. Raises SubcompressError."""
     if not getattr(tokenizer, "chat_template", None):
         raise SubcompressError(
-            f"{where}: messages are written by the tokenizer's chat template, and this tokenizer has none: give the "
-            "tokenizer of a chat model, or prompt and completion"
+            f"{where}: this tokenizer has no chat template to write messages with: give the tokenizer of a chat "
+            "model, or prompt and completion"
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
@@ -220,7 +220,9 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
     for m in value:
         if not isinstance(m, dict) or not all(isinstance(m.get(k), str) for k in ("role", "content")):
             has = ", ".join(map(str, m))[:100] if isinstance(m, dict) else type(m).__name__
-            raise SubcompressError(f"{where}: a message has role and content, both texts; one has {has or 'nothing'}")
+            raise SubcompressError(
+                f"{where}: a message must have role and content, both texts; one has {has or 'nothing'}"
+            )
     return value
 
 
@@ -228,12 +230,15 @@ def _check_answers(examples: Sequence[Example], length: int, name: str) -> None:
     """Raise SubcompressError where there is nothing to learn within the length, for a prompt that fills it."""
     lost = [e for e in examples if all(label == IGNORED for label in e.labels[1:length])]
     if lost and not lost[0].answer:
-        raise SubcompressError(f"{name}, line {lost[0].line}: a text has at least 2 tokens; this one has 1: write more")
+        raise SubcompressError(
+            f"{name}, line {lost[0].line}: this text has 1 token, and at least 2 are needed: write more"
+        )
     if lost:
         longest = max(next((i for i, label in enumerate(e.labels) if label != IGNORED), len(e.labels)) for e in lost)
         raise SubcompressError(
-            f"{name}, line {lost[0].line}: the prompt fills all {length} tokens, and nothing of the answer is left "
-            f"({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or raise length"
+            f"{name}, line {lost[0].line}: the prompt fills all {length} tokens and leaves no room for the "
+            f"answer ({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or "
+            "raise length"
         )
 
 

@@ -31,7 +31,7 @@ def _read(folder: Path, stem: str) -> bytes:
                     return f.read(_MAX_BYTES)
             except (OSError, EOFError, zlib.error) as e:
                 raise SubcompressError(f"{path} cannot be read: {e}; fetch it again") from e
-    raise SubcompressError(f"MNIST is not in {folder}: no {stem} nor {stem}.gz; {_WHERE}")
+    raise SubcompressError(f"MNIST is not in {folder}: neither {stem} nor {stem}.gz is there; {_WHERE}")
 
 
 def _idx(folder: Path, stem: str, ndim: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def _idx(folder: Path, stem: str, ndim: int) -> torch.Tensor:
     raw = _read(folder, stem)
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim))
     if raw[:4] != bytes((0, 0, 8, ndim)) or len(raw) != 4 + 4 * ndim + math.prod(shape):
-        raise SubcompressError(f"{folder / stem} is not an idx file of {ndim}-dimensional bytes; fetch it again")
+        raise SubcompressError(f"{folder / stem} is not an idx file of bytes in {ndim} dimensions; fetch it again")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
 
 

@@ -19,7 +19,7 @@ class Parts:
 
 
 Weight = Callable[[Any], float]
-"""What the loss of a part, (x, y), counts for: its examples, or of some losses its labels."""
+"""The weight of the loss of a part, (x, y): its number of examples, or for some losses its number of labels."""
 
 
 def in_parts(found: Iterable[Any], count: int, weight: Weight) -> Iterator[Parts]:

@@ -28,7 +28,7 @@ TASKS = {
     "image-classification": "AutoModelForImageClassification",
     "features": "AutoModel",
 }
-"""What a network is for -> the class of transformers that makes it. Any other class goes by its own name, which begins
+"""Task -> the class of transformers that makes its network. Any other class is given by its own name, which begins
 with `AUTO`."""
 
 AUTO = "AutoModelFor"
@@ -37,10 +37,10 @@ LABELED = ("classification", "token-classification", "image-classification")
 """The tasks whose networks have an output for each label."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-"""What weights are held in; auto: what the folder has them in."""
+"""The dtypes that weights can be held in; auto: that of the folder."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What the weights in a folder are called."""
+"""The names of the files of weights in a folder."""
 
 
 def load_model(
@@ -96,7 +96,7 @@ def load_tokenizer(place: str | Path, *, revision: str | None = None) -> Any:
         found = library.AutoTokenizer.from_pretrained(where, **options)
         if len(found) <= len(found.all_special_tokens):  # what transformers makes where there are no words
             raise SubcompressError(
-                f"a tokenizer has words; {place} has none: give its tokenizer.json or vocabulary too"
+                f"the tokenizer in {place} has no vocabulary: add its tokenizer.json or vocabulary files"
             )
         return found
 
@@ -156,7 +156,7 @@ def dtype_of(layout: Layout) -> str:
 
 
 def task_of(layout: Layout, place: str | Path, *, revision: str | None = None) -> str | None:
-    """Return the task for which the network of a place has the tensors of `layout`; None if there is none.
+    """Return the task for which the network has the tensors of `layout`; None if there is none.
 
     Raises SubcompressError where the network cannot be made.
     """
@@ -210,12 +210,14 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise SubcompressError(f"only an ID on the Hub has revisions; {place} is a folder: leave @{revision} out")
+            raise SubcompressError(
+                f"{place} is a folder, and only an ID on the Hub has revisions: leave @{revision} out"
+            )
         if not (folder / "config.json").is_file():
-            raise SubcompressError(f"a transformers model has a config.json; {place} has none: check the folder")
+            raise SubcompressError(f"{place} has no config.json, which a transformers model needs: check the folder")
         return str(folder), {"local_files_only": True, "trust_remote_code": False}
     if folder.exists() or not re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", str(place)):
-        raise SubcompressError(f"{place} is no folder, and no id on the Hub, owner/name: check the path")
+        raise SubcompressError(f"{place} is neither a folder nor an ID on the Hub (ORG/NAME): check the path")
     return str(place), {"revision": revision or "main", "trust_remote_code": False}
 
 

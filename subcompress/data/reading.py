@@ -35,7 +35,7 @@ Collate = Callable[[list[Any]], Any]
 MOST_WORKERS = 256
 
 MOST_BYTES = 4 << 30
-"""Of an iterable data set, which is read into memory."""
+"""The most bytes of an iterable data set, which is read into memory."""
 
 UNSENT = (pickle.PicklingError, AttributeError, TypeError)
 """What pickle raises for a data set that cannot be sent to a process."""
@@ -63,8 +63,7 @@ class WorkerInit:
             self.f(number)
         except Exception as e:
             raise DataError(
-                f"a process that reads examples calls worker_init_fn; it raises {type(e).__name__}: {one_line(e)}: "
-                "fix it, or give --workers 0"
+                f"worker_init_fn raises {type(e).__name__}: {one_line(e)}: fix it, or give --workers 0"
             ) from e
 
 
@@ -102,11 +101,11 @@ class OnDemand(Dataset[Any]):
             raise
         except Exception as e:
             raise DataError(
-                f"a data set raises, or its examples do not stack: {type(e).__name__}: {one_line(e)}"
+                f"examples cannot be read, or cannot be stacked into a batch: {type(e).__name__}: {one_line(e)}"
             ) from e
         pair = _pair(found if self.collate is None else self._collated(items))
         if not all(is_finite(t) for t in tensors_in(pair)):
-            raise SubcompressError("examples are finite numbers; a data set yields nan or inf: clean it")
+            raise SubcompressError("an example holds nan or inf: clean the data")
         return pair
 
     def _collated(self, items: list[Any]) -> Any:
@@ -118,7 +117,8 @@ class OnDemand(Dataset[Any]):
         except Exception as e:
             name = getattr(self.collate, "__name__", type(self.collate).__name__)
             raise DataError(
-                f"collate takes a list of examples and returns (x, y); {name} raises {type(e).__name__}: {one_line(e)}"
+                f"collate must take a list of examples and return (x, y); {name} raises {type(e).__name__}: "
+                f"{one_line(e)}"
             ) from e
 
 
@@ -150,15 +150,15 @@ def listed(name: str, stream: Any) -> Listed:
     of another, one that raises, and before its tensors take more than `MOST_BYTES`."""
     if not _measurable(stream):
         raise SubcompressError(
-            f"a split is a map-style torch Dataset, or an IterableDataset with a length; the {name} split is "
-            f"{type(stream).__name__}, perhaps without an end: give it __len__, or wrap it in one"
+            f"the {name} split has no length and may never end ({type(stream).__name__}): give it __len__, or "
+            "give a map-style torch Dataset"
         )
     wanted = len(stream)
     examples = _read_once(name, stream, wanted)
     if len(examples) != wanted:
         yields = "more" if len(examples) > wanted else len(examples)
         raise SubcompressError(
-            f"a length is of the examples; the {name} split says {wanted} and yields {yields}: fix its __len__"
+            f"the {name} split has a length of {wanted} but yields {yields} examples: fix its __len__"
         )
     return Listed(examples, own_collate(stream))
 
@@ -173,8 +173,8 @@ def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
             held += sum(t.nbytes for t in tensors_in(example))
             if held > MOST_BYTES:
                 raise SubcompressError(
-                    f"an iterable data set is read into memory, up to {MOST_BYTES / 2**30:g} GiB; the {name} split is "
-                    "more: give a map-style data set"
+                    f"the {name} split is iterable and takes more than the {MOST_BYTES / 2**30:g} GiB that are "
+                    "read into memory: give a map-style data set"
                 )
             if len(examples) > wanted:
                 break
@@ -208,13 +208,13 @@ def of_loader(name: str, loader: DataLoader[Any]) -> Dataset[Any]:
         return cast("Dataset[Any]", found) if plain else OnDemand(found, loader.collate_fn)
     if isinstance(examples, IterableDataset) or not _measurable(examples):
         raise SubcompressError(
-            f"a DataLoader stands for its data set, which has a length and items; the {name} split's streams "
-            f"({type(examples).__name__}), perhaps without an end: give a map-style data set"
+            f"the {name} split is a DataLoader of a stream ({type(examples).__name__}), which has no length and "
+            "may never end: give a map-style data set"
         )
     if loader.batch_sampler is None:
         raise SubcompressError(
-            f"a DataLoader stands for its examples; the {name} split's has batch_size=None, so that its items are "
-            "batches: give a data set of examples"
+            f"the DataLoader of the {name} split has batch_size=None, so that its items are batches: give a "
+            "data set of single examples"
         )
     examples = _sampled(name, examples, getattr(loader.batch_sampler, "sampler", loader.sampler))
     plain = loader.collate_fn in (default_collate, default_convert)
@@ -239,15 +239,16 @@ def _sampled(name: str, examples: Any, sampler: Any) -> Any:
         if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != known):
             how = "with" if sampler.replacement else "without"
             raise SubcompressError(
-                f"each example is read once an epoch; the RandomSampler of the {name} split's DataLoader draws "
-                f"{sampler.num_samples} of {known} {how} replacement: give a torch Subset of those to learn from"
+                f"the RandomSampler in the DataLoader of the {name} split draws {sampler.num_samples} of "
+                f"{known} examples {how} replacement, but each example is read once per epoch: give a torch "
+                "Subset of the examples to train on"
             )
         return examples if known == len(examples) else Subset(examples, range(known))
     if (indices := getattr(sampler, "indices", None)) is not None:
         return Subset(examples, [int(i) for i in indices])
     raise SubcompressError(
-        f"the order of the examples is ours, each once an epoch; the {name} split's DataLoader draws them with "
-        f"{type(sampler).__name__}: give its data set, or a torch Subset of it"
+        f"the DataLoader of the {name} split draws its examples with {type(sampler).__name__}, but fit chooses "
+        "their order and reads each once per epoch: give the data set itself, or a torch Subset of it"
     )
 
 
@@ -257,7 +258,7 @@ def _pair(found: Any) -> tuple[Tree, Tree]:
         found = found, found.y
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, (tuple, list)) else type(found).__name__
-        raise DataError(f"a batch is a pair (x, y); collate returns {kind}: return two things")
+        raise DataError(f"collate must return a pair (x, y); it returns {kind}")
     x, y = found
     return dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x, y
 
@@ -336,8 +337,7 @@ def _check_sent(found: Any) -> None:
         pickle.dumps(found)
     except Exception as e:
         raise DataError(
-            f"a batch is sent from the process that read it; this one cannot be: {type(e).__name__}: {one_line(e)}: "
-            "give --workers 0"
+            f"a batch cannot be sent from the process that read it: {type(e).__name__}: {one_line(e)}: give --workers 0"
         ) from e
 
 
@@ -363,8 +363,8 @@ def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
         yield from _from_workers(todo, workers)
     except (RuntimeError, OSError, EOFError, *UNSENT) as e:
         raise DataError(
-            f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
-            "0 to read them in this one"
+            f"a process that reads examples ended early, or could not start: {type(e).__name__}: {one_line(e)}: "
+            "give --workers 0 to read them in the main process"
         ) from e
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from subcompress.errors import SubcompressError, one_line
 
 NEEDED, OPTIONAL = ("text", "label"), ("text_pair", "split")
-"""Columns of texts with labels that are read; others are passed over."""
+"""The columns of texts with labels that are read; others are ignored."""
 
 NAMED = ("text", "prompt", "completion", "messages", "split")
 """Columns of language models."""
@@ -49,7 +49,7 @@ def _read_whole(path: Path, kind: str, read: Callable[[Any], Rows], most: int) -
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     except UnicodeDecodeError as e:
-        raise SubcompressError(f"a {kind} file is in UTF-8; {path} is not ({one_line(e)}): convert it") from e
+        raise SubcompressError(f"{path} is not in UTF-8 ({one_line(e)}): convert it") from e
 
 
 def fields_of(path: Path, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -100,26 +100,26 @@ class AnyColumns:
     def of_header(self, path: Path, header: list[str]) -> dict[str, int]:
         """Raises SubcompressError if one is duplicated."""
         if twice := next((name for name in header if header.count(name) > 1), None):
-            raise SubcompressError(f"{path} begins with a line that names each column once; {twice} is there twice")
+            raise SubcompressError(f"{path} names the column {twice} twice in its first line: rename one")
         return {name: i for i, name in enumerate(header)}
 
     def of_object(self, path: Path, line: int, found: Any) -> dict[str, Any]:
         """Raises SubcompressError for anything but an object."""
         if not isinstance(found, dict):
             raise SubcompressError(
-                f"{path}, line {line}: a line is one JSON object; this one is a {type(found).__name__}"
+                f"{path}, line {line}: each line must be a JSON object; this one is a {type(found).__name__}"
             )
         return found
 
 
 def _csv(path: Path, f: Any, columns: Columns) -> Rows:
-    return _separated(path, csv.reader(f, strict=True), "put a text with commas in quotes", columns)
+    return _separated(path, csv.reader(f, strict=True), "put texts that contain commas in quotes", columns)
 
 
 def _tsv(path: Path, f: Any, columns: Columns) -> Rows:
     """Quotes are of the text: a field holds no tab and no end of a line."""
     reader = csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    return _separated(path, reader, "a text holds no tab", columns)
+    return _separated(path, reader, "remove tabs from the texts", columns)
 
 
 def _separated(path: Path, reader: Any, remedy: str, wanted: Columns) -> Rows:
@@ -145,8 +145,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     for name in (*NEEDED, *OPTIONAL):
         if header.count(name) > 1 or (name in NEEDED and name not in header):
             raise SubcompressError(
-                f"{path} begins with a line that names the columns text and label, and text_pair and split if they are "
-                f"there, once each; it names {', '.join(header)[:200] or 'nothing'}"
+                f"{path} must begin with a line that names the columns text and label (optionally text_pair and "
+                f"split), each once; it names {', '.join(header)[:200] or 'nothing'}"
             )
     return {name: header.index(name) for name in (*NEEDED, *OPTIONAL) if name in header}
 
@@ -160,12 +160,14 @@ def _json_lines(path: Path, f: Any, columns: Columns) -> Rows:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: a line is one JSON object") from e
+            raise SubcompressError(f"{path}, line {line}: {one_line(e, 160)}: each line must be a JSON object") from e
         row = columns.of_object(path, line, found)
         names = columns.everywhere & row.keys()
         first = names if first is None else first
         if odd := sorted(first ^ names):
-            raise SubcompressError(f"{path}, line {line}: {odd[0]} is in some lines only: give it in all, or in none")
+            raise SubcompressError(
+                f"{path}, line {line}: {odd[0]} is in some lines only: give it in all lines, or in none"
+            )
         yield line, row
 
 
@@ -173,7 +175,9 @@ def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
     """Return the fields of an object as text, with true and false as 1 and 0."""
     if not isinstance(found, dict) or not all(name in found for name in NEEDED):
         has = ", ".join(map(str, found))[:200] if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise SubcompressError(f"{path}, line {line}: a line has text and label; this one has {has or 'nothing'}")
+        raise SubcompressError(
+            f"{path}, line {line}: each line must have text and label; this one has {has or 'nothing'}"
+        )
     row = {}
     for name in (*NEEDED, *OPTIONAL):
         if name in found:
@@ -194,4 +198,4 @@ KINDS: dict[str, tuple[str, Read]] = {
     ".jsonl": ("JSON lines", _json_lines),
     ".ndjson": ("JSON lines", _json_lines),
 }
-"""By the end of a name: what it is called, and what reads it."""
+"""The end of a file's name -> the name of the format, and its reader."""

@@ -18,23 +18,23 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
 
 LENGTH = 128
-"""Tokens of a text at most, unless told."""
+"""The most tokens of a text by default."""
 
 MAX_BYTES = 1 << 30
-"""Of a file."""
+"""The most bytes of a file."""
 
 MAX_CLASSES = 1000
 
 SPLITS = {"train": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
-"""What a row may say in the column `split`, and which of (train, validation, test) it means."""
+"""The values of the column `split`, and which of (train, validation, test) each means."""
 
 NAMES = ("train", "validation", "test")
 
 SUFFIXES = tuple(KINDS)
-"""How the names of files of texts end."""
+"""The endings of the names of files of texts."""
 
 VALUE = "value"
-"""What the one output for labels that are numbers is called."""
+"""The name of the only output if labels are numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load(path: str | Path, tokenizer: Any, length: int = LENGTH) -> Data:
 def of_table(table: Table, name: str, tokenizer: Any, length: int = LENGTH) -> Data:
     """`load` for rows at hand. name: what they are called in messages."""
     if length < 2:
-        raise SubcompressError(f"a text needs at least 2 tokens; length={length} was given: make it larger")
+        raise SubcompressError(f"length must be at least 2 tokens; got {length}")
     length = min(length, int(getattr(tokenizer, "model_max_length", length)))
     values, cut = _tokens(tokenizer, table.texts, table.pairs, length)
     fills, words = {IDS: pad_of(tokenizer)}, Decoded(tokenizer)
@@ -95,7 +95,7 @@ class Decoded:
         try:
             return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         except Exception as e:  # the user's own tokenizer may raise anything
-            raise SubcompressError(f"the tokenizer does not decode its tokens ({one_line(e)}): give another") from e
+            raise SubcompressError(f"the tokenizer cannot decode its own tokens ({one_line(e)}): give another") from e
 
 
 def read(path: str | Path) -> Table:
@@ -105,7 +105,7 @@ def read(path: str | Path) -> Table:
 
     Labels are whole numbers, in their order, or else texts, by alphabet; a class each. Numbers of which one is not
     whole are values, for a regression.
-    Raises SubcompressError for a file that is none of this, with the number of the line.
+    Raises SubcompressError, with the number of the line, for a file in another form.
     """
     return table_of(list(rows_of(Path(path), MAX_BYTES)), path)
 
@@ -163,7 +163,7 @@ def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Ten
     train, validation, test = ((given == k).nonzero()[:, 0] for k in range(3))
     for name, rows in zip(NAMES, (train, validation, test), strict=True):
         if not len(rows):
-            raise SubcompressError(f"every split holds texts; {path} has none for {name}: add rows, or fix its column")
+            raise SubcompressError(f"{path} has no texts for the split {name}: add rows, or fix its column split")
     return (train, validation, test), tuple(notes)
 
 
@@ -187,7 +187,8 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
     found = set(labels)
     if not 2 <= len(found) <= MAX_CLASSES:
         raise SubcompressError(
-            f"labels are classes, 2 to {MAX_CLASSES}; {path} has {len(found)} in {len(labels)} rows: look at its column"
+            f"the labels of {path} must name 2 to {MAX_CLASSES} classes; its {len(labels)} rows name "
+            f"{len(found)}: check its column"
         )
     try:
         return tuple(sorted(found, key=lambda label: (int(label), label)))
@@ -198,8 +199,8 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
 def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     parts, notes = divided(given, path)
     if len(y[parts[0]].unique()) < 2:
-        kind = "values" if y.is_floating_point() else "classes"
-        raise SubcompressError(f"training texts need several {kind}; those of {path} have one: mix its rows")
+        kind = "value" if y.is_floating_point() else "label"
+        raise SubcompressError(f"all training texts of {path} have the same {kind}: mix its rows")
     return parts, notes
 
 
@@ -221,7 +222,7 @@ def _tokens(
                 for i, ids in zip(long, lists, strict=True):
                     values[name][i] = torch.tensor(ids)
     except Exception as e:  # the user's own tokenizer may raise anything
-        raise SubcompressError(f"the tokenizer does not take these texts ({one_line(e)}): give another") from e
+        raise SubcompressError(f"the tokenizer cannot read these texts ({one_line(e)}): give another") from e
     values.pop(MASK, None)  # ones, which a batch makes again
     if not any(bool(t.any()) for t in values.get("token_type_ids", ())):
         values.pop("token_type_ids", None)

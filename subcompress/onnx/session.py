@@ -74,7 +74,7 @@ class Session:
 
         record, _ = format.read(path, base)
         if module is None:
-            raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
+            raise SubcompressError("a session on packed weights traces the network: give the module")
         network = Network.of(module, record.layout)
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
@@ -99,12 +99,14 @@ class Session:
         twice = len(given) < len(inputs) + len(named)
         if len(inputs) > len(self.inputs) or twice or set(given) != set(self.inputs):
             raise SubcompressError(
-                f"a session takes {', '.join(self.inputs)}; got {len(inputs)} in order and "
+                f"a session takes {', '.join(self.inputs)}; got {len(inputs)} by position and "
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
         tensors = {name: self._placed(name, x) for name, x in given.items()}
         if len(sizes := {len(tensor) for tensor in tensors.values()}) > 1:
-            raise SubcompressError(f"inputs come in batches of one size; got {', '.join(map(str, sorted(sizes)))}")
+            raise SubcompressError(
+                f"all inputs must have the same batch size; got {', '.join(map(str, sorted(sizes)))}"
+            )
         binding = self._binding
         for name, tensor in tensors.items():
             _bind(binding, name, tensor)
@@ -127,7 +129,7 @@ class Session:
             tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
         except Exception as e:
             raise SubcompressError(
-                f"inputs are dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
+                f"inputs must be dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
             ) from e
         kind, sizes = self._takes[name].type, self._takes[name].shape  # a size that may vary is a name
         fits = len(sizes) == tensor.ndim and all(
@@ -197,4 +199,4 @@ _ONNX_TYPES: dict[torch.dtype, tuple[str, Any]] = {
     torch.uint8: ("tensor(uint8)", np.uint8),
     torch.bool: ("tensor(bool)", np.bool_),
 }
-"""What ONNX Runtime calls torch's types, and how it is told of them."""
+"""torch's dtype -> ONNX Runtime's name for it, and the element type that it is given."""

@@ -129,5 +129,5 @@ class BudgetSearch(Search):
         if not self._fitting():
             sizes = [p.bytes for p in self.probes if p.bytes]
             why = f"the smallest file took {min(sizes)} bytes" if sizes else "every training died"
-            raise SubcompressError(f"no file of at most {self.bytes} bytes came of {len(self.probes)} trainings: {why}")
+            raise SubcompressError(f"{len(self.probes)} trainings gave no file of at most {self.bytes} bytes: {why}")
         return (min if self.task.minimise else max)(self._fitting(), key=lambda p: p.value)

@@ -14,7 +14,7 @@ from subcompress.training.probe import DIED, Probe
 from subcompress.training.tasks import Task
 
 RUNGS = 2
-"""Dimensions that are looked at between one and its double: their ratio is the square root of 2."""
+"""Dimensions that are tried between one and its double: their ratio is the square root of 2."""
 
 STRIDE = 4
 """Rungs from one training to the next while no crossing is known: a factor of 4 in d."""

@@ -130,7 +130,7 @@ class Curve:
         return turn, math.sqrt(variance) / -b
 
     def expected(self, turn: float, short: bool = False) -> float:
-        """The metric on the line at that turn. short: of a short training."""
+        """The metric on the line at that turn. short: whether it is that of a short training."""
         (a, b, lag), _, center = self._line()
         return self.metric(float(a + b * (math.log(turn) - center) + lag * short))
 

@@ -68,7 +68,7 @@ class Search(ABC):
 
     @abstractmethod
     def next(self) -> Trial | None:
-        """What `ask` gives, beside `running`."""
+        """What `ask` returns, given `running`."""
 
     @abstractmethod
     def result(self) -> tuple[Probe, dict[str, Any]]:
@@ -87,7 +87,7 @@ def judged(probe: Probe, others: Sequence[Probe], task: Task) -> Probe:
 
 
 def seeds_from(first: int, n: int) -> list[int]:
-    """So many seeds, the first one given."""
+    """The given number of seeds, of which the first one is given."""
     return [(first + i) % (1 << 64) for i in range(n)]
 
 

@@ -169,7 +169,7 @@ async def _serve(
             await models.preload()
             await models.refresh()
         if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
-            raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
+            raise SubcompressError("none of the models can be served, for the reasons above: give files that can be")
         server = Server(service, settings.origins)
         process, loop = _Uvicorn(_uvicorn_config(server, settings.access_log), server), asyncio.get_running_loop()
 
@@ -278,7 +278,7 @@ async def _refreshing(models: Models, log: Log) -> AsyncIterator[None]:
             except Exception as e:  # whatever it is: models stay served, and the next check may succeed
                 if (text := one_line(e)) != logged:
                     logged = text
-                    log(f"files could not be looked at: {text}")
+                    log(f"the files could not be checked: {text}")
 
     task = asyncio.create_task(refresh_forever())
     try:

@@ -135,12 +135,16 @@ class Coordinates(nn.Module):
         if not self.plan.exact:
             name = type(self.plan.parts[0].operator).__name__
             raise SubcompressError(
-                f"{name} is a reference, not exact on every device: fit with --operator {' or '.join(EXACT)}"
+                f"{name} is an operator for comparisons, which is not exact on every device: fit with "
+                f"--operator {' or '.join(EXACT)}"
             )
         if self.plan.base is not None:
             self.plan.base.base.check_unchanged()
         if not self.bits:
-            raise SubcompressError("coordinates are packed as integers: call round(bits) half-way through the training")
+            raise SubcompressError(
+                "the coordinates were not rounded to integers, so that they cannot be packed: call round(bits) "
+                "half-way through the training"
+            )
         return recorded(
             self.plan, self.rounding, self.coordinates(), state, untrained, facts or Facts(), test_accuracy, of_base
         )

@@ -146,7 +146,7 @@ class Moves:
         known = starts.of(self.still)
         if other := sorted(self.sizes.keys() - known.keys()):
             raise SubcompressError(
-                f"moves must be measured on the same network; {other[0]} belongs to another one: measure them again"
+                f"the moves were measured on another network, which has {other[0]}: measure them again on this one"
             )
         share = moving_weights(starts.layout, known) / d
         factor = (share / USUAL) ** POWER if rounded else (min(share, MOST_FLOAT) / USUAL) ** FLOAT_POWER
@@ -224,7 +224,7 @@ def examples_of(passes: Passes) -> Examples:
                 return
             if count == before:
                 raise SubcompressError(
-                    "batches must be iterable several times; these are empty: give a list or a DataLoader"
+                    "no batches were given, or they can be iterated only once: give a list or a DataLoader"
                 )
 
     return examples

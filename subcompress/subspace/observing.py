@@ -25,7 +25,7 @@ from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import array_of
 
 BUILDS = 3
-"""Builds that are compared."""
+"""The number of builds that are compared."""
 
 CENTER_BUILDS = 6
 """Builds that are compared where some random values seem to have centers of their own: of a distribution with heavy
@@ -36,7 +36,7 @@ MOST_BUILDS = 8
 equal by chance."""
 
 Build = Callable[[int], nn.Module]
-"""The network under that seed."""
+"""Returns the network under that seed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> t
             random.setstate(states[0])
             np.random.set_state(states[1])
         if not isinstance(found, nn.Module):
-            raise SubcompressError(f"a model factory returns an nn.Module; it returned {type(found).__name__}")
+            raise SubcompressError(f"a model factory must return an nn.Module; it returned {type(found).__name__}")
         return found
 
     return own_memory(taken(build(seed))), lambda seed: own_memory(unwrapped(build(seed)))
@@ -104,8 +104,8 @@ def check_one_device(module: nn.Module) -> None:
         places = getattr(child, "hf_device_map", None)
         if isinstance(places, dict) and len(found := sorted({str(place) for place in places.values()})) > 1:
             raise SubcompressError(
-                f"a network that is fitted lies on one device; this one lies on {', '.join(found)}: load it without "
-                "device_map, in bfloat16 if it is too large, or train with --accumulate and --checkpointing"
+                f"the network is spread over several devices, {', '.join(found)}: load it without device_map, "
+                "in bfloat16 if it is too large, or train with --accumulate and --checkpointing"
             )
 
 
@@ -148,8 +148,8 @@ def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Obser
 
 
 OTHER_WEIGHTS = (
-    "warning: the factory gives other weights under the same seed (it reads a clock, or a generator of its own): "
-    "an interrupted fit may not end in the same file, and another process starts elsewhere"
+    "warning: the factory gives different weights under the same seed (it reads a clock, or a generator of its "
+    "own): an interrupted fit may not end in the same file, and another process starts from other weights"
 )
 
 
@@ -168,9 +168,7 @@ class _Sums:
         """One more build. Raises SubcompressError where it is not finite."""
         difference = reals(tensor) - self.first
         if not math.isfinite(float(torch.from_numpy(difference).sum(dtype=torch.float64))):
-            raise SubcompressError(
-                f"weights start at finite values; {self.name} holds nan or inf in another build: initialize it"
-            )
+            raise SubcompressError(f"{self.name} holds nan or inf in another build of the network: initialize it")
         differs = difference != 0
         before, self.random = int(np.count_nonzero(self.random)), np.logical_or(self.random, differs, out=differs)
         self.fewer = int(np.count_nonzero(self.random)) - before if self.builds > 1 else 0
@@ -229,16 +227,17 @@ def _checked(model: nn.Module, other: nn.Module, mine: dict[str, Tensor]) -> nn.
     """Another build. Raises SubcompressError where it is the same network, or one of other parameters."""
     shared = next((n for n, p in _parameters(other) if n in mine and p.data_ptr() == mine[n].data_ptr()), None)
     if other is model or shared is not None:
-        again = "the same object again" if other is model else f"{shared} of the network before again"
+        again = "the same object again" if other is model else f"{shared} of the previous network again"
         raise SubcompressError(
-            f"a factory builds a new network each time it is called; this one returns {again}: make all of it inside"
+            f"a factory must build a new network each time it is called; this one returns {again}: build all of "
+            "it inside the factory"
         )
     shapes, others = ({n: tuple(p.shape) for n, p in _parameters(m)} for m in (model, other))
     for name in (*shapes, *others):
         if shapes.get(name) != others.get(name):
             raise SubcompressError(
-                f"a factory builds one network under every seed; {name} is {_said(shapes, name)} in one build and "
-                f"{_said(others, name)} in another: make its size depend on nothing random"
+                f"a factory must build the same network under every seed; {name} is {_said(shapes, name)} in "
+                f"one build and {_said(others, name)} in another: let its size depend on nothing random"
             )
     return other
 

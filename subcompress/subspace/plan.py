@@ -38,17 +38,17 @@ CODED_BITS = {2: 1.6, 3: 2.5, 4: 3.4, 5: 4.3, 6: 5.2, 7: 6.2, 8: 7.2}
 """Bits that a coordinate takes in a file by its precision, until some are known (benchmarks/levers.py)."""
 
 GUESSED = 1 / 4
-"""Of the deviation of a start: the scale of a tensor whose move was not measured."""
+"""The scale of a tensor whose move was not measured, as a share of the standard deviation of its start."""
 
 HALVINGS = 15
 """Scales are the largest one halved up to so many times: measured moves are no more exact than that, and files say it
 in half a byte."""
 
 FARTHEST = 8.0
-"""Deviation of z at most, in units of the scale, where a coordinate a weight leaves the random start to z."""
+"""The largest standard deviation of z, in units of the scale, if each weight has a coordinate that draws its start."""
 
 Scales = Mapping[str, tuple[float, ...]]
-"""By tensor, the scale of each of its pieces that coordinates act on."""
+"""For each tensor, the scales of its pieces that coordinates act on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,12 +199,14 @@ def make_plan(
     check_options(bits, seed, operator)
     operator = "hadamard" if operator == AUTO else operator
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator must be one that packs, {' or '.join(EXACT)}; got {operator}")
+        raise SubcompressError(
+            f"on a base, --operator must be one that can be packed, {' or '.join(EXACT)}; got {operator}"
+        )
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
     if D == 0:
-        raise SubcompressError("fit trains a model's weights; this one has none to train: give another")
+        raise SubcompressError("the model has no weights to train: give another")
     if not 1 <= d <= D:
         raise SubcompressError(f"--d must be between 1 and the model's D = {D} weights; got {d}")
     return _Planner(known.layout, starts, d, D, bits, seed, operator, base, scales).plan()
@@ -311,8 +313,8 @@ class _Planner:
         found = self.scales[spec.name]
         if len(found) != (1 if start.kind == "base" else sum(not p.fixed for p in start.pieces)):
             raise SubcompressError(
-                f"moves must be measured on the same network, given in the same way; {spec.name} belongs to another "
-                "one: measure them with the factory or the instance that the Subspace is made of"
+                f"the moves were measured on another network, or on this one given in another way: {spec.name} "
+                "differs; measure them with the factory or the instance that the Subspace is made of"
             )
         return found
 

@@ -1,4 +1,4 @@
-"""A network made ready for training loops of one's own: what it starts from, and how far its tensors move."""
+"""Preparing a network for a training loop of your own: its initial values, and how far its tensors move."""
 
 from __future__ import annotations
 

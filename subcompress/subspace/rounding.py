@@ -42,7 +42,7 @@ class Rounding:
 
     @property
     def dead(self) -> float:
-        """Coordinates of up to so many steps are rounded to zero."""
+        """Coordinates of up to this many steps are rounded to zero."""
         return float(self.state[1])
 
     @dead.setter
@@ -145,10 +145,10 @@ class Rounding:
         numbers = isinstance(steps, (list, tuple)) and len(steps) == len(self.operators)
         if not numbers or not all(math.isfinite(s) and (s > 0 or not bits) for s in steps):
             raise SubcompressError(
-                f"a step for each of {len(self.operators)} parts is positive; a checkpoint says {steps}"
+                f"the checkpoint must hold a positive step for each of {len(self.operators)} parts; it holds {steps}"
             )
         if not isinstance(dead, (int, float)) or not 0.5 <= dead < math.inf:
-            raise SubcompressError(f"a dead zone is of 0.5 steps at least; a checkpoint says {dead}")
+            raise SubcompressError(f"the dead zone in the checkpoint must be at least 0.5 steps; it is {dead}")
 
 
 __all__ = ["Rounding"]

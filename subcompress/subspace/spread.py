@@ -1,4 +1,4 @@
-"""Random values of a tensor: around which center they lie and how far they spread, group by group.
+"""Random values of a tensor: their centers and how far they spread, group by group.
 
 One deviation rarely is wrong for a tensor that one initializer drew. A tensor put together of several has slices along
 an axis that spread differently: these make groups.
@@ -14,22 +14,22 @@ import numpy as np
 import torch
 
 SURE = 3.0
-"""Standard errors within which a measured deviation is taken for a usual one."""
+"""A measured standard deviation within this many standard errors of a usual one is taken for it."""
 
 FAR = 5.0
-"""Standard errors, beyond what the largest of so many reaches by chance, from which a difference is real."""
+"""A difference is real from this many standard errors on, beyond what the largest of n reaches by chance."""
 
 APART = 2 * math.log(1.3)
-"""Logarithm of the ratio of two variances from which they are told apart."""
+"""Two variances count as different from this logarithm of their ratio on."""
 
 WIDTH = 2 * math.log(2)
 """The same within one group."""
 
 GROUPS = 6
-"""Groups of different deviations at most."""
+"""The most groups with different standard deviations."""
 
 LEAST_SLICE = 8
-"""Values of a slice that say something of its deviation."""
+"""The fewest values of a slice that show its standard deviation."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,9 @@ class Starts:
         known = {spec.name: spec.reals for spec in self.layout}
         for name, mask in still.items():
             if known.get(name) != len(mask):
-                raise SubcompressError(f"moves must be measured on the same network; {name} belongs to another one")
+                raise SubcompressError(
+                    f"the moves were measured on another network, which has {name}: measure them again on this one"
+                )
         return {spec.name: self._of(spec.name, still.get(spec.name)) for spec in self.layout}
 
     def items(self, name: str, still: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
@@ -257,7 +259,7 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
 
 
 def _untrained(tensor: Tensor, parameter: bool) -> Start:
-    """The start of a tensor whose values the file holds as they are."""
+    """The start of a tensor whose values are stored in the file."""
     if not parameter:
         return Start("buffer", "a buffer: its values are stored in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
@@ -277,7 +279,7 @@ def _dropped(drop: tuple[str, ...], state: Mapping[str, Tensor], parameters: Map
         if not named or trained:
             odd = f"{trained[0]}, which is trained" if trained else f"none: the first tensor is {next(iter(state), '')}"
             raise SubcompressError(
-                f"--drop names buffers and frozen tensors that inference does not need; {pattern} names {odd}"
+                f"--drop takes buffers and frozen tensors that inference does not need; {pattern} matches {odd}"
             )
         found |= named
     return found
@@ -291,7 +293,9 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
 
 def _check_base(spec: TensorSpec, tensor: Tensor) -> None:
     if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
-        raise SubcompressError(f"coordinates act on finite real numbers; {spec} has others: leave it out of --act-on")
+        raise SubcompressError(
+            f"{spec} holds integers, nan or inf, on which coordinates cannot act: leave it out of --act-on"
+        )
 
 
 def _with_factors(base: OnBase, spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
@@ -327,21 +331,19 @@ def cost(tensor: Tensor) -> int:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with its parameters themselves. Raises SubcompressError if it cannot be fitted."""
     if lazy := [n for n, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise SubcompressError(
-            f"weights have shapes before they are fitted; {lazy[0]} has none: run the model once first"
-        )
+        raise SubcompressError(f"{lazy[0]} has no shape yet: run the model once first")
     if isinstance(module, torch.jit.ScriptModule):
-        raise SubcompressError("fit takes Python modules; this one is TorchScript: give the class it was made from")
+        raise SubcompressError("fit cannot train a TorchScript module: give the Python class that it was made from")
     state = module.state_dict(keep_vars=True)
     if meta := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
-        raise SubcompressError(f"weights have values; {meta[0]} is on the meta device: materialize it first")
+        raise SubcompressError(f"{meta[0]} has no values, because it is on the meta device: materialize it first")
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise SubcompressError(f"a state dict of tensors is needed; {other[0]} is no tensor: leave extra state out")
+        raise SubcompressError(f"{other[0]} in the state dict is not a tensor: leave extra state out")
     if sparse := [name for name, value in state.items() if value.layout != torch.strided]:
-        raise SubcompressError(f"dense tensors are needed; {sparse[0]} is not: call .to_dense() first")
+        raise SubcompressError(f"{sparse[0]} is not a dense tensor: call .to_dense() first")
     missing = [name for name, _ in module.named_parameters(remove_duplicate=False) if name not in state]
     if missing:
-        raise SubcompressError(f"every weight is in the state dict; {missing[0]} is not: leave state_dict hooks out")
+        raise SubcompressError(f"{missing[0]} is not in the state dict: remove the state_dict hooks")
     return state
 
 
@@ -354,7 +356,7 @@ def _check_codable(spec: TensorSpec, p: Tensor) -> None:
         )
     reals_ = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
     if not math.isfinite(float(reals_.sum())) and not bool(reals_.isfinite().all()):  # the sum takes a tenth
-        raise SubcompressError(f"weights start at finite values; {spec.name} holds nan or inf: initialize it")
+        raise SubcompressError(f"{spec.name} holds nan or inf: initialize it")
 
 
 # Which values are random
@@ -510,8 +512,8 @@ def _coded(values: Values, still: np.ndarray | None) -> Start:
     if still is not None:  # too many runs: let coordinates act on all values
         return _coded(values, None)
     raise SubcompressError(
-        f"a tensor's values lie in at most {1 << 20} runs of one start; those of {values.spec.name} are more: give "
-        "--structured guess, or split the tensor"
+        f"the fixed and random values of {values.spec.name} alternate more than {1 << 20} times, more than a "
+        "file can hold: give --structured guess, or split the tensor"
     )
 
 
@@ -615,9 +617,9 @@ def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> Subcom
     hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
     why = v.structured or ("equal in every build" if v.built else "not clearly random")
     return SubcompressError(
-        f"initial values that are not random take room in the file, at most {MAX_STORED} bytes; those of this network "
-        f"take {sum(costs.values())}, most of it {name} ({why}): {hint}, give --structured guess to start what looks "
-        "random from the seed, or give trained weights with --base"
+        f"initial values that are not random are stored in the file and may take {MAX_STORED} bytes; those of "
+        f"this network take {sum(costs.values())}, most of them for {name} ({why}): {hint}, give --structured "
+        "guess to start from the seed what looks random, or give trained weights with --base"
     )
 
 

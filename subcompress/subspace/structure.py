@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 STORABLE = ("orthogonal", "sparse and random")
-"""Structures that initializers draw."""
+"""The structures of starts that initializers draw."""
 
 SMOOTH = "a table, smooth along its axes"
 
 SOME = 1 << 20
-"""Values of a tensor that are looked at."""
+"""The most values of a tensor that are examined."""
 
 SAMPLE = 1 << 16
-"""Values of a tensor that are sorted."""
+"""The most values of a tensor that are sorted."""
 
 
 def structure(x: Tensor) -> str:

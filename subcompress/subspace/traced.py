@@ -51,7 +51,7 @@ class Node:
         return flat
 
     def _as_packed(self, step: float) -> tuple[Operator, tuple[float, ...]]:
-        """The operator and the scales of a file whose integers are steps of that size."""
+        """The operator and the scales of a file whose integers are steps of this size."""
         if self._packed[0] != step:
             operator = self.part.operator
             if isinstance(operator, HadamardBlocks) and operator.K:
@@ -93,8 +93,8 @@ _NODES: WeakValueDictionary[int, Node] = WeakValueDictionary()
 def _node(key: Tensor) -> Node:
     if (found := _NODES.get(int(key))) is None:
         raise SubcompressError(
-            "a graph of a Subspace runs in the process that made it, while that Subspace lives: "
-            "pack it, and export the network from the file"
+            "this graph belongs to a Subspace of another process, or to one that no longer exists: pack the "
+            "Subspace, and export the network from the file"
         )
     return found
 

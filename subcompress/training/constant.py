@@ -26,7 +26,7 @@ ANSWERED = 20_000
 """Examples of a validation split that is not in memory, on which the answer is measured."""
 
 MOST_BYTES = 1 << 28
-"""Of labels that are read: dense ones are large."""
+"""The most bytes of labels that are read, because dense labels are large."""
 
 PART = 100
 """Examples that are read at a time, few enough for several processes to share the labels."""

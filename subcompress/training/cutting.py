@@ -13,7 +13,7 @@ from torch import Tensor
 from subcompress.subspace.module import Subspace
 
 UNSEEN = 0.5
-"""What the count of each magnitude begins at."""
+"""The initial count of each magnitude."""
 
 
 def cut(subspace: Subspace, limit: int) -> int:

@@ -42,7 +42,7 @@ def _refuse_unless_finite(what: str, values: Sequence[float], remedy: str) -> No
         raise SubcompressError(f"{what} has no value: measure it at least once")
     for v in values:
         if not math.isfinite(v):
-            raise SubcompressError(f"{what} is no finite number: {v}; {remedy}")
+            raise SubcompressError(f"{what} must be a finite number; got {v}: {remedy}")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -67,13 +67,13 @@ class Point:
 
     def __post_init__(self) -> None:
         if self.d < 1:
-            raise SubcompressError(f"a subspace has at least one dimension: d = {self.d}")
+            raise SubcompressError(f"d must be at least 1; got {self.d}")
         _refuse_unless_finite(f"the metric at d = {self.d}", self.values, _DIVERGED)
         _refuse_unless_finite(f"the time at d = {self.d}", [self.seconds], "give seconds")
 
     @property
     def mean(self) -> float:
-        """Of the repeats."""
+        """The number of repeats."""
         return _mean(self.values)
 
     @property
@@ -106,7 +106,9 @@ def of_baseline(baseline: Sequence[float], fraction: float = FRACTION, minimise:
         raise SubcompressError(f"the threshold is a share of the baseline, above 0 and at most 1: {fraction}")
     mean = _mean(baseline)
     if mean <= 0:
-        raise SubcompressError(f"a share of the baseline needs a positive baseline, not {mean:g}: give the threshold")
+        raise SubcompressError(
+            f"a share of the baseline needs a positive baseline; got {mean:g}: give the threshold as a number"
+        )
     if minimise:
         return Threshold(f"baseline / {fraction:g}", mean / fraction)
     return Threshold(f"{fraction:g} of the baseline", mean * fraction)
@@ -138,13 +140,13 @@ class Estimate:
 
 
 def _ordered(points: Sequence[Point]) -> list[Point]:
-    """By d. Raises SubcompressError where there are none or a d comes twice."""
+    """The points in the order of d. Raises SubcompressError if there are none, or if a d is given twice."""
     if not points:
         raise SubcompressError("no d was measured: give at least one")
     ordered = sorted(points, key=lambda p: p.d)
     for p, q in pairwise(ordered):
         if p.d == q.d:
-            raise SubcompressError(f"d = {p.d} comes twice: put its repeats into one point")
+            raise SubcompressError(f"d = {p.d} is given twice: put its repeats into one point")
     return ordered
 
 
@@ -264,7 +266,7 @@ class Dimension:
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(_ordered(self.points)))
         if self.points[-1].d > self.D:
-            raise SubcompressError(f"a subspace has at most D = {self.D} dimensions: d = {self.points[-1].d}")
+            raise SubcompressError(f"d must be at most D = {self.D}; got {self.points[-1].d}")
         if self.baseline is not None:
             _refuse_unless_finite("the baseline", self.baseline, _DIVERGED)
 

@@ -11,7 +11,7 @@ from subcompress.training.loop import Outcome
 from subcompress.training.tasks import Task
 
 APART = 0.01
-"""Of the metric: how far the packed weights may be from the last value of the training (of an error, of itself)."""
+"""How far the metric of the packed weights may be from the last one of the training (of an error: as a share)."""
 
 
 def warnings_of(
@@ -21,16 +21,16 @@ def warnings_of(
     constant: that of the best answer that does not depend on the input, where it is known; examples: of that split."""
     if outcome.silent:
         yield (
-            f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or look at what "
-            "the loss depends on"
+            f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or check "
+            "what the loss depends on"
         )
     if (why := nothing_learned(task, value, constant, examples)) is not None:
         yield why
     if packed and _apart(task, value, outcome.value):
         yield (
             f"the packed weights score {value:.4g} ({task.metric_name}, validation), the training ended at "
-            f"{outcome.value:.4g}: what --drop left out, or the rounding of running statistics, matters, or the model "
-            "evaluates other weights than it is given"
+            f"{outcome.value:.4g}: they differ because of what --drop left out, because running statistics were "
+            "rounded, or because the model does not evaluate the weights that it is given"
         )
 
 
@@ -44,7 +44,7 @@ def nothing_learned(task: Task, value: float, constant: float | None, examples: 
         return None
     return (
         f"the final {task.metric_name} of {value:.4g} on validation is no better than that of a constant answer, "
-        f"{constant:.4g}: nothing was learned; raise --d or --epochs, or look at the data and the loss"
+        f"{constant:.4g}: nothing was learned; raise --d or --epochs, or check the data and the loss"
     )
 
 
@@ -52,10 +52,11 @@ def unnamed_base(base: BaseTensors) -> str | None:
     """A line where the file would name a base in a way that tells nobody else where to get it."""
     if base.origin is None:
         return None
-    hint = "; its config.json has that name, which may be an older one's" if base.origin.likely else ""
+    hint = "; this name is from its config.json and may be that of an older model" if base.origin.likely else ""
     return (
-        f"the file will name its base {split_changes(base.name)[0]!r}, and nobody else can fetch it by that name: give "
-        f"them the base too, or say where on the Hub it is with --base-name {base.origin.where}{hint}"
+        f"the file will name its base {split_changes(base.name)[0]!r}, and nobody else can fetch it by that "
+        "name: pass the base on with the file, or give its place on the Hub with --base-name "
+        f"{base.origin.where}{hint}"
     )
 
 

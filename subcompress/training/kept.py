@@ -14,7 +14,7 @@ from subcompress.training.cutting import cut
 from subcompress.training.tasks import Task
 
 Sizes = Callable[[Record], tuple[int, int]]
-"""Of a record: what its file takes beside the coordinates, and what they take, running statistics counted with them."""
+"""The bytes of a record's file without the coordinates, and those of the coordinates with running statistics."""
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,16 @@ from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
 
 FILE = "outputs.json"
-"""Where a run folder keeps them."""
+"""The name of the file in a run folder."""
 
 EXAMPLES, VALUES = 8, 64
 """Examples of the validation split, and values of each output that are kept, evenly spaced."""
 
 TOLERANCE = 1e-3
-"""Of a value, and of the root mean square of its output."""
+"""The tolerance, as a share of a value and of the root mean square of its output."""
 
 Outputs = list[dict[str, Any]]
-"""An output each: its shape, the root mean square of it, some of its values."""
+"""For each output: its shape, its root mean square and some of its values."""
 
 
 def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] = ()) -> Outputs | None:
@@ -95,15 +95,16 @@ def go_on(folder: Path, outputs: Outputs | None) -> None:
     """Keep the outputs of a run that goes on. Raises SubcompressError where its folder is of a network with others."""
     if not same_network(folder, outputs):
         raise SubcompressError(
-            f"{folder} holds an unfinished run of another network (its outputs for {EXAMPLES} examples are not those "
-            "of this one, so that its code or the data have changed): give another folder, or --restart to discard it"
+            f"{folder} holds an unfinished run of another network (this one gives other outputs for {EXAMPLES} "
+            "examples, so that its code or the data have changed): give another folder, or --restart to "
+            "discard it"
         )
     if _held(folder) is None:  # else those of the machine that began it
         keep(folder, outputs)
 
 
 def keep(folder: Path, outputs: Outputs | None) -> None:
-    """Write them beside the run."""
+    """Write them to the run folder."""
     write_bytes(folder / FILE, (json.dumps(outputs) + "\n").encode())
 
 

@@ -20,12 +20,12 @@ from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import close_matches
 
 MOST_BYTES = 2 << 30
-"""What a metric of the whole split may keep of its outputs and y."""
+"""The most bytes of outputs and y that a metric of the whole split may keep."""
 
 REMEDY = "give a metric that accumulates, an object with update(outputs, y), compute() and reset()"
 
 TORCHMETRICS = "torchmetrics:"
-"""What a name begins with for the rest to be of torchmetrics: `torchmetrics:AUROC,task=binary`."""
+"""The beginning of names of metrics of torchmetrics: `torchmetrics:AUROC,task=binary`."""
 
 
 class Accumulating(Protocol):
@@ -117,8 +117,8 @@ class Whole:
         whole = self.bytes if self.order is not None else self.bytes * self.examples // self.seen
         if whole > MOST_BYTES:
             raise SubcompressError(
-                f"{self.name} is called once with the outputs of all examples, of {MOST_BYTES / 2**30:.3g} GiB at "
-                f"most; those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
+                f"{self.name} is called once with the outputs of all examples, at most {MOST_BYTES / 2**30:.3g} "
+                f"GiB; those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
             )
 
     def result(self) -> float:
@@ -131,7 +131,10 @@ class Whole:
     def _joined(self, parts: list[Any]) -> Any:
         if len(parts) == 1:
             return parts[0]
-        rule = f"{self.name} is called once with the outputs of all examples, and those of the batches do not join"
+        rule = (
+            f"{self.name} is called once with the outputs of all examples, and the outputs of the batches cannot be "
+            "joined"
+        )
         with explaining(lambda e: f"{rule} ({one_line(e, 160)}): {REMEDY}"):
             return _zipped(torch.cat, parts)
 
@@ -194,8 +197,8 @@ def _called(name: str, f: Callable[..., Any], *given: Any) -> Any:
 
 
 def _number(value: Any, name: str) -> float:
-    """The metric as a float. Raises NotOneNumberError where it is none."""
-    rule = "a metric is one number"
+    """The metric as a float. Raises NotOneNumberError if it is not one number."""
+    rule = "a metric must be one number"
     if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) != 1:
         raise NotOneNumberError(
             f"{rule}; {name} gave an array of shape {tuple(value.shape)}: take its mean, or one of them"
@@ -221,7 +224,7 @@ def _zipped(f: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
         items = [_zipped(f, column) for column in zip(*trees, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     if len(trees) > 1 and not all(t == first for t in trees):
-        raise ValueError(f"{type(first).__name__}s are no tensors")
+        raise ValueError(f"{type(first).__name__}s are not tensors")
     return first
 
 
@@ -237,7 +240,9 @@ def of_torchmetrics(given: str) -> Any:
     name, *options = given.removeprefix(TORCHMETRICS).split(",")
     kind = _kind(name.strip())
     if bad := next((o for o in options if not o.partition("=")[2]), None):
-        raise SubcompressError(f"--metric {TORCHMETRICS}NAME,option=value,...; {bad!r} is no option=value in {given}")
+        raise SubcompressError(
+            f"--metric {TORCHMETRICS}NAME,option=value,...; {bad!r} is not of the form option=value in {given}"
+        )
     arguments = {k.strip(): _value(v.strip()) for k, _, v in (o.partition("=") for o in options)}
     try:
         return kind(**arguments)

@@ -35,12 +35,12 @@ WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
 """Steps of an estimate that are not counted, those that are timed, and the seconds after which one of them does."""
 
 FEW = 8
-"""Examples of a split that pass through the network before training."""
+"""The number of examples of a split that pass through the network before training."""
 
 OF_TOKENS = (NEXT, PER_TOKEN)
 
 LABELED = ("cross-entropy", "bce", *OF_TOKENS)
-"""The losses whose labels are looked at."""
+"""The losses whose labels are checked."""
 
 CLASSES_BELOW = "number the classes from 0, or widen the model"
 
@@ -49,7 +49,7 @@ TOKENS_BELOW = "give the tokenizer of this network, and -100 where nothing is le
 Batch = tuple[Tree, Tree]
 
 Seen = tuple[Any, Tree]
-"""What a metric sees of a batch beside y, and y."""
+"""What a metric gets of a batch in addition to y, and y."""
 
 
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
@@ -132,8 +132,8 @@ def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
     if int(low) < 0 or int(high) >= len(weight):
         odd = int(low) if int(low) < 0 else int(high)
         raise SubcompressError(
-            f"tokens are rows of the network's embedding, 0 to {len(weight) - 1}; the {name} split has {odd}: give the "
-            "tokenizer of this network"
+            f"the {name} split has the token {odd}, but the network's embedding has the rows 0 to "
+            f"{len(weight) - 1}: give the tokenizer of this network"
         )
 
 
@@ -153,14 +153,14 @@ def _check_metric(module: nn.Module, split: Dataset[Any], looks: Iterable[Seen],
                 raise
     if math.isnan(evaluate(module, split, task)):
         raise SubcompressError(
-            f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
-            "trained: look at it, or at the model"
+            f"the metric {task.metric_name} gives nan on the {name} split before training: check the metric and "
+            "the model"
         )
 
 
 def _going_through(name: str, what: str) -> AbstractContextManager[None]:
     return explaining(
-        lambda e: f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
+        lambda e: f"a batch of the {name} split does not pass through {what}: {type(e).__name__}: {one_line(e)}"
     )
 
 
@@ -229,8 +229,8 @@ def _check_below(y: Tensor, classes: int, name: str, remedy: str) -> None:
     if bool(wrong.any()):
         value = int(y[wrong].reshape(-1)[0])
         raise SubcompressError(
-            f"labels are between 0 and {classes - 1}, the model has {classes} outputs; the {name} split has {value}: "
-            f"{remedy}"
+            f"labels must be between 0 and {classes - 1}, because the model has {classes} outputs; the {name} "
+            f"split has {value}: {remedy}"
         )
 
 
@@ -243,9 +243,9 @@ def estimate_cost(
     steps = size(data.train) // recipe.batch_size
     one = step * recipe.total(size(data.train))
     plan = subspace.plan
-    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch"
-    line += f", {recipe.steps} a fit" if recipe.steps is not None else ""
-    line += f": about {_time(one)} a fit"
+    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} per epoch"
+    line += f", {recipe.steps} per fit" if recipe.steps is not None else ""
+    line += f": about {_time(one)} per fit"
     if fits > 1:
         line += f", about {_time(min(one * fits, 60 * minutes))} for {fits:g}"
     return f"{line}; memory {_peak() / 2**30:.1f} GiB"

@@ -79,7 +79,7 @@ class Settings:
         )
 
     def short_epochs(self, examples: int) -> int:
-        """Epochs of a short training on so many examples, which shows a search where to look."""
+        """Epochs of a short training on the given number of examples, which shows a search where to look."""
         least = math.ceil(LEAST_STEPS / max(1, examples // self.batch_size))
         return min(self.epochs, max(1, round(SHARE * self.epochs), least))
 

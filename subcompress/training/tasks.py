@@ -70,8 +70,8 @@ def _same_shape(name: str, f: Callable[[Any, Any], Tensor]) -> Callable[[Any, An
         y = as_values(outputs, y)
         if outputs.shape != y.shape:
             raise SubcompressError(
-                f"outputs and y must have one shape; got {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
-                f"or the other"
+                f"outputs and y must have the same shape; got {tuple(outputs.shape)} and {tuple(y.shape)}: "
+                "reshape one of them"
             )
         return f(outputs, y)
 
@@ -132,7 +132,7 @@ def _next(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
 
 
 NEXT, PER_TOKEN = "next-token", "per-token"
-"""The losses whose labels are one for each token: with that of the next one, and with its own."""
+"""The losses with a label for each token: the next token, and the token's own label."""
 
 _entropy_of_tokens = _named(PER_TOKEN, _token_entropy)
 _token_accuracy, _exact_match = _named("token-accuracy", _share_of_tokens), _named("exact-match", _share_exact)
@@ -149,7 +149,7 @@ LOSSES: dict[str, tuple[Loss, str]] = {
 """By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
 EXAMPLES = 1_000
-"""Of a batch in an evaluation."""
+"""The examples of a batch in an evaluation."""
 
 OUTPUTS = (1 << 27, 1 << 30)
 """Bytes of the outputs of a batch in the evaluation of a language model, on a CPU and elsewhere. Losses make copies of
@@ -218,7 +218,7 @@ class Task:
                 )
             g, less = METRICS[metric_name]
             if less and given is False:
-                raise SubcompressError(f"{metric_name} is a loss, and a smaller loss is better: leave out --maximize")
+                raise SubcompressError(f"a smaller {metric_name} is better, because it is a loss: leave out --maximize")
             return cls(f, g, name, metric_name, less if given is None else given)
         g = _made(metric)
         return cls(f, g, name, _name(g), _less(g) if given is None else given)
@@ -264,12 +264,12 @@ class Task:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
             raise SubcompressError(
-                f"a loss is a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
+                f"a loss must be a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
             )
         return loss
 
     def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
-        """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
+        """What a meter gets of a batch in addition to y: the outputs, or the loss if that is the metric."""
         see: Callable[[nn.Module, tuple[Tree, Tree]], Any] = self.loss_of if self.metric is None else _call
         if self.metric is not None or self.loss_name in LOSSES:  # a graph would hold all activations
             return without_graph(lambda: see(module, batch))
@@ -277,7 +277,7 @@ class Task:
             return tree_map(Tensor.detach, see(module, batch))
 
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:
-        """For one evaluation of so many examples, that come in that order."""
+        """The meter for one evaluation of the given number of examples, which come in the given order."""
         if self.metric is None:
             return Mean(lambda loss, y: loss, self.metric_name, self._weight)
         if accumulates(self.metric):
@@ -425,7 +425,7 @@ def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
     """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
     if minimise is not None and minimize is not None and minimise != minimize:
         raise SubcompressError(
-            f"minimise is the former spelling of minimize; got both, {minimise} and {minimize}: leave one out"
+            f"minimise is the former name of minimize; got both, {minimise} and {minimize}: leave one out"
         )
     return minimize if minimise is None else minimise
 
@@ -443,8 +443,8 @@ def _made(metric: Any) -> Any:
         return metric()
     except Exception as e:
         raise SubcompressError(
-            f"a metric that accumulates is an object; {metric.__name__} is a class that does not do without arguments: "
-            f"{one_line(e)}"
+            f"a metric that accumulates must be an object; {metric.__name__} is a class that cannot be made "
+            f"without arguments: {one_line(e)}"
         ) from e
 
 

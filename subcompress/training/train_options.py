@@ -1,4 +1,4 @@
-"""The numbers that one training is told, and which of them can be trained with."""
+"""The numeric options of one training, and their valid ranges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.schemas import MAX_LR
 
 EPOCHS = 10
-"""Of a training that is told neither epochs nor steps."""
+"""The epochs of a training for which neither epochs nor steps are given."""
 
 PRECISIONS = ("fp32", "bf16")
 """bf16: products of a training step in bfloat16, several times faster where the processor has them."""
@@ -57,7 +57,9 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     if steps is None:
         return EPOCHS if epochs is None else epochs
     if epochs is not None:
-        raise SubcompressError(f"--epochs and --steps both say how long to train; got {epochs} and {steps}: give one")
+        raise SubcompressError(
+            f"--epochs and --steps both say how long to train; got {epochs} and {steps}: give only one"
+        )
     if steps < 1:
         raise SubcompressError(f"--steps must be at least 1; got {steps}")
     return -(-steps // max(1, examples // max(1, batch_size)))
@@ -66,7 +68,7 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
 def _divided(recipe: TrainOptions) -> str:
     """What --accumulate cuts."""
     if recipe.shards > 1:
-        return f"a shard's examples, here {recipe.batch_size // recipe.shards}"
+        return f"the examples of a shard, here {recipe.batch_size // recipe.shards}"
     return f"--batch-size, here {recipe.batch_size}"
 
 

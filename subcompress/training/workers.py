@@ -30,22 +30,22 @@ from subcompress import __version__
 from subcompress.errors import SubcompressError, shown
 
 BEAT = 2.0
-"""Seconds between two writings of a worker's file."""
+"""Seconds between two updates of a worker's file."""
 
 STALE = 60.0
-"""Seconds without one after which a worker is taken for dead."""
+"""Seconds without an update after which a worker counts as dead."""
 
 LONG = 5.0
-"""Seconds after which a worker that waits for another says so."""
+"""Seconds after which a waiting worker writes a line about it."""
 
 POLL = 0.3
-"""Seconds between two looks at the folder, for a worker that waits for another."""
+"""Seconds between two checks of the folder by a waiting worker."""
 
 TRIES = 100
-"""Times that a folder is made which workers that leave remove."""
+"""How many times a folder is made again that leaving workers remove."""
 
 MAX_BYTES = 1 << 14
-"""Of a worker's file."""
+"""The most bytes of a worker's file."""
 
 WORKERS, CLAIMS = "workers", "claims"
 
@@ -103,8 +103,8 @@ class Worker:
         try:
             if not _create(path, "") or _create(path, ""):
                 raise SubcompressError(
-                    f"the file system of {self.folder} does not create files exclusively, so that two processes could "
-                    "do the same work: give a folder on another one"
+                    f"the file system of {self.folder} cannot create files exclusively, so that two processes "
+                    "could do the same work: give a folder on another file system"
                 )
         finally:
             with suppress(OSError):
@@ -233,7 +233,7 @@ def _written(path: Path) -> float:
 
 
 def is_alive(other: Other, age: float) -> bool:
-    """Whether a worker whose file is so many seconds old is alive."""
+    """Whether a worker whose file has this age in seconds is alive."""
     if abs(age) > STALE:  # a file of the future was copied, or the clock was set back
         return False
     if not other.about or other.about.get("place") != _place():
@@ -253,7 +253,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """What tells a process from a later one of the same number; None where there is none."""
+    """A mark that distinguishes a process from a later one with the same number; None if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -326,7 +326,7 @@ def _error(path: Path, e: OSError) -> SubcompressError:
 
 
 def _owner(path: Path) -> str | None:
-    """The worker that a claim names: empty where the claim cannot be read, None where there is none."""
+    """The worker that a claim names: empty if the claim cannot be read, None if there is no claim."""
     try:
         return path.read_text("utf-8")[:MAX_BYTES]
     except (OSError, ValueError):

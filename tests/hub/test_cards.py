@@ -131,7 +131,7 @@ def test_what_others_say_in_the_front_matter_stays(hub, client, name):
     del config["subcompress"]["front_matter"]  # as pushes left it before they noted what they wrote
     hub.put(name, "edit", config__json=json.dumps(config).encode())
     done = client("push", FIRST, name, "--onnx", "none")
-    assert f"base_model in the card of {name} was them/net: it is written anew" in done.stderr
+    assert f"base_model in the card of {name} was them/net: it is replaced" in done.stderr
 
 
 @pytest.mark.parametrize("held", ["---\n---\nTheirs\n", "---\r\n---\r\nTheirs\n", "\ufeff---\na: 1\n---\nTheirs\n"])

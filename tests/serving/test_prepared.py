@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a bomb": ("image", bomb(20_000, 20_000), "pixels"),
     "a larger bomb": ("image", bomb(200_000, 200_000), "pixels"),
     "a bomb with a warning": ("image", bomb(10_000, 10_000), "pixels"),
-    "a torn image": ("image", picture()[:200], "must be a PNG or a JPEG; these 200 bytes are none"),
+    "a torn image": ("image", picture()[:200], "must be a PNG or a JPEG; the 200 bytes given are neither"),
     "another format": ("image", {"image": base64.b64encode(picture(form="GIF")).decode()}, "a PNG or a JPEG"),
     "no base64": ("image", {"image": "%%%"}, "files in base64; one is not"),
     "no image": ("image", {"image": []}, "image must be an image in base64, or a list of some; got a list"),

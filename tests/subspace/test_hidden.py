@@ -67,7 +67,7 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize(("factory", "name"), [(Plain, "B"), (Buffer, "B"), (Listed, "layers")])
 def test_what_differs_between_builds_and_is_not_in_the_state_dict_is_named(factory, name, tmp_path):
-    assert f"; {name} differs between builds" in refusal(factory, tmp_path)
+    assert f": {name} differs from one build to the next" in refusal(factory, tmp_path)
 
 
 def test_fixed_numbers_outside_the_state_dict_and_random_forward_passes_are_fine(tmp_path):

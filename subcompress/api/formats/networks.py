@@ -29,7 +29,7 @@ AUTO = (
     "AutoModelForImageTextToText",
     "AutoModel",
 )
-"""What is tried after the class that the configuration names. A headless network is the last."""
+"""Classes that are tried after the one that the configuration names. A network without a head comes last."""
 
 
 @dataclass(frozen=True)

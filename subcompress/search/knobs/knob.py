@@ -10,7 +10,7 @@ from subcompress.search.trials import Trial
 from subcompress.training.probe import Probe
 
 Made = Trial | Probe
-"""What has a value of the knob: a trial, or the training that came of it."""
+"""Objects that have a value of the knob: a trial, or its training."""
 
 
 class Knob(ABC):
@@ -87,7 +87,7 @@ class Knob(ABC):
 
 
 def significant(value: float, digits: int = 3) -> float:
-    """The value with so many digits, so that equal values are equal by name."""
+    """The value rounded to a fixed number of digits, so that equal values have equal names."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else value
 
 
