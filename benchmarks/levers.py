@@ -6,7 +6,7 @@ Each row trains in as many coordinates as make about 250 coded bytes at its prec
 coordinates and the accuracy on the validation split, mean and standard deviation over the seeds; the test split is not
 read. `gain` is the difference to the first row's mean; within the spread of both it says nothing.
 About an hour on one core. What won on both networks is an option of `fit` (--optimizer eigen) or its default; the
-others live here only, but for the price of a bit, which --rate keeps for networks with a coordinate a weight.
+others live here only, except the price of a bit, which --rate keeps for networks with a coordinate a weight.
 """
 
 from __future__ import annotations

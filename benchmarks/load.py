@@ -67,7 +67,7 @@ class Answer:
         return True
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of a header, None where it is not there."""
+        """The value of a header, None if it is not there."""
         at = self.head.find(b"\r\n" + name + b":")
         return None if at < 0 else self.head[at + len(name) + 3 :].partition(b"\r\n")[0].strip()
 
@@ -105,7 +105,7 @@ class Answer:
         return list(values)
 
     def answers(self, expected: int | list[float]) -> bool:
-        """Whether the values are those that are expected, but for rounding; of an integer: whether that one is the
+        """Whether the values are those that are expected, except for rounding; of an integer: whether that one is the
         largest."""
         values = self.values()
         if isinstance(expected, int):

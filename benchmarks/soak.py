@@ -292,7 +292,7 @@ class Client(threading.Thread):
 
 
 def strict(answer: Answer) -> str:
-    """What is wrong with the JSON of a 200: empty where it is JSON that any parser reads, NaN not among it."""
+    """What is wrong with the JSON of a 200: empty if it is JSON that any parser reads, NaN not among it."""
     odd: list[str] = []
     try:
         json.loads(
@@ -305,7 +305,7 @@ def strict(answer: Answer) -> str:
 
 
 def explained(body: bytes) -> str:
-    """What is wrong with the body of a 4xx: empty where it is JSON with one line in `error`."""
+    """What is wrong with the body of a 4xx: empty if it is JSON with one line in `error`."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):

@@ -41,7 +41,7 @@ def is_texts(name: str) -> bool:
 
 
 def packed(name: str) -> str:
-    """The argument of --data with texts packed. Raises SubcompressError where it names none."""
+    """The argument of --data with texts packed. Raises SubcompressError if it names none."""
     if not is_texts(name):
         raise SubcompressError(
             f"--packing needs texts for a language model, and --data {name} is something else: leave it out"

@@ -59,7 +59,7 @@ def matching(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """The energy distance of two samples: zero for those of one distribution, but for chance."""
+    """The energy distance of two samples: zero for those of one distribution, except for chance."""
     return 2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()
 
 

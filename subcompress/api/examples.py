@@ -49,7 +49,7 @@ SMALL, LARGE = 96, 192
 @dataclass(frozen=True)
 class Example:
     """One answer. truth, answer: names of classes; sure: the probability of the answer; image: the address of a PNG,
-    or text: a line; both are empty where neither can be shown."""
+    or text: a line; both are empty if neither can be shown."""
 
     truth: str
     answer: str
@@ -88,9 +88,9 @@ def examine(
     data: Any,
     base: Any = None,
 ) -> Examined | None:
-    """Ask the network of a finished run for the classes of its validation split. None where it tells no classes apart.
+    """Ask the network of a finished run for the classes of its validation split. None if it tells no classes apart.
 
-    Raises SubcompressError where the network or the data are not at hand, or are not those of the run.
+    Raises SubcompressError if the network or the data are not at hand, or are not those of the run.
     """
     found = as_data(data() if callable(data) else data)
     held = schemas.command(path / run.COMMAND, run.AGAIN)
@@ -116,7 +116,7 @@ def _network(path: Path, model: nn.Module | Callable[[], nn.Module], base: Any) 
 
 
 def _answers(module: nn.Module, data: Data) -> tuple[Tensor, Tensor] | None:
-    """Outputs (N, C) and labels (N,) of the validation split; None where the network or the data have others."""
+    """Outputs (N, C) and labels (N,) of the validation split; None if the network or the data have others."""
     split, task = data.validation, Task.of()
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     asked = torch.arange(min(MOST_EXAMPLES, size(split)))

@@ -250,7 +250,7 @@ def _of_tokens(name: str, row: Tensor, ids: list[int], tokenizer: Any, classes: 
 def _class_names(
     module: nn.Module, facts: Facts, labels: Sequence[str] | None, outputs: Tensor
 ) -> Sequence[str] | None:
-    """A name for each class; None where the outputs are values. Raises SubcompressError for another number of names."""
+    """A name for each class; None if the outputs are values. Raises SubcompressError for another number of names."""
     by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
     return class_names(outputs.shape[1] if outputs.ndim == 2 else 1, by_number, facts, labels)
 
@@ -339,7 +339,7 @@ def _images_in(path: Path) -> list[Path]:
 
 
 def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batch]:
-    """Raises SubcompressError where neither the file nor a processor says how an image is prepared."""
+    """Raises SubcompressError if neither the file nor a processor says how an image is prepared."""
     known = takes_images(facts)
     if not known and processor is None:
         raise SubcompressError(

@@ -87,7 +87,7 @@ def unpacked(
 
 
 def _check_not_a_source(output: Path, path: str | Path, base: Any) -> None:
-    """Raise SubcompressError where the output is a file that is read."""
+    """Raise SubcompressError if the output is a file that is read."""
     taken = {"the file itself": Path(path)}
     if isinstance(base, (str, Path)) and os.path.exists(base):
         taken |= {f"its base ({file.name})": file for file in weights_files(Path(base))}

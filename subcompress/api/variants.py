@@ -54,7 +54,7 @@ class Variants(Mapping[str, bytes]):
         return len(self._files)
 
     def add(self, name: str, path: str | Path) -> None:
-        """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
+        """Hold a file under a name. Raises SubcompressError for one that is damaged or has another base."""
         data = format.file_bytes(path)
         layout = format.parse(data).layout
         if not isinstance(layout, BasedLayout):
@@ -122,7 +122,7 @@ def _changed(record: Record) -> set[str]:
 
 
 def _places(module: nn.Module, record: Record, heads: set[str]) -> dict[str, torch.Tensor]:
-    """The module's tensors by name. Raises SubcompressError where it has others than the file, heads' sizes aside."""
+    """The module's tensors by name. Raises SubcompressError if it has others than the file, heads' sizes aside."""
     state = module.state_dict(keep_vars=True)
     assert record.base is not None, "add() saw to it"
     for spec in record.layout:

@@ -129,7 +129,7 @@ def _measured(
 
 
 def _check(module: nn.Module, split: Dataset[Any], task: Task, told: bool) -> None:
-    """Raise SubcompressError where the first examples do not go through the network and the metric."""
+    """Raise SubcompressError if the first examples do not go through the network and the metric."""
     if not told:
         _, y = next(batches(split, 1, order=torch.arange(1), seed=0))
         if not isinstance(y, Tensor) or not counts(y):

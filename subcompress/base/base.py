@@ -304,7 +304,7 @@ class OnBase:
         return tuple(tensor.shape) == self.base.arrays[source].shape and all(map(same, range(0, len(given), step)))
 
     def loaded(self, module: nn.Module, without: Collection[str] = ()) -> nn.Module:
-        """Copy the base's values into the module, but for those of the tensors `without`, and return it."""
+        """Copy the base's values into the module, except those of the tensors `without`, and return it."""
         state = module.state_dict()
         with torch.no_grad():
             for spec in self.layout:

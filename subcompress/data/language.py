@@ -33,7 +33,7 @@ SHAPES = (("messages",), ("prompt", "completion"), ("text",))
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens and a label for each. line: of the file; answer: whether only a part of it is learned."""
+    """Tokens and a label for each. line: the line in the file; answer: whether only a part of it is learned."""
 
     line: int
     ids: list[int]
@@ -59,7 +59,7 @@ def load(path: str | Path, tokenizer: Any, length: int | None = None, packing: b
         packing: See `of_rows`.
 
     Raises:
-        SubcompressError: A file that is none of this, with the number of the line.
+        SubcompressError: A file in another form, with the number of the line.
     """
     return of_rows(fields_of(Path(path), MAX_BYTES), Path(path).name, tokenizer, length, packing)
 
@@ -117,7 +117,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
 
 
 def shape_of(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> tuple[str, ...]:
-    """Return the columns to read, by those of the first row. Raises SubcompressError where it has none of `SHAPES`."""
+    """Return the columns to read, by those of the first row. Raises SubcompressError if it has none of `SHAPES`."""
     columns = list(rows[0][1]) if rows else []
     found = next((shape for shape in SHAPES if set(shape) <= set(columns)), None)
     if found is None:
@@ -227,7 +227,7 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
 
 
 def _check_answers(examples: Sequence[Example], length: int, name: str) -> None:
-    """Raise SubcompressError where there is nothing to learn within the length, for a prompt that fills it."""
+    """Raise SubcompressError if there is nothing to learn within the length, for a prompt that fills it."""
     lost = [e for e in examples if all(label == IGNORED for label in e.labels[1:length])]
     if lost and not lost[0].answer:
         raise SubcompressError(

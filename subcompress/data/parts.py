@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Parts:
-    """A batch in parts. each: of each part the share that its loss has in that of the batch, and the part: (x, y)."""
+    """A batch in parts. each: for each part, the share of its loss in that of the batch, and the part, (x, y)."""
 
     each: tuple[tuple[float, Any], ...]
 

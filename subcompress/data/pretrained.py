@@ -57,10 +57,10 @@ def load_model(
     Args:
         place: The folder or the id. Only an id reaches for the network.
         task: One of `TASKS`, or the name of a class of transformers, AutoModelFor...
-        labels: Classes it tells apart, by default as many as its configuration says.
-        weights: Take those that are there. What they lack, such as a new head, and everything where there are none or
-            it is false, starts at random, from torch's generator.
-        revision: Of an id.
+        labels: The number of classes, by default that of the configuration.
+        weights: Whether to load weights if there are any. Tensors that they lack, such as a new head, start at random
+            from torch's generator, and so do all tensors if nothing is loaded.
+        revision: The revision of an id.
         dtype: One of `DTYPES`. In 16 bits small moves of a weight are lost.
 
     Raises:
@@ -134,7 +134,7 @@ def _own_dtype(config: Any) -> torch.dtype:
 
 
 def context_of(place: str | Path, *, revision: str | None = None) -> int | None:
-    """Return how many tokens the network of a place takes at most, None where its configuration does not say.
+    """Return how many tokens the network of a place takes at most, None if its configuration does not say.
 
     Raises SubcompressError as `load_model` does.
     """
@@ -158,7 +158,7 @@ def dtype_of(layout: Layout) -> str:
 def task_of(layout: Layout, place: str | Path, *, revision: str | None = None) -> str | None:
     """Return the task for which the network has the tensors of `layout`; None if there is none.
 
-    Raises SubcompressError where the network cannot be made.
+    Raises SubcompressError if the network cannot be made.
     """
     dtype = dtype_of(layout)
     wanted = {spec.name: spec.shape for spec in layout}

@@ -146,8 +146,8 @@ class Listed(Dataset[Any]):
 
 
 def listed(name: str, stream: Any) -> Listed:
-    """The examples of an IterableDataset with a length, read once. Raises SubcompressError for one without a length or
-    of another, one that raises, and before its tensors take more than `MOST_BYTES`."""
+    """The examples of an IterableDataset with a length, read once. Raises SubcompressError if it has no length or a
+    wrong one, if it raises, and before its tensors take more than `MOST_BYTES`."""
     if not _measurable(stream):
         raise SubcompressError(
             f"the {name} split has no length and may never end ({type(stream).__name__}): give it __len__, or "
@@ -269,7 +269,7 @@ def read(
     """(x, y) of `batch_size` examples at a time, in that order.
 
     What the data set draws depends on the seed and on the number of the batch, not on the processes, and leaves the
-    caller's random states as they were. numbers: of these batches; by default they are counted from 0 on. Raises
+    caller's random states as they were. numbers: those of the batches, by default counted from 0 on. Raises
     SubcompressError as `OnDemand.batch` does, also from another process.
     """
     parts = order.split(batch_size)

@@ -171,8 +171,8 @@ def batches(
 ) -> Generator[tuple[Tree, Tree], None, None]:
     """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left.
 
-    seed: of what a data set that is not in memory draws; by default the last one that torch was given; numbers: see
-    `read`. Raises SubcompressError where the data set raises, and for numbers that are not finite.
+    seed: that of random draws of a data set that is not in memory, by default torch's last one; numbers: see
+    `read`. Raises SubcompressError if the data set raises, and for numbers that are not finite.
     """
     order = torch.arange(size(split)) if order is None else order
     if isinstance(split, InMemory):

@@ -62,7 +62,7 @@ def _kind(x: Any) -> str:
 
 
 def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
-    """Raise SubcompressError where y, as `as_classes` gives it, is neither the classes nor their probabilities for
+    """Raise SubcompressError if y, as `as_classes` gives it, is neither the classes nor their probabilities for
     outputs (N, C, ...)."""
     if outputs.ndim < 2:
         raise SubcompressError(
@@ -83,7 +83,7 @@ def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
 
 
 def check_tokens(outputs: Tensor, y: Tensor) -> None:
-    """Raise SubcompressError where y is not one label for each token, (N, L), of outputs (N, L, C)."""
+    """Raise SubcompressError if y is not one label for each token, (N, L), of outputs (N, L, C)."""
     if outputs.ndim != 3 or y.shape != outputs.shape[:2] or not counts(y):
         raise SubcompressError(
             "labels of tokens must be integers (N, L) for outputs (N, L, C), -100 where nothing is learned; "
@@ -93,7 +93,7 @@ def check_tokens(outputs: Tensor, y: Tensor) -> None:
 
 
 def check_one_hot(y: Tensor, name: str) -> None:
-    """Raise SubcompressError where rows of integers, (N, C, ...), are not one 1 and else 0."""
+    """Raise SubcompressError if rows of integers, (N, C, ...), are not one 1 and else 0."""
     if not bool(((y == 0) | (y == 1)).all() & (y.sum(1) == 1).all()):
         raise SubcompressError(
             f"labels with the shape of the outputs must be one-hot (one 1, otherwise 0); those of the {name} "
@@ -102,7 +102,7 @@ def check_one_hot(y: Tensor, name: str) -> None:
 
 
 def check_between(y: Tensor, name: str) -> None:
-    """Raise SubcompressError where y of bce is not between 0 and 1."""
+    """Raise SubcompressError if y of bce is not between 0 and 1."""
     if y.numel() and not (float(y.min()) >= 0 and float(y.max()) <= 1):
         raise SubcompressError(
             f"bce takes labels from 0 to 1, which say for each output whether it is on; those of the {name} "

@@ -101,7 +101,7 @@ class Decoded:
 def read(path: str | Path) -> Table:
     """A file in UTF-8: CSV or TSV with a header, or JSON lines, by the end of its name. It has columns `text`, `label`
     and, where they are there, `text_pair`, the second one of two texts, and `split` (train, validation or test; without
-    it, 80, 10 and 10 % of the rows, drawn the same way every time). Others are passed over.
+    it, 80, 10 and 10 % of the rows, drawn the same way every time). Others are ignored.
 
     Labels are whole numbers, in their order, or else texts, by alphabet; a class each. Numbers of which one is not
     whole are values, for a regression.
@@ -111,7 +111,7 @@ def read(path: str | Path) -> Table:
 
 
 def table_of(rows: Sequence[Row], path: str | Path, names: Sequence[str] = ()) -> Table:
-    """The rows as a table. path: what they are called in messages; names: of classes whose labels are numbers, counted
+    """The rows as a table. path: their name in messages; names: the names of classes whose labels are numbers, counted
     from 0. Raises SubcompressError as `read` does."""
     splits = [split_number(row.split, f"{path}, line {row.line}") for row in rows]
     texts, pairs = [row.text for row in rows], [row.pair or "" for row in rows if row.pair is not None] or None
@@ -141,9 +141,9 @@ def split_number(name: str | None, where: str) -> int:
 def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     """The rows of each split, and lines that say which of them were cut from the training rows.
 
-    numbers: of each row, see `split_number`. Where no row says its split, 80, 10 and 10 % are drawn; of a split that
-    no row is of, a tenth of the training rows. Both are drawn the same way every time. Raises SubcompressError where a
-    split stays empty.
+    numbers: the number of each row, see `split_number`. If no row names its split, 80, 10 and 10 % are drawn. For a
+    split without rows, a tenth of the training rows is drawn. Both are drawn the same way every time. Raises
+    SubcompressError if a split stays empty.
     """
     given, notes = torch.tensor(numbers), []
     if bool((given < 0).any()):

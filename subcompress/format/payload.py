@@ -100,7 +100,7 @@ def version_of(entries: Iterable[Entry]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """A decoded payload, complete but for the base, if it has one. ledger: bytes by part."""
+    """A decoded payload, complete except for the base, if it has one. ledger: bytes by part."""
 
     seed: int
     layout: Layout | BasedLayout

@@ -1,7 +1,7 @@
-"""Inference from a packed file, or from an .onnx file of ours: ONNX Runtime on the CPU or on a CUDA device.
+"""Inference from a packed file, or from an .onnx file of subcompress: ONNX Runtime on the CPU or on a CUDA device.
 
-Of a packed file the weights are rebuilt where they are used. On a CUDA device they are handed to ONNX Runtime as the
-tensors that torch rebuilt there, with no copy through the host's memory.
+The weights of a packed file are rebuilt where they are used. On a CUDA device, ONNX Runtime gets the tensors that torch
+rebuilt there, without a copy through the host's memory.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Session:
         """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
         come as pairs.
 
-        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError where one is missing or of a shape or
+        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError if one is missing or of a shape or
         dtype that the network does not take.
         """
         given = {**dict(zip(self.inputs, inputs, strict=False)), **named}

@@ -153,7 +153,7 @@ class HadamardBlocks(ExactOperator):
     def _readings(self, first: int, last: int) -> np.ndarray | None:
         """The coordinate of each free slot of blocks [first, last): a window that moves on by `free` a block.
 
-        (last - first, used) int64, or None where every block reads all of them in order.
+        (last - first, used) int64, or None if every block reads all of them in order.
         """
         if self.d <= self.free:
             return None

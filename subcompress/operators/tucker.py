@@ -69,7 +69,7 @@ class TuckerCore(Reference):
 
 class Core(NamedTuple):
     """One tensor's core. n: weights; sides: the axes it is laid into; ranks: of the core; places: where each weight
-    lies among those axes, (n,), None where it is in order; cells: where each coordinate lies in the core, (d,); signs:
+    lies among those axes, (n,), None if it is in order; cells: where each coordinate lies in the core, (d,); signs:
     with which sign, (d,); factors: sqrt(n_k) U_k, so that entries of P have a mean square of one."""
 
     n: int

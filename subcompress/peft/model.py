@@ -222,7 +222,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         yield
 
     def _acting_weights(self) -> dict[str, Tensor] | None:
-        """The weights to compute with, None where no adapter acts. Those without gradients are kept until something
+        """The weights to compute with, None if no adapter acts. Those without gradients are kept until something
         changes."""
         if self._passes.swap.held or (name := self._layer.acting) is None:
             return None

@@ -31,7 +31,7 @@ def ladder(most: int) -> list[int]:
 
 def next_rung(values: Values, met: Callable[[float], bool], begin: int, top: int, repeats: int) -> int | None:
     """The rung to train at next, so that the mean over all repeats is known on both sides of where it first meets the
-    threshold; None where it is, or where even the last rung misses it. Every call adds a training, so this ends."""
+    threshold; None if it is, or where even the last rung misses it. Every call adds a training, so this ends."""
     means = {i: math.fsum(each) / len(each) for i, each in values.items()}
     above = min((i for i, mean in means.items() if met(mean)), default=None)
     if not means:

@@ -72,7 +72,7 @@ class Search(ABC):
 
     @abstractmethod
     def result(self) -> tuple[Probe, dict[str, Any]]:
-        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError where no
+        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError if no
         training made a file."""
 
 

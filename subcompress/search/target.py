@@ -284,7 +284,7 @@ class TargetSearch(Search):
         return len(near) >= len(self.seeds) + SPARE
 
     def _next(self) -> Trial | None:
-        """A whole trial at the next turn, None where the search has ended."""
+        """A whole trial at the next turn, None if the search has ended."""
         assert self.curve is not None
         room = self.room()
         if self.failed >= self.knob.range[1] or room < 1:
@@ -334,7 +334,7 @@ class TargetSearch(Search):
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The training to keep, and the fields of a Fit that tell of the search. Where the target is not reached, the
-        best of those that made a file, and `failure` among the fields. Raises SubcompressError where none did."""
+        best of those that made a file, and `failure` among the fields. Raises SubcompressError if none did."""
         if self.curve is None:
             self._begin()
         self.running = []

@@ -191,7 +191,7 @@ def prepared(file: Packed | None, engine: Signature, networks: Networks) -> Prep
 
 
 def _of_texts(file: Packed, own: Ports, networks: Networks) -> Prepared:
-    """Raises SubcompressError where there is no tokenizer."""
+    """Raises SubcompressError if there is no tokenizer."""
     try:
         from tokenizers import Tokenizer
     except ImportError as e:

@@ -104,8 +104,8 @@ def serve(
     the most bytes of rebuilt models; most: the most examples in a run; grpc_port: where gRPC is answered too, 0 for any
     free port, None for not at all; device: cpu or cuda; raw_inputs: whether texts and images are not prepared;
     access_log: whether a line about each request is written to stderr; origins: pages that may use the server,
-    SCHEME://HOST[:PORT]; place: of a worker among others, whose share of memory and queue it takes; ready: called once
-    requests are answered. Raises SubcompressError if nothing can be served.
+    SCHEME://HOST[:PORT]; place: that of a worker among others, which gives its share of memory and queue; ready: called
+    once requests are answered. Raises SubcompressError if nothing can be served.
     """
     pages = check(sources, bases, origins, grpc_port)
     use_device(device)

@@ -224,7 +224,7 @@ class Service:
         return [_statistics(m.name, of_model(m, others)) for m in chosen]
 
     async def figures_of_others(self) -> list[Figures]:
-        """Return the figures of the other workers, but for those that do not answer."""
+        """Return the figures of the other workers, except those that do not answer."""
         return [found for found in await self._ask(do="figures") if found]
 
     async def _ask(self, patience: float | None = None, **asked: Any) -> list[Any]:

@@ -47,7 +47,7 @@ class Signature(Protocol):
 class InferenceRequest:
     """A decoded request: values by input, and the requested outputs, each in binary or not.
 
-    signature: of the model's two signatures, tensors or texts and images, the one that the inputs belong to; brief:
+    signature: the one of the model's two signatures (tensors, or texts and images) to which the inputs belong; brief:
     whether the answer has only labels and probabilities.
     """
 

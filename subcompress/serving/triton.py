@@ -70,7 +70,7 @@ BACKENDS: dict[str, Backend] = {
 @dataclass(frozen=True)
 class Source:
     """A model to export. path: a packed file, or an .onnx file, which is taken as it is; name: what Triton calls it;
-    module: the network of a packed file, to trace; base: what it stands on, see `subcompress.load`."""
+    module: the network of a packed file, to trace; base: its base, see `subcompress.load`."""
 
     path: Path
     name: str
@@ -85,8 +85,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Exported:
-    """folder: of the model; max_batch: examples in a run at most, 0 where its inputs have no batch axis; files: bytes
-    of each file in the folder."""
+    """A model that was written. folder: that of the model; max_batch: the most examples in a run, 0 if its inputs have
+    no batch axis; files: the bytes of each file in the folder."""
 
     name: str
     folder: Path
@@ -107,11 +107,11 @@ def export(
     folder whole or not at all, in place of one that an export wrote.
 
     backend: one of BACKENDS. dense: graphs of packed files hold their weights, else they compute them where they are
-    loaded (docs/ONNX.md). max_batch: requests are joined up to so many examples; 0 for none. force: replace folders
+    loaded (docs/ONNX.md). max_batch: requests are joined up to this many examples; 0: never. force: replace folders
     that no export wrote, or that were changed since.
 
-    Raises SubcompressError: before anything is written where a name is none for Triton, given twice or that of a folder
-    which is not ours, where a packed file cannot be read or lacks its network, or cannot unfold and should.
+    Raises SubcompressError before anything is written, if a name is invalid for Triton, given twice or that of a folder
+    that no export wrote, or if a packed file cannot be read, lacks its network, or cannot unfold itself and should.
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)

@@ -155,7 +155,7 @@ class Fleet:
 
 @dataclass
 class _Worker:
-    """A worker's process. told: what it has sent: `models` once it listens, `answered` when it has ended."""
+    """A worker's process. told: its messages so far: `models` once it listens, `answered` when it has ended."""
 
     process: subprocess.Popen[bytes]
     line: socket.socket
@@ -199,7 +199,7 @@ class Supervisor:
     def run(self) -> bool:
         """Serve until SIGTERM or Ctrl-C; return whether all requests were answered.
 
-        Raises SubcompressError where the ports are taken, ToldError where a worker cannot start and has said why.
+        Raises SubcompressError if the ports are taken, ToldError where a worker cannot start and has said why.
         """
         with ExitStack() as stack:
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="subcompress-"))
@@ -329,6 +329,6 @@ def _reserved(host: str, port: int, option: str) -> Iterator[int]:
 
 
 def require_shared_ports() -> None:
-    """Raise SubcompressError where processes cannot listen on one port."""
+    """Raise SubcompressError if processes cannot listen on one port."""
     if not sys.platform.startswith("linux"):
         raise SubcompressError(f"--workers needs Linux, where processes can share a port; this is {sys.platform}")

@@ -50,13 +50,12 @@ class _Clause:
 
 
 def acting_of(module: nn.Module, act_on: str, new: frozenset[str]) -> Acting:
-    """What the words mean, with commas between: roles, names and patterns of names, and `lora[:rank]` or
-    `sketch[:rank]`, behind which patterns say of which linear layers. new: parameters that the base lacks; all of them
-    are acted on whole.
+    """Parse the words, separated by commas: roles, names and patterns of names, and `lora[:rank]` or `sketch[:rank]`,
+    after which patterns name linear layers. new: parameters that the base lacks, on all of which coordinates act whole.
 
-    Without patterns, these are of all linear layers of the role `matrices` that nothing else names. Tied tensors are
-    one. Raises SubcompressError for a word that is none of these, a rank that is too high, and a tensor that is named
-    for both.
+    Without patterns, `lora` and `sketch` apply to all linear layers of the role `matrices` that nothing else names.
+    Tied tensors count as one. Raises SubcompressError for an unknown word, a rank that is too high, and a tensor that
+    is named for both.
     """
     whole, clauses = _parsed(act_on)
     ties = {n: names for names in tied_names(module) for n in names}

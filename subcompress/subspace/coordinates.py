@@ -47,7 +47,7 @@ class Coordinates(nn.Module):
     def round(self, bits: int = 4, room: int | None = None) -> None:
         """Round the weights from here on to those that will be packed.
 
-        z is rounded to integers of so many bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
+        z is rounded to integers of the given bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
         arXiv:1308.3432). Call it about half-way through the training.
 
         Args:

@@ -1,7 +1,7 @@
 """Does training reach the weights that a network reads? Found in the graph of one forward pass.
 
-A Subspace gives the parameters of its copy new values for every pass. Who has kept a parameter elsewhere, in a plain
-list or in a closure, reads what is never trained and not packed, and no error would say so.
+A Subspace gives the parameters of its copy new values for every pass. A module that keeps a parameter elsewhere, in a
+plain list or in a closure, reads a value that is never trained and not packed, without any error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def plain_leaves(module: nn.Module) -> dict[str, Tensor]:
 def check_leaves(
     loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor], z: Tensor
 ) -> str | None:
-    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or on tensors
+    """Raise SubcompressError if the loss depends on parameters that are not the module's any more, or on tensors
     that the module keeps outside of its state dict; returns a warning where it depends on parameters of something else.
 
     former: names and parameters; plain: what `plain_leaves` gave; z: what is trained.
@@ -90,7 +90,7 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[s
 
 
 def check_constraints(in_training: list[str], in_evaluation: list[str]) -> None:
-    """Raise SubcompressError where a forward pass changes weights in training that it leaves alone in evaluation: the
+    """Raise SubcompressError if a forward pass changes weights in training that it leaves alone in evaluation: the
     file holds them as they were before."""
     if odd := [name for name in in_training if name not in in_evaluation]:
         raise SubcompressError(

@@ -50,14 +50,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Observed:
-    """By parameter what builds say; notes: what a person should know, a line each."""
+    """What the builds show about each parameter; notes: lines for the user."""
 
     tensors: dict[str, Seen]
     notes: tuple[str, ...] = ()
 
 
 def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> tuple[nn.Module, Build | None]:
-    """The network, and how to build it again: None where `model` is an instance. A factory takes no argument and draws
+    """The network, and how to build it again: None if `model` is an instance. A factory takes no argument and draws
     from the seeds that are set before it is called. What torch wraps around a network is taken off (`unwrapped`), of
     which `note` is told.
 
@@ -112,7 +112,7 @@ def check_one_device(module: nn.Module) -> None:
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:
     """Compare `model`, which is the build under `seed`, with others, in the parameters of these names.
 
-    Raises SubcompressError where a build fails, is the same object as another, has other tensors or such as are not
+    Raises SubcompressError if a build fails, is the same object as another, has other tensors or such as are not
     finite.
     """
     mine = {n: p for n, p in _parameters(model) if n in names and p.numel()}
@@ -165,7 +165,7 @@ class _Sums:
         self.fewer = 0
 
     def add(self, tensor: Tensor) -> None:
-        """One more build. Raises SubcompressError where it is not finite."""
+        """One more build. Raises SubcompressError if it is not finite."""
         difference = reals(tensor) - self.first
         if not math.isfinite(float(torch.from_numpy(difference).sum(dtype=torch.float64))):
             raise SubcompressError(f"{self.name} holds nan or inf in another build of the network: initialize it")
@@ -180,7 +180,7 @@ class _Sums:
         self.builds += 1
 
     def seen(self) -> Seen | None:
-        """What the builds say, None where they leave it open and another may be made."""
+        """What the builds say, None if they leave it open and another may be made."""
         last = self.builds >= MOST_BUILDS
         # Among many values a few are equal by chance: a uniform float32 has 24 random bits.
         if self.fewer > (len(self.first) / 10_000 if len(self.first) > 100_000 else 0):
@@ -224,7 +224,7 @@ def _same(model: nn.Module, again: nn.Module, mine: dict[str, Tensor]) -> bool:
 
 
 def _checked(model: nn.Module, other: nn.Module, mine: dict[str, Tensor]) -> nn.Module:
-    """Another build. Raises SubcompressError where it is the same network, or one of other parameters."""
+    """Another build. Raises SubcompressError if it is the same network, or one of other parameters."""
     shared = next((n for n, p in _parameters(other) if n in mine and p.data_ptr() == mine[n].data_ptr()), None)
     if other is model or shared is not None:
         again = "the same object again" if other is model else f"{shared} of the previous network again"

@@ -53,11 +53,11 @@ Scales = Mapping[str, tuple[float, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Pieces of tensors that share coordinates: theta = start + scale * P z, a start and a scale a piece.
+    """Pieces of tensors that share coordinates: theta = start + scale * P z, with a start and a scale for each piece.
 
-    specs: a whole tensor, or a piece of one as a row of its own, see `Assembly`; forms: what a file says of the starts,
-    None for those of the base; starts: the same as numbers, one or flattened values; spreads: by piece the deviation
-    that z starts at, where each weight has a coordinate that it starts from.
+    specs: whole tensors, or pieces of one as separate rows, see `Assembly`; forms: how a file describes the starts,
+    None for those of the base; starts: the same as numbers, one or flattened values; spreads: for each piece, the
+    standard deviation that z starts with, if each weight has a coordinate that it starts from.
     """
 
     operator: Operator
@@ -80,8 +80,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """A tensor of several pieces. pattern: which piece each real number is of; sources: by piece the name of its row
-    in a part, or the values of one that no coordinate acts on."""
+    """A tensor of several pieces. pattern: the piece of each real number; sources: for each piece, the name of its row
+    in a part, or its values if no coordinate acts on it."""
 
     spec: TensorSpec
     pattern: Pattern
@@ -113,8 +113,8 @@ class Assembly:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A matrix of a base with factors. base: its values; sources: of the right factor and the left one, as in an
-    `Assembly`, or of what is between directions of the base."""
+    """A matrix of a base with factors. base: its values; sources: those of the right factor and of the left one, as in
+    an `Assembly`, or that of the matrix between directions of the base."""
 
     spec: TensorSpec
     rank: int
@@ -142,8 +142,8 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """layout: of the state dict; starts: name -> how it starts, in its order; parts: what is trained; assemblies: the
-    tensors of several pieces and those with factors, by name; base: what it stands on."""
+    """How a network is trained. layout: that of the state dict; starts: name -> how the tensor starts, in that order;
+    parts: what is trained; assemblies: tensors of several pieces and those with factors, by name; base: its base."""
 
     layout: Layout
     starts: Mapping[str, Start]
@@ -192,7 +192,7 @@ def make_plan(
 ) -> Plan:
     """The plan for d coordinates.
 
-    module: the network, or its starts where they are known. base: what it stands on, whose values it has; act_on: see
+    module: the network, or its starts where they are known. base: its base, whose values it has; act_on: see
     `acting.acting_of`. scales: how far pieces move, guessed by default; still: by tensor the (n,) values that no
     coordinate acts on. Raises SubcompressError for options that cannot be met and networks that cannot be fitted.
     """

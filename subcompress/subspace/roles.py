@@ -62,8 +62,8 @@ def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def looks_trained(module: nn.Module) -> bool:
-    """Whether a network's weights are none that an initializer gives: norms that moved, or large matrices, most of
-    which have rows of lengths that differ by far more than independent values would."""
+    """Whether a network's weights are not those of an initializer: its norms have moved, or the rows of most of its
+    large matrices differ in length by far more than those of independent values would."""
     telling = untelling = 0
     for child in module.modules():
         tracked = getattr(child, "num_batches_tracked", None)

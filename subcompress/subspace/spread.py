@@ -36,7 +36,7 @@ LEAST_SLICE = 8
 class Drawn:
     """Random values that are drawn alike. center: one number, or one of each value where they have centers of their
     own, (values,) float32; std: how far they spread around it; shown: numbers it was measured from; words: what
-    usually gives this deviation, empty where nothing does."""
+    usually gives this deviation, empty if nothing does."""
 
     center: float | np.ndarray
     std: float
@@ -173,8 +173,8 @@ def _parts_differ(moments: Moments, random: np.ndarray, real: np.ndarray) -> boo
 
 @dataclass(frozen=True)
 class _Slices:
-    """The slices of a tensor along an axis. means: of the logarithms of their values' variances; error: of each of the
-    means, by chance; good: which have enough values; score: how much of the spread of all they explain."""
+    """The slices of a tensor along an axis. means: the mean logarithms of their values' variances; error: the error of
+    each mean by chance; good: which have enough values; score: how much of the spread of all they explain."""
 
     axis: int
     means: np.ndarray
@@ -193,7 +193,7 @@ class _Slices:
 
 
 def _labels(moments: Moments, random: np.ndarray, shape: tuple[int, ...], axes: Iterable[int]) -> np.ndarray | None:
-    """A number below GROUPS for each value, (n,), the same for slices that spread alike; None where all do."""
+    """A number below GROUPS for each value, (n,), the same for slices that spread alike; None if all do."""
     n = len(random)
     usable = [a for a in axes if shape[a] > 1 and n // shape[a] >= LEAST_SLICE]
     if not usable or not random.any():

@@ -76,7 +76,7 @@ def frozen_note(module: nn.Module, starts: Mapping[str, Start]) -> str | None:
 
 
 def buffer_note(state: Mapping[str, Tensor], starts: Mapping[str, Start]) -> str | None:
-    """A warning that names buffers that cost more than LARGE_BUFFER bytes of the file, None where there are none."""
+    """A warning that names buffers that cost more than LARGE_BUFFER bytes of the file, None if there are none."""
     large = [(n, starts[n].cost) for n in state if starts[n].kind == "buffer" and starts[n].cost > LARGE_BUFFER]
     if not large:
         return None

@@ -109,7 +109,7 @@ def _chance(n: int) -> int:
 
 
 def _mostly_one(flat: Tensor, n: int) -> str | None:
-    """The structure where more than half of the values are equal, None where they are not."""
+    """The structure where more than half of the values are equal, None if they are not."""
     some = flat[:: max(1, len(flat) // SAMPLE)]
     common = some.mode().values
     if n < 4 or 2 * int((flat == common).sum()) <= len(flat):

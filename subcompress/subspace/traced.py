@@ -75,7 +75,7 @@ class Node:
 
 
 def integers(z: Tensor, bits: int, dead: float, step: float) -> Tensor:
-    """z in units of step, rounded to integers of so many bits, those up to `dead` to zero; a tensor of its own."""
+    """z in units of step, rounded to integers of the given bits, those up to `dead` to zero; a tensor of its own."""
     q, top = z / step, (1 << (bits - 1)) - 1
     whole = q.round().clamp_(-top, top)
     return whole if dead <= 0.5 else torch.where(q.abs() <= dead, 0.0, whole)
@@ -102,7 +102,7 @@ def _node(key: Tensor) -> Node:
 @torch.library.custom_op("subcompress::weights", mutates_args=())
 def weights(z: Tensor, state: Tensor, key: Tensor, at: int, D: int) -> Tensor:
     """`Node.write` of part number `at`, (D,), with gradients in z. state: bits, dead and the step of each part, a
-    tensor, so that a graph is not made anew when rounding begins."""
+    tensor, so that a graph is not made again when rounding begins."""
     bits, dead, *steps = state.tolist()
     return _node(key).write(z, int(bits), dead, steps[at])
 

@@ -24,7 +24,7 @@ _WRAPPERS = {
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network without wrappers, with the same tensors; the module itself where there are none. Modules with wrapped
-    layers are copied, but for their tensors, so that `module` stays as it is."""
+    layers are copied, except their tensors, so that `module` stays as it is."""
     return _without(module, {}) if any(map(_wrapper, module.modules())) else module
 
 

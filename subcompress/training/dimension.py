@@ -84,7 +84,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A value the metric has to meet, and what to call it. Raises SubcompressError where it is no finite number."""
+    """A value the metric has to meet, and what to call it. Raises SubcompressError if it is no finite number."""
 
     name: str
     value: float
@@ -123,7 +123,7 @@ def absolute(value: float) -> Threshold:
 class Estimate:
     """Where the mean first meets a threshold.
 
-    d: interpolated, linear in log d, between the last d measured before d_grid and d_grid; None where the threshold is
+    d: interpolated, linear in log d, between the last d measured before d_grid and d_grid; None if the threshold is
     never met or met at the smallest d already, as the note says. d_grid: the smallest d measured whose mean meets it.
     low, high: 5 and 95 % of the bootstrap; None for an end beyond the d's measured, or without spread. never, at_once:
     shares of the resamples that never meet the threshold, or at the smallest d already; None without spread.
@@ -175,7 +175,7 @@ def _finite(x: float) -> float | None:
 def estimate(points: Sequence[Point], threshold: Threshold, minimise: bool = False) -> Estimate:
     """The intrinsic dimension at a threshold, which is met by a mean at least as good as it.
 
-    The interval is a percentile bootstrap: the repeats of each d are drawn anew, 2,000 times from a fixed seed. It
+    The interval is a percentile bootstrap: the repeats of each d are drawn again, 2,000 times from a fixed seed. It
     holds the spread between the repeats only, neither that of the baseline nor the spacing of the d's, and n repeats
     make it too narrow, by about the square root of (n - 1) / n.
     The order of points and of repeats does not matter. Raises SubcompressError for no points or a d that comes twice.
@@ -407,7 +407,7 @@ class Dimension:
     def plot(self, path: str | Path) -> None:
         """Write a PNG of 1600 x 1000 pixels: d on a log scale against the metric, with thresholds and crossings.
 
-        Raises SubcompressError where matplotlib is not installed or the file cannot be written.
+        Raises SubcompressError if matplotlib is not installed or the file cannot be written.
         """
         write_bytes(path, dimension_png(self))
 

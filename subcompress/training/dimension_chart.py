@@ -27,7 +27,7 @@ LINES = (("#D55E00", (0, (6, 2))), ("#009E73", (0, (2, 2))), ("#CC79A7", (0, (6,
 def dimension_chart(found: Dimension) -> Chart:
     """Each training, the line of means, the thresholds with their crossings and intervals, and the baseline.
 
-    Raises SubcompressError where matplotlib is not installed.
+    Raises SubcompressError if matplotlib is not installed.
     """
     chart = Chart("d, dimensions of the subspace (log scale)", found.metric, (WIDTH / DPI, HEIGHT / DPI), FONT)
     title = f"{found.model} on {found.data}, D = {found.D:,}" if found.data else f"{found.model}, D = {found.D:,}"

@@ -17,8 +17,9 @@ APART = 0.01
 def warnings_of(
     task: Task, outcome: Outcome, d: int, value: float, constant: float | None, packed: bool, examples: int
 ) -> Iterator[str]:
-    """Lines about one training. value: the metric on the validation split, of the packed weights where there are some;
-    constant: that of the best answer that does not depend on the input, where it is known; examples: of that split."""
+    """Lines about one training. value: the metric on the validation split, of the packed weights if there are any;
+    constant: that of the best answer that does not depend on the input, if it is known; examples: the size of the
+    split."""
     if outcome.silent:
         yield (
             f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or check "
@@ -35,8 +36,8 @@ def warnings_of(
 
 
 def nothing_learned(task: Task, value: float, constant: float | None, examples: int) -> str | None:
-    """A line where a metric is no better than that of a constant answer: of an accuracy, by more than one standard
-    error of so many examples. None where it is, or the constant's is not known."""
+    """A line if a metric is no better than that of a constant answer. An accuracy must be better by more than one
+    standard error for this number of examples. None if it is better, or if the constant's metric is not known."""
     if constant is None:
         return None
     chance = math.sqrt(max(constant * (1 - constant), 0.0) / max(examples, 1)) if task.has_accuracy_range else 0.0

@@ -489,7 +489,7 @@ class Fitter:
 
     @cached_property
     def _constant(self) -> float | None:
-        """The metric of the best constant answer on the validation split, None where it is not known."""
+        """The metric of the best constant answer on the validation split, None if it is not known."""
         device = torch.device(self.settings.device)
         module = self.copies.to_look_at().eval()
         try:
@@ -539,7 +539,7 @@ class Fitter:
         return result
 
     def nothing_learned(self, value: float) -> str | None:
-        """A line where the metric is no better than that of a constant answer, None where it is or nobody knows."""
+        """A line where the metric is no better than that of a constant answer, None if it is or nobody knows."""
         return nothing_learned(self.task, value, self._constant, size(self.data.validation))
 
     def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
@@ -641,7 +641,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _standing_note(base: OnBase, layout: Layout, starts: Mapping[str, Start], D: int) -> str:
-    """What is of the base, what is new, and what of the base is not used. A tied tensor is what it is tied to."""
+    """Describe what comes from the base, what is new, and what of the base is not used. A tied tensor counts as its
+    original."""
     new = [str(spec) for spec in layout if spec.name not in base and starts[spec.name].kind != "tied"]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"

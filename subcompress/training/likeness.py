@@ -38,8 +38,8 @@ Outputs = list[dict[str, Any]]
 
 
 def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] = ()) -> Outputs | None:
-    """What the network gives in evaluation mode where all coordinates of the plan are one: no layer is at zero then.
-    None where it raises, which is told elsewhere, or gives something else each time. held: parameters that need no
+    """The outputs of the network in evaluation mode with all coordinates of the plan at one, so that no layer is zero.
+    None if it raises, which another check reports, or if its outputs differ each time. held: parameters that need no
     copy."""
     try:
         subspace = Subspace(copied(model, "cpu", shared=held), plan, own=True, still=held).eval()
@@ -70,7 +70,7 @@ def _kept(t: Tensor) -> dict[str, Any]:
 
 
 def alike(a: Outputs, b: Outputs) -> bool:
-    """Whether outputs are the same but for the order of additions."""
+    """Whether outputs are the same except for the order of additions."""
     shapes = ([(o["shape"], len(o["values"])) for o in outputs] for outputs in (a, b))
     if next(shapes) != next(shapes):
         return False
@@ -92,7 +92,7 @@ def same_network(folder: Path, outputs: Outputs | None) -> bool:
 
 
 def go_on(folder: Path, outputs: Outputs | None) -> None:
-    """Keep the outputs of a run that goes on. Raises SubcompressError where its folder is of a network with others."""
+    """Keep the outputs of a run that goes on. Raises SubcompressError if its folder is of a network with others."""
     if not same_network(folder, outputs):
         raise SubcompressError(
             f"{folder} holds an unfinished run of another network (this one gives other outputs for {EXAMPLES} "
@@ -109,7 +109,7 @@ def keep(folder: Path, outputs: Outputs | None) -> None:
 
 
 def _held(folder: Path) -> Outputs | None:
-    """What a folder keeps, None where that is nothing or no longer what was written."""
+    """What a folder keeps, None if that is nothing or no longer what was written."""
     try:
         found = json.loads((folder / FILE).read_text("utf-8"))
         return [

@@ -41,8 +41,9 @@ SAVE_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent:
-    coordinates that never had a gradient other than zero, not counted for a network trained in all of its weights."""
+    """The result of a training. value: the metric on the validation split at the end; curve: that metric after each
+    epoch; stopped: whether `hopeless` stopped it; silent: the number of coordinates whose gradient was always zero,
+    which are not counted if all weights of a network are trained."""
 
     value: float
     curve: tuple[float, ...]
@@ -66,7 +67,7 @@ class Trainee(Protocol):
 
 @dataclass(frozen=True)
 class Like:
-    """A tensor of a checkpoint. shape: None where it may be any; needed: whether it is in each checkpoint; group: those
+    """A tensor of a checkpoint. shape: None if it may be any; needed: whether it is in each checkpoint; group: those
     with which it is, if it is."""
 
     dtype: torch.dtype
@@ -330,7 +331,7 @@ class _Run:
             ) from e
 
     def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
-        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size fixes that."""
+        """Raise SubcompressError if the first loss is no finite scalar with a gradient: no step size fixes that."""
         if self.step:
             return
         if not loss.requires_grad:
@@ -383,7 +384,7 @@ class _Run:
         return found
 
     def _check(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rounds: bool) -> None:
-        """Raise SubcompressError where the numbers of a checkpoint are not those of this training."""
+        """Raise SubcompressError if the numbers of a checkpoint are not those of this training."""
         step, epochs, settings, now = meta["step"], len(meta["curve"]), meta["settings"], self.trainee.settings()
         counts = [float(t) for name, t in tensors.items() if name.startswith("optimiser.") and name.endswith(".step")]
         self.schedule.last_epoch = min(step, self.schedule.total_steps)

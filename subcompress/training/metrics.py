@@ -98,8 +98,8 @@ class Mean:
 class Whole:
     """f(outputs, y), called once, with those of all examples on the CPU, in the order of the split.
 
-    examples: of the split; order: in which they come, where that is another. Raises SubcompressError where outputs do
-    not join, and before they take more than `MOST_BYTES`.
+    examples: the size of the split; order: the order in which they come, if it differs. Raises SubcompressError if
+    outputs cannot be joined, and before they take more than `MOST_BYTES`.
     """
 
     def __init__(self, f: Callable[[Any, Any], Any], name: str, examples: int, order: Tensor | None = None) -> None:
@@ -169,8 +169,8 @@ class Accumulated:
             _called(self.name, self.metric.update, outputs, y)
 
     def _labels(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """y as torchmetrics has it: of the outputs' shape, and integers where classes are counted; truth values, which
-        cannot be subtracted or rounded, as integers everywhere."""
+        """y in torchmetrics' form: in the shape of the outputs, and as integers if classes are counted. Truth values,
+        which cannot be subtracted or rounded, always become integers."""
         y = shaped(outputs, as_classes(outputs, y))
         classes = type(self.metric).__module__.startswith("torchmetrics.classification")
         whole = counts(y) or (y.is_floating_point() and bool((y == y.round()).all()))
@@ -191,7 +191,7 @@ def _kept(x: Any) -> Any:
 
 
 def _called(name: str, f: Callable[..., Any], *given: Any) -> Any:
-    """f of those. Raises SubcompressError where it raises."""
+    """Call f. Raises SubcompressError if it raises."""
     with explaining(lambda e: f"the metric ({name}) raises {type(e).__name__}: {one_line(e)}"):
         return f(*given)
 
@@ -235,7 +235,7 @@ def is_accuracy_of_torchmetrics(metric: Any) -> bool:
 
 
 def of_torchmetrics(given: str) -> Any:
-    """The metric of a name such as `torchmetrics:AUROC,task=binary`. Raises SubcompressError where torchmetrics is not
+    """The metric of a name such as `torchmetrics:AUROC,task=binary`. Raises SubcompressError if torchmetrics is not
     there, has none of that name, or refuses the arguments."""
     name, *options = given.removeprefix(TORCHMETRICS).split(",")
     kind = _kind(name.strip())
@@ -271,7 +271,7 @@ def _kind(name: str) -> Any:
 
 
 def _value(text: str) -> int | float | bool | str | None:
-    """A number, a truth value or None where the text reads as one, else the text."""
+    """A number, a truth value or None if the text reads as one, else the text."""
     words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]

@@ -284,10 +284,10 @@ def _check_numbers(options: Options) -> None:
 
 
 def check_number(name: str, value: Any, kind: str) -> None:
-    """Raise SubcompressError unless the value is of that kind, or None where the kind has it.
+    """Raise SubcompressError unless the value is of that kind, or None if the kind has it.
 
-    name: of the option; kind: an annotation as it is written, such as `int | None`. One that is not of numbers alone
-    is not checked.
+    name: that of the option; kind: an annotation as it is written, such as `int | None`. One that allows more than
+    numbers is not checked.
     """
     plain, _, optional = kind.partition(" | ")
     if plain not in NUMBERS or optional not in ("", "None") or (value is None and optional):

@@ -193,7 +193,7 @@ class Fit:
 
     @property
     def mean_words(self) -> str | None:
-        """The mean that decided that the target is met, for people; None where there is none."""
+        """The mean that decided that the target is met, for people; None if there is none."""
         if self.validation_mean is None:
             return None
         spread = "" if self.validation_spread is None else f" +- {self.validation_spread:.4f}"

@@ -37,7 +37,7 @@ HEADER = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What to train and on what, by name: None where the file does not say."""
+    """What to train and on what, by name: None if the file does not say."""
 
     model: str | None = None
     data: str | None = None

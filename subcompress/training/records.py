@@ -31,7 +31,7 @@ def read(path: Path, base: BaseTensors | None, layout: Layout, plan: Plan, bits:
 
 
 def _difference(record: Record, plan: Plan, bits: int) -> str | None:
-    """How a record differs from what this plan makes, None where it does not: seed, operators, bits."""
+    """How a record differs from what this plan makes, None if it does not: seed, operators, bits."""
     if record.seed != plan.seed:
         return f"seed {record.seed}, not {plan.seed}"
     groups = record.groups[: len(plan.parts)]

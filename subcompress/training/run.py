@@ -117,7 +117,7 @@ class Run:
         return False
 
     def _others(self) -> list[Other]:
-        """Other workers that are alive. Raises SubcompressError where they do something else, or are of another
+        """Other workers that are alive. Raises SubcompressError if they do something else, or are of another
         version."""
         found, own = self.worker.others(), self.worker.about
         for other in found:
@@ -161,7 +161,7 @@ class Run:
         return (self.path / OLD_CHECKPOINT).exists() or any((self.path / CHECKPOINTS).glob("*"))
 
     def check_own(self) -> None:
-        """Raise SubcompressError where the folder is gone, or holds another run by now: this process was silent for so
+        """Raise SubcompressError if the folder is gone, or holds another run by now: this process was silent for so
         long that another one has started again."""
         before = self._before()
         if before is None:
@@ -220,9 +220,9 @@ class _Checkpoint:
         self.then = f"remove {path.name} to start this training again"
 
     def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` kept, None where there is nothing or it belongs to another training.
+        """What `save` kept, None if there is nothing or it belongs to another training.
 
-        Raises SubcompressError where it is damaged, or its tensors are others than expected; before any is read.
+        Raises SubcompressError if it is damaged, or its tensors are others than expected; before any is read.
         """
         if not os.path.lexists(self.path):
             return None
@@ -259,7 +259,7 @@ class _Checkpoint:
         return SubcompressError(f"{self.path}: {shown(name)}: {words}: {self.then}")
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Keep it, whole or not at all. Raises SubcompressError where the run is no longer this process's."""
+        """Keep it, whole or not at all. Raises SubcompressError if the run is no longer this process's."""
         self.check_own()
         held = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         write_bytes(self.path, safetensors.torch.save(held, {"state": json.dumps({**meta, "key": self.key})}))
@@ -270,7 +270,7 @@ def working(
     folder: str | Path, command: dict[str, Any], task: str, log: Callable[[str], None] = lambda line: None
 ) -> Iterator[Run]:
     """Make the folder, see that it can be written before hours are spent, and work in it, beside other processes that
-    do the same. log: takes lines for whoever waits. Raises SubcompressError where it cannot be made or written."""
+    do the same. log: receives lines for the user. Raises SubcompressError if it cannot be made or written."""
     path = Path(folder)
     _check_writable(path)
     with Worker(path, task, log) as worker:
@@ -279,7 +279,7 @@ def working(
 
 @contextmanager
 def locked(folder: str | Path, task: str) -> Iterator[None]:
-    """Work in a folder alone. Raises SubcompressError where another process works there."""
+    """Work in a folder alone. Raises SubcompressError if another process works there."""
     path = Path(folder)
     _check_writable(path)
     with Worker(path, task) as worker:
@@ -317,7 +317,7 @@ def packed(folder: str | Path) -> bytes:
 
 
 def load(folder: str | Path, base: Any = None) -> Record:
-    """The record of a finished run. base: what it stands on, see `format.from_bytes`; by default where it was trained
+    """The record of a finished run. base: its base, see `format.from_bytes`; by default where it was trained
     on. Raises SubcompressError for a folder that is no finished run."""
     data = packed(folder)
     if base is None and format.parse(data).base is not None:

@@ -122,7 +122,7 @@ class Machine(Struct):
 
 
 class Goal(Struct):
-    """What is asked for: of a fit one of the first four, of a measurement the others."""
+    """The goal: one of the first four for a fit, the others for a measurement."""
 
     d: Count | None = None
     target: float | None = None
@@ -168,7 +168,7 @@ class Died(Struct):
 
 
 class Moves(Struct):
-    """How far tensors move, in journal.json; of `still` the length of each mask, and the mask, packed."""
+    """How far tensors move, in journal.json; still: the length of each mask, and the packed mask."""
 
     sizes: dict[str, tuple[Size, ...]]
     still: dict[str, tuple[Count, str]]
@@ -180,7 +180,7 @@ class Moves(Struct):
 
 
 class Checkpoint(Struct):
-    """What a checkpoint says beside its tensors. losses: the last of the training; settings: of what is trained."""
+    """The description in a checkpoint. losses: the last ones of the training; settings: those of the trained part."""
 
     key: str
     settings: dict[str, int | float | tuple[float, ...]]
@@ -195,7 +195,7 @@ class Checkpoint(Struct):
 
 
 class Origin(msgspec.Struct):
-    """Of what `fit` is told of where a run came from, what is read again."""
+    """The part that is read again of the origin of a run, as `fit` was given it."""
 
     command: str | None = None
     model: str | None = None
@@ -236,7 +236,7 @@ class Measurement(Struct):
 
 
 def read(path: Path, then: str) -> Any:
-    """The plain JSON of a file of ours, None where there is none. then: what to do about a file that is not.
+    """The plain JSON of a file of ours, None if there is none. then: what to do about a file that is not.
 
     Raises SubcompressError for what is no file, is too large, or is no JSON.
     """

@@ -46,7 +46,7 @@ Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
 
 
 def _named(name: str, f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """f of the one tensor of outputs and that of labels. Raises SubcompressError where there are others."""
+    """f of the one tensor of outputs and that of labels. Raises SubcompressError if there are others."""
 
     def taking(outputs: Any, y: Any) -> Tensor:
         return f(the_outputs(outputs, name), the_labels(y, name))
@@ -88,8 +88,8 @@ def _entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _share_right(outputs: Tensor, y: Tensor) -> Tensor:
-    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is. Labels that
-    cross-entropy leaves out are left out."""
+    """The share of labels, or of class probabilities, for which the largest output and the largest of y are at the same
+    place. Labels that cross-entropy leaves out do not count."""
     y = as_classes(outputs, y)
     check_classes(outputs, y, "accuracy")
     probabilities = not counts(y)
@@ -256,7 +256,7 @@ class Task:
         return value <= target if self.minimise else value >= target
 
     def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
-        """The loss of a batch. Raises SubcompressError where the model or the loss raises, or it is no scalar."""
+        """The loss of a batch. Raises SubcompressError if the model or the loss raises, or it is no scalar."""
         mode = "training" if module.training else "evaluation"
         raises = f"the model or the loss ({self.loss_name}) raises"
         with explaining(lambda e: f"{raises} {type(e).__name__} in {mode} mode: {one_line(e)}"):
@@ -326,9 +326,9 @@ class Task:
         return meter.result()
 
     def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:
-        """The metric on the validation split of the best answer that does not depend on the input; None where that
-        cannot be known. Of data that are not in memory, only a part is read (`constant`). outputs: of one batch, by
-        which the shape of the answer is known; else it comes from y."""
+        """The metric on the validation split of the best answer that does not depend on the input; None if that
+        cannot be known. Only a part is read of data that are not in memory (`constant`). outputs: those of one batch,
+        which give the shape of the answer; without them, y gives it."""
         from subcompress.training.constant import best_constant, value_of_constant
 
         values = best_constant(self, train, outputs)
@@ -347,8 +347,8 @@ class Task:
 def evaluate(
     module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES, most: int | None = None
 ) -> float:
-    """The metric of a split, for a module that is put into evaluation mode. most: of so many examples at most, evenly
-    spaced.
+    """The metric of a split, for a module that is put into evaluation mode. most: the most examples that are used,
+    evenly spaced.
 
     Means over examples are added up batch by batch; any other metric is called once, with the outputs and y of the
     whole split, or accumulates. Where memory runs out, it is done again in batches half as large. Raises
@@ -390,7 +390,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _vocabulary(module: nn.Module) -> int | None:
-    """The outputs of each token, None where the network does not say."""
+    """The outputs of each token, None if the network does not say."""
     head = getattr(module, "get_output_embeddings", None)
     try:
         weight = getattr(head() if callable(head) else None, "weight", None)
@@ -422,7 +422,7 @@ def guessing_loss(y: Tensor) -> float:
 
 
 def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
-    """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
+    """Either spelling; None if neither is given. Raises SubcompressError if they contradict each other."""
     if minimise is not None and minimize is not None and minimise != minimize:
         raise SubcompressError(
             f"minimise is the former name of minimize; got both, {minimise} and {minimize}: leave one out"
@@ -436,7 +436,7 @@ def _less(metric: Any) -> bool:
 
 
 def _made(metric: Any) -> Any:
-    """The metric itself, also where its class is given. Raises SubcompressError where that needs arguments."""
+    """The metric itself, also where its class is given. Raises SubcompressError if that needs arguments."""
     if not (isinstance(metric, type) and accumulates(cast(Any, metric))):
         return metric
     try:

@@ -22,11 +22,12 @@ PRECISIONS = ("fp32", "bf16")
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMIZERS; precision:
-    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
-    after so many, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by
-    several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch, or a shard of one,
-    passes through the network; checkpointing: layers of transformers run once more in the backward pass."""
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: one of OPTIMIZERS;
+    precision: that of training steps, one of PRECISIONS. Measurements and the weights themselves are float32. steps:
+    the number of steps after which the run ends, within its last epoch, see `epochs_of`. shards: parts of a batch that
+    are run one by one, or by several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch,
+    or a shard of one, passes through the network; checkpointing: layers of transformers run once more in the backward
+    pass."""
 
     epochs: int
     lr: float

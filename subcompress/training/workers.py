@@ -1,7 +1,7 @@
-"""Who works in a run folder: processes on one machine or on several that share it, without a server.
+"""The workers of a run folder: processes on one or several machines that share it, without a server.
 
-    workers/ID.json    of each process, written anew every few seconds: who it is, and what it does
-    claims/NAME        what one of them does alone: made by exclusive creation, and holding the ID of the worker
+    workers/ID.json    written by each process every few seconds: which process it is, and what it does
+    claims/NAME        a job that only one of them does: created exclusively, with the ID of the worker in it
 
 A worker is dead when its process is gone or its file has not been written for a while. Its claims can then be taken.
 Ages are differences of times that the file system gives, so that clocks may differ from machine to machine.
@@ -62,8 +62,8 @@ class Other:
 
 
 class Worker:
-    """This process, as the others in the folder see it. task: what it does there, such as `fit`; log: takes lines for
-    whoever waits."""
+    """This process, as the others in the folder see it. task: what it does there, such as `fit`; log: receives lines
+    for the user."""
 
     def __init__(self, folder: Path, task: str, log: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.log = folder, log
@@ -98,7 +98,7 @@ class Worker:
                 (self.folder / name).rmdir()
 
     def _check_exclusive(self) -> None:
-        """Raise SubcompressError where the file system makes a file twice."""
+        """Raise SubcompressError if the file system makes a file twice."""
         path = self.folder / CLAIMS / f"{self.id}.exclusive"
         try:
             if not _create(path, "") or _create(path, ""):
@@ -116,7 +116,7 @@ class Worker:
                 self._write()
 
     def _write(self) -> None:
-        """Write the file of this worker. Raises SubcompressError where that cannot be."""
+        """Write the file of this worker. Raises SubcompressError if that cannot be."""
         _replace(self.path, json.dumps(self.about) + "\n")
 
     def says(self, status: str) -> None:
@@ -263,7 +263,7 @@ def _started(pid: int) -> str | None:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Make a file with that text, at once and unless it is there. Raises SubcompressError where it cannot be made."""
+    """Make a file with that text, at once and unless it is there. Raises SubcompressError if it cannot be made."""
     try:
         draft = _draft(path, text)
         try:
@@ -303,7 +303,7 @@ def _draft(path: Path, text: str) -> Path:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace a file by one with that text, whole. Raises SubcompressError where that cannot be."""
+    """Replace a file by one with that text, whole. Raises SubcompressError if that cannot be."""
     try:
         draft = _draft(path, text)
         try:

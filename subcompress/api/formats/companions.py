@@ -71,7 +71,7 @@ def read_settings(folder: Path, place: str) -> dict[str, Any]:
 
 
 def _place(record: Record, wanted: Wanted) -> str:
-    """The folder or `hub:ORG/NAME[@REV]` that has the files. Raises SubcompressError where none is known."""
+    """The folder or `hub:ORG/NAME[@REV]` that has the files. Raises SubcompressError if none is known."""
     if wanted.files is not None:
         return str(wanted.files)
     reference = None if record.base is None else record.base.reference

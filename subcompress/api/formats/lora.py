@@ -156,7 +156,7 @@ class Adapter:
         return any(_within(name, self.split.saved) for name in names)
 
     def _saved(self, name: str) -> str:
-        """The module that is kept whole for a tensor. Raises SubcompressError where it is the network itself."""
+        """The module that is kept whole for a tensor. Raises SubcompressError if it is the network itself."""
         owner = name.rpartition(".")[0]
         if not owner or any(is_linear(m) for n, m in self.modules.items() if n.startswith(f"{owner}.")):
             raise SubcompressError(

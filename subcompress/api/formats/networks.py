@@ -107,8 +107,8 @@ def _fitted(kind: Any, library: Any, record: Record, folder: Path) -> tuple[Foun
 
 
 def _compare(layout: Layout, module: nn.Module, config: Any) -> tuple[str, dict[str, int]]:
-    """Return the first difference of a network to a layout, empty if there is none, and the settings that would fix
-    all differences, if any would."""
+    """Return the first difference between a network and a layout, empty if there is none, and the settings that would
+    fix all differences, if any would."""
     shapes = {spec.name: spec.shape for spec in layout}
     own = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     if missing := next((name for name in own if name not in shapes), None):

@@ -98,7 +98,7 @@ class SignedBlocks(Protocol):
 class Kernel:
     """A kernel. device: the kind of device it runs on; concurrent, seeds: see `rebuild.backends.base.Backend`.
 
-    module: returns its module for an operator on a device (None on the host, which needs no torch), or None where it
+    module: returns its module for an operator on a device (None on the host, which needs no torch), or None if it
     cannot run. The truth value says what for: `affine` and `adjoint`, which train, or `fill`.
     """
 

@@ -465,7 +465,7 @@ def _programs(tile: _Tile, device: torch.device, most: int) -> int:
 
 
 class _Plan(NamedTuple):
-    """table: see FIELDS; total: units; segments: rows of the table but for the last, which ends every walk."""
+    """table: see FIELDS; total: units; segments: rows of the table except the last, which ends every walk."""
 
     table: Tensor
     total: int

@@ -24,7 +24,7 @@ class Knob(ABC):
         rises: Whether accuracy rises with the value.
         slope: What log(error) gains with each unit of log(turn), and its standard error, before any training.
         size: Whether the bytes of the coordinates are proportional to the turn.
-        spread: The field of a `Fit` that tells how its value varies between seeds, None where there is none.
+        spread: The field of a `Fit` that tells how its value varies between seeds, None if there is none.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,7 @@ class Knob(ABC):
 
     @property
     def whole(self) -> float | None:
-        """The turn that comes to training the network directly, None where none does."""
+        """The turn that comes to training the network directly, None if none does."""
         return None
 
     def cost(self, turn: float) -> float:

@@ -1,5 +1,5 @@
-"""One training step over the shards of a batch: each gives the gradient of z, and what its forward pass left in the
-network; the whole is the same whoever ran which shard.
+"""One training step over the shards of a batch. Each gives the gradient of z and the buffers that its forward pass
+changed; the result does not depend on which worker ran which shard.
 
 Two exchanges make it. The header, of which the largest value counts: whether a worker met an error, a digest of z, and
 the exponents of what follows. Then the sum of integers: the gradient, the loss, and the buffers that changed.
@@ -153,7 +153,7 @@ class Step:
 
 
 def _differs(name: str, now: Tensor, before: Tensor) -> bool:
-    """Whether a buffer has changed. Raises SubcompressError where it has another shape or dtype."""
+    """Whether a buffer has changed. Raises SubcompressError if it has another shape or dtype."""
     if now.shape != before.shape or now.dtype != before.dtype:
         raise SubcompressError(
             f"--shards takes the mean of each buffer over the shards, but {name} changed its shape from "
