@@ -120,5 +120,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     if len(data) > limit:
-        raise SubcompressError(f"{path} has more than the {limit} bytes of a packed file: is it the dense model?")
+        if limit == MAX_FILE_BYTES:
+            raise SubcompressError(f"{path} has more than the {limit} bytes of a packed file: is it the dense model?")
+        raise SubcompressError(f"{path} has more than {limit} bytes, the most for a file of this kind: check the path")
     return data

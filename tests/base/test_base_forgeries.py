@@ -55,7 +55,7 @@ STANDING = ("name", "revision", "digest", "count", "strip", "add", "cast", "unus
         ({"unused": b"\0", "entries": PARTS["entries"][:-1] + b"\1\2"}, "does not begin with"),
         ({"new": b"\1\0\1w\x0b\1\3"}, "a dtype is at most 10"),
         ({"new": b"\1\0\1a\0\1\3"}, "names a tensor twice"),
-        ({"new": b"\2\0\1w\0\1\3\1\0\0\1\3"}, "names a tensor twice"),
+        ({"new": b"\2\0\1w\0\1\3\1\0\0\1\3"}, "names each tensor once"),
         ({"new": b"\1\0\1\n\0\1\3"}, "no control characters"),
         ({"new": number(65_535)}, "the file is damaged or forged"),
         ({"dense": number(95)}, "that it states"),

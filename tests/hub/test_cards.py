@@ -41,7 +41,7 @@ def test_the_card_of_a_run(hub, client, name, small_file, small_run, tmp_path, m
     exec(code, names)
     assert names["outputs"][0].shape == (1, 10)
     assert client.python(torch_code + "result = sum(p.numel() for p in net.parameters())") == 44_426
-    assert "another's" in client("push", FIRST, name, "--run", small_run, "--onnx", "none").error
+    assert "was not packed from the run" in client("push", FIRST, name, "--run", small_run, "--onnx", "none").error
 
 
 def test_what_its_owner_wrote_stays(hub, client, name):

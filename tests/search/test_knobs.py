@@ -92,7 +92,7 @@ def test_a_knob_of_ones_own_is_searched():
     missed = simulate(law, SearchGoal(value=0.99)).found["failure"]
     assert "even the largest value, halves = 4000, misses it" in missed
     law.d_true = 1e6
-    with pytest.raises(SubcompressError, match="every training died"):
+    with pytest.raises(SubcompressError, match="every training failed"):
         simulate(law, SearchGoal(value=0.95))
 
 

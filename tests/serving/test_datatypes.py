@@ -54,7 +54,7 @@ def test_short_floats_and_texts_with_the_real_client(
 
 OFF = {
     "no UTF-8": (b"\x01\0\0\0\xff" * 2, "text in UTF-8; one is not"),
-    "cut short": (b"\x01\0\0\0a\x02\0\0\0b", "2 elements, each behind its length in four bytes; its 10 bytes"),
+    "cut short": (b"\x01\0\0\0a\x02\0\0\0b", "2 elements, each after its length in four bytes; its 10 bytes"),
     "a huge length": (b"\xff\xff\xff\xffa\0\0\0", "2 elements"),
     "too many": (b"\0\0\0\0" * 3, "2 elements"),
 }

@@ -141,7 +141,9 @@ def test_every_kind_of_value(real: Any, client: Client, name: str, datatype: str
     contents = {f"{fields.get(datatype, 'fp32')}_contents": x.ravel().tolist()}
     request = asking(name, tensor([1, 2], datatype, "x", contents=contents))
     if datatype not in fields:
-        return refused(client, request, "INVALID_ARGUMENT", f"values of {datatype} must be in raw_input_contents")
+        return refused(
+            client, request, "INVALID_ARGUMENT", f"must be in raw_input_contents, because they are {datatype}"
+        )
     assert call(client, "ModelInfer", request).raw_output_contents == [request_bytes(x, datatype)]
     return None
 
@@ -183,14 +185,14 @@ PIXELS = {"fp32_contents": [0.0] * 784}
 OPTION = {"parameters": {"classification": {"int64_param": 2}}}
 WRONG: dict[str, tuple[Any, str]] = {
     "no message": (b"\xff\xff\xff", "the request is not a message inference.ModelInferRequest"),
-    "no input": (asking(), "inputs are input FP32 [-1, 1, 28, 28]; input is missing"),
+    "no input": (asking(), "inputs must be input FP32 [-1, 1, 28, 28]; input is missing"),
     "another name": (asking("one", tensor(name="x"), raw=[ZEROS]), "inputs must be input"),
     "twice": (asking("one", tensor(), tensor(), raw=[ZEROS] * 2), "is given twice"),
     "another datatype": (asking("one", tensor(datatype="FP64"), raw=[ZEROS]), "got 'FP64'"),
     "another shape": (asking("one", tensor([1, 784]), raw=[ZEROS]), "got 'FP32' [1, 784]"),
     "a negative shape": (asking("one", tensor([-1, 1, 28, 28]), raw=[ZEROS]), "in place of each -1"),
     "no example": (asking("one", tensor([0, 1, 28, 28]), raw=[b""]), "send one example or more"),
-    "a huge shape": (asking("one", tensor([1 << 62, 1, 28, 28]), raw=[ZEROS]), "3136 are there"),
+    "a huge shape": (asking("one", tensor([1 << 62, 1, 28, 28]), raw=[ZEROS]), "3136 bytes are there"),
     "a huge shape in numbers": (asking("one", tensor([1 << 62, 1, 28, 28], contents=PIXELS)), "got 784 in"),
     "too short": (asking("one", tensor(), raw=[ZEROS[:-1]]), "takes 3136 bytes, but raw_input_contents is 3135"),
     "too many": (asking("one", tensor(), raw=[ZEROS] * 2), "the values of each input; got 2 for 1"),

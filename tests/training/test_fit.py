@@ -98,7 +98,7 @@ def test_many_coordinates_of_many_bits_stay_exact(few_digits, tmp_path):
 
 def test_a_run_that_fails_no_longer_counts_as_finished(network, few_digits, tmp_path):
     subcompress.fit(network, few_digits, tmp_path / "run", **SMALL)
-    with pytest.raises(SubcompressError, match="died twice"):
+    with pytest.raises(SubcompressError, match="failed twice"):
         subcompress.fit(network, few_digits, tmp_path / "run", **{**SMALL, "lr": 1e6})
     with pytest.raises(SubcompressError, match="not a finished run"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")

@@ -143,7 +143,9 @@ class Growing(nn.Module):
 
 
 def test_outputs_that_do_not_join_name_the_remedy(regression):
-    with pytest.raises(SubcompressError, match=r"^f is called once [^\n]* do not join [^\n]* update\(outputs, y\)"):
+    with pytest.raises(
+        SubcompressError, match=r"^f is called once [^\n]* cannot be joined [^\n]* update\(outputs, y\)"
+    ):
         evaluate(Growing(), regression, Task.of("mse", named(lambda outputs, y: 0.0)))
     counted = Sizes()
     assert evaluate(Growing(), regression, Task.of("mse", counted)) == 3

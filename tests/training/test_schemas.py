@@ -119,7 +119,7 @@ def test_fields(name, path, value, words, stopped, tmp_path):
     if words is None:  # what an older version wrote
         assert fit(folder).d == 40
     else:
-        one_line(lambda: fit(folder), "" if "is not there" in words else name, words)
+        one_line(lambda: fit(folder), "" if "is missing" in words else name, words)
 
 
 SUMMARIES = [
