@@ -1,4 +1,4 @@
-"""The coder above the empirical entropy, and beside constriction's, which is told the frequencies for nothing.
+"""The coder against the empirical entropy, and against constriction's, which gets the frequencies for free.
 
 python benchmarks/coder.py [-o benchmarks/results]
 """

@@ -49,7 +49,7 @@ class Task:
         return self.metric == "accuracy"
 
     def target(self, direct: float, share: float) -> float:
-        """That share of a direct result; of one to be minimized, the result over it."""
+        """The share of a direct result; if it is minimized, the result divided by the share."""
         return direct / share if self.family.minimize else direct * share
 
 

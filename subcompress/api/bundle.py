@@ -1,4 +1,4 @@
-"""A folder with a packed file and a page for whoever gets it: what it is, and the commands that rebuild it."""
+"""A folder with a packed file and a page for its recipient: what the file is, and the commands that rebuild it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def unpack(
 
 
 def place_of(path: str | Path, output: Path, format: str | None = None, self_unfolding: bool = False) -> Path:
-    """Return the file or folder that `unpack` writes: of a self-unfolding graph that goes into a folder, a file there
+    """Return the file or folder that `unpack` writes: for a self-unfolding graph that goes into a folder, a file there
     that is called as the packed one."""
     unfolds = format == "self-unfolding" or (self_unfolding and format in (None, "onnx"))
     if unfolds and (os.path.isdir(output) or not output.suffix):

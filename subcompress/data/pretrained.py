@@ -134,7 +134,7 @@ def _own_dtype(config: Any) -> torch.dtype:
 
 
 def context_of(place: str | Path, *, revision: str | None = None) -> int | None:
-    """Return how many tokens the network of a place takes at most, None if its configuration does not say.
+    """Return the most tokens that the network of a place takes; None if its configuration does not say.
 
     Raises SubcompressError as `load_model` does.
     """

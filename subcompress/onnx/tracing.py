@@ -239,7 +239,7 @@ def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
     """Return the dynamic axes as torch.export takes them: bound to the parameters of `forward`, `*args` collecting
     several.
 
-    names: of the inputs, if they are given by name.
+    names: those of the inputs, if they are given by name.
     """
     positional, keywords = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
     try:

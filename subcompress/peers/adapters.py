@@ -1,4 +1,4 @@
-"""Adapters of PEFT: LoRA, UniLoRA and VeRA, on the base that a file stands on, or on the network as it starts, from a
+"""Adapters of PEFT: LoRA, UniLoRA and VeRA, on the base of a file, or on the network as it starts, from a
 seeded base that is not counted."""
 
 from __future__ import annotations

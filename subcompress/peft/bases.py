@@ -1,4 +1,4 @@
-"""What a model that gets an adapter stands on: the files that it was loaded from, or its own tensors."""
+"""The base of a model that gets an adapter: the files that it was loaded from, or its own tensors."""
 
 from __future__ import annotations
 

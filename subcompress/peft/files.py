@@ -14,8 +14,8 @@ from subcompress.support.files import write_bytes
 
 
 def payload_in(path: Path) -> bytes | None:
-    """The payload of a packed file, whoever wrote its header; None for a file of other tensors. Raises SubcompressError
-    for a damaged one."""
+    """The payload of a packed file, whatever wrote its header; None for a file of other tensors. Raises
+    SubcompressError for a damaged one."""
     try:
         tensors = load_file(path)
     except Exception as e:  # what safetensors raises for damaged files has no common base

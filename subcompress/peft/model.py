@@ -33,8 +33,8 @@ LAYER = f"{METHOD}_layer"
 
 @dataclass
 class _Known:
-    """What adapters of a model have in common. bases: by the tensors that are new; starts: by what is acted on besides;
-    plans: by their settings; values: of the base, by name."""
+    """The common parts of a model's adapters. bases: by the tensors that are new; starts: also by what is acted on;
+    plans: by their settings; values: those of the base, by name."""
 
     bases: dict[tuple[str, ...], Bases] = field(default_factory=dict)
     starts: dict[tuple[Any, ...], Starts] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def json_object(text: bytes) -> dict[str, Any] | None:
 
 
 def known_settings(text: bytes) -> dict[str, Any]:
-    """Parse a config.json that a push wrote; empty if it is none."""
+    """Parse a config.json that a push wrote; empty if something else wrote it."""
     if (config := json_object(text)) is None:
         return {}
     own = config.get("subcompress")

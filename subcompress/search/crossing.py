@@ -53,7 +53,7 @@ def _unfilled(values: Values, rungs: Sequence[int], repeats: int) -> int | None:
 class Crossing:
     """Direct trainings, then those that `next_rung` asks for, threshold by threshold. An `Engine`.
 
-    direct: the trials of the baseline; thresholds: of the values that these gave; D: weights that coordinates act on.
+    direct: the trials of the baseline; thresholds: computed from their values; D: weights that coordinates act on.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from subcompress.training.tasks import Task
 
 
 class Search(ABC):
-    """Asks for trials of a knob, and is told their results; see the module. An `Engine`.
+    """Asks for trials of a knob and receives their results; see the module. An `Engine`.
 
     Args:
         task: What is learned.
@@ -55,7 +55,7 @@ class Search(ABC):
         self.listener.probes(tuple(self.told))
 
     def tell_direct(self, trial: Trial, probe: Probe) -> None:
-        """Take the result of the network trained directly: by default it says nothing."""
+        """Take the result of the network trained directly. By default it is ignored."""
         return
 
     def hopeless(self, trial: Trial) -> Hopeless | None:

@@ -22,8 +22,8 @@ class Trial:
         seed: Its seed.
         short: Train for few epochs only, to see where to look.
         lr: The step of a direct training, None for the usual one.
-        limit: Most bytes of the file, None if any size will do.
-        room: Of these, what the coordinates may take.
+        limit: The most bytes of the file; None if any size is allowed.
+        room: The part of these bytes that the coordinates may take.
         rate: The price of a bit, None for the one of the recipe.
     """
 

@@ -1,4 +1,4 @@
-"""Parsing hosts and origins in requests; an invalid one is None."""
+"""Parse hosts and origins in requests. An invalid one gives None."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ class Server:
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    # What is told of the server and its models
+    # Descriptions of the server and its models
 
     async def _about(self, request: Request) -> Response:
         return _json(ABOUT)

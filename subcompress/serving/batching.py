@@ -164,7 +164,7 @@ def _are_independent(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
         try:
             wanted = zip(engine.run(first), engine.run(second), strict=True)
             found = zip(engine.run(both), wanted, strict=True)
-        except SubcompressError:  # of these examples; others will show it
+        except SubcompressError:  # an error of these examples; others will show the effect
             return False
         engine.separate = all(_close(b, x, y) for b, (x, y) in found)
         engine.batched = engine.separate

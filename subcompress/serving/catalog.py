@@ -119,7 +119,7 @@ def _found_file(path: Path, name: str | None = None) -> FoundFile | None:
         return FoundFile(
             _legible(name), place, wrong=f"the name of a model must be letters, digits and . _ -: rename {place}"
         )
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
         return FoundFile(name, place, wrong=f"{place} is not a regular file: remove it")
     if path.suffix == PACKED and status.st_size > MAX_FILE_BYTES:
         wrong = f"{place} has more than the {MAX_FILE_BYTES} bytes of a packed file: is it the dense model?"

@@ -52,10 +52,10 @@ class Connection(HttpToolsProtocol):
         self._head = True  # whether headers are awaited
         self._since: float | None = self.loop.time()  # of which they are, or of the request that is not whole yet
         self._read = 0  # bytes since something was complete
-        self._unread = 0, self._since  # bytes of answers that wait to be taken, and since when it is so many
+        self._unread = 0, self._since  # bytes of answers that the client has not read, and since when
         self._framing: list[bytes] | None = None  # of a request that asks for another protocol
         self._mute = False
-        self._over = False  # whether what comes now is looked at no more
+        self._over = False  # whether further bytes are ignored
         self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
-            access_log=False,  # what it tells of may not have been read
+            access_log=False,  # the request that it describes may not have been read
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,

@@ -150,7 +150,7 @@ class Networks:
         self._traced: dict[str, Traced | str] = {}
         self._changed_bytes: dict[
             str, dict[str, int]
-        ] = {}  # by key of files on a base: tensors that any of them changes, and their bytes
+        ] = {}  # key of files on a base -> the tensors that any of them changes, and their bytes
         self._noted: WeakSet[Packed] = WeakSet()  # files whose changes were recorded, which takes milliseconds
         self._shared: dict[str, _Shared] = {}
 

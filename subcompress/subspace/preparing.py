@@ -23,7 +23,7 @@ from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network with its starting values, what these are, and its base."""
+    """A network with its initial values, a description of these, and its base."""
 
     module: nn.Module
     starts: Starts

@@ -539,7 +539,8 @@ class Fitter:
         return result
 
     def nothing_learned(self, value: float) -> str | None:
-        """A line where the metric is no better than that of a constant answer, None if it is or nobody knows."""
+        """A line where the metric is no better than that of a constant answer, None if it is better or that is not
+        known."""
         return nothing_learned(self.task, value, self._constant, size(self.data.validation))
 
     def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
@@ -625,7 +626,7 @@ class Fitter:
         return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:
-        """The metric on the validation split: of the rebuilt weights where there is a file to be."""
+        """The metric on the validation split: that of the rebuilt weights, if there will be a file."""
         if record is not None:
             return evaluate(self.copies.rebuilt(record), self.data.validation, self.task)
         subspace.eval()

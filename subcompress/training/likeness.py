@@ -109,7 +109,7 @@ def keep(folder: Path, outputs: Outputs | None) -> None:
 
 
 def _held(folder: Path) -> Outputs | None:
-    """What a folder keeps, None if that is nothing or no longer what was written."""
+    """The outputs that a folder keeps; None if there are none or if they were changed."""
     try:
         found = json.loads((folder / FILE).read_text("utf-8"))
         return [

@@ -80,7 +80,7 @@ def prepared(
     Args:
         model: The network, or a function without arguments that builds it.
         data: As `as_data` gives them, with labels as `task` takes them.
-        options: What was asked for; the goal is not looked at but for `d`.
+        options: The options; of the goal, only `d` is used.
         task: What `task_of` gave for the recipe.
         listener: Receives progress.
         rounded: Whether coordinates are rounded to bits, as in a file.

@@ -236,7 +236,7 @@ class Measurement(Struct):
 
 
 def read(path: Path, then: str) -> Any:
-    """The plain JSON of a file of ours, None if there is none. then: what to do about a file that is not.
+    """The plain JSON of a file of subcompress; None if there is none. then: the advice if the file is damaged.
 
     Raises SubcompressError for what is no file, is too large, or is no JSON.
     """

@@ -146,7 +146,7 @@ LOSSES: dict[str, tuple[Loss, str]] = {
     NEXT: (_of_outputs(_next(_entropy_of_tokens)), "loss"),
     PER_TOKEN: (_of_outputs(_entropy_of_tokens), "token-accuracy"),
 }
-"""By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
+"""Name -> f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
 EXAMPLES = 1_000
 """The examples of a batch in an evaluation."""
@@ -165,7 +165,7 @@ METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "token-accuracy": (_token_accuracy, False),
     "exact-match": (_exact_match, False),
 }
-"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples, or
+"""Name -> f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples, or
 over tokens; perplexity is the exponential of one."""
 
 _OF_TOKENS = (_perplexity, _token_accuracy, _exact_match)

@@ -22,7 +22,7 @@ FORMATS: dict[str, Format] = {
         adapter.FORMAT,
     )
 }
-"""By name."""
+"""The formats by name."""
 
 
 def chosen(name: str | None, output: Path, self_unfolding: bool) -> Format:

@@ -66,7 +66,7 @@ def of_reals(found: Tensor, like: Tensor) -> Tensor:
 
 
 def digest(tensor: Tensor) -> int:
-    """A number below 2^61 that differs where bits of the tensor do, except for chance."""
+    """A number below 2^61 that differs, except by chance, if bits of the tensor differ."""
     held = words(tensor)
     weights = torch.arange(1, 2 * len(held), 2, device=held.device) * 0x9E3779B97F4A7C1
     return int(((held ^ (held >> 29)) * weights).sum()) & ((1 << 61) - 1)

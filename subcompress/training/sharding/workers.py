@@ -128,7 +128,7 @@ class Workers(Shards):
             self._fast = dist.new_group(backend="nccl", timeout=timeout)
 
     def left(self, error: Exception) -> Exception:
-        """What to raise where this worker ends with an error: a mistake of the user is told once, by the first."""
+        """The error to raise if this worker ends with one: only the first worker reports a mistake of the user."""
         if not self._met:
             try:
                 self._store.set(f"{self._key}/{self.rank}", str(error) or type(error).__name__)
