@@ -202,8 +202,8 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         """Return the arguments of `__init__`. Raises SubcompressError if JSON cannot hold all of them."""
         if self._left_out:
             raise SubcompressError(
-                f"config.json holds what {type(self).__name__} was given, and cannot hold {', '.join(self._left_out)}: "
-                "give numbers and texts instead, or the class coders={TYPE: (to_json, from_json)}"
+                f"config.json cannot hold {', '.join(self._left_out)}, which {type(self).__name__} was made with: give "
+                "numbers and texts instead, or give the class coders={TYPE: (to_json, from_json)}"
             )
         return _plain(self._hub_mixin_config)
 

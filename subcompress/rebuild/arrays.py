@@ -53,7 +53,7 @@ def factors_of(record: Record, name: str) -> list[np.ndarray]:
     numbers = {spec.name: i for i, spec in enumerate(record.layout)}
     i = numbers.get(name, -1)
     if i < 0 or not isinstance(record.entries[i], Factored):
-        raise SubcompressError(f"factors are those of a matrix that coordinates act on through them; {name} is none")
+        raise SubcompressError(f"{name} has no factors, because coordinates do not act on it through any")
     filling = Filling(record, host_backend(), [group.coordinates for group in record.groups])
     found = filling.factors(i)
     filling.write()

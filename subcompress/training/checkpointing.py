@@ -23,7 +23,7 @@ def checkpointed(model: nn.Module) -> nn.Module:
     kind = next((k for k in KINDS if callable(getattr(found, f"{k}_checkpointing_enable", None))), None)
     if kind is None:
         raise SubcompressError(
-            f"--checkpointing is for transformers models; {type(model).__name__} has no {KINDS[1]}_checkpointing_"
+            f"--checkpointing needs a transformers model; {type(model).__name__} has no {KINDS[1]}_checkpointing_"
             "enable: leave it out, or give --accumulate"
         )
     refused = f"{type(model).__name__} refuses --checkpointing"

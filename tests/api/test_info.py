@@ -229,7 +229,7 @@ def test_a_folder_is_no_packed_file(tmp_path, name, words):
     (tmp_path / name).write_text("")
     for command in (("info",), ("unpack", "-o", tmp_path / "net.onnx")):
         found = cli(*command, tmp_path)
-        assert found.stderr == f"error: a packed file is needed; {tmp_path} is a folder: {words.format(tmp_path)}\n"
+        assert found.stderr == f"error: {tmp_path} is a folder, not a packed file: {words.format(tmp_path)}\n"
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_names_no_file_can_have(tmp_path):
     long = tmp_path / ("x" * 300)
     assert "not a finished run" in mistake("pack", long, "-o", tmp_path / "o.safetensors")
     assert "File name too long" in mistake("info", long)
-    assert "is a folder: name the file" in mistake("info", tmp_path)
+    assert "is a folder, not a packed file: name the file" in mistake("info", tmp_path)
     assert "cannot be read" in mistake("info", tmp_path / "a\nb")
     line = mistake("fit", "--model", "lenet", "--data", "mnist", "--data-dir", long, "--d", 9, "-o", tmp_path / "r")
     assert "MNIST is not in" in line

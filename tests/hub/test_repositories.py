@@ -57,7 +57,7 @@ def test_arguments_that_settings_cannot_hold():
     assert Net(kind=torch.float16)._config()["kind"] == "torch.float16"
     given = {"act": torch.nn.ReLU(), "width": torch.ones(2), "kind": [torch.nn.Identity()]}
     for name, value in given.items():
-        with pytest.raises(SubcompressError, match=f"config.json holds what Net was given, and cannot hold {name}: "):
+        with pytest.raises(SubcompressError, match=f"config.json cannot hold {name}, which Net was made with: "):
             Net(**{name: value})._config()
     with pytest.raises(SubcompressError, match="cannot hold rest"):
         Net(3, None, 5)._config()

@@ -142,7 +142,7 @@ def test_checkpointed_layers_run_again_and_give_the_same_gradients():
 
 
 def test_one_line_for_a_network_without_checkpointing(tmp_path):
-    with pytest.raises(SubcompressError, match=r"^--checkpointing is for transformers models; Net has no .*leave"):
+    with pytest.raises(SubcompressError, match=r"^--checkpointing needs a transformers model; Net has no .*leave"):
         subcompress.fit(net(), data(), tmp_path / "run", d=12, checkpointing=True)
     pytest.importorskip("transformers")
     odd = tiny_llama.network()
