@@ -74,7 +74,7 @@ def read_layout(r: Reader) -> Layout | BasedLayout:
     if body.at != len(body.data):
         raise r.fail("a layout ends with the last tensor")
     if layout.nbytes > MAX_DENSE_BYTES:
-        raise r.fail(f"the tensors of a file may take {MAX_DENSE_BYTES} bytes; these claim {layout.nbytes}")
+        raise r.fail(f"the tensors of a file may take at most {MAX_DENSE_BYTES} bytes; these claim {layout.nbytes}")
     return layout
 
 
@@ -183,7 +183,8 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
     shape = tuple(body.varints(axes, "an axis", MAX_DENSE_BYTES))
     if len(name) > MAX_NAME or math.prod(filter(None, shape)) > MAX_DENSE_BYTES:
         raise body.fail(
-            f"a tensor may have {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name; this one has the shape {shape}"
+            f"a tensor may have at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name; "
+            f"this one has the shape {shape}"
         )
     try:
         text = name.decode()

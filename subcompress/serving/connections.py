@@ -98,7 +98,7 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(400, "this is not a request in HTTP/1.1")
         if self._read > HEAD and not self._over:
-            self._refuse(431, f"the headers of a request may have {HEAD} bytes: send fewer")
+            self._refuse(431, f"the headers of a request may have at most {HEAD} bytes: send fewer")
 
     def _feed(self, data: bytes) -> None:
         while data and not self._over:

@@ -617,7 +617,7 @@ def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> Subcom
     hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
     why = v.structured or ("equal in every build" if v.built else "not clearly random")
     return SubcompressError(
-        f"initial values that are not random are stored in the file and may take {MAX_STORED} bytes; those of "
+        f"initial values that are not random are stored in the file and may take at most {MAX_STORED} bytes; those of "
         f"this network take {sum(costs.values())}, most of them for {name} ({why}): {hint}, give --structured "
         "guess to start from the seed what looks random, or give trained weights with --base"
     )

@@ -173,7 +173,7 @@ def test_long_work_says_how_long(tmp_path, monkeypatch, terminal):
     assert f"net.safetensors: {total} bytes of weights to rebuild" in done.stderr.replace("\n", "")
     assert ("MB/s" in done.stderr) == terminal
     failed = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "n.bin")])
-    assert failed.stderr.startswith("error: unpack writes .safetensors and .onnx files; n.bin is neither")
+    assert failed.stderr.startswith("error: unpack writes .safetensors and .onnx files; got n.bin")
 
 
 def test_an_interruption_is_one_line(tmp_path, monkeypatch):

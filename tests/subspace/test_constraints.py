@@ -200,7 +200,9 @@ def test_extra_state_of_tensors_goes_along(tmp_path):
 
 
 def test_extra_state_of_other_things_is_refused():
-    with pytest.raises(SubcompressError, match=r"0\._extra_state is no tensor: leave extra state out"):
+    with pytest.raises(
+        SubcompressError, match=r"0\._extra_state in the state dict is not a tensor: leave extra state out"
+    ):
         Subspace.of(nn.Sequential(Extra(tensor=False)), 9)
 
 

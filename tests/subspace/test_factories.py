@@ -67,7 +67,7 @@ def test_ties_frozen_weights_buffers_and_what_is_dropped():
     assert frozen_note(Vae(), recognize(Vae()).of()) is None
     dropped = recognize(net, drop=("table", "encoder.layers.0.linear1.weight")).of()
     assert {n for n, s in dropped.items() if s.kind == "dropped"} == {"table", "encoder.layers.0.linear1.weight"}
-    for pattern, words in (("norm.weight", "norm.weight, which is trained"), ("nothing*", "names none")):
+    for pattern, words in (("norm.weight", "norm.weight, which is trained"), ("nothing*", "matches none")):
         with pytest.raises(SubcompressError, match=words):
             recognize(net, drop=(pattern,))
 
@@ -108,7 +108,7 @@ def test_odd_state_is_refused_in_one_line():
             return {"x": 1}
 
     for module, words in [
-        (Extra(2, 2), "_extra_state is no tensor"),
+        (Extra(2, 2), "_extra_state in the state dict is not a tensor"),
         (nn.LazyLinear(3), "run the model once first"),
     ]:
         with pytest.raises(SubcompressError, match=words):
@@ -133,7 +133,9 @@ def test_a_factory_that_ignores_the_seed_says_what_that_costs():
         torch.manual_seed(5)
         return torch.randn(200, 200)
 
-    with pytest.raises(SubcompressError, match=f"may take {MAX_STORED} bytes; those .* take .* most of them for p"):
+    with pytest.raises(
+        SubcompressError, match=f"may take at most {MAX_STORED} bytes; those .* take .* most of them for p"
+    ):
         observed(large)
 
 

@@ -264,7 +264,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_loses_nothing(tmp_path):
     first, second = shared(2, command + "killed", dies=(1, 7, signal.SIGKILL))
     assert second == [Ended(-signal.SIGKILL)]
     lines = [line for line in first[0].stderr.splitlines() if line.startswith("error:")]
-    assert first[0].status == 1 and len(lines) == 1 and "a worker of this training has ended" in lines[0]
+    assert first[0].status == 1 and len(lines) == 1 and "a worker of this training ended" in lines[0]
     assert any((tmp_path / "killed" / run.CHECKPOINTS).iterdir())
     assert cli(*(command + "killed").split()).exit_code == 0
     assert cli(*(command + "whole").split()).exit_code == 0
@@ -323,7 +323,7 @@ def test_a_worker_that_is_silent_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("SUBCOMPRESS_WORKER_TIMEOUT", "15")
     command = f"fit {MIXED} --epochs 2 --shards 4 --device cpu -o {tmp_path}/run"
     first, _ = shared(2, command, dies=(1, 7, signal.SIGSTOP))
-    assert first[0].status == 1 and "error: a worker of this training has ended, or does not answer" in first[0].stderr
+    assert first[0].status == 1 and "error: a worker of this training ended, or does not answer" in first[0].stderr
 
 
 def test_workers_with_other_data_are_refused(tmp_path):
