@@ -276,5 +276,5 @@ def test_the_command_says_what_lies_beside_a_graph():
     files = [{"name": "model.safetensors", "bytes": 90, "placed": "hard link"}]
     lines = beside_lines(Path("graphs/net.onnx"), {"base_files": files, "converted_bytes": 7})
     assert lines[0] == "graphs/model.safetensors: the base, 90 bytes, hard link"
-    assert lines[1].startswith("a session converts 7 bytes of the base to the network's dtype")
+    assert lines[1].startswith("at its start, a session converts 7 bytes of the base to the network's dtype")
     assert beside_lines(Path("net.onnx"), {}) == []
