@@ -6,7 +6,7 @@ A row a task of examples/atlas. Direct training: the mean of the seeds, with the
 d_int90: the d at which float32 coordinates reach 0.9 of it (a loss: 1 / 0.9 of it), and the d at which they reach the
 absolute threshold of the task, each between two neighbors of a ladder of d's whose ratio is the square root of 2, where
 all seeds are trained; the interval is the bootstrap's. File: the smallest that the search of `fit` finds at 95 % of
-direct training. All of it is on the validation split. Bound: of the error on new examples, from the bytes of the file
+direct training. All of it is on the validation split. Bound: on the error for new examples, from the bytes of the file
 alone (see `subcompress info --bound`). Each network is given to the tool as its file makes it.
 
 A task is kept in TASK.json of the output's folder atlas, and is not measured again. --runs holds the trainings, so that

@@ -22,7 +22,7 @@ from subcompress_models import MODELS
 
 CASES = "lenet:digits:200,lenet:digits:250,lenet:digits:400"
 SHARES = (0.92, 0.96, 1.0, 1.04)
-"""Of the d that the budget took: those that are trained beside it."""
+"""Multiples of the d that the budget used, which are trained for comparison."""
 
 
 def rows(network: str, data_name: str, limit: int, data: subcompress.Data, options: dict[str, Any]) -> Iterator[str]:

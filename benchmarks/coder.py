@@ -1,4 +1,4 @@
-"""The coder above the empirical entropy, and beside constriction's, which is told the frequencies for nothing.
+"""The coder against the empirical entropy, and against constriction's, which gets the frequencies for free.
 
 python benchmarks/coder.py [-o benchmarks/results]
 """
@@ -16,7 +16,7 @@ from subcompress.format.codec import decode, encode
 
 
 def row(n: int, bits: int, spread: float) -> str:
-    """n normal coordinates of so many bits and that standard deviation."""
+    """n normally distributed coordinates with this number of bits and this standard deviation."""
     top = (1 << (bits - 1)) - 1
     z = np.random.default_rng(n).normal(0, spread, n).round().clip(-top, top).astype(np.int32)
     counts = np.bincount(z + top, minlength=2 * top + 1)

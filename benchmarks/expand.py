@@ -96,7 +96,7 @@ def in_turn(
 
 
 def load(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
-    """A file into a module, against the dense file into tensors of one's own."""
+    """Loading a file into a module, against loading the dense file into preallocated tensors."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         packed, dense, seeded = (Path(folder) / f"{name}.safetensors" for name in ("net", "dense", "seeded"))
         record = record_of(D, d)

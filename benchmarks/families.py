@@ -74,7 +74,7 @@ def weights_of(family: Family) -> int:
 
 
 def arguments(family: Family, seed: int) -> dict[str, Any]:
-    """Of `subcompress.fit`, but for the network, the data and the folder."""
+    """Arguments of `subcompress.fit`, except the network, the data and the folder."""
     minimize = "minimize" if "minimize" in inspect.signature(subcompress.fit).parameters else "minimise"
     based = {} if family.base is None else {"base": family.base()}
     return {
@@ -166,7 +166,7 @@ def notes(rows: list[Row]) -> Iterator[str]:
 
 
 def chosen(names: list[str], cases: Path | None) -> list[Family]:
-    """The families of those names, all of them where there are none."""
+    """The families with these names; all of them if no names are given."""
     found = dict(FAMILIES)
     for path in sorted(cases.glob("*.py")) if cases else []:
         family = runpy.run_path(str(path)).get("FAMILY")

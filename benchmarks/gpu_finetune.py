@@ -90,7 +90,7 @@ def data(size: Size, vocabulary: int) -> subcompress.Data:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes at most: of the GPU since the counter was reset, or of the process."""
+    """The peak of memory in bytes: of the GPU since the counter was reset, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

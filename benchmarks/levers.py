@@ -6,7 +6,7 @@ Each row trains in as many coordinates as make about 250 coded bytes at its prec
 coordinates and the accuracy on the validation split, mean and standard deviation over the seeds; the test split is not
 read. `gain` is the difference to the first row's mean; within the spread of both it says nothing.
 About an hour on one core. What won on both networks is an option of `fit` (--optimizer eigen) or its default; the
-others live here only, but for the price of a bit, which --rate keeps for networks with a coordinate a weight.
+others live here only, except the price of a bit, which --rate keeps for networks with a coordinate a weight.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from subcompress.training.tasks import accuracy_of
 from subcompress_models import MODELS
 
 BYTES = 250
-"""Of coordinates: what the number of coordinates is chosen for."""
+"""Bytes of coordinates, for which the number of coordinates is chosen."""
 
 ENTROPY = {2: 1.6, 3: 2.7, 4: 3.37, 5: 4.37, 6: 5.25}
 """Bits that a coordinate takes in the file, by its precision."""
@@ -182,7 +182,7 @@ class Levered(Subspace):
         return total
 
     def coded_bytes(self) -> int:
-        """Of the coordinates, as a file holds them."""
+        """Bytes of the coordinates in a file."""
         return len(codec.encode((q.numpy().astype(np.int32), self.bits) for q in self.integers()))
 
 

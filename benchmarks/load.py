@@ -67,7 +67,7 @@ class Answer:
         return True
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of a header, None where it is not there."""
+        """The value of a header, None if it is not there."""
         at = self.head.find(b"\r\n" + name + b":")
         return None if at < 0 else self.head[at + len(name) + 3 :].partition(b"\r\n")[0].strip()
 
@@ -92,7 +92,7 @@ class Answer:
         return self.header(b"connection") == b"close"
 
     def values(self) -> list[float]:
-        """Of the first output: float32, as JSON or as binary data."""
+        """The values of the first output: float32, from JSON or from binary data."""
         length = self.header(b"inference-header-content-length")
         head = json.loads(self.body[: int(length)] if length is not None else self.body)
         output = head["outputs"][0]
@@ -105,7 +105,7 @@ class Answer:
         return list(values)
 
     def answers(self, expected: int | list[float]) -> bool:
-        """Whether the values are those that are expected, but for rounding; of an integer: whether that one is the
+        """Whether the values are those that are expected, except for rounding; of an integer: whether that one is the
         largest."""
         values = self.values()
         if isinstance(expected, int):

@@ -60,7 +60,7 @@ RULES = (
 )
 BITS = 4
 LEAST = 2.0**-40
-"""The smallest scale: of a tensor that no gradient reaches."""
+"""The smallest scale, which a tensor without a gradient gets."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def data_of(family: Family) -> tuple[Batch, ...]:
 
 @cache
 def moves(family: Family, steps: tuple[int, ...], lr: float, seed: int) -> dict[int, dict[str, float]]:
-    """After each of so many steps of direct Adam: parameter -> r, of real numbers."""
+    """Return, after each of these numbers of steps of direct Adam, parameter -> r (of its real numbers)."""
     net, (data, *_) = start(family, seed)
     model, before = copy.deepcopy(net).train(), {n: reals(p) for n, p in named_starts(net).items()}
     optimizer, found = adam(model, lr), {}
@@ -248,13 +248,13 @@ def note(path: Path, run: Run, value: float, seconds: float) -> None:
 
 
 def median(values: Sequence[float], minimize: bool) -> float:
-    """Of values of which those that are no number are the worst."""
+    """The median of values, where nan counts as the worst."""
     worst = math.inf if minimize else -math.inf
     return statistics.median(v if math.isfinite(v) else worst for v in values)
 
 
 def share(value: float, direct: float, minimize: bool) -> float:
-    """Of direct training: the ratio of the metrics, of errors the other way around, at most 1."""
+    """The share of direct training that is reached, at most 1: the ratio of the metrics, inverted for errors."""
     ratio = direct / value if minimize else value / direct
     return min(1.0, ratio) if math.isfinite(ratio) else 0.0
 

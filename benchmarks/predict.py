@@ -57,7 +57,7 @@ def of_mnist(model: str, folder: Path) -> Task:
 
 
 def row(task: Task, folder: Path) -> tuple[str, float, float] | None:
-    """The row, and the two errors; None where the ladder does not reach the threshold."""
+    """The row, and the two errors; None if the ladder does not reach the threshold."""
     guess = subcompress.predict_dimension(task.build, task.data, folder / "guess", **task.options)
     near = math.sqrt(guess.D)
     ladder = sorted({min(guess.D, max(2, round(near * k))) for k in LADDER})

@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and what it has started, all the way down."""
+    """A process and all processes that it has started, directly or indirectly."""
     found, waiting = [], [pid]
     while waiting:
         found.append(waiting.pop())
@@ -111,7 +111,7 @@ class Server:
         self._end()
 
     def _end(self) -> None:
-        """Stop it and what it started, its children too where it leaves some behind."""
+        """Stop it and the processes that it started, including children that it leaves behind."""
         left = tree(self.process.pid)
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -142,7 +142,7 @@ class Server:
             connection.close()
 
     def last_line(self) -> str:
-        """Of its log."""
+        """The last line of its log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "it said nothing"
 

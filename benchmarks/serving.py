@@ -60,7 +60,7 @@ from subcompress_models import MODELS
 
 MB = 10**6
 MODEL_BEYOND = 150 * MB
-"""What the server's process may take beside `--memory`."""
+"""Bytes that the server's process may take in addition to `--memory`."""
 Lines = list[str]
 
 
@@ -70,7 +70,7 @@ def image() -> np.ndarray:
 
 
 Answers = dict[str, list[float]]
-"""By the name of a model: what it answers."""
+"""Name of a model -> its answer."""
 
 
 def lenets(folder: Path, count: int) -> Answers:
@@ -230,7 +230,7 @@ def peers_tables(
     failed: dict[tuple[str, int, str], str],
     own: list[float],
 ) -> Lines:
-    """A table a cell, and what the figures come to."""
+    """A table for each cell, and a summary of the figures."""
     x = encoded({"input": image()}, False)["body"], encoded({"input": image()}, True)["body"]
     sizes = [len(base64.b64decode(b)) for b in x]
     limits = {clients: load.ceiling(clients)["rate"] for clients in (1, 16)}

@@ -56,7 +56,7 @@ def raw(line: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 def chunks(total: int) -> bytes:
-    """A body of `total` bytes whose length is not declared."""
+    """A body of `total` bytes without a declared length."""
     piece = b"%x\r\n" % (1 << 16) + b" " * (1 << 16) + b"\r\n"
     return raw(f"POST {PATH} HTTP/1.1", "Transfer-Encoding: chunked") + piece * (total >> 16) + b"0\r\n\r\n"
 
@@ -292,7 +292,7 @@ class Client(threading.Thread):
 
 
 def strict(answer: Answer) -> str:
-    """What is wrong with the JSON of a 200: empty where it is JSON that any parser reads, NaN not among it."""
+    """What is wrong with the JSON of a 200: empty if it is JSON that any parser reads, NaN not among it."""
     odd: list[str] = []
     try:
         json.loads(
@@ -305,7 +305,7 @@ def strict(answer: Answer) -> str:
 
 
 def explained(body: bytes) -> str:
-    """What is wrong with the body of a 4xx: empty where it is JSON with one line in `error`."""
+    """What is wrong with the body of a 4xx: empty if it is JSON with one line in `error`."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):

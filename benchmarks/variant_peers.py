@@ -44,7 +44,7 @@ def text(kind: Any = np.asarray) -> dict[str, Any]:
 
 
 def write_ours(base: Path, folder: Path, variants: int) -> None:
-    """Packed files, and a graph beside the base for each."""
+    """Write packed files, and a graph beside the base for each."""
     import torch
 
     import subcompress

@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def version(name: str) -> str:
-    """Of an installed library."""
+    """The version of an installed library."""
     return str(importlib.import_module(name).__version__)
 
 

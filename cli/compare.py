@@ -65,7 +65,7 @@ def compare(
     origin = run.summary(run_folder).get("origin", {})
     model_name, data_name = model_name or origin.get("model"), data_name or origin.get("data")
     if model_name is None or data_name is None:
-        raise SubcompressError("this run does not name its model and data: give --model and --data")
+        raise SubcompressError("the run does not name its model and data: give --model and --data")
     folder = data_dir or (Path(origin["data_dir"]) if origin.get("data_dir") else None)
     data = data_with(data_name, folder, origin.get("augment"), model_name)
     module = network(model_name, run.fit_of(run_folder).seed, data)

@@ -122,7 +122,7 @@ def _name_for(layout: Layout, place: Place | None) -> tuple[str | None, str]:
     if (name := known_name(layout)) is not None:
         return name, ""
     if place is None:
-        return None, "its layout is not that of a network known by name, and no base with a config.json is at hand"
+        return None, "its layout is not that of a built-in network, and there is no base with a config.json"
     from subcompress.data import pretrained
 
     where, revision = place
@@ -131,7 +131,7 @@ def _name_for(layout: Layout, place: Place | None) -> tuple[str | None, str]:
     except SubcompressError as e:
         return None, str(e)
     if task is None:
-        return None, f"it has other tensors than any network of its base {where}"
+        return None, f"no network of its base {where} has its tensors"
     return f"{HF}{where}{f'@{revision}' if revision else ''},task={task}", ""
 
 
@@ -139,7 +139,7 @@ def _required_name(layout: Layout, place: Place | None, file: str, why: str = ""
     """Return the name like `_name_for`. why: what is known already. Raises SubcompressError if there is none."""
     name, reason = _name_for(layout, place)
     if name is None:
-        raise SubcompressError(f"{file} needs its network: give it with --model ({why or reason})")
+        raise SubcompressError(f"{file} does not show which network it is: give it with --model ({why or reason})")
     return name
 
 

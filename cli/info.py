@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--bound",
     type=int,
     metavar="N",
-    help="Also tell by how much the error on new examples can exceed the error on the N examples of the training "
+    help="Also state by how much the error on new examples can exceed the error on the N examples of the training "
     "split.",
     group=MEASUREMENT,
 )

@@ -27,7 +27,7 @@ def init(folder: Path) -> None:
     """
     present = [name for name in FILES if os.path.lexists(folder / name)]
     if present:
-        raise SubcompressError(f"{folder / present[0]} is there already: move it away, or give another folder")
+        raise SubcompressError(f"{folder / present[0]} already exists: move it away, or give another folder")
     for name in FILES:
         write_bytes(folder / name, (resources.files("subcompress_cli") / "starter" / name).read_bytes())
     answer(f"written: {' and '.join(str(folder / name) for name in FILES)}")

@@ -62,7 +62,7 @@ def _known_or_user_model(name: str) -> nn.Module:
     found = _call_factory(factory, name) if ":" in name else factory()
     if not isinstance(found, nn.Module):
         raise SubcompressError(
-            f"a model factory returns an nn.Module; {name} returned {_describe_type(found)}: return the network"
+            f"a model factory must return an nn.Module; {name} returned {_describe_type(found)}: return the network"
         )
     return found
 
@@ -72,7 +72,9 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
     through."""
     if texts.is_texts(name):
         if folder is not None:
-            raise SubcompressError(f"--data-dir is for mnist and cifar10; --data {name} does not use it: leave it out")
+            raise SubcompressError(
+                f"--data {name} does not use --data-dir, which is for mnist and cifar10: leave it out"
+            )
         return texts.data(name, model_name)
     if ":" not in name:
         if name not in DATA:
@@ -82,15 +84,15 @@ def data_of(name: str, folder: Path | None = None, model_name: str | None = None
             )
         return load_data(name, folder)
     if folder is not None:
-        raise SubcompressError(f"--data-dir is for mnist and cifar10; {name} finds its files by itself: leave it out")
+        raise SubcompressError(f"{name} does not use --data-dir, which is for mnist and cifar10: leave it out")
     with _seeded(0):  # so that a random split is the same in every run
         found = _call_factory(load_object(name, "--data"), name)
         if isinstance(found, Data):
             return found
         if not isinstance(found, (tuple, list)) or len(found) != 3:
             raise SubcompressError(
-                f"a data factory returns (train, validation, test); {name} returned {_describe_type(found)}: return "
-                f"three datasets or DataLoaders"
+                f"a data factory must return (train, validation, test); {name} returned "
+                f"{_describe_type(found)}: return three datasets or DataLoaders"
             )
         return Data(*found)
 
@@ -116,11 +118,11 @@ def function_of(name: str | None, option: str, known: Collection[str]) -> Any:
     if option == "--metric" and accumulates(f):
         return f
     if not callable(f):
-        raise SubcompressError(f"{option} takes a function; {name} is {_describe_type(f)}: name a function")
+        raise SubcompressError(f"{option} must name a function; {name} is {_describe_type(f)}: name a function")
     try:
         inspect.signature(f).bind(None, None)
     except TypeError as e:
-        raise SubcompressError(f"{option} needs a function of two arguments; {name} does not take two: {e}") from e
+        raise SubcompressError(f"{option} needs a function of two arguments; {name} takes others: {e}") from e
     except ValueError:
         pass
     return f
@@ -173,7 +175,7 @@ def _from_package(name: str, option: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
         if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
-            raise SubcompressError(f"{option} names a module that can be imported; {name} cannot: {e}") from e
+            raise SubcompressError(f"{option}: {name} cannot be imported: {e}") from e
         raise user_error(e, name) from e
     except (Exception, SystemExit) as e:
         raise user_error(e, name) from e
@@ -183,7 +185,7 @@ def _call_factory(factory: Any, name: str) -> Any:
     """Call the user's factory. Raises SubcompressError if it needs arguments or raises."""
     if not callable(factory):
         raise SubcompressError(
-            f"a factory is a function or a class; {name} is {_describe_type(factory)}: name a function"
+            f"a factory must be a function or a class; {name} is {_describe_type(factory)}: name a function"
         )
     try:
         needed = [
@@ -195,8 +197,8 @@ def _call_factory(factory: Any, name: str) -> Any:
         needed = []
     if needed:
         raise SubcompressError(
-            f"a factory takes no arguments; {name} needs {', '.join(needed)}: give them defaults, or write a function "
-            "that calls it"
+            f"a factory must need no arguments; {name} needs {', '.join(needed)}: give them defaults, or write "
+            "a function that calls it"
         )
     try:
         return factory()

@@ -35,7 +35,7 @@ def factory(name: str, data: Data) -> Callable[[], nn.Module]:
 
 
 def data_set(name: str | None, folder: Path | None, model_name: str | None) -> Data | None:
-    """The data set of that name, None where none is named. model_name: see `data_of`."""
+    """The data set of that name, None if none is named. model_name: see `data_of`."""
     return None if name is None else data_of(name, folder, model_name)
 
 

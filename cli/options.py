@@ -26,7 +26,7 @@ SETS = "hf:DIR_OR_ID[,config=C][,train=S][,validation=S][,test=S][,text=COLUMN].
 
 
 def say(line: str) -> None:
-    """Print a line for whoever waits, on stderr. What a file brings into it cannot steer the terminal."""
+    """Print a line on stderr, for a user who waits. What a file brings into it cannot steer the terminal."""
     click.echo(printable(line), err=True)
 
 

@@ -119,7 +119,7 @@ def _tokenizer(place: Place | None, what: str) -> Any:
 
     if place is None:
         raise SubcompressError(
-            f"{what} goes through a tokenizer, and the file names none: give --model hf:DIR_OR_ID, or --base with the "
+            f"{what} needs a tokenizer, and the file names none: give --model hf:DIR_OR_ID, or --base with the "
             "folder of its base"
         )
     return pretrained.load_tokenizer(place[0], revision=place[1])

@@ -110,7 +110,7 @@ def push(
     if as_json:
         print_json(asdict(pushed))
         return
-    what = "published" if pushed.changed else "nothing to publish, it is all there"
+    what = "published" if pushed.changed else "nothing to publish: it is all there already"
     answer(f"{what}: {pushed.url}")
     for name, size in pushed.files.items():
         answer(f"  {name:30} {size:>10,} bytes")

@@ -16,8 +16,9 @@ LONG = 1 << 28
 
 @contextmanager
 def rebuilding(file: Path, times: int = 1) -> Iterator[Callable[[int], None] | None]:
-    """What to tell the bytes that are rebuilt of a file's weights, so many times over: from the first of them, a bar on
-    stderr where they are many, one line where that is no terminal. None where they are few."""
+    """Yield a function that takes the numbers of rebuilt bytes, while the weights of a file are rebuilt `times` times.
+
+    If the bytes are many, stderr shows a bar, or one line if it is not a terminal. If they are few, None is yielded."""
     total = times * subcompress.info(file)["dense_bytes"]
     if total < LONG:
         yield None

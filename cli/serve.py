@@ -35,7 +35,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
             return value
         found = re.fullmatch(r"(\d{1,15})(?: ?([KMG]I?)?B)?", value.strip().upper())
         if found is None or not (size := int(found[1]) * UNITS[found[2] or ""]):
-            self.fail(f"{value!r} is no number of bytes: give one such as 1000000, 64MB or 1GiB", param, ctx)
+            self.fail(f"{value!r} is not a number of bytes: give one such as 1000000, 64MB or 1GiB", param, ctx)
         return size
 
 
@@ -187,7 +187,9 @@ def serve(
     _raise_open_file_limit()
     token = _read_token(token_file)
     if place is None and token is None and not is_loopback(host):
-        say(f"everybody who reaches {host} can use this server; to require a token, set ${TOKEN} or give --token-file")
+        say(
+            f"everybody who can reach {host} can use this server; to require a token, set ${TOKEN} or give --token-file"
+        )
     if place is None and workers > 1:
         running.check(sources, given["bases"], given["origins"], grpc_port)
         _log_end(_supervise(workers, host, port, grpc_port))
@@ -252,7 +254,7 @@ def _tell(address: str, grpc: str, told: dict[str, Any]) -> None:
 
 
 def _log_end(answered: bool) -> None:
-    _log("ended, after the last request was answered" if answered else "ended, and some requests were not answered")
+    _log("stopped after the last request was answered" if answered else "stopped, and some requests were not answered")
 
 
 def _ignore(line: str) -> None:

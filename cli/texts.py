@@ -41,10 +41,10 @@ def is_texts(name: str) -> bool:
 
 
 def packed(name: str) -> str:
-    """The argument of --data with texts packed. Raises SubcompressError where it names none."""
+    """The argument of --data with texts packed. Raises SubcompressError if it names none."""
     if not is_texts(name):
         raise SubcompressError(
-            f"--packing takes texts for a language model; --data {name} is something else: leave it out"
+            f"--packing needs texts for a language model, and --data {name} is something else: leave it out"
         )
     return name if ",packing=" in name else f"{name},packing=yes"
 
@@ -101,8 +101,7 @@ def data(name: str, model_name: str | None) -> Data:
     if place is None:
         if model_name is None or not model_name.startswith(HF):
             raise SubcompressError(
-                f"texts need a tokenizer: that of --model hf:DIR_OR_ID, or one that --data {DATA} names; "
-                f"{file} has neither"
+                f"the texts of {file} need a tokenizer: give --model hf:DIR_OR_ID, or name one in --data {DATA}"
             )
         place, _ = _parts(model_name.removeprefix(HF), OF_MODEL, MODEL)
     where, revision = _place(place)
@@ -138,7 +137,7 @@ def _length_for(model_name: str | None, tokenizer: Any, length: int | None) -> i
     where, revision = place_of(model_name)
     context = pretrained.context_of(where, revision=revision)
     if length is not None and context is not None and length > context:
-        raise SubcompressError(f"the network takes at most {context} tokens; length={length} was given: lower it")
+        raise SubcompressError(f"length must be at most the {context} tokens that the network takes; got {length}")
     usual = language.length_of(tokenizer, length)
     return usual if context is None or length is not None else min(usual, context)
 
@@ -153,7 +152,7 @@ def _parts(name: str, known: tuple[str, ...], usage: str) -> tuple[str, dict[str
     if unknown := [key for key in options if key not in known]:
         raise SubcompressError(f"{usage} takes {', '.join(known)}; got {unknown[0]!r}{suggestion(unknown[0], known)}")
     if not head:
-        raise SubcompressError(f"{usage} needs a folder or an ID on the Hub; {name!r} has none")
+        raise SubcompressError(f"{usage} needs a folder or an ID on the Hub; got {name!r}")
     return head, options
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PATIENCE = 600
 """Seconds that one network may take; requests for other models wait meanwhile."""
 
-ENDED = "its network could not be traced: the process that does it ended, or took longer than {} seconds"
+ENDED = "its network could not be traced: the tracing process ended, or took longer than {} seconds"
 
 
 def subprocess_tracer(models: Sequence[str], log: Any, cache: GraphCache | None = None) -> SubprocessTracer:
@@ -86,12 +86,12 @@ class SubprocessTracer:
         if not jobs:
             return found
         names = ", ".join(job.name for job in jobs[:3]) + (", ..." if len(jobs) > 3 else "")
-        self._log(f"tracing {names}: some seconds, and one or two for each more network")
+        self._log(f"tracing {names}: this takes some seconds, and one or two for each further network")
         while len(found) < len(jobs) and not self._closed:
             found += self._trace_until_failure(jobs[len(found) :])
             if len(found) < len(jobs) and not self._closed:
                 found.append(ENDED.format(PATIENCE))
-        return found + ["the server is ending"] * (len(jobs) - len(found))
+        return found + ["the server is shutting down"] * (len(jobs) - len(found))
 
     def close(self) -> None:
         """Kill the child and trace nothing more; may be called from another thread."""
@@ -222,9 +222,12 @@ def _note(name: str, network: str, failed: Sequence[SubcompressError], others: S
     """Describe the other networks with the tensors of a file; empty if there are none."""
     if others:
         return (
-            f"{name} is served as {network}; {', '.join(others)} has the same tensors: serve it by itself, as that one"
+            f"{name} is served as {network}; if it is {', '.join(others)}, which has the same tensors, serve it "
+            "alone with that --model"
         )
-    return f"{name} is served as {network}, because one before it could not be traced: {failed[0]}" if failed else ""
+    return (
+        f"{name} is served as {network}, because an earlier choice could not be traced: {failed[0]}" if failed else ""
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def unpack(
         and self_unfolding
         and sizes["output_bytes"] > (dense := subcompress.info(file)["dense_bytes"])
     ):
-        answer(f"its weights themselves take {dense} bytes: without --self-unfolding it is smaller")
+        answer(f"the weights themselves take {dense} bytes, so that the file is smaller without --self-unfolding")
 
 
 def _traced(file: Path, model_name: str | None, output: Path, base: str | None, dtype: str | None) -> nn.Module | None:
@@ -152,15 +152,15 @@ def _bytes(output: Path) -> int:
 
 
 def _beside(output: Path, told: dict[str, Any]) -> list[str]:
-    """What lies beside a graph, for a person."""
+    """Describe the files beside a graph, for people."""
     lines = [
         f"{output.parent / found['name']}: the base, {found['bytes']} bytes, {found['placed']}"
         for found in told.get("base_files", ())
     ]
     if converted := told.get("converted_bytes"):
         lines.append(
-            f"a session converts {converted} bytes of the base to the network's dtype when it starts, and holds them "
-            "beside the file"
+            f"at its start, a session converts {converted} bytes of the base to the network's dtype and holds "
+            "them in memory"
         )
     return lines
 

@@ -155,7 +155,7 @@ class Pendulum:
 
 
 def rounded(z: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
-    """Integers of so many bits, and A: z is about integers / A, with A as large as the largest coordinate allows."""
+    """Integers of `bits` bits, and A: z is about integers / A, with A as large as the largest coordinate allows."""
     top = (1 << (bits - 1)) - 1
     A = min(max(1, math.floor(top / max(float(np.abs(z).max()), 1e-9))), 64)
     return np.clip(np.rint(z * A), -top, top).astype(np.int32), A

@@ -1,4 +1,4 @@
-"""A network and data of one's own, as `subcompress fit` takes them: two factories without arguments.
+"""A network and data of your own, as `subcompress fit` takes them: two factories without arguments.
 
 subcompress fit --model examples/own.py:make_net --data examples/own.py:load --max-drop 0.1 -o runs/own
 """

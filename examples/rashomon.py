@@ -72,7 +72,7 @@ def make(data: subcompress.Data, folder: Path) -> list[Path]:
 
 
 def row(name: str, form: str, values: Tensor) -> str:
-    """Of the optimum, which comes first, and mean, lowest and highest of the members."""
+    """The metric of the optimum, which comes first, and the mean, lowest and highest metric of the members."""
     rest = values[1:].double()
     return f"| {name} | {values[0]:{form}} | {rest.mean():{form}} | {rest.min():{form}} | {rest.max():{form}} |"
 

@@ -11,7 +11,7 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-"""Expansion, channels, blocks, stride of the first of them."""
+"""Expansion, channels, number of blocks, and the stride of the first block."""
 
 
 def _layer(a: int, b: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:

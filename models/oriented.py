@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, group_norm, max_pool2d, pad
 
 MOST = 1.0
-"""Columns that a row is moved by at most, for each row that it is away from the middle."""
+"""The most columns by which a row is moved, for each row of distance from the middle."""
 
 
 def upright(x: Tensor) -> Tensor:

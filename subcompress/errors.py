@@ -72,7 +72,7 @@ def memory_ran_out(e: BaseException) -> bool:
 def explaining(line: Callable[[Exception], str]) -> Iterator[None]:
     """Turn what code that is not ours raises within the block into a SubcompressError with that line.
 
-    A SubcompressError passes as it is, and so does what says that memory ran out: it is told elsewhere.
+    A SubcompressError passes unchanged, and so does an error that says that memory ran out: another place reports it.
     """
     try:
         yield

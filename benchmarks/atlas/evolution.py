@@ -104,6 +104,6 @@ def row_of(task: Task, folder: Path, seeds: int) -> Row:
 
 
 EPISODES = 1_000
-"""The examples that a bound counts: about as many episodes as evolution tries the variants of one policy in."""
+"""The number of examples for a bound: about the episodes in which evolution tries the variants of a policy."""
 
 __all__ = ["FILE", "row_of"]

@@ -67,7 +67,7 @@ def file_of(task: Task, folder: Path, direct: float, seeds: int) -> Fit:
 
 
 def row_of(task: Task, folder: Path, seeds: int) -> Row:
-    """The row of the task. Raises SubcompressError where the tool refuses it."""
+    """The row of the task. Raises SubcompressError if the tool refuses it."""
     dimension = dimension_of(task, folder / "dim", seeds)
     assert dimension.baseline is not None
     direct = math.fsum(dimension.baseline) / len(dimension.baseline)

@@ -87,7 +87,7 @@ def _plain(text: str) -> bool:
 
 
 def _name(axes: Any, renderer: Any, points: Sequence[tuple[Row, int, float]]) -> None:
-    """Each name beside its point, where it covers no point and no other name."""
+    """Write each name beside its point, where it covers no point and no other name."""
     spots = [axes.transData.transform((x, y)) for _, x, y in points]
     taken: list[tuple[float, float, float, float]] = [(u - 7, v - 7, u + 7, v + 7) for u, v in spots]
     frame = axes.get_window_extent(renderer)
@@ -119,7 +119,7 @@ def _box(place: tuple[float, float], u: float, v: float, width: float, height: f
 
 
 def _cost(box: tuple[float, ...], taken: Sequence[tuple[float, ...]], frame: Any) -> float:
-    """What of a box others take, or lies outside."""
+    """The part of a box that others cover, or that is outside."""
     covered = sum(
         max(0.0, min(box[2], t[2]) - max(box[0], t[0])) * max(0.0, min(box[3], t[3]) - max(box[1], t[1])) for t in taken
     )

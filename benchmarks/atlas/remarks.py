@@ -35,7 +35,7 @@ class Findings:
 
 
 def remark_of(task: Task, found: Findings, folder: Path) -> str:
-    """A sentence where the file or the dimension misses its goal, naming the reason; empty where neither does."""
+    """A sentence where the file or the dimension misses its goal, naming the reason; empty if neither does."""
     own = found.dimension.estimates[0]
     if own.d_grid is None:
         return _why_not_at_all(task, found, folder)

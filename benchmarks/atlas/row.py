@@ -42,7 +42,8 @@ class Crossing:
 class Row:
     """One task. direct: each seed's; own, absolute: at 0.9 of their mean and at the task's threshold; bytes, d, bits:
     of the smallest file at 95 %, or of the best one where reached is false; values: of the trainings in exactly that d;
-    bound: of the error on new examples, with the error of the file on the training split, None where that is none."""
+    bound: that on the error for new examples, with the error of the file on the training split; None if it is no
+    error."""
 
     name: str
     title: str
@@ -67,7 +68,7 @@ class Row:
     warnings: list[str] = field(default_factory=list)
 
     def bound(self) -> str:
-        """The bound, and what it is made of."""
+        """The bound, and the numbers that it is computed from."""
         if self.training_error is None:
             return f"gap {self.gap:.2f}" + (" (vacuous)" if self.gap >= 1 else "")
         most = self.training_error + self.gap

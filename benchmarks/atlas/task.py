@@ -49,17 +49,17 @@ class Task:
         return self.metric == "accuracy"
 
     def target(self, direct: float, share: float) -> float:
-        """That share of a direct result; of one to be minimized, the result over it."""
+        """The share of a direct result; if it is minimized, the result divided by the share."""
         return direct / share if self.family.minimize else direct * share
 
 
 def names() -> list[str]:
-    """Of all tasks."""
+    """The options of all tasks."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def task_of(name: str) -> Task:
-    """The task of that name. Raises SystemExit where there is none."""
+    """The task of that name. Raises SystemExit if there is none."""
     if name not in names():
         raise SystemExit(f"task must be one of {', '.join(names())}; got {name!r}")
     module = example(name)

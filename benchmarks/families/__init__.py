@@ -50,6 +50,6 @@ _MODULES = (
 )
 
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
-"""By name, in the order of the table."""
+"""The families by name, in the order of the table."""
 
 __all__ = ["FAMILIES", "Family"]

@@ -30,7 +30,7 @@ def load() -> Splits:
 
 
 def correlation(outputs: Tensor, y: Tensor) -> Tensor:
-    """Of one column with the other."""
+    """The correlation of one column with the other."""
     return torch.corrcoef(torch.cat([outputs, y], 1).T)[0, 1]
 
 

@@ -36,7 +36,8 @@ def orders(n: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
 
 
 def adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-    """Of what is not frozen; the fused one, three times as fast on small networks, knows no complex weights."""
+    """Adam for what is not frozen. The fused one, three times as fast on small networks, cannot handle complex
+    weights."""
     moving = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.Adam(moving, lr=lr, fused=not any(p.is_complex() for p in moving))
 

@@ -105,7 +105,7 @@ class Family:
 
 
 def outputs_of(model: nn.Module, x: Any) -> Any:
-    """What the model makes of a batch of inputs; of a network of transformers, its logits."""
+    """The model's outputs for a batch of inputs; for a transformers model, its logits."""
     found = model(**x) if isinstance(x, dict) else model(x)
     return getattr(found, "logits", found)
 

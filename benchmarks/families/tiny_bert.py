@@ -26,7 +26,7 @@ NUMBERS = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 
 
 def config() -> Any:
-    """Of the network."""
+    """Sizes of the network."""
     from transformers import BertConfig
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

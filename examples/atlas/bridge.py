@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 NOISE, STEPS = 0.3, 20
-"""Of the Brownian motion, and steps from one end to the other."""
+"""The noise of the Brownian motion, and the steps from one end to the other."""
 
 
 class Bridge(nn.Module):
@@ -59,7 +59,7 @@ def matching(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """The energy distance of two samples: zero for those of one distribution, but for chance."""
+    """The energy distance of two samples: zero for those of one distribution, except for chance."""
     return 2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 WORDS, LENGTH = 12, 16
-"""Of the language, and of a sentence but for the last word."""
+"""The words of the language, and the words of a sentence without its last."""
 
 
 class Block(nn.Module):
@@ -68,7 +68,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def found(outputs: Tensor, y: Tensor) -> Tensor:
-    """The share of the words that are found, but for the first, which nothing tells."""
+    """The share of the words that are found, except the first, which nothing tells."""
     return (outputs.argmax(-1) == y)[:, 1:].double().mean()
 
 

@@ -14,7 +14,7 @@ Splits = tuple[TensorDataset, TensorDataset, TensorDataset]
 
 
 BUCKETS = (256, 192, 64, 24)
-"""Of user, item, site and hour."""
+"""Numbers of users, items, sites and hours."""
 
 IDS = (400, 300, 64, 24)
 """How many there are of each, before they are hashed."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 NODES, EDGES = 24, 48
-"""Of every graph: numbers alone tell nothing."""
+"""Nodes and edges of every graph: these numbers alone say nothing."""
 
 
 class Isomorphism(nn.Module):

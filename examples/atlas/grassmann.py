@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 
 class Subspaces(nn.Module):
-    """Features, (N, F) -> logits, (N, classes): lengths of the projections on subspaces of so many dimensions."""
+    """Features, (N, F) -> logits, (N, classes): lengths of the projections on subspaces of `dimensions` dimensions."""
 
     def __init__(self, features: int, classes: int, dimensions: int, scale: float = 10.0) -> None:
         super().__init__()

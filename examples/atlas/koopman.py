@@ -34,7 +34,7 @@ class Koopman(nn.Module):
 
 
 def pendulum(x: Tensor, steps: int, dt: float = 0.02) -> Tensor:
-    """Angle and speed of a damped pendulum, (N, 2) -> (N, 2), after so many small steps."""
+    """Angle and speed of a damped pendulum, (N, 2) -> (N, 2), after `steps` small steps."""
     angle, speed = x.unbind(-1)
     for _ in range(steps):
         speed = speed + dt * (-3 * angle.sin() - 0.3 * speed)

@@ -29,7 +29,7 @@ LONGEST, FORCE, STEP = 500, 10.0, 0.02
 """Steps of an episode in which the pole never falls, newtons, and seconds."""
 
 LIMITS = np.array([1.0, 0.2])
-"""Of place and angle, in meters and radians: beyond one of them the pole has fallen."""
+"""Limits of place and angle, in meters and radians: beyond one of them the pole has fallen."""
 
 UNITS = np.array([1.0, 1.0, 0.2, 1.0])
 """Place, speed, angle and its speed are divided by these for the policy."""

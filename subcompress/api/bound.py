@@ -18,7 +18,7 @@ class Bound:
     """An Occam bound: with probability 1 - delta over the draw of the training examples, the error on new ones is at
     most the error on these plus `gap`. The error of an example lies between 0 and 1, such as of a label, wrong or not.
 
-    examples: of the training split; bytes: of the whole file.
+    examples: their number in the training split; bytes: the size of the whole file.
     """
 
     examples: int
@@ -47,23 +47,23 @@ class Bound:
         return asdict(self) | {"gap": self.gap, "vacuous": self.vacuous}
 
     def __str__(self) -> str:
-        start = f"bound: of {self.bytes} bytes learned from {self.examples:,} examples, "
+        start = f"bound for {self.bytes} bytes learned from {self.examples:,} examples: "
         if self.vacuous:
             return start + f"nothing is known: the gap, {self.gap:.2f}, is 1 or more (vacuous)"
         return start + (
-            f"the error on new examples is at most that on these plus {self.gap:.4f}, with probability "
+            f"the error on new examples is at most the error on these plus {self.gap:.4f}, with probability "
             f"{1 - self.delta:g}"
         )
 
 
 def bound_of(size: int, examples: int, delta: float = DELTA) -> Bound:
-    """The bound of a file of so many bytes. Raises SubcompressError for examples or a delta that cannot be."""
+    """The bound for a file of `size` bytes. Raises SubcompressError for an invalid number of examples or delta."""
     check_number("bound", examples, "int")
     check_number("delta", delta, "float")
     if examples < 1:
         raise SubcompressError(f"a bound needs at least 1 training example; got {examples}: give their number")
     if not 0 < delta < 1:
-        raise SubcompressError(f"delta is a probability between 0 and 1; got {delta:g}: give one such as {DELTA}")
+        raise SubcompressError(f"delta must be a probability between 0 and 1; got {delta:g}: give one such as {DELTA}")
     return Bound(examples, size, delta)
 
 

@@ -1,4 +1,4 @@
-"""A folder with a packed file and a page for whoever gets it: what it is, and the commands that rebuild it."""
+"""A folder with a packed file and a page for its recipient: what the file is, and the commands that rebuild it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,13 @@ def _base(base: dict[str, Any] | None) -> Iterator[str]:
         where = f"`{base['id'].removeprefix(HUB)}` on the Hugging Face Hub"
         how = "It is fetched when the weights are rebuilt."
     else:
-        where, how = f"`{base['id']}`", "Its name tells nobody where it is: pass it on with this folder, as BASE below."
+        where, how = (
+            f"`{base['id']}`",
+            (
+                "Its name does not say where it can be found: pass it on with this folder, and give its path as BASE "
+                "below."
+            ),
+        )
     commit = f", commit `{base['revision']}`" if base["revision"] else ""
     yield f"The file was trained on {where}{commit}, whose tensors have the digest `{base['digest']}`. {how}\n"
 

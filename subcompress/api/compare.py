@@ -1,4 +1,4 @@
-"""compare: our file beside every other way to ship the same network, in one run, on the user's model and data.
+"""compare: our file against other ways to ship the same network, in one run, with the user's model and data.
 
 Rows are kept in the run folder as they come; the same command goes on where it was.
 
@@ -44,7 +44,7 @@ from subcompress.training.tasks import Loss, Metric, Task
 JSON, MARKDOWN, PLOT = "compare.json", "compare.md", "compare.png"
 
 WIDTH = 750
-"""Of the plot in a notebook, in pixels."""
+"""The width of the plot in a notebook, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _bench(path: Path, model: nn.Module, data: Data, task: Task, base: Any, list
     data = task.prepare_labels(data)
     if task.metric_name != fit.metric:
         raise SubcompressError(
-            f"the run is judged by {fit.metric}, this comparison by {task.metric_name}: give --loss "
+            f"the run was judged by {fit.metric}, but this comparison by {task.metric_name}: give --loss "
             "and --metric as to fit"
         )
     recipe = replace(TrainOptions(**run.summary(path)["recipe"]), shards=1)  # others train in whole batches
@@ -251,7 +251,7 @@ class _Table:
 
 
 def read_comparison(path: Path, then: str) -> dict[str, Any] | None:
-    """compare.json, None where there is none. Raises SubcompressError."""
+    """Read compare.json; None if there is none. Raises SubcompressError."""
     held = read(path, then)
     if held is not None:
         rows = ("rows", many(struct_of(Row, False)))

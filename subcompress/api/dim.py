@@ -38,14 +38,14 @@ from subcompress.training.run import Run
 from subcompress.training.tasks import Task
 
 FOUND = 4
-"""About how many dimensions a measurement that finds its own ones trains all repeats in, to estimate its cost."""
+"""About how many dimensions are trained with all repeats if no dimensions are given; this estimates the cost."""
 
 MARKDOWN, JSON, PLOT = "dim.md", "dim.json", "dim.png"
 SHUFFLES = {"pixels": shuffle_pixels, "labels": shuffle_labels}
 
 
 BITS = 8
-"""Bits that the plan counts with; coordinates stay float32."""
+"""Bits that the plan assumes; coordinates stay float32."""
 
 
 @with_bars
@@ -162,7 +162,7 @@ def _command(fitter: Fitter, call: Call, code: str | None) -> dict[str, Any]:
 
 
 def _join(call: Call, code: str) -> None:
-    """Train beside the process that began the measurement."""
+    """Train as a further worker of a measurement that another process began."""
     machine = replace(call.options.machine, jobs=1)
     _dimension(replace(call, options=replace(call.options, machine=machine)), Listener(), code=code)
 
@@ -260,7 +260,7 @@ def _usual(task: Task, baseline: tuple[float, ...]) -> list[Threshold]:
 
 
 def _sought(task: Task, baseline: tuple[float, ...], given: Sequence[float]) -> list[Threshold]:
-    """The thresholds whose crossing is looked for: of those that nobody gave, the ones that direct training meets."""
+    """The thresholds whose crossing is searched: all given ones, and the default ones that direct training meets."""
     mean = math.fsum(baseline) / len(baseline)
     missed = [t for t in _usual(task, baseline) if not task.meets(mean, t.value)]
     return [t for t in _thresholds(task, baseline, given) if t not in missed]

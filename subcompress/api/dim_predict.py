@@ -91,8 +91,7 @@ def _check(threshold: float | None, jobs: int) -> None:
             raise SubcompressError(f"--threshold must be a finite number; got {threshold}")
     if jobs != 1:
         raise SubcompressError(
-            f"a prediction runs its trainings one after the other, since each depends on the last; got --jobs {jobs}: "
-            "leave it out"
+            f"a prediction cannot use --jobs {jobs}, because each training depends on the last: leave it out"
         )
 
 

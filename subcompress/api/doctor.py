@@ -36,7 +36,7 @@ class Finding:
     """One line of `doctor`.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         found: What was found.
         fix: How to repair it, empty if nothing is wrong.
     """
@@ -99,7 +99,9 @@ def _torch() -> Iterator[Finding]:
             at = torch.cuda.get_device_properties(i)
             yield Finding(f"cuda:{i}", f"{at.name}, {at.total_memory / 1e9:.0f} GB, capability {at.major}.{at.minor}")
         except Exception as e:
-            yield Finding(f"cuda:{i}", f"does not answer ({one_line(e)})", "nvidia-smi says what the driver sees of it")
+            yield Finding(
+                f"cuda:{i}", f"does not respond ({one_line(e)})", "nvidia-smi says what the driver sees of it"
+            )
 
 
 def _triton() -> Iterator[Finding]:
@@ -135,7 +137,7 @@ def _onnx_runtime() -> Iterator[Finding]:
 
 
 def _wanted_runtime() -> str:
-    """The distribution that this project asks for on such a machine (pyproject.toml)."""
+    """The distribution that this project requires on this kind of machine (pyproject.toml)."""
     with_cuda = _version(SERVER) is None and platform.machine() in ("x86_64", "AMD64") and platform.system() != "Darwin"
     return "onnxruntime-gpu" if with_cuda else "onnxruntime"
 
@@ -151,7 +153,7 @@ def _providers(onnxruntime: Any, installed: str) -> Iterator[Finding]:
         yield Finding(f"  {name}", "works" if works else f"does not run here: {why}", fix)
     if gpu and "CUDAExecutionProvider" not in providers:
         fix = f"pip uninstall -y {installed} && pip install onnxruntime-gpu"
-        yield Finding("  CUDA", f"is not in this {installed}, though torch sees a device", fix)
+        yield Finding("  CUDA", f"is not in the installed {installed}, though torch sees a device", fix)
 
 
 def _built_for() -> str:
@@ -211,7 +213,7 @@ def _rebuilt(title: str, note: str, record: Record, backend: str) -> Finding:
     except Exception as e:
         fix = "the device does not compute with this torch: install a torch that is built for it"
         return Finding(title, f"fails{note} ({one_line(e)})", fix)
-    fix = "" if same else "report this machine: its arithmetic is not that of others"
+    fix = "" if same else "report this machine: its arithmetic differs from that of others"
     return Finding(title, f"{'rebuilds the right bits' if same else 'rebuilds OTHER BITS'}{note}", fix)
 
 
@@ -239,7 +241,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "onnxruntime": _onnx_runtime,
     "subcompress": _backends,
 }
-"""By the package that is to be installed again where a check itself fails."""
+"""The checks, by the package to install again if a check itself fails."""
 
 
 def _version(name: str) -> str | None:

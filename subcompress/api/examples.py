@@ -29,27 +29,27 @@ from subcompress.training import run, schemas
 from subcompress.training.tasks import Task
 
 MOST_EXAMPLES = 10_000
-"""Of the validation split, the first ones. More take long, and change little."""
+"""The most examples that are used, the first ones of the validation split. More take long and change little."""
 
 MOST_CLASSES = 20
-"""Of a confusion matrix that can be read."""
+"""The most classes in a confusion matrix, which must stay readable."""
 
 SHOWN = 8
-"""Right answers, and as many wrong ones."""
+"""The number of right answers that are shown, and of wrong ones."""
 
 BATCH = 256
 
 LINE = 160
-"""Characters of a text."""
+"""The most characters of a text that are shown."""
 
 SMALL, LARGE = 96, 192
-"""Pixels along the longer side of a picture: it is enlarged to the one, and made smaller to the other."""
+"""Pixels along the longer side of a picture: smaller ones are enlarged to the first, larger ones are reduced."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One answer. truth, answer: names of classes; sure: the probability of the answer; image: the address of a PNG,
-    or text: a line; both are empty where neither can be shown."""
+    or text: a line; both are empty if neither can be shown."""
 
     truth: str
     answer: str
@@ -88,16 +88,16 @@ def examine(
     data: Any,
     base: Any = None,
 ) -> Examined | None:
-    """Ask the network of a finished run for the classes of its validation split. None where it tells no classes apart.
+    """Ask the network of a finished run for the classes of its validation split. None if it tells no classes apart.
 
-    Raises SubcompressError where the network or the data are not at hand, or are not those of the run.
+    Raises SubcompressError if the network or the data are not at hand, or are not those of the run.
     """
     found = as_data(data() if callable(data) else data)
     held = schemas.command(path / run.COMMAND, run.AGAIN)
     if held is not None:
         found = prepare_labels(found, held["recipe"]["loss"])
         if held["network"]["data"] != found.digest():
-            raise SubcompressError("the data are not those of the run: give the data that it was trained on")
+            raise SubcompressError("these are not the data of the run: give the data that it was trained on")
     module = _network(path, model, base)
     answers = _answers(module, found)
     return None if answers is None else _examined(found, *answers)
@@ -116,7 +116,7 @@ def _network(path: Path, model: nn.Module | Callable[[], nn.Module], base: Any) 
 
 
 def _answers(module: nn.Module, data: Data) -> tuple[Tensor, Tensor] | None:
-    """Outputs (N, C) and labels (N,) of the validation split; None where the network or the data have others."""
+    """Outputs (N, C) and labels (N,) of the validation split; None if the network or the data have others."""
     split, task = data.validation, Task.of()
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     asked = torch.arange(min(MOST_EXAMPLES, size(split)))
@@ -158,7 +158,7 @@ def _examined(data: Data, outputs: Tensor, y: Tensor) -> Examined:
 
 
 def _probabilities(outputs: Tensor) -> Tensor:
-    """Of logits or logarithms their softmax; probabilities as they are."""
+    """The softmax of logits or logarithms; probabilities unchanged."""
     sums = outputs.sum(1)
     given = bool((outputs >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
     return outputs if given else outputs.softmax(1)

@@ -176,7 +176,7 @@ def _run(fitter: Fitter, goal: SearchGoal, call: Call, restart: bool, begun: Beg
 
 
 def _join(call: Call, begun: Begun) -> None:
-    """Work in a run folder beside the process that began it. What the fit comes to is told there."""
+    """Work in a run folder as a further worker. The process that began the run reports the result."""
     options = call.options
     machine = replace(options.machine, jobs=1)
     goal = replace(options.goal, max_fits=call.max_fits)
@@ -191,7 +191,7 @@ def check(fitter: Fitter, goal: SearchGoal) -> None:
     if goal.bytes is not None and not fitter.exact:
         operator = fitter.settings.operator
         raise SubcompressError(
-            f"--bytes needs a file, and the operator {operator} makes none: give --d, or another --operator"
+            f"--bytes needs an operator that can be packed, and {operator} cannot: give --d, or another --operator"
         )
     check_budget(fitter, goal)
 
@@ -201,9 +201,11 @@ def _finished(folder: Run, fitter: Fitter, goal: SearchGoal, restart: bool) -> F
     summary = None if restart else folder.finished
     changed = summary is not None and not same_network(folder.path, fitter.outputs)
     if changed:
-        fitter.listener.note(f"{folder.path} holds a finished run of another network, whose code or data were others")
+        fitter.listener.note(
+            f"{folder.path} holds a finished run of another network (its code or its data were different)"
+        )
     elif summary is not None:
-        fitter.listener.note(f"{folder.path} holds this run already, finished; --restart trains it again")
+        fitter.listener.note(f"{folder.path} already holds this run, and it is finished; --restart trains it again")
         return Fit.from_json(summary["fit"])
     searches = goal.d is None and goal.bytes is None
     fitter.begin(folder, restart or changed, partial(_noise_beside, folder) if searches else lambda: None)

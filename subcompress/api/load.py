@@ -62,7 +62,7 @@ def load(
 def _with_only(record: Record, chosen: slice) -> Record:
     """The record with zeros in place of all other coordinates of the weights, which are those of its first group."""
     if not record.groups:
-        raise SubcompressError("coordinates= is of a file with coordinates; this one has none: leave it out")
+        raise SubcompressError("the file has no coordinates: leave coordinates= out")
     first, *others = record.groups
     kept = np.zeros_like(first.coordinates)
     kept[chosen] = first.coordinates[chosen]
@@ -109,11 +109,11 @@ def _load_state(given: Mapping[str, Tensor], module: nn.Module) -> None:
     from subcompress.subspace.hidden import shared_memory  # which needs torch, and dense weights do not
 
     shared = shared_memory(module)
-    why = "it ties this to another, or changes what it loads"
+    why = "it ties this tensor to another, or changes what it loads"
     why = f"{shared[0]} and {shared[1]} overlap in memory" if shared else why
     raise SubcompressError(
-        f"a module holds the file's weights once they are loaded; this one has other values in {odd} ({why}): give "
-        "the module that was fitted, with memory of its own for each tensor"
+        f"after loading, {odd} of the module has other values than the file ({why}): give the module that was "
+        "fitted, with separate memory for each tensor"
     )
 
 
@@ -123,7 +123,7 @@ def _holds(tensor: Tensor, values: Tensor) -> bool:
 
 
 def _writable(record: Record, module: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether writing into the tensors of the state dict, no two of which lie in one place but for those that the
+    """Whether writing into the tensors of the state dict, no two of which share memory except those that the
     record ties, is all that loading it would do."""
     live = {
         t.data_ptr() for t in (*module.parameters(), *module.buffers()) if type(t) in (torch.Tensor, torch.nn.Parameter)

@@ -28,13 +28,13 @@ from subcompress.support.devices import AUTO, choose_device
 from subcompress.tensors.layout import DTYPES
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-"""How the names of images end."""
+"""The endings of the names of images."""
 
 BATCH = 32
-"""Examples at a time."""
+"""Examples that are computed at a time."""
 
 VALUES = 1 << 28
-"""Numbers of an array that is read, at most."""
+"""The most numbers in an array that is read."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def generate(
 
     if not callable(getattr(module, "generate", None)):
         raise SubcompressError(
-            f"only a transformers language model generates text; {type(module).__name__} does not: give --model "
+            f"{type(module).__name__} cannot generate text, only a transformers language model can: give --model "
             "hf:DIR,task=causal-lm"
         )
     if max_new_tokens < 1:
@@ -161,8 +161,8 @@ def generate(
     for ids in given:
         if context is not None and len(ids) + max_new_tokens > context:
             raise SubcompressError(
-                f"the network takes {context} tokens; the prompt has {len(ids)}, and --max-new-tokens {max_new_tokens} "
-                "more are wanted: shorten it, or ask for fewer"
+                f"the prompt has {len(ids)} tokens, and --max-new-tokens asks for {max_new_tokens} more, but "
+                f"the network takes {context}: shorten the prompt, or ask for fewer"
             )
     module = load(path, module, base=base)
     place = torch.device(choose_device(device).name)
@@ -177,7 +177,7 @@ def _prompt(tokenizer: Any, text: str, chat: bool) -> list[int]:
     else:
         ids = [*beginning(tokenizer), *tokens_of(tokenizer, text)]
     if not ids:
-        raise SubcompressError("a prompt has at least one token; this one is empty: write some words")
+        raise SubcompressError("the prompt is empty: write some words")
     return ids
 
 
@@ -237,7 +237,7 @@ def _tokens(x: dict[str, Tensor]) -> Iterator[list[int]]:
 
 
 def _of_tokens(name: str, row: Tensor, ids: list[int], tokenizer: Any, classes: Sequence[str] | None) -> Prediction:
-    """A class for each token of a text, but for those that stand for no word."""
+    """A class for each token of a text, except special tokens."""
     special = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
     found = []
     for i, p in enumerate(row[: len(ids)].double().softmax(1)):
@@ -250,7 +250,7 @@ def _of_tokens(name: str, row: Tensor, ids: list[int], tokenizer: Any, classes: 
 def _class_names(
     module: nn.Module, facts: Facts, labels: Sequence[str] | None, outputs: Tensor
 ) -> Sequence[str] | None:
-    """A name for each class; None where the outputs are values. Raises SubcompressError for another number of names."""
+    """A name for each class; None if the outputs are values. Raises SubcompressError for another number of names."""
     by_number = getattr(getattr(module, "config", None), "id2label", None) or {}
     return class_names(outputs.shape[1] if outputs.ndim == 2 else 1, by_number, facts, labels)
 
@@ -300,7 +300,9 @@ def _texts_in(path: Path) -> Iterator[tuple[str, str | None]]:
         raise SubcompressError(f"{path} cannot be read: {one_line(e)}") from e
     for line, row in rows:
         if not isinstance(row.get("text"), str):
-            raise SubcompressError(f"{path}, line {line}: texts are in a column text; it has {', '.join(row)[:200]}")
+            raise SubcompressError(
+                f"{path}, line {line}: the texts must be in a column text; the file has {', '.join(row)[:200]}"
+            )
         yield row["text"], row.get("text_pair")
 
 
@@ -308,7 +310,7 @@ def _of_texts(texts: Sequence[tuple[str, str | None]], tokenizer: Any, context: 
     """Raises SubcompressError without a tokenizer, and for one that does not take the texts."""
     if tokenizer is None:
         raise SubcompressError(
-            "a text goes through a tokenizer, and the file has none: give the folder of its base with --base, or "
+            "a text needs a tokenizer, and the file has none: give the folder of its base with --base, or "
             "--model hf:DIR_OR_ID"
         )
     length = min(int(getattr(tokenizer, "model_max_length", LENGTH)), context or LENGTH)
@@ -327,22 +329,22 @@ def _of_texts(texts: Sequence[tuple[str, str | None]], tokenizer: Any, context: 
 
 
 def _images_in(path: Path) -> list[Path]:
-    """The image, or those of a folder by name. Raises SubcompressError where there is none."""
+    """The image, or the images of a folder by name. Raises SubcompressError if there is none."""
     if not path.is_dir():
         return [path]
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
     if not found:
-        raise SubcompressError(f"a folder of images holds {', '.join(IMAGES[:3])} ...; {path} holds none: check it")
+        raise SubcompressError(f"{path} holds no images ({', '.join(IMAGES[:3])} ...): check the folder")
     return found
 
 
 def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batch]:
-    """Raises SubcompressError where neither the file nor a processor says how an image is prepared."""
+    """Raises SubcompressError if neither the file nor a processor says how an image is prepared."""
     known = takes_images(facts)
     if not known and processor is None:
         raise SubcompressError(
-            "an image is prepared as the file says, or the image processor of its base; the file says nothing: give "
-            "the folder of its base with --base, or --model hf:DIR_OR_ID, or the prepared numbers as .npy"
+            "neither the file nor the image processor of its base says how to prepare an image: give the "
+            "folder of its base with --base, or --model hf:DIR_OR_ID, or the prepared numbers as .npy"
         )
     found: list[Batch] = []
     for at in range(0, len(paths), BATCH):
@@ -359,11 +361,11 @@ def _of_images(paths: Sequence[Path], facts: Facts, processor: Any) -> list[Batc
 
 
 def _array(path: Path) -> Tensor:
-    """The array of a file. Raises SubcompressError for one that is none, or is too large."""
+    """Read the array in a file. Raises SubcompressError if there is none or if it is too large."""
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if mapped.size > VALUES:
-            raise SubcompressError(f"an array has at most {VALUES} numbers; {path} has {mapped.size}: cut it")
+            raise SubcompressError(f"an array may have at most {VALUES} numbers; {path} has {mapped.size}: cut it")
         return torch.from_numpy(np.array(mapped))
     except SubcompressError:
         raise
@@ -378,7 +380,8 @@ def _of_array(x: Tensor, facts: Facts, name: str) -> list[Batch]:
         x = x[None]
     if not x.ndim or not len(x) or (shape and tuple(x.shape[1:]) != shape):
         raise SubcompressError(
-            f"an input has the shape {shape or '(N, ...)'}, or a batch axis before it; {name} has {tuple(x.shape)}"
+            f"an input must have the shape {shape or '(N, ...)'}, possibly with a batch axis before it; {name} "
+            f"has {tuple(x.shape)}"
         )
     if x.dtype == torch.uint8 and facts.mean and x.ndim == 4:
         x = torch.from_numpy(normalized(x.numpy(), facts))

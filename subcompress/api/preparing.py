@@ -12,7 +12,7 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
 
 LENGTH = 512
-"""The most tokens of a text if neither its tokenizer nor its network says how many."""
+"""The most tokens of a text if neither its tokenizer nor its network has a limit."""
 
 
 class TooLargeError(SubcompressError):
@@ -28,7 +28,9 @@ def mode_of(facts: Facts) -> str:
     """Return Pillow's name for the colors that a network takes. Raises SubcompressError for neither gray nor color."""
     channels = facts.input_shape[0]
     if channels not in (1, 3):
-        raise SubcompressError(f"an image has 1 or 3 channels; the network takes {channels}: give the numbers as .npy")
+        raise SubcompressError(
+            f"the network takes {channels} channels, and an image has 1 or 3: give the numbers as .npy"
+        )
     return "L" if channels == 1 else "RGB"
 
 
@@ -47,12 +49,12 @@ def opened(
         with Image.open(source, formats=formats) as image:
             if most is not None and image.width * image.height > most:
                 its = f"{image.width} x {image.height}"
-                raise TooLargeError(f"an image has at most {most} pixels; {name} has {its}: make it smaller")
+                raise TooLargeError(f"an image may have at most {most} pixels; {name} has {its}: make it smaller")
             return image.convert(mode)
     except (MemoryError, TooLargeError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise TooLargeError(f"{name} has more pixels than are decoded ({one_line(e)}): make it smaller") from e
+        raise TooLargeError(f"{name} has too many pixels to be decoded ({one_line(e)}): make it smaller") from e
     except Exception as e:  # Pillow's readers raise what they like for a damaged file
         raise SubcompressError(f"{name} cannot be read as an image: {one_line(e)}; check the path") from e
 

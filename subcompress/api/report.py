@@ -32,7 +32,7 @@ class Page(_Path):
     """The path of a page, which shows the page in a notebook."""
 
     def _repr_html_(self) -> str | None:
-        """The page in a frame of its own, so that its style stays there; None where there is no such file."""
+        """The page in a separate frame, which keeps its style apart; None if the file does not exist."""
         if not self.is_file():
             return None
         held = escape(self.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def _examined(path: Path, fit: Fit, model: Any, data: Any, base: Any) -> tuple[E
     if not fit.bytes:
         return None, ""
     if model is None or data is None:
-        return None, "the network and the data of the run are not at hand: give model and data to subcompress.report"
+        return None, "the run does not name its network and its data: give model and data to subcompress.report"
     try:
         return examine(path, model, data, base), ""
     except SubcompressError as e:
@@ -140,7 +140,7 @@ def _compared(path: Path, fit: Fit) -> Comparison | None:
 def _title(summary: dict[str, Any]) -> str:
     origin = summary["origin"]
     names = [str(origin[k]).rpartition("/")[2] for k in ("model", "data") if origin.get(k)]
-    return " on ".join(names) or "a network of one's own"
+    return " on ".join(names) or "a network of your own"
 
 
 def _commands(path: Path, summary: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def runs(folders: Sequence[str | Path]) -> list[RunState]:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        raise SubcompressError(f"{folder} is no folder: give run folders, or a folder that contains run folders")
+        raise SubcompressError(f"{folder} is not a folder: give run folders, or a folder that contains run folders")
     if _is_run(folder):
         yield folder
         return

@@ -66,7 +66,7 @@ def unpack(
 
 
 def place_of(path: str | Path, output: Path, format: str | None = None, self_unfolding: bool = False) -> Path:
-    """Return the file or folder that `unpack` writes: of a self-unfolding graph that goes into a folder, a file there
+    """Return the file or folder that `unpack` writes: for a self-unfolding graph that goes into a folder, a file there
     that is called as the packed one."""
     unfolds = format == "self-unfolding" or (self_unfolding and format in (None, "onnx"))
     if unfolds and (os.path.isdir(output) or not output.suffix):
@@ -87,7 +87,7 @@ def unpacked(
 
 
 def _check_not_a_source(output: Path, path: str | Path, base: Any) -> None:
-    """Raise SubcompressError where the output is a file that is read."""
+    """Raise SubcompressError if the output is a file that is read."""
     taken = {"the file itself": Path(path)}
     if isinstance(base, (str, Path)) and os.path.exists(base):
         taken |= {f"its base ({file.name})": file for file in weights_files(Path(base))}

@@ -54,12 +54,12 @@ class Variants(Mapping[str, bytes]):
         return len(self._files)
 
     def add(self, name: str, path: str | Path) -> None:
-        """Hold a file under a name. Raises SubcompressError for one that is damaged or stands on another base."""
+        """Hold a file under a name. Raises SubcompressError for one that is damaged or has another base."""
         data = format.file_bytes(path)
         layout = format.parse(data).layout
         if not isinstance(layout, BasedLayout):
             raise SubcompressError(
-                f"variants are fine-tunes of one base; {path} is not a fine-tune: load it with subcompress.load"
+                f"{path} is not a fine-tune, and variants are fine-tunes of one base: load it with subcompress.load"
             )
         reference = layout.base
         if (found := self.base.matching(reference)) is None or (self._files and found is not self.base):
@@ -76,7 +76,9 @@ class Variants(Mapping[str, bytes]):
         Raises SubcompressError for a name that is not held, and a file that is not of this module.
         """
         if name not in self._files:
-            raise SubcompressError(f"variants by name are {', '.join(self._files) or 'none yet'}; {name!r} is not one")
+            raise SubcompressError(
+                f"there is no variant {name!r}; the variants are {', '.join(self._files) or 'none yet'}"
+            )
         if name == self.name:
             return self.module
         record, _ = format.from_bytes(self._files[name], self.base)
@@ -120,15 +122,17 @@ def _changed(record: Record) -> set[str]:
 
 
 def _places(module: nn.Module, record: Record, heads: set[str]) -> dict[str, torch.Tensor]:
-    """The module's tensors by name. Raises SubcompressError where it has others than the file, heads' sizes aside."""
+    """The module's tensors by name. Raises SubcompressError if it has others than the file, heads' sizes aside."""
     state = module.state_dict(keep_vars=True)
     assert record.base is not None, "add() saw to it"
     for spec in record.layout:
         same = spec.name in state and state[spec.name].dtype == spec.torch_dtype
         if not same or (state[spec.name].shape != spec.shape and spec.name not in heads):
-            raise SubcompressError(f"the file holds {spec}, which the module lacks: give the model it was made from")
+            raise SubcompressError(
+                f"the file holds {spec}, which the module lacks: give the model that it was made from"
+            )
     if more := sorted(state.keys() - {s.name for s in record.layout}):
-        raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model it was made from")
+        raise SubcompressError(f"the module has {more[0]}, which the file lacks: give the model that it was made from")
     return state
 
 

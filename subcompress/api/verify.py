@@ -99,7 +99,7 @@ def verify(
     if data is None or not found.ok:
         return found
     if module is None:
-        raise SubcompressError("verify needs the network to measure the metric: give it (--model), or leave --data out")
+        raise SubcompressError("verify needs the network to measure the metric: give --model, or leave --data out")
     on = choose_graph_device(device)
     if say is not None:
         say(on.line)
@@ -129,13 +129,13 @@ def _measured(
 
 
 def _check(module: nn.Module, split: Dataset[Any], task: Task, told: bool) -> None:
-    """Raise SubcompressError where the first examples do not go through the network and the metric."""
+    """Raise SubcompressError if the first examples do not go through the network and the metric."""
     if not told:
         _, y = next(batches(split, 1, order=torch.arange(1), seed=0))
         if not isinstance(y, Tensor) or not counts(y):
             raise SubcompressError(
-                "the accuracy is of classes, numbered from 0, and these data have none: give --loss and --metric as "
-                "to fit, or leave --data out"
+                "accuracy needs labels that are classes numbered from 0, and these data have others: give "
+                "--loss and --metric as for fit, or leave --data out"
             )
     check_first_of(module, "test", split, task)
 

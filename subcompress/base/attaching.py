@@ -51,8 +51,8 @@ def attach_base(base: BaseTensors, module: nn.Module, new: tuple[str, ...] = ())
     for spec in found.layout:
         if (given := state[spec.name]).dtype != spec.torch_dtype:
             raise SubcompressError(
-                f"the floats of a base are converted to one dtype; the model has {spec.name} as {given.dtype}, others "
-                f"as {reference.dtype}: convert the model"
+                f"all floats of the model must have one dtype; {spec.name} is {given.dtype}, others are "
+                f"{reference.dtype}: convert the model"
             )
     _check_dropped(found, pairing)
     _check_missing(found, module, state, new)
@@ -81,15 +81,15 @@ def _check_dropped(found: OnBase, pairing: Pairing) -> None:
         plain = canonical(name)
         if (target := lacking.get(pairing.prefix.of(plain) or plain)) is not None:
             raise SubcompressError(
-                f"a base holds tensors of {', '.join(DTYPES)}; {found.base.name} has {name} as {why}: convert it, or "
-                f"give --new '{target.name}' to start it from the seed"
+                f"the tensor {name} of the base {found.base.name} is {why}; a base may hold "
+                f"{', '.join(DTYPES)}: convert it, or give --new '{target.name}' to start it from the seed"
             )
     for source, target in pairing.named_alike():
         if source.shape == target.shape:
             why = "" if is_convertible(source, target) else f" ({source.dtype} there, {target.dtype} here)"
             raise SubcompressError(
-                f"a tensor is the base's or new; the base's {source.name} and the model's {target.name} look alike "
-                f"but do not match{why}: rename one, or give --new '{target.name}' to start it from the seed"
+                f"the base's {source.name} and the model's {target.name} look alike but do not match{why}: "
+                f"rename one, or give --new '{target.name}' to start it from the seed"
             )
 
 
@@ -107,8 +107,8 @@ def _check_ties(found: OnBase, module: nn.Module) -> None:
         for name in others:
             if raw_bytes(found.values(first)) != raw_bytes(found.values(name)):
                 raise SubcompressError(
-                    f"the model ties {first} and {name}; {found.base.name} has different values for them: untie them, "
-                    "or give the base of this network"
+                    f"the model ties {first} and {name}, but the base {found.base.name} has different values "
+                    "for them: untie them, or give the base of this network"
                 )
 
 
@@ -119,13 +119,14 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
     present = [i for i, names in enumerate(tied) if any(n in found for n in names)]
     if not present:
         raise SubcompressError(
-            f"a base has the model's tensors; {found.base.name} has {_first_names(found.base.arrays)}, the model "
-            f"{_first_names(state)}: give the base of this network"
+            f"the base {found.base.name} has none of the model's tensors: it has "
+            f"{_first_names(found.base.arrays)}, the model {_first_names(state)}; give the base of this network"
         )
     for pattern in new:
         if not any(fnmatchcase(n, pattern) for n in state):
             raise SubcompressError(
-                f"--new names tensors of the model, or a pattern of them; {pattern} is none: {_first_names(state)}"
+                f"--new must name tensors of the model, or a pattern that matches some; {pattern} matches none: "
+                f"{_first_names(state)}"
             )
     end = parameters[present[-1] + 1 :]
     layers = dict.fromkeys(name.rpartition(".")[0] for name in end)
@@ -141,7 +142,7 @@ def _check_missing(found: OnBase, module: nn.Module, state: Mapping[str, Tensor]
             continue
         has = f"has it as {list(shapes[name])}" if name in shapes else "lacks it"
         raise SubcompressError(
-            f"a base has every tensor of the model but its head; {found.base.name} {has}: {name} "
+            f"a base must have every tensor of the model except its head; {found.base.name} {has}: {name} "
             f"{list(state[name].shape)}: give the base of this network, or --new '{name}' to start it from the seed"
         )
 

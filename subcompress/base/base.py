@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 HUB = PREFIX
 
 _MAKING = threading.Lock()
-"""Of directions: threads that rebuild the parts of a matrix wait for the first one. (A base may be pickled.)"""
+"""A lock for directions: threads that rebuild parts of a matrix wait for the first one. (A base may be pickled.)"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class BaseTensors:
                 f"a tensor's name must be text of at most {MAX_NAME} bytes; got {bad[:80]!r}: rename it"
             )
         if meta := next((n for n, t in tensors.items() if not isinstance(t, np.ndarray) and t.is_meta), None):
-            raise SubcompressError(f"a base has values; its {meta} is on the meta device: materialize it first")
+            raise SubcompressError(
+                f"{meta} of the base has no values, because it is on the meta device: materialize it first"
+            )
         order = sorted(tensors, key=str.encode)
         self.layout = Layout.of({n: tensors[n] for n in order})
         self.arrays = {n: array_of(tensors[n]) for n in order}
@@ -182,8 +184,7 @@ class BaseTensors:
         """Raise SubcompressError if the values no longer have the digest: the file was overwritten."""
         if root_digest(self.layout, chunk_digests(self.layout, _raw(self.arrays), release_part)) != self.digest:
             raise SubcompressError(
-                f"a base must not change while a file is made from it; {self.name} has changed: restore its values, "
-                "and start again"
+                f"the base {self.name} has changed while a file was made from it: restore its values, and start again"
             )
 
     def changed(self, changes: Changes) -> BaseTensors:
@@ -208,8 +209,8 @@ class BaseTensors:
         """Raise SubcompressError, with both digests, unless this is the base that a file was made on."""
         if self.digest != reference.digest or len(self.layout) != reference.count:
             raise SubcompressError(
-                f"the file was made on {reference.where}, whose tensors have digest {reference.digest.hex()}; "
-                f"{self.name} has {self.digest.hex()}: give that base with --base"
+                f"the file was made on {reference.where}, with the digest {reference.digest.hex()}, but "
+                f"{self.name} has the digest {self.digest.hex()}: give the former with --base"
             )
 
 
@@ -303,7 +304,7 @@ class OnBase:
         return tuple(tensor.shape) == self.base.arrays[source].shape and all(map(same, range(0, len(given), step)))
 
     def loaded(self, module: nn.Module, without: Collection[str] = ()) -> nn.Module:
-        """Copy the base's values into the module, but for those of the tensors `without`, and return it."""
+        """Copy the base's values into the module, except those of the tensors `without`, and return it."""
         state = module.state_dict()
         with torch.no_grad():
             for spec in self.layout:

@@ -83,7 +83,7 @@ class Changes:
         names, lines = list(arrays), []
         renamed = [f"{a} is {b}" for a, b in self.names(arrays).items() if a != b]
         if renamed:
-            lines.append(f"{len(renamed)} tensors of the base have another name here: {renamed[0]}")
+            lines.append(f"{len(renamed)} tensors of the base have another name in the model: {renamed[0]}")
         for i, n in self.rows:
             before = arrays[names[i]].shape[0]
             what = (

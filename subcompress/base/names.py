@@ -142,7 +142,8 @@ class Pairing:
         return next((c for c in candidates if c.is_valid and self._reaches(c, found)), Changes())
 
     def _rows(self, pairs: list[tuple[TensorSpec, TensorSpec]]) -> set[tuple[str, str]]:
-        """Return the pairs that differ in rows only and are embeddings, or have as many rows as the largest one."""
+        """Return the pairs that differ only in rows and are embeddings, or have the same number of rows as the largest
+        one."""
         differ = [
             (h, w) for h, w in pairs if h.shape[1:] == w.shape[1:] and h.shape != w.shape and is_convertible(h, w)
         ]

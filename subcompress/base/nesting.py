@@ -29,11 +29,12 @@ def state_in(found: Any, what: str) -> Mapping[str, Any]:
         others = dict(_nested(found, "", DEPTH))
         if len(others) > 1:
             raise SubcompressError(
-                f"a base is one state dict; {what} holds several, {', '.join(list(others)[:4])}: save one of them alone"
+                f"{what} holds several state dicts, {', '.join(list(others)[:4])}, and a base is one: save one "
+                "of them alone"
             )
         found = next(iter(others.values()), found)
     if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
-        raise SubcompressError(f"a base is a state dict, tensors by name; {what} holds a {type(found).__name__}")
+        raise SubcompressError(f"a base must be a state dict (tensors by name); {what} holds a {type(found).__name__}")
     return found
 
 
@@ -47,7 +48,7 @@ def left_out_of(found: Mapping[str, Any]) -> dict[str, str]:
                 plain = value.layout == torch.strided
                 reasons[name] = str(value.dtype if plain else value.layout).removeprefix("torch.")
         elif type(value).__module__.partition(".")[0] == "numpy":
-            reasons[name] = f"a {type(value).__name__} of numpy"
+            reasons[name] = f"a NumPy {type(value).__name__}"
     return reasons
 
 
@@ -56,7 +57,7 @@ def reason(e: Exception) -> str:
     if (match := _GLOBAL.search(str(e))) is None:
         return one_line(e, 160)
     name = (match[1] or match[2]).rstrip(".,:;`'\"")
-    return f"it holds {name} beside the tensors: save the state dict alone"
+    return f"it holds {name}, which is not a tensor: save the state dict alone"
 
 
 def _usual(found: Any) -> Mapping[str, Any] | None:

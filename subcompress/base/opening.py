@@ -59,7 +59,7 @@ def open_base(source: Any, name: str | None = None) -> BaseTensors:
     if plain.startswith(HUB):
         Reference.of(plain)
     if revision and not COMMIT.fullmatch(revision):
-        raise SubcompressError(f"a base must be named with its commit, 40 hex digits, or with none; got {name}")
+        raise SubcompressError(f"the commit in the name of a base must have 40 hex digits; got {name}")
     return BaseTensors(found.arrays, plain, revision, found.left_out)
 
 
@@ -120,10 +120,12 @@ def weights_file(path: Path) -> Path:
         if not parts and (files := numbered_shards(path)):
             return files[0].parent
         has = f"has several ({', '.join(p.name for p in parts[:3])})" if parts else "holds neither"
-        raise SubcompressError(f"a base folder holds {' or '.join(WEIGHTS[:2])}; {path} {has}: name the file")
+        raise SubcompressError(
+            f"the folder of a base must hold {' or '.join(WEIGHTS[:2])}; {path} {has}: name the file"
+        )
     if not os.path.isfile(path):
         hint = (
-            f"; {HUB}{path} would be a repository of the Hub"
+            f"; for a repository on the Hub, write {HUB}{path}"
             if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", str(path))
             else ""
         )
@@ -169,14 +171,14 @@ def _read(path: Path, most: float = float("inf")) -> tuple[Mapping[str, Tensor |
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=begin[:2] == b"PK")
         except Exception as e:  # what a damaged pickle raises has no common base
             raise SubcompressError(
-                f"a base is read with weights_only=True, tensors and nothing else; {path} is refused: {reason(e)}"
+                f"{path} holds more than tensors, and a base is read with weights_only=True: {reason(e)}"
             ) from e
         tensors, left_out = _tensors(found, str(path))
         _check_sizes(tensors, min(most, MANY_TIMES * size + AND_MORE), path, size)
         return tensors, left_out
     arrays, left_out = map_safetensors(path)
     if list(arrays) == ["z"]:
-        raise SubcompressError(f"a base holds weights; {path} is a subcompress file: unpack it first")
+        raise SubcompressError(f"{path} is a packed file of subcompress, not the weights of a base: unpack it first")
     return arrays, left_out
 
 
@@ -186,8 +188,8 @@ def _check_sizes(tensors: Mapping[str, Tensor], most: float, path: Path, size: i
     sizes = {name: math.prod(t.shape) * t.element_size() for name, t in tensors.items()}
     if (total := sum(sizes.values())) > most:
         raise SubcompressError(
-            f"a base takes about as many bytes as its file; the tensors of {path}, which has {size}, take {total}, "
-            f"{max(sizes, key=sizes.__getitem__)[:80]} most of them: save them contiguous"
+            f"{path} has {size} bytes, but its tensors would take {total}, most of them "
+            f"{max(sizes, key=sizes.__getitem__)[:80]}: save them contiguous"
         )
 
 
@@ -209,4 +211,4 @@ def _open_mapping(found: Any, what: str, name: str) -> BaseTensors:
 
 def _no_tensors_error(what: str, left_out: Mapping[str, str]) -> SubcompressError:
     odd = next((f": its {name} is {kind}, convert it" for name, kind in left_out.items()), "")
-    return SubcompressError(f"a base holds dense tensors of {', '.join(DTYPES)}; {what} holds none{odd}")
+    return SubcompressError(f"{what} holds no dense tensors of {', '.join(DTYPES)}, as a base must{odd}")

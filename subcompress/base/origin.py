@@ -74,7 +74,7 @@ def _downloaded(folder: Path, path: Path) -> str:
 
 
 def _commit(folder: Path, name: str) -> str:
-    """The commit of a file, empty where it is unknown or the file was changed since."""
+    """The commit of a file, empty if it is unknown or the file was changed since."""
     try:
         commit, _, time, *_ = (folder / METADATA / f"{name}.metadata").read_text("utf-8").split("\n")
         changed = (folder / name).stat().st_mtime > float(time) + 1

@@ -55,8 +55,8 @@ def _binary(folder: Path) -> list[Batch]:
         if len(raw) != size:
             found = f"{len(raw):,}" if len(raw) < size else f"more than {size:,}"
             raise SubcompressError(
-                f"a batch of CIFAR-10 is {RECORDS:,} records of {_RECORD:,} bytes, {size:,} in all; {path} holds "
-                f"{found}: fetch it again"
+                f"{path} must have {RECORDS:,} records of {_RECORD:,} bytes, {size:,} in all; it has {found}: "
+                "fetch it again"
             )
         records = torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(RECORDS, _RECORD).copy())
         if int(records[:, 0].max()) > 9:
@@ -73,7 +73,7 @@ def _labels(path: Path, count: int) -> torch.Tensor:
         raise SubcompressError(f"{path} is not a JSON list of labels; fetch it again") from e
     if not isinstance(labels, list) or len(labels) != count:
         found = f"a list of {len(labels):,}" if isinstance(labels, list) else "no list"
-        raise SubcompressError(f"CIFAR-10 has {count:,} labels there; {path} holds {found}: fetch it again")
+        raise SubcompressError(f"{path} must have {count:,} labels; it has {found}: fetch it again")
     for label in labels:
         if type(label) is not int or not 0 <= label <= 9:
             raise _wrong_label(path, label)

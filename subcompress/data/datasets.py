@@ -19,10 +19,10 @@ FOUND = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-"""For each split, the names it is looked for under, the first that is there."""
+"""For each split, the names that it may have; the first one found is used."""
 
 SAVED = ("dataset_dict.json", "state.json")
-"""What a folder holds that `save_to_disk` wrote."""
+"""Files in a folder that `save_to_disk` wrote."""
 
 
 @dataclass(frozen=True)

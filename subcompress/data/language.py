@@ -22,18 +22,18 @@ from subcompress.data.texts import MAX_BYTES, NAMES, Decoded, divided, pad_of, s
 from subcompress.errors import SubcompressError, explaining, one_line
 
 LENGTH = 1024
-"""Tokens of an example at most, unless told, where the network says no context length; and of a packed one."""
+"""The most tokens of an example by default, if the network has no context length; also the length of a packed one."""
 
 OUTPUTS = 1 << 26
-"""Numbers of a batch of outputs in an evaluation: a network gives one for each token and each word."""
+"""The most numbers in a batch of outputs in an evaluation: a network gives one for each token and each word."""
 
 SHAPES = (("messages",), ("prompt", "completion"), ("text",))
-"""The columns that an example may have, in the order in which they are looked for."""
+"""The columns that an example may have, in the order in which they are searched."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens and a label for each. line: of the file; answer: whether only a part of it is learned."""
+    """Tokens and a label for each. line: the line in the file; answer: whether only a part of it is learned."""
 
     line: int
     ids: list[int]
@@ -59,7 +59,7 @@ def load(path: str | Path, tokenizer: Any, length: int | None = None, packing: b
         packing: See `of_rows`.
 
     Raises:
-        SubcompressError: A file that is none of this, with the number of the line.
+        SubcompressError: A file in another form, with the number of the line.
     """
     return of_rows(fields_of(Path(path), MAX_BYTES), Path(path).name, tokenizer, length, packing)
 
@@ -117,7 +117,7 @@ def length_of(tokenizer: Any, length: int | None) -> int:
 
 
 def shape_of(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> tuple[str, ...]:
-    """Return the columns to read, by those of the first row. Raises SubcompressError where it has none of `SHAPES`."""
+    """Return the columns to read, by those of the first row. Raises SubcompressError if it has none of `SHAPES`."""
     columns = list(rows[0][1]) if rows else []
     found = next((shape for shape in SHAPES if set(shape) <= set(columns)), None)
     if found is None:
@@ -193,8 +193,8 @@ def conversation(
         after = chat_text(tokenizer, messages[: i + 1], where)
         if not (whole.startswith(after) and after.startswith(before) and at <= len(before)):
             raise SubcompressError(
-                f"{where}: a chat template writes one message after another; that of this tokenizer changes what came "
-                "before: give prompt and completion as texts"
+                f"{where}: this tokenizer's chat template changes earlier messages when a later one is added: "
+                "give prompt and completion as texts"
             )
         pieces += [(whole[at : len(before)], False), (whole[len(before) : len(after)], True)]
         at = len(after)
@@ -205,8 +205,8 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], where: str,
     """What the tokenizer's chat template writes; prompt: up to where an answer begins. Raises SubcompressError."""
     if not getattr(tokenizer, "chat_template", None):
         raise SubcompressError(
-            f"{where}: messages are written by the tokenizer's chat template, and this tokenizer has none: give the "
-            "tokenizer of a chat model, or prompt and completion"
+            f"{where}: this tokenizer has no chat template to write messages with: give the tokenizer of a chat "
+            "model, or prompt and completion"
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
@@ -220,20 +220,25 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
     for m in value:
         if not isinstance(m, dict) or not all(isinstance(m.get(k), str) for k in ("role", "content")):
             has = ", ".join(map(str, m))[:100] if isinstance(m, dict) else type(m).__name__
-            raise SubcompressError(f"{where}: a message has role and content, both texts; one has {has or 'nothing'}")
+            raise SubcompressError(
+                f"{where}: a message must have role and content, both texts; one has {has or 'nothing'}"
+            )
     return value
 
 
 def _check_answers(examples: Sequence[Example], length: int, name: str) -> None:
-    """Raise SubcompressError where there is nothing to learn within the length, for a prompt that fills it."""
+    """Raise SubcompressError if there is nothing to learn within the length, for a prompt that fills it."""
     lost = [e for e in examples if all(label == IGNORED for label in e.labels[1:length])]
     if lost and not lost[0].answer:
-        raise SubcompressError(f"{name}, line {lost[0].line}: a text has at least 2 tokens; this one has 1: write more")
+        raise SubcompressError(
+            f"{name}, line {lost[0].line}: this text has 1 token, and at least 2 are needed: write more"
+        )
     if lost:
         longest = max(next((i for i, label in enumerate(e.labels) if label != IGNORED), len(e.labels)) for e in lost)
         raise SubcompressError(
-            f"{name}, line {lost[0].line}: the prompt fills all {length} tokens, and nothing of the answer is left "
-            f"({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or raise length"
+            f"{name}, line {lost[0].line}: the prompt fills all {length} tokens and leaves no room for the "
+            f"answer ({len(lost)} such examples, the longest prompt has {longest} tokens): shorten them, or "
+            "raise length"
         )
 
 

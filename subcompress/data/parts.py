@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Parts:
-    """A batch in parts. each: of each part the share that its loss has in that of the batch, and the part: (x, y)."""
+    """A batch in parts. each: for each part, the share of its loss in that of the batch, and the part, (x, y)."""
 
     each: tuple[tuple[float, Any], ...]
 
 
 Weight = Callable[[Any], float]
-"""What the loss of a part, (x, y), counts for: its examples, or of some losses its labels."""
+"""The weight of the loss of a part, (x, y): its number of examples, or for some losses its number of labels."""
 
 
 def in_parts(found: Iterable[Any], count: int, weight: Weight) -> Iterator[Parts]:

@@ -28,7 +28,7 @@ TASKS = {
     "image-classification": "AutoModelForImageClassification",
     "features": "AutoModel",
 }
-"""What a network is for -> the class of transformers that makes it. Any other class goes by its own name, which begins
+"""Task -> the class of transformers that makes its network. Any other class is given by its own name, which begins
 with `AUTO`."""
 
 AUTO = "AutoModelFor"
@@ -37,10 +37,10 @@ LABELED = ("classification", "token-classification", "image-classification")
 """The tasks whose networks have an output for each label."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-"""What weights are held in; auto: what the folder has them in."""
+"""The dtypes that weights can be held in; auto: that of the folder."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What the weights in a folder are called."""
+"""The names of the files of weights in a folder."""
 
 
 def load_model(
@@ -57,10 +57,10 @@ def load_model(
     Args:
         place: The folder or the id. Only an id reaches for the network.
         task: One of `TASKS`, or the name of a class of transformers, AutoModelFor...
-        labels: Classes it tells apart, by default as many as its configuration says.
-        weights: Take those that are there. What they lack, such as a new head, and everything where there are none or
-            it is false, starts at random, from torch's generator.
-        revision: Of an id.
+        labels: The number of classes, by default that of the configuration.
+        weights: Whether to load weights if there are any. Tensors that they lack, such as a new head, start at random
+            from torch's generator, and so do all tensors if nothing is loaded.
+        revision: The revision of an id.
         dtype: One of `DTYPES`. In 16 bits small moves of a weight are lost.
 
     Raises:
@@ -134,7 +134,7 @@ def _own_dtype(config: Any) -> torch.dtype:
 
 
 def context_of(place: str | Path, *, revision: str | None = None) -> int | None:
-    """Return how many tokens the network of a place takes at most, None where its configuration does not say.
+    """Return the most tokens that the network of a place takes; None if its configuration does not say.
 
     Raises SubcompressError as `load_model` does.
     """
@@ -156,9 +156,9 @@ def dtype_of(layout: Layout) -> str:
 
 
 def task_of(layout: Layout, place: str | Path, *, revision: str | None = None) -> str | None:
-    """Return the task for which the network of a place has the tensors of `layout`; None if there is none.
+    """Return the task for which the network has the tensors of `layout`; None if there is none.
 
-    Raises SubcompressError where the network cannot be made.
+    Raises SubcompressError if the network cannot be made.
     """
     dtype = dtype_of(layout)
     wanted = {spec.name: spec.shape for spec in layout}
@@ -210,7 +210,9 @@ def _where(place: str | Path, revision: str | None) -> tuple[str, dict[str, Any]
     folder = Path(place).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise SubcompressError(f"only an ID on the Hub has revisions; {place} is a folder: leave @{revision} out")
+            raise SubcompressError(
+                f"{place} is a folder, and only an ID on the Hub has revisions: leave @{revision} out"
+            )
         if not (folder / "config.json").is_file():
             raise SubcompressError(f"{place} has no config.json, which a transformers model needs: check the folder")
         return str(folder), {"local_files_only": True, "trust_remote_code": False}

@@ -16,14 +16,14 @@ from subcompress.errors import SubcompressError
 IDS, MASK = "input_ids", "attention_mask"
 
 Words = Callable[[Tensor], str]
-"""The text of 1-D `input_ids`."""
+"""Returns the text of 1-D `input_ids`."""
 
 WINDOW = 50
 """Batches of training whose examples are sorted by length together: enough that a batch hardly pads, few enough that
 examples of one length do not meet the same ones in every epoch."""
 
 TOKENS = 1 << 14
-"""Tokens of a batch in an evaluation at most, padding counted."""
+"""The most tokens of a batch in an evaluation, including padding."""
 
 
 class Ragged(InMemory):
@@ -117,21 +117,22 @@ def _joined_labels(y: Sequence[Tensor], lengths: Tensor) -> Tensor:
     found = [len(t) if t.ndim == 1 else 0 for t in y]
     if odd := next((i for i, (n, wanted) in enumerate(zip(found, lengths.tolist(), strict=True)) if n != wanted), None):
         raise SubcompressError(
-            f"an example has a label for each token, {IGNORED} where nothing is learned; example {odd} has "
-            f"{found[odd]} for {int(lengths[odd])}: give as many"
+            f"example {odd} has {found[odd]} labels for {int(lengths[odd])} tokens: give one for each token, "
+            f"{IGNORED} where nothing is learned"
         )
     return torch.cat(list(y)).long()
 
 
 def gathered(split: Dataset[Any]) -> Ragged:
-    """A data set whose examples are (dict with 1-D `input_ids`, y), read once, into memory. `input_ids` are padded with
+    """Read a data set of examples (dict with 1-D `input_ids`, y) once, into memory. `input_ids` are padded with
     its attribute `pad`, 0 where it has none; its attribute `words`, where it has one, makes text of them. Raises
     SubcompressError where the examples differ in their names."""
     items = [split[i] for i in range(len(cast(Sized, split)))]
     names = [list(x) for x, _ in items]
     if odd := next((i for i, found in enumerate(names) if set(found) != set(names[0])), None):
         raise SubcompressError(
-            f"examples have the same inputs; example 0 has {', '.join(names[0])}, example {odd} {', '.join(names[odd])}"
+            f"all examples must have the same inputs; example 0 has {', '.join(names[0])}, example {odd} "
+            f"{', '.join(names[odd])}"
         )
     x = {name: [torch.as_tensor(x[name]) for x, _ in items] for name in names[0]}
     words = getattr(split, "words", None)

@@ -35,7 +35,7 @@ Collate = Callable[[list[Any]], Any]
 MOST_WORKERS = 256
 
 MOST_BYTES = 4 << 30
-"""Of an iterable data set, which is read into memory."""
+"""The most bytes of an iterable data set, which is read into memory."""
 
 UNSENT = (pickle.PicklingError, AttributeError, TypeError)
 """What pickle raises for a data set that cannot be sent to a process."""
@@ -63,8 +63,7 @@ class WorkerInit:
             self.f(number)
         except Exception as e:
             raise DataError(
-                f"a process that reads examples calls worker_init_fn; it raises {type(e).__name__}: {one_line(e)}: "
-                "fix it, or give --workers 0"
+                f"worker_init_fn raises {type(e).__name__}: {one_line(e)}: fix it, or give --workers 0"
             ) from e
 
 
@@ -102,7 +101,7 @@ class OnDemand(Dataset[Any]):
             raise
         except Exception as e:
             raise DataError(
-                f"examples cannot be read, or cannot be stacked to a batch: {type(e).__name__}: {one_line(e)}"
+                f"examples cannot be read, or cannot be stacked into a batch: {type(e).__name__}: {one_line(e)}"
             ) from e
         pair = _pair(found if self.collate is None else self._collated(items))
         if not all(is_finite(t) for t in tensors_in(pair)):
@@ -118,7 +117,8 @@ class OnDemand(Dataset[Any]):
         except Exception as e:
             name = getattr(self.collate, "__name__", type(self.collate).__name__)
             raise DataError(
-                f"collate takes a list of examples and returns (x, y); {name} raises {type(e).__name__}: {one_line(e)}"
+                f"collate must take a list of examples and return (x, y); {name} raises {type(e).__name__}: "
+                f"{one_line(e)}"
             ) from e
 
 
@@ -146,12 +146,12 @@ class Listed(Dataset[Any]):
 
 
 def listed(name: str, stream: Any) -> Listed:
-    """The examples of an IterableDataset with a length, read once. Raises SubcompressError for one without a length or
-    of another, one that raises, and before its tensors take more than `MOST_BYTES`."""
+    """The examples of an IterableDataset with a length, read once. Raises SubcompressError if it has no length or a
+    wrong one, if it raises, and before its tensors take more than `MOST_BYTES`."""
     if not _measurable(stream):
         raise SubcompressError(
-            f"a split is a map-style torch Dataset, or an IterableDataset with a length; the {name} split is "
-            f"{type(stream).__name__}, perhaps without an end: give it __len__, or wrap it in one"
+            f"the {name} split has no length and may never end ({type(stream).__name__}): give it __len__, or "
+            "give a map-style torch Dataset"
         )
     wanted = len(stream)
     examples = _read_once(name, stream, wanted)
@@ -173,8 +173,8 @@ def _read_once(name: str, stream: Any, wanted: int) -> list[Any]:
             held += sum(t.nbytes for t in tensors_in(example))
             if held > MOST_BYTES:
                 raise SubcompressError(
-                    f"an iterable data set is read into memory, up to {MOST_BYTES / 2**30:g} GiB; the {name} split is "
-                    "more: give a map-style data set"
+                    f"the {name} split is iterable and takes more than the {MOST_BYTES / 2**30:g} GiB that are "
+                    "read into memory: give a map-style data set"
                 )
             if len(examples) > wanted:
                 break
@@ -208,13 +208,13 @@ def of_loader(name: str, loader: DataLoader[Any]) -> Dataset[Any]:
         return cast("Dataset[Any]", found) if plain else OnDemand(found, loader.collate_fn)
     if isinstance(examples, IterableDataset) or not _measurable(examples):
         raise SubcompressError(
-            f"a DataLoader stands for its data set, which has a length and items; the {name} split's streams "
-            f"({type(examples).__name__}), perhaps without an end: give a map-style data set"
+            f"the {name} split is a DataLoader of a stream ({type(examples).__name__}), which has no length and "
+            "may never end: give a map-style data set"
         )
     if loader.batch_sampler is None:
         raise SubcompressError(
-            f"a DataLoader stands for its examples; the {name} split's has batch_size=None, so that its items are "
-            "batches: give a data set of examples"
+            f"the DataLoader of the {name} split has batch_size=None, so that its items are batches: give a "
+            "data set of single examples"
         )
     examples = _sampled(name, examples, getattr(loader.batch_sampler, "sampler", loader.sampler))
     plain = loader.collate_fn in (default_collate, default_convert)
@@ -239,15 +239,16 @@ def _sampled(name: str, examples: Any, sampler: Any) -> Any:
         if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != known):
             how = "with" if sampler.replacement else "without"
             raise SubcompressError(
-                f"each example is read once an epoch; the RandomSampler of the {name} split's DataLoader draws "
-                f"{sampler.num_samples} of {known} {how} replacement: give a torch Subset of those to learn from"
+                f"the RandomSampler in the DataLoader of the {name} split draws {sampler.num_samples} of "
+                f"{known} examples {how} replacement, but each example is read once per epoch: give a torch "
+                "Subset of the examples to train on"
             )
         return examples if known == len(examples) else Subset(examples, range(known))
     if (indices := getattr(sampler, "indices", None)) is not None:
         return Subset(examples, [int(i) for i in indices])
     raise SubcompressError(
-        f"the order of the examples is ours, each once an epoch; the {name} split's DataLoader draws them with "
-        f"{type(sampler).__name__}: give its data set, or a torch Subset of it"
+        f"the DataLoader of the {name} split draws its examples with {type(sampler).__name__}, but fit chooses "
+        "their order and reads each once per epoch: give the data set itself, or a torch Subset of it"
     )
 
 
@@ -268,7 +269,7 @@ def read(
     """(x, y) of `batch_size` examples at a time, in that order.
 
     What the data set draws depends on the seed and on the number of the batch, not on the processes, and leaves the
-    caller's random states as they were. numbers: of these batches; by default they are counted from 0 on. Raises
+    caller's random states as they were. numbers: those of the batches, by default counted from 0 on. Raises
     SubcompressError as `OnDemand.batch` does, also from another process.
     """
     parts = order.split(batch_size)
@@ -336,8 +337,7 @@ def _check_sent(found: Any) -> None:
         pickle.dumps(found)
     except Exception as e:
         raise DataError(
-            f"a batch is sent from the process that read it; this one cannot be: {type(e).__name__}: {one_line(e)}: "
-            "give --workers 0"
+            f"a batch cannot be sent from the process that read it: {type(e).__name__}: {one_line(e)}: give --workers 0"
         ) from e
 
 
@@ -363,8 +363,8 @@ def _prefetched(todo: _Batches, workers: int) -> Generator[Any, None, None]:
         yield from _from_workers(todo, workers)
     except (RuntimeError, OSError, EOFError, *UNSENT) as e:
         raise DataError(
-            f"a process that reads examples ended, or did not begin: {type(e).__name__}: {one_line(e)}: give --workers "
-            "0 to read them in the main process"
+            f"a process that reads examples ended early, or could not start: {type(e).__name__}: {one_line(e)}: "
+            "give --workers 0 to read them in the main process"
         ) from e
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from subcompress.errors import SubcompressError, one_line
 
 NEEDED, OPTIONAL = ("text", "label"), ("text_pair", "split")
-"""Columns of texts with labels that are read; others are passed over."""
+"""The columns of texts with labels that are read; others are ignored."""
 
 NAMED = ("text", "prompt", "completion", "messages", "split")
 """Columns of language models."""
@@ -145,8 +145,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     for name in (*NEEDED, *OPTIONAL):
         if header.count(name) > 1 or (name in NEEDED and name not in header):
             raise SubcompressError(
-                f"{path} begins with a line that names the columns text and label, and text_pair and split if they are "
-                f"there, once each; it names {', '.join(header)[:200] or 'nothing'}"
+                f"{path} must begin with a line that names the columns text and label (optionally text_pair and "
+                f"split), each once; it names {', '.join(header)[:200] or 'nothing'}"
             )
     return {name: header.index(name) for name in (*NEEDED, *OPTIONAL) if name in header}
 
@@ -165,7 +165,9 @@ def _json_lines(path: Path, f: Any, columns: Columns) -> Rows:
         names = columns.everywhere & row.keys()
         first = names if first is None else first
         if odd := sorted(first ^ names):
-            raise SubcompressError(f"{path}, line {line}: {odd[0]} is in some lines only: give it in all, or in none")
+            raise SubcompressError(
+                f"{path}, line {line}: {odd[0]} is in some lines only: give it in all lines, or in none"
+            )
         yield line, row
 
 
@@ -173,7 +175,9 @@ def _fields(path: Path, line: int, found: Any) -> dict[str, str]:
     """Return the fields of an object as text, with true and false as 1 and 0."""
     if not isinstance(found, dict) or not all(name in found for name in NEEDED):
         has = ", ".join(map(str, found))[:200] if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise SubcompressError(f"{path}, line {line}: a line has text and label; this one has {has or 'nothing'}")
+        raise SubcompressError(
+            f"{path}, line {line}: each line must have text and label; this one has {has or 'nothing'}"
+        )
     row = {}
     for name in (*NEEDED, *OPTIONAL):
         if name in found:
@@ -194,4 +198,4 @@ KINDS: dict[str, tuple[str, Read]] = {
     ".jsonl": ("JSON lines", _json_lines),
     ".ndjson": ("JSON lines", _json_lines),
 }
-"""By the end of a name: what it is called, and what reads it."""
+"""The end of a file's name -> the name of the format, and its reader."""

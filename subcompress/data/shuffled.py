@@ -47,7 +47,9 @@ def shuffle_pixels(data: Data, seed: int = 0) -> Data:
     splits = _in_memory(data)
     shapes = {tuple(split.x.shape[1:]) for split in splits}
     if len(shapes) > 1:
-        raise SubcompressError(f"the splits must have inputs of one shape; they have {sorted(shapes)}: cut them alike")
+        raise SubcompressError(
+            f"the inputs of all splits must have one shape; they have {sorted(shapes)}: crop or pad them to one"
+        )
     order = _permutation(seed, _PIXELS, math.prod(*shapes))
     train, validation, test = (
         Split(split.x.reshape(len(split.x), -1)[:, order].reshape(split.x.shape), split.y) for split in splits

@@ -171,8 +171,8 @@ def batches(
 ) -> Generator[tuple[Tree, Tree], None, None]:
     """(x, y) of `batch_size` examples at a time, in that order, the last batch with what is left.
 
-    seed: of what a data set that is not in memory draws; by default the last one that torch was given; numbers: see
-    `read`. Raises SubcompressError where the data set raises, and for numbers that are not finite.
+    seed: that of random draws of a data set that is not in memory, by default torch's last one; numbers: see
+    `read`. Raises SubcompressError if the data set raises, and for numbers that are not finite.
     """
     order = torch.arange(size(split)) if order is None else order
     if isinstance(split, InMemory):
@@ -279,7 +279,8 @@ def _in_memory(name: str, split: Any) -> Dataset[Any]:
         split = _stacked(inner) or split
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise SubcompressError(
-            f"a split's examples are pairs (x, y); the {name} split yields {type(item).__name__}: return two things"
+            f"the examples of a split must be pairs (x, y); the {name} split yields {type(item).__name__}: "
+            "return two things"
         )
     if not isinstance(split, InMemory) and _is_text(item[0]):
         return _gathered(name, inner)
@@ -297,7 +298,7 @@ def _stacked(split: Listed) -> Split | None:
 
 
 def _of_tensors(name: str, split: Split) -> Split:
-    """The split with arrays and lists of numbers as tensors. Raises SubcompressError where they are none."""
+    """The split with arrays and lists of numbers as tensors. Raises SubcompressError if they are something else."""
     found = {}
     for part in ("x", "y"):
         value = getattr(split, part)
@@ -308,8 +309,8 @@ def _of_tensors(name: str, split: Split) -> Split:
         except (TypeError, ValueError, RuntimeError) as e:
             kind = "text" if any(isinstance(v, str) for v in value) else "what is no array of numbers"
             raise SubcompressError(
-                f"a Split holds tensors; {part} of the {name} split is a {type(value).__name__} of {kind}: number the "
-                f"classes, or make tensors"
+                f"a Split must hold tensors; {part} of the {name} split is a {type(value).__name__} of {kind}: "
+                "number the classes, or make tensors"
             ) from e
     return replace(split, **found) if found else split
 
@@ -317,7 +318,7 @@ def _of_tensors(name: str, split: Split) -> Split:
 def _check_length(name: str, split: Any) -> None:
     if not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
         raise SubcompressError(
-            f"a split is a map-style torch Dataset, with a length and (x, y) items; the {name} split is "
+            f"a split must be a map-style torch Dataset, with a length and (x, y) items; the {name} split is "
             f"{type(split).__name__}: wrap it in one"
         )
     if len(split) == 0:
@@ -326,7 +327,9 @@ def _check_length(name: str, split: Any) -> None:
 
 def _check_tensors(name: str, split: Split) -> None:
     if {len(t) for t in tensors_in((split.x, split.y))} != {len(split)}:
-        raise SubcompressError(f"x and y hold one row an example; those of the {name} split differ: give as many")
+        raise SubcompressError(
+            f"x and y of the {name} split have different numbers of rows: give one row of each per example"
+        )
     for t in tensors_in((split.x, split.y)):
         if not is_finite(t):
             at = int((~t.reshape(len(t), -1).isfinite()).any(1).nonzero()[0])

@@ -16,7 +16,7 @@ from subcompress.data.splits import Data
 from subcompress.errors import SubcompressError
 
 MAIN = "logits"
-"""What the main one of several outputs is called."""
+"""The names of the main one of several outputs."""
 
 
 def main_tensor(outputs: Any) -> Tensor | None:
@@ -46,8 +46,8 @@ def the_labels(y: Any, name: str) -> Tensor:
     """Return y. Raises SubcompressError, naming the loss or metric, if it is no tensor."""
     if not isinstance(y, Tensor):
         raise SubcompressError(
-            f"{name} takes labels or values as one tensor; a batch of the data has {_kind(y)}: make them numbers, one "
-            "tensor an example"
+            f"{name} takes labels or values as one tensor; a batch of the data has {_kind(y)}: give each "
+            "example one tensor of numbers"
         )
     return y
 
@@ -62,12 +62,12 @@ def _kind(x: Any) -> str:
 
 
 def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
-    """Raise SubcompressError where y, as `as_classes` gives it, is neither the classes nor their probabilities for
+    """Raise SubcompressError if y, as `as_classes` gives it, is neither the classes nor their probabilities for
     outputs (N, C, ...)."""
     if outputs.ndim < 2:
         raise SubcompressError(
-            f"{name} takes outputs (N, C), one number a class; the model gives {tuple(outputs.shape)}: widen its last "
-            "layer, or or take --loss bce for two classes"
+            f"{name} takes outputs (N, C), one number per class; the model gives {tuple(outputs.shape)}: widen "
+            "its last layer, or take --loss bce for two classes"
         )
     wanted = (outputs.shape[0], *outputs.shape[2:])
     if counts(y) and y.shape != wanted:
@@ -83,29 +83,31 @@ def check_classes(outputs: Tensor, y: Tensor, name: str) -> None:
 
 
 def check_tokens(outputs: Tensor, y: Tensor) -> None:
-    """Raise SubcompressError where y is not one label for each token, (N, L), of outputs (N, L, C)."""
+    """Raise SubcompressError if y is not one label for each token, (N, L), of outputs (N, L, C)."""
     if outputs.ndim != 3 or y.shape != outputs.shape[:2] or not counts(y):
         raise SubcompressError(
-            "labels of tokens are integers (N, L) for outputs (N, L, C), -100 where nothing is learned; got outputs "
-            f"{tuple(outputs.shape)} and {y.dtype} {tuple(y.shape)}: give a label for each token, or another loss"
+            "labels of tokens must be integers (N, L) for outputs (N, L, C), -100 where nothing is learned; "
+            f"got outputs {tuple(outputs.shape)} and {y.dtype} {tuple(y.shape)}: give a label for each token, "
+            "or another loss"
         )
 
 
 def check_one_hot(y: Tensor, name: str) -> None:
-    """Raise SubcompressError where rows of integers, (N, C, ...), are not one 1 and else 0."""
+    """Raise SubcompressError if rows of integers, (N, C, ...), are not one 1 and else 0."""
     if not bool(((y == 0) | (y == 1)).all() & (y.sum(1) == 1).all()):
         raise SubcompressError(
-            f"labels of the outputs' shape are one-hot, one 1 and else 0; those of the {name} split are not: give "
-            "classes, or take --loss bce for several at once"
+            f"labels with the shape of the outputs must be one-hot (one 1, otherwise 0); those of the {name} "
+            "split are not: give the numbers of the classes, or --loss bce if an example has several"
         )
 
 
 def check_between(y: Tensor, name: str) -> None:
-    """Raise SubcompressError where y of bce is not between 0 and 1."""
+    """Raise SubcompressError if y of bce is not between 0 and 1."""
     if y.numel() and not (float(y.min()) >= 0 and float(y.max()) <= 1):
         raise SubcompressError(
-            f"bce takes labels between 0 and 1, for each output whether it is on; the {name} split has "
-            f"{float(y.min()):g} to {float(y.max()):g}: take --loss cross-entropy for classes, or divide"
+            f"bce takes labels from 0 to 1, which say for each output whether it is on; those of the {name} "
+            f"split are from {float(y.min()):g} to {float(y.max()):g}: take --loss cross-entropy for classes, "
+            "or scale the labels"
         )
 
 

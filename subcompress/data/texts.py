@@ -18,23 +18,23 @@ from subcompress.errors import SubcompressError, one_line
 from subcompress.format.facts import Facts
 
 LENGTH = 128
-"""Tokens of a text at most, unless told."""
+"""The most tokens of a text by default."""
 
 MAX_BYTES = 1 << 30
-"""Of a file."""
+"""The most bytes of a file."""
 
 MAX_CLASSES = 1000
 
 SPLITS = {"train": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
-"""What a row may say in the column `split`, and which of (train, validation, test) it means."""
+"""The values of the column `split`, and which of (train, validation, test) each means."""
 
 NAMES = ("train", "validation", "test")
 
 SUFFIXES = tuple(KINDS)
-"""How the names of files of texts end."""
+"""The endings of the names of files of texts."""
 
 VALUE = "value"
-"""What the one output for labels that are numbers is called."""
+"""The name of the only output if labels are numbers."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,17 @@ class Decoded:
 def read(path: str | Path) -> Table:
     """A file in UTF-8: CSV or TSV with a header, or JSON lines, by the end of its name. It has columns `text`, `label`
     and, where they are there, `text_pair`, the second one of two texts, and `split` (train, validation or test; without
-    it, 80, 10 and 10 % of the rows, drawn the same way every time). Others are passed over.
+    it, 80, 10 and 10 % of the rows, drawn the same way every time). Others are ignored.
 
     Labels are whole numbers, in their order, or else texts, by alphabet; a class each. Numbers of which one is not
     whole are values, for a regression.
-    Raises SubcompressError for a file that is none of this, with the number of the line.
+    Raises SubcompressError, with the number of the line, for a file in another form.
     """
     return table_of(list(rows_of(Path(path), MAX_BYTES)), path)
 
 
 def table_of(rows: Sequence[Row], path: str | Path, names: Sequence[str] = ()) -> Table:
-    """The rows as a table. path: what they are called in messages; names: of classes whose labels are numbers, counted
+    """The rows as a table. path: their name in messages; names: the names of classes whose labels are numbers, counted
     from 0. Raises SubcompressError as `read` does."""
     splits = [split_number(row.split, f"{path}, line {row.line}") for row in rows]
     texts, pairs = [row.text for row in rows], [row.pair or "" for row in rows if row.pair is not None] or None
@@ -141,9 +141,9 @@ def split_number(name: str | None, where: str) -> int:
 def divided(numbers: Sequence[int], path: str | Path) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     """The rows of each split, and lines that say which of them were cut from the training rows.
 
-    numbers: of each row, see `split_number`. Where no row says its split, 80, 10 and 10 % are drawn; of a split that
-    no row is of, a tenth of the training rows. Both are drawn the same way every time. Raises SubcompressError where a
-    split stays empty.
+    numbers: the number of each row, see `split_number`. If no row names its split, 80, 10 and 10 % are drawn. For a
+    split without rows, a tenth of the training rows is drawn. Both are drawn the same way every time. Raises
+    SubcompressError if a split stays empty.
     """
     given, notes = torch.tensor(numbers), []
     if bool((given < 0).any()):
@@ -187,7 +187,8 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
     found = set(labels)
     if not 2 <= len(found) <= MAX_CLASSES:
         raise SubcompressError(
-            f"labels are classes, 2 to {MAX_CLASSES}; {path} has {len(found)} in {len(labels)} rows: look at its column"
+            f"the labels of {path} must name 2 to {MAX_CLASSES} classes; its {len(labels)} rows name "
+            f"{len(found)}: check its column"
         )
     try:
         return tuple(sorted(found, key=lambda label: (int(label), label)))
@@ -198,8 +199,8 @@ def _classes(path: str | Path, labels: Sequence[str]) -> tuple[str, ...]:
 def _splits(path: str | Path, given: Sequence[int], y: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[str, ...]]:
     parts, notes = divided(given, path)
     if len(y[parts[0]].unique()) < 2:
-        kind = "values" if y.is_floating_point() else "classes"
-        raise SubcompressError(f"all training texts of {path} have the same one of its {kind}: mix its rows")
+        kind = "value" if y.is_floating_point() else "label"
+        raise SubcompressError(f"all training texts of {path} have the same {kind}: mix its rows")
     return parts, notes
 
 

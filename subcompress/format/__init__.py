@@ -63,7 +63,7 @@ def file_bytes(path: str | Path) -> bytes:
         path = download(Reference.of(path)).path
     if os.path.isdir(path):
         then = f"make one with subcompress pack {path} -o FILE" if os.path.isfile(Path(path) / RUN) else "name the file"
-        raise SubcompressError(f"a packed file is needed; {path} is a folder: {then}")
+        raise SubcompressError(f"{path} is a folder, not a packed file: {then}")
     return read_bytes(path, MAX_FILE_BYTES)
 
 

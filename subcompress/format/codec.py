@@ -292,8 +292,8 @@ def encode(groups: Iterable[tuple[np.ndarray, int]]) -> bytes:
         top = 1 << (bits - 1)
         if len(values) and (int(values.min()) < -top or int(values.max()) >= top):
             raise SubcompressError(
-                f"coordinates of {bits} bits lie in [{-top}, {top - 1}]; "
-                f"these reach from {int(values.min())} to {int(values.max())}: pack with more bits"
+                f"coordinates of {bits} bits must lie in [{-top}, {top - 1}]; these reach from "
+                f"{int(values.min())} to {int(values.max())}: pack with more bits"
             )
         contexts = _Contexts(bits)
         for v in values.tolist():
@@ -307,12 +307,14 @@ def decode(
     """Decode groups given as (d, bits) into int32 (d,) coordinates. bits_consumed: receives the bits that each group
     took.
 
-    Raises SubcompressError if `encode` would not have written these bytes for so many coordinates.
+    Raises SubcompressError if `encode` would not have written these bytes for this number of coordinates.
     """
     coder = _Decoder(data)
     read = _group_decoder(coder)
     if coder.code >= coder.range or (data and not groups):
-        raise SubcompressError("the coordinates are not what a range coder writes: the file is damaged or forged")
+        raise SubcompressError(
+            "the coordinates are not written as a range coder writes them: the file is damaged or forged"
+        )
     out = []
     for d, bits in groups:
         before = coder.bits_consumed
@@ -321,8 +323,8 @@ def decode(
             bits_consumed.append(coder.bits_consumed - before)
     if coder.left < 0:
         raise SubcompressError(
-            f"nonzero coordinates take at most {FREE_DECISIONS} decisions and {DECISIONS_A_BYTE} a byte; these take "
-            "more: the file is forged"
+            f"the nonzero coordinates take more than {FREE_DECISIONS} decisions and {DECISIONS_A_BYTE} per "
+            "byte: the file is forged"
         )
     if coder.at < len(data) or data.endswith(b"\0"):
         raise SubcompressError("the payload holds more than d coordinates: the file is damaged or forged")

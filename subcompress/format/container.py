@@ -38,9 +38,12 @@ def _diagnosis(data: bytes) -> str:
     text = data[:512].lstrip().lower()
     kinds = [
         (not data, "an empty file"),
-        (data[:4] == b"PK\x03\x04", "a zip archive (torch.save writes such: it is the dense model)"),
+        (data[:4] == b"PK\x03\x04", "a zip archive (as torch.save writes: it is the dense model)"),
         (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"), "a pickle, which is never opened"),
-        (text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")), "an HTML page, not the file it stands for"),
+        (
+            text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")),
+            "an HTML page in place of the file: download it again",
+        ),
         (text.startswith(b"version https://git-lfs"), "a git-lfs pointer: run `git lfs pull`"),
         (data[:2] == b"\x1f\x8b", "a gzip archive: unpack it first"),
         (data[:1] == b"\x08" and b"subcompress" in data[:64] + data[-64:], "an ONNX graph that was unpacked from one"),
@@ -61,7 +64,7 @@ def _safetensors_diagnosis(data: bytes) -> str:
             return f"the file is cut or padded: its header claims {claimed} bytes, {present} are there; fetch it again"
         return "the safetensors header is damaged: its sizes disagree; fetch the file again"
     if n > len(data) - 8 or not head.startswith(b"{"):
-        return f"{_RULE}; this is neither, or it is cut: fetch it again"
+        return f"{_RULE}; this is another file, or it is cut: fetch it again"
     try:
         tensors = json.loads(head, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as e:

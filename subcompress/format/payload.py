@@ -52,7 +52,7 @@ from subcompress.tensors.digest import SIZE as DIGEST_SIZE
 from subcompress.tensors.layout import CODED_DTYPES, Layout
 
 MAGIC, VERSION = b"SC", 2
-"""Version 2 is of files with factors, version 1 of all others, so that readers of before still read those."""
+"""Files with factors have version 2 and all others version 1, so that older readers can still read those."""
 
 PHILOX = 1
 MAX_FROZEN = 1 << 22
@@ -100,7 +100,7 @@ def version_of(entries: Iterable[Entry]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """A decoded payload, complete but for the base, if it has one. ledger: bytes by part."""
+    """A decoded payload, complete except for the base, if it has one. ledger: bytes by part."""
 
     seed: int
     layout: Layout | BasedLayout
@@ -167,13 +167,13 @@ def parse(data: bytes) -> Parsed:
     r = Reader(data[:-_CRC_SIZE])
     r.part("header")
     if len(data) < 16 or data[:2] != MAGIC:
-        raise r.fail(f"a payload begins with {MAGIC.decode()}")
+        raise r.fail(f"the payload does not begin with {MAGIC.decode()}")
     if zlib.crc32(r.data).to_bytes(_CRC_SIZE, "little") != data[-_CRC_SIZE:]:
         raise SubcompressError("the file's checksum does not match: bytes were damaged on the way; fetch it again")
     r.raw(2)
     if not 1 <= (version := r.raw(1)[0]) <= VERSION:
         raise SubcompressError(
-            f"this reads format versions 1 to {VERSION}, the file has {version}: upgrade subcompress"
+            f"the file has format version {version}, but this subcompress reads versions 1 to {VERSION}: upgrade it"
         )
     if (generator := r.varint("the generator", 1 << 32)) != PHILOX:
         raise SubcompressError(f"generator {generator} is unknown (1 is Philox4x32-10): upgrade subcompress")
@@ -190,7 +190,7 @@ def parse(data: bytes) -> Parsed:
     tensor_list = _read_list(r, layout, len(specs))
     entries, group_weights = tensor_list.entries, tensor_list.sizes
     if version != version_of(entries):
-        raise r.fail(f"a file with factors is of version {VERSION}, one without of version 1")
+        raise r.fail(f"a file with factors must have version {VERSION}, and one without version 1")
     r.part("facts")
     facts = read_facts(r)
     accuracy = r.varint("the accuracy", 10_001)
@@ -485,9 +485,7 @@ def _check_without_base(layout: BasedLayout, parsed: Parsed) -> None:
         if spec is not None and (
             isinstance(entry, (Unchanged, Factored)) or (isinstance(entry, Coded) and entry.based)
         ):
-            raise SubcompressError(
-                f"a tensor that starts at the base's values is in the base; {what} is not: the file is forged"
-            )
+            raise SubcompressError(f"{what} starts at the base's values, but the base lacks it: the file is forged")
         for part in parts_of(entry):
             check_start(what, part, tables)
             if spec is not None:
@@ -499,7 +497,8 @@ def _check_without_base(layout: BasedLayout, parsed: Parsed) -> None:
 
 def _stored_size_error(size: int, stored: bytes) -> SubcompressError:
     return SubcompressError(
-        f"stored tensors take {size} bytes, {len(stored)} are there: the file is damaged or forged; fetch it again"
+        f"the stored tensors take {size} bytes, but {len(stored)} are there: the file is damaged or forged; "
+        "fetch it again"
     )
 
 

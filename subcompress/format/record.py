@@ -140,7 +140,7 @@ class Factored:
         """Return what `items` make of a tensor, in their order. Raises SubcompressError for one without such."""
         if spec.dtype not in FACTORED_DTYPES or len(spec.shape) != 2:
             raise SubcompressError(
-                f"a tensor of two axes, of {', '.join(FACTORED_DTYPES)}, has factors; {spec} has none"
+                f"{spec} cannot have factors, because only tensors of two axes, of {', '.join(FACTORED_DTYPES)}, can"
             )
         check_rank(self.rank, spec, self.sketched)
         rows, columns = spec.shape
@@ -281,8 +281,9 @@ class Record:
         for g, size in zip(self.groups, self.sizes, strict=True):
             if size != g.operator.D or len(g.coordinates) != g.operator.d:
                 raise SubcompressError(
-                    f"a group's tensors, operator and coordinates agree; got {size} weights, an operator of "
-                    f"{g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit again"
+                    f"the tensors, operator and coordinates of a group do not agree; got {size} weights, an "
+                    f"operator of {g.operator.D} x {g.operator.d} and {len(g.coordinates)} coordinates: fit "
+                    "again"
                 )
         check_peaks(self.groups)
         tables: Tables = set()
@@ -303,17 +304,15 @@ class Record:
 
     def _check_based(self, spec: TensorSpec, coded: bool) -> None:
         if self.base is None or spec.name not in self.base:
-            raise SubcompressError(
-                f"a tensor that starts at the base's values is in the base; {spec} is not: fit again"
-            )
+            raise SubcompressError(f"{spec} starts at the base's values, but the base lacks it: fit again")
         if coded and not finite(self.base.reals(spec.name)):
-            raise SubcompressError(f"coordinates are added to finite values; the base's {spec} holds nan or inf")
+            raise SubcompressError(f"the base's {spec} holds nan or inf, to which coordinates cannot be added")
 
     def _check_same(self, at: int, spec: TensorSpec, index: int) -> None:
         check_tie(self.entries, at, spec)
         other = self.layout.tensors[index]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
-            raise SubcompressError(f"tied tensors have one dtype and shape; {spec} and {other} do not: fit again")
+            raise SubcompressError(f"{spec} and {other} are tied, but their dtypes or shapes differ: fit again")
 
 
 Tables = set[tuple[int, str]]
@@ -334,8 +333,8 @@ def check_peaks(groups: tuple[Group, ...]) -> None:
             continue
         if (peak := g.operator.peak(g.coordinates)) >= LIMIT:
             raise SubcompressError(
-                f"the integers that one weight adds stay below {LIMIT} in sum; these reach {peak}: "
-                "lower d, the bits or the number of rows a block"
+                f"the integers that are added for one weight must stay below {LIMIT} in sum; these reach "
+                f"{peak}: lower d, the bits or the rows of a block"
             )
 
 
@@ -348,7 +347,7 @@ def check_tie(entries: tuple[Entry, ...], at: int, what: object) -> None:
     kind = Stored if isinstance(entry, Stored) else Entry
     is_copy = isinstance(first, Stored) and first.same is not None and kind is Stored
     if not isinstance(first, kind) or isinstance(first, Tied) or is_copy:
-        raise SubcompressError(f"a tied tensor is that of an earlier one; {what} is not: fit again")
+        raise SubcompressError(f"{what} must be tied to an earlier tensor: fit again")
 
 
 def trained(groups: tuple[Group, ...]) -> list[Group]:
@@ -368,29 +367,31 @@ def group_sizes(layout: Layout, entries: tuple[Entry, ...], groups: int) -> list
 
 def _check_mixed(spec: TensorSpec, entry: Mixed) -> None:
     if not entry.is_valid or entry.period > spec.reals:
-        raise SubcompressError(f"runs name every item of a tensor, and fit into it; those of {spec} do not: fit again")
+        raise SubcompressError(
+            f"the runs of {spec} must name every item and fit into the tensor; they do not: fit again"
+        )
     if any(isinstance(item, Coded) and item.based for item in entry.items):
-        raise SubcompressError(f"a tensor of the base is not mixed; {spec} is: fit again")
+        raise SubcompressError(f"{spec} is a tensor of the base and cannot be mixed: fit again")
 
 
 def check_rank(rank: int, spec: TensorSpec, sketched: bool = False) -> None:
     """Raise SubcompressError for a rank that the factors of a matrix cannot have."""
     if not 1 <= rank <= MAX_RANK:
-        raise SubcompressError(f"a rank is 1 to {MAX_RANK}; got {rank}: give another")
+        raise SubcompressError(f"a rank must be between 1 and {MAX_RANK}; got {rank}: give another")
     if rank > min(spec.shape):
         raise SubcompressError(
-            f"a rank is at most the smaller side of its matrix; {spec.name} is {' x '.join(map(str, spec.shape))}, the "
-            f"rank {rank}: give a lower one"
+            f"the rank {rank} is larger than the smaller side of {spec.name}, "
+            f"{' x '.join(map(str, spec.shape))}: give a lower one"
         )
     if sketched and max(spec.shape) > MAX_SIDE:
         raise SubcompressError(
-            f"a sketch is of a matrix of at most {MAX_SIDE} rows and columns; {spec.name} has {max(spec.shape)}: give "
-            "lora"
+            f"a sketch takes a matrix of at most {MAX_SIDE} rows and columns; {spec.name} has "
+            f"{max(spec.shape)}: give lora"
         )
     if rank * max(spec.shape) > MAX_FACTOR:
         raise SubcompressError(
-            f"a factor has at most {MAX_FACTOR} values; of rank {rank}, {spec.name} has one of "
-            f"{rank * max(spec.shape)}: give a lower one"
+            f"a factor may have at most {MAX_FACTOR} values; with the rank {rank}, one of {spec.name} has "
+            f"{rank * max(spec.shape)}: give a lower rank"
         )
 
 
@@ -398,14 +399,16 @@ def check_piece(spec: TensorSpec, part: Coded | Fixed, tables: Tables, entry: En
     """Raise SubcompressError for a piece that is invalid in a tensor of this dtype. entry: the tensor's."""
     if isinstance(entry, Factored):
         if isinstance(part, Coded) and part.based:
-            raise SubcompressError(f"a factor does not start at the base; that of {spec} does: fit again")
+            raise SubcompressError(f"a factor of {spec} starts at the base, which factors cannot: fit again")
         spec = entry.factors(spec)[0]
     if spec.dtype not in CODED_DTYPES:
-        raise SubcompressError(f"coded tensors are of {', '.join(CODED_DTYPES)}; {spec} is not: store it instead")
+        raise SubcompressError(
+            f"{spec} cannot be coded, because its dtype is none of {', '.join(CODED_DTYPES)}: store it instead"
+        )
     check_start(spec, part, tables)
     start = part.start.center if isinstance(part.start, Seeded) else part.start
     if not isinstance(start, float) and start.dtype != spec.real_dtype:
-        raise SubcompressError(f"a table has values of the tensor's dtype; that of {spec} has others: fit again")
+        raise SubcompressError(f"the table of {spec} has values of another dtype than the tensor: fit again")
 
 
 def check_start(spec: object, part: Coded | Fixed, tables: Tables) -> None:
@@ -419,26 +422,27 @@ def check_start(spec: object, part: Coded | Fixed, tables: Tables) -> None:
     if isinstance(start, float):
         normal = SMALLEST_START <= abs(start) < math.inf
         if not (normal or start == 0) or start != np.float32(start):
-            raise SubcompressError(f"a constant start is zero or a normal float32; {spec} starts at {start}")
+            raise SubcompressError(f"a constant start must be zero or a normal float32; {spec} starts at {start}")
         if part.start == 0 and math.copysign(1, start) < 0 and isinstance(part, Fixed):
-            raise SubcompressError(f"zero has no sign as a start; {spec} is fixed at -0.0: make it a table")
+            raise SubcompressError(f"{spec} is fixed at -0.0, which a constant start cannot be: make it a table")
         return
     if start.period < 1:
-        raise SubcompressError(f"a table or a ramp has a value at least; that of {spec} has none: fit again")
+        raise SubcompressError(f"the table or ramp of {spec} has no value: fit again")
     if isinstance(start, Ramp):
         ends = (start.first, start.step, start.first + start.step * start.period)
         if not all(math.isfinite(x) and abs(x) < RAMP_LIMIT for x in ends):
-            raise SubcompressError(f"a ramp is of numbers below {RAMP_LIMIT:g}; that of {spec} is not: fit again")
+            raise SubcompressError(f"the ramp of {spec} has numbers of {RAMP_LIMIT:g} or more: fit again")
     elif (id(start.data), start.dtype) not in tables:
         if len(start.data) % DTYPES[start.dtype].itemsize or not finite(start.values(0, start.period)):
-            raise SubcompressError(f"a table holds finite values; that of {spec} holds others: fit again")
+            raise SubcompressError(f"the table of {spec} holds nan or inf: fit again")
         tables.add((id(start.data), start.dtype))
 
 
 def _check_scale(spec: object, scale: float) -> None:
     if not LOWEST_SCALE <= scale < HIGHEST_SCALE or scale != bfloat16(scale):
         raise SubcompressError(
-            f"a scale is a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); {spec} has {scale}"
+            f"a scale must be a bfloat16 value in [2^{MIN_SCALE_EXPONENT}, 2^{MAX_SCALE_EXPONENT + 1}); {spec} "
+            f"has {scale}"
         )
 
 

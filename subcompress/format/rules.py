@@ -472,7 +472,7 @@ def _read_rule(r: Reader, rules: list[_Rule], tensors: int, groups: int, on_base
 
 
 def _read_items(r: Reader, rules: list[_Rule], count: int) -> tuple[int, ...]:
-    """Read the codes of so many items, each coded or fixed."""
+    """Read the codes of n items, each coded or fixed."""
     codes = tuple(r.varints(count, "an item's rule", HALVINGS * max(len(rules), 1) - 1))
     for code in codes:
         rule = rules[code // HALVINGS] if rules else None

@@ -74,7 +74,7 @@ def read_layout(r: Reader) -> Layout | BasedLayout:
     if body.at != len(body.data):
         raise r.fail("a layout ends with the last tensor")
     if layout.nbytes > MAX_DENSE_BYTES:
-        raise r.fail(f"the tensors of a file take at most {MAX_DENSE_BYTES} bytes, these claim {layout.nbytes}")
+        raise r.fail(f"the tensors of a file may take at most {MAX_DENSE_BYTES} bytes; these claim {layout.nbytes}")
     return layout
 
 
@@ -106,9 +106,14 @@ class BasedLayout:
         """Return the layout of the model, given the base's. Raises SubcompressError if it is another base."""
         layout = Layout((*self.base.layout(base), *self.new))
         if len({s.name for s in layout}) != len(layout) or layout.nbytes != self.nbytes:
-            raise SubcompressError("a file on a base names each tensor once and knows their bytes: the file is forged")
+            raise SubcompressError(
+                "the file names a tensor twice, or the bytes of its tensors are not those that it states: the file "
+                "is forged"
+            )
         if bad := next((s for s in layout if not is_valid_text(s.name) or not is_valid_name(s.name)), None):
-            raise SubcompressError(f"a file on a base calls a tensor {bad.name[:80]!r}, which is no name: it is forged")
+            raise SubcompressError(
+                f"the file calls a tensor {bad.name[:80]!r}, which is not a valid name: it is forged"
+            )
         return layout
 
 
@@ -177,7 +182,10 @@ def _read_spec(body: Reader, previous: bytes) -> tuple[TensorSpec, bytes]:
     axes = body.varint("the number of axes", MAX_AXES)
     shape = tuple(body.varints(axes, "an axis", MAX_DENSE_BYTES))
     if len(name) > MAX_NAME or math.prod(filter(None, shape)) > MAX_DENSE_BYTES:
-        raise body.fail(f"a tensor has at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name, this one {shape}")
+        raise body.fail(
+            f"a tensor may have at most {MAX_DENSE_BYTES} values and {MAX_NAME} bytes of name; "
+            f"this one has the shape {shape}"
+        )
     try:
         text = name.decode()
     except UnicodeDecodeError as e:
@@ -211,7 +219,7 @@ def read_facts(r: Reader) -> Facts:
         found = json.loads(r.deflated("facts", MAX_FACTS_BYTES).decode(), object_pairs_hook=unique_keys)
         return _parse_facts(found)
     except (ValueError, TypeError, RecursionError, UnicodeDecodeError) as e:
-        raise r.fail("facts are a JSON object of known fields") from e
+        raise r.fail("facts must be a JSON object of known fields") from e
 
 
 def _parse_facts(found: Any) -> Facts:
@@ -226,7 +234,7 @@ def _parse_facts(found: Any) -> Facts:
         raise TypeError("inputs")
     names = [each[0] for each in inputs if each and each[0] != ""]
     if len(set(names)) != len(names):
-        raise ValueError("two inputs of one name")
+        raise ValueError("two inputs have the same name")
     lists = {}
     for key, values in found.items():
         kind = _LISTS.get(key)

@@ -24,7 +24,7 @@ def about() -> dict[str, Any]:
 
 @cache
 def _version(name: str) -> str:
-    """The version of a package, read once; empty where it is not installed."""
+    """The version of a package, read once; empty if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

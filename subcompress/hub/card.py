@@ -111,7 +111,9 @@ def measurement_of(info: dict[str, Any], about: About) -> Measured | None:
 
     fit, summary = run.fit_of(about.run), run.summary(about.run)
     if format.parse(run.packed(about.run)).digest.hex() != info["digest"]:
-        raise SubcompressError(f"--run is the run that the file was packed from; {about.run} is another's")
+        raise SubcompressError(
+            f"the file was not packed from the run {about.run}: give --run the run that it was packed from"
+        )
     name = data_name(str(summary["origin"].get("data") or ""))
     recipe = {k: v for k, v in sorted(summary["recipe"].items()) if isinstance(v, (int, float, str)) and v != ""}
     values = {"test": fit.test, "validation": fit.validation}
@@ -188,12 +190,12 @@ def replaced_lines(page: Page, existing: str | None, previous: dict[str, Any] | 
             )
         if lost:
             shown = one_line(Exception(str(old[key])), 80)
-            lines.append(f"{key} in the card of {page.id} was {shown}: it is written anew")
+            lines.append(f"{key} in the card of {page.id} was {shown}: it is replaced")
     return lines
 
 
 SINGLE_VALUED = ("library_name", "base_model_relation")
-"""The keys of OURS with one value; the others are lists, in which values of others are kept."""
+"""The keys of OURS with one value. The others are lists, in which values that others wrote are kept."""
 
 
 def _merge_front_matter(matter: dict[str, Any], before: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any]:
@@ -270,17 +272,18 @@ def _split_card(id: str, card: str) -> tuple[dict[str, Any], str]:
         return {}, card[empty.end() :]
     match = REGEX_YAML_BLOCK.search(card)
     if match is None and card.lstrip().startswith("---\n"):
-        raise SubcompressError(f"README.md of {id} begins a front matter and never ends it: fix it, or --replace-card")
+        raise SubcompressError(f"README.md of {id} has a front matter without an end: fix it, or give --replace-card")
     try:
         matter = yaml.safe_load(match[2]) if match else {}
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise SubcompressError(
-            f"the front matter of README.md in {id} is no YAML ({one_line(e, 120)}): fix it there, or --replace-card"
+            f"the front matter of README.md in {id} is not valid YAML ({one_line(e, 120)}): fix it there, or "
+            "give --replace-card"
         ) from e
     if matter is not None and not isinstance(matter, dict):
         raise SubcompressError(
-            f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: fix it there, or "
-            "--replace-card"
+            f"the front matter of README.md in {id} is {type(matter).__name__}, not keys and values: fix it "
+            "there, or give --replace-card"
         )
     return matter or {}, card[match.end() :] if match else card
 

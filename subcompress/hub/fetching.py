@@ -73,7 +73,7 @@ def pull(
     found_digest = format.parse(data).digest.hex()
     if digest is not None and digest.lower() != found_digest:
         raise SubcompressError(
-            f"weights of digest {digest} were asked for; {ref} holds those of {found_digest}: name a commit"
+            f"{ref} holds weights with the digest {found_digest}, but {digest} was asked for: name a commit"
         )
     write_bytes(output, data)
     return found

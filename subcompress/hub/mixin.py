@@ -95,9 +95,11 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         folder = local_folder(name, revision, token, cached=local_files_only)
         text = read_bytes(folder / CONFIG, LARGE) if (folder / CONFIG).exists() else b"{}"
         if (config := json_object(text)) is None:
-            raise SubcompressError(f"{CONFIG} of {name} is no JSON object in UTF-8: is it the right repository?")
+            raise SubcompressError(f"{CONFIG} of {name} is not a JSON object in UTF-8: is it the right repository?")
         if reserved := sorted(config.keys() & RESERVED & cls._names_given(config)):
-            raise SubcompressError(f"{CONFIG} of {name} sets {reserved[0]}, which no network is made with: fix it")
+            raise SubcompressError(
+                f"{CONFIG} of {name} sets {reserved[0]}, which is not an argument of a network: fix it"
+            )
         return super().from_pretrained(folder, base_source=base, **model_kwargs)
 
     @classmethod
@@ -136,15 +138,16 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         """Return the packed file of the present weights. Raises SubcompressError if there is none."""
         if self._packed is None:
             raise SubcompressError(
-                "save_pretrained keeps the file that a network was loaded from, and this one was not: fit, pack, and "
-                f"take {type(self).__name__}.from_pretrained('net.safetensors')"
+                "save_pretrained keeps the file that a network was loaded from, and this network was not "
+                "loaded from one: fit and pack it, and use "
+                f"{type(self).__name__}.from_pretrained('net.safetensors')"
             )
         assert isinstance(self, nn.Module)
         record, _ = format.from_bytes(self._packed, self._base)
         if digest_of(record, {name: t.detach().cpu() for name, t in self.state_dict().items()}) != record.digest:
             raise SubcompressError(
-                "save_pretrained keeps the file that a network was loaded from, and its weights have changed since: "
-                "fit and pack them"
+                "save_pretrained keeps the file that a network was loaded from, but the weights have changed "
+                "since: fit and pack the network again"
             )
         return self._packed
 
@@ -199,8 +202,8 @@ class HubMixin(ModelHubMixin, library_name="subcompress"):
         """Return the arguments of `__init__`. Raises SubcompressError if JSON cannot hold all of them."""
         if self._left_out:
             raise SubcompressError(
-                f"config.json holds what {type(self).__name__} was given, and cannot hold {', '.join(self._left_out)}: "
-                "give numbers and texts instead, or the class coders={TYPE: (to_json, from_json)}"
+                f"config.json cannot hold {', '.join(self._left_out)}, which {type(self).__name__} was made with: give "
+                "numbers and texts instead, or give the class coders={TYPE: (to_json, from_json)}"
             )
         return _plain(self._hub_mixin_config)
 

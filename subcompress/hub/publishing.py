@@ -110,7 +110,7 @@ def push(
         tag: A tag for the commit.
         message: The message of the commit.
         force: Replace files that subcompress did not write.
-        replace_card: Write the whole card anew, including the sections that its owner wrote.
+        replace_card: Replace the whole card, including the sections that its owner wrote.
         config: More entries of config.json.
         token: A token of the Hub. By default the one that `hf auth login` stored.
         say: Called with each line of progress.
@@ -137,10 +137,12 @@ def push(
 
 def _check_arguments(ref: Reference, module: nn.Module | None, onnx: str) -> None:
     if onnx == "dense" and module is None:
-        raise SubcompressError("a graph is traced from the network: give it, or leave the dense graph out")
+        raise SubcompressError(
+            "a dense graph is traced from the network: give the network, or leave the dense graph out"
+        )
     if ref.revision is not None and COMMIT.fullmatch(ref.revision):
         raise SubcompressError(
-            f"a push goes to a branch; {ref.revision} is a commit: name a branch after @, or nothing"
+            f"{ref.revision} is a commit, and a push needs a branch: name a branch after @, or leave @ out"
         )
 
 
@@ -210,7 +212,8 @@ def _ensure_branch(hub: Hub, ref: Reference, private: bool | None) -> Remote:
     if private is not None and remote.private != private:
         requested, actual = ("private", "public") if private else ("public", "private")
         raise SubcompressError(
-            f"{ref.id} is {actual}, and {requested} was asked for: change it in its settings, or leave it out"
+            f"{ref.id} is {actual}, but {requested} was asked for: change it in the settings of the repository, "
+            "or leave the option out"
         )
     return remote
 
@@ -288,8 +291,8 @@ def _require_replaceable(ref: Reference, remote: Remote, config: dict[str, Any])
     others = sorted(n for n in remote.files if n != FILE and IGNORED_WEIGHTS.fullmatch(n))
     if others and FILE not in sums:
         raise SubcompressError(
-            f"{ref.id} holds weights in {', '.join(others[:2])}, and beside a {FILE} nobody would load them: name "
-            "another repository, or --force to put one there"
+            f"{ref.id} holds weights in {', '.join(others[:2])}, which loaders ignore if there is a {FILE}: "
+            "name another repository, or give --force to add one"
         )
     for name in (FILE, GRAPH, CONFIG):
         if name not in remote.files:
@@ -297,6 +300,6 @@ def _require_replaceable(ref: Reference, remote: Remote, config: dict[str, Any])
         oid = remote.files[name].oid
         if not config or (name in (FILE, GRAPH) and len(oid) == 64 and sums.get(name) != oid):
             raise SubcompressError(
-                f"{ref.id} holds a {name} that no push of subcompress wrote: name another repository, or --force to "
-                "replace it"
+                f"{ref.id} holds a {name} that subcompress did not write: name another repository, or give "
+                "--force to replace it"
             )

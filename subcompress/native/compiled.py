@@ -156,7 +156,7 @@ def selected_kind() -> str:
     available, requested = available_kinds(), requested_kind()
     if requested and requested not in available:
         raise SubcompressError(
-            f"{VECTORS}={requested}: vectors here are {', '.join(available) or 'none'}; ask for one of them"
+            f"{VECTORS}={requested}: this machine has the vectors {', '.join(available) or 'none'}; give one of them"
         )
     return requested or available[-1]
 

@@ -35,7 +35,7 @@ from subcompress.onnx.tracing import (
 from subcompress.tensors.layout import array_of, raw_bytes
 
 TOLERANCE = 1e-4
-"""Outputs may differ by this share of their largest value, because torch and ONNX Runtime sum in different orders."""
+"""Outputs may differ by this share of their largest value, since torch and ONNX Runtime sum in different orders."""
 
 
 _ONNX_DTYPES = {torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE}
@@ -76,17 +76,19 @@ def compare(
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its exceptions have no common base of their own
         raise SubcompressError(
-            f"ONNX Runtime does not load this graph ({one_line(e)}): unpack to .safetensors instead"
+            f"ONNX Runtime cannot load this graph ({one_line(e)}): unpack to .safetensors instead"
         ) from e
     for n, length in sizes_of(facts):
         at = f"batch size {n}" + (f" and length {length}" if has_varying_axes(facts) else "")
         if why := _unlike(session, module, facts, values, n, length):
             baked = not _unlike(session, module, facts, values, *TRACED)
             raise SubcompressError(
-                f"{why} at {at}, and does not at the one that was traced, {TRACED[0]}: it was not kept; {BAKED}"
+                f"{why} at {at}, but not at the traced one, {TRACED[0]}, so that it was discarded: {BAKED}"
                 if baked
-                else f"{why} at {at}: it was not kept; does forward depend on values or on random numbers? Unpack to "
-                ".safetensors instead"
+                else (
+                    f"{why} at {at}, so that it was discarded: does forward depend on values or on random numbers? "
+                    "Unpack to .safetensors instead"
+                )
             )
 
 
@@ -126,14 +128,14 @@ def check_weights(data: bytes, expected: dict[str, Tensor], folder: Path | None 
             found = session.run(None, {})
         except Exception as e:
             raise SubcompressError(
-                f"ONNX Runtime does not compute this graph's weights ({one_line(e)}): leave unfolding out"
+                f"ONNX Runtime cannot compute this graph's weights ({one_line(e)}): leave unfolding out"
             ) from e
         for (name, tensor), values in zip(expected.items(), found, strict=True):
             wanted = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
             if values.tobytes() != raw_bytes(wanted):
                 raise SubcompressError(
-                    f"{name} computed in the graph is not the file's bit for bit ({level}): it was not kept; "
-                    "leave unfolding out, and report this machine"
+                    f"{name} computed in the graph differs from the file's ({level}), so that the graph was "
+                    "discarded: leave unfolding out, and report this machine"
                 )
 
 

@@ -51,7 +51,7 @@ def require_no_crash(model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.nda
             np.savez(Path(folder, f"{i}.npz"), **named)
         if why := _ended(folder):
             raise SubcompressError(
-                f"ONNX Runtime {why} this graph, which has {', '.join(found[:3])}: unpack to .safetensors instead"
+                f"ONNX Runtime {why} this graph, which uses {', '.join(found[:3])}: unpack to .safetensors instead"
             )
 
 

@@ -72,7 +72,7 @@ def export_self_unfolding(record: Record, module: nn.Module, path: Path) -> None
 def _traced(record: Record, module: nn.Module) -> onnx.ModelProto:
     if record.layout.nbytes > LIMIT:
         raise SubcompressError(
-            f"an ONNX graph holds at most 2 GB; this file's weights take {record.layout.nbytes} bytes: "
+            f"an ONNX graph can hold 2 GB; the weights of this file take {record.layout.nbytes} bytes: "
             "unpack to .safetensors instead"
         )
     return graph_once(module, record.facts)
@@ -120,8 +120,8 @@ def _origins(graph: onnx.GraphProto, record: Record, state: dict[str, Tensor]) -
         else:
             if named:
                 raise SubcompressError(
-                    f"a graph holds the file's tensors as they are or with axes exchanged; {tensor.name} is neither: "
-                    "give the model the file was made from, or leave unfolding out"
+                    f"the graph changes the file's tensor {tensor.name} in another way than exchanging its "
+                    "axes: give the model that the file was made from, or leave unfolding out"
                 )
     return found
 

@@ -52,15 +52,16 @@ def files_of(record: Record) -> dict[str, Path]:
     """
     if kinds := {entry.kind for entry in record.entries if isinstance(entry, Factored)}:
         raise SubcompressError(
-            "a graph adds coordinates to the base's tensors; this file moves factors of them "
-            f"(--act-on {kinds.pop()}): leave --self-unfolding out"
+            "a self-unfolding graph cannot add factors to the base's tensors, as this file does (--act-on "
+            f"{kinds.pop()}): leave --self-unfolding out"
         )
     files: dict[str, Path] = {}
     for name in taken(record):
         path = _place(record, name).file
         if files.setdefault(path.name, path) != path:
             raise SubcompressError(
-                f"a graph lies beside the files of its base; two of them are called {path.name}: rename one"
+                "the files of the base are placed in the graph's folder, but two of them are called "
+                f"{path.name}: rename one"
             )
     return files
 
@@ -93,13 +94,13 @@ def _place(record: Record, name: str) -> Place:
     where = base.reference.where
     if all(file_location(base.own(n)[1]) is None for n in taken(record)):
         raise SubcompressError(
-            f"a graph reads its base from a safetensors file; {where} was given as something else (a file of "
-            "torch.save, or tensors in memory): save its tensors with safetensors once, which leaves its digest as it "
-            "is, and give that file with --base"
+            f"a graph reads its base from a safetensors file, but {where} was given in another way (a file of "
+            "torch.save, or tensors in memory): save its tensors with safetensors once, which keeps the "
+            "digest, and give that file with --base"
         )
     raise SubcompressError(
-        f"a graph reads the tensors of its base as they lie in a file; {spec.name} of {where} does not, because the "
-        "network has more rows of it, or because it lies at an odd offset: leave --self-unfolding out"
+        f"a graph cannot read {spec.name} of {where} directly from the file, because the network has more rows "
+        "of it, or because it begins at an odd offset: leave --self-unfolding out"
     )
 
 
@@ -171,6 +172,6 @@ class ExternalBase:
                 same = f.read(values.nbytes) == raw_bytes(values)
             if not same:
                 raise SubcompressError(
-                    f"{folder / place.file.name} does not hold the base's tensors where {place.file} does: give "
-                    "another folder, or remove it"
+                    f"{folder / place.file.name} does not hold the base's tensors in the same places as "
+                    f"{place.file}: give another folder, or remove it"
                 )

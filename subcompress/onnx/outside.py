@@ -82,8 +82,8 @@ def _require_inside(path: Path, name: str) -> None:
     for kind in (PurePosixPath(name), PureWindowsPath(name)):
         if kind.is_absolute() or kind.drive or ".." in kind.parts:
             raise SubcompressError(
-                f"a graph reads weights from files in its own folder; {path} names {name[:80]!r}: it is forged or was "
-                "made elsewhere, get it anew"
+                f"a graph may read weights only from its own folder, but {path} names {name[:80]!r}: it is "
+                "forged or was made elsewhere; get it again"
             )
 
 
@@ -97,7 +97,7 @@ def _check_digests(path: Path, metadata: dict[str, str]) -> None:
             found = sha256_of(place)
         except OSError as e:
             raise SubcompressError(
-                f"{path} reads its weights from {place}, which cannot be read ({e.strerror or e}): put the file of "
+                f"the weights of {path} are in {place}, which cannot be read ({e.strerror or e}): put the file of "
                 f"{base} there, or unpack again"
             ) from e
         if found != digest:
@@ -111,7 +111,7 @@ def _named_files(path: Path, text: str) -> dict[str, str]:
     try:
         found = json.loads(text)
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-            raise ValueError("it is no object of texts")
+            raise ValueError("it is not an object of texts")
     except (ValueError, RecursionError) as e:
-        raise SubcompressError(f"the metadata of {path} are damaged ({one_line(e, 80)}): get it anew") from e
+        raise SubcompressError(f"the metadata of {path} are damaged ({one_line(e, 80)}): get the graph again") from e
     return found

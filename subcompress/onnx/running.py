@@ -25,7 +25,7 @@ class InRuntime(nn.Module):
         self._session, self._several, self._like = Session(path, device=device), bool(facts.inputs), like
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """Of a batch."""
+        """The most examples of a batch."""
         given = named or {f"input_{i}" if self._several else "input": x for i, x in enumerate(inputs)}
         taken = self._session.inputs  # the exporter drops inputs that nothing depends on
         found = self._session(**{name: x for name, x in given.items() if name in taken})

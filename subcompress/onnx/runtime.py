@@ -147,12 +147,12 @@ def _diagnosis(model: Path | bytes, e: Exception) -> str:
     except OSError:
         return f"{what} cannot be read: give an .onnx file that exists"
     except Exception:
-        return f"{what} is no ONNX file: give one that `subcompress unpack` wrote"
+        return f"{what} is not an ONNX file: give one that `subcompress unpack` wrote"
     needs = next((p.value for p in loaded.metadata_props if p.key == "onnxruntime"), "")
     wanted, found = _numbers(needs), _numbers(onnxruntime.__version__)
     if wanted and found < wanted:
         return f"{what} needs onnxruntime {needs[:40]}; this is {onnxruntime.__version__}: pip install -U onnxruntime"
-    return f"ONNX Runtime {onnxruntime.__version__} does not open {what} ({one_line(e)})"
+    return f"ONNX Runtime {onnxruntime.__version__} cannot open {what} ({one_line(e)})"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Inference from a packed file, or from an .onnx file of ours: ONNX Runtime on the CPU or on a CUDA device.
+"""Inference from a packed file, or from an .onnx file of subcompress: ONNX Runtime on the CPU or on a CUDA device.
 
-Of a packed file the weights are rebuilt where they are used. On a CUDA device they are handed to ONNX Runtime as the
-tensors that torch rebuilt there, with no copy through the host's memory.
+The weights of a packed file are rebuilt where they are used. On a CUDA device, ONNX Runtime gets the tensors that torch
+rebuilt there, without a copy through the host's memory.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Session:
 
         record, _ = format.read(path, base)
         if module is None:
-            raise SubcompressError("a session on packed weights runs a graph traced from the network: give the module")
+            raise SubcompressError("a session on packed weights traces the network: give the module")
         network = Network.of(module, record.layout)
         rebuilt = expand_checked if check else expand
         state = rebuilt(record)
@@ -92,19 +92,21 @@ class Session:
         """The outputs for a batch: a tensor on the device, or a tuple where the network gives several; complex numbers
         come as pairs.
 
-        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError where one is missing or of a shape or
+        inputs: in the order of `self.inputs`, or by name. Raises SubcompressError if one is missing or of a shape or
         dtype that the network does not take.
         """
         given = {**dict(zip(self.inputs, inputs, strict=False)), **named}
         twice = len(given) < len(inputs) + len(named)
         if len(inputs) > len(self.inputs) or twice or set(given) != set(self.inputs):
             raise SubcompressError(
-                f"a session takes {', '.join(self.inputs)}; got {len(inputs)} in order and "
+                f"a session takes {', '.join(self.inputs)}; got {len(inputs)} by position and "
                 f"{', '.join(named) or 'none'} by name: give each once"
             )
         tensors = {name: self._placed(name, x) for name, x in given.items()}
         if len(sizes := {len(tensor) for tensor in tensors.values()}) > 1:
-            raise SubcompressError(f"inputs come in batches of one size; got {', '.join(map(str, sorted(sizes)))}")
+            raise SubcompressError(
+                f"all inputs must have the same batch size; got {', '.join(map(str, sorted(sizes)))}"
+            )
         binding = self._binding
         for name, tensor in tensors.items():
             _bind(binding, name, tensor)
@@ -127,7 +129,7 @@ class Session:
             tensor = torch.as_tensor(array).detach().to(self.device).contiguous()
         except Exception as e:
             raise SubcompressError(
-                f"inputs are dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
+                f"inputs must be dense tensors or arrays of numbers; {name} is not ({one_line(e)})"
             ) from e
         kind, sizes = self._takes[name].type, self._takes[name].shape  # a size that may vary is a name
         fits = len(sizes) == tensor.ndim and all(
@@ -197,4 +199,4 @@ _ONNX_TYPES: dict[torch.dtype, tuple[str, Any]] = {
     torch.uint8: ("tensor(uint8)", np.uint8),
     torch.bool: ("tensor(bool)", np.bool_),
 }
-"""What ONNX Runtime calls torch's types, and how it is told of them."""
+"""torch's dtype -> ONNX Runtime's name for it, and the element type that it is given."""

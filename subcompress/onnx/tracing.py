@@ -51,7 +51,9 @@ def graph_of(module: nn.Module, facts: Facts) -> onnx.ModelProto:
     ONNX Runtime.
     """
     if not facts.input_shape and not facts.inputs and not facts.input_dtype:
-        raise SubcompressError("a graph needs the input's shape, which this file does not say: fit with data that do")
+        raise SubcompressError(
+            "a graph needs the input's shape, which this file does not state: fit with data that state it"
+        )
     model = _trace(module, facts)
     _require_axes(model, facts)
     strip(model)
@@ -180,7 +182,7 @@ def _outputs(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tens
     if main := main_output(found):
         return dict([main])
     if not (tensors := list(tensors_in(found))):
-        raise SubcompressError("a graph gives tensors; this model returns none: unpack to .safetensors instead")
+        raise SubcompressError("the model returns no tensors, which a graph needs: unpack to .safetensors instead")
     if len(tensors) == 1:
         return {"output": tensors[0]}
     keyed = found if isinstance(found, dict) and all(map(_names_one, found.items())) else {}
@@ -237,7 +239,7 @@ def _shapes(module: nn.Module, axes: list[Any], names: Collection[str]) -> Any:
     """Return the dynamic axes as torch.export takes them: bound to the parameters of `forward`, `*args` collecting
     several.
 
-    names: of the inputs, if they are given by name.
+    names: those of the inputs, if they are given by name.
     """
     positional, keywords = ((), dict(zip(names, axes, strict=True))) if names else (tuple(axes), {})
     try:
@@ -255,8 +257,8 @@ def _axes(shape: tuple[int, ...]) -> dict[int, Any]:
 
 
 BAKED = (
-    "forward makes a plain number of it, as len(x) and int(x.shape[0]) do, so that the graph holds the one it was "
-    "traced with: take x.shape[0] as it is, or unpack to .safetensors instead"
+    "forward turns it into a plain number, as len(x) and int(x.shape[0]) do, so that the graph holds the value "
+    "it was traced with: use x.shape[0] as it is, or unpack to .safetensors instead"
 )
 
 
@@ -267,7 +269,7 @@ def _require_axes(model: onnx.ModelProto, facts: Facts) -> None:
         for axis in _axes(each.shape) if name in dims else ():
             if dims[name][axis].HasField("dim_value"):
                 what = f"{name} of any size in its axis {axis}" if axis else "batches of any size"
-                raise SubcompressError(f"a graph takes {what}, and this one would not: {BAKED}")
+                raise SubcompressError(f"a graph must take {what}, and this one would not: {BAKED}")
 
 
 @contextmanager
@@ -297,8 +299,8 @@ def _require_names(module: nn.Module, taken: set[str]) -> None:
     for name in module.state_dict():
         if name in taken:
             raise SubcompressError(
-                f"a graph calls its inputs and outputs {', '.join(sorted(taken))}, so no tensor may be called so; "
-                f"the model has {name}: rename it, or unpack to .safetensors"
+                f"the model has a tensor called {name}, but a graph uses {', '.join(sorted(taken))} for its "
+                "inputs and outputs: rename it, or unpack to .safetensors"
             )
 
 

@@ -78,7 +78,7 @@ class _Shapes:
             return None
         if node.op_type == "Concat":
             return [x for part in parts for x in part]
-        if node.op_type == "Slice" and len(parts) == 3:  # of one axis, without steps
+        if node.op_type == "Slice" and len(parts) == 3:  # a slice of one axis, without steps
             (first, *_), (end, *_) = parts[1:]
             return parts[0][first:end] if isinstance(first, int) and isinstance(end, int) else None
         return None

@@ -77,7 +77,7 @@ def _require_no_base(record: Record, wanted: Collection[str]) -> None:
     for spec, entry in zip(record.layout, record.entries, strict=True):
         if isinstance(entry, Coded) and entry.based and spec.name in wanted:
             raise SubcompressError(
-                f"a graph computes what a file holds; {spec.name} starts at the values of a base: leave unfolding out"
+                f"{spec.name} starts at the values of a base, which the graph does not have: leave unfolding out"
             )
 
 
@@ -124,12 +124,13 @@ def _spellable(group: Group) -> HadamardBlocks:
     op = group.operator
     if not isinstance(op, HadamardBlocks) or op.name not in SPELLED:
         raise SubcompressError(
-            f"graphs unfold the operators {' and '.join(SPELLED)}; this file holds {op.name}: leave unfolding out"
+            f"the operator {op.name} of this file cannot be unfolded, only {' and '.join(SPELLED)} can: leave "
+            "unfolding out"
         )
     if op.padded > MOST:
         raise SubcompressError(
-            f"ONNX Runtime folds at most 1 GiB at once, {MOST} weights a group; this file's has {op.D}: unpack to "
-            ".safetensors instead"
+            f"ONNX Runtime folds at most 1 GiB at once, {MOST} weights per group; this file has a group of "
+            f"{op.D}: unpack to .safetensors instead"
         )
     return op
 

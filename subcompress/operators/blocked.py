@@ -1,4 +1,4 @@
-"""What references share whose P consists of blocks of m rows, m a power of two, each made of all coordinates."""
+"""The common part of reference operators whose P consists of blocks of m rows, where m is a power of two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from subcompress.errors import SubcompressError
 from subcompress.operators.dense import Reference
 
 LEAST_LOG2_M, MOST_LOG2_M = 8, 15
-"""The usual sizes of a block, as of `HadamardBlocks`."""
+"""The usual sizes of a block, like those of `HadamardBlocks`."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class BlockedReference(Reference):
         super().__post_init__()
         if self.d > self.m:
             raise SubcompressError(
-                f"a block of m = {self.m} rows takes at most {self.m} coordinates; got d = {self.d}: give larger blocks"
+                f"a block of m = {self.m} rows can take {self.m} coordinates; got d = {self.d}: give larger blocks"
             )
 
     @property

@@ -19,10 +19,10 @@ from subcompress.tensors.layout import DTYPES
 from subcompress.tensors.rounding import rounded
 
 SEEDED_SLOTS = 63
-"""Random signs that a seeded start adds up, of the 64 columns of a block."""
+"""The number of random signs that a seeded start adds up, out of the 64 columns of a block."""
 
 SLICES = 64
-"""Runs of one item that are copied one by one; more are found by index."""
+"""The most runs of an item that are copied one by one; more are found by index."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ramp:
 
 
 Chosen = float | Table | Ramp
-"""A start that somebody chose. A number is one float32 value for all."""
+"""A fixed start. A number is one float32 value for all."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Tuning Using Wavelets", arXiv:2505.12532), there of each matrix, in two dimensio
 of all weights as one line.
 
 An atom of level l that is as long as the others has the amplitude 2^(l/2); a_l is the integer next to it, so that
-integer coordinates give integer weights: lengths differ by 6 % at most, but for l = 1. P costs O(D), memory is O(D).
+integer coordinates give integer weights: lengths differ by 6 % at most (l = 1: more). P costs O(D), memory is O(D).
 """
 
 from __future__ import annotations

@@ -60,14 +60,14 @@ class HadamardBlocks(ExactOperator):
     def __post_init__(self) -> None:
         if not 0 <= self.log2_m <= MAX_LOG2_M or not 0 <= self.K < self.m or not 0 <= self.A < 1 << 15:
             raise SubcompressError(
-                f"a Hadamard block has 1 to 2^{MAX_LOG2_M} rows, fewer frozen slots K than rows and A below 2^15; "
-                f"given m = 2^{self.log2_m}, K = {self.K}, A = {self.A}"
+                f"a Hadamard block must have 1 to 2^{MAX_LOG2_M} rows, fewer frozen slots K than rows and A "
+                f"below 2^15; got m = 2^{self.log2_m}, K = {self.K}, A = {self.A}"
             )
         most = min(self.D, self.blocks * self.free)
         if not (self.group != SEEDED_GROUP) <= self.d <= most:
             raise SubcompressError(
-                f"D = {self.D} weights in blocks of m = {self.m} with K = {self.K} take 1 to {most} coordinates; "
-                f"given d = {self.d}: give another d"
+                f"D = {self.D} weights in blocks of m = {self.m} with K = {self.K} take 1 to {most} "
+                f"coordinates; got d = {self.d}: give another d"
             )
 
     @classmethod
@@ -153,7 +153,7 @@ class HadamardBlocks(ExactOperator):
     def _readings(self, first: int, last: int) -> np.ndarray | None:
         """The coordinate of each free slot of blocks [first, last): a window that moves on by `free` a block.
 
-        (last - first, used) int64, or None where every block reads all of them in order.
+        (last - first, used) int64, or None if every block reads all of them in order.
         """
         if self.d <= self.free:
             return None

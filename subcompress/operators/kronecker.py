@@ -6,7 +6,7 @@ Lotfi et al. 2022, "PAC-Bayes Compression Bounds So Tight That They Can Explain 
 projector RDKronQR of their code (github.com/activatedgeek/tight-pac-bayes): Q_i is the orthonormal factor of a Gaussian
 matrix, and a random permutation spreads the rows over the weights. Their code rounds r and k down and gives what is
 left of D and d to a Gaussian block, which leaves weights without coordinates, or coordinates without weights, where one
-of the two is a square. Here both are rounded up and cut, so that P^T P is D I but for the rows cut; columns are cut at
+of the two is a square. Here both are rounded up and cut, so that P^T P is D I up to the rows cut; columns are cut at
 random too, because the first d would be linearly dependent where d is close to D. P costs O(D sqrt d) and keeps
 O(sqrt(D d)) numbers beside the permutation.
 """

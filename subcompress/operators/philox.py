@@ -18,7 +18,7 @@ import numpy as np
 MASK32 = 0xFFFFFFFF
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-"""What a round adds to the key."""
+"""The numbers that a round adds to the key."""
 
 
 def _mulhilo(a: Any, m: int) -> tuple[Any, Any]:

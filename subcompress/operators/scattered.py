@@ -2,12 +2,12 @@
 
     w_b = H_m diag(s_b) E c_b,    E: slot j stands in column h(j), h a seeded permutation of 0 .. m - 1
 
-It is operator 1 but for E. Columns of lowest sequency make neighboring weights alike, which is right where inputs are
-images. Where neighboring inputs have nothing in common it only makes weights alike that must differ: there columns of
-every sequency do better (an identity-started 16 x 16 layer learns a matrix that is not smooth, and so does nearly every
-layer of an MLP on vectors). h multiplies by an odd number and adds another; then, twice, it mixes the high bits into
-the low ones and multiplies again: rows of a block are as little alike as with columns drawn at random, and the inverse
-is as short.
+It is operator 1 except for E. Columns of lowest sequency make neighboring weights alike, which is right where inputs
+are images. Where neighboring inputs have nothing in common it only makes weights alike that must differ: there columns
+of every sequency do better (an identity-started 16 x 16 layer learns a matrix that is not smooth, and so does nearly
+every layer of an MLP on vectors). h multiplies by an odd number and adds another; then, twice, it mixes the high bits
+into the low ones and multiplies again: rows of a block are as little alike as with columns drawn at random, and the
+inverse is as short.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class TuckerCore(Reference):
-    """shapes: of the tensors, end to end; by default all weights are one tensor of one axis."""
+    """shapes: those of the tensors, in order; by default all weights are one tensor of one axis."""
 
     shapes: Shapes = ()
 
@@ -68,8 +68,8 @@ class TuckerCore(Reference):
 
 
 class Core(NamedTuple):
-    """One tensor's core. n: weights; sides: the axes it is laid into; ranks: of the core; places: where each weight
-    lies among those axes, (n,), None where it is in order; cells: where each coordinate lies in the core, (d,); signs:
+    """One tensor's core. n: weights; sides: its axes; ranks: those of the core; places: where each weight
+    lies among those axes, (n,), None if it is in order; cells: where each coordinate lies in the core, (d,); signs:
     with which sign, (d,); factors: sqrt(n_k) U_k, so that entries of P have a mean square of one."""
 
     n: int

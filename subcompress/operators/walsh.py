@@ -32,7 +32,7 @@ def sequency(n: int) -> np.ndarray:
 def order(log2_m: int) -> np.ndarray:
     """The columns of H_m from low to high sequency in both halves of their bits, (m,) int64.
 
-    By the squared distance of (high, low) sequencies, each over its range, from zero; ties by column.
+    Sort by the squared distance of (high, low) sequencies, each over its range, from zero; ties by column.
     """
     low, high = log2_m - log2_m // 2, log2_m // 2
     along_low = sequency(low) * ((1 << high) - 1)

@@ -1,4 +1,4 @@
-"""Adapters of PEFT: LoRA, UniLoRA and VeRA, on the base that a file stands on, or on the network as it starts, from a
+"""Adapters of PEFT: LoRA, UniLoRA and VeRA, on the base of a file, or on the network as it starts, from a
 seeded base that is not counted."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LORA_LR, UNILORA_LR, VERA_LR = 1e-3, 5e-3, 5e-3
 """Adam's largest steps on a base."""
 
 SEEDED_LR = {"UniLoraConfig": 1e-1, "VeraConfig": 1e-2}
-"""From a random base, where adapters have far to go from zero."""
+"""Adam's largest steps on a random base, where adapters must move far from zero."""
 
 HEADER = 128
 """Bytes of the safetensors header of a UniLoRA adapter."""

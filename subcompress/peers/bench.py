@@ -54,7 +54,7 @@ class Rounds(Trainee, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """record: of our file, `size` bytes, which took `seconds`; folder: for the files that peers write."""
+    """record: that of our file, of `size` bytes, which took `seconds`; folder: for the files that peers write."""
 
     model: nn.Module
     data: Data
@@ -90,7 +90,7 @@ class Bench:
         try:
             train(trainee, self.data, self.task, recipe, quantize=quantize, listener=self.listener, note=title)
         except DeadRunError as e:
-            raise SkippedError(f"its training died: {e}") from e
+            raise SkippedError(f"its training failed: {e}") from e
         trainee.eval()
         return time.perf_counter() - began
 
@@ -141,7 +141,7 @@ class Bench:
             return evaluate(module, self.data.test, self.task), f"in torch: {e}"
 
     def graph(self, module: nn.Module) -> bytes:
-        """The network as ONNX with its weights inside. Raises SkippedError where there is none."""
+        """The network as ONNX with its weights inside. Raises SkippedError if it cannot be made."""
         from subcompress.onnx import graph_of
 
         try:
@@ -157,8 +157,8 @@ class Bench:
 
         test = self.data.test
         if not self.task.is_accuracy or not isinstance(test, InMemory):
-            raise SkippedError("ONNX Runtime judges accuracies of examples in memory")
-        with fails("ONNX Runtime does not run it"):
+            raise SkippedError("ONNX Runtime measures only accuracies, of examples in memory")
+        with fails("ONNX Runtime cannot run it"):
             return accuracy_of_graph(data, test)
 
     def validation(self, module: nn.Module) -> float:

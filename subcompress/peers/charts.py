@@ -10,10 +10,10 @@ from subcompress.support.charts import CYCLE, DASHED, INK, OTHER, OURS, TARGET, 
 from subcompress.training.probe import Fit, Probe
 
 FEW = 6
-"""Points or lines that are named where they are. More are told apart by a legend, or by numbers."""
+"""The most points or lines that are named in place. More are identified by a legend or by numbers."""
 
 PLOTTED = 3
-"""Files from which on a frontier is a plot. Fewer make a table."""
+"""The fewest files of a frontier that is drawn as a plot. Fewer are shown as a table."""
 
 
 def made(fit: Fit) -> list[Probe]:

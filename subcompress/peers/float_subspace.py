@@ -15,7 +15,7 @@ from subcompress.subspace.starts import recognize
 
 
 def float_subspace(bench: Bench) -> list[Row]:
-    """As many float32 coordinates as our bytes hold, beside what no seed gives: buffers and stored tensors."""
+    """The float32 coordinates that fit into our bytes, together with what no seed gives: buffers and stored tensors."""
     if bench.record.base is not None:
         raise SkippedError("for networks that start from a seed")
     kept = [name for name, start in recognize(bench.model).of().items() if start.kind in ("stored", "buffer")]

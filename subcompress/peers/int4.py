@@ -10,7 +10,7 @@ import numpy as np
 from subcompress.peers.bench import Bench, Row, fails
 
 OPSET = 21
-"""The first whose DequantizeLinear takes four-bit integers."""
+"""The first opset whose DequantizeLinear takes four-bit integers."""
 
 
 def int4(bench: Bench) -> list[Row]:

@@ -11,7 +11,7 @@ from subcompress.training.schemas import Struct, check, read, struct_of
 
 
 class Compared(Struct):
-    """What `compare` keeps of one peer: rows, or why there are none."""
+    """The record that `compare` keeps of one peer: rows, or the reason why there are none."""
 
     rows: tuple[dict[str, Any], ...] | None = None
     skipped: str | None = None
@@ -25,7 +25,7 @@ class Table(Struct):
 
 
 def table(path: Path, then: str) -> dict[str, Any] | None:
-    """compare/compare.json, None where there is none. Raises SubcompressError."""
+    """Read compare/compare.json; None if there is none. Raises SubcompressError."""
     held = read(path, then)
     if held is None:
         return None

@@ -27,7 +27,7 @@ from subcompress.training.direct import Direct
 WIDEST = 1 << 12
 
 BITS = 4
-"""Of a weight."""
+"""Bits of a weight."""
 
 TOP = (1 << (BITS - 1)) - 1
 
@@ -177,7 +177,7 @@ class Rounded(Direct):
 
     @contextmanager
     def materialized(self) -> Iterator[nn.Module]:
-        """The network, from `begin` on with rounded weights, whose gradients are those of the exact ones."""
+        """The network, from `begin` on with rounded weights, which have the gradients of the exact ones."""
         exact = dict(self.module.named_parameters()) if self.steps else {}
         try:
             for name, p in exact.items():

@@ -1,4 +1,4 @@
-"""What a model that gets an adapter stands on: the files that it was loaded from, or its own tensors."""
+"""The base of a model that gets an adapter: the files that it was loaded from, or its own tensors."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Bases:
     def of(self, parsed: Parsed) -> OnBase:
         """The base that a file was made on. Raises SubcompressError, with both digests, where it is another one."""
         if (reference := parsed.base) is None:
-            raise SubcompressError("an adapter needs a base; this file has none: load it by subcompress.load")
+            raise SubcompressError("the file has no base, so that it is not an adapter: load it with subcompress.load")
         for found in self:
             if found.base.matching(reference) is not None:
                 return found
         has = self._found[0].base
         raise SubcompressError(
-            f"the adapter was made on {reference.where}, whose tensors have digest {reference.digest.hex()}; the "
-            f"model's, of {has.name}, have {has.digest.hex()}: load the model that it was made on"
+            f"the adapter was made on {reference.where}, with the digest {reference.digest.hex()}, but the "
+            f"model, {has.name}, has the digest {has.digest.hex()}: load the model that the adapter was made on"
         )
 
 

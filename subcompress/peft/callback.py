@@ -21,7 +21,7 @@ class RoundCoordinates(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, after: float = 0.5) -> None:
         if not 0 <= after <= 1:
-            raise SubcompressError(f"rounding begins after a share of the steps, 0 to 1; got {after}")
+            raise SubcompressError(f"after must be a share of the steps, between 0 and 1; got {after}")
         self.after = after
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -35,7 +35,7 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
         SubcompressError: A subspace does not take an option, or not its value.
     """
 
-    d: int = field(default=500, metadata={"help": "Number of coordinates, all that is trained."})
+    d: int = field(default=500, metadata={"help": "Number of coordinates. Nothing else is trained."})
     bits: int = field(default=4, metadata={"help": "Bits of a coordinate in the file, 2 to 8."})
     seed: int = field(default=0, metadata={"help": "Seed of the subspace."})
     act_on: str | list[str] = field(
@@ -52,8 +52,8 @@ class SubspaceConfig(PeftConfig):  # type: ignore[misc, unused-ignore]
             self.act_on = ",".join(self.act_on)
         if modules_to_save:
             raise SubcompressError(
-                "an adapter is d coordinates, and no module is saved whole beside them; got modules_to_save="
-                f"{modules_to_save}: name its tensors in act_on, or in new where the base lacks them"
+                f"an adapter of subcompress cannot save whole modules; got modules_to_save={modules_to_save}: "
+                "name their tensors in act_on, or in new if the base lacks them"
             )
         for name in ("d", "bits", "seed"):
             if type(value := getattr(self, name)) is not int:

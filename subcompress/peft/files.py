@@ -1,4 +1,4 @@
-"""The file of an adapter: a packed file of ours under the name that PEFT gives it."""
+"""The file of an adapter: a packed file under the name that PEFT gives it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from subcompress.support.files import write_bytes
 
 
 def payload_in(path: Path) -> bytes | None:
-    """The payload of a packed file, whoever wrote its header; None for a file of other tensors. Raises SubcompressError
-    for a damaged one."""
+    """The payload of a packed file, whatever wrote its header; None for a file of other tensors. Raises
+    SubcompressError for a damaged one."""
     try:
         tensors = load_file(path)
     except Exception as e:  # what safetensors raises for damaged files has no common base
-        raise SubcompressError(
-            f"an adapter is a packed file; {path} is damaged or none ({one_line(e)}): fetch it again"
-        ) from e
+        raise SubcompressError(f"{path} is not a packed file, or is damaged ({one_line(e)}): fetch it again") from e
     return tensors["z"].tobytes() if list(tensors) == ["z"] else None
 
 
@@ -30,7 +28,7 @@ def check_file(folder: Path) -> None:
     if not (path := folder / NAME).is_file():
         return
     if (payload := payload_in(path)) is None:
-        raise SubcompressError(f"an adapter of subcompress is a packed file; {path} holds other tensors")
+        raise SubcompressError(f"{path} is not an adapter of subcompress: it holds other tensors than a packed file")
     try:
         format.parse(container.wrap(payload))
     except SubcompressError as e:

@@ -79,7 +79,7 @@ class SubspaceLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc, unused-ign
 
     @property
     def acting(self) -> str | None:
-        """The adapter whose weights the model computes with, if any."""
+        """The adapter with whose weights the model computes, if any."""
         names = self.active_adapters
         return names[0] if names and not self.disable_adapters and not self.merged_adapters else None
 

@@ -1,4 +1,4 @@
-"""The tuner: a model whose acting adapter gives the weights that it computes with."""
+"""The tuner: a model that computes with the weights of its active adapter."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ LAYER = f"{METHOD}_layer"
 
 @dataclass
 class _Known:
-    """What adapters of a model have in common. bases: by the tensors that are new; starts: by what is acted on besides;
-    plans: by their settings; values: of the base, by name."""
+    """The common parts of a model's adapters. bases: by the tensors that are new; starts: also by what is acted on;
+    plans: by their settings; values: those of the base, by name."""
 
     bases: dict[tuple[str, ...], Bases] = field(default_factory=dict)
     starts: dict[tuple[Any, ...], Starts] = field(default_factory=dict)
@@ -73,9 +73,9 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
         Args:
             model: The model.
-            adapter_name: The adapter, whose settings PEFT has entered.
-            *args: Of PEFT, not needed here.
-            **kwargs: Of PEFT, not needed here.
+            adapter_name: The adapter. PEFT has already entered its settings.
+            *args: Arguments of PEFT that are not used here.
+            **kwargs: Arguments of PEFT that are not used here.
 
         Raises:
             SubcompressError: The model cannot be trained so, or the settings do not fit it.
@@ -99,7 +99,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         check_hooks(model)
         if watched(model):
             raise SubcompressError(
-                "a model has one PeftModel; this one has adapters already: give that PeftModel more by add_adapter or "
+                "the model already has adapters in another PeftModel: add more there with add_adapter or "
                 "load_adapter, or unload() it first"
             )
         self.subcompress_layer = SubspaceLayer()
@@ -116,7 +116,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
     def _config(self, name: str) -> SubspaceConfig:
         config = self.peft_config[name]
         if not isinstance(config, SubspaceConfig):
-            raise SubcompressError(f"an adapter of subcompress has a SubspaceConfig; got a {type(config).__name__}")
+            raise SubcompressError(f"an adapter of subcompress needs a SubspaceConfig; got a {type(config).__name__}")
         return config
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -131,7 +131,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
         if len(names) > 1:
-            raise SubcompressError(f"one adapter of subcompress acts at a time; got {', '.join(names)}: give one")
+            raise SubcompressError(f"only one adapter of subcompress can be active; got {', '.join(names)}: give one")
         if self._layer.merged:
             warnings.warn("Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2)
             self.unmerge_adapter()
@@ -145,14 +145,14 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
             adapter_name: The adapter.
 
         Raises:
-            SubcompressError: There is none of that name, or it is merged.
+            SubcompressError: No adapter has that name, or it is merged.
         """
         if adapter_name not in self.peft_config:
             raise SubcompressError(
                 f"there is no adapter {adapter_name}; the adapters are {', '.join(self.peft_config)}"
             )
         if adapter_name in self._layer.merged_adapters:
-            raise SubcompressError(f"an adapter is unmerged before it is deleted; {adapter_name} is merged")
+            raise SubcompressError(f"the adapter {adapter_name} is merged: unmerge it before deleting it")
         del self.peft_config[adapter_name]
         self._layer.delete_adapter(adapter_name)
         self._computed = None
@@ -174,7 +174,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         """Coordinates are float32 always."""
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("an adapter of subcompress replaces no layer")
+        raise NotImplementedError("an adapter of subcompress does not replace layers")
 
     def train(self, mode: bool = True) -> SubspaceModel:
         """As for any module; layers with running statistics keep to those of the base, in training too."""
@@ -215,11 +215,14 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
-            raise SubcompressError("one adapter of subcompress acts on a whole batch; got adapter_names: set_adapter")
+            raise SubcompressError(
+                "adapter_names is not possible, because one adapter of subcompress acts on a whole batch: use "
+                "set_adapter"
+            )
         yield
 
     def _acting_weights(self) -> dict[str, Tensor] | None:
-        """The weights to compute with, None where no adapter acts. Those without gradients are kept until something
+        """The weights to compute with, None if no adapter acts. Those without gradients are kept until something
         changes."""
         if self._passes.swap.held or (name := self._layer.acting) is None:
             return None
@@ -319,7 +322,7 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
         """What PEFT loads: the coordinates. Raises SubcompressError for another file than a packed one of this base."""
         if list(state_dict) != ["z"] or state_dict["z"].dtype != torch.uint8:
             raise SubcompressError(
-                f"an adapter of subcompress is a packed file; this one has {', '.join(list(state_dict)[:3])}"
+                f"this is not an adapter of subcompress (a packed file): it has {', '.join(list(state_dict)[:3])}"
             )
         tuner = _tuner(model)
         z = tuner._read(adapter_name, container.wrap(state_dict["z"].cpu().numpy().tobytes()))
@@ -354,7 +357,9 @@ class SubspaceModel(BaseTuner):  # type: ignore[misc, unused-ignore]
 
     def _to_merge(self, names: list[str] | None) -> Adapter:
         if names is not None and len(names) != 1:
-            raise SubcompressError(f"one adapter of subcompress is merged; got {', '.join(names) or 'none'}: give one")
+            raise SubcompressError(
+                f"only one adapter of subcompress can be merged; got {', '.join(names) or 'none'}: give one"
+            )
         return self._adapter(names[0] if names else None)
 
     def _unload_and_optionally_merge(  # type: ignore[override, unused-ignore]
@@ -389,7 +394,9 @@ def _merged(adapter: Adapter, safe: bool) -> dict[str, Tensor]:
     with torch.no_grad():
         weights = adapter.saved_weights()
     if safe and (odd := next((n for n, w in weights.items() if not bool(w.isfinite().all())), None)):
-        raise SubcompressError(f"safe_merge takes finite weights; those of {odd} are not: train with a smaller step")
+        raise SubcompressError(
+            f"the merged weights of {odd} would hold nan or inf, which safe_merge refuses: train with a smaller step"
+        )
     return weights
 
 

@@ -1,4 +1,4 @@
-"""The plan of an adapter: of its settings, or of its file."""
+"""The plan of an adapter, made from its settings or from its file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plan_of_record(record: Record, model: nn.Module, standing: OnBase, largest: 
     group = record.groups[0]
     if len(record.groups) > 1:
         raise SubcompressError(
-            "an adapter has one group of coordinates; this file has running statistics too: load it by subcompress.load"
+            "the file also holds running statistics, which an adapter cannot: load it with subcompress.load"
         )
     scales = {
         spec.name: tuple(p.entry.scale for p in pieces if isinstance(p.entry, Coded))
@@ -78,8 +78,8 @@ def _layout(record: Record, model: nn.Module) -> Layout:
             at = record.stored_at[i]
             if raw_bytes(state[spec.name]) != record.stored[at : at + spec.nbytes]:
                 raise SubcompressError(
-                    f"the adapter has values of {spec.name} that differ from the model's, and PEFT keeps those: load "
-                    "the file by subcompress.load"
+                    f"the file has values of {spec.name} that differ from the model's, and PEFT keeps the "
+                    "model's: load the file with subcompress.load"
                 )
     return layout
 

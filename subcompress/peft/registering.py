@@ -8,11 +8,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
 METHOD = "subcompress"
-"""The method's name; its prefix and its type in `adapter_config.json` are made of it."""
+"""The method's name, from which its prefix and its type in `adapter_config.json` are derived."""
 
 
 def method_type() -> Any:
-    """The member of `PeftType` that stands for the method. PEFT knows its own methods only: it is added."""
+    """The member of `PeftType` for the method. It is added, because PEFT knows only its own methods."""
     name = METHOD.upper()
     if name not in PeftType.__members__:
         member = str.__new__(PeftType, name)

@@ -28,9 +28,7 @@ def rebuild(record: Record, names: Collection[str] | None = None, *, check: bool
     order = [spec.name for spec in layout] if names is None else list(names)
     wanted = set(order)
     if unknown := wanted - {spec.name for spec in layout}:
-        raise SubcompressError(
-            f"tensors are named as in the file's layout; {min(unknown)!r} is none of its {len(layout)}: name another"
-        )
+        raise SubcompressError(f"{min(unknown)!r} is none of the {len(layout)} tensors of the file: name another")
     wanted |= {layout.tensors[e.index].name for s, e in _pairs(record) if isinstance(e, Tied) and s.name in wanted}
     check_memory(sum(s.nbytes for s, e in _pairs(record) if not isinstance(e, (Unchanged, Tied))))
     state: dict[str, np.ndarray] = {}
@@ -55,7 +53,7 @@ def factors_of(record: Record, name: str) -> list[np.ndarray]:
     numbers = {spec.name: i for i, spec in enumerate(record.layout)}
     i = numbers.get(name, -1)
     if i < 0 or not isinstance(record.entries[i], Factored):
-        raise SubcompressError(f"factors are those of a matrix that coordinates act on through them; {name} is none")
+        raise SubcompressError(f"{name} has no factors, because coordinates do not act on it through any")
     filling = Filling(record, host_backend(), [group.coordinates for group in record.groups])
     found = filling.factors(i)
     filling.write()
@@ -71,8 +69,8 @@ def check_memory(nbytes: int) -> None:
     """Raise SubcompressError for weights that are larger than this machine's memory."""
     if nbytes > (memory := _physical_memory()):
         raise SubcompressError(
-            f"weights are rebuilt in memory; this file's take {nbytes} bytes, this machine has {memory}: "
-            "use a larger one, if the file is to be trusted"
+            f"the weights of this file take {nbytes} bytes, and this machine has {memory} of memory: use a "
+            "larger machine, if you trust the file"
         )
 
 
@@ -87,8 +85,8 @@ def check_digest(record: Record, found: bytes) -> None:
     """Raise SubcompressError unless `found` is the digest in the file."""
     if found != record.digest:
         raise SubcompressError(
-            f"the rebuilt weights have digest {found.hex()}, the file promises {record.digest.hex()}: "
-            "the file is forged or this machine computes wrongly; fetch it again and run `subcompress verify`"
+            f"the rebuilt weights have digest {found.hex()}, but the file states {record.digest.hex()}: the "
+            "file is forged or this machine computes wrongly; fetch it again and run `subcompress verify`"
         )
 
 

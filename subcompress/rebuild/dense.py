@@ -88,7 +88,7 @@ def write_parts(
 def _check_room(size: int, folder: Path) -> None:
     """Raise SubcompressError if the folder's disk has less room."""
     if size > (free := shutil.disk_usage(folder).free):
-        raise SubcompressError(f"the weights take {size} bytes, {folder} has {free} left: give another place")
+        raise SubcompressError(f"the weights take {size} bytes, but {folder} has only {free} left: give another place")
 
 
 def written_layout(layout: Layout, dtype: str | None) -> Layout:

@@ -75,12 +75,12 @@ def _verified(hub: Hub, pinned: Reference, name: str, remote: Remote, path: Path
     not check."""
     if remote.files[name].is_at(path):
         return path
-    hub.log(f"{name} of {pinned.id} came damaged; fetching it once more")
+    hub.log(f"{name} of {pinned.id} was damaged on the way; fetching it once more")
     path = hub.download(pinned, name, again=True)
     if not remote.files[name].is_at(path):
         raise SubcompressError(
-            f"what comes of {PREFIX}{pinned.id} is not what the Hub promises, twice: the line or the cache damages it; "
-            "try another network, or set HF_HOME to another folder"
+            f"the download of {PREFIX}{pinned.id} was damaged twice, by the network or the cache: try another "
+            "network, or set HF_HOME to another folder"
         )
     return path
 
@@ -88,7 +88,7 @@ def _verified(hub: Hub, pinned: Reference, name: str, remote: Remote, path: Path
 def _require_packed_file(hub: Hub, ref: Reference, remote: Remote) -> None:
     """Raise SubcompressError if the repository evidently holds no packed file, before downloading it."""
     if FILE not in remote.files:
-        raise SubcompressError(f"a repository of ours holds {FILE}; {ref} does not: is it the right one?")
+        raise SubcompressError(f"{ref} holds no {FILE}: is it the right repository?")
     most = MAX_FILE_BYTES
     if (size := remote.files[FILE].size) > most or (size > LARGE and not settings(hub, ref, remote)):
         raise SubcompressError(
@@ -111,7 +111,7 @@ def json_object(text: bytes) -> dict[str, Any] | None:
 
 
 def known_settings(text: bytes) -> dict[str, Any]:
-    """Parse a config.json that a push wrote; empty if it is none."""
+    """Parse a config.json that a push wrote; empty if something else wrote it."""
     if (config := json_object(text)) is None:
         return {}
     own = config.get("subcompress")
@@ -169,14 +169,13 @@ def weights_of(
     present = [file for file in files if file in remote.files]
     if not present:
         raise SubcompressError(
-            f"a base has its weights in {' or '.join(files)}, one file; {ref} has "
-            f"{', '.join(list(remote.files)[:4])}: "
-            "fetch it, make one file of it, and give that"
+            f"{ref} has no {' or '.join(files)} but {', '.join(list(remote.files)[:4])}: fetch it, make one "
+            "file of it, and give that"
         )
     if (size := remote.files[present[0]].size) > most:
         raise SubcompressError(
-            f"a base has about as many bytes as the weights of the file that names it; {present[0]} of {ref} has "
-            f"{size}: if you trust it, fetch it and give it with --base"
+            f"{present[0]} of {ref} has {size} bytes, many more than the weights of the file that names it: if "
+            "you trust it, fetch it and give it with --base"
         )
     hub.log(f"{present[0]} of {remote.id} at commit {remote.commit}, {size:,} bytes, is the base")
     path = _download_verified(hub, ref, present[0], remote)
@@ -198,11 +197,11 @@ def _fetch_shards(hub: Hub, ref: Reference, index: Path, remote: Remote, most: f
     """Download the files that an index names. Raises SubcompressError if one is missing, or all exceed `most` bytes."""
     files = dict.fromkeys(weight_map(read_bytes(index, LARGE), f"{index.name} of {ref}").values())
     if missing := next((file for file in files if file not in remote.files), None):
-        raise SubcompressError(f"a base is whole; {index.name} of {ref} names {missing}, which is not there")
+        raise SubcompressError(f"the base {ref} is incomplete: its {index.name} names {missing}, which is not there")
     if (size := sum(remote.files[file].size for file in files)) > most:
         raise SubcompressError(
-            f"a base has about as many bytes as the weights of the file that names it; those of {ref} have {size}: "
-            "if you trust it, fetch it and give it with --base"
+            f"the weights of {ref} have {size} bytes, many more than those of the file that names it: if you "
+            "trust it, fetch it and give it with --base"
         )
     for file in files:
         _download_verified(hub, ref, file, remote)

@@ -40,7 +40,7 @@ class Reference:
                 f"a repository must be ORG/NAME or ORG/NAME@REV, at most 96 letters, digits and . _ -; got {text!r}"
             )
         if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
-            raise SubcompressError(f"after @ stands a branch, a tag or a commit; got {text!r}: leave @ out for main")
+            raise SubcompressError(f"a branch, a tag or a commit must follow @; got {text!r}: leave @ out for main")
         return cls(name, revision or None)
 
 

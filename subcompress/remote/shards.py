@@ -30,7 +30,7 @@ def weight_map(data: bytes, name: str) -> dict[str, str]:
         is_valid = False
     if not is_valid:
         raise SubcompressError(
-            f"an index has a weight_map, the file of each tensor, all in its own folder; {name} has none: fetch it"
+            f"{name} has no weight_map that names the file of each tensor, in the same folder: fetch it"
         )
     return dict(found)
 
@@ -39,7 +39,7 @@ def shards_of(path: Path) -> list[Path]:
     """Return the files that an index names, each once. Raises SubcompressError if one is missing."""
     files = dict.fromkeys(weight_map(read_bytes(path, MAX_INDEX), str(path)).values())
     if missing := next((file for file in files if not (path.parent / file).is_file()), None):
-        raise SubcompressError(f"a base is whole; {path.name} names {missing}, which is not in {path.parent}: fetch it")
+        raise SubcompressError(f"{path.name} names {missing}, which is not in {path.parent}: fetch it")
     return [path.parent / file for file in files]
 
 
@@ -55,7 +55,7 @@ def numbered_shards(folder: Path) -> list[Path]:
     ((prefix, count, suffix),) = kinds
     names = [f"{prefix}{i:05}-of-{count}{suffix}" for i in range(1, min(int(count), len(found) + 1) + 1)]
     if missing := next((name for name in names if name not in found), None):
-        raise SubcompressError(f"a base is whole; {folder} has {min(found)} and no {missing}: fetch it")
+        raise SubcompressError(f"{folder} has {min(found)} but no {missing}: fetch it")
     return [folder / name for name in names]
 
 
@@ -69,10 +69,7 @@ def read_indexed(path: Path, read: Callable[[Path], tuple[Mapping[str, Any], Map
     parts = {file.name: read(file) for file in shards_of(path)}
     for name, file in where.items():
         if name not in parts[file][0] and name not in parts[file][1]:
-            raise SubcompressError(
-                f"an index says where each tensor is; {path.name} says {name} is in {file}, which lacks it: fetch both "
-                "again"
-            )
+            raise SubcompressError(f"{path.name} says that {name} is in {file}, which lacks it: fetch both again")
     return _merge(parts, where)
 
 
@@ -86,9 +83,7 @@ def _merge(
             for name, value in found.items():
                 if where.get(name, file) == file:
                     if name in target:
-                        raise SubcompressError(
-                            f"a tensor is in one file; {name} is in {file} and another: name it once"
-                        )
+                        raise SubcompressError(f"the tensor {name} is in {file} and in another file: keep it in one")
                     target[name] = value
     return tensors, left_out
 

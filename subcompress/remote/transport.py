@@ -124,7 +124,7 @@ class Hub:
         if isinstance(token, str):
             token = token.strip()
             if not token or not token.isprintable():
-                raise SubcompressError("a token is one line of printable characters: look at the one that was given")
+                raise SubcompressError("a token must be one line of printable characters: check the one that was given")
         self.token, self.renamed, self._log = token, "", log
 
     def log(self, line: str) -> None:
@@ -147,7 +147,7 @@ class Hub:
             files[s.rfilename] = RemoteFile(s.size or 0, s.lfs.sha256 if s.lfs else s.blob_id or "")
         if found.id not in (ref.id, self.renamed):
             self.renamed = found.id
-            self.log(f"{ref.id} is called {found.id} now")
+            self.log(f"{ref.id} is now called {found.id}")
         return Remote(found.id, found.sha or "", bool(found.private), files)
 
     def download(self, ref: Reference, name: str, *, again: bool = False, cached: bool = False) -> Path:
@@ -203,7 +203,8 @@ class Hub:
             for t in refs.tags:
                 if t.name == ref.revision and t.target_commit not in newest:
                     raise SubcompressError(
-                        f"a tag stays where it is; {t.name} of {ref.id} is at {t.target_commit}: name another"
+                        f"{ref.id} already has the tag {t.name}, at {t.target_commit}, and tags are not moved: "
+                        "name another"
                     )
 
     def tag(self, ref: Reference, name: str, commit: str) -> None:
@@ -213,7 +214,7 @@ class Hub:
                 return
             if t.name == name:
                 raise SubcompressError(
-                    f"a tag stays where it is; {name} of {ref.id} is at {t.target_commit}: name another"
+                    f"{ref.id} already has the tag {name}, at {t.target_commit}, and tags are not moved: name another"
                 )
         self._with_retries(ref, lambda: self.api.create_tag(ref.id, tag=name, revision=commit, exist_ok=True))
 
@@ -336,21 +337,23 @@ def _translate(e: Exception, ref: Reference, token: str | bool | None) -> Subcom
     if (answer := of(errors.HfHubHTTPError)) is not None:
         return _translate_status(answer, ref, token)
     if of(errors.OfflineModeIsEnabled):
-        return UnreachableError("HF_HUB_OFFLINE forbids to ask the Hub", f"unset it, for {ref} is asked of it")
+        return UnreachableError(
+            "HF_HUB_OFFLINE forbids access to the Hub", f"unset it, because {ref} is needed from there"
+        )
     if of(json.JSONDecodeError):
-        return UnreachableError(f"the Hub at {endpoint()} answers with something else than JSON", "try again later")
+        return UnreachableError(f"the Hub at {endpoint()} does not answer in JSON", "try again later")
     if of(errors.HfHubHTTPError.__bases__[0]):  # httpx's, under the name that it has there
         return UnreachableError(
             f"the Hub at {endpoint()} cannot be reached ({message})", "check the network, or try again"
         )
     if isinstance(first, OSError) and first.errno in UNWRITABLE:
         return SubcompressError(
-            f"the cache of downloads cannot be written: {first.strerror}; make room, or set HF_HOME to another folder"
+            f"the cache of downloads cannot be written: {first.strerror}; free space, or set HF_HOME to another folder"
         )
     if of(errors.LocalEntryNotFoundError):
         return UnreachableError(f"{ref} is not in the cache", "fetch it once while the Hub can be reached")
     if "Consistency check failed" in str(e):
-        return UnreachableError(f"a file of {ref} came cut", "try again")
+        return UnreachableError(f"a file of {ref} was cut on the way", "try again")
     if "Invalid metadata in README.md" in str(e):
         return SubcompressError(f"the Hub refuses the card of {ref}: {without_token(one_line(e, 200), token)}")
     return SubcompressError(f"{ref}: {type(first).__name__}: {message}")
@@ -363,20 +366,22 @@ def _translate_status(e: Any, ref: Reference, token: str | bool | None) -> Subco
     reason = f" ({without_token(one_line(Exception(message), 160), token)})" if message and not page else ""
     if status == 401:
         return SubcompressError(
-            f"the Hub knows its users by a token; for {ref.id} yours is missing, wrong or expired{reason}: "
-            "`hf auth login`, or set HF_TOKEN"
+            f"your token for the Hub is missing, wrong or expired, for {ref.id}{reason}: run `hf auth login`, "
+            "or set HF_TOKEN"
         )
     if status == 403:
-        return SubcompressError(f"your token may not do this to {ref.id}{reason}: `hf auth login` with one that may")
+        return SubcompressError(
+            f"your token does not permit this for {ref.id}{reason}: run `hf auth login` with one that does"
+        )
     if status in (409, 412):
-        return MovedError(f"{ref} was changed meanwhile{reason}: give the command again")
+        return MovedError(f"{ref} was changed meanwhile{reason}: run the command again")
     if status == 429:
         wait = requested_wait(e)
         return UnreachableError(
-            f"the Hub has had too many requests{reason}", f"try again {f'in {wait:.0f} s' if wait else 'later'}"
+            f"the Hub received too many requests{reason}", f"try again {f'in {wait:.0f} s' if wait else 'later'}"
         )
     if status in TRANSIENT or status >= 500:
-        return UnreachableError(f"the Hub answers {status}, it has trouble of its own{reason}", "try again later")
+        return UnreachableError(f"the Hub answers {status}, a fault of its own{reason}", "try again later")
     return SubcompressError(
         f"the Hub refuses this for {ref}: {status}{reason or ', ' + without_token(one_line(e, 160), token)}"
     )

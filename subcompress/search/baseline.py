@@ -41,7 +41,7 @@ def given_baseline(fitter: Fitter, given: float | str | Path) -> float:
         module.load_state_dict(_plain(safetensors.torch.load_file(str(given)), module))
     except (OSError, RuntimeError, safetensors.SafetensorError) as e:
         raise SubcompressError(
-            f"--baseline is a number or a safetensors file of the network's weights; {given} is neither: "
+            f"--baseline must be a number or a safetensors file of the network's weights; got {given}: "
             f"{' '.join(str(e).split())[:200]}"
         ) from e
     return evaluate(module.to(fitter.settings.device), fitter.data.validation, fitter.task)
@@ -122,7 +122,7 @@ class DirectTrainings:
         short = self.found(short=True)
         after = f" (short trainings: {_listed(short)})" if short else ""
         only_one = len(found) == 1 and not short and self.goal.baseline_lr is None
-        more = "; --max-fits leaves no room for other steps" if only_one else ""
+        more = "; --max-fits leaves no room for other learning rates" if only_one else ""
         return f"trained directly: {name} {_listed(found)}{after}; taken: lr {best.lr:g}{more}"
 
 

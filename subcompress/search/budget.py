@@ -50,8 +50,8 @@ def check_budget(fitter: Fitter, goal: SearchGoal) -> None:
 
 
 class BudgetSearch(Search):
-    """The best file within a number of bytes; see the module. An `Engine`. Its knob is one whose turn the bytes of the
-    coordinates are proportional to: d, or the one d that is given. No training is hopeless: each may be the best."""
+    """Finds the best file within a number of bytes; see the module. An `Engine`. The bytes of the coordinates must be
+    proportional to the turn of its knob: d, or the only d given. No training is hopeless: each may be the best."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal) -> None:
         assert goal.bytes is not None
@@ -129,5 +129,5 @@ class BudgetSearch(Search):
         if not self._fitting():
             sizes = [p.bytes for p in self.probes if p.bytes]
             why = f"the smallest file took {min(sizes)} bytes" if sizes else "every training died"
-            raise SubcompressError(f"no file of at most {self.bytes} bytes came of {len(self.probes)} trainings: {why}")
+            raise SubcompressError(f"{len(self.probes)} trainings gave no file of at most {self.bytes} bytes: {why}")
         return (min if self.task.minimise else max)(self._fitting(), key=lambda p: p.value)

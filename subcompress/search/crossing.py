@@ -14,7 +14,7 @@ from subcompress.training.probe import DIED, Probe
 from subcompress.training.tasks import Task
 
 RUNGS = 2
-"""Dimensions that are looked at between one and its double: their ratio is the square root of 2."""
+"""Dimensions that are tried between one and its double: their ratio is the square root of 2."""
 
 STRIDE = 4
 """Rungs from one training to the next while no crossing is known: a factor of 4 in d."""
@@ -31,7 +31,7 @@ def ladder(most: int) -> list[int]:
 
 def next_rung(values: Values, met: Callable[[float], bool], begin: int, top: int, repeats: int) -> int | None:
     """The rung to train at next, so that the mean over all repeats is known on both sides of where it first meets the
-    threshold; None where it is, or where even the last rung misses it. Every call adds a training, so this ends."""
+    threshold; None if it is, or where even the last rung misses it. Every call adds a training, so this ends."""
     means = {i: math.fsum(each) / len(each) for i, each in values.items()}
     above = min((i for i, mean in means.items() if met(mean)), default=None)
     if not means:
@@ -53,7 +53,7 @@ def _unfilled(values: Values, rungs: Sequence[int], repeats: int) -> int | None:
 class Crossing:
     """Direct trainings, then those that `next_rung` asks for, threshold by threshold. An `Engine`.
 
-    direct: the trials of the baseline; thresholds: of the values that these gave; D: weights that coordinates act on.
+    direct: the trials of the baseline; thresholds: computed from their values; D: weights that coordinates act on.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ Line = tuple[np.ndarray, np.ndarray, float]
 
 
 class Curve:
-    """The trainings so far, and the line through them. D: of the network; baseline: the metric of the network trained
+    """The trainings so far, and the line through them. D: its weights; baseline: the metric of the network trained
     directly, where it is known: it tells the slope when only one turn was trained; lag: see `expected_lag`; knob: what
     is varied, d by default; belief: on the noise between seeds."""
 
@@ -130,7 +130,7 @@ class Curve:
         return turn, math.sqrt(variance) / -b
 
     def expected(self, turn: float, short: bool = False) -> float:
-        """The metric on the line at that turn. short: of a short training."""
+        """The metric on the line at that turn. short: whether it is that of a short training."""
         (a, b, lag), _, center = self._line()
         return self.metric(float(a + b * (math.log(turn) - center) + lag * short))
 

@@ -21,7 +21,7 @@ from subcompress.training.tasks import Task
 
 
 class Search(ABC):
-    """Asks for trials of a knob, and is told their results; see the module. An `Engine`.
+    """Asks for trials of a knob and receives their results; see the module. An `Engine`.
 
     Args:
         task: What is learned.
@@ -55,7 +55,7 @@ class Search(ABC):
         self.listener.probes(tuple(self.told))
 
     def tell_direct(self, trial: Trial, probe: Probe) -> None:
-        """Take the result of the network trained directly: by default it says nothing."""
+        """Take the result of the network trained directly. By default it is ignored."""
         return
 
     def hopeless(self, trial: Trial) -> Hopeless | None:
@@ -68,11 +68,11 @@ class Search(ABC):
 
     @abstractmethod
     def next(self) -> Trial | None:
-        """What `ask` gives, beside `running`."""
+        """What `ask` returns, given `running`."""
 
     @abstractmethod
     def result(self) -> tuple[Probe, dict[str, Any]]:
-        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError where no
+        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError if no
         training made a file."""
 
 
@@ -87,7 +87,7 @@ def judged(probe: Probe, others: Sequence[Probe], task: Task) -> Probe:
 
 
 def seeds_from(first: int, n: int) -> list[int]:
-    """So many seeds, the first one given."""
+    """The given number of seeds, of which the first one is given."""
     return [(first + i) % (1 << 64) for i in range(n)]
 
 

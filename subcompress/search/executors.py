@@ -26,7 +26,7 @@ BY_VALUE: list[ModuleType] = []
 """Modules of the user that no worker can import by name. Their objects are sent to the worker."""
 
 TAIL = 4_000
-"""Characters of a worker's errors that are kept."""
+"""The most characters of a worker's errors that are kept."""
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -38,7 +38,7 @@ class Processes(Executor):
         self.running: list[subprocess.Popen[str]] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a process that makes the call. Its result is None; an error is its last line."""
+        """Start a process that makes the call. Its result is None; its error is the last line of the process."""
         code = f"import sys; from subcompress.search.executors import called; called(sys.stdin.read(), {os.getpid()})"
         places = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])]
         number = len(self.running) + 1
@@ -125,7 +125,7 @@ class SlurmJobs(Executor):
         submitit = _imported("submitit", "slurm")
         self.executor = submitit.AutoExecutor(folder=str(folder / "slurm"))
         found = self.executor.cluster == "slurm"
-        self.remark = "" if found else "no Slurm is found here: the workers run on this machine"
+        self.remark = "" if found else "Slurm was not found here: the workers run on this machine"
         self.executor.update_parameters(name="subcompress", timeout_min=60 * 24)
         self.jobs: list[Any] = []
 
@@ -157,7 +157,7 @@ def _job_waited(job: Any, future: Future[Any]) -> None:
 
 
 def _last_line(text: str) -> str:
-    """The line of a traceback that says what is wrong; submitit writes more behind a line of dashes."""
+    """The line of a traceback that says what is wrong; submitit writes more after a line of dashes."""
     before, _, after = text[-TAIL:].rpartition("\n------")
     lines = [line for line in (before or after).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it said nothing"
@@ -185,7 +185,7 @@ def payload(call: Callable[[], Any]) -> str:
         return base64.b64encode(pickle.dumps((sys.path, cloudpickle.dumps(call)))).decode()
     except Exception as e:
         raise SubcompressError(
-            f"--jobs sends the network and the data to other processes, and these cannot be sent ({one_line(e, 200)}): "
+            f"--jobs sends the network and the data to other processes, which failed ({one_line(e, 200)}): "
             "give functions that build them"
         ) from e
     finally:

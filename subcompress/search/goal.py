@@ -92,19 +92,19 @@ def _check_knob(goal: Goal, given: str) -> None:
         near = suggestion(str(goal.knob), KNOBS)
         raise SubcompressError(f"--knob must be {' or '.join(KNOBS)}; got {shown(str(goal.knob))}{near}")
     if goal.knob != Coordinates.name and (goal.d is not None or goal.bytes is not None):
-        raise SubcompressError(f"--knob is what a search for a target varies; {given} is no target: leave one out")
+        raise SubcompressError(f"--knob needs a search for a target, and {given} is not one: leave one out")
 
 
 def _check_target(goal: Goal, task: Task, given: str) -> None:
     """Raise SubcompressError for a target that no metric of that kind can meet."""
     if (goal.min_accuracy is not None or goal.max_drop is not None) and task.minimise:
         raise SubcompressError(
-            f"{given} is for metrics of which more is better; {task.metric_name} is minimized: give --target"
+            f"{given} is for metrics that are maximized, but {task.metric_name} is minimized: give --target"
         )
     if goal.min_accuracy is not None and not (task.has_accuracy_range and 0 < goal.min_accuracy <= 1):
         raise SubcompressError(
-            f"--min-accuracy must be an accuracy above 0 and up to 1; got {goal.min_accuracy} of {task.metric_name}: "
-            "for another metric give --target"
+            f"--min-accuracy must be an accuracy above 0 and at most 1; got {goal.min_accuracy} with the metric "
+            f"{task.metric_name}: for another metric give --target"
         )
     if goal.max_drop is not None and not 0 <= goal.max_drop < math.inf:
         raise SubcompressError(f"--max-drop must be at least 0; got {goal.max_drop}")
@@ -121,12 +121,12 @@ def _check_target(goal: Goal, task: Task, given: str) -> None:
 def _check_baseline(goal: Goal, given: str) -> None:
     """Raise SubcompressError for a baseline that is not used, or an invalid learning rate."""
     if goal.baseline is not None and (goal.d is not None or goal.bytes is not None):
-        raise SubcompressError(f"--baseline is what a target is held against; {given} has none: leave one out")
+        raise SubcompressError(f"--baseline cannot be combined with {given}, which has no target: leave one out")
     if goal.baseline_lr is None:
         return
     if goal.max_drop is None or goal.baseline is not None:
         raise SubcompressError(
-            "--baseline-lr is the step of the direct training that --max-drop counts from: give it with "
+            "--baseline-lr is the learning rate of the direct training for --max-drop: give it with "
             "--max-drop, and without --baseline"
         )
     if not 0 < goal.baseline_lr < math.inf:
@@ -147,7 +147,7 @@ def _max_minutes(goal: Goal) -> float:
     if goal.max_minutes is None:
         return math.inf
     if goal.d is not None and goal.bytes is None:
-        raise SubcompressError("--max-minutes is for a search; with --d there is one training: leave one out")
+        raise SubcompressError("--max-minutes limits a search, but with --d there is one training: leave one out")
     if not goal.max_minutes > 0:
         raise SubcompressError(f"--max-minutes must be positive; got {goal.max_minutes:g}")
     return goal.max_minutes

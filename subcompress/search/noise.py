@@ -23,17 +23,17 @@ NOISE = 0.10
 benchmarks/search.py shows 0.03 to 0.11."""
 
 WEIGHT = 3
-"""How many repeated trainings that is worth."""
+"""How many repeated trainings this belief is worth."""
 
 MOST_WEIGHT = 9
-"""How many repeated trainings a belief is worth at most: other tasks are not this one."""
+"""The most repeated trainings that a belief may be worth, because other tasks differ from this one."""
 
 NEARBY = 1.4
 """The factor in the turn of a knob within which trainings are neighbors: the line carries one to the other with an
 error that is small beside their noise."""
 
 FOLDERS = 64
-"""Runs that are looked at, at most."""
+"""The most runs that are read."""
 
 MISSES = 0.005, 0.5
 """Shares of wrong answers between which trainings tell of noise: with fewer it is that of counting, and with more they
@@ -90,7 +90,7 @@ def spread(points: Iterable[tuple[float, float]], slope: float) -> tuple[float, 
 
 
 def learned(folder: Path, command: dict[str, Any]) -> Belief:
-    """The belief from the runs beside a run folder, of other networks or data with the same metric.
+    """The belief from the runs in the same folder as a run, of other networks or data with the same metric.
 
     Runs of the same network and data do not count: a search that is made again gives the same file.
     """

@@ -1,4 +1,4 @@
-"""What a search draws its lines through: the logarithm of the error, or what stands for it where a metric has none.
+"""The scale of a search's lines: the logarithm of the error, or a substitute for metrics that have no error.
 
 Each scale falls as a metric gets better, and gives every metric of its range back.
 """

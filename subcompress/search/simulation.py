@@ -21,7 +21,7 @@ from subcompress.training.tasks import Task
 
 EPOCHS = 10
 SECONDS = 12.0
-"""Of an epoch."""
+"""Seconds of an epoch."""
 
 
 class PowerLaw:
@@ -89,7 +89,7 @@ class Searched:
 
 
 def simulate(law: PowerLaw, goal: SearchGoal, workers: int = 1) -> Searched:
-    """Search a known curve with so many workers, each of which takes as long for an epoch."""
+    """Search a known curve with the given number of workers, which all take the same time for an epoch."""
     engine: Engine = TargetSearch(cast(Fitter, law), goal, law.knob)
     running: list[tuple[float, Trial, Probe]] = []
     now = 0.0
@@ -108,7 +108,7 @@ def simulate(law: PowerLaw, goal: SearchGoal, workers: int = 1) -> Searched:
 
 def laws(n: int, spread: float = 0.6, seed: int = 1) -> Sequence[PowerLaw]:
     """Curves as networks have them: D of 10,000 to 1,000,000, and the d that meets the target off sqrt(D) by a factor
-    whose logarithm has that standard deviation. seed: of the curves and of their noise."""
+    whose logarithm has that standard deviation. seed: that of the curves and of their noise."""
     rng = np.random.default_rng(seed)
     found = []
     for i in range(n):

@@ -11,7 +11,7 @@ from subcompress.training.probe import Probe
 class Spending:
     """What a search may still spend: trainings, and minutes of them.
 
-    epochs: of a whole training; workers: how many share the minutes.
+    epochs: those of a whole training; workers: how many share the minutes.
     """
 
     def __init__(self, epochs: int, goal: SearchGoal) -> None:

@@ -61,7 +61,7 @@ STRAY = 0.15
 
 
 class TargetSearch(Search):
-    """The smallest file whose mean over several seeds meets a target; see the module. An `Engine`."""
+    """Finds the smallest file whose mean over several seeds meets a target; see the module. An `Engine`."""
 
     def __init__(self, fitter: Fitter, goal: SearchGoal, knob: Knob | None = None, belief: Belief = USUAL) -> None:
         knob = knob or Coordinates(fitter.D)
@@ -165,9 +165,8 @@ class TargetSearch(Search):
     def _refuse_above_baseline(self, target: float) -> None:
         if self.baseline is not None and self.task.better(target, self.baseline):
             raise SubcompressError(
-                f"a target must be at most what the network reaches when all of its weights are trained; got "
-                f"{target:g}, that reaches {self.baseline:.4f} on the validation split: lower the target, or train "
-                "with more --epochs"
+                f"the target {target:g} is better than the {self.baseline:.4f} that direct training of all "
+                "weights reaches on the validation split: lower the target, or train with more --epochs"
             )
 
     # --- what the trainings say so far ---
@@ -193,7 +192,7 @@ class TargetSearch(Search):
         self.failed, self.met = self._judge()
         if not self.said_short_ones_mislead and self.curve.short_ones_mislead():
             self.said_short_ones_mislead = True
-            self.listener.note("short trainings say little of this network: from here on, only whole ones count")
+            self.listener.note("short trainings say little about this network: from here on, only whole ones are used")
 
     def _carried_to_their_ends(self) -> list[Probe]:
         """The trainings that have ended; one that was stopped with the metric that it would have had, gaining as much
@@ -285,7 +284,7 @@ class TargetSearch(Search):
         return len(near) >= len(self.seeds) + SPARE
 
     def _next(self) -> Trial | None:
-        """A whole trial at the next turn, None where the search has ended."""
+        """A whole trial at the next turn, None if the search has ended."""
         assert self.curve is not None
         room = self.room()
         if self.failed >= self.knob.range[1] or room < 1:
@@ -335,14 +334,14 @@ class TargetSearch(Search):
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
         """The training to keep, and the fields of a Fit that tell of the search. Where the target is not reached, the
-        best of those that made a file, and `failure` among the fields. Raises SubcompressError where none did."""
+        best of those that made a file, and `failure` among the fields. Raises SubcompressError if none did."""
         if self.curve is None:
             self._begin()
         self.running = []
         if not self.told:
             raise SubcompressError(
-                "the direct training that --max-drop counts from took all of --max-fits or --max-minutes: raise them, "
-                "or give --baseline"
+                "the direct training for --max-drop used up all of --max-fits or --max-minutes: raise them, or "
+                "give --baseline"
             )
         self._expect()
         assert self.curve is not None
@@ -382,16 +381,19 @@ class TargetSearch(Search):
         assert self.curve is not None
         looked = [p for p in self.told if p.note != DIED]
         if not looked:
-            return f"the target is not reached: every training died; the last one: {self.told[-1].warnings[0]}"
+            return f"the target is not reached: every training failed; the last one: {self.told[-1].warnings[0]}"
         best, target = self._best([p for p in looked if p.whole] or looked), f"{self.curve.target:.4g}"
         advice = "lower the target, or raise --max-fits, --max-minutes, --epochs or --bits"
         if self.task.meets(best.value, self.curve.target):
-            why = f"but no mean of {len(self.seeds)} trainings at or near one {self.knob.name} meets {target}"
+            why = (
+                f"but there is no {self.knob.name} at or near which the mean of {len(self.seeds)} trainings meets "
+                f"{target}"
+            )
             advice = "raise --max-fits or --max-minutes"
         elif self.failed >= self.knob.range[1]:
             most = self.knob.words(self.knob.trial(self.knob.range[1], self.seeds[0]))
             why, advice = (
-                f"and even {most}, the most there is, misses it",
+                f"and even the largest value, {most}, misses it",
                 "lower the target, or raise --epochs or --bits",
             )
         else:

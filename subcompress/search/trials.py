@@ -22,8 +22,8 @@ class Trial:
         seed: Its seed.
         short: Train for few epochs only, to see where to look.
         lr: The step of a direct training, None for the usual one.
-        limit: Most bytes of the file, None where any size will do.
-        room: Of these, what the coordinates may take.
+        limit: The most bytes of the file; None if any size is allowed.
+        room: The part of these bytes that the coordinates may take.
         rate: The price of a bit, None for the one of the recipe.
     """
 
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """When to stop the trial, None for never."""
 
     def result(self) -> tuple[Probe, dict[str, Any]]:
-        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError where no
+        """The training to keep, and the fields of a Fit that tell of the search. Raises SubcompressError if no
         training made a file."""
 
 

@@ -23,7 +23,7 @@ DEAD = "-died"
 
 
 def work(fitter: Fitter, engine: Engine, run: Run) -> tuple[Probe, dict[str, Any]]:
-    """Run trials until the engine has no more, beside other workers of the folder, and return the engine's result.
+    """Run trials, together with other workers of the folder, until the engine has no more; return the engine's result.
 
     Trainings of other workers count like those of this one. Raises SubcompressError as the engine does.
     """

@@ -1,4 +1,4 @@
-"""Parsing hosts and origins in requests; an invalid one is None."""
+"""Parse hosts and origins in requests. An invalid one gives None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AUTHORITY = re.compile(rf"(?P<host>\[[0-9A-Fa-f:.]+\]|{_NAME})(?::(?P<port>[0-9
 _ORIGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]+)")
 
 PORTS = {"http": "80", "https": "443"}
-"""What an address means that names no port."""
+"""The default ports, for addresses without one."""
 
 
 def host_of(authority: str) -> str | None:

@@ -45,10 +45,10 @@ PREFLIGHT = {
     "access-control-allow-private-network": "true",
     "access-control-max-age": "600",
 }
-"""What a browser is told before a page whose origin was allowed asks anything."""
+"""The headers of the answer to a browser's preflight request from an allowed origin."""
 
 RETRIED = {503: [(b"retry-after", b"1")], 415: [(b"accept-encoding", encodings.TAKEN.encode())]}
-"""Headers that say how to ask again, by status."""
+"""Headers, by status, that say how to retry."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -78,7 +78,9 @@ class _Incoming:
                 raise
             self._task.uncancel()
             raise RefusedError(
-                408, f"a request's body comes within {IDLE} seconds, or {PACE} bytes a second; this one does not"
+                408,
+                f"the request's body came too slowly: it must arrive within {IDLE} seconds, or at {PACE} bytes "
+                "per second",
             ) from e
         finally:
             self._awaited.discard(self)
@@ -168,7 +170,9 @@ class Server:
         except asyncio.CancelledError:  # the server's time to end is over
             self.service.cut += 1
             with suppress(Exception):  # an answer that had begun
-                await _error(503, "this server is ending: ask another", {"retry-after": "1"})(scope, receive, send)
+                await _error(503, "this server is shutting down: ask another", {"retry-after": "1"})(
+                    scope, receive, send
+                )
 
     def _allowed(self, headers: dict[bytes, bytes]) -> bool:
         """Return whether the request comes from a page of an allowed origin."""
@@ -193,11 +197,11 @@ class Server:
         by_page = origin is not None or b"sec-fetch-site" in headers
         if by_page and self.local and not self.service.has_token and not is_loopback(host_of(host) or ""):
             # A name that was made to lead here.
-            return _error(403, f"pages at {shown(host)} may not use a server of this machine without its token")
+            return _error(403, f"web pages at {shown(host)} may not use a server of this machine without its token")
         if method != "GET" and origin is not None:
             page = origin_of(origin.decode("latin-1"))
             if page is None or page != origin_of(f"{page.partition('://')[0]}://{host}"):
-                return _error(403, "pages of other sites may not use this server, but for those of --allow-origin")
+                return _error(403, "web pages of other sites may not use this server, except those of --allow-origin")
         return None
 
     # Inference
@@ -288,7 +292,7 @@ class Server:
             raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    # What is told of the server and its models
+    # Descriptions of the server and its models
 
     async def _about(self, request: Request) -> Response:
         return _json(ABOUT)
@@ -337,7 +341,7 @@ class Server:
             return {}
         said = parse_json(data)
         if not isinstance(said, dict):
-            raise RefusedError(400, "a request is a JSON object")
+            raise RefusedError(400, "a request must be a JSON object")
         return said
 
     async def _metrics(self, request: Request) -> Response:
@@ -360,7 +364,7 @@ class Server:
         asked = request.query_params
         limit, sort, search = asked.get("limit", "100"), asked.get("sort", "requests"), asked.get("search", "")
         if not (limit.isascii() and limit.isdigit()) or len(limit) > 6 or sort not in SORTS:
-            raise RefusedError(400, f"limit is a number of models, and sort one of {', '.join(SORTS)}")
+            raise RefusedError(400, f"limit must be a number of models, and sort one of {', '.join(SORTS)}")
         service = self.service
         told = await status(
             service.models,
@@ -424,11 +428,11 @@ async def _not_here(request: Request, e: Exception) -> Response:
     assert isinstance(e, HTTPException)
     what = f"{request.method} {request.url.path[:100]}"
     text = {
-        404: f"nothing is at {what}: models are told by POST /v2/repository/index",
-        405: f"{what} is not a request that is taken",
+        404: f"there is nothing at {what}: POST /v2/repository/index lists the models",
+        405: f"this server does not answer {what}",
     }
     if request.url.path.endswith("/infer"):
-        return _error(405, "inference is asked for by POST", {"allow": "POST"})
+        return _error(405, "use POST for inference", {"allow": "POST"})
     return _error(e.status_code, text.get(e.status_code, e.detail), dict(e.headers or {}))
 
 

@@ -110,7 +110,7 @@ def _run_timed(jobs: Sequence[_Waiting], most: int) -> tuple[list[Outputs | Exce
     engine, asked = jobs[0][0], [asked for _, asked, _ in jobs]
     try:
         found = _run_joined(engine, asked, most)
-    except Exception as e:  # whoever waits is told, whatever it is
+    except Exception as e:  # all waiting requests must get the error, whatever it is
         found = [e] * len(asked)
     return found, time.perf_counter() - began, time.thread_time() - work
 
@@ -164,7 +164,7 @@ def _are_independent(engine: Engine, feeds: Mapping[str, np.ndarray]) -> bool:
         try:
             wanted = zip(engine.run(first), engine.run(second), strict=True)
             found = zip(engine.run(both), wanted, strict=True)
-        except SubcompressError:  # of these examples; others will show it
+        except SubcompressError:  # an error of these examples; others will show the effect
             return False
         engine.separate = all(_close(b, x, y) for b, (x, y) in found)
         engine.batched = engine.separate

@@ -60,7 +60,7 @@ def find_models(
             reason = str(e) if isinstance(e, SubcompressError) else f"{source} cannot be read: {e.strerror or e}"
             if source not in listed:
                 raise SubcompressError(reason) from e
-            wrong_sources.append(f"{_legible(reason)} (what was served before still is)")
+            wrong_sources.append(f"{_legible(reason)} (what was served before is still served)")
         for found in listed[source]:
             if (other := by_name.get(found.name)) is not None and other.place != found.place:
                 places = sorted({other.place, found.place})
@@ -77,7 +77,7 @@ def _files_of(source: str) -> Iterable[FoundFile]:
     name, source = _split_source(source)
     if name is not None and not is_valid_name(name):
         raise SubcompressError(
-            f"a model must be named in letters, digits and . _ -, not beginning with a dot; got {name!r}"
+            f"the name of a model must be letters, digits and . _ -, not beginning with a dot; got {name!r}"
         )
     if source.startswith(PREFIX):
         yield FoundFile(name or Reference.of(source).id.rpartition("/")[2], source)
@@ -85,7 +85,7 @@ def _files_of(source: str) -> Iterable[FoundFile]:
     path = Path(source)
     if path.is_dir():
         if name is not None:
-            raise SubcompressError(f"a name is given to one file; {source} is a folder: leave {name}= out")
+            raise SubcompressError(f"{source} is a folder, and only a file can have a name: leave {name}= out")
         with os.scandir(path) as entries:
             files = sorted(e.path for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith("."))
         for file in files:
@@ -116,11 +116,13 @@ def _found_file(path: Path, name: str | None = None) -> FoundFile | None:
         return None
     name, place = name or path.stem, _legible(str(path))
     if not is_valid_name(name):
-        return FoundFile(_legible(name), place, wrong=f"a model is named in letters, digits and . _ -; rename {place}")
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for whoever writes to it
-        return FoundFile(name, place, wrong=f"a model is a file; {place} is none: take it away")
+        return FoundFile(
+            _legible(name), place, wrong=f"the name of a model must be letters, digits and . _ -: rename {place}"
+        )
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+        return FoundFile(name, place, wrong=f"{place} is not a regular file: remove it")
     if path.suffix == PACKED and status.st_size > MAX_FILE_BYTES:
-        wrong = f"a packed file has at most {MAX_FILE_BYTES} bytes; {place} is larger: is it the dense model?"
+        wrong = f"{place} has more than the {MAX_FILE_BYTES} bytes of a packed file: is it the dense model?"
         return FoundFile(name, place, wrong=wrong)
     # Its times are those of its content, and of its mode and its name.
     return FoundFile(name, place, path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -157,7 +159,7 @@ def read_content(found: FoundFile) -> Content:
         data = format.file_bytes(found.place)
     elif found.path.suffix == GRAPH:
         if not found.signature[1]:
-            raise SubcompressError(f"{found.place} is an empty file: write it again with `subcompress unpack`")
+            raise SubcompressError(f"{found.place} is empty: write it again with `subcompress unpack`")
         return Content(found, None, found.signature[1])
     else:
         data = read_bytes(found.path, MAX_FILE_BYTES)

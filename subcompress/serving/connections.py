@@ -20,22 +20,22 @@ HEAD = 1 << 16
 """Bytes of a request's first line and headers, or of what follows its body."""
 
 PATIENCE = 30.0
-"""Seconds that these may take, or in which nothing of an answer is read."""
+"""Seconds that these may take, and seconds in which a client may read nothing of an answer."""
 
 Wrong = tuple[int, str]
-"""A status and a line for a request that is refused before anybody looks at it."""
+"""The status and the line for a request that is refused before it is parsed."""
 
 
 def wrong_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> Wrong | None:
-    """What is wrong with the headers that say whom a request is for and where its body ends; None for nothing.
+    """What is wrong with the headers for the host and for the end of the body; None if nothing is.
 
     A proxy in front that read them in another way would take a part of this body for the next request.
     """
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (not hosts and version == "1.1"):
-        return 400, f"a request has one Host header; this one has {len(hosts)}"
+        return 400, f"a request must have one Host header; this one has {len(hosts)}"
     if hosts and hosts[0] and host_of(text := hosts[0].decode("latin-1")) is None:
-        return 400, f"Host must be a name or an address, and a port where there is one; got {shown(text)}"
+        return 400, f"Host must be a name or an address, optionally with a port; got {shown(text)}"
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
         given = shown(", ".join(value.decode("latin-1") for value in codings))
@@ -52,10 +52,10 @@ class Connection(HttpToolsProtocol):
         self._head = True  # whether headers are awaited
         self._since: float | None = self.loop.time()  # of which they are, or of the request that is not whole yet
         self._read = 0  # bytes since something was complete
-        self._unread = 0, self._since  # bytes of answers that wait to be taken, and since when it is so many
+        self._unread = 0, self._since  # bytes of answers that the client has not read, and since when
         self._framing: list[bytes] | None = None  # of a request that asks for another protocol
         self._mute = False
-        self._over = False  # whether what comes now is looked at no more
+        self._over = False  # whether further bytes are ignored
         self._running: RequestResponseCycle | None = None  # the request that is being answered, or was last
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -96,9 +96,9 @@ class Connection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            self._refuse(400, "this is no request of HTTP/1.1")
+            self._refuse(400, "this is not a request in HTTP/1.1")
         if self._read > HEAD and not self._over:
-            self._refuse(431, f"a request's headers have at most {HEAD} bytes: send fewer")
+            self._refuse(431, f"the headers of a request may have at most {HEAD} bytes: send fewer")
 
     def _feed(self, data: bytes) -> None:
         while data and not self._over:
@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
-            access_log=False,  # what it tells of may not have been read
+            access_log=False,  # the request that it describes may not have been read
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=False,

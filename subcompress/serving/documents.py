@@ -11,16 +11,16 @@ import orjson
 from subcompress.serving.refusals import RefusedError
 
 MOST_DEEP = 64
-"""Lists and objects within each other: a request to a model has three, and an axis of its data one more."""
+"""The deepest nesting of lists and objects. A request has three levels, plus one for each axis of its data."""
 
 FEW = 64
-"""Places of one letter that are looked at one by one; a search for a whole word passes over data ten times slower."""
+"""The most places of one letter that are checked one by one; a search for a whole word is ten times slower."""
 
 SHORT = 2048
-"""Bytes that are passed over at once sooner than from place to place."""
+"""The fewest bytes that are skipped at once faster than from place to place."""
 
 BLOCK = 1 << 20
-"""Bytes that are looked at in one turn, so that the scan takes little memory."""
+"""Bytes that are scanned at a time, so that the scan takes little memory."""
 
 _OPEN, _CLOSE, _QUOTE = b"[{", b"]}", b'"'
 _OTHERS = bytes(c for c in range(256) if c not in _OPEN + _CLOSE + _QUOTE)
@@ -29,11 +29,11 @@ _OTHERS = bytes(c for c in range(256) if c not in _OPEN + _CLOSE + _QUOTE)
 def parse_json(data: bytes) -> Any:
     """Parse JSON. Raises RefusedError, 400, for invalid JSON and for nesting deeper than MOST_DEEP."""
     if _opened(data) > MOST_DEEP and depth(data) > MOST_DEEP:
-        raise RefusedError(400, f"JSON is nested at most {MOST_DEEP} deep; this is deeper: send flat lists")
+        raise RefusedError(400, f"the JSON is nested deeper than {MOST_DEEP} levels: send flat lists")
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as e:
-        raise RefusedError(400, f"a request is JSON; this is not ({e})") from e
+        raise RefusedError(400, f"the request is not valid JSON ({e})") from e
 
 
 def _opened(data: bytes) -> int:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from subcompress.serving.refusals import RefusedError, shown
 
 PIECE = 1 << 20
-"""Bytes that come of one step: a few milliseconds of work."""
+"""Bytes that one step produces: a few milliseconds of work."""
 
 TAKEN = "gzip, deflate"
-"""What clients of the protocol compress with."""
+"""The encodings that clients of the protocol use."""
 
 _BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
-"""zlib's name of each form: its window, and 16 for a head of gzip."""
+"""zlib's number for each encoding: its window, plus 16 for a gzip header."""
 
 
 def is_plain(encoding: bytes) -> bool:
@@ -23,7 +23,7 @@ def is_plain(encoding: bytes) -> bool:
     encoding = encoding.strip().lower()
     if encoding not in (b"", b"identity", *_BITS):
         raise RefusedError(
-            415, f"a request comes as it is, or in {TAKEN}; got content-encoding {shown(encoding.decode('latin-1'))}"
+            415, f"content-encoding must be {TAKEN}, or left out; got {shown(encoding.decode('latin-1'))}"
         )
     return encoding not in _BITS
 

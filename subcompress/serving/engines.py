@@ -55,10 +55,10 @@ def device() -> str:
 
 
 SMALL = 1 << 22
-"""Bytes of weights below which a run is not worth more than one thread."""
+"""The fewest bytes of weights for which a run gets more than one thread."""
 
 FIXED = 300_000
-"""Bytes that a session takes beside its weights and its graph, as measured (benchmarks/serving.py many)."""
+"""Bytes that a session takes in addition to its weights and its graph, as measured (benchmarks/serving.py many)."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def external_values(path: Path) -> dict[str, np.ndarray]:
     except MemoryError:
         raise
     except Exception as e:  # of protobuf, of onnx, of files
-        raise SubcompressError(f"{path} names weights in other files, which cannot be read: {one_line(e, 160)}") from e
+        raise SubcompressError(f"{path} needs weights in other files, which cannot be read: {one_line(e, 160)}") from e
     return weights
 
 
@@ -227,7 +227,7 @@ def _unranked(path: Path) -> set[str]:
 def _port(value: Any, unranked: Collection[str] = ()) -> Port:
     if value.type not in DATATYPES:
         raise SubcompressError(
-            f"inputs and outputs are tensors of {', '.join(d for d, _ in DATATYPES.values())}; "
+            f"inputs and outputs must be tensors of {', '.join(d for d, _ in DATATYPES.values())}; "
             f"{value.name} is {value.type}: serve a graph without it"
         )
     datatype, dtype = DATATYPES[value.type]

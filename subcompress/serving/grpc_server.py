@@ -53,7 +53,7 @@ class Calls:
     async def answer(self, path: str, headers: dict[bytes, bytes], data: bytes, peer: str) -> bytes:
         """Return the serialized answer to a serialized message. It may raise anything; see `failed`."""
         if (found := self._methods.get(path)) is None:
-            raise RefusedError(501, f"no method is called {shown(path)}")
+            raise RefusedError(501, f"there is no method {shown(path)}")
         method, request, is_open = found
         if not is_open:
             self.service.check_token(headers.get(b"authorization", b""))
@@ -135,7 +135,7 @@ def _parsed(request: Any, data: bytes) -> Any:
     try:
         return request.FromString(data)
     except DecodeError as e:
-        raise RefusedError(400, f"a request is a message {request.DESCRIPTOR.full_name}; this is not") from e
+        raise RefusedError(400, f"the request is not a message {request.DESCRIPTOR.full_name}") from e
 
 
 def _decoder(request: Any) -> Decode:
@@ -148,7 +148,9 @@ def parse_request(request: Any, takes: Takes) -> InferenceRequest:
         refuse_sequences(request.parameters)
     given, raw = request.inputs, request.raw_input_contents
     if raw and len(raw) != len(given):
-        raise RefusedError(400, f"raw_input_contents has the values of each input; got {len(raw)} for {len(given)}")
+        raise RefusedError(
+            400, f"raw_input_contents must hold the values of each input; got {len(raw)} for {len(given)} inputs"
+        )
     signature = takes.named([tensor.name for tensor in given])
     inputs = Inputs(signature)
     for i, tensor in enumerate(given):
@@ -159,7 +161,7 @@ def parse_request(request: Any, takes: Takes) -> InferenceRequest:
         if not raw:
             inputs.feeds[port.name] = _from_contents(tensor.contents, shape, port)
         elif tensor.HasField("contents"):
-            raise RefusedError(400, f"values of {port.name} come in contents or in raw_input_contents; got both")
+            raise RefusedError(400, f"the values of {port.name} must be in contents or in raw_input_contents; got both")
         else:
             inputs.feeds[port.name] = tensors.from_bytes(memoryview(raw[i]), shape, port, key="raw_input_contents")
     return InferenceRequest(request.id, inputs.all(), _wanted(request.outputs, signature.outputs), signature)
@@ -168,10 +170,16 @@ def parse_request(request: Any, takes: Takes) -> InferenceRequest:
 def _from_contents(contents: Any, shape: tuple[int, ...], port: Port) -> np.ndarray:
     """Values in the field for their datatype."""
     if (name := CONTENTS.get(port.datatype)) is None:
-        raise RefusedError(400, f"values of {port.datatype} come in raw_input_contents; {port.name} has none there")
+        raise RefusedError(
+            400,
+            f"the values of {port.name} must be in raw_input_contents, because they are {port.datatype}; none are "
+            "there",
+        )
     values = getattr(contents, name)
     if others := [f.name for f, _ in contents.ListFields() if f.name != name]:
-        raise RefusedError(400, f"values of {port.name}, {port.datatype}, come in {name}; got {others[0]}")
+        raise RefusedError(
+            400, f"the values of {port.name} must be in {name}, because they are {port.datatype}; got {others[0]}"
+        )
     if port.datatype == "BYTES":
         return tensors.of_elements(values, shape, port)
     if len(values) != (wanted := int(np.prod(shape, dtype=object))):
@@ -182,7 +190,9 @@ def _from_contents(contents: Any, shape: tuple[int, ...], port: Port) -> np.ndar
     found = wide.astype(port.dtype)
     if wide.dtype.kind in "iu" and (found != wide).any():
         limits = np.iinfo(port.dtype)
-        raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not")
+        raise RefusedError(
+            400, f"the values of {port.name} must be between {limits.min} and {limits.max}; some are not"
+        )
     return found.reshape(shape)
 
 

@@ -228,7 +228,7 @@ class Models:
             if isinstance(content, SubcompressError) and isinstance(content.__cause__, OSError) and found.path:
                 found = replace(found, signature=())  # so that the next refresh tries again
             if model is not None and model.readable and not found.wrong:
-                reason = f"{reason} (what was read before is still served)"
+                reason = f"{reason} (what was read earlier is still served)"
                 model.content.found = found
             else:
                 empty = Content(found, None, 0 if isinstance(content, SubcompressError) else content.nbytes)
@@ -244,25 +244,25 @@ class Models:
         if model is None:
             self._by_name[found.name] = self._new(content)
             if self._has_refreshed:
-                self._news.append((found.name, "a new file, and served"))
+                self._news.append((found.name, "a new file, which is now served"))
             return
         old, new = model.content.packed, content.packed
         is_same = old is not None and new is not None and old.data == new.data
         if not (is_same or (old is new is None and model.content.found == found)):
-            self._news.append((found.name, "its file has changed, and is served from now on"))
+            self._news.append((found.name, "its file has changed; the new one is served from now on"))
             self._drop(model)
             model.trial_error = None
         elif model.file_error:
-            self._news.append((found.name, "its file is what it was before"))
+            self._news.append((found.name, "its file is as it was before"))
         model.content, model.file_error, model.load_error = content, "", ""
 
     def find(self, name: str) -> Model:
         """Return a model. Raises RefusedError: 404 for an unknown name, 503 for a model that cannot be served now."""
         model = self._by_name.get(name)
         if model is None:
-            raise RefusedError(404, f"no model is called {shown(name)}: see /v2/repository/index")
+            raise RefusedError(404, f"there is no model {shown(name)}: see /v2/repository/index")
         if model.unloaded:
-            raise RefusedError(503, f"{name} was unloaded: load it first, POST /v2/repository/models/{name}/load")
+            raise RefusedError(503, f"{name} was unloaded: load it first with POST /v2/repository/models/{name}/load")
         if not model.readable:
             raise RefusedError(503, f"{name} cannot be served: {model.reason}")
         if model.trial_error == DIED:
@@ -422,7 +422,7 @@ class Models:
         """Drop the least recently used models until there is room, waiting for those in use."""
         if size > self.limit:
             raise RefusedError(
-                503, f"{model.name} takes {size} bytes of memory, and --memory is {self.limit}: give the server more"
+                503, f"{model.name} takes {size} bytes of memory, but --memory is {self.limit}: give the server more"
             )
         while self.used + size > self.limit:
             idle = next((m for m in self._loaded.values() if not m.users), None)

@@ -113,7 +113,7 @@ class Bases:
                 shutil.copyfile(path, folder / path.name)
         except OSError as e:
             raise SubcompressError(
-                f"a base is copied to {folder.parent} ({e.strerror or e}): give it room, TMPDIR"
+                f"the base cannot be copied to {folder.parent} ({e.strerror or e}): free space there, or set TMPDIR"
             ) from e
         is_single = len(paths) == 1 or paths[0].name.endswith(".json")
         return open_base(folder / paths[0].name if is_single else folder, paths[0].name)
@@ -150,7 +150,7 @@ class Networks:
         self._traced: dict[str, Traced | str] = {}
         self._changed_bytes: dict[
             str, dict[str, int]
-        ] = {}  # by key of files on a base: tensors that any of them changes, and their bytes
+        ] = {}  # key of files on a base -> the tensors that any of them changes, and their bytes
         self._noted: WeakSet[Packed] = WeakSet()  # files whose changes were recorded, which takes milliseconds
         self._shared: dict[str, _Shared] = {}
 

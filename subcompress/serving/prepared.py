@@ -125,21 +125,23 @@ class Prepared:
             except TooLargeError as e:
                 raise RefusedError(400, str(e)) from e
             except SubcompressError as e:
-                raise RefusedError(400, f"{name} must be a PNG or a JPEG; these {len(data)} bytes are none") from e
+                raise RefusedError(
+                    400, f"{name} must be a PNG or a JPEG; the {len(data)} bytes given are neither"
+                ) from e
             found.append(pixels_of(image, self.facts))
         port = self.own.inputs[0]
         return {port.name: np.stack(found).astype(port.dtype)}
 
     def _of_texts(self, given: Sequence[str]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         if any(len(text) > MOST_CHARACTERS for text in given):
-            raise RefusedError(400, f"a text has at most {MOST_CHARACTERS} characters; one has more: cut it")
+            raise RefusedError(400, f"a text may have at most {MOST_CHARACTERS} characters; one has more: cut it")
         _require_few(len(given), len(self.own.inputs))
         found = [self.tokenizer.encode(text) for text in given]
         longest = max(len(tokens.ids) for tokens in found)
         if self.length is not None:
             longest = self.length
         if not longest:
-            raise RefusedError(400, "a text has at least one token; these have none: write some words")
+            raise RefusedError(400, "the texts have no tokens: write some words")
         _require_few(len(found), longest * len(self.own.inputs))
         shape = len(found), longest
         feeds = {p.name: np.full(shape, self.pad if p.name == "input_ids" else 0, p.dtype) for p in self.own.inputs}
@@ -173,10 +175,10 @@ def prepared(file: Packed | None, engine: Signature, networks: Networks) -> Prep
     port = own.inputs[0] if own.inputs else None
     if port is not None and takes_images(file.facts) and len(own.inputs) == 1:
         if not own.batched or tuple(port.shape[1:]) != tuple(file.facts.input_shape):
-            return f"an image becomes {list(file.facts.input_shape)}, and the network takes {port}"
+            return f"an image becomes {list(file.facts.input_shape)}, but the network takes {port}"
         channels, known = file.facts.input_shape[0], {len(file.facts.mean), len(file.facts.std)}
         if channels not in (1, 3) or not known <= {1, channels}:
-            return f"its file has a mean for {len(file.facts.mean)} of {channels} channels, where images have 1 or 3"
+            return f"its file has a mean for {len(file.facts.mean)} of {channels} channels, and images have 1 or 3"
         return Prepared("image", own, file.facts)
     names = {p.name for p in own.inputs}
     takes_tokens = "input_ids" in names and names <= {*TOKENS} and all(len(p.shape) == 2 for p in own.inputs)
@@ -189,7 +191,7 @@ def prepared(file: Packed | None, engine: Signature, networks: Networks) -> Prep
 
 
 def _of_texts(file: Packed, own: Ports, networks: Networks) -> Prepared:
-    """Raises SubcompressError where there is no tokenizer."""
+    """Raises SubcompressError if there is no tokenizer."""
     try:
         from tokenizers import Tokenizer
     except ImportError as e:

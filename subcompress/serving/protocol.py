@@ -24,14 +24,14 @@ HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
 JSON = "application/json"
 VERSION = "1"
-"""Of every model: what is served is what the file holds."""
+"""The version of every model: the file that is served has no others."""
 
 
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff")
-"""How images begin, and no JSON."""
+"""The first bytes of images, with which no JSON begins."""
 
 BRIEF = ("text", "image")
-"""Inputs that a request may name in place of tensors."""
+"""The inputs that a request may give in place of tensors."""
 
 
 def parse_request(body: bytes, header_length: str | None, takes: Takes) -> InferenceRequest:
@@ -69,7 +69,7 @@ def _brief(name: str, given: Any, id_: str, takes: Takes) -> InferenceRequest:
     signature = takes.prepared
     if signature is None or signature.inputs[0].name != name:
         why = takes.lacking or f"it takes {expected(signature.inputs if signature else ())}"
-        raise RefusedError(400, f"this model takes no {name}, since {why}: send {expected(takes.own.inputs)}")
+        raise RefusedError(400, f"this model takes no {name}, because {why}: send {expected(takes.own.inputs)}")
     values = given if isinstance(given, list) else [given]
     if not values or not {*map(type, values)} <= {str, bytes}:
         what = "an image in base64" if name == "image" else "a text"
@@ -89,22 +89,25 @@ def _raw(body: bytes, signature: Signature) -> InferenceRequest:
     """
     if len(signature.inputs) != 1:
         its = expected(signature.inputs)
-        raise RefusedError(400, f"a raw binary request is for models of one input; this one has {its}")
+        raise RefusedError(400, f"a raw binary request needs a model with one input; this one has {its}")
     port = signature.inputs[0]
     if port.datatype == "BYTES":
-        raise RefusedError(400, f"a raw binary request is for numbers; this model takes {port}: send its shape in JSON")
+        raise RefusedError(
+            400, f"a raw binary request must hold numbers; this model takes {port}: send its shape in JSON"
+        )
     shape = [1, *port.shape[1:]] if signature.batched else list(port.shape)
     if not port.ranked or shape.count(-1) > 1:
         raise RefusedError(
             400,
-            f"a raw binary request is for inputs with one size that varies; {port} has more: send its shape in JSON",
+            f"a raw binary request needs an input with at most one size that varies; {port} has more: send its "
+            "shape in JSON",
         )
     if -1 in shape:
         each = port.dtype.itemsize * -math.prod(shape)
         shape[shape.index(-1)] = len(body) // each if each else 0
     if not body or len(body) != math.prod(shape) * port.dtype.itemsize:
         one = "one example of " if signature.batched else ""
-        raise RefusedError(400, f"a raw binary request holds {one}{port}; got {len(body)} bytes")
+        raise RefusedError(400, f"a raw binary request must hold {one}{port}; got {len(body)} bytes")
     feeds = {port.name: tensors.from_bytes(memoryview(body), tuple(shape), port)}
     return InferenceRequest("", feeds, tuple((i, True) for i in range(len(signature.outputs))), signature)
 
@@ -137,18 +140,20 @@ def _feeds(
         size, data = _binary_size(tensor, port.name), tensor.get("data")
         if size is not None:
             if data is not None:
-                raise RefusedError(400, f"values of {port.name} come as data or as binary_data_size; got both")
+                raise RefusedError(
+                    400, f"the values of {port.name} must be given by data or by binary_data_size; got both"
+                )
             inputs.feeds[port.name] = tensors.from_bytes(tail[at : at + size], shape, port, size)
             at += size
         elif isinstance(data, list):
             inputs.feeds[port.name] = tensors.from_json(data, shape, port, plain)
         else:
             raise RefusedError(
-                400, f"values of {port.name} must be a list called data, or follow in binary; got {kind_of(data)}"
+                400, f"the values of {port.name} must be a list called data, or follow in binary; got {kind_of(data)}"
             )
     inputs.require_complete()
     if at != len(tail):
-        raise RefusedError(400, f"binary inputs say that they take {at} bytes; {len(tail)} follow the JSON")
+        raise RefusedError(400, f"the binary inputs state {at} bytes, but {len(tail)} follow the JSON")
     return inputs.all()
 
 
@@ -174,19 +179,19 @@ def _binary_size(tensor: dict[str, Any], name: str) -> int | None:
 def refuse_shared_memory(parameters: Any) -> None:
     """Raise RefusedError, 400, where an input's parameters say that its values are not in the request."""
     if any(key.startswith("shared_memory") for key in parameters):
-        raise RefusedError(400, "tensors come in the request; shared memory is not offered")
+        raise RefusedError(400, "shared memory is not supported: send the tensors in the request")
 
 
 def refuse_sequences(parameters: Any) -> None:
     """Raise RefusedError, 400, where a request's parameters say that it is one of a sequence."""
     if any(key.startswith("sequence_") for key in parameters):
-        raise RefusedError(400, "every request stands by itself; sequences are not offered")
+        raise RefusedError(400, "sequences are not supported: every request is independent")
 
 
 def refuse_classification(parameters: Any, name: str) -> None:
     """Raise RefusedError, 400, where an output's parameters ask for the classes in place of its values."""
     if parameters.get("classification"):
-        raise RefusedError(400, f"outputs come as they are; classification of {name} is not offered")
+        raise RefusedError(400, f"classification of {name} is not supported: outputs are returned as they are")
 
 
 def _wanted(document: dict[str, Any], ports: Sequence[Port]) -> tuple[tuple[int, bool], ...]:

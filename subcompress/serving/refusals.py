@@ -5,7 +5,7 @@ from __future__ import annotations
 from subcompress.errors import SubcompressError
 
 MOST_ECHOED = 100
-"""Characters of what a request says that come back in the refusal."""
+"""The most characters of a request that a refusal repeats."""
 
 
 class RefusedError(SubcompressError):

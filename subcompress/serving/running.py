@@ -104,8 +104,8 @@ def serve(
     the most bytes of rebuilt models; most: the most examples in a run; grpc_port: where gRPC is answered too, 0 for any
     free port, None for not at all; device: cpu or cuda; raw_inputs: whether texts and images are not prepared;
     access_log: whether a line about each request is written to stderr; origins: pages that may use the server,
-    SCHEME://HOST[:PORT]; place: of a worker among others, whose share of memory and queue it takes; ready: called once
-    requests are answered. Raises SubcompressError if nothing can be served.
+    SCHEME://HOST[:PORT]; place: that of a worker among others, which gives its share of memory and queue; ready: called
+    once requests are answered. Raises SubcompressError if nothing can be served.
     """
     pages = check(sources, bases, origins, grpc_port)
     use_device(device)
@@ -169,7 +169,7 @@ async def _serve(
             await models.preload()
             await models.refresh()
         if len(models) and not any(m.readable for m in models) and not any(map(os.path.isdir, sources)):
-            raise SubcompressError("nothing of what was named can be served, for the reasons above: give what can be")
+            raise SubcompressError("none of the models can be served, for the reasons above: give files that can be")
         server = Server(service, settings.origins)
         process, loop = _Uvicorn(_uvicorn_config(server, settings.access_log), server), asyncio.get_running_loop()
 
@@ -278,7 +278,7 @@ async def _refreshing(models: Models, log: Log) -> AsyncIterator[None]:
             except Exception as e:  # whatever it is: models stay served, and the next check may succeed
                 if (text := one_line(e)) != logged:
                     logged = text
-                    log(f"files could not be looked at: {text}")
+                    log(f"the files could not be checked: {text}")
 
     task = asyncio.create_task(refresh_forever())
     try:

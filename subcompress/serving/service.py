@@ -38,7 +38,7 @@ EXTENSIONS = [
 ]
 
 ABOUT = {"name": "subcompress", "version": __version__, "extensions": EXTENSIONS}
-"""What a server says of itself."""
+"""The metadata of the server."""
 
 LOOK = 1.0
 """Seconds that the index waits until the files are read again. It takes long while a network is traced."""
@@ -52,7 +52,7 @@ PACE = 4096
 HELD = 4
 """All bodies in memory take at most this many times the size of the largest body."""
 
-TOKEN_WANTED = "this server wants its token: send the header Authorization: Bearer TOKEN"
+TOKEN_WANTED = "this server requires its token: send the header Authorization: Bearer TOKEN"
 
 Decode = Callable[[Takes], InferenceRequest]
 """Decodes a request, given what the model takes. Raises RefusedError."""
@@ -99,7 +99,7 @@ class Service:
 
     @property
     def draining(self) -> bool:
-        """Whether the server finishes what it has taken and takes nothing new."""
+        """Whether the server finishes the requests that it has accepted and accepts no new ones."""
         return self.ending.is_set()
 
     @property
@@ -119,7 +119,7 @@ class Service:
     def admitted(self) -> Iterator[None]:
         """Count a request as admitted within the block. Raises RefusedError, 503, if there are too many."""
         if self.waiting >= self.limits.waiting:
-            raise RefusedError(503, f"the queue is full, {self.limits.waiting} requests: ask again in a moment")
+            raise RefusedError(503, f"the queue is full ({self.limits.waiting} requests): ask again in a moment")
         self.waiting += 1
         try:
             yield
@@ -134,17 +134,17 @@ class Service:
         self.held += more
         self.check_size(size)
         if self.held > HELD * self.limits.body:
-            raise RefusedError(503, "other requests fill the memory for bodies: ask again in a moment")
+            raise RefusedError(503, "the memory for request bodies is full: ask again in a moment")
 
     def check_size(self, size: int) -> None:
         """Raise RefusedError, 413, for more bytes than a request may have."""
         if size > self.limits.body:
-            raise RefusedError(413, f"a request has at most {self.limits.body} bytes; this one has {size} or more")
+            raise RefusedError(413, f"a request may have at most {self.limits.body} bytes; this one has {size} or more")
 
     def find(self, name: str, version: str = VERSION) -> Model:
         """Return a model. Raises RefusedError: 404 for an unknown one, 503 for one that cannot be served now."""
         if version not in (VERSION, ""):
-            raise RefusedError(404, f"{shown(name)} has only version {VERSION}; got {shown(version)}")
+            raise RefusedError(404, f"{shown(name)} only has version {VERSION}; got {shown(version)}")
         return self.models.find(name)
 
     async def infer(self, model: Model, decode: Decode) -> Answered:
@@ -224,7 +224,7 @@ class Service:
         return [_statistics(m.name, of_model(m, others)) for m in chosen]
 
     async def figures_of_others(self) -> list[Figures]:
-        """Return the figures of the other workers, but for those that do not answer."""
+        """Return the figures of the other workers, except those that do not answer."""
         return [found for found in await self._ask(do="figures") if found]
 
     async def _ask(self, patience: float | None = None, **asked: Any) -> list[Any]:
@@ -259,7 +259,7 @@ class Service:
     async def load(self, name: str, parameters: Any = None) -> None:
         """Read a model's file again and rebuild it now. Raises RefusedError."""
         if parameters:
-            raise RefusedError(400, "a model is loaded from its file, without parameters; got some: leave them out")
+            raise RefusedError(400, "a model is loaded from its file and takes no parameters: leave them out")
         await self.models.load(name)
         _raise_first(await self._ask(LOAD_PATIENCE, do="load", name=name))
 

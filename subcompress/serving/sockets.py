@@ -20,7 +20,7 @@ def open_socket(host: str, port: int, shared: bool = False, option: str = "--por
         sock = socket.socket(family, kind, proto)
     except (OSError, UnicodeError) as e:
         raise SubcompressError(
-            f"--host must be an address of this machine; {shown(host)} is none ({getattr(e, 'strerror', e)})"
+            f"--host must be an address of this machine; {shown(host)} is not ({getattr(e, 'strerror', e)})"
         ) from e
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,7 +34,7 @@ def open_socket(host: str, port: int, shared: bool = False, option: str = "--por
         sock.close()
         if e.errno == errno.EADDRINUSE:
             raise SubcompressError(f"port {port} of {host} is taken by another program: give another {option}") from e
-        raise SubcompressError(f"{host}:{port} cannot be listened to ({e.strerror or e}): give another") from e
+        raise SubcompressError(f"{host}:{port} cannot be used ({e.strerror or e}): give another") from e
     return sock
 
 

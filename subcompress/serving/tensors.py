@@ -47,7 +47,7 @@ class Signature(Protocol):
 class InferenceRequest:
     """A decoded request: values by input, and the requested outputs, each in binary or not.
 
-    signature: of the model's two signatures, tensors or texts and images, the one that the inputs belong to; brief:
+    signature: the one of the model's two signatures (tensors, or texts and images) to which the inputs belong; brief:
     whether the answer has only labels and probabilities.
     """
 
@@ -98,21 +98,23 @@ class Inputs:
         else:
             raise RefusedError(400, f"inputs must be {expected(self.signature.inputs)}; got {shown(name)}")
         if name in self.feeds:
-            raise RefusedError(400, f"each input is given once; {name} came twice")
+            raise RefusedError(400, f"the input {name} is given twice")
         return port
 
     def all(self) -> dict[str, np.ndarray]:
         """Return the values by input. Raises RefusedError, 400, where one is missing or batches differ in size."""
         self.require_complete()
         if self.signature.batched and len(sizes := {len(a) for a in self.feeds.values()}) > 1:
-            raise RefusedError(400, f"inputs come in batches of one size; got {', '.join(map(str, sorted(sizes)))}")
+            raise RefusedError(
+                400, f"all inputs must have the same batch size; got {', '.join(map(str, sorted(sizes)))}"
+            )
         return self.feeds
 
     def require_complete(self) -> None:
         """Raise RefusedError, 400, where an input is missing."""
         ports = self.signature.inputs
         if missing := [p for p in ports if p.name not in self.feeds]:
-            raise RefusedError(400, f"inputs are {expected(ports)}; {missing[0].name} is missing")
+            raise RefusedError(400, f"inputs must be {expected(ports)}; {missing[0].name} is missing")
 
 
 def output_number(ports: Sequence[Port], name: Any, known: Collection[int]) -> int:
@@ -121,7 +123,7 @@ def output_number(ports: Sequence[Port], name: Any, known: Collection[int]) -> i
     if found is None:
         raise RefusedError(400, f"outputs must be {expected(ports)}; got {shown(name)}")
     if found in known:
-        raise RefusedError(400, f"each output is asked for once; {name} came twice")
+        raise RefusedError(400, f"the output {name} is asked for twice")
     return found
 
 
@@ -154,10 +156,10 @@ def checked_shape(given: Any, datatype: Any, port: Port) -> tuple[int, ...]:
 def _instead(given: Any, sound: bool, port: Port) -> str:
     """What to send instead of a shape or a datatype that does not fit."""
     if isinstance(given, list) and any(type(k) is int and k < 0 for k in given):
-        return "a request says how many there are in place of each -1"
+        return "give a number in place of each -1"
     if sound and len(given) + 1 == len(port.shape) and _fits([1, *given], port):
         return "put a 1 in front, for one example"
-    return "send that, -1 being any size" if -1 in port.shape and port.ranked else "send that"
+    return "send that, with any size in place of -1" if -1 in port.shape and port.ranked else "send that"
 
 
 def _fits(given: Sequence[int], port: Port) -> bool:
@@ -180,10 +182,11 @@ def from_bytes(
     if size != wants or len(held) != size:
         raise RefusedError(
             400,
-            f"{called(port)} of shape {list(shape)} takes {wants} bytes; {key} says {size}, and {len(held)} are there",
+            f"{called(port)} of shape {list(shape)} takes {wants} bytes, but {key} is {size}, and {len(held)} "
+            "bytes are there",
         )
     if port.datatype == "BOOL" and max(held, default=0) > 1:
-        raise RefusedError(400, f"values of {port.name} are 0 or 1, a byte each")
+        raise RefusedError(400, f"the values of {port.name} must be 0 or 1, a byte each")
     return np.frombuffer(held, port.dtype).reshape(shape)
 
 
@@ -200,8 +203,8 @@ def _elements(held: memoryview, shape: tuple[int, ...], port: Port) -> np.ndarra
     if at != len(held) or len(found) != wanted:
         raise RefusedError(
             400,
-            f"{called(port)} of shape {list(shape)} must have {wanted} elements, each behind its length in four bytes; "
-            f"its {len(held)} bytes are not that",
+            f"{called(port)} of shape {list(shape)} must have {wanted} elements, each after its length in four "
+            f"bytes; its {len(held)} bytes are not",
         )
     return of_elements(found, shape, port)
 
@@ -214,7 +217,7 @@ def of_elements(found: Sequence[bytes], shape: tuple[int, ...], port: Port) -> n
     try:
         values[:] = list(found) if port.is_file else [element.decode() for element in found]
     except UnicodeDecodeError as e:
-        raise RefusedError(400, f"values of {port.name} are text in UTF-8; one is not") from e
+        raise RefusedError(400, f"the values of {port.name} must be text in UTF-8; one is not") from e
     return values.reshape(shape)
 
 
@@ -243,10 +246,12 @@ def from_json(data: Any, shape: tuple[int, ...], port: Port, plain: bool) -> np.
     except TypeError as e:
         raise _of_another_kind(port) from e
     except FloatingPointError as e:
-        raise RefusedError(400, f"values of {port.name} are finite in {port.datatype}; some are not") from e
+        raise RefusedError(400, f"the values of {port.name} must be finite in {port.datatype}; some are not") from e
     except OverflowError as e:
         limits = np.iinfo(port.dtype)
-        raise RefusedError(400, f"values of {port.name} are between {limits.min} and {limits.max}; some are not") from e
+        raise RefusedError(
+            400, f"the values of {port.name} must be between {limits.min} and {limits.max}; some are not"
+        ) from e
 
 
 def _file_of(text: str, port: Port) -> bytes:
@@ -254,7 +259,7 @@ def _file_of(text: str, port: Port) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as e:
-        raise RefusedError(400, f"values of {port.name} are files in base64; one is not ({e})") from e
+        raise RefusedError(400, f"the values of {port.name} must be files in base64; one is not ({e})") from e
 
 
 def _of_another_kind(port: Port) -> RefusedError:
@@ -267,7 +272,7 @@ def _flat(values: list[Any], port: Port) -> list[Any]:
         if not values or not isinstance(values[0], list):
             break
         if {*map(type, values)} != {list} or len({*map(len, values)}) != 1:
-            raise RefusedError(400, f"data of {port.name} is a flat list, or one nested as its shape is")
+            raise RefusedError(400, f"data of {port.name} must be a flat list, or one nested like its shape")
         values = list(chain.from_iterable(values))
     return values
 

@@ -44,7 +44,7 @@ def try_once(engine: Engine) -> str:
             return ""
         except SubcompressError as e:
             reason = reason or str(e)
-    return f"it has not run yet: {reason or 'its inputs are too large to be made up'}"
+    return f"it has not run yet: {reason or 'its inputs are too large to be generated'}"
 
 
 def _examples(engine: Engine) -> Iterator[dict[str, np.ndarray]]:
@@ -90,7 +90,7 @@ class Trials:
                 found += self._run_until_failure(rest)
             except OSError as e:
                 return found + [f"it could not be tried ({one_line(e)})"] * len(rest)
-        return found + ["the server is ending"] * (len(paths) - len(found))
+        return found + ["the server is shutting down"] * (len(paths) - len(found))
 
     def close(self) -> None:
         """Kill the child; may be called from another thread."""

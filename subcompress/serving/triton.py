@@ -24,13 +24,13 @@ CONFIG, VERSION, GRAPH = "config.pbtxt", "1", "model.onnx"
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 MAX_BATCH = 64
-"""Examples in a run at most, by default."""
+"""The most examples in a run by default."""
 
 MAX_GRAPH_BYTES = (1 << 31) - 1
-"""Of a protobuf message."""
+"""The most bytes of a protobuf message."""
 
 MARK = re.compile(r"# Written by `subcompress export`: ([0-9a-f]{32})\n")
-"""The first line of our configurations, with a digest of what follows and of the files beside it."""
+"""The first line of our configurations, with a digest of the rest and of the other files in the folder."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
@@ -48,7 +48,7 @@ TYPES = {
     "FLOAT": "TYPE_FP32",
     "DOUBLE": "TYPE_FP64",
 }
-"""Of ONNX -> of Triton, where ONNX Runtime, NumPy and both backends have it."""
+"""ONNX's type -> Triton's, for types that ONNX Runtime, NumPy and both backends have."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ BACKENDS: dict[str, Backend] = {
     # One process, which computes on the CPU: without the line Triton starts one for each GPU.
     "python": Backend({"model.py": "triton_model.py"}, ("instance_group [ { count: 1 kind: KIND_CPU } ]",)),
 }
-"""By Triton's name for it, what it needs beside the graph."""
+"""Triton's name of a backend -> the files and settings that it needs in addition to the graph."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A model to export. path: a packed file, or an .onnx file, which is taken as it is; name: what Triton calls it;
-    module: the network of a packed file, to trace; base: what it stands on, see `subcompress.load`."""
+    module: the network of a packed file, to trace; base: its base, see `subcompress.load`."""
 
     path: Path
     name: str
@@ -85,8 +85,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Exported:
-    """folder: of the model; max_batch: examples in a run at most, 0 where its inputs have no batch axis; files: bytes
-    of each file in the folder."""
+    """A model that was written. folder: that of the model; max_batch: the most examples in a run, 0 if its inputs have
+    no batch axis; files: the bytes of each file in the folder."""
 
     name: str
     folder: Path
@@ -107,23 +107,26 @@ def export(
     folder whole or not at all, in place of one that an export wrote.
 
     backend: one of BACKENDS. dense: graphs of packed files hold their weights, else they compute them where they are
-    loaded (docs/ONNX.md). max_batch: requests are joined up to so many examples; 0 for none. force: replace folders
+    loaded (docs/ONNX.md). max_batch: requests are joined up to this many examples; 0: never. force: replace folders
     that no export wrote, or that were changed since.
 
-    Raises SubcompressError: before anything is written where a name is none for Triton, given twice or that of a folder
-    which is not ours, where a packed file cannot be read or lacks its network, or cannot unfold and should.
+    Raises SubcompressError before anything is written, if a name is invalid for Triton, given twice or that of a folder
+    that no export wrote, or if a packed file cannot be read, lacks its network, or cannot unfold itself and should.
     """
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise SubcompressError(f"backend must be one of {known}; got {backend!r}{suggestion(backend, BACKENDS)}")
     if not 0 <= max_batch < 1 << 31:
-        raise SubcompressError(f"a batch must have 1 example or more, 0 says not to join requests; got {max_batch}")
+        raise SubcompressError(
+            f"the batch must be at least 1 example, or 0 to leave requests separate; got {max_batch}"
+        )
     sources, repository = list(sources), Path(repository)
     check_names((source.name, source.path) for source in sources)
     for source in sources:
         if not force and not is_own_export(repository / source.name):
             raise SubcompressError(
-                f"{repository / source.name} is there and is not as an export wrote it: move it away, or give --force"
+                f"{repository / source.name} exists and was not written by an export, or was changed since: "
+                "move it away, or give --force"
             )
         if not source.is_graph:
             _require(source, dense)
@@ -136,13 +139,12 @@ def check_names(named: Iterable[tuple[str, str | Path]]) -> None:
     for name, file in named:
         if not NAME.fullmatch(name):
             raise SubcompressError(
-                f"a model's name has letters, digits and . _ - in at most 200, the first no dot or dash; {file} "
-                f"would be called {name!r}: give --name"
+                "the name of a model must be at most 200 letters, digits and . _ -, not beginning with a dot "
+                f"or dash; {file} would be called {name!r}: give --name"
             )
         if name in seen:
             raise SubcompressError(
-                f"models have names of their own; {seen[name]} and {file} would both be called {name}: "
-                "export them one by one, with --name"
+                f"{seen[name]} and {file} would both be called {name}: export them one by one, with --name"
             )
         seen[name] = file
 
@@ -181,11 +183,13 @@ def _require(source: Source, dense: bool) -> None:
     base = format.contents(source.path).base
     if base is not None and not dense:
         raise SubcompressError(
-            f"a self-unfolding graph holds no weights, and that of {source.path} would hold the base {base.where}: "
-            "give --dense"
+            f"the self-unfolding graph of {source.path} would need the base {base.where}, which Triton does not "
+            "have: give --dense"
         )
     if source.module is None:
-        raise SubcompressError(f"a graph is traced from the network, which {source.path} does not name: give --model")
+        raise SubcompressError(
+            f"{source.path} does not show which network it is, from which the graph is traced: give --model"
+        )
 
 
 def _export(source: Source, repository: Path, backend: str, dense: bool, max_batch: int) -> Exported:
@@ -227,9 +231,9 @@ def _checked(path: Path) -> bytes:
     try:
         model = onnx.load_from_string(data)
     except Exception as e:  # protobuf's exceptions differ from release to release
-        raise SubcompressError(f"{path} is no ONNX file ({one_line(e)}): give one that ONNX Runtime opens") from e
+        raise SubcompressError(f"{path} is not an ONNX file ({one_line(e)}): give one that ONNX Runtime opens") from e
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise SubcompressError(f"a model here is one file; {path} keeps weights in others: save it with them inside")
+        raise SubcompressError(f"{path} keeps weights in other files: save it with its weights inside")
     try:
         open_graph(data)
     except SubcompressError as e:
@@ -259,7 +263,7 @@ def configuration(source: Source, graph: onnx.GraphProto, backend: str, max_batc
     lines = [f'name: "{source.name}"', f'backend: "{backend}"', f"max_batch_size: {max_batch}"]
     for kind, values in (("input", _inputs(graph)), ("output", list(graph.output))):
         if not values:
-            raise SubcompressError(f"a model has inputs and outputs; the graph of {source.path} has no {kind}")
+            raise SubcompressError(f"the graph of {source.path} has no {kind}, which Triton needs")
         lines += [f"{kind} [", ",\n".join(_tensor(source, value, max_batch > 0) for value in values), "]"]
     lines += BACKENDS[backend].settings
     if max_batch:
@@ -274,8 +278,8 @@ def _tensor(source: Source, value: onnx.ValueInfoProto, has_batch_axis: bool) ->
     kind = {number: name for name, number in onnx.TensorProto.DataType.items()}.get(of.elem_type, "UNDEFINED")
     if kind not in TYPES or not of.HasField("shape"):
         raise SubcompressError(
-            f"Triton takes tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of {source.path} is "
-            f"{kind}{'' if of.HasField('shape') else ', without a shape'}"
+            f"Triton takes only tensors with a shape, of {', '.join(TYPES)}; {value.name} in the graph of "
+            f"{source.path} is {kind}{'' if of.HasField('shape') else ', without a shape'}"
         )
     axes = [size if isinstance(size, int) else -1 for size in _axes(value)][int(has_batch_axis) :]
     # Triton has no tensor without axes: one of a single value stands for it outside.

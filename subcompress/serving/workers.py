@@ -125,7 +125,7 @@ class Fleet:
             stop()
 
         path = self._socket(self._place.index)
-        Path(path).unlink(missing_ok=True)  # of one that died
+        Path(path).unlink(missing_ok=True)  # the file of a worker that died
         server = await asyncio.start_unix_server(answer_one, path, limit=MOST_BYTES)
         loop.add_reader(lifeline, read_lifeline)
         try:
@@ -155,7 +155,7 @@ class Fleet:
 
 @dataclass
 class _Worker:
-    """A worker's process. told: what it has sent: `models` once it listens, `answered` when it has ended."""
+    """A worker's process. told: its messages so far: `models` once it listens, `answered` when it has ended."""
 
     process: subprocess.Popen[bytes]
     line: socket.socket
@@ -164,7 +164,7 @@ class _Worker:
     unread: bytes = b""
 
     def read(self) -> None:
-        """Read what it has sent."""
+        """Read the messages that it has sent."""
         with suppress(OSError):
             self.unread += self.line.recv(1 << 16)
         *lines, self.unread = self.unread.split(b"\n")
@@ -199,12 +199,14 @@ class Supervisor:
     def run(self) -> bool:
         """Serve until SIGTERM or Ctrl-C; return whether all requests were answered.
 
-        Raises SubcompressError where the ports are taken, ToldError where a worker cannot start and has said why.
+        Raises SubcompressError if the ports are taken, ToldError where a worker cannot start and has said why.
         """
         with ExitStack() as stack:
             self._folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="subcompress-"))
             if len(self._folder) > LONGEST_FOLDER:
-                raise SubcompressError(f"$TMPDIR is too long for sockets: {self._folder}: give a shorter one")
+                raise SubcompressError(
+                    f"the path in $TMPDIR is too long for sockets ({self._folder}): give a shorter one"
+                )
             (Path(self._folder) / "metrics").mkdir()
             port, grpc_port = self._ports
             port = stack.enter_context(_reserved(self._host, port, "--port"))
@@ -284,7 +286,7 @@ class Supervisor:
             pause = 0.0 if lived > SHORT_LIFE else min(LONGEST_PAUSE, 2 * self._pauses.get(index, 0.0) or 0.5)
             self._pauses[index], self._due[index] = pause, time.monotonic() + pause
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            self._log(f"worker {index} ended ({how}), and is started again")
+            self._log(f"worker {index} ended ({how}) and is started again")
 
     def _report(self) -> None:
         """Start the others once the first is ready, and tell when all are."""
@@ -327,6 +329,6 @@ def _reserved(host: str, port: int, option: str) -> Iterator[int]:
 
 
 def require_shared_ports() -> None:
-    """Raise SubcompressError where processes cannot listen on one port."""
+    """Raise SubcompressError if processes cannot listen on one port."""
     if not sys.platform.startswith("linux"):
-        raise SubcompressError(f"--workers needs Linux, which shares a port among processes; this is {sys.platform}")
+        raise SubcompressError(f"--workers needs Linux, where processes can share a port; this is {sys.platform}")

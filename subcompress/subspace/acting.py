@@ -39,7 +39,7 @@ class Acting:
 
 @dataclass
 class _Clause:
-    """A word of LOW_RANK, with the patterns behind it."""
+    """A word of LOW_RANK, with the patterns that follow it."""
 
     kind: str
     rank: int
@@ -50,13 +50,12 @@ class _Clause:
 
 
 def acting_of(module: nn.Module, act_on: str, new: frozenset[str]) -> Acting:
-    """What the words mean, with commas between: roles, names and patterns of names, and `lora[:rank]` or
-    `sketch[:rank]`, behind which patterns say of which linear layers. new: parameters that the base lacks; all of them
-    are acted on whole.
+    """Parse the words, separated by commas: roles, names and patterns of names, and `lora[:rank]` or `sketch[:rank]`,
+    after which patterns name linear layers. new: parameters that the base lacks, on all of which coordinates act whole.
 
-    Without patterns, these are of all linear layers of the role `matrices` that nothing else names. Tied tensors are
-    one. Raises SubcompressError for a word that is none of these, a rank that is too high, and a tensor that is named
-    for both.
+    Without patterns, `lora` and `sketch` apply to all linear layers of the role `matrices` that nothing else names.
+    Tied tensors count as one. Raises SubcompressError for an unknown word, a rank that is too high, and a tensor that
+    is named for both.
     """
     whole, clauses = _parsed(act_on)
     ties = {n: names for names in tied_names(module) for n in names}
@@ -89,7 +88,9 @@ def _rank(word: str, kind: str, given: str | None) -> int:
     if given is None:
         return RANKS[kind]
     if not re.fullmatch(r"\d{1,9}", given) or not 1 <= int(given) <= MAX_RANK:
-        raise SubcompressError(f"--act-on takes a rank of 1 to {MAX_RANK} behind a colon; got {word!r}: {kind}:4, say")
+        raise SubcompressError(
+            f"--act-on takes a rank of 1 to {MAX_RANK} after a colon, such as {kind}:4; got {word!r}"
+        )
     return int(given)
 
 
@@ -104,7 +105,7 @@ def _named(module: nn.Module, words: Iterable[str]) -> set[str]:
             found |= named
         else:
             raise SubcompressError(
-                f"--act-on takes {', '.join((*ROLES, *LOW_RANK))} and patterns of tensors' names, with commas between; "
+                f"--act-on takes {', '.join((*ROLES, *LOW_RANK))} and patterns of tensor names, separated by commas; "
                 f"{word!r} matches no tensor of the model, whose first is {next(iter(roles), '')}"
                 f"{suggestion(word, (*ROLES, *LOW_RANK, *roles))}"
             )
@@ -124,8 +125,8 @@ def _layers_of(
         names = [n for n in layers if roles[n] == "matrices" and n not in whole and n not in before]
         if not names:
             raise SubcompressError(
-                f"--act-on {clause.kind} takes the linear layers that no other word names, except the last; there is "
-                f"none: {_linear_note(layers)}"
+                f"--act-on {clause.kind} takes the linear layers that no other word names, except the last; "
+                f"there is no such layer: {_linear_note(layers)}"
             )
     else:
         names = [n for word in clause.patterns for n in _matching(layers, word)]
@@ -133,8 +134,8 @@ def _layers_of(
     for name in dict.fromkeys(names):
         if name in whole or name in before:
             raise SubcompressError(
-                f"--act-on acts on a tensor in one way; {name} is named for {clause} and otherwise too (a layer that "
-                "the base lacks is trained whole): leave one out"
+                f"--act-on names {name} for {clause} and also in another way (a layer that the base lacks is "
+                "trained whole): leave one of the two out"
             )
         weight = module.get_parameter(name)
         _check_matrix(clause, name, weight)
@@ -146,8 +147,8 @@ def _matching(layers: Mapping[str, nn.Module], word: str) -> list[str]:
     """The weights of the linear layers that a pattern names, by the name of the weight or of the layer."""
     if not (found := [n for n in layers if fnmatchcase(n, word) or fnmatchcase(n.rpartition(".")[0], word)]):
         raise SubcompressError(
-            f"patterns behind {' and '.join(LOW_RANK)} name linear layers; {word!r} names none (write other words of "
-            f"--act-on before it): {_linear_note(layers)}"
+            f"patterns after {' and '.join(LOW_RANK)} must name linear layers; {word!r} names none (write "
+            f"other words of --act-on before it): {_linear_note(layers)}"
         )
     return found
 

@@ -47,7 +47,7 @@ def coded_buffers(
 
 
 def _rounded(x: np.ndarray, bits: int) -> tuple[np.ndarray, Coded] | None:
-    """Integers, their scale and start, or None where that does harm."""
+    """Integers, their scale and start; None if that loses too much."""
     if (x == np.round(x)).all():
         return None  # counts stay exact
     top = (1 << (bits - 1)) - 1

@@ -1,4 +1,4 @@
-"""What training changes in a network beside its weights: buffers, and extra state that is a tensor."""
+"""What training changes in a network in addition to its weights: buffers, and extra state that is a tensor."""
 
 from __future__ import annotations
 

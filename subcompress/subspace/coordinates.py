@@ -47,7 +47,7 @@ class Coordinates(nn.Module):
     def round(self, bits: int = 4, room: int | None = None) -> None:
         """Round the weights from here on to those that will be packed.
 
-        z is rounded to integers of so many bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
+        z is rounded to integers of the given bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
         arXiv:1308.3432). Call it about half-way through the training.
 
         Args:
@@ -135,13 +135,16 @@ class Coordinates(nn.Module):
         if not self.plan.exact:
             name = type(self.plan.parts[0].operator).__name__
             raise SubcompressError(
-                f"{name} is a reference, not exact on every device: fit with --operator {' or '.join(EXACT)}"
+                f"{name} is an operator for comparisons, which is not exact on every device: fit with "
+                f"--operator {' or '.join(EXACT)}"
             )
         if self.plan.base is not None:
             self.plan.base.base.check_unchanged()
         if not self.bits:
-            raise SubcompressError("the coordinates were not rounded to integers, so that they cannot be packed: call round(bits) "
-                "half-way through the training")
+            raise SubcompressError(
+                "the coordinates were not rounded to integers, so that they cannot be packed: call round(bits) "
+                "half-way through the training"
+            )
         return recorded(
             self.plan, self.rounding, self.coordinates(), state, untrained, facts or Facts(), test_accuracy, of_base
         )

@@ -18,11 +18,11 @@ _HOOKS: tuple[tuple[type, str, str], ...] = (
     (SpectralNorm, "torch.nn.utils.spectral_norm", "use torch.nn.utils.parametrizations.spectral_norm"),
     (BasePruningMethod, "torch.nn.utils.prune", "call torch.nn.utils.prune.remove(module, name) first"),
 )
-"""Hooks that compute a weight outside of the parameters, what made them, and the remedy."""
+"""Hooks that compute a weight outside of the parameters -> what made them, and the remedy."""
 
 
 _PLAIN = (nn.Parameter,)
-"""What a parameter that is shared is: those of other classes say themselves how they are copied."""
+"""Classes of parameters that can be shared; others define themselves how they are copied."""
 
 
 def copied(module: nn.Module, device: str | torch.device | None = None, shared: Collection[str] = ()) -> nn.Module:
@@ -56,7 +56,7 @@ def own_memory(module: nn.Module) -> nn.Module:
 
 
 def crowded(tensor: Tensor) -> bool:
-    """Whether several values of a tensor lie in one place."""
+    """Whether several values of a tensor share a place in memory."""
     if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return False
     room = 1  # places up to the last value along the axes so far, those of the smallest strides first
@@ -79,7 +79,9 @@ def check_hooks(module: nn.Module) -> None:
     for name, hook in _pre_hooks(module):
         for kind, maker, remedy in _HOOKS:
             if isinstance(hook, kind):
-                raise SubcompressError(f"weights are parameters; {maker} computes that of {name} in a hook: {remedy}")
+                raise SubcompressError(
+                    f"{maker} computes the weight of {name} in a hook, but fit trains parameters: {remedy}"
+                )
 
 
 def _pre_hooks(module: nn.Module) -> Iterator[tuple[str, object]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from subcompress.subspace.observing import Build
 
 _DEPTH = 3
-"""How deep attributes are followed."""
+"""The most levels of attributes that are followed."""
 
 
 def check_state(model: nn.Module, build: Build, seed: int, x: Any) -> None:
@@ -36,16 +36,16 @@ def check_state(model: nn.Module, build: Build, seed: int, x: Any) -> None:
         found = [_outputs(m, x) for m in (first, first, other)]
     except SubcompressError:
         raise
-    except Exception:  # it is told elsewhere why a batch does not go through
+    except Exception:  # another check reports why a batch does not pass
         return
     if not _equal(found[0], found[1]) or _equal(found[0], found[2]):
         return
     odd = list(dict.fromkeys(_differing(first, other)))
     named = f"{', '.join(odd[:3])} differs" if odd else "something differs"
     raise SubcompressError(
-        f"a network's state dict says all of it; {named} between builds and is not in it, so that a file cannot hold "
-        "it: make it a buffer (register_buffer), a parameter or a submodule (nn.ModuleList), or make it from fixed "
-        "numbers"
+        f"the network reads values that are not in its state dict, so that a file cannot hold them: {named} "
+        "from one build to the next; make it a buffer (register_buffer), a parameter or a submodule "
+        "(nn.ModuleList), or compute it from fixed numbers"
     )
 
 
@@ -55,14 +55,13 @@ def check_sharing(model: nn.Module) -> None:
     there."""
     if (found := shared_memory(model)) is not None:
         raise SubcompressError(
-            f"a tensor of the state dict has memory of its own; {found[0]} and {found[1]} overlap, and a copy of the "
-            "network has other values there: tie them (the same Parameter), compute one from the other in forward, or "
-            "clone it"
+            f"{found[0]} and {found[1]} overlap in memory, and a copy of the network would have other values "
+            "there: tie them (the same Parameter), compute one from the other in forward, or clone one"
         )
 
 
 def shared_memory(model: nn.Module) -> tuple[str, str] | None:
-    """The names of two tensors that `check_sharing` refuses, None where there are none."""
+    """The names of two tensors that `check_sharing` refuses; None if there are none."""
     parameters = list(model.named_parameters(remove_duplicate=False))
     buffers = list(model.named_buffers(remove_duplicate=False))
     known = {id(t) for _, t in (*parameters, *buffers)}
@@ -101,7 +100,7 @@ def _near(tensors: list[Named]) -> Iterator[tuple[Named, Named]]:
 
 
 def _lies(t: Tensor) -> bool:
-    """Whether its values lie in memory, one after the other at some stride."""
+    """Whether the tensor's values are in memory at regular strides."""
     if nn.parameter.is_lazy(t) or t.layout != torch.strided or t.is_meta or not t.numel():
         return False
     try:
@@ -124,7 +123,7 @@ def _tied(a: Tensor, b: Tensor, trained: set[int], kept: set[int]) -> bool:
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether a value of the one lies where one of the other does: columns of a matrix may lie between each other."""
+    """Whether the two share the place of a value in memory: columns of a matrix may interleave without sharing any."""
     size = a.element_size()
     (low, _), (other, _) = spans = _span(a), _span(b)
     if size != b.element_size() or (low - other) % size:
@@ -148,7 +147,7 @@ def _outputs(module: nn.Module, x: Any) -> list[Tensor]:
 
 
 def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Whether outputs are the same but for the order of additions."""
+    """Whether outputs are the same except for the order of additions."""
     if len(a) != len(b):
         return False
     return all(
@@ -177,7 +176,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _alike(a: Any, b: Any, depth: int) -> bool:
-    """Whether the tensors in two values are equal; what is no tensor counts as equal."""
+    """Whether the tensors in two values are equal; anything else counts as equal."""
     if depth < 0:
         return True
     if isinstance(a, Tensor):

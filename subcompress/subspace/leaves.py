@@ -1,7 +1,7 @@
 """Does training reach the weights that a network reads? Found in the graph of one forward pass.
 
-A Subspace gives the parameters of its copy new values for every pass. Who has kept a parameter elsewhere, in a plain
-list or in a closure, reads what is never trained and not packed, and no error would say so.
+A Subspace gives the parameters of its copy new values for every pass. A module that keeps a parameter elsewhere, in a
+plain list or in a closure, reads a value that is never trained and not packed, without any error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from subcompress.errors import SubcompressError
 
 _DEPTH, _MOST = 4, 10_000
-"""How far attributes of a module are followed, and into how many values."""
+"""The most levels of attributes of a module that are followed, and the most values."""
 
 
 def leaves_of(loss: Tensor) -> list[Tensor]:
@@ -37,7 +37,7 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that modules keep beside their parameters and buffers, with where they are."""
+    """Yield the tensors that modules keep in addition to their parameters and buffers, with their places."""
     for prefix, child in module.named_modules():
         own = {k: v for k, v in vars(child).items() if k not in ("_parameters", "_buffers", "_modules")}
         for name, value in _tensors_in(own, set(), _DEPTH):
@@ -57,7 +57,7 @@ def plain_leaves(module: nn.Module) -> dict[str, Tensor]:
 def check_leaves(
     loss: Tensor, former: Iterable[tuple[str, Tensor]], plain: Mapping[str, Tensor], z: Tensor
 ) -> str | None:
-    """Raise SubcompressError where the loss depends on parameters that are not the module's any more, or on tensors
+    """Raise SubcompressError if the loss depends on parameters that are not the module's any more, or on tensors
     that the module keeps outside of its state dict; returns a warning where it depends on parameters of something else.
 
     former: names and parameters; plain: what `plain_leaves` gave; z: what is trained.
@@ -65,8 +65,8 @@ def check_leaves(
     reached = {id(leaf) for leaf in leaves_of(loss)}
     if stale := [name for name, p in former if id(p) in reached]:
         raise SubcompressError(
-            f"weights are looked up in forward; {_some(stale)} would not train, since the model reads what it has kept "
-            f"elsewhere: look them up there, self.{stale[0]}, or keep them in an nn.ParameterList (detach what is to "
+            f"{_some(stale)} would not train, because the model reads a reference to it that it keeps "
+            f"elsewhere: read self.{stale[0]} in forward, or keep it in an nn.ParameterList (detach what is to "
             "stay as it is)"
         )
     if loose := [name for name, t in plain.items() if id(t) in reached]:
@@ -77,9 +77,9 @@ def check_leaves(
     others = [tuple(leaf.shape) for leaf in leaves_of(loss) if isinstance(leaf, nn.Parameter) and leaf is not z]
     if others:
         return (
-            f"the loss depends on {len(others)} parameters that are not the model's (the first of shape {others[0]}): "
-            "they do not train and are not packed; compute a teacher's answers under torch.no_grad, and make layers "
-            "that are to train a part of the model"
+            f"the loss depends on {len(others)} parameters that are not the model's (the first of shape "
+            f"{others[0]}): they do not train and are not packed; compute a teacher's outputs under "
+            "torch.no_grad, and make layers that are to be trained part of the model"
         )
     return None
 
@@ -90,17 +90,17 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[s
 
 
 def check_constraints(in_training: list[str], in_evaluation: list[str]) -> None:
-    """Raise SubcompressError where a forward pass changes weights in training that it leaves alone in evaluation: the
+    """Raise SubcompressError if a forward pass changes weights in training that it leaves alone in evaluation: the
     file holds them as they were before."""
     if odd := [name for name in in_training if name not in in_evaluation]:
         raise SubcompressError(
-            f"weights are the same in training and in evaluation; {_some(odd)} is changed in place in training alone: "
-            "compute what is constrained in forward, or by torch.nn.utils.parametrize"
+            f"the forward pass changes {_some(odd)} in place in training, but not in evaluation: compute the "
+            "constrained value in forward, or with torch.nn.utils.parametrize"
         )
 
 
 def _tensors_in(value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in containers, in plain objects and in what functions close over, with where they are."""
+    """Yield the tensors in containers, in plain objects and in closures of functions, with their places."""
     if isinstance(value, Tensor):
         yield "", value
         return

@@ -170,8 +170,8 @@ class Subspace(Coordinates):
                 owner._buffers[leaf] = tensor
         if replaced:
             raise SubcompressError(
-                f"a forward pass reads parameters and keeps them; {replaced[0]} is given another one, which would not "
-                "train: compute what is needed from it, or use torch.nn.utils.parametrize"
+                f"the forward pass replaces the parameter {replaced[0]} by another one, which would not train: "
+                "compute a new tensor from it instead, or use torch.nn.utils.parametrize"
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

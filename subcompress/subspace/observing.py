@@ -25,7 +25,7 @@ from subcompress.subspace.unwrapping import unwrapped, wrapping_note
 from subcompress.tensors.layout import array_of
 
 BUILDS = 3
-"""Builds that are compared."""
+"""The number of builds that are compared."""
 
 CENTER_BUILDS = 6
 """Builds that are compared where some random values seem to have centers of their own: of a distribution with heavy
@@ -36,7 +36,7 @@ MOST_BUILDS = 8
 equal by chance."""
 
 Build = Callable[[int], nn.Module]
-"""The network under that seed."""
+"""Returns the network under that seed."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Observed:
-    """By parameter what builds say; notes: what a person should know, a line each."""
+    """What the builds show about each parameter; notes: lines for the user."""
 
     tensors: dict[str, Seen]
     notes: tuple[str, ...] = ()
 
 
 def built(model: Any, seed: int, note: Callable[[str], None] | None = None) -> tuple[nn.Module, Build | None]:
-    """The network, and how to build it again: None where `model` is an instance. A factory takes no argument and draws
+    """The network, and how to build it again: None if `model` is an instance. A factory takes no argument and draws
     from the seeds that are set before it is called. What torch wraps around a network is taken off (`unwrapped`), of
     which `note` is told.
 
@@ -104,15 +104,15 @@ def check_one_device(module: nn.Module) -> None:
         places = getattr(child, "hf_device_map", None)
         if isinstance(places, dict) and len(found := sorted({str(place) for place in places.values()})) > 1:
             raise SubcompressError(
-                f"a network that is fitted lies on one device; this one lies on {', '.join(found)}: load it without "
-                "device_map, in bfloat16 if it is too large, or train with --accumulate and --checkpointing"
+                f"the network is spread over several devices, {', '.join(found)}: load it without device_map, "
+                "in bfloat16 if it is too large, or train with --accumulate and --checkpointing"
             )
 
 
 def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Observed:
     """Compare `model`, which is the build under `seed`, with others, in the parameters of these names.
 
-    Raises SubcompressError where a build fails, is the same object as another, has other tensors or such as are not
+    Raises SubcompressError if a build fails, is the same object as another, has other tensors or such as are not
     finite.
     """
     mine = {n: p for n, p in _parameters(model) if n in names and p.numel()}
@@ -149,7 +149,7 @@ def observe(model: nn.Module, build: Build, seed: int, names: set[str]) -> Obser
 
 OTHER_WEIGHTS = (
     "warning: the factory gives different weights under the same seed (it reads a clock, or a generator of its "
-        "own): an interrupted fit may not end in the same file, and another process starts from other weights"
+    "own): an interrupted fit may not end in the same file, and another process starts from other weights"
 )
 
 
@@ -165,12 +165,10 @@ class _Sums:
         self.fewer = 0
 
     def add(self, tensor: Tensor) -> None:
-        """One more build. Raises SubcompressError where it is not finite."""
+        """One more build. Raises SubcompressError if it is not finite."""
         difference = reals(tensor) - self.first
         if not math.isfinite(float(torch.from_numpy(difference).sum(dtype=torch.float64))):
-            raise SubcompressError(
-                f"{self.name} holds nan or inf in another build of the network: initialize it"
-            )
+            raise SubcompressError(f"{self.name} holds nan or inf in another build of the network: initialize it")
         differs = difference != 0
         before, self.random = int(np.count_nonzero(self.random)), np.logical_or(self.random, differs, out=differs)
         self.fewer = int(np.count_nonzero(self.random)) - before if self.builds > 1 else 0
@@ -182,7 +180,7 @@ class _Sums:
         self.builds += 1
 
     def seen(self) -> Seen | None:
-        """What the builds say, None where they leave it open and another may be made."""
+        """What the builds say, None if they leave it open and another may be made."""
         last = self.builds >= MOST_BUILDS
         # Among many values a few are equal by chance: a uniform float32 has 24 random bits.
         if self.fewer > (len(self.first) / 10_000 if len(self.first) > 100_000 else 0):
@@ -226,19 +224,20 @@ def _same(model: nn.Module, again: nn.Module, mine: dict[str, Tensor]) -> bool:
 
 
 def _checked(model: nn.Module, other: nn.Module, mine: dict[str, Tensor]) -> nn.Module:
-    """Another build. Raises SubcompressError where it is the same network, or one of other parameters."""
+    """Another build. Raises SubcompressError if it is the same network, or one of other parameters."""
     shared = next((n for n, p in _parameters(other) if n in mine and p.data_ptr() == mine[n].data_ptr()), None)
     if other is model or shared is not None:
         again = "the same object again" if other is model else f"{shared} of the previous network again"
         raise SubcompressError(
-            f"a factory builds a new network each time it is called; this one returns {again}: make all of it inside"
+            f"a factory must build a new network each time it is called; this one returns {again}: build all of "
+            "it inside the factory"
         )
     shapes, others = ({n: tuple(p.shape) for n, p in _parameters(m)} for m in (model, other))
     for name in (*shapes, *others):
         if shapes.get(name) != others.get(name):
             raise SubcompressError(
-                f"a factory builds one network under every seed; {name} is {_said(shapes, name)} in one build and "
-                f"{_said(others, name)} in another: make its size depend on nothing random"
+                f"a factory must build the same network under every seed; {name} is {_said(shapes, name)} in "
+                f"one build and {_said(others, name)} in another: let its size depend on nothing random"
             )
     return other
 

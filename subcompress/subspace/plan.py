@@ -38,26 +38,26 @@ CODED_BITS = {2: 1.6, 3: 2.5, 4: 3.4, 5: 4.3, 6: 5.2, 7: 6.2, 8: 7.2}
 """Bits that a coordinate takes in a file by its precision, until some are known (benchmarks/levers.py)."""
 
 GUESSED = 1 / 4
-"""Of the deviation of a start: the scale of a tensor whose move was not measured."""
+"""The scale of a tensor whose move was not measured, as a share of the standard deviation of its start."""
 
 HALVINGS = 15
 """Scales are the largest one halved up to so many times: measured moves are no more exact than that, and files say it
 in half a byte."""
 
 FARTHEST = 8.0
-"""Deviation of z at most, in units of the scale, where a coordinate a weight leaves the random start to z."""
+"""The largest standard deviation of z, in units of the scale, if each weight has a coordinate that draws its start."""
 
 Scales = Mapping[str, tuple[float, ...]]
-"""By tensor, the scale of each of its pieces that coordinates act on."""
+"""For each tensor, the scales of its pieces that coordinates act on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Pieces of tensors that share coordinates: theta = start + scale * P z, a start and a scale a piece.
+    """Pieces of tensors that share coordinates: theta = start + scale * P z, with a start and a scale for each piece.
 
-    specs: a whole tensor, or a piece of one as a row of its own, see `Assembly`; forms: what a file says of the starts,
-    None for those of the base; starts: the same as numbers, one or flattened values; spreads: by piece the deviation
-    that z starts at, where each weight has a coordinate that it starts from.
+    specs: whole tensors, or pieces of one as separate rows, see `Assembly`; forms: how a file describes the starts,
+    None for those of the base; starts: the same as numbers, one or flattened values; spreads: for each piece, the
+    standard deviation that z starts with, if each weight has a coordinate that it starts from.
     """
 
     operator: Operator
@@ -80,8 +80,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """A tensor of several pieces. pattern: which piece each real number is of; sources: by piece the name of its row
-    in a part, or the values of one that no coordinate acts on."""
+    """A tensor of several pieces. pattern: the piece of each real number; sources: for each piece, the name of its row
+    in a part, or its values if no coordinate acts on it."""
 
     spec: TensorSpec
     pattern: Pattern
@@ -113,8 +113,8 @@ class Assembly:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A matrix of a base with factors. base: its values; sources: of the right factor and the left one, as in an
-    `Assembly`, or of what is between directions of the base."""
+    """A matrix of a base with factors. base: its values; sources: those of the right factor and of the left one, as in
+    an `Assembly`, or that of the matrix between directions of the base."""
 
     spec: TensorSpec
     rank: int
@@ -142,8 +142,8 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """layout: of the state dict; starts: name -> how it starts, in its order; parts: what is trained; assemblies: the
-    tensors of several pieces and those with factors, by name; base: what it stands on."""
+    """How a network is trained. layout: that of the state dict; starts: name -> how the tensor starts, in that order;
+    parts: what is trained; assemblies: tensors of several pieces and those with factors, by name; base: its base."""
 
     layout: Layout
     starts: Mapping[str, Start]
@@ -192,14 +192,16 @@ def make_plan(
 ) -> Plan:
     """The plan for d coordinates.
 
-    module: the network, or its starts where they are known. base: what it stands on, whose values it has; act_on: see
+    module: the network, or its starts where they are known. base: its base, whose values it has; act_on: see
     `acting.acting_of`. scales: how far pieces move, guessed by default; still: by tensor the (n,) values that no
     coordinate acts on. Raises SubcompressError for options that cannot be met and networks that cannot be fitted.
     """
     check_options(bits, seed, operator)
     operator = "hadamard" if operator == AUTO else operator
     if base is not None and not OPERATORS[operator].exact:
-        raise SubcompressError(f"on a base, --operator must be one that packs, {' or '.join(EXACT)}; got {operator}")
+        raise SubcompressError(
+            f"on a base, --operator must be one that can be packed, {' or '.join(EXACT)}; got {operator}"
+        )
     known = module if isinstance(module, Starts) else recognize(module, structured, base, act_on)
     starts = known.of(still)
     D = moving_weights(known.layout, starts)
@@ -311,8 +313,8 @@ class _Planner:
         found = self.scales[spec.name]
         if len(found) != (1 if start.kind == "base" else sum(not p.fixed for p in start.pieces)):
             raise SubcompressError(
-                f"moves must be measured on the same network, given in the same way; {spec.name} belongs to another "
-                "one: measure them with the factory or the instance that the Subspace is made of"
+                f"the moves were measured on another network, or on this one given in another way: {spec.name} "
+                "differs; measure them with the factory or the instance that the Subspace is made of"
             )
         return found
 

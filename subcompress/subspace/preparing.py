@@ -1,4 +1,4 @@
-"""A network made ready for training loops of one's own: what it starts from, and how far its tensors move."""
+"""Preparing a network for a training loop of your own: its initial values, and how far its tensors move."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from subcompress.support.names import DEFAULT_ROLES as DEFAULT
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network with its starting values, what these are, and the base it stands on."""
+    """A network with its initial values, a description of these, and its base."""
 
     module: nn.Module
     starts: Starts

@@ -33,7 +33,7 @@ from subcompress.subspace.starts import Start
 from subcompress.tensors.layout import CODED_DTYPES, raw_bytes
 
 ONCE = 32
-"""Bytes from which equal stored tensors are stored once."""
+"""The fewest bytes of stored tensors for which equal ones are stored once."""
 
 
 def recorded(

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 MOVES = {"norms": 0.057, "biases": 0.057, "heads": 0.057, "embeddings": 0.002, "matrices": 0.002}
-"""By role how far values of a base move, as the standard deviation of a start moves those of a network without one."""
+"""Role -> how far values of a base move; without a base, the standard deviation of the start takes this place."""
 
 FACTORS = 0.02, 0.02
-"""The same of the factors of a matrix: of the one that starts at random, and of the one that starts at zero."""
+"""The same for the factors of a matrix: for the one that starts at random, and for the one that starts at zero."""
 
 SKETCHED = 0.002
-"""The same of the matrix that is added between directions of the base."""
+"""The same for the matrix that is added between directions of the base."""
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
@@ -62,8 +62,8 @@ def linear_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def looks_trained(module: nn.Module) -> bool:
-    """Whether a network's weights are none that an initializer gives: norms that moved, or large matrices, most of
-    which have rows of lengths that differ by far more than independent values would."""
+    """Whether a network's weights are not those of an initializer: its norms have moved, or the rows of most of its
+    large matrices differ in length by far more than those of independent values would."""
     telling = untelling = 0
     for child in module.modules():
         tracked = getattr(child, "num_batches_tracked", None)

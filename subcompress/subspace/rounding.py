@@ -42,7 +42,7 @@ class Rounding:
 
     @property
     def dead(self) -> float:
-        """Coordinates of up to so many steps are rounded to zero."""
+        """Coordinates of up to this many steps are rounded to zero."""
         return float(self.state[1])
 
     @dead.setter

@@ -16,7 +16,7 @@ def seed_everything(seed: int, epoch: int) -> torch.Generator:
 
 
 def seed_shard(seed: int, step: int, shard: int) -> torch.Generator:
-    """As `seed_everything`, for one part of the batch of one step: whoever runs it draws the same."""
+    """Like `seed_everything`, for one part of the batch of one step: every worker that runs it draws the same."""
     text = f"{seed} {step} {shard}".encode()
     return _seeded(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1)
 

@@ -1,4 +1,4 @@
-"""Random values of a tensor: around which center they lie and how far they spread, group by group.
+"""Random values of a tensor: their centers and how far they spread, group by group.
 
 One deviation rarely is wrong for a tensor that one initializer drew. A tensor put together of several has slices along
 an axis that spread differently: these make groups.
@@ -14,29 +14,29 @@ import numpy as np
 import torch
 
 SURE = 3.0
-"""Standard errors within which a measured deviation is taken for a usual one."""
+"""A measured standard deviation within this many standard errors of a usual one is taken for it."""
 
 FAR = 5.0
-"""Standard errors, beyond what the largest of so many reaches by chance, from which a difference is real."""
+"""A difference is real from this many standard errors on, beyond what the largest of n reaches by chance."""
 
 APART = 2 * math.log(1.3)
-"""Logarithm of the ratio of two variances from which they are told apart."""
+"""Two variances count as different from this logarithm of their ratio on."""
 
 WIDTH = 2 * math.log(2)
 """The same within one group."""
 
 GROUPS = 6
-"""Groups of different deviations at most."""
+"""The most groups with different standard deviations."""
 
 LEAST_SLICE = 8
-"""Values of a slice that say something of its deviation."""
+"""The fewest values of a slice that show its standard deviation."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Random values that are drawn alike. center: one number, or one of each value where they have centers of their
     own, (values,) float32; std: how far they spread around it; shown: numbers it was measured from; words: what
-    usually gives this deviation, empty where nothing does."""
+    usually gives this deviation, empty if nothing does."""
 
     center: float | np.ndarray
     std: float
@@ -173,8 +173,8 @@ def _parts_differ(moments: Moments, random: np.ndarray, real: np.ndarray) -> boo
 
 @dataclass(frozen=True)
 class _Slices:
-    """The slices of a tensor along an axis. means: of the logarithms of their values' variances; error: of each of the
-    means, by chance; good: which have enough values; score: how much of the spread of all they explain."""
+    """The slices of a tensor along an axis. means: the mean logarithms of their values' variances; error: the error of
+    each mean by chance; good: which have enough values; score: how much of the spread of all they explain."""
 
     axis: int
     means: np.ndarray
@@ -193,7 +193,7 @@ class _Slices:
 
 
 def _labels(moments: Moments, random: np.ndarray, shape: tuple[int, ...], axes: Iterable[int]) -> np.ndarray | None:
-    """A number below GROUPS for each value, (n,), the same for slices that spread alike; None where all do."""
+    """A number below GROUPS for each value, (n,), the same for slices that spread alike; None if all do."""
     n = len(random)
     usable = [a for a in axes if shape[a] > 1 and n // shape[a] >= LEAST_SLICE]
     if not usable or not random.any():

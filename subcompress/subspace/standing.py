@@ -38,9 +38,9 @@ def kept(module: nn.Module, layout: Layout, starts: Mapping[str, Start], kinds: 
 class Copies:
     """Copies of a network that is trained, on one device. On a base, they share the parameters that have its values.
 
-    still: the names of those that do not train; held: of these and of those whose values in training come from
-    coordinates, so that nothing is written to them. Both are empty without a base, where nothing tells whether the
-    network has changed a parameter itself.
+    still: the names of the tensors that do not train; held: the names of these, and of those whose values in training
+    come from coordinates, so that nothing is written to them. Both are empty without a base, where nothing tells
+    whether the network has changed a parameter itself.
     """
 
     def __init__(

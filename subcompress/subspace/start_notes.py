@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from subcompress.subspace.starts import Start, Values
 
 NAMED = 4
-"""Tensors that a line names."""
+"""The most tensors that a line names."""
 
 LARGE_BUFFER = 1 << 10
-"""Bytes of a buffer in a file from which it is named."""
+"""The fewest bytes of a buffer in a file for which it is named."""
 
 MIXED = "a pattern of chosen values"
-"""The structure of a tensor whose chosen values lie in too many places."""
+"""The structure of a tensor whose fixed values are in too many places."""
 
 ODD = "values of another distribution"
 """The structure of values of an instance that no usual initializer draws, but that are too many to keep."""
@@ -37,17 +37,19 @@ def start_notes(values: Mapping[str, Values]) -> list[str]:
     if names := [n for n, v in values.items() if v.structured in STORABLE and v.drawn]:
         found.append(
             f"{some_of(names)}: random orthogonal or sparse values; each starts from the seed instead, with "
-            "independent values of the same deviation (--structured store keeps the original ones in the file)"
+            "independent values of the same standard deviation (--structured store keeps the original ones in "
+            "the file)"
         )
     if names := [n for n, v in values.items() if v.structured == MIXED]:
         found.append(
-            f"warning: {some_of(names)}: chosen values lie between random ones in more places than a file can say "
-            "cheaply; all values start from the seed at the same deviation instead: multiply by the pattern in forward"
+            f"warning: {some_of(names)}: fixed values lie between random ones in too many places to be stored; "
+            "all values start from the seed with the same standard deviation instead: multiply by the pattern "
+            "in forward"
         )
     if names := [n for n, v in values.items() if v.structured == ODD]:
         found.append(
-            f"{some_of(names)}: values as no usual initializer draws them; each starts from the seed at its "
-            "deviation instead: give a factory, or --base for weights that exist"
+            f"{some_of(names)}: no usual initializer draws these values; each starts from the seed with its "
+            "standard deviation instead: give a factory, or --base if the weights are trained"
         )
     return found
 
@@ -55,14 +57,14 @@ def start_notes(values: Mapping[str, Values]) -> list[str]:
 def same_note(bytes_: int) -> str:
     """The warning where a factory draws nothing. bytes_: what the weights take in a file."""
     return (
-        "warning: the factory gives the same weights under every seed, so that all of them count as chosen: "
-        f"they take about {bytes_} bytes of the file; let it draw from the seed that is set before it is called, "
-        "or give --structured guess"
+        "warning: the factory gives the same weights under every seed, so that none of them count as random: "
+        f"they take about {bytes_} bytes of the file; let it draw from the seed that is set before it is "
+        "called, or give --structured guess"
     )
 
 
 def frozen_note(module: nn.Module, starts: Mapping[str, Start]) -> str | None:
-    """A warning that gives the cost of frozen weights, None where there are none."""
+    """A warning that states the cost of frozen weights; None if there are none."""
     frozen = [n for n, _ in module.named_parameters() if starts[n].why.startswith("frozen")]
     if not frozen:
         return None
@@ -74,7 +76,7 @@ def frozen_note(module: nn.Module, starts: Mapping[str, Start]) -> str | None:
 
 
 def buffer_note(state: Mapping[str, Tensor], starts: Mapping[str, Start]) -> str | None:
-    """A warning that names buffers that cost more than LARGE_BUFFER bytes of the file, None where there are none."""
+    """A warning that names buffers that cost more than LARGE_BUFFER bytes of the file, None if there are none."""
     large = [(n, starts[n].cost) for n in state if starts[n].kind == "buffer" and starts[n].cost > LARGE_BUFFER]
     if not large:
         return None

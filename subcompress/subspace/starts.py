@@ -149,7 +149,9 @@ class Starts:
         known = {spec.name: spec.reals for spec in self.layout}
         for name, mask in still.items():
             if known.get(name) != len(mask):
-                raise SubcompressError(f"moves must be measured on the same network; {name} belongs to another one")
+                raise SubcompressError(
+                    f"the moves were measured on another network, which has {name}: measure them again on this one"
+                )
         return {spec.name: self._of(spec.name, still.get(spec.name)) for spec in self.layout}
 
     def items(self, name: str, still: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
@@ -257,7 +259,7 @@ def _tied(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Start]:
 
 
 def _untrained(tensor: Tensor, parameter: bool) -> Start:
-    """The start of a tensor whose values the file holds as they are."""
+    """The start of a tensor whose values are stored in the file."""
     if not parameter:
         return Start("buffer", "a buffer: its values are stored in the file", cost=cost(tensor))
     kind = "frozen" if tensor.is_floating_point() or tensor.is_complex() else "of integers"
@@ -291,7 +293,9 @@ def _of_base(spec: TensorSpec, tensor: Tensor, role: str) -> Start:
 
 def _check_base(spec: TensorSpec, tensor: Tensor) -> None:
     if spec.dtype not in CODED_DTYPES or not bool(tensor.isfinite().all()):
-        raise SubcompressError(f"coordinates act on finite real numbers; {spec} has others: leave it out of --act-on")
+        raise SubcompressError(
+            f"{spec} holds integers, nan or inf, on which coordinates cannot act: leave it out of --act-on"
+        )
 
 
 def _with_factors(base: OnBase, spec: TensorSpec, tensor: Tensor, how: LowRank) -> Start:
@@ -327,9 +331,7 @@ def cost(tensor: Tensor) -> int:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with its parameters themselves. Raises SubcompressError if it cannot be fitted."""
     if lazy := [n for n, p in module.named_parameters() if nn.parameter.is_lazy(p)]:
-        raise SubcompressError(
-            f"{lazy[0]} has no shape yet: run the model once first"
-        )
+        raise SubcompressError(f"{lazy[0]} has no shape yet: run the model once first")
     if isinstance(module, torch.jit.ScriptModule):
         raise SubcompressError("fit cannot train a TorchScript module: give the Python class that it was made from")
     state = module.state_dict(keep_vars=True)
@@ -510,8 +512,8 @@ def _coded(values: Values, still: np.ndarray | None) -> Start:
     if still is not None:  # too many runs: let coordinates act on all values
         return _coded(values, None)
     raise SubcompressError(
-        f"a tensor's values lie in at most {1 << 20} runs of one start; those of {values.spec.name} are more: give "
-        "--structured guess, or split the tensor"
+        f"the fixed and random values of {values.spec.name} alternate more than {1 << 20} times, more than a "
+        "file can hold: give --structured guess, or split the tensor"
     )
 
 
@@ -615,9 +617,9 @@ def _too_large(values: Mapping[str, Values], costs: Mapping[str, int]) -> Subcom
     hint = "let the factory draw from the seed that is set before it is called" if v.built else "give a factory"
     why = v.structured or ("equal in every build" if v.built else "not clearly random")
     return SubcompressError(
-        f"initial values that are not random take room in the file, at most {MAX_STORED} bytes; those of this network "
-        f"take {sum(costs.values())}, most of it {name} ({why}): {hint}, give --structured guess to start what looks "
-        "random from the seed, or give trained weights with --base"
+        f"initial values that are not random are stored in the file and may take at most {MAX_STORED} bytes; those of "
+        f"this network take {sum(costs.values())}, most of them for {name} ({why}): {hint}, give --structured "
+        "guess to start from the seed what looks random, or give trained weights with --base"
     )
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 STORABLE = ("orthogonal", "sparse and random")
-"""Structures that initializers draw."""
+"""The structures of starts that initializers draw."""
 
 SMOOTH = "a table, smooth along its axes"
 
 SOME = 1 << 20
-"""Values of a tensor that are looked at."""
+"""The most values of a tensor that are examined."""
 
 SAMPLE = 1 << 16
-"""Values of a tensor that are sorted."""
+"""The most values of a tensor that are sorted."""
 
 
 def structure(x: Tensor) -> str:
@@ -109,7 +109,7 @@ def _chance(n: int) -> int:
 
 
 def _mostly_one(flat: Tensor, n: int) -> str | None:
-    """The structure where more than half of the values are equal, None where they are not."""
+    """The structure where more than half of the values are equal, None if they are not."""
     some = flat[:: max(1, len(flat) // SAMPLE)]
     common = some.mode().values
     if n < 4 or 2 * int((flat == common).sum()) <= len(flat):

@@ -51,7 +51,7 @@ class Node:
         return flat
 
     def _as_packed(self, step: float) -> tuple[Operator, tuple[float, ...]]:
-        """The operator and the scales of a file whose integers are steps of that size."""
+        """The operator and the scales of a file whose integers are steps of this size."""
         if self._packed[0] != step:
             operator = self.part.operator
             if isinstance(operator, HadamardBlocks) and operator.K:
@@ -75,7 +75,7 @@ class Node:
 
 
 def integers(z: Tensor, bits: int, dead: float, step: float) -> Tensor:
-    """z in units of step, rounded to integers of so many bits, those up to `dead` to zero; a tensor of its own."""
+    """z in units of step, rounded to integers of the given bits, those up to `dead` to zero; a tensor of its own."""
     q, top = z / step, (1 << (bits - 1)) - 1
     whole = q.round().clamp_(-top, top)
     return whole if dead <= 0.5 else torch.where(q.abs() <= dead, 0.0, whole)
@@ -94,7 +94,7 @@ def _node(key: Tensor) -> Node:
     if (found := _NODES.get(int(key))) is None:
         raise SubcompressError(
             "this graph belongs to a Subspace of another process, or to one that no longer exists: pack the "
-                "Subspace, and export the network from the file"
+            "Subspace, and export the network from the file"
         )
     return found
 
@@ -102,7 +102,7 @@ def _node(key: Tensor) -> Node:
 @torch.library.custom_op("subcompress::weights", mutates_args=())
 def weights(z: Tensor, state: Tensor, key: Tensor, at: int, D: int) -> Tensor:
     """`Node.write` of part number `at`, (D,), with gradients in z. state: bits, dead and the step of each part, a
-    tensor, so that a graph is not made anew when rounding begins."""
+    tensor, so that a graph is not made again when rounding begins."""
     bits, dead, *steps = state.tolist()
     return _node(key).write(z, int(bits), dead, steps[at])
 

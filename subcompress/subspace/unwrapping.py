@@ -19,12 +19,12 @@ _WRAPPERS = {
         "_checkpoint_wrapped_module",
     ),
 }
-"""Class -> what people call it, and the attribute that holds the network. By name: importing them takes a second."""
+"""The name of a class -> its usual name, and the attribute with the network. Importing the classes takes a second."""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network without wrappers, with the same tensors; the module itself where there are none. Modules with wrapped
-    layers are copied, but for their tensors, so that `module` stays as it is."""
+    layers are copied, except their tensors, so that `module` stays as it is."""
     return _without(module, {}) if any(map(_wrapper, module.modules())) else module
 
 
@@ -47,7 +47,7 @@ def fitting(module: nn.Module, layout: Layout, what: str = "the model") -> nn.Mo
 
 
 def wrapping_note(module: nn.Module) -> str:
-    """What a person should know of the wrappers that are taken off, empty where there are none."""
+    """A note about the wrappers that are removed; empty if there are none."""
     found = dict.fromkeys(kind[0] for kind in map(_wrapper, module.modules()) if kind)
     if not found:
         return ""

@@ -15,7 +15,7 @@ CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#333
 DASHED = (0, (6, 2))
 
 PLACES = ((7, 0), (-7, 0), (0, 7), (0, -7), (6, 6), (-6, 6), (6, -6), (-6, -6), (7, 14), (-7, 14), (7, -14), (-7, -14))
-"""Where a point's name may stand, in points of type from the middle of the point. The first that is free is taken."""
+"""The places of a point's name, in points of type from the middle of the point. The first free one is used."""
 
 
 class Chart:

@@ -51,8 +51,8 @@ def choose_device(requested: str) -> Device:
     index = int(requested.partition(":")[2] or 0)
     if (fault := cuda_fault(index)) is not None:
         raise SubcompressError(
-            f"--device {requested} needs a GPU that torch can use, and none is here ({fault}): "
-            "leave it out, or give cpu"
+            f"--device {requested} needs a GPU that torch can use, and there is none ({fault}): leave it out, "
+            "or give cpu"
         )
     return Device(requested, f"device: {requested} ({_name(requested)}), as asked")
 

@@ -40,7 +40,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
     if os.path.exists(path) and not os.path.isfile(path):
-        raise SubcompressError(f"{path} is there and is no file: give another place")
+        raise SubcompressError(f"{path} exists and is not a file: give another place")
     try:
         with create_parents(path), _temporary_sibling(path) as temporary:
             yield temporary
@@ -120,5 +120,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     except OSError as e:
         raise SubcompressError(f"{path} cannot be read: {e.strerror or e}; check the path") from e
     if len(data) > limit:
-        raise SubcompressError(f"a packed file has at most {limit} bytes; {path} is larger: is it the dense model?")
+        if limit == MAX_FILE_BYTES:
+            raise SubcompressError(f"{path} has more than the {limit} bytes of a packed file: is it the dense model?")
+        raise SubcompressError(f"{path} has more than {limit} bytes, the most for a file of this kind: check the path")
     return data

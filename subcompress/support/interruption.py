@@ -19,7 +19,7 @@ class Terminated(BaseException):
 
 
 EXCEPTIONS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-"""What each signal raises."""
+"""The exception that each signal raises."""
 
 _received: type[BaseException] | None = None
 

@@ -77,4 +77,4 @@ AUTO = "auto"
 # subcompress.api.formats.FORMATS
 FORMATS = ("safetensors", "onnx", "self-unfolding", "transformers", "peft")
 FOLDERS = ("transformers", "peft")
-"""Those that are folders."""
+"""The formats that are folders."""

@@ -20,7 +20,7 @@ def png_address(data: bytes) -> str:
 
 
 def html_png(data: bytes, width: int, what: str) -> str:
-    """A PNG as an embedded picture of so many pixels across. what: for those who do not see it."""
+    """A PNG as an embedded picture of the given width in pixels. what: its description for those who cannot see it."""
     return f'<img src="{png_address(data)}" width="{width}" alt="{escape(what)}">'
 
 

@@ -19,7 +19,7 @@ class TritonPythonModel:
     """What Triton loads: a session on model.onnx, on the CPU."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the graph. args: what Triton says of the model. Raises TritonModelException where it does not open."""
+        """Open the graph. args: Triton's description of the model. Raises TritonModelException if it does not open."""
         self.batched = json.loads(args["model_config"])["max_batch_size"] > 0
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is said to who asked
@@ -28,13 +28,13 @@ class TritonPythonModel:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # its exceptions have no common base of their own
-            reason = f"onnxruntime {onnxruntime.__version__} does not open {path.name}: {one_line(e)}"
+            reason = f"onnxruntime {onnxruntime.__version__} cannot open {path.name}: {one_line(e)}"
             raise triton.TritonModelException(reason) from e
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in order: those whose shapes agree but for the batch's axis in one run."""
+        """One response per request, in order. Requests whose shapes agree except for the batch axis share a run."""
         responses: list[Any] = [None] * len(requests)
         alike: dict[Any, list[int]] = {}
         fed: dict[int, dict[str, np.ndarray]] = {}

@@ -145,7 +145,7 @@ class Layout:
                 )
             if (dtype := _name(tensor)) is None:
                 raise SubcompressError(
-                    f"tensors are of {', '.join(DTYPES)}; {name} is {tensor.dtype}: convert it before fitting"
+                    f"tensors must be of {', '.join(DTYPES)}; {name} is {tensor.dtype}: convert it before fitting"
                 )
             specs.append(TensorSpec(name, dtype, tuple(tensor.shape)))
         return cls(tuple(specs))
@@ -160,7 +160,7 @@ class Layout:
                 )
             if given[name] != spec:
                 raise SubcompressError(
-                    f"the file holds {spec}, {what} has {given[name]}: give the model the file was made from"
+                    f"the file holds {spec}, but {what} has {given[name]}: give the model the file was made from"
                 )
         for name, spec in given.items():
             if name not in expected:

@@ -34,7 +34,7 @@ def map_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     # The last three: the file was overwritten after the library checked it.
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as e:
         raise SubcompressError(
-            f"a base is a safetensors file or a torch state dict; {path} is neither: {one_line(e, 160)}"
+            f"{path} is neither a safetensors file nor a torch state dict: {one_line(e, 160)}"
         ) from e
 
 

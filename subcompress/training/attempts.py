@@ -46,7 +46,7 @@ class Attempts:
         self.epochs, self.seconds, self.reason = 0, 0.0, ""
 
     def __iter__(self) -> Iterator[Attempt]:
-        """The tries that are left. Raises DiedTwiceError behind the second one."""
+        """The remaining tries. Raises DiedTwiceError after the second one."""
         if (died := self.run.journal.get(f"{self.key}-died")) is None:
             yield self.first
         else:
@@ -58,8 +58,8 @@ class Attempts:
     def text(self) -> str:
         """What is said of a training that died twice."""
         return (
-            f"the run died twice, at lr {self.first.options.lr:.2g} and {self.second.options.lr:.2g} ({self.reason}): "
-            "raise --d or --bits, or give a smaller --lr or another --seed"
+            f"the training failed twice, at lr {self.first.options.lr:.2g} and {self.second.options.lr:.2g} "
+            f"({self.reason}): raise --d or --bits, or give a smaller --lr or another --seed"
         )
 
     def died(self, attempt: Attempt, error: DeadRunError) -> None:

@@ -10,7 +10,7 @@ from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.subspace.copying import copied
 
 KINDS = ("activation", "gradient")
-"""How transformers calls it, and how it did."""
+"""How the names in transformers begin, in newer and in older versions."""
 
 
 def checkpointed(model: nn.Module) -> nn.Module:
@@ -23,10 +23,10 @@ def checkpointed(model: nn.Module) -> nn.Module:
     kind = next((k for k in KINDS if callable(getattr(found, f"{k}_checkpointing_enable", None))), None)
     if kind is None:
         raise SubcompressError(
-            f"--checkpointing is for transformers models; {type(model).__name__} has no {KINDS[1]}_checkpointing_"
+            f"--checkpointing needs a transformers model; {type(model).__name__} has no {KINDS[1]}_checkpointing_"
             "enable: leave it out, or give --accumulate"
         )
-    refused = f"--checkpointing: {type(model).__name__} refuses it"
+    refused = f"{type(model).__name__} refuses --checkpointing"
     with explaining(lambda e: f"{refused} ({one_line(e, 160)}): leave it out, or give --accumulate"):
         # Parameters of a subspace are no leaves, which the reentrant kind loses the gradients of.
         getattr(found, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})

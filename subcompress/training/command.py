@@ -75,7 +75,7 @@ def _code_digest(model: nn.Module, data: Data, task: Task) -> str:
 
 def _source(f: Any) -> str:
     """The source of a function or a class, read once while that lives: Python goes through the whole file that it is
-    in, and a fit asks several times. Empty where there is none."""
+    in, and a fit asks several times. Empty if there is none."""
     f = getattr(f, "__func__", f)  # methods are made anew whenever they are looked up
     try:
         return _SOURCES[f]

@@ -26,7 +26,7 @@ ANSWERED = 20_000
 """Examples of a validation split that is not in memory, on which the answer is measured."""
 
 MOST_BYTES = 1 << 28
-"""Of labels that are read: dense ones are large."""
+"""The most bytes of labels that are read, because dense labels are large."""
 
 PART = 100
 """Examples that are read at a time, few enough for several processes to share the labels."""
@@ -45,7 +45,7 @@ class Constant(nn.Module):
 
 
 def best_constant(task: Task, train: Dataset[Any], outputs: Any) -> Tensor | None:
-    """The outputs for one example that suit the labels of the training split best; None where that is not known."""
+    """The outputs for one example that suit the labels of the training split best; None if that is not known."""
     y, main = _labels(train), main_tensor(outputs)
     if y is None or not len(y) or (outputs is not None and main is None):
         return None
@@ -56,7 +56,7 @@ def best_constant(task: Task, train: Dataset[Any], outputs: Any) -> Tensor | Non
 
 
 def value_of_constant(task: Task, values: Tensor, validation: Dataset[Any]) -> float | None:
-    """The metric of that answer; None where the loss or the metric does not take it, or the data set raises."""
+    """The metric of that answer; None if the loss or the metric does not take it, or the data set raises."""
     from subcompress.training.tasks import evaluate
 
     try:
@@ -89,8 +89,8 @@ def _labels_read(split: Dataset[Any]) -> Tensor:
 
 
 def _part(split: Dataset[Any], most: int) -> Dataset[Any]:
-    """A split in memory, or small enough, as it is; of any other so many examples, evenly spaced: the examples of one
-    class often lie side by side."""
+    """A split in memory, or small enough, as it is; of any other, the given number of examples, evenly spaced: the
+    examples of one class often lie side by side."""
     if isinstance(split, InMemory) or size(split) <= most:
         return split
     whole = on_demand(split)

@@ -1,8 +1,8 @@
 """Coordinates that take fewer bytes, changed as little as may be.
 
 A coordinate that becomes zero saves next to nothing, where zeros are no more frequent than ones; a large one that moves
-by one step towards zero saves a bit or more. So those move that save the most for what they change, unless the smallest
-that become zero (`Subspace.shorten`) change less, or one step of each is not enough.
+by one step towards zero saves a bit or more. So the ones move that save the most for what they change, unless the
+smallest that become zero (`Subspace.shorten`) change less, or one step of each is not enough.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from subcompress.subspace.module import Subspace
 
 UNSEEN = 0.5
-"""What the count of each magnitude begins at."""
+"""The initial count of each magnitude."""
 
 
 def cut(subspace: Subspace, limit: int) -> int:

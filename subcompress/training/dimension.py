@@ -42,7 +42,7 @@ def _refuse_unless_finite(what: str, values: Sequence[float], remedy: str) -> No
         raise SubcompressError(f"{what} has no value: measure it at least once")
     for v in values:
         if not math.isfinite(v):
-            raise SubcompressError(f"{what} is no finite number: {v}; {remedy}")
+            raise SubcompressError(f"{what} must be a finite number; got {v}: {remedy}")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -67,13 +67,13 @@ class Point:
 
     def __post_init__(self) -> None:
         if self.d < 1:
-            raise SubcompressError(f"a subspace has at least one dimension: d = {self.d}")
+            raise SubcompressError(f"d must be at least 1; got {self.d}")
         _refuse_unless_finite(f"the metric at d = {self.d}", self.values, _DIVERGED)
         _refuse_unless_finite(f"the time at d = {self.d}", [self.seconds], "give seconds")
 
     @property
     def mean(self) -> float:
-        """Of the repeats."""
+        """The number of repeats."""
         return _mean(self.values)
 
     @property
@@ -84,7 +84,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A value the metric has to meet, and what to call it. Raises SubcompressError where it is no finite number."""
+    """A value the metric has to meet, and what to call it. Raises SubcompressError if it is no finite number."""
 
     name: str
     value: float
@@ -106,7 +106,9 @@ def of_baseline(baseline: Sequence[float], fraction: float = FRACTION, minimise:
         raise SubcompressError(f"the threshold is a share of the baseline, above 0 and at most 1: {fraction}")
     mean = _mean(baseline)
     if mean <= 0:
-        raise SubcompressError(f"a share of the baseline needs a positive baseline, not {mean:g}: give the threshold")
+        raise SubcompressError(
+            f"a share of the baseline needs a positive baseline; got {mean:g}: give the threshold as a number"
+        )
     if minimise:
         return Threshold(f"baseline / {fraction:g}", mean / fraction)
     return Threshold(f"{fraction:g} of the baseline", mean * fraction)
@@ -121,7 +123,7 @@ def absolute(value: float) -> Threshold:
 class Estimate:
     """Where the mean first meets a threshold.
 
-    d: interpolated, linear in log d, between the last d measured before d_grid and d_grid; None where the threshold is
+    d: interpolated, linear in log d, between the last d measured before d_grid and d_grid; None if the threshold is
     never met or met at the smallest d already, as the note says. d_grid: the smallest d measured whose mean meets it.
     low, high: 5 and 95 % of the bootstrap; None for an end beyond the d's measured, or without spread. never, at_once:
     shares of the resamples that never meet the threshold, or at the smallest d already; None without spread.
@@ -138,13 +140,13 @@ class Estimate:
 
 
 def _ordered(points: Sequence[Point]) -> list[Point]:
-    """By d. Raises SubcompressError where there are none or a d comes twice."""
+    """The points in the order of d. Raises SubcompressError if there are none, or if a d is given twice."""
     if not points:
         raise SubcompressError("no d was measured: give at least one")
     ordered = sorted(points, key=lambda p: p.d)
     for p, q in pairwise(ordered):
         if p.d == q.d:
-            raise SubcompressError(f"d = {p.d} comes twice: put its repeats into one point")
+            raise SubcompressError(f"d = {p.d} is given twice: put its repeats into one point")
     return ordered
 
 
@@ -173,7 +175,7 @@ def _finite(x: float) -> float | None:
 def estimate(points: Sequence[Point], threshold: Threshold, minimise: bool = False) -> Estimate:
     """The intrinsic dimension at a threshold, which is met by a mean at least as good as it.
 
-    The interval is a percentile bootstrap: the repeats of each d are drawn anew, 2,000 times from a fixed seed. It
+    The interval is a percentile bootstrap: the repeats of each d are drawn again, 2,000 times from a fixed seed. It
     holds the spread between the repeats only, neither that of the baseline nor the spacing of the d's, and n repeats
     make it too narrow, by about the square root of (n - 1) / n.
     The order of points and of repeats does not matter. Raises SubcompressError for no points or a d that comes twice.
@@ -264,7 +266,7 @@ class Dimension:
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(_ordered(self.points)))
         if self.points[-1].d > self.D:
-            raise SubcompressError(f"a subspace has at most D = {self.D} dimensions: d = {self.points[-1].d}")
+            raise SubcompressError(f"d must be at most D = {self.D}; got {self.points[-1].d}")
         if self.baseline is not None:
             _refuse_unless_finite("the baseline", self.baseline, _DIVERGED)
 
@@ -405,7 +407,7 @@ class Dimension:
     def plot(self, path: str | Path) -> None:
         """Write a PNG of 1600 x 1000 pixels: d on a log scale against the metric, with thresholds and crossings.
 
-        Raises SubcompressError where matplotlib is not installed or the file cannot be written.
+        Raises SubcompressError if matplotlib is not installed or the file cannot be written.
         """
         write_bytes(path, dimension_png(self))
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from subcompress.training.dimension import Dimension, Estimate
 
 WIDTH, HEIGHT = 1600, 1000
-"""Of the plot, in pixels; its letters are sized to be read at half of that."""
+"""The width of the plot, in pixels. Its letters stay readable at half of that."""
 
 DPI, FONT = 200, 9.5
 
 AXIS = 60
-"""Characters that fit side by side under the horizontal axis."""
+"""The number of characters that fit under the horizontal axis."""
 
 # The dashes tell the lines apart without any color.
 LINES = (("#D55E00", (0, (6, 2))), ("#009E73", (0, (2, 2))), ("#CC79A7", (0, (6, 2, 1, 2))), ("#E69F00", (0, (1, 1))))
@@ -27,7 +27,7 @@ LINES = (("#D55E00", (0, (6, 2))), ("#009E73", (0, (2, 2))), ("#CC79A7", (0, (6,
 def dimension_chart(found: Dimension) -> Chart:
     """Each training, the line of means, the thresholds with their crossings and intervals, and the baseline.
 
-    Raises SubcompressError where matplotlib is not installed.
+    Raises SubcompressError if matplotlib is not installed.
     """
     chart = Chart("d, dimensions of the subspace (log scale)", found.metric, (WIDTH / DPI, HEIGHT / DPI), FONT)
     title = f"{found.model} on {found.data}, D = {found.D:,}" if found.data else f"{found.model}, D = {found.D:,}"
@@ -103,7 +103,7 @@ def ticks(ds: Sequence[int], left: float, right: float, width: float) -> list[in
 
 
 def number(x: float, digits: int = 4) -> str:
-    """A metric's value to so many digits, zeros at the end kept."""
+    """A metric's value with a fixed number of digits, including zeros at the end."""
     return f"{x:,.0f}" if abs(x) >= 10 ** (digits - 1) else f"{x:#.{digits}g}".rstrip(".")
 
 

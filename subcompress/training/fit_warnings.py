@@ -11,32 +11,33 @@ from subcompress.training.loop import Outcome
 from subcompress.training.tasks import Task
 
 APART = 0.01
-"""Of the metric: how far the packed weights may be from the last value of the training (of an error, of itself)."""
+"""How far the metric of the packed weights may be from the last one of the training (of an error: as a share)."""
 
 
 def warnings_of(
     task: Task, outcome: Outcome, d: int, value: float, constant: float | None, packed: bool, examples: int
 ) -> Iterator[str]:
-    """Lines about one training. value: the metric on the validation split, of the packed weights where there are some;
-    constant: that of the best answer that does not depend on the input, where it is known; examples: of that split."""
+    """Lines about one training. value: the metric on the validation split, of the packed weights if there are any;
+    constant: that of the best answer that does not depend on the input, if it is known; examples: the size of the
+    split."""
     if outcome.silent:
         yield (
-            f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or look at what "
-            "the loss depends on"
+            f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or check "
+            "what the loss depends on"
         )
     if (why := nothing_learned(task, value, constant, examples)) is not None:
         yield why
     if packed and _apart(task, value, outcome.value):
         yield (
             f"the packed weights score {value:.4g} ({task.metric_name}, validation), the training ended at "
-            f"{outcome.value:.4g}: what --drop left out, or the rounding of running statistics, matters, or the model "
-            "evaluates other weights than it is given"
+            f"{outcome.value:.4g}: they differ because of what --drop left out, because running statistics were "
+            "rounded, or because the model does not evaluate the weights that it is given"
         )
 
 
 def nothing_learned(task: Task, value: float, constant: float | None, examples: int) -> str | None:
-    """A line where a metric is no better than that of a constant answer: of an accuracy, by more than one standard
-    error of so many examples. None where it is, or the constant's is not known."""
+    """A line if a metric is no better than that of a constant answer. An accuracy must be better by more than one
+    standard error for this number of examples. None if it is better, or if the constant's metric is not known."""
     if constant is None:
         return None
     chance = math.sqrt(max(constant * (1 - constant), 0.0) / max(examples, 1)) if task.has_accuracy_range else 0.0
@@ -44,7 +45,7 @@ def nothing_learned(task: Task, value: float, constant: float | None, examples: 
         return None
     return (
         f"the final {task.metric_name} of {value:.4g} on validation is no better than that of a constant answer, "
-        f"{constant:.4g}: nothing was learned; raise --d or --epochs, or look at the data and the loss"
+        f"{constant:.4g}: nothing was learned; raise --d or --epochs, or check the data and the loss"
     )
 
 
@@ -52,10 +53,11 @@ def unnamed_base(base: BaseTensors) -> str | None:
     """A line where the file would name a base in a way that tells nobody else where to get it."""
     if base.origin is None:
         return None
-    hint = "; its config.json has that name, which may be an older one's" if base.origin.likely else ""
+    hint = "; this name is from its config.json and may be that of an older model" if base.origin.likely else ""
     return (
-        f"the file will name its base {split_changes(base.name)[0]!r}, and nobody else can fetch it by that name: give "
-        f"them the base too, or say where on the Hub it is with --base-name {base.origin.where}{hint}"
+        f"the file will name its base {split_changes(base.name)[0]!r}, and nobody else can fetch it by that "
+        "name: pass the base on with the file, or give its place on the Hub with --base-name "
+        f"{base.origin.where}{hint}"
     )
 
 

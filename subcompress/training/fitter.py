@@ -56,13 +56,13 @@ TIGHT = 0.85
 the end: training finds a use for some that were zero."""
 
 MOVES = "moves"
-"""What the measurement of moves is called in the run folder."""
+"""The name of the measurement of moves in the run folder."""
 
 KNOWN = 1_000
-"""Examples of the validation split, at most, that tell whether a network is trained already."""
+"""The most examples of the validation split that show whether a network is trained already."""
 
 LONG = 1.0
-"""Seconds from which the log says what a look before training took."""
+"""The log states the time of a check before training if it took at least this many seconds."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Fitter:
         return min(d, self.D)
 
     def beside(self) -> int:
-        """Bytes of a file beside its coordinates, running statistics not counted: they are not known yet."""
+        """Bytes of a file without its coordinates and without running statistics, which are not known yet."""
         plan = self.plan(self.least, self.settings.seed)
         module = copied(self.model, "cpu", shared=self.copies.held)
         subspace = Subspace(module, plan, own=True, still=self.copies.still)
@@ -171,7 +171,7 @@ class Fitter:
 
     def check(self, d: int) -> None:
         """Raise SubcompressError for options and data that cannot be trained with, before anything is written."""
-        with self._saying("checked that examples of each split pass through the network"):
+        with self._saying("checked that the examples of each split pass through the network"):
             self._check(d)
 
     @contextmanager
@@ -214,7 +214,7 @@ class Fitter:
         self.run = folder
         if folder.begin(restart, noise):
             likeness.go_on(folder.path, self.outputs)
-            self.listener.note(f"going on with the run in {folder.path}")
+            self.listener.note(f"continuing the run in {folder.path}")
         else:
             likeness.keep(folder.path, self.outputs)
         if self.device_line:
@@ -229,8 +229,8 @@ class Fitter:
                 self.warn(warning)
         elif looks_trained(self.model) or self._knows():
             self.warn(
-                "this network looks trained, and a fit starts it anew from a seed: "
-                "give --base FILE to start from its weights"
+                "this network looks trained, but a fit starts from random weights: give --base FILE to start "
+                "from its weights"
             )
         for warning in (
             frozen_note(self.model, self.starts),
@@ -255,29 +255,33 @@ class Fitter:
                 self._run.note(MOVES, self._measured().to_json())
         self.moves = found = self._checked_moves(self._run.journal[MOVES])
         self.starts = self.known.of(found.still)
-        how = f"Adam {found.rate:g}" if found.rate else "no step size lowered the loss: scales are guessed from starts"
+        how = (
+            f"Adam {found.rate:g}"
+            if found.rate
+            else "no step size lowered the loss: the scales are guessed from the initial values"
+        )
         self.listener.note(
             f"measured: {found.steps} steps of direct training in {found.seconds:.1f} s ({how}), operator "
             f"{self.operator}"
         )
         if not found.rate:
             self.warn(
-                "direct training lowers the loss at none of the step sizes tried, so that how far tensors move was not "
-                "measured: look at the loss, the data and the start"
+                "direct training lowers the loss with none of the step sizes tried, so that it was not "
+                "measured how far tensors move: check the loss, the data and the initial values"
             )
         if found.unread:
             reals = sum(len(found.still[n]) for n in found.unread)
             self.warn(
-                f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and stay at their "
-                "start"
+                f"no training batch reads {_some(found.unread)}: {reals} weights are left out of D and keep "
+                "their initial values"
             )
 
     def _measuring(self) -> str:
         """What the measurement costs."""
         steps = steps_of(self.settings.recipe(self.settings.seed).total(size(self.data.train)))
         if self.base is None:
-            return f"{steps} steps of a batch, again where the step size does not suit"
-        return f"{steps_of_each(steps)} steps of a batch with each of 2 to {len(BASED_RATES)} step sizes"
+            return f"{steps} steps of one batch, again if the step size does not suit"
+        return f"{steps_of_each(steps)} steps of one batch with each of 2 to {len(BASED_RATES)} step sizes"
 
     def _checked_moves(self, held: dict[str, Any]) -> Moves:
         """The moves of a journal. Raises SubcompressError for those of another network."""
@@ -377,7 +381,7 @@ class Fitter:
                 direct, self.data, self.task, recipe, listener=self.listener, checkpoint=self._run.checkpoint(key)
             )
         except DeadRunError as e:
-            died = f"the network trained directly died ({e}): give --baseline or --baseline-lr, or look at the loss"
+            died = f"the direct training failed ({e}): give --baseline or --baseline-lr, or check the loss"
             self._run.note(f"{key}-died", {"epochs": 0, "seconds": e.seconds, "note": died})
             raise DiedTwiceError(died, 0, e.seconds) from e
         probe = Probe(0, seed, outcome.value, outcome.curve, recipe.epochs, outcome.seconds, lr=rate, short=short)
@@ -399,8 +403,8 @@ class Fitter:
         Args:
             d: Number of coordinates.
             seed: Seed of the subspace and of the training.
-            limit: Shorten the file to so many bytes.
-            room: Press the coordinates into so many bytes, from when rounding begins.
+            limit: Shorten the file to this many bytes.
+            room: Press the coordinates into this many bytes, from the beginning of rounding on.
             short: Train for `short_epochs`, without a file.
             rate: The price of a bit, by default that of the options.
             hopeless: Whether to stop, by the metric after each epoch.
@@ -479,13 +483,13 @@ class Fitter:
         if constant is None or not (self.task.minimise or self.task.metric_name.endswith("accuracy")):
             return False
         module = self.copies.to_look_at()
-        with self._saying("looked whether the network is trained already"):
+        with self._saying("checked whether the network is trained already"):
             value = evaluate(module, self.data.validation, self.task, most=KNOWN)
         return self.task.better(value, (constant + best) / 2)
 
     @cached_property
     def _constant(self) -> float | None:
-        """The metric of the best constant answer on the validation split, None where it is not known."""
+        """The metric of the best constant answer on the validation split, None if it is not known."""
         device = torch.device(self.settings.device)
         module = self.copies.to_look_at().eval()
         try:
@@ -535,7 +539,8 @@ class Fitter:
         return result
 
     def nothing_learned(self, value: float) -> str | None:
-        """A line where the metric is no better than that of a constant answer, None where it is or nobody knows."""
+        """A line where the metric is no better than that of a constant answer, None if it is better or that is not
+        known."""
         return nothing_learned(self.task, value, self._constant, size(self.data.validation))
 
     def _judged(self, chosen: Probe, found: dict[str, Any]) -> dict[str, Any]:
@@ -607,12 +612,12 @@ class Fitter:
         )
         if changed := self.copies.restored():
             raise SubcompressError(
-                "a forward pass that changes weights which do not train must do so from the first batch on; "
-                f"{changed[0]} was changed later: leave it alone, or make it a buffer"
+                f"the forward pass changed {changed[0]}, a weight that does not train, later than in the first "
+                "batch: leave it alone, or make it a buffer"
             )
         if s.rounded and subspace.bits not in (s.bits, 0):
             where = getattr(checkpoint, "path", "the run folder")
-            raise SubcompressError(f"{where} held a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}")
+            raise SubcompressError(f"{where} holds a checkpoint of {subspace.bits} bits, not {s.bits}: {DISCARD}")
         return subspace, outcome
 
     def _read(self, key: str, plan: Plan) -> Record:
@@ -621,7 +626,7 @@ class Fitter:
         return records.read(self._run.probe(key), base, self.layout, plan, self.settings.bits)
 
     def _value(self, subspace: Subspace, record: Record | None) -> float:
-        """The metric on the validation split: of the rebuilt weights where there is a file to be."""
+        """The metric on the validation split: that of the rebuilt weights, if there will be a file."""
         if record is not None:
             return evaluate(self.copies.rebuilt(record), self.data.validation, self.task)
         subspace.eval()
@@ -637,15 +642,18 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _standing_note(base: OnBase, layout: Layout, starts: Mapping[str, Start], D: int) -> str:
-    """What is of the base, what is new, and what of the base is not used. A tied tensor is what it is tied to."""
+    """Describe what comes from the base, what is new, and what of the base is not used. A tied tensor counts as its
+    original."""
     new = [str(spec) for spec in layout if spec.name not in base and starts[spec.name].kind != "tied"]
     unused = [base.base.layout.tensors[i].name for i in base.reference.unused]
     words = f"on {base.reference.where}: {D} weights move"
     if base.reference.changes:
-        words += f"; changed of the base: {base.reference.changes}"
+        words += f"; changes to the base: {base.reference.changes}"
     words += f"; new, from the seed: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else ""
     return words + (
-        f"; not used of the base: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}" if unused else ""
+        f"; tensors of the base that are not used: {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}"
+        if unused
+        else ""
     )
 
 

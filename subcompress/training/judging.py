@@ -34,7 +34,7 @@ class Judge:
         self.recent = deque[Tensor](maxlen=WINDOW)
 
     def see(self, loss: Tensor, step: int) -> None:
-        """One more loss; a verdict every so many steps, since each one waits for the device."""
+        """Take one more loss. There is a verdict only every WINDOW steps, because each one waits for the device."""
         self.recent.append(loss.reshape(()))
         if step == 1:
             self.worst = 3 * max(self.guess or 0.0, abs(float(loss.detach()))) + 1
@@ -53,7 +53,7 @@ class Judge:
         self.before = mean
         stuck = late and not mean < 0.99 * (self.guess or 0.0) and not mean < FALLING * before
         if stuck or not mean < self.worst:
-            worth = f", guessing costs {self.guess:.3f}" if self.guess is not None else ""
+            worth = f", and guessing gives {self.guess:.3f}" if self.guess is not None else ""
             raise DeadRunError(f"after {step} of {self.total} steps the loss is {mean:.3f}{worth}", step / self.total)
 
 

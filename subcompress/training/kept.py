@@ -14,14 +14,14 @@ from subcompress.training.cutting import cut
 from subcompress.training.tasks import Task
 
 Sizes = Callable[[Record], tuple[int, int]]
-"""Of a record: what its file takes beside the coordinates, and what they take, running statistics counted with them."""
+"""The bytes of a record's file without the coordinates, and those of the coordinates with running statistics."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Of a training: its record, where it can be packed; the bytes of the file beside the coordinates, and theirs; the
-    bytes of running statistics among the latter; by how many bytes the file was cut, and how many coordinates were
-    made smaller for it."""
+    """The result of a training: its record, if it can be packed; the bytes of the file without the coordinates, and of
+    the coordinates; the bytes of running statistics among the latter; by how many bytes the file was cut, and how many
+    coordinates were made smaller for this."""
 
     record: Record | None = None
     other: int = 0
@@ -32,7 +32,7 @@ class Kept:
 
     @property
     def note(self) -> str:
-        """How the file was cut, empty where it was not."""
+        """How the file was cut, empty if it was not."""
         return f"cut by {self.cut} bytes: {self.changed} coordinates made smaller" if self.cut else ""
 
 

@@ -25,21 +25,21 @@ from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
 
 FILE = "outputs.json"
-"""Where a run folder keeps them."""
+"""The name of the file in a run folder."""
 
 EXAMPLES, VALUES = 8, 64
 """Examples of the validation split, and values of each output that are kept, evenly spaced."""
 
 TOLERANCE = 1e-3
-"""Of a value, and of the root mean square of its output."""
+"""The tolerance, as a share of a value and of the root mean square of its output."""
 
 Outputs = list[dict[str, Any]]
-"""An output each: its shape, the root mean square of it, some of its values."""
+"""For each output: its shape, its root mean square and some of its values."""
 
 
 def outputs_of(model: nn.Module, plan: Plan, data: Data, held: Collection[str] = ()) -> Outputs | None:
-    """What the network gives in evaluation mode where all coordinates of the plan are one: no layer is at zero then.
-    None where it raises, which is told elsewhere, or gives something else each time. held: parameters that need no
+    """The outputs of the network in evaluation mode with all coordinates of the plan at one, so that no layer is zero.
+    None if it raises, which another check reports, or if its outputs differ each time. held: parameters that need no
     copy."""
     try:
         subspace = Subspace(copied(model, "cpu", shared=held), plan, own=True, still=held).eval()
@@ -70,7 +70,7 @@ def _kept(t: Tensor) -> dict[str, Any]:
 
 
 def alike(a: Outputs, b: Outputs) -> bool:
-    """Whether outputs are the same but for the order of additions."""
+    """Whether outputs are the same except for the order of additions."""
     shapes = ([(o["shape"], len(o["values"])) for o in outputs] for outputs in (a, b))
     if next(shapes) != next(shapes):
         return False
@@ -92,23 +92,24 @@ def same_network(folder: Path, outputs: Outputs | None) -> bool:
 
 
 def go_on(folder: Path, outputs: Outputs | None) -> None:
-    """Keep the outputs of a run that goes on. Raises SubcompressError where its folder is of a network with others."""
+    """Keep the outputs of a run that goes on. Raises SubcompressError if its folder is of a network with others."""
     if not same_network(folder, outputs):
         raise SubcompressError(
-            f"{folder} holds an unfinished run of another network (its outputs for {EXAMPLES} examples are not those "
-            "of this one, so that its code or the data have changed): give another folder, or --restart to discard it"
+            f"{folder} holds an unfinished run of another network (this one gives other outputs for {EXAMPLES} "
+            "examples, so that its code or the data have changed): give another folder, or --restart to "
+            "discard it"
         )
     if _held(folder) is None:  # else those of the machine that began it
         keep(folder, outputs)
 
 
 def keep(folder: Path, outputs: Outputs | None) -> None:
-    """Write them beside the run."""
+    """Write them to the run folder."""
     write_bytes(folder / FILE, (json.dumps(outputs) + "\n").encode())
 
 
 def _held(folder: Path) -> Outputs | None:
-    """What a folder keeps, None where that is nothing or no longer what was written."""
+    """The outputs that a folder keeps; None if there are none or if they were changed."""
     try:
         found = json.loads((folder / FILE).read_text("utf-8"))
         return [

@@ -41,8 +41,9 @@ SAVE_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """value: the metric on the validation split at the end; curve: after each epoch; stopped: by `hopeless`; silent:
-    coordinates that never had a gradient other than zero, not counted for a network trained in all of its weights."""
+    """The result of a training. value: the metric on the validation split at the end; curve: that metric after each
+    epoch; stopped: whether `hopeless` stopped it; silent: the number of coordinates whose gradient was always zero,
+    which are not counted if all weights of a network are trained."""
 
     value: float
     curve: tuple[float, ...]
@@ -66,7 +67,7 @@ class Trainee(Protocol):
 
 @dataclass(frozen=True)
 class Like:
-    """A tensor of a checkpoint. shape: None where it may be any; needed: whether it is in each checkpoint; group: those
+    """A tensor of a checkpoint. shape: None if it may be any; needed: whether it is in each checkpoint; group: those
     with which it is, if it is."""
 
     dtype: torch.dtype
@@ -161,7 +162,7 @@ class _Run:
                 self._restore(*held, rounds=quantize is not None)
             except SubcompressError as e:
                 where = getattr(checkpoint, "path", "the checkpoint")
-                raise SubcompressError(f"{where}: {e}: remove it to begin this training anew") from e
+                raise SubcompressError(f"{where}: {e}: remove it to start this training again") from e
         order = torch.Generator().manual_seed(recipe.seed & ((1 << 63) - 1))
         for epoch in range(1, recipe.epochs + 1):
             shuffled = torch.randperm(size(self.data.train), generator=order)
@@ -299,8 +300,8 @@ class _Run:
         self.shards.said = True
         workers = f"{self.shards.workers} workers" if self.shards.workers > 1 else "1 worker"
         self.listener.note(
-            f"{self.recipe.shards} shards a batch, {workers}: a step exchanges {step.body_bytes} bytes and a header of "
-            f"{step.header_bytes}"
+            f"{self.recipe.shards} shards per batch, {workers}: a step exchanges {step.body_bytes} bytes and a "
+            f"header of {step.header_bytes}"
         )
 
     def _tell(self, epoch: int) -> None:
@@ -325,20 +326,21 @@ class _Run:
             name = getattr(self.data.augment, "__name__", "it")
             words = one_line(e, 200)
             raise SubcompressError(
-                f"an augmentation takes a batch of inputs and a generator; {name} raises {type(e).__name__}: {words}"
+                f"an augmentation must take a batch of inputs and a generator; {name} raises "
+                f"{type(e).__name__}: {words}"
             ) from e
 
     def _check_first(self, loss: Tensor, batch: tuple[Tree, Tree]) -> None:
-        """Raise SubcompressError where the first loss is no finite scalar with a gradient: no step size fixes that."""
+        """Raise SubcompressError if the first loss is no finite scalar with a gradient: no step size fixes that."""
         if self.step:
             return
         if not loss.requires_grad:
-            raise SubcompressError(f"a loss depends on the weights; {self.task.loss_name} does not: is it detached?")
+            raise SubcompressError(f"the loss {self.task.loss_name} does not depend on the weights: is it detached?")
         if not math.isfinite(float(loss.detach())):
             _check_batch(batch)
             raise SubcompressError(
-                f"a loss is finite before anything is trained; {self.task.loss_name} gave {float(loss.detach())}: look "
-                "at the model and the loss"
+                f"the loss must be finite before training; {self.task.loss_name} gave {float(loss.detach())}: "
+                "check the model and the loss"
             )
 
     def _state(self, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -382,7 +384,7 @@ class _Run:
         return found
 
     def _check(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rounds: bool) -> None:
-        """Raise SubcompressError where the numbers of a checkpoint are not those of this training."""
+        """Raise SubcompressError if the numbers of a checkpoint are not those of this training."""
         step, epochs, settings, now = meta["step"], len(meta["curve"]), meta["settings"], self.trainee.settings()
         counts = [float(t) for name, t in tensors.items() if name.startswith("optimiser.") and name.endswith(".step")]
         self.schedule.last_epoch = min(step, self.schedule.total_steps)
@@ -434,7 +436,7 @@ def _says(hopeless: Callable[[tuple[float, ...]], bool] | None, curve: tuple[flo
 
 def _check_batch(batch: tuple[Tree, Tree]) -> None:
     if not all(is_finite(t) for t in tensors_in(batch)):
-        raise SubcompressError("examples are finite numbers; the training split yields nan or inf: clean it")
+        raise SubcompressError("the training split holds nan or inf: clean it")
 
 
 __all__ = [

@@ -20,12 +20,12 @@ from subcompress.errors import SubcompressError, explaining, one_line
 from subcompress.support.suggestions import close_matches
 
 MOST_BYTES = 2 << 30
-"""What a metric of the whole split may keep of its outputs and y."""
+"""The most bytes of outputs and y that a metric of the whole split may keep."""
 
 REMEDY = "give a metric that accumulates, an object with update(outputs, y), compute() and reset()"
 
 TORCHMETRICS = "torchmetrics:"
-"""What a name begins with for the rest to be of torchmetrics: `torchmetrics:AUROC,task=binary`."""
+"""The beginning of names of metrics of torchmetrics: `torchmetrics:AUROC,task=binary`."""
 
 
 class Accumulating(Protocol):
@@ -98,8 +98,8 @@ class Mean:
 class Whole:
     """f(outputs, y), called once, with those of all examples on the CPU, in the order of the split.
 
-    examples: of the split; order: in which they come, where that is another. Raises SubcompressError where outputs do
-    not join, and before they take more than `MOST_BYTES`.
+    examples: the size of the split; order: the order in which they come, if it differs. Raises SubcompressError if
+    outputs cannot be joined, and before they take more than `MOST_BYTES`.
     """
 
     def __init__(self, f: Callable[[Any, Any], Any], name: str, examples: int, order: Tensor | None = None) -> None:
@@ -117,8 +117,8 @@ class Whole:
         whole = self.bytes if self.order is not None else self.bytes * self.examples // self.seen
         if whole > MOST_BYTES:
             raise SubcompressError(
-                f"{self.name} is called once with the outputs of all examples, of {MOST_BYTES / 2**30:.3g} GiB at "
-                f"most; those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
+                f"{self.name} is called once with the outputs of all examples, at most {MOST_BYTES / 2**30:.3g} "
+                f"GiB; those of {self.examples} take {whole / 2**30:.3g}: {REMEDY}"
             )
 
     def result(self) -> float:
@@ -131,7 +131,10 @@ class Whole:
     def _joined(self, parts: list[Any]) -> Any:
         if len(parts) == 1:
             return parts[0]
-        rule = f"{self.name} is called once with the outputs of all examples, and those of the batches do not join"
+        rule = (
+            f"{self.name} is called once with the outputs of all examples, and the outputs of the batches cannot be "
+            "joined"
+        )
         with explaining(lambda e: f"{rule} ({one_line(e, 160)}): {REMEDY}"):
             return _zipped(torch.cat, parts)
 
@@ -166,8 +169,8 @@ class Accumulated:
             _called(self.name, self.metric.update, outputs, y)
 
     def _labels(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """y as torchmetrics has it: of the outputs' shape, and integers where classes are counted; truth values, which
-        cannot be subtracted or rounded, as integers everywhere."""
+        """y in torchmetrics' form: in the shape of the outputs, and as integers if classes are counted. Truth values,
+        which cannot be subtracted or rounded, always become integers."""
         y = shaped(outputs, as_classes(outputs, y))
         classes = type(self.metric).__module__.startswith("torchmetrics.classification")
         whole = counts(y) or (y.is_floating_point() and bool((y == y.round()).all()))
@@ -188,14 +191,14 @@ def _kept(x: Any) -> Any:
 
 
 def _called(name: str, f: Callable[..., Any], *given: Any) -> Any:
-    """f of those. Raises SubcompressError where it raises."""
+    """Call f. Raises SubcompressError if it raises."""
     with explaining(lambda e: f"the metric ({name}) raises {type(e).__name__}: {one_line(e)}"):
         return f(*given)
 
 
 def _number(value: Any, name: str) -> float:
-    """The metric as a float. Raises NotOneNumberError where it is none."""
-    rule = "a metric is one number"
+    """The metric as a float. Raises NotOneNumberError if it is not one number."""
+    rule = "a metric must be one number"
     if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) != 1:
         raise NotOneNumberError(
             f"{rule}; {name} gave an array of shape {tuple(value.shape)}: take its mean, or one of them"
@@ -221,7 +224,7 @@ def _zipped(f: Callable[[list[Tensor]], Tensor], trees: Sequence[Any]) -> Any:
         items = [_zipped(f, column) for column in zip(*trees, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     if len(trees) > 1 and not all(t == first for t in trees):
-        raise ValueError(f"{type(first).__name__}s are no tensors")
+        raise ValueError(f"{type(first).__name__}s are not tensors")
     return first
 
 
@@ -232,12 +235,14 @@ def is_accuracy_of_torchmetrics(metric: Any) -> bool:
 
 
 def of_torchmetrics(given: str) -> Any:
-    """The metric of a name such as `torchmetrics:AUROC,task=binary`. Raises SubcompressError where torchmetrics is not
+    """The metric of a name such as `torchmetrics:AUROC,task=binary`. Raises SubcompressError if torchmetrics is not
     there, has none of that name, or refuses the arguments."""
     name, *options = given.removeprefix(TORCHMETRICS).split(",")
     kind = _kind(name.strip())
     if bad := next((o for o in options if not o.partition("=")[2]), None):
-        raise SubcompressError(f"--metric {TORCHMETRICS}NAME,option=value,...; {bad!r} is no option=value in {given}")
+        raise SubcompressError(
+            f"--metric {TORCHMETRICS}NAME,option=value,...; {bad!r} is not of the form option=value in {given}"
+        )
     arguments = {k.strip(): _value(v.strip()) for k, _, v in (o.partition("=") for o in options)}
     try:
         return kind(**arguments)
@@ -266,7 +271,7 @@ def _kind(name: str) -> Any:
 
 
 def _value(text: str) -> int | float | bool | str | None:
-    """A number, a truth value or None where the text reads as one, else the text."""
+    """A number, a truth value or None if the text reads as one, else the text."""
     words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]

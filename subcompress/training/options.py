@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train, and what the file is made of.
+    """How to train, and how the file is made.
 
     Args:
         loss: A name (cross-entropy, mse, l1, bce, next-token, per-token) or f(module, batch) -> scalar tensor. If the
@@ -211,17 +211,17 @@ FORMER = {"minimise": "minimize", "optimiser": "optimizer", "within": "bytes"}
 """Former names of keywords, which keep working."""
 
 RENAMED = {"base_name": "name"}
-"""Keywords that are not called as the field that they stand for."""
+"""Keywords whose names differ from those of their fields."""
 
 NUMBERS: dict[str, tuple[type, str]] = {
     "int": (Integral, "a whole number"),
     "float": (Real, "a number"),
     "bool": (bool, "true or false"),
 }
-"""What a field of that annotation takes, NumPy's numbers included, and how a message calls it."""
+"""Annotation -> the types that a field takes, including NumPy's, and their name in messages."""
 
 EXCLUSIVE = (("d", "min_accuracy", "max_drop", "target", "bytes"), ("epochs", "steps"))
-"""Fields of which one is given: a keyword replaces the others of an object."""
+"""Fields of which only one can be given: a keyword replaces the others of an object."""
 
 GROUPS: dict[str, type[Any]] = {"recipe": Recipe, "goal": Goal, "base": Base, "machine": Machine}
 """The objects by the name of their section in a recipe file."""
@@ -231,7 +231,7 @@ Group = TypeVar("Group", Recipe, Goal, Base, Machine)
 
 @dataclass(frozen=True)
 class Options:
-    """All that a fit is told, beside the network and the data."""
+    """All options of a fit, except the network and the data."""
 
     recipe: Recipe
     goal: Goal
@@ -284,10 +284,10 @@ def _check_numbers(options: Options) -> None:
 
 
 def check_number(name: str, value: Any, kind: str) -> None:
-    """Raise SubcompressError unless the value is of that kind, or None where the kind has it.
+    """Raise SubcompressError unless the value is of that kind, or None if the kind has it.
 
-    name: of the option; kind: an annotation as it is written, such as `int | None`. One that is not of numbers alone
-    is not checked.
+    name: that of the option; kind: an annotation as it is written, such as `int | None`. One that allows more than
+    numbers is not checked.
     """
     plain, _, optional = kind.partition(" | ")
     if plain not in NUMBERS or optional not in ("", "None") or (value is None and optional):

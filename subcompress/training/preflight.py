@@ -35,12 +35,12 @@ WARM_UP, TIMED, ENOUGH = 2, 9, 3.0
 """Steps of an estimate that are not counted, those that are timed, and the seconds after which one of them does."""
 
 FEW = 8
-"""Examples of a split that pass through the network before training."""
+"""The number of examples of a split that pass through the network before training."""
 
 OF_TOKENS = (NEXT, PER_TOKEN)
 
 LABELED = ("cross-entropy", "bce", *OF_TOKENS)
-"""The losses whose labels are looked at."""
+"""The losses whose labels are checked."""
 
 CLASSES_BELOW = "number the classes from 0, or widen the model"
 
@@ -49,12 +49,12 @@ TOKENS_BELOW = "give the tokenizer of this network, and -100 where nothing is le
 Batch = tuple[Tree, Tree]
 
 Seen = tuple[Any, Tree]
-"""What a metric sees of a batch beside y, and y."""
+"""What a metric gets of a batch in addition to y, and y."""
 
 
 def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int, device: str) -> None:
-    """Raise SubcompressError where examples of a split do not go through the model and the loss or the metric, or the
-    labels are none for its outputs. See `check_first_of`."""
+    """Raise SubcompressError if examples of a split do not pass through the model and the loss or the metric, or if the
+    labels do not suit its outputs. See `check_first_of`."""
     for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         check_first_of(module, name, split, task, batch_size if name == "train" else None, device)
 
@@ -62,12 +62,12 @@ def check_first_batch(module: nn.Module, data: Data, task: Task, batch_size: int
 def check_first_of(
     module: nn.Module, name: str, split: Dataset[Any], task: Task, batch_size: int | None = None, device: str = "cpu"
 ) -> None:
-    """`check_first_batch` for the split of that name.
+    """`check_first_batch` for one split, with its name.
 
-    A batch is read, as large as later ones; of a split in memory, the labels of all examples are looked at. Through the
-    network pass `FEW` of the batch; the whole of it only where these do not (some norms need more) or the metric is no
-    number of them; and the whole split only where it is none of the batch either. batch_size: of its training; None for
-    the metric.
+    A batch is read that is as large as later ones; if a split is in memory, the labels of all its examples are checked.
+    `FEW` examples of the batch pass through the network. The whole batch does if these fail (some norms need more) or
+    if the metric is not a number for them, and the whole split if it is not a number for the batch either. batch_size:
+    that of the training; None to check the metric.
     """
     module.eval()
     _check_ids(module, name, split)
@@ -120,7 +120,7 @@ def _few_and_all(order: Tensor) -> list[Tensor]:
 
 
 def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
-    """Raise SubcompressError where a text has a token that the embedding of the network has no row for."""
+    """Raise SubcompressError if a text has a token that the embedding of the network has no row for."""
     table = getattr(module, "get_input_embeddings", None)
     try:
         weight = getattr(table() if callable(table) else None, "weight", None)
@@ -132,14 +132,14 @@ def _check_ids(module: nn.Module, name: str, split: Dataset[Any]) -> None:
     if int(low) < 0 or int(high) >= len(weight):
         odd = int(low) if int(low) < 0 else int(high)
         raise SubcompressError(
-            f"tokens are rows of the network's embedding, 0 to {len(weight) - 1}; the {name} split has {odd}: give the "
-            "tokenizer of this network"
+            f"the {name} split has the token {odd}, but the network's embedding has the rows 0 to "
+            f"{len(weight) - 1}: give the tokenizer of this network"
         )
 
 
 def _check_metric(module: nn.Module, split: Dataset[Any], looks: Iterable[Seen], task: Task, name: str) -> None:
-    """Raise SubcompressError where the metric is no number of any look, nor of the split. looks: what the metric sees
-    of some examples, and y; each is made when it is needed."""
+    """Raise SubcompressError if the metric is not a number for any of the looks, nor for the split. looks: what the
+    metric gets for some examples, and y; each is made when it is needed."""
     for seen in looks:
         try:
             with warnings.catch_warnings():
@@ -153,19 +153,19 @@ def _check_metric(module: nn.Module, split: Dataset[Any], looks: Iterable[Seen],
                 raise
     if math.isnan(evaluate(module, split, task)):
         raise SubcompressError(
-            f"a metric is a number; {task.metric_name} gives nan on the {name} split before anything is "
-            "trained: look at it, or at the model"
+            f"the metric {task.metric_name} gives nan on the {name} split before training: check the metric and "
+            "the model"
         )
 
 
 def _going_through(name: str, what: str) -> AbstractContextManager[None]:
     return explaining(
-        lambda e: f"a batch of the {name} split does not go through {what}: {type(e).__name__}: {one_line(e)}"
+        lambda e: f"a batch of the {name} split does not pass through {what}: {type(e).__name__}: {one_line(e)}"
     )
 
 
 def check_trains(subspace: Subspace, model: nn.Module, data: Data, task: Task, recipe: TrainOptions) -> str | None:
-    """Raise SubcompressError where the network reads weights that training does not reach, or changes them itself in
+    """Raise SubcompressError if the network reads weights that training does not reach, or changes them itself in
     training alone; returns a warning where the loss has parameters of its own.
 
     As many examples as pass through it at once; the subspace is not to be trained afterwards. model: what it was made
@@ -223,14 +223,14 @@ def _all_labels(split: object, y: Any, loss: str) -> Any:
 
 
 def _check_below(y: Tensor, classes: int, name: str, remedy: str) -> None:
-    """Raise SubcompressError where y has a label, other than the one that is left out, which is none of the classes."""
+    """Raise SubcompressError if y has a label, other than the one that is left out, which is none of the classes."""
     y = y.long()
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
         value = int(y[wrong].reshape(-1)[0])
         raise SubcompressError(
-            f"labels are between 0 and {classes - 1}, the model has {classes} outputs; the {name} split has {value}: "
-            f"{remedy}"
+            f"labels must be between 0 and {classes - 1}, because the model has {classes} outputs; the {name} "
+            f"split has {value}: {remedy}"
         )
 
 
@@ -243,9 +243,9 @@ def estimate_cost(
     steps = size(data.train) // recipe.batch_size
     one = step * recipe.total(size(data.train))
     plan = subspace.plan
-    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} an epoch"
-    line += f", {recipe.steps} a fit" if recipe.steps is not None else ""
-    line += f": about {_time(one)} a fit"
+    line = f"D = {plan.D:,} weights, d = {plan.d:,}; a step {1000 * step:.1f} ms, {steps} per epoch"
+    line += f", {recipe.steps} per fit" if recipe.steps is not None else ""
+    line += f": about {_time(one)} per fit"
     if fits > 1:
         line += f", about {_time(min(one * fits, 60 * minutes))} for {fits:g}"
     return f"{line}; memory {_peak() / 2**30:.1f} GiB"

@@ -52,7 +52,7 @@ def divided(machine: Machine) -> Machine:
         raise SubcompressError(f"--jobs must be between 1 and {MAX_JOBS}; got {machine.jobs}")
     if machine.jobs > 1 and world_size() > 1:
         raise SubcompressError(
-            f"--jobs does not work under torchrun, which started {world_size()} workers: leave it out"
+            f"--jobs cannot be combined with torchrun, which started {world_size()} workers: leave it out"
         )
     if machine.jobs == 1 or machine.threads is not None:
         return machine
@@ -60,7 +60,7 @@ def divided(machine: Machine) -> Machine:
 
 
 def check_base_options(base: Base) -> None:
-    """Raise SubcompressError for options of a base where there is none."""
+    """Raise SubcompressError for options of a base if there is no base."""
     if base.source is None and (base.act_on is not None or base.name is not None or base.new):
         raise SubcompressError("--act-on, --base-name and --new need a base: give --base, or leave them out")
 
@@ -80,7 +80,7 @@ def prepared(
     Args:
         model: The network, or a function without arguments that builds it.
         data: As `as_data` gives them, with labels as `task` takes them.
-        options: What was asked for; the goal is not looked at but for `d`.
+        options: The options; of the goal, only `d` is used.
         task: What `task_of` gave for the recipe.
         listener: Receives progress.
         rounded: Whether coordinates are rounded to bits, as in a file.

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 STRENGTH = 4.0
-"""What the loss grows by, as a share of itself, for each share by which the coordinates take more than their room."""
+"""The share by which the loss grows for each share by which the coordinates exceed their room."""
 
 
 class Coded(Protocol):

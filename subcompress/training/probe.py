@@ -1,4 +1,4 @@
-"""What a fit leaves behind of each training, and of all of them."""
+"""The results of a fit: of each training, and of all of them."""
 
 from __future__ import annotations
 
@@ -115,9 +115,9 @@ class Fit:
         d_spread: How much the d that meets the target varies between seeds.
         validation_spread: Standard deviation of `validation` between the trainings of `validation_mean`, or between
             seeds if there is none.
-        validation_mean: The mean that decided that the target is met: over the trainings in or near d (of a search for
+        validation_mean: The mean that decided that the target is met: over the trainings at or near d (in a search for
             a price, at or near it). The line through all trainings carries the metric of each from its d to this one.
-        validation_trainings: How many trainings it is over.
+        validation_trainings: The number of trainings in that mean.
         baseline: The metric of direct training.
         full_fits: What the search cost, in full trainings.
         warnings: What looks wrong, one line each.
@@ -155,11 +155,11 @@ class Fit:
     failure: str = ""
     """Why the file should not be used as it is: the target is missed, or nothing was learned."""
     baseline_lr: float | None = None
-    """The step of the direct training that the target counts from, where there was one."""
+    """The learning rate of the direct training that the target counts from, if there was one."""
     validation_mean: float | None = None
     """The mean that decided that the target is met."""
     validation_trainings: int | None = None
-    """How many trainings it is over."""
+    """The number of trainings in that mean."""
     rate: float | None = None
     """The price of a bit, where the search varied it."""
 
@@ -176,7 +176,7 @@ class Fit:
         """The figures as a table, for a notebook."""
         number = "{:.4f}".format
         rows = [
-            ("file", f"{self.bytes:,} bytes" if self.bytes else "none: the operator is a reference"),
+            ("file", f"{self.bytes:,} bytes" if self.bytes else "none, because the operator cannot be packed"),
             ("weights", f"{self.D:,} in {self.d:,} coordinates of {self.bits} bits"),
             (f"validation {self.metric}", number(self.validation)),
             (f"test {self.metric}", number(self.test)),
@@ -193,7 +193,7 @@ class Fit:
 
     @property
     def mean_words(self) -> str | None:
-        """The mean that decided that the target is met, for people; None where there is none."""
+        """The mean that decided that the target is met, for people; None if there is none."""
         if self.validation_mean is None:
             return None
         spread = "" if self.validation_spread is None else f" +- {self.validation_spread:.4f}"

@@ -27,7 +27,7 @@ from subcompress.training.options import GROUPS, Goal, Machine, Options, Recipe,
 from subcompress.training.run import RECIPE
 
 MAX_BYTES = 1 << 16
-"""Of a recipe file."""
+"""The most bytes of a recipe file."""
 
 HEADER = """\
 # The options of this run. Give them again: subcompress fit --recipe RUN/recipe.toml -o FOLDER
@@ -37,7 +37,7 @@ HEADER = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What to train and on what, by name: None where the file does not say."""
+    """What to train and on what, by name: None if the file does not say."""
 
     model: str | None = None
     data: str | None = None
@@ -66,7 +66,7 @@ TYPES: dict[str, Any] = {
         ("rate", "lr", "min_accuracy", "max_drop", "target", "baseline_lr", "max_fits", "max_minutes"), float
     ),
 }
-"""What TOML holds of a field; text where it is not named here."""
+"""Field -> its type in TOML. Fields that are not named here are text."""
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -101,7 +101,7 @@ def fields_of(path: str | Path) -> dict[tuple[str, str], Any]:
     try:
         found = tomllib.loads(read_bytes(path, MAX_BYTES).decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise SubcompressError(f"{path} is no recipe file: it is no TOML ({one_line(e, 100)})") from e
+        raise SubcompressError(f"{path} is not a recipe file, because it is not valid TOML ({one_line(e, 100)})") from e
     values = {}
     for section, held in found.items():
         _check_section(path, section, held)
@@ -118,7 +118,7 @@ def _check_section(path: Path, section: str, held: Any) -> None:
             f"{path}: the sections of a recipe file are {names}; got {shown(section)}{suggestion(section, SECTIONS)}"
         )
     if not isinstance(held, dict):
-        raise SubcompressError(f"{path}: {section} is a section: write [{section}] on a line of its own")
+        raise SubcompressError(f"{path}: {section} is a section: write [{section}] on its own line")
     known = [f.name for f in fields(SECTIONS[section])]
     for name, value in held.items():
         if name not in known:

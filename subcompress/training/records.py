@@ -16,22 +16,22 @@ from subcompress.training.run import DISCARD
 def read(path: Path, base: BaseTensors | None, layout: Layout, plan: Plan, bits: int) -> Record:
     """Read a record. Raises SubcompressError for one of another network, plan or number of bits."""
     if not path.is_file():
-        raise SubcompressError(f"{path}, which the journal speaks of, is not there or no file: {DISCARD}")
+        raise SubcompressError(f"{path}, which the journal names, is missing or is not a file: {DISCARD}")
     record = format.read(path, base)[0]
     if record.layout != layout:
         try:
             record.layout.require(layout, "this one")
-            what = "its tensors come in another order"
+            what = "its tensors are in another order"
         except SubcompressError as e:
             what = str(e).partition(": ")[0]
-        raise SubcompressError(f"{path} is of another network ({what}): {DISCARD}")
+        raise SubcompressError(f"{path} belongs to another network ({what}): {DISCARD}")
     if (difference := _difference(record, plan, bits)) is not None:
-        raise SubcompressError(f"{path} is of another training ({difference}): {DISCARD}")
+        raise SubcompressError(f"{path} belongs to another training ({difference}): {DISCARD}")
     return record
 
 
 def _difference(record: Record, plan: Plan, bits: int) -> str | None:
-    """How a record differs from what this plan makes, None where it does not: seed, operators, bits."""
+    """How a record differs from what this plan makes, None if it does not: seed, operators, bits."""
     if record.seed != plan.seed:
         return f"seed {record.seed}, not {plan.seed}"
     groups = record.groups[: len(plan.parts)]

@@ -51,9 +51,9 @@ RECIPE = "recipe.toml"
 """See `subcompress.training.recipe_file`."""
 
 PEERS, COMPARED = "compare", ("compare.json", "compare.md", "compare.png", "report.html")
-"""What `compare` and `report` leave, which goes with the run it is of."""
+"""The files that `compare` and `report` leave; they are removed with their run."""
 
-DISCARD = "--restart discards the run and begins anew"
+DISCARD = "--restart discards the run and starts again"
 AGAIN = "fit again, with --restart"
 
 
@@ -97,8 +97,9 @@ class Run:
                 return self._go_on(before, others)
             if self._worked() and schemas.summary(self.path / SUMMARY, AGAIN) is None:
                 raise SubcompressError(
-                    f"{self.path} holds an unfinished run of another command ({'; '.join(differences)}): give the same "
-                    "options to go on (limits may change), another folder, or --restart to discard it"
+                    f"{self.path} holds an unfinished run with other options ({'; '.join(differences)}): give "
+                    "the same options to continue it (limits may change), give another folder, or --restart to "
+                    "discard it"
                 )
         if others and (restart or before is not None):  # else all have just come, and the first one begins
             how = f" with other options: {'; '.join(differences)}" if before is not None else ""
@@ -116,7 +117,7 @@ class Run:
         return False
 
     def _others(self) -> list[Other]:
-        """Other workers that are alive. Raises SubcompressError where they do something else, or are of another
+        """Other workers that are alive. Raises SubcompressError if they do something else, or are of another
         version."""
         found, own = self.worker.others(), self.worker.about
         for other in found:
@@ -126,8 +127,8 @@ class Run:
                 )
             if (version := other.about.get("version", own["version"])) != own["version"]:
                 raise SubcompressError(
-                    f"workers in a folder need the same version; {other} has {shown(str(version))}, this one "
-                    f"{own['version']}: install the same"
+                    f"all workers in a folder need the same version of subcompress; {other} has "
+                    f"{shown(str(version))}, this one {own['version']}: install the same one"
                 )
         return found
 
@@ -138,7 +139,7 @@ class Run:
         if (limits := before.get("limits", {})) != self.command.get("limits", {}):
             if others:
                 raise SubcompressError(
-                    f"{others[0]} works in {self.path} with other limits: give the same ones, or wait for it"
+                    f"{others[0]} works in {self.path} with other limits: give the same limits, or wait until it ends"
                 )
             ended = sum("value" in entry for entry in self.journal.values())
             earlier = [e for e in earlier if e["trainings"] < ended] + [limits | {"trainings": ended}]
@@ -160,14 +161,14 @@ class Run:
         return (self.path / OLD_CHECKPOINT).exists() or any((self.path / CHECKPOINTS).glob("*"))
 
     def check_own(self) -> None:
-        """Raise SubcompressError where the folder is gone, or holds another run by now: this process was silent for so
-        long that another one has begun anew."""
+        """Raise SubcompressError if the folder is gone, or holds another run by now: this process was silent for so
+        long that another one has started again."""
         before = self._before()
         if before is None:
             raise SubcompressError(f"{self.path} was removed while the run was under way: give the command again")
         if before.get("begun") != self._begun or _differences(before, self.command):
             raise SubcompressError(
-                f"another process has begun another run in {self.path} while this one was silent: give another folder"
+                f"another process began another run in {self.path} while this one paused: give another folder"
             )
 
     def refresh(self) -> None:
@@ -196,7 +197,7 @@ class Run:
             _remove(self.path / name)
 
     def probe(self, key: str) -> Path:
-        """Where the record of a training lies."""
+        """The path of the record of a training."""
         return self.path / PROBES / f"{key}.safetensors"
 
     def checkpoint(self, key: str) -> _Checkpoint:
@@ -216,17 +217,17 @@ class Run:
 class _Checkpoint:
     def __init__(self, path: Path, key: str, check_own: Callable[[], None]) -> None:
         self.path, self.key, self.check_own = path, key, check_own
-        self.then = f"remove {path.name} to begin this training anew"
+        self.then = f"remove {path.name} to start this training again"
 
     def load(self, expected: Mapping[str, Like]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` kept, None where there is nothing or it belongs to another training.
+        """What `save` kept, None if there is nothing or it belongs to another training.
 
-        Raises SubcompressError where it is damaged, or its tensors are others than expected; before any is read.
+        Raises SubcompressError if it is damaged, or its tensors are others than expected; before any is read.
         """
         if not os.path.lexists(self.path):
             return None
         if not self.path.is_file():
-            raise SubcompressError(f"{self.path} is no file: move it away, or {self.then}")
+            raise SubcompressError(f"{self.path} is not a file: move it away, or {self.then}")
         try:
             with safetensors.safe_open(self.path, "pt") as f:
                 meta = schemas.checkpoint((f.metadata() or {}).get("state", ""), str(self.path), self.then)
@@ -235,7 +236,9 @@ class _Checkpoint:
                 self._check({name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}, expected)  # noqa: SIM118
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no mapping
         except (safetensors.SafetensorError, OSError) as e:
-            raise SubcompressError(f"{self.path} is no checkpoint of ours ({one_line(e, 100)}): {self.then}") from e
+            raise SubcompressError(
+                f"{self.path} is not a checkpoint of subcompress ({one_line(e, 100)}): {self.then}"
+            ) from e
         for name, tensor in tensors.items():
             if tensor.dtype != expected[name].dtype:
                 raise self._error(name, f"expected {expected[name].dtype}, got {tensor.dtype}")
@@ -245,7 +248,7 @@ class _Checkpoint:
         """Raise SubcompressError unless the tensors are those expected."""
         for name, shape in shapes.items():
             if name not in expected:
-                raise self._error(name, "this training has no such tensor")
+                raise self._error(name, "this training has no tensor of that name")
             if (wanted := expected[name].shape) is not None and shape != wanted:
                 raise self._error(name, f"expected the shape {list(wanted)}, got {list(shape)}")
         for name, like in expected.items():
@@ -256,7 +259,7 @@ class _Checkpoint:
         return SubcompressError(f"{self.path}: {shown(name)}: {words}: {self.then}")
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Keep it, whole or not at all. Raises SubcompressError where the run is no longer this process's."""
+        """Keep it, whole or not at all. Raises SubcompressError if the run is no longer this process's."""
         self.check_own()
         held = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         write_bytes(self.path, safetensors.torch.save(held, {"state": json.dumps({**meta, "key": self.key})}))
@@ -267,7 +270,7 @@ def working(
     folder: str | Path, command: dict[str, Any], task: str, log: Callable[[str], None] = lambda line: None
 ) -> Iterator[Run]:
     """Make the folder, see that it can be written before hours are spent, and work in it, beside other processes that
-    do the same. log: takes lines for whoever waits. Raises SubcompressError where it cannot be made or written."""
+    do the same. log: receives lines for the user. Raises SubcompressError if it cannot be made or written."""
     path = Path(folder)
     _check_writable(path)
     with Worker(path, task, log) as worker:
@@ -276,7 +279,7 @@ def working(
 
 @contextmanager
 def locked(folder: str | Path, task: str) -> Iterator[None]:
-    """Work in a folder alone. Raises SubcompressError where another process works there."""
+    """Work in a folder alone. Raises SubcompressError if another process works there."""
     path = Path(folder)
     _check_writable(path)
     with Worker(path, task) as worker:
@@ -294,7 +297,7 @@ def _check_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those it lies in, unless it is there. Raises SubcompressError."""
+    """Make a folder and its parents, unless they exist. Raises SubcompressError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -307,14 +310,14 @@ def packed(folder: str | Path) -> bytes:
     summary(folder)
     if not os.path.isfile(folder / RECORD):
         raise SubcompressError(
-            f"{folder} holds no record to pack: it was trained with an operator that is not exact, or by "
-            f"`subcompress dim`: fit with --operator {' or '.join(EXACT)}"
+            f"{folder} holds nothing to pack, because it was trained by `subcompress dim` or with an operator "
+            f"that is not exact: fit with --operator {' or '.join(EXACT)}"
         )
     return read_bytes(folder / RECORD, MAX_FILE_BYTES)
 
 
 def load(folder: str | Path, base: Any = None) -> Record:
-    """The record of a finished run. base: what it stands on, see `format.from_bytes`; by default where it was trained
+    """The record of a finished run. base: its base, see `format.from_bytes`; by default where it was trained
     on. Raises SubcompressError for a folder that is no finished run."""
     data = packed(folder)
     if base is None and format.parse(data).base is not None:
@@ -328,7 +331,7 @@ def summary(folder: str | Path) -> dict[str, Any]:
     """What a finished run says of itself. Raises SubcompressError for a folder that is not one."""
     folder = Path(folder)
     if not os.path.isfile(folder / SUMMARY):  # false, not an error, for names no file can have
-        begun = ": it was not finished; the same `subcompress fit` goes on with it"
+        begun = ": it was not finished; the same `subcompress fit` continues it"
         rule = f": make one with `subcompress fit -o {folder}`"
         raise SubcompressError(
             f"{folder} is not a finished run (it has no {SUMMARY})"
@@ -343,7 +346,7 @@ def fit_of(folder: str | Path) -> Fit:
     """The Fit of a finished run. Raises SubcompressError for a folder that is not one, or that of another command."""
     found = summary(folder)
     if "fit" not in found:
-        raise SubcompressError(f"{folder} holds no fit of this version, but a run of `dim`: give the folder of a fit")
+        raise SubcompressError(f"{folder} holds a run of `dim`, or of another version: give the folder of a fit")
     return Fit.from_json(found["fit"])
 
 
@@ -352,7 +355,7 @@ def _json(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for a value that is none of its kinds."""
+    """What stands in JSON for a value of another type."""
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
@@ -362,7 +365,7 @@ def _without_history(command: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """What of two commands differs, limits aside, each with the value before and now."""
+    """The differences between two commands except limits, each with both values."""
     found = []
     for group in ("recipe", "base", "goal", "network", "machine"):
         one, other = a.get(group), b.get(group)
@@ -370,7 +373,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             found += [(group, one, other)]
             continue
         found += [(name, one.get(name), other.get(name)) for name in {**one, **other}]
-    names = {"start": "network", "code": "code, by its digest,", "data": "data, by their digest,"}
+    names = {"start": "network", "code": "code (by its digest)", "data": "data (by their digest)"}
     return [
         f"its {names.get(name, name)} was {shown(str(old))}, now {shown(str(new))}"
         for name, old, new in found
@@ -379,7 +382,7 @@ def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _remove(path: Path) -> None:
-    """Delete what lies there; a folder only where ours is one. Raises SubcompressError where that cannot be."""
+    """Delete a file, or a folder of ours. Raises SubcompressError if that fails."""
     try:
         if path.name in (PROBES, PEERS, CHECKPOINTS) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

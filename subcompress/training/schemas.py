@@ -26,10 +26,10 @@ from subcompress.format.wire import unique_keys
 from subcompress.support.files import read_bytes
 
 MAX_JSON_BYTES = 1 << 26
-"""Of a file of JSON in a run folder."""
+"""The most bytes of a JSON file in a run folder."""
 
 MAX_LR = 1e6
-"""Step sizes above it are no step sizes."""
+"""The largest step size that counts as valid."""
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 53)]
@@ -57,7 +57,7 @@ RANGES: dict[str, Any] = {
     "full_fits": Size,
     "quantise_after": Annotated[float, Meta(ge=0, le=1)],
 }
-"""What a field of that name holds, in whichever object it is, where its type alone says too little."""
+"""Name of a field -> what it must hold in every object, if its type alone says too little."""
 
 OLD_RECIPE = "batch_size"
 """A field at the top of command.json as it was before fields had groups."""
@@ -101,7 +101,7 @@ class Limits(Struct):
 
 
 class Earlier(Limits, kw_only=True):
-    """Limits that held until so many trainings had ended."""
+    """Limits that held until the given number of trainings had ended."""
 
     trainings: Count
 
@@ -122,7 +122,7 @@ class Machine(Struct):
 
 
 class Goal(Struct):
-    """What is asked for: of a fit one of the first four, of a measurement the others."""
+    """The goal: one of the first four for a fit, the others for a measurement."""
 
     d: Count | None = None
     target: float | None = None
@@ -168,7 +168,7 @@ class Died(Struct):
 
 
 class Moves(Struct):
-    """How far tensors move, in journal.json; of `still` the length of each mask, and the mask, packed."""
+    """How far tensors move, in journal.json; still: the length of each mask, and the packed mask."""
 
     sizes: dict[str, tuple[Size, ...]]
     still: dict[str, tuple[Count, str]]
@@ -180,7 +180,7 @@ class Moves(Struct):
 
 
 class Checkpoint(Struct):
-    """What a checkpoint says beside its tensors. losses: the last of the training; settings: of what is trained."""
+    """The description in a checkpoint. losses: the last ones of the training; settings: those of the trained part."""
 
     key: str
     settings: dict[str, int | float | tuple[float, ...]]
@@ -195,7 +195,7 @@ class Checkpoint(Struct):
 
 
 class Origin(msgspec.Struct):
-    """Of what `fit` is told of where a run came from, what is read again."""
+    """The part that is read again of the origin of a run, as `fit` was given it."""
 
     command: str | None = None
     model: str | None = None
@@ -236,20 +236,22 @@ class Measurement(Struct):
 
 
 def read(path: Path, then: str) -> Any:
-    """The plain JSON of a file of ours, None where there is none. then: what to do about a file that is not.
+    """The plain JSON of a file of subcompress; None if there is none. then: the advice if the file is damaged.
 
     Raises SubcompressError for what is no file, is too large, or is no JSON.
     """
     if not os.path.lexists(path):  # false, not an error, for names no file can have
         return None
     if not os.path.isfile(path):  # a folder, or what a read would wait for
-        raise SubcompressError(f"{path} is no file: move it away, or {then}")
+        raise SubcompressError(f"{path} is not a file: move it away, or {then}")
     try:
         found = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8"), object_pairs_hook=unique_keys)
     except RecursionError as e:
-        raise SubcompressError(f"{path} is nested too deep to be of ours: {then}") from e
+        raise SubcompressError(f"{path} is nested too deep for a file of subcompress: {then}") from e
     except ValueError as e:
-        raise SubcompressError(f"{path} is no JSON of ours ({' '.join(str(e).split())[:100]}): {then}") from e
+        raise SubcompressError(
+            f"{path} is not JSON that subcompress wrote ({' '.join(str(e).split())[:100]}): {then}"
+        ) from e
     if found is None:
         raise SubcompressError(f"{path}: expected object, got null: {then}")
     return found
@@ -260,13 +262,13 @@ def check(value: Any, kind: Any, where: str, then: str) -> None:
     try:
         msgspec.convert(value, kind)
     except RecursionError as e:
-        raise SubcompressError(f"{where} is nested too deep to be of ours: {then}") from e
+        raise SubcompressError(f"{where} is nested too deep for a file of subcompress: {then}") from e
     except (msgspec.ValidationError, OverflowError) as e:
         raise SubcompressError(f"{where}: {_told(value, str(e))}: {then}") from e
 
 
 def _told(value: Any, text: str) -> str:
-    """What msgspec says, the field first, with the number where one is out of range."""
+    """msgspec's message with the field first, and with the number if one is out of range."""
     text, _, at = text.replace("`", "").partition(" - at $")
     field, text = shown(at.lstrip(".")), shown(text[:1].lower() + text[1:])
     if ", got" not in text and text.startswith("expected") and (given := _at(value, field)) is not None:
@@ -275,7 +277,7 @@ def _told(value: Any, text: str) -> str:
 
 
 def _at(value: Any, field: str) -> float | str | None:
-    """The number or the text of a field, None for what is none or cannot be found."""
+    """The number or the text of a field; None if it is something else or cannot be found."""
     try:
         for part in re.findall(r"[^.\[\]]+", field):
             value = value[int(part) if isinstance(value, list) else part]
@@ -285,7 +287,7 @@ def _at(value: Any, field: str) -> float | str | None:
 
 
 def command(path: Path, then: str) -> dict[str, Any] | None:
-    """command.json, in groups, None where there is none. Raises SubcompressError."""
+    """Read command.json, in groups; None if there is none. Raises SubcompressError."""
     held = read(path, then)
     if isinstance(held, dict) and OLD_RECIPE in held:
         held = grouped(held)
@@ -322,7 +324,7 @@ def grouped(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def journal(path: Path, then: str) -> dict[str, Any]:
-    """journal.json: trainings by name, empty where there is none. Raises SubcompressError."""
+    """Read journal.json: trainings by name, empty if there is none. Raises SubcompressError."""
     held = read(path, then)
     if held is None:
         return {}
@@ -360,7 +362,7 @@ def _other(key: str, entry: Mapping[str, Any]) -> str | None:
 
 
 def summary(path: Path, then: str) -> dict[str, Any] | None:
-    """run.json, None where there is none. Raises SubcompressError."""
+    """Read run.json; None if there is none. Raises SubcompressError."""
     from subcompress.training.loop import TrainOptions
 
     held = read(path, then)
@@ -374,7 +376,7 @@ def summary(path: Path, then: str) -> dict[str, Any] | None:
     check(held["recipe"], struct_of(TrainOptions, False), f"{path}: recipe", then)
     for place in held["fit"]["frontier"]:
         if place["training"] >= len(held["fit"]["trainings"]):
-            raise SubcompressError(f"{path}: fit: frontier: there is no training {place['training']}: {then}")
+            raise SubcompressError(f"{path}: fit: frontier: no training has the number {place['training']}: {then}")
     return held
 
 
@@ -396,11 +398,11 @@ def _fit() -> Any:
 
 
 def checkpoint(text: str, where: str, then: str) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors. Raises SubcompressError."""
+    """Read the description in a checkpoint's metadata. Raises SubcompressError."""
     try:
         held = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as e:
-        raise SubcompressError(f"{where}: its state is no JSON of ours: {then}") from e
+        raise SubcompressError(f"{where}: its state is not JSON that subcompress wrote: {then}") from e
     check(held, Checkpoint, where, then)
     return dict(held)
 

@@ -47,7 +47,7 @@ class Settings:
         self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_RATES[0]
     ) -> TrainOptions:
         """How to train in the plan's coordinates, or directly with that step, which one worker does in whole batches.
-        epochs: of a short training; by default all."""
+        epochs: those of a short training; by default all."""
         steps = self.steps
         if epochs is not None and steps is not None:
             steps = max(1, round(steps * epochs / self.epochs))
@@ -79,7 +79,7 @@ class Settings:
         )
 
     def short_epochs(self, examples: int) -> int:
-        """Epochs of a short training on so many examples, which shows a search where to look."""
+        """Epochs of a short training on the given number of examples, which shows a search where to look."""
         least = math.ceil(LEAST_STEPS / max(1, examples // self.batch_size))
         return min(self.epochs, max(1, round(SHARE * self.epochs), least))
 

@@ -46,7 +46,7 @@ Metric = Callable[[Any, Any], "float | Tensor"] | Accumulating
 
 
 def _named(name: str, f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """f of the one tensor of outputs and that of labels. Raises SubcompressError where there are others."""
+    """f of the one tensor of outputs and that of labels. Raises SubcompressError if there are others."""
 
     def taking(outputs: Any, y: Any) -> Tensor:
         return f(the_outputs(outputs, name), the_labels(y, name))
@@ -70,8 +70,8 @@ def _same_shape(name: str, f: Callable[[Any, Any], Tensor]) -> Callable[[Any, An
         y = as_values(outputs, y)
         if outputs.shape != y.shape:
             raise SubcompressError(
-                f"outputs and y must have one shape; got {tuple(outputs.shape)} and {tuple(y.shape)}: reshape the one "
-                f"or the other"
+                f"outputs and y must have the same shape; got {tuple(outputs.shape)} and {tuple(y.shape)}: "
+                "reshape one of them"
             )
         return f(outputs, y)
 
@@ -88,8 +88,8 @@ def _entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _share_right(outputs: Tensor, y: Tensor) -> Tensor:
-    """Of labels, or of class probabilities: the share whose largest output is where the largest of y is. Labels that
-    cross-entropy leaves out are left out."""
+    """The share of labels, or of class probabilities, for which the largest output and the largest of y are at the same
+    place. Labels that cross-entropy leaves out do not count."""
     y = as_classes(outputs, y)
     check_classes(outputs, y, "accuracy")
     probabilities = not counts(y)
@@ -132,7 +132,7 @@ def _next(f: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
 
 
 NEXT, PER_TOKEN = "next-token", "per-token"
-"""The losses whose labels are one for each token: with that of the next one, and with its own."""
+"""The losses with a label for each token: the next token, and the token's own label."""
 
 _entropy_of_tokens = _named(PER_TOKEN, _token_entropy)
 _token_accuracy, _exact_match = _named("token-accuracy", _share_of_tokens), _named("exact-match", _share_exact)
@@ -146,10 +146,10 @@ LOSSES: dict[str, tuple[Loss, str]] = {
     NEXT: (_of_outputs(_next(_entropy_of_tokens)), "loss"),
     PER_TOKEN: (_of_outputs(_entropy_of_tokens), "token-accuracy"),
 }
-"""By name: f(module, (x, y)) -> scalar, and the metric that goes with it."""
+"""Name -> f(module, (x, y)) -> scalar, and the metric that goes with it."""
 
 EXAMPLES = 1_000
-"""Of a batch in an evaluation."""
+"""The examples of a batch in an evaluation."""
 
 OUTPUTS = (1 << 27, 1 << 30)
 """Bytes of the outputs of a batch in the evaluation of a language model, on a CPU and elsewhere. Losses make copies of
@@ -165,7 +165,7 @@ METRICS: dict[str, tuple[Callable[[Any, Any], Tensor] | None, bool]] = {
     "token-accuracy": (_token_accuracy, False),
     "exact-match": (_exact_match, False),
 }
-"""By name: f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples, or
+"""Name -> f(outputs, y) -> float (None: the loss itself), and whether less is better. Each is a mean over examples, or
 over tokens; perplexity is the exponential of one."""
 
 _OF_TOKENS = (_perplexity, _token_accuracy, _exact_match)
@@ -218,7 +218,7 @@ class Task:
                 )
             g, less = METRICS[metric_name]
             if less and given is False:
-                raise SubcompressError(f"{metric_name} is a loss, and a smaller loss is better: leave out --maximize")
+                raise SubcompressError(f"a smaller {metric_name} is better, because it is a loss: leave out --maximize")
             return cls(f, g, name, metric_name, less if given is None else given)
         g = _made(metric)
         return cls(f, g, name, _name(g), _less(g) if given is None else given)
@@ -256,7 +256,7 @@ class Task:
         return value <= target if self.minimise else value >= target
 
     def loss_of(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Tensor:
-        """The loss of a batch. Raises SubcompressError where the model or the loss raises, or it is no scalar."""
+        """The loss of a batch. Raises SubcompressError if the model or the loss raises, or it is no scalar."""
         mode = "training" if module.training else "evaluation"
         raises = f"the model or the loss ({self.loss_name}) raises"
         with explaining(lambda e: f"{raises} {type(e).__name__} in {mode} mode: {one_line(e)}"):
@@ -264,12 +264,12 @@ class Task:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             given = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else type(loss).__name__
             raise SubcompressError(
-                f"a loss is a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
+                f"a loss must be a real scalar tensor; {self.loss_name} gave a {given}: take its mean or sum"
             )
         return loss
 
     def outputs_for_metric(self, module: nn.Module, batch: tuple[Tree, Tree]) -> Any:
-        """What a meter sees of a batch beside y: the outputs, or the loss where that is the metric."""
+        """What a meter gets of a batch in addition to y: the outputs, or the loss if that is the metric."""
         see: Callable[[nn.Module, tuple[Tree, Tree]], Any] = self.loss_of if self.metric is None else _call
         if self.metric is not None or self.loss_name in LOSSES:  # a graph would hold all activations
             return without_graph(lambda: see(module, batch))
@@ -277,7 +277,7 @@ class Task:
             return tree_map(Tensor.detach, see(module, batch))
 
     def meter(self, examples: int, order: Tensor | None = None) -> Meter:
-        """For one evaluation of so many examples, that come in that order."""
+        """The meter for one evaluation of the given number of examples, which come in the given order."""
         if self.metric is None:
             return Mean(lambda loss, y: loss, self.metric_name, self._weight)
         if accumulates(self.metric):
@@ -326,9 +326,9 @@ class Task:
         return meter.result()
 
     def constant_value(self, train: Dataset[Any], validation: Dataset[Any], outputs: Any = None) -> float | None:
-        """The metric on the validation split of the best answer that does not depend on the input; None where that
-        cannot be known. Of data that are not in memory, only a part is read (`constant`). outputs: of one batch, by
-        which the shape of the answer is known; else it comes from y."""
+        """The metric on the validation split of the best answer that does not depend on the input; None if that
+        cannot be known. Only a part is read of data that are not in memory (`constant`). outputs: those of one batch,
+        which give the shape of the answer; without them, y gives it."""
         from subcompress.training.constant import best_constant, value_of_constant
 
         values = best_constant(self, train, outputs)
@@ -347,8 +347,8 @@ class Task:
 def evaluate(
     module: nn.Module, split: Dataset[Any], task: Task, batch_size: int = EXAMPLES, most: int | None = None
 ) -> float:
-    """The metric of a split, for a module that is put into evaluation mode. most: of so many examples at most, evenly
-    spaced.
+    """The metric of a split, for a module that is put into evaluation mode. most: the most examples that are used,
+    evenly spaced.
 
     Means over examples are added up batch by batch; any other metric is called once, with the outputs and y of the
     whole split, or accumulates. Where memory runs out, it is done again in batches half as large. Raises
@@ -390,7 +390,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _vocabulary(module: nn.Module) -> int | None:
-    """The outputs of each token, None where the network does not say."""
+    """The outputs of each token, None if the network does not say."""
     head = getattr(module, "get_output_embeddings", None)
     try:
         weight = getattr(head() if callable(head) else None, "weight", None)
@@ -422,10 +422,10 @@ def guessing_loss(y: Tensor) -> float:
 
 
 def _direction(minimise: bool | None, minimize: bool | None) -> bool | None:
-    """Either spelling; None where neither is given. Raises SubcompressError where they contradict each other."""
+    """Either spelling; None if neither is given. Raises SubcompressError if they contradict each other."""
     if minimise is not None and minimize is not None and minimise != minimize:
         raise SubcompressError(
-            f"minimise is the former spelling of minimize; got both, {minimise} and {minimize}: leave one out"
+            f"minimise is the former name of minimize; got both, {minimise} and {minimize}: leave one out"
         )
     return minimize if minimise is None else minimise
 
@@ -436,15 +436,15 @@ def _less(metric: Any) -> bool:
 
 
 def _made(metric: Any) -> Any:
-    """The metric itself, also where its class is given. Raises SubcompressError where that needs arguments."""
+    """The metric itself, also where its class is given. Raises SubcompressError if that needs arguments."""
     if not (isinstance(metric, type) and accumulates(cast(Any, metric))):
         return metric
     try:
         return metric()
     except Exception as e:
         raise SubcompressError(
-            f"a metric that accumulates is an object; {metric.__name__} is a class that does not do without arguments: "
-            f"{one_line(e)}"
+            f"a metric that accumulates must be an object; {metric.__name__} is a class that cannot be made "
+            f"without arguments: {one_line(e)}"
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""The numbers that one training is told, and which of them can be trained with."""
+"""The numeric options of one training, and their valid ranges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from subcompress.training.optimizers import OPTIMIZERS
 from subcompress.training.schemas import MAX_LR
 
 EPOCHS = 10
-"""Of a training that is told neither epochs nor steps."""
+"""The epochs of a training for which neither epochs nor steps are given."""
 
 PRECISIONS = ("fp32", "bf16")
 """bf16: products of a training step in bfloat16, several times faster where the processor has them."""
@@ -22,11 +22,12 @@ PRECISIONS = ("fp32", "bf16")
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: of OPTIMIZERS; precision:
-    of PRECISIONS, in training steps. What is measured, and the weights themselves, are float32. steps: the run ends
-    after so many, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by
-    several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch, or a shard of one,
-    passes through the network; checkpointing: layers of transformers run once more in the backward pass."""
+    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: one of OPTIMIZERS;
+    precision: that of training steps, one of PRECISIONS. Measurements and the weights themselves are float32. steps:
+    the number of steps after which the run ends, within its last epoch, see `epochs_of`. shards: parts of a batch that
+    are run one by one, or by several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch,
+    or a shard of one, passes through the network; checkpointing: layers of transformers run once more in the backward
+    pass."""
 
     epochs: int
     lr: float
@@ -57,7 +58,9 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
     if steps is None:
         return EPOCHS if epochs is None else epochs
     if epochs is not None:
-        raise SubcompressError(f"--epochs and --steps both say how long to train; got {epochs} and {steps}: give one")
+        raise SubcompressError(
+            f"--epochs and --steps both say how long to train; got {epochs} and {steps}: give only one"
+        )
     if steps < 1:
         raise SubcompressError(f"--steps must be at least 1; got {steps}")
     return -(-steps // max(1, examples // max(1, batch_size)))
@@ -66,7 +69,7 @@ def epochs_of(epochs: int | None, steps: int | None, examples: int, batch_size: 
 def _divided(recipe: TrainOptions) -> str:
     """What --accumulate cuts."""
     if recipe.shards > 1:
-        return f"a shard's examples, here {recipe.batch_size // recipe.shards}"
+        return f"the examples of a shard, here {recipe.batch_size // recipe.shards}"
     return f"--batch-size, here {recipe.batch_size}"
 
 

@@ -1,7 +1,7 @@
-"""Who works in a run folder: processes on one machine or on several that share it, without a server.
+"""The workers of a run folder: processes on one or several machines that share it, without a server.
 
-    workers/ID.json    of each process, written anew every few seconds: who it is, and what it does
-    claims/NAME        what one of them does alone: made by exclusive creation, and holding the ID of the worker
+    workers/ID.json    written by each process every few seconds: which process it is, and what it does
+    claims/NAME        a job that only one of them does: created exclusively, with the ID of the worker in it
 
 A worker is dead when its process is gone or its file has not been written for a while. Its claims can then be taken.
 Ages are differences of times that the file system gives, so that clocks may differ from machine to machine.
@@ -30,22 +30,22 @@ from subcompress import __version__
 from subcompress.errors import SubcompressError, shown
 
 BEAT = 2.0
-"""Seconds between two writings of a worker's file."""
+"""Seconds between two updates of a worker's file."""
 
 STALE = 60.0
-"""Seconds without one after which a worker is taken for dead."""
+"""Seconds without an update after which a worker counts as dead."""
 
 LONG = 5.0
-"""Seconds after which a worker that waits for another says so."""
+"""Seconds after which a waiting worker writes a line about it."""
 
 POLL = 0.3
-"""Seconds between two looks at the folder, for a worker that waits for another."""
+"""Seconds between two checks of the folder by a waiting worker."""
 
 TRIES = 100
-"""Times that a folder is made which workers that leave remove."""
+"""How many times a folder is made again that leaving workers remove."""
 
 MAX_BYTES = 1 << 14
-"""Of a worker's file."""
+"""The most bytes of a worker's file."""
 
 WORKERS, CLAIMS = "workers", "claims"
 
@@ -62,8 +62,8 @@ class Other:
 
 
 class Worker:
-    """This process, as the others in the folder see it. task: what it does there, such as `fit`; log: takes lines for
-    whoever waits."""
+    """This process, as the others in the folder see it. task: what it does there, such as `fit`; log: receives lines
+    for the user."""
 
     def __init__(self, folder: Path, task: str, log: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.log = folder, log
@@ -98,13 +98,13 @@ class Worker:
                 (self.folder / name).rmdir()
 
     def _check_exclusive(self) -> None:
-        """Raise SubcompressError where the file system makes a file twice."""
+        """Raise SubcompressError if the file system makes a file twice."""
         path = self.folder / CLAIMS / f"{self.id}.exclusive"
         try:
             if not _create(path, "") or _create(path, ""):
                 raise SubcompressError(
-                    f"the file system of {self.folder} does not create files exclusively, so that two processes could "
-                    "do the same work: give a folder on another one"
+                    f"the file system of {self.folder} cannot create files exclusively, so that two processes "
+                    "could do the same work: give a folder on another file system"
                 )
         finally:
             with suppress(OSError):
@@ -116,7 +116,7 @@ class Worker:
                 self._write()
 
     def _write(self) -> None:
-        """Write the file of this worker. Raises SubcompressError where that cannot be."""
+        """Write the file of this worker. Raises SubcompressError if that cannot be."""
         _replace(self.path, json.dumps(self.about) + "\n")
 
     def says(self, status: str) -> None:
@@ -233,7 +233,7 @@ def _written(path: Path) -> float:
 
 
 def is_alive(other: Other, age: float) -> bool:
-    """Whether a worker whose file is so many seconds old is alive."""
+    """Whether a worker whose file has this age in seconds is alive."""
     if abs(age) > STALE:  # a file of the future was copied, or the clock was set back
         return False
     if not other.about or other.about.get("place") != _place():
@@ -253,7 +253,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """What tells a process from a later one of the same number; None where there is none."""
+    """A mark that distinguishes a process from a later one with the same number; None if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -263,7 +263,7 @@ def _started(pid: int) -> str | None:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Make a file with that text, at once and unless it is there. Raises SubcompressError where it cannot be made."""
+    """Make a file with that text, at once and unless it is there. Raises SubcompressError if it cannot be made."""
     try:
         draft = _draft(path, text)
         try:
@@ -303,7 +303,7 @@ def _draft(path: Path, text: str) -> Path:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace a file by one with that text, whole. Raises SubcompressError where that cannot be."""
+    """Replace a file by one with that text, whole. Raises SubcompressError if that cannot be."""
     try:
         draft = _draft(path, text)
         try:
@@ -326,7 +326,7 @@ def _error(path: Path, e: OSError) -> SubcompressError:
 
 
 def _owner(path: Path) -> str | None:
-    """The worker that a claim names: empty where the claim cannot be read, None where there is none."""
+    """The worker that a claim names: empty if the claim cannot be read, None if there is no claim."""
     try:
         return path.read_text("utf-8")[:MAX_BYTES]
     except (OSError, ValueError):

@@ -43,7 +43,7 @@ def test_info_tells_the_bound(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "words"), [(["0"], "at least 1 training example"), (["5", "--delta", "1"], "delta is")]
+    ("args", "words"), [(["0"], "at least 1 training example"), (["5", "--delta", "1"], "delta must be")]
 )
 def test_a_bound_that_cannot_be_is_refused_in_one_line(args, words):
     result = cli("info", FILE, "--bound", *args)

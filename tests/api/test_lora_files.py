@@ -121,10 +121,10 @@ def test_what_no_adapter_holds_is_refused(bert, llama, tmp_path, monkeypatch):
 
     module = network_of(bert, "AutoModel")
     alone = record_of(module, Facts())
-    assert "the file has none: give --format transformers" in line(alone, None)
+    assert "the file has no base: give --format transformers" in line(alone, None)
     record = record_on(module, bert, ["*.key.weight"])
     assert "--rank must be at least 1; got 0" in line(record, bert, rank=0)
-    assert "--dtype is of the format safetensors or transformers" in line(record, bert, dtype="bf16")
+    assert "--dtype belongs to the format safetensors or transformers" in line(record, bert, dtype="bf16")
     forged = replace(record, digest=bytes(16))
     assert "the rebuilt weights have digest" in line(forged, bert)
     monkeypatch.setitem(sys.modules, "peft", None)

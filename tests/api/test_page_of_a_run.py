@@ -98,10 +98,10 @@ def test_the_page_counts_the_answers_on_the_validation_split(folder, data):
 
 def test_a_page_without_network_or_data_says_so(folder, data):
     page = subcompress.report(folder).read_text()
-    assert "Not shown: the network and the data of the run are not at hand" in page
+    assert "Not shown: the run does not name its network and its data" in page
     other = Data(data.train, made(30, 9), made(30, 2), facts=data.facts)
     page = subcompress.report(folder, model=net, data=lambda: other).read_text()
-    assert "Not shown: the data are not those of the run" in page
+    assert "Not shown: these are not the data of the run" in page
     page = subcompress.report(folder, model=nn.Linear(2, 2), data=data).read_text()
     assert "Not shown: " in page
     assert "the model" in page

@@ -124,12 +124,15 @@ def test_values_and_names(tmp_path):
     ("options", "words"),
     [
         ([], "either --input X or --generate PROMPT"),
-        (["--input", "hello"], "a text goes through a tokenizer, and the file names none: give --model"),
-        (["--generate", "hello"], "goes through a tokenizer, and the file names none"),
+        (["--input", "hello"], "a text needs a tokenizer, and the file names none: give --model"),
+        (["--generate", "hello"], "needs a tokenizer, and the file names none"),
         (["--input", "none.png"], "none.png cannot be read as an image"),
         (["--input", "none.npy"], "none.npy cannot be read as an array"),
-        (["--input", "odd.npy"], r"an input has the shape \(1, 28, 28\), or a batch axis before it; .* has \(2, 5\)"),
-        (["--input", "empty"], "a folder of images holds .*; empty holds none"),
+        (
+            ["--input", "odd.npy"],
+            r"an input must have the shape \(1, 28, 28\), possibly with a batch axis before it; .* has \(2, 5\)",
+        ),
+        (["--input", "empty"], "empty holds no images"),
     ],
 )
 def test_one_line_for_what_cannot_be_looked_at(small_file, tmp_path, monkeypatch, options, words):
@@ -148,10 +151,10 @@ def test_one_line_for_a_network_that_is_not_at_hand(llama, tmp_path):
     (tmp_path / "m.safetensors").write_bytes(weights.read_bytes())
     result = cli("predict", file, "--base", tmp_path / "m.safetensors", "--input", "say")
     assert result.exit_code == 1 and "give it with --model" in result.stderr
-    assert "no base with a config.json is at hand" in result.stderr
+    assert "there is no base with a config.json" in result.stderr
     (tmp_path / "a.csv").write_text("words\nsay\n")
     result = cli("predict", file, "--base", base, "--input", tmp_path / "a.csv")
-    assert result.exit_code == 1 and "line 2: texts are in a column text; it has words" in result.stderr
+    assert result.exit_code == 1 and "line 2: the texts must be in a column text; the file has words" in result.stderr
     result = cli("predict", file, "--base", base, "--generate", "say")
     assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) <= 3, result.stderr
     assert "generate" in result.stderr

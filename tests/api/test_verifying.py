@@ -68,13 +68,13 @@ def test_verify_takes_the_metric_of_the_fit(field, monkeypatch):
 
 def test_without_a_task_the_labels_must_be_classes(field):
     file, module, _ = field
-    with pytest.raises(SubcompressError, match="these data have none: give --loss and --metric as to fit"):
+    with pytest.raises(SubcompressError, match="these data have others: give --loss and --metric as for fit"):
         subcompress.verify(file, points(), module)
 
 
 def test_data_that_do_not_fit_are_refused(field):
     file, module, _ = field
-    with pytest.raises(SubcompressError, match="a batch of the test split does not go through the model"):
+    with pytest.raises(SubcompressError, match="a batch of the test split does not pass through the model"):
         subcompress.verify(file, blobs(), module)
 
 
@@ -146,7 +146,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     found = json.loads(cli(*args, "--loss", "networks:evidence", "--json").stdout)
     assert found["metric"] == "loss" and found["engine"] == "torch"
     said = cli("verify", "net.safetensors", "--data", "digits").stderr
-    assert "needs its network: give it with --model" in said
+    assert "does not show which network it is: give it with --model" in said
 
 
 class Stub:

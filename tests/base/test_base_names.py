@@ -184,8 +184,8 @@ def test_a_file_on_a_changed_base_needs_the_base_alone(held, rows, tmp_path):
     used = variants.use("b").state_dict()
     assert all(torch.equal(t, dense[name]) and torch.equal(t, used[name]) for name, t in truth.items())
     wrong = {n: t + 1 for n, t in held.items()}
-    assert "give that base with --base" in refusal(format.read, file, wrong)
-    assert "give that base with --base" in refusal(format.read, file, {"a": torch.ones(2)})
+    assert "give the former with --base" in refusal(format.read, file, wrong)
+    assert "give the former with --base" in refusal(format.read, file, {"a": torch.ones(2)})
 
 
 PARTS = st.lists(st.sampled_from(["a", "b", "0", "_x"]), min_size=1, max_size=3).map(".".join)
@@ -272,13 +272,13 @@ def test_indexes_that_are_wrong_are_refused(tmp_path):
         index.write_text(data if isinstance(data, str) else json.dumps({"weight_map": data}))
         return refusal(open_base, tmp_path)
 
-    assert f"says {first} is in {other}, which lacks it" in said(where | {first: other})
-    assert "says more is in" in said(where | {"more": other})
+    assert f"says that {first} is in {other}, which lacks it" in said(where | {first: other})
+    assert "says that more is in" in said(where | {"more": other})
     assert "names model-00003.safetensors, which is not in" in said(where | {first: "model-00003.safetensors"})
     for odd in ("", "[]", "{}", json.dumps({"weight_map": [1]}), json.dumps({"weight_map": {}})):
-        assert "an index has a weight_map" in said(odd)
+        assert "has no weight_map" in said(odd)
     for file in ("../x", "/etc/passwd", "", "..", 3, "a\\b"):
-        assert "all in its own folder" in said(where | {first: file})
+        assert "in the same folder" in said(where | {first: file})
     (tmp_path / other).unlink()
     assert f"names {other}, which is not in" in said(where)
     for i in range(2):
@@ -306,23 +306,25 @@ def test_the_one_mapping_that_holds_tensors_is_found(saved):
 
 
 def test_several_mappings_that_hold_tensors_are_named():
-    assert "holds several, net, inner.ema: save one" in refusal(open_base, {"net": HELD, "inner": {"ema": HELD}})
+    assert "holds several state dicts, net, inner.ema, and a base is one: save one" in refusal(
+        open_base, {"net": HELD, "inner": {"ema": HELD}}
+    )
 
 
 def test_the_real_reason_is_told_in_a_line(tmp_path):
     for i, (odd, words) in enumerate(((argparse.Namespace(lr=1), "argparse.Namespace"), (np.float64(1), "scalar"))):
         torch.save({"state_dict": HELD, "args": odd}, path := tmp_path / f"{i}.pt")
         line = refusal(open_base, path)
-        assert f"{words} beside the tensors: save the state dict alone" in line
+        assert f"{words}, which is not a tensor: save the state dict alone" in line
         assert "weights_only=True" in line
     for odd, words in (
         (torch.zeros(4, 8).to(torch.float8_e4m3fn), "float8_e4m3fn"),
         (torch.zeros(4, 8).to_sparse(), "sparse_coo"),
-        (np.zeros((4, 8), np.float32), "a ndarray of numpy"),
+        (np.zeros((4, 8), np.float32), "a NumPy ndarray"),
     ):
         line = refusal(attach_base, open_base(HELD | {"head.weight": odd}), Net())
-        assert f"has head.weight as {words}: convert it" in line
+        assert f"a state dict is {words}; a base may hold" in line
         assert words in refusal(open_base, {"head.weight": odd})
     safetensors.torch.save_file(HELD | {"head.weight": HELD["head.weight"].to(torch.float8_e5m2)}, tmp_path / "a")
-    assert "has head.weight as F8_E5M2" in refusal(attach_base, open_base(tmp_path / "a"), Net())
+    assert "is F8_E5M2; a base may hold" in refusal(attach_base, open_base(tmp_path / "a"), Net())
     assert "head.weight" not in attach_base(open_base(tmp_path / "a"), Net(), ("head.*",))

@@ -61,7 +61,7 @@ def test_a_local_folder_knows_its_commit_and_hints_at_its_name(tmp_path):
     downloaded(folder)
     assert unnamed_base(open_base(folder)).endswith(f"--base-name hub:ORG/NAME@{COMMIT}")
     (folder / "config.json").write_text(json.dumps({"_name_or_path": "org/net"}))
-    assert f"--base-name hub:org/net@{COMMIT}; its config.json has that name" in unnamed_base(open_base(folder))
+    assert f"--base-name hub:org/net@{COMMIT}; this name is from its config.json" in unnamed_base(open_base(folder))
     assert open_base(folder).name == "net", "a hint is no name"
     (folder / "config.json").write_text(json.dumps({"_name_or_path": "/home/me/net"}))
     assert origin_of(folder).likely == ""

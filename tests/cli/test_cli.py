@@ -129,7 +129,7 @@ def test_forged_weights_fail_verification(small_file, tmp_path):
     assert result.stderr.startswith("error: ")
     for data in ([], ["--data", "digits"]):
         assert json.loads(cli("verify", forged, *data, "--json").stdout)["ok"] is False
-    assert "the file promises 0000" in mistake("unpack", forged, "-o", tmp_path / "o.safetensors")
+    assert "the file states 0000" in mistake("unpack", forged, "-o", tmp_path / "o.safetensors")
 
 
 def test_places_that_cannot_be_written(small_file, small_run, tmp_path):
@@ -182,7 +182,7 @@ def test_places_that_hold_something_else(small_file, small_run, tmp_path):
     assert "is the file itself" in mistake("unpack", copy, "-o", copy)
     assert copy.read_bytes() == small_file.read_bytes()
     os.mkfifo(tmp_path / "pipe")
-    assert "is there and is no file" in mistake("pack", small_run, "-o", tmp_path / "pipe")
+    assert "exists and is not a file" in mistake("pack", small_run, "-o", tmp_path / "pipe")
     (tmp_path / "link").symlink_to(copy)
     assert cli("pack", small_run, "-o", tmp_path / "link").exit_code == 0
     assert (tmp_path / "link").is_symlink()
@@ -192,7 +192,7 @@ def test_names_no_file_can_have(tmp_path):
     long = tmp_path / ("x" * 300)
     assert "not a finished run" in mistake("pack", long, "-o", tmp_path / "o.safetensors")
     assert "File name too long" in mistake("info", long)
-    assert "is a folder: name the file" in mistake("info", tmp_path)
+    assert "is a folder, not a packed file: name the file" in mistake("info", tmp_path)
     assert "cannot be read" in mistake("info", tmp_path / "a\nb")
     line = mistake("fit", "--model", "lenet", "--data", "mnist", "--data-dir", long, "--d", 9, "-o", tmp_path / "r")
     assert "MNIST is not in" in line

@@ -27,7 +27,9 @@ def test_a_known_layout_needs_no_name(folder):
     assert isinstance(network_for(folder / "known.safetensors", None).module, LeNet)
     assert isinstance(network_if_known(folder / "known.safetensors", None).module, LeNet)
     assert network_if_known(folder / "other.safetensors", None) is None
-    with pytest.raises(SubcompressError, match=r"other.safetensors needs its network: give it with --model"):
+    with pytest.raises(
+        SubcompressError, match=r"other.safetensors does not show which network it is: give it with --model"
+    ):
         network_for(folder / "other.safetensors", None)
 
 
@@ -70,7 +72,7 @@ def test_unpack_finds_it_too(folder, tmp_path, monkeypatch):
     assert isinstance(given[0], LeNet)
     result = cli("unpack", folder / "other.safetensors", "-o", tmp_path / "other.onnx")
     assert result.exit_code == 1
-    assert "needs its network" in result.stderr
+    assert "does not show which network it is" in result.stderr
 
 
 def test_on_a_base_the_order_of_the_base_does(tmp_path):

@@ -79,7 +79,7 @@ def test_a_reference_operator_fits_and_says_that_it_cannot_be_packed(folder):
     assert "cannot be packed" in result.stdout
     result = cli("pack", "run", "-o", "net.safetensors")
     assert result.exit_code == 1
-    assert "no record to pack" in result.stderr
+    assert "nothing to pack" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_a_reference_operator_fits_and_says_that_it_cannot_be_packed(folder):
     [
         ("def net(): return 1 / 0", r"raised ZeroDivisionError: division by zero \(bad.py:1 in net\)"),
         ("def a(): raise KeyError('x')\ndef net(): a()", r"KeyError: 'x' \(bad.py:2 in net -> bad.py:1 in a\)"),
-        ("def net(): pass", "a model factory returns an nn.Module; bad.py:net returned NoneType"),
-        ("def net(width): pass", "a factory takes no arguments; bad.py:net needs width"),
+        ("def net(): pass", "a model factory must return an nn.Module; bad.py:net returned NoneType"),
+        ("def net(width): pass", "a factory must need no arguments; bad.py:net needs width"),
         ("net = 3", "bad.py:net is int"),
         ("def other(): pass", "bad.py has no net; it defines other"),
         ("def net(:", r"raised SyntaxError: .*bad.py:1"),
         ("import nonsense_that_is_not_there", "ModuleNotFoundError: No module named 'nonsense_that_is_not_there'"),
-        ("from torch import nn\ndef net(): return nn.ReLU()", "none to train"),
+        ("from torch import nn\ndef net(): return nn.ReLU()", "no weights to train"),
     ],
 )  # fmt: skip
 def test_model_factories(folder, code, words):
@@ -132,16 +132,16 @@ class Single(Raises):
         ("def f(): return 7", "returned int"),
         ("def f(): return TensorDataset(x[:0], y[:0]), good, good", "the train split is empty"),
         ("def f(): return good, TensorDataset(x[:0], y[:0]), good", "the validation split is empty"),
-        ("def f(): return good, good, TensorDataset(x, y + 5)", "labels are between 0 and 2.* the test split has"),
+        ("def f(): return good, good, TensorDataset(x, y + 5)", "labels must be between 0 and 2.* the test split has"),
         ("def f(): return TensorDataset(x, y - 1), good, good", "the train split has -1"),
-        ("def f(): return TensorDataset(x / 0, y), good, good", "example 0 of the train split is not"),
-        ("def f(): return Nan(), good, good", "a data set yields nan or inf"),
+        ("def f(): return TensorDataset(x / 0, y), good, good", "example 0 of the train split holds nan or inf"),
+        ("def f(): return Nan(), good, good", "an example holds nan or inf"),
         ("def f(): return Raises(), good, good", "OSError: disk is gone"),
         ("def f(): return Ragged(), good, good", "stack expects each tensor to be equal size"),
         ("def f(): return Stream(), good, good", "map-style torch Dataset"),
         ("def f(): return Single(), good, good", "pairs .x, y.; the train split yields Tensor"),
         ("def f(): return [1, 2], good, good", "pairs .x, y.; the train split yields int"),
-        ("def f(): return TensorDataset(x[:, :2], y), good, good", "does not go through the model"),
+        ("def f(): return TensorDataset(x[:, :2], y), good, good", "does not pass through the model"),
         ("def f(): open('/nowhere/at/all')", r"FileNotFoundError: .*\(bad.py:\d+ in f\)"),
     ],
 )
@@ -155,11 +155,11 @@ def test_data_factories(folder, code, words):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("def f(m, b): return (m(b[0]) * float('nan')).sum()", "before anything is trained; f gave nan"),
-        ("def f(m, b): return m(b[0])", r"a loss is a real scalar tensor; f gave a \(\d, 3\) tensor"),
+        ("def f(m, b): return (m(b[0]) * float('nan')).sum()", "before training; f gave nan"),
+        ("def f(m, b): return m(b[0])", r"a loss must be a real scalar tensor; f gave a \(\d, 3\) tensor"),
         ("def f(m, b): return 3.0", "f gave a float"),
-        ("def f(m, b): return m(b[0]).sum().detach()", "a loss depends on the weights; f does not"),
-        ("def f(m): return 3.0", "does not take two"),
+        ("def f(m, b): return m(b[0]).sum().detach()", "the loss f does not depend on the weights"),
+        ("def f(m): return 3.0", "takes others"),
         ("def f(m, b): return m(b[0]).sum() + nothing", "raises NameError in .* mode: name 'nothing' is not defined"),
         ("f = 3", "bad.py:f is int"),
     ],
@@ -173,7 +173,7 @@ def test_losses(folder, code, words):
 
 def test_a_metric_that_is_no_number(folder):
     (folder / "bad.py").write_text("def f(outputs, y): return float('nan')")
-    assert "a metric is a number; f gives nan on the validation split" in mistake(*options(metric="bad.py:f"))
+    assert "the metric f gives nan on the validation split" in mistake(*options(metric="bad.py:f"))
 
 
 def test_a_model_that_raises_only_while_it_is_trained(folder):
@@ -198,10 +198,10 @@ def test_memory_that_runs_out_says_what_would_fit(folder):
 
 
 def test_options_that_do_not_go_together(folder):
-    assert "--data-dir is for mnist and cifar10" in mistake(*options(), "--data-dir", "x")
+    assert "does not use --data-dir" in mistake(*options(), "--data-dir", "x")
     assert "got --d and --target" in mistake(*options(), "--target", "0.5")
     assert "--model: no such file: " in mistake(*options("nowhere.py:net"))
-    assert "cannot: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))
+    assert "cannot be imported: No module named 'nowhere'" in mistake(*options("nowhere.mod:net"))
     assert "file.py:name or package.module:name" in mistake(*options("mine.py:"))
 
 

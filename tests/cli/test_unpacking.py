@@ -59,8 +59,8 @@ def test_formats_by_name_are_those_of_the_suffix(tmp_path):
     other = mistake("unpack", file, "-o", tmp_path / "c.bin", "--format", "safetensors")
     assert "the format safetensors is a .safetensors file; got c.bin: rename the output" in other
     both = mistake("unpack", file, "-o", tmp_path / "c", "--format", "transformers", "--self-unfolding")
-    assert "--self-unfolding writes ONNX; --format transformers does not" in both
-    assert "--shard-size is of the format transformers" in mistake(
+    assert "--self-unfolding writes ONNX, and --format transformers does not" in both
+    assert "--shard-size belongs to the format transformers" in mistake(
         "unpack", file, "-o", tmp_path / "c.safetensors", "--shard-size", "5GB"
     )
     assert "or give --format transformers or peft for a folder" in mistake("unpack", file, "-o", tmp_path / "c")

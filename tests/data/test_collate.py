@@ -212,7 +212,7 @@ def test_labels_of_a_loss_of_ones_own_stay(tmp_path):
 def test_labels_out_of_range_are_named_also_as_bytes():
     x = torch.zeros(8, 4)
     data = three(lambda: Split(x, torch.full((8,), 156, dtype=torch.uint8)))
-    with pytest.raises(SubcompressError, match=r"labels are between 0 and 2, .* the train split has 156"):
+    with pytest.raises(SubcompressError, match=r"labels must be between 0 and 2, .* the train split has 156"):
         check_first_batch(net(), data, Task.of(), 8, "cpu")
 
 
@@ -253,7 +253,7 @@ def test_one_column_and_none_mean_the_same(loss):
         assert evaluate(module, Split(x, y), task) == wanted
         flat = nn.Sequential(module, nn.Flatten(0))
         assert evaluate(flat, Split(x, y[:, None]), task) == wanted
-        with pytest.raises(SubcompressError, match=r"one shape; got \(48, 3\) and \(48,\)"):
+        with pytest.raises(SubcompressError, match=r"the same shape; got \(48, 3\) and \(48,\)"):
             evaluate(net(), Split(x, y), task)
 
 
@@ -300,16 +300,16 @@ def test_an_iterable_data_set_that_is_none_is_named(monkeypatch):
         raise OSError("disk is gone")
 
     for make, words in (
-        (lambda: Passing(items, 7), "the train split says 7 and yields 5"),
-        (lambda: Passing(items, 3), "the train split says 3 and yields more"),
+        (lambda: Passing(items, 7), "the train split has a length of 7 but yields 5"),
+        (lambda: Passing(items, 3), "the train split has a length of 3 but yields more"),
         (lambda: Passing(broken(), 3), "the train split cannot be read: OSError: disk is gone"),
         (lambda: Passing([], 0), "the train split is empty"),
-        (Endless, "an IterableDataset with a length; the train split is Endless, perhaps without an end"),
+        (Endless, r"the train split has no length and may never end \(Endless\)"),
     ):
         with pytest.raises(SubcompressError, match=words):
             three(make)
     monkeypatch.setattr("subcompress.data.reading.MOST_BYTES", 40)
-    with pytest.raises(SubcompressError, match=r"read into memory, up to .*the train split is more"):
+    with pytest.raises(SubcompressError, match=r"the train split is iterable and takes more .* read into memory"):
         three(lambda: Passing(items))
 
 

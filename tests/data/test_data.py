@@ -156,11 +156,11 @@ def test_a_missing_folder_says_where_cifar_can_be_had(cifar, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("data_batch_3", None, "no data_batch_3.bin"),
-        ("data_batch_3", lambda raw: raw[:-1], "holds 24,583"),
+        ("data_batch_3", None, "data_batch_3.bin is missing"),
+        ("data_batch_3", lambda raw: raw[:-1], "it has 24,583"),
         ("test_batch", lambda raw: raw + b"0", "more than 24,584"),
         ("test_batch", lambda raw: raw[:-3073], "8 records of 3,073"),
-        ("data_batch_5", lambda raw: b"", "holds 0"),
+        ("data_batch_5", lambda raw: b"", "it has 0"),
         ("data_batch_1", lambda raw: b"\x0a" + raw[1:], "0 to 9; .* holds '10'"),
     ],
 )
@@ -202,19 +202,19 @@ def bomb(raw):
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("data_batch_2.png", lambda folder, name: (folder / name).unlink(), "no data_batch_2.png"),
+        ("data_batch_2.png", lambda folder, name: (folder / name).unlink(), "data_batch_2.png is missing"),
         ("data_batch_2.png", content(lambda raw: raw[:-2000]), "not a PNG file that can be read"),
         ("data_batch_2.png", content(lambda raw: b"GIF89a" + raw), "not a PNG file that can be read"),
         ("data_batch_2.png", content(bomb), "not a PNG file that can be read"),
         ("data_batch_2.png", content(lambda raw: b""), "not a PNG file that can be read"),
         ("test_batch.png", png(1024, RECORDS - 1), "is 1024x7 RGB"),
         ("test_batch.png", png(1024, RECORDS, mode="L"), "is 1024x8 L"),
-        ("train_lables.json", lambda folder, name: (folder / name).unlink(), "no train_lables.json"),
+        ("train_lables.json", lambda folder, name: (folder / name).unlink(), "train_lables.json is missing"),
         ("train_lables.json", content(lambda raw: raw[:-1]), "not a JSON list"),
         ("train_lables.json", content(lambda raw: b"[" * 100_000), "not a JSON list"),
         ("train_lables.json", content(lambda raw: b"\xff" + raw), "not a JSON list"),
-        ("train_lables.json", content(lambda raw: raw[:-1] + b",1]"), "40 labels there; .* holds a list of 41"),
-        ("test_lables.json", content(lambda raw: b"{}"), "holds no list"),
+        ("train_lables.json", content(lambda raw: raw[:-1] + b",1]"), "must have 40 labels; it has a list of 41"),
+        ("test_lables.json", content(lambda raw: b"{}"), "it has no list"),
         ("test_lables.json", content(lambda raw: b"[10" + raw[2:]), "0 to 9; .* holds '10'"),
         ("test_lables.json", content(lambda raw: b"[-1" + raw[2:]), "0 to 9; .* holds '-1'"),
         ("test_lables.json", content(lambda raw: b"[true" + raw[2:]), "0 to 9; .* holds 'True'"),

@@ -120,7 +120,7 @@ def test_what_a_loader_does_first_in_each_process():
 
 def test_a_process_that_cannot_be_prepared_is_one_line():
     split = DataLoader(Blobs(), num_workers=1, worker_init_fn=failing)
-    words = r"worker_init_fn; it raises ValueError: no such disk: fix it, or give --workers 0"
+    words = r"worker_init_fn raises ValueError: no such disk: fix it, or give --workers 0"
     with pytest.raises(SubcompressError, match=f"^[^\n]*{words}$"):
         list(batches(Data(Blobs(), Blobs(), split).test, 8))
     assert no_children() is True
@@ -136,20 +136,20 @@ def test_random_changes_do_not_depend_on_what_a_process_does_first(tmp_path):
 @pytest.mark.parametrize(
     ("loader", "words"),
     [
-        (lambda: DataLoader(Endless()), r"the train split's streams \(Endless\)"),
-        (lambda: DataLoader(Lying(), sampler=[0]), r"the train split's streams \(Lying\)"),
+        (lambda: DataLoader(Endless()), r"the train split is a DataLoader of a stream \(Endless\)"),
+        (lambda: DataLoader(Lying(), sampler=[0]), r"the train split is a DataLoader of a stream \(Lying\)"),
         (lambda: DataLoader(Blobs(), batch_size=None), "has batch_size=None"),
         (
             lambda: DataLoader(Blobs(), sampler=WeightedRandomSampler([1.0] * 48, 48)),
-            "with WeightedRandomSampler: give",
+            "with WeightedRandomSampler, but fit chooses",
         ),
         (
             lambda: DataLoader(Blobs(), sampler=RandomSampler(Blobs(), num_samples=16)),
-            "the RandomSampler of the train split's DataLoader draws 16 of 48 without replacement: give a torch Subset",
+            "the RandomSampler in the DataLoader of the train split draws 16 of 48 examples without replacement",
         ),
         (
             lambda: DataLoader(Blobs(), sampler=RandomSampler(Blobs(), replacement=True)),
-            "draws 48 of 48 with replacement: give a torch Subset",
+            "draws 48 of 48 examples with replacement",
         ),
         (lambda: DataLoader(Failing(0)), "train split is empty"),
     ],
@@ -245,14 +245,12 @@ def test_what_a_data_set_raises_is_the_same_line_with_workers(workers):
             list(batches(OnDemand(examples, collate, workers), 8))
         return str(error.value)
 
-    assert line(Failing()) == "a data set raises, or its examples do not stack: OSError: disk is gone"
+    assert line(Failing()) == "examples cannot be read, or cannot be stacked into a batch: OSError: disk is gone"
     assert line(Blobs(), lambda items: 1 / 0) == (
-        "collate takes a list of examples and returns (x, y); <lambda> raises ZeroDivisionError: division by zero"
+        "collate must take a list of examples and return (x, y); <lambda> raises ZeroDivisionError: division by zero"
     )
-    assert (
-        line(Blobs(), lambda items: items) == "a batch is a pair (x, y); collate returns list of 8: return two things"
-    )
-    assert line(Blobs(), lambda items: (torch.full((8,), torch.nan), 0)).startswith("examples are finite numbers")
+    assert line(Blobs(), lambda items: items) == "collate must return a pair (x, y); it returns list of 8"
+    assert line(Blobs(), lambda items: (torch.full((8,), torch.nan), 0)).startswith("an example holds nan or inf")
     assert no_children() is True
 
 
@@ -262,7 +260,7 @@ def test_a_process_that_dies_or_cannot_send_is_one_line():
     with pytest.raises(SubcompressError, match=r"^a process that reads examples ended[^\n]*give --workers 0[^\n]*$"):
         list(batches(OnDemand(Dying(), workers=1), 8))
     collate = lambda items: (lambda: 0, torch.zeros(8))  # noqa: E731
-    with pytest.raises(SubcompressError, match=r"^a batch is sent [^\n]* this one cannot be[^\n]*--workers 0"):
+    with pytest.raises(SubcompressError, match=r"^a batch cannot be sent [^\n]*--workers 0"):
         list(batches(OnDemand(Blobs(), collate, workers=1), 8))
     assert no_children() is True
 

@@ -75,7 +75,7 @@ def test_other_inputs_are_padded_or_stacked():
     assert {name: tuple(t.shape) for name, t in batch.items()} == {
         "input_ids": (2, 3), "kinds": (2, 3), "attention_mask": (2, 3), "age": (2, 1)
     }  # fmt: skip
-    with pytest.raises(SubcompressError, match="example 1's is not"):
+    with pytest.raises(SubcompressError, match="example 1 must be 1-D"):
         ragged([3, 0])
 
 
@@ -174,13 +174,13 @@ def test_weights_that_are_there_are_taken_and_a_head_depends_on_the_seed(tiny, t
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hf:/nowhere/at/all", "is no folder, and no id on the Hub"),
+        ("hf:/nowhere/at/all", "is neither a folder nor an ID on the Hub"),
         ("hf:", "needs a folder"),
         ("hf:{tiny},lables=2", "takes task, labels, weights, dtype; got 'lables'"),
         ("hf:{tiny},labels=two", "labels must be a whole number"),
         ("hf:{tiny},task=other", "task must be one of classification, causal-lm, .*features"),
         ("hf:{tiny},weights=some", "weights= must be pretrained or none"),
-        ("hf:{here}", "has a config.json; .* has none"),
+        ("hf:{here}", "has no config.json"),
         ("hf:{broken}", "transformers does not load"),
     ],
 )
@@ -200,12 +200,12 @@ def test_one_line_for_a_model_that_is_none(tiny, tmp_path, name, words):
 def test_texts_need_a_tokenizer(tiny, tmp_path):
     result = cli("fit", "--model", "lenet", "--data", tiny[1], "--d", 10, "-o", tmp_path / "run")
     assert result.exit_code == 1
-    assert "texts need a tokenizer: that of --model hf:DIR_OR_ID" in result.stderr
+    assert "need a tokenizer: give --model hf:DIR_OR_ID" in result.stderr
 
 
 def test_a_tokenizer_without_words_is_refused(tiny, tmp_path):
     (tmp_path / "config.json").write_bytes((tiny[0] / "config.json").read_bytes())
-    with pytest.raises(SubcompressError, match=r"a tokenizer has words; .* has none"):
+    with pytest.raises(SubcompressError, match=r"has no vocabulary"):
         pretrained.load_tokenizer(tmp_path)
 
 

@@ -18,9 +18,9 @@ def test_the_hand_made_payload_is_sound():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"magic": b"SD"}, "begins with SC"),
-        ({"version": b"\3"}, "the file has 3: upgrade"),
-        ({"version": b"\2"}, "a file with factors is of version 2, one without of version 1"),
+        ({"magic": b"SD"}, "does not begin with SC"),
+        ({"version": b"\3"}, "the file has format version 3, .*: upgrade"),
+        ({"version": b"\2"}, "a file with factors must have version 2, and one without version 1"),
         ({"generator": b"\2"}, "generator 2 is unknown"),
         ({"seed": b"\xff" * 9 + b"\x7f"}, "the seed"),
         ({"seed": b"\x80\0"}, "shortest form"),
@@ -102,7 +102,7 @@ def test_facts_are_checked(text):
     w = Writer()
     w.varint(1)
     w.deflated(text.encode())
-    assert "facts are a JSON object" in refused(forged(facts=bytes(w.data)))
+    assert "facts must be a JSON object" in refused(forged(facts=bytes(w.data)))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig", "latin-1"])
@@ -110,4 +110,4 @@ def test_facts_are_utf8(encoding):
     w = Writer()
     w.varint(1)
     w.deflated('{"labels":["ü"]}'.encode(encoding))
-    assert "facts are a JSON object" in refused(forged(facts=bytes(w.data)))
+    assert "facts must be a JSON object" in refused(forged(facts=bytes(w.data)))

@@ -127,7 +127,8 @@ def test_ties_and_complex_weights_survive():
 
 
 @pytest.mark.parametrize(
-    ("index", "words"), [(1, "one dtype and shape"), (16, "an earlier one"), (17, "an earlier one"), (-1, "an earlier")]
+    ("index", "words"),
+    [(1, "dtypes or shapes differ"), (16, "an earlier tensor"), (17, "an earlier tensor"), (-1, "an earlier")],
 )
 def test_ties_are_checked(index, words):
     record = tied_record()
@@ -254,7 +255,7 @@ def test_any_bytes_are_refused(data):
         (b"\n<!DOCTYPE html><html>", "an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a git-lfs pointer"),
         (b"\x1f\x8b\x08" + bytes(50), "a gzip archive"),
-        (bytes(range(200, 256)), "neither"),
+        (bytes(range(200, 256)), "another file"),
     ],
 )
 def test_other_files_are_named(data, words):
@@ -267,7 +268,7 @@ def test_other_files_are_named(data, words):
         ('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "is it the dense model?"),
         ('{"z":{"dtype":"U8","shape":[10],"data_offsets":[0,10]},"z":{}}', "duplicate"),
         ('{"z":{"dtype":"U8","dtype":"U8","shape":[10],"data_offsets":[0,10]}}', "duplicate"),
-        (' {"z":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}}', "neither"),
+        (' {"z":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}}', "another file"),
         ('{"z":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}} ', "damaged"),
         ('{"z":{"dtype":"I8","shape":[10],"data_offsets":[0,10]}}', "not the canonical one"),
         ('{"__metadata__":{"a":"b"},"z":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}}', "not the canonical one"),
@@ -332,13 +333,13 @@ def test_a_record_that_is_not_exact_cannot_be_written():
 
 def test_a_wrong_weights_digest_is_seen():
     record = replace(lenet_record(), digest=bytes(16))
-    with pytest.raises(SubcompressError, match="the file promises 0000"):
+    with pytest.raises(SubcompressError, match="the file states 0000"):
         expand_checked(record)
 
 
 def test_weights_beyond_the_memory_are_refused_before_they_are_rebuilt(monkeypatch):
     monkeypatch.setattr("subcompress.rebuild.arrays._physical_memory", lambda: 1_000)
-    with pytest.raises(SubcompressError, match="take 177704 bytes, this machine has 1000"):
+    with pytest.raises(SubcompressError, match="take 177704 bytes, and this machine has 1000"):
         expand(lenet_record())
 
 

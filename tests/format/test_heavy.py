@@ -126,7 +126,7 @@ def test_info_reads_any_small_file_in_little_time(monkeypatch, name, compiled):
             ),
             "at most 65536 runs and 64",
         ),
-        (lambda: forged(b"\0" + deflated(b"\0"), b"\0", b"\0", facts=inputs(4_097)), "facts are"),
+        (lambda: forged(b"\0" + deflated(b"\0"), b"\0", b"\0", facts=inputs(4_097)), "facts must be"),
     ],
 )
 def test_more_work_than_was_paid_for_is_refused(data, words):

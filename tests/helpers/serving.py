@@ -51,7 +51,7 @@ def traced_here(*modules: nn.Module) -> Trace:
                     return Traced(found.data, found.names, found.general, type(module).__name__)
         except SubcompressError as e:
             return str(e)
-        return f"{job.name} needs its network"
+        return f"{job.name} does not show which network it is"
 
     trace.jobs = []  # type: ignore[attr-defined]
     return trace

@@ -41,7 +41,7 @@ def test_the_card_of_a_run(hub, client, name, small_file, small_run, tmp_path, m
     exec(code, names)
     assert names["outputs"][0].shape == (1, 10)
     assert client.python(torch_code + "result = sum(p.numel() for p in net.parameters())") == 44_426
-    assert "another's" in client("push", FIRST, name, "--run", small_run, "--onnx", "none").error
+    assert "was not packed from the run" in client("push", FIRST, name, "--run", small_run, "--onnx", "none").error
 
 
 def test_what_its_owner_wrote_stays(hub, client, name):
@@ -131,7 +131,7 @@ def test_what_others_say_in_the_front_matter_stays(hub, client, name):
     del config["subcompress"]["front_matter"]  # as pushes left it before they noted what they wrote
     hub.put(name, "edit", config__json=json.dumps(config).encode())
     done = client("push", FIRST, name, "--onnx", "none")
-    assert f"base_model in the card of {name} was them/net: it is written anew" in done.stderr
+    assert f"base_model in the card of {name} was them/net: it is replaced" in done.stderr
 
 
 @pytest.mark.parametrize("held", ["---\n---\nTheirs\n", "---\r\n---\r\nTheirs\n", "\ufeff---\na: 1\n---\nTheirs\n"])

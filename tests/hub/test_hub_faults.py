@@ -37,7 +37,7 @@ def test_a_download_that_is_damaged_twice(hub, client, name, tmp_path):
     push(client, FIRST, name)
     hub.fail("GET", f"{name}/resolve/.*/model.safetensors", "flip", times=2)
     done = client("pull", name, "-o", tmp_path / "x")
-    assert "not what the Hub promises, twice" in done.error
+    assert "was damaged twice" in done.error
     assert not (tmp_path / "x").exists()
     assert client("pull", name, "-o", tmp_path / "x").exit_code == 0  # and the cache has not kept it
 
@@ -72,7 +72,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client, name):
 def test_a_hub_that_stays_in_trouble(hub, client, name, tmp_path):
     hub.fail("POST", "/commit/", 503, times=4)
     done = client("push", FIRST, name, "--onnx", "none")
-    assert "the Hub answers 503, it has trouble of its own" in done.error
+    assert "the Hub answers 503, a fault of its own" in done.error
     assert done.stderr.count("trying again in") == 3
     assert hub.messages(name) == ["initial commit"]
     hub.fail("GET", f"models/{name}", 500, times=4)
@@ -117,7 +117,7 @@ def test_other_refusals(hub, client, name):
     hub.fail("POST", f"{name}/preupload", 418)
     assert "the Hub refuses this for hub:" in client("push", FIRST, name, "--onnx", "none").error
     hub.fail("POST", f"{name}/preupload", 403)
-    assert "your token may not do this" in client("push", FIRST, name, "--onnx", "none").error
+    assert "your token does not permit this" in client("push", FIRST, name, "--onnx", "none").error
 
 
 def test_two_processes_at_once_lose_nothing(hub, client, name, tmp_path):
@@ -182,7 +182,7 @@ def test_a_damaged_copy_in_the_cache(hub, client, name, tmp_path):
     assert "error: " in client("pull", name, "-o", tmp_path / "y").error
     client.offline = False
     done = client("pull", name, "-o", tmp_path / "y")
-    assert "came damaged; fetching it once more" in done.stderr
+    assert "was damaged on the way; fetching it once more" in done.stderr
     assert (tmp_path / "y").read_bytes() == FIRST.read_bytes()
 
 
@@ -193,7 +193,7 @@ def test_a_full_disk(hub, client, name, tmp_path):
     client.python(limit.format(1_000))
     try:
         line = client("pull", name, "-o", tmp_path / "x").error
-        assert "the cache of downloads cannot be written: File too large; make room" in line
+        assert "the cache of downloads cannot be written: File too large; free space" in line
         client.python(limit.format("resource.RLIM_INFINITY"))
         assert client("info", f"hub:{name}").exit_code == 0
         client.python(limit.format(1_000))

@@ -120,8 +120,8 @@ def test_the_base_is_linked_and_several_graphs_share_it(made, tmp_path):
     shutil.copy(made["graph"], out / "other.onnx")
     open_graph(out / "other.onnx")
     shutil.copy(made["graph"], snapshot / "own.onnx")
-    assert "does not open" in refusal(open_graph, snapshot / "own.onnx")
-    assert "a symbolic link out of its folder" in refusal(
+    assert "cannot open" in refusal(open_graph, snapshot / "own.onnx")
+    assert "a symbolic link to another folder" in refusal(
         made["placing"]({"model.safetensors": made["base"]}, snapshot).__enter__
     )
 
@@ -142,7 +142,7 @@ def test_a_failure_leaves_nothing_behind(made, tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / "model.safetensors").write_bytes(b"another")
     said = refusal(made["placing"]({"model.safetensors": made["base"]}, tmp_path).__enter__)
-    assert "is there and is not the base's" in said
+    assert "already exists and is not the base's" in said
     assert (tmp_path / "model.safetensors").read_bytes() == b"another"
 
 
@@ -172,7 +172,7 @@ def test_a_place_outside_the_folder_is_refused(made, tmp_path, place):
     graph = edited(copied(made, tmp_path), change)
     for read in (open_graph, external_values):  # the server reads such files itself
         said = refusal(read, graph)
-        assert f"a graph reads weights from files in its own folder; {tmp_path}" in said
+        assert f"a graph may read weights only from its own folder, but {tmp_path}" in said
         assert repr(place) in said
 
 
@@ -203,8 +203,8 @@ def test_a_base_that_is_no_safetensors_file_is_refused_before_anything_is_traced
     torch.save(state, tmp_path / "base.bin")
     for source in (tmp_path / "base.bin", state):
         said = refusal(unpack, made, tmp_path / "out", source)
-        assert "was given as something else (a file of torch.save, or tensors in memory)" in said
-        assert "which leaves its digest as it is" in said
+        assert "was given in another way (a file of torch.save, or tensors in memory)" in said
+        assert "which keeps the digest" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -218,7 +218,7 @@ def test_rows_that_the_base_lacks_are_refused(tmp_path):
     file = based_file(Net(), base, tmp_path / "tune.safetensors")
     assert format.parse(file.read_bytes()).base.changes.rows
     said = refusal(subcompress.unpack, file, tmp_path / "out", Net(), base=base, self_unfolding=True)
-    assert "table.weight of base does not, because the network has more rows of it" in said
+    assert "cannot read table.weight of base directly from the file, because the network has more rows of it" in said
 
 
 def test_a_base_in_shards(made, tmp_path):
@@ -276,5 +276,5 @@ def test_the_command_says_what_lies_beside_a_graph():
     files = [{"name": "model.safetensors", "bytes": 90, "placed": "hard link"}]
     lines = beside_lines(Path("graphs/net.onnx"), {"base_files": files, "converted_bytes": 7})
     assert lines[0] == "graphs/model.safetensors: the base, 90 bytes, hard link"
-    assert lines[1].startswith("a session converts 7 bytes of the base to the network's dtype")
+    assert lines[1].startswith("at its start, a session converts 7 bytes of the base to the network's dtype")
     assert beside_lines(Path("net.onnx"), {}) == []

@@ -113,7 +113,7 @@ class Counts(nn.Linear):
 
 def test_a_batch_size_that_is_baked_in_is_said():
     with pytest.raises(
-        SubcompressError, match=r"a graph takes batches of any size, and this one would not: .* len\(x\)"
+        SubcompressError, match=r"a graph must take batches of any size, and this one would not: .* len\(x\)"
     ):
         graph_of(Counts(4, 3).eval(), Facts((4,)))
 
@@ -133,7 +133,7 @@ def test_a_graph_that_is_right_at_the_traced_batch_size_alone_is_said():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + x.sum() / len(x)
 
-    with pytest.raises(SubcompressError, match=r"differ from torch's by .* at batch size 1, and does not at"):
+    with pytest.raises(SubcompressError, match=r"differ from torch's by .* at batch size 1, but not at"):
         compare(model.SerializeToString(), Centered(), Facts((1,)))
 
 

@@ -97,7 +97,7 @@ WRONG = {
     ),
     "device must be one of cpu, cuda; got 'tpu'": lambda: subcompress.Session("net.onnx", device="tpu"),
     "absent.safetensors cannot be read": lambda: subcompress.Session("absent.safetensors"),
-    "is no ONNX file": lambda: subcompress.Session("no.onnx"),
+    "is not an ONNX file": lambda: subcompress.Session("no.onnx"),
     "absent.onnx cannot be read": lambda: subcompress.Session("absent.onnx"),
 }
 
@@ -112,14 +112,14 @@ def test_what_cannot_be_had_is_said_in_a_line(said, tmp_path, monkeypatch):
 
 def test_a_wrong_input_is_said_in_a_line():
     session = subcompress.Session(PACKED / "mnist-98.safetensors", MODELS["conv3-4-6-8"]())
-    with pytest.raises(SubcompressError, match="a session takes input; got 0 in order and none by name"):
+    with pytest.raises(SubcompressError, match="a session takes input; got 0 by position and none by name"):
         session()
-    with pytest.raises(SubcompressError, match="got 1 in order and y by name"):
+    with pytest.raises(SubcompressError, match="got 1 by position and y by name"):
         session(torch.zeros(1, 1, 28, 28), y=torch.zeros(1))
-    with pytest.raises(SubcompressError, match="got 1 in order and input by name: give each once"):
+    with pytest.raises(SubcompressError, match="got 1 by position and input by name: give each once"):
         session(torch.zeros(1, 1, 28, 28), input=torch.zeros(1, 1, 28, 28))
     for odd in ("text", None, torch.zeros(1, 1, 28, 28).to_sparse()):
-        with pytest.raises(SubcompressError, match="inputs are dense tensors or arrays of numbers; input is not"):
+        with pytest.raises(SubcompressError, match="inputs must be dense tensors or arrays of numbers; input is not"):
             session(odd)
     for odd, given in (
         (torch.zeros(1, 3, 28, 28), r"float32 \[1, 3, 28, 28\]"),
@@ -134,7 +134,7 @@ def test_inputs_come_in_batches_of_one_size(fitted):
     _, file, _ = fitted("graph")
     x, _ = next(batches(networks.CASES["graph"].data().test, 16))
     session = subcompress.Session(file, networks.CASES["graph"].make())
-    with pytest.raises(SubcompressError, match="inputs come in batches of one size; got 3, 16"):
+    with pytest.raises(SubcompressError, match="all inputs must have the same batch size; got 3, 16"):
         session(x[0][:3], x[1])
 
 
@@ -203,5 +203,5 @@ def test_a_runtime_that_is_too_old_is_named(graphs, tmp_path, monkeypatch):
         subcompress.Session(tmp_path / "new.onnx")
     next(p for p in model.metadata_props if p.key == "onnxruntime").value = ">=1.15"
     onnx.save(model, tmp_path / "odd.onnx")
-    with pytest.raises(SubcompressError, match=r"does not open .*odd.onnx \(.*NewOperator"):
+    with pytest.raises(SubcompressError, match=r"cannot open .*odd.onnx \(.*NewOperator"):
         subcompress.Session(tmp_path / "odd.onnx")

@@ -127,14 +127,16 @@ def test_scattered_columns_take_no_more_bytes(D, d):
 def test_an_operator_that_graphs_do_not_spell_is_refused(monkeypatch):
     monkeypatch.setattr(ScatteredBlocks, "name", "other")
     record = single_record(300, 20, 6, 4, 1, np.ones(20), kind=ScatteredBlocks)
-    with pytest.raises(SubcompressError, match="unfold the operators hadamard and scattered; this file holds other"):
+    with pytest.raises(
+        SubcompressError, match="the operator other of this file cannot be unfolded, only hadamard and scattered can"
+    ):
         bare(record)
 
 
 def test_more_than_an_onnx_runtime_folds_is_refused(monkeypatch):
     monkeypatch.setattr(unfolding, "MOST", 1 << 15)
     with pytest.raises(
-        SubcompressError, match="folds at most 1 GiB at once, 32768 weights a group; this file's has 44426"
+        SubcompressError, match="folds at most 1 GiB at once, 32768 weights per group; this file has a group of 44426"
     ):
         bare(lenet_record())
 
@@ -249,7 +251,7 @@ def test_a_graph_that_holds_other_weights_is_refused(monkeypatch, tmp_path):
         w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w) + 1, "w"))
 
     monkeypatch.setattr(tracing_once, "graph_of", edited(spoil))
-    with pytest.raises(SubcompressError, match=r"as they are or with axes exchanged; w is neither: give the model"):
+    with pytest.raises(SubcompressError, match=r"tensor w in another way than exchanging its axes: give the model"):
         subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
     assert not (tmp_path / "net.onnx").exists()
 
@@ -257,7 +259,7 @@ def test_a_graph_that_holds_other_weights_is_refused(monkeypatch, tmp_path):
 def test_weights_that_a_graph_computes_wrongly_are_not_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(unfolding, "SIGNS", -unfolding.SIGNS)
     monkeypatch.setattr(exporting, "compare", lambda *_, **__: None)
-    with pytest.raises(SubcompressError, match="computed in the graph is not the file's bit for bit"):
+    with pytest.raises(SubcompressError, match="computed in the graph differs from the file's"):
         subcompress.unpack(exchanged_file(tmp_path), tmp_path / "net.onnx", Exchanged(), self_unfolding=True)
     assert not (tmp_path / "net.onnx").exists()
 
@@ -279,7 +281,7 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
         assert len(failed.stderr.strip().splitlines()) == 1
     monkeypatch.setattr(exporting, "LIMIT", 1000)
     failed = call("--model", "lenet", "-o", str(tmp_path / "net.onnx"))
-    assert "an ONNX graph holds at most 2 GB; this file's weights take 177704 bytes" in failed.stderr
+    assert "an ONNX graph can hold 2 GB; the weights of this file take 177704 bytes" in failed.stderr
 
 
 QUICK = list(GIVES)[:4]
@@ -308,7 +310,7 @@ def test_unpack_says_where_unfolding_does_not_pay(tmp_path, monkeypatch):
     call = ["unpack", "net.safetensors", "--model", "tiny.py:make", "-o", "net.onnx"]
     assert "smaller" not in CliRunner().invoke(main, call).output
     done = CliRunner().invoke(main, [*call, "--self-unfolding"])
-    assert "its weights themselves take 112 bytes: without --self-unfolding it is smaller" in done.output
+    assert "the weights themselves take 112 bytes, so that the file is smaller without --self-unfolding" in done.output
 
 
 class Masked(nn.Module):
@@ -335,7 +337,9 @@ def test_a_tensor_that_is_called_like_an_input_is_refused_in_a_line(tmp_path):
     module.output = nn.Parameter(torch.randn(6, 4))
     module.forward = lambda x: x @ module.output
     format.save(record_of(module, Facts(input_shape=(6,))), tmp_path / "net.safetensors")
-    with pytest.raises(SubcompressError, match=r"inputs and outputs input, output, .* the model has output: rename"):
+    with pytest.raises(
+        SubcompressError, match=r"a tensor called output, .* uses input, output for its inputs and outputs: rename"
+    ):
         subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", module)
 
 

@@ -156,5 +156,7 @@ def test_files_unfold_to_their_weights(name, tmp_path):
 def test_tensors_that_start_at_a_base_are_refused_in_a_line():
     from records import based_record
 
-    with pytest.raises(SubcompressError, match="starts at the values of a base: leave unfolding out"):
+    with pytest.raises(
+        SubcompressError, match="starts at the values of a base, which the graph does not have: leave unfolding out"
+    ):
         bare(based_record())

@@ -129,7 +129,7 @@ def test_a_graph_does_not_run_on_another_subspace(space):
     node = space._nodes[0]
     z, state = torch.zeros(60), space.get_extra_state()
     assert len(traced.weights(z, state, node.key, 0, 1)) == node.part.operator.D
-    with pytest.raises(SubcompressError, match=r"^a graph of a Subspace runs in the process that made it"):
+    with pytest.raises(SubcompressError, match=r"^this graph belongs to a Subspace of another process"):
         traced.weights(z, state, node.key ^ 1, 0, 1)
 
 

@@ -122,16 +122,16 @@ def test_what_compare_refuses(fitted, digits, tmp_path):
     refused("not a finished run", folder=tmp_path)
     refused("--peers takes ours", peers=["magic"])
     refused("the model", model=MODELS["mlp"]())
-    refused("judged by accuracy, this comparison by loss", metric="loss")
+    refused("judged by accuracy, but this comparison by loss", metric="loss")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(fitted, unfinished)
     (unfinished / run.SUMMARY).unlink()
-    refused("it was not finished; the same `subcompress fit` goes on", folder=unfinished)
+    refused("it was not finished; the same `subcompress fit` continues", folder=unfinished)
     with pytest.raises(SubcompressError, match="it was not finished"):
         subcompress.report(unfinished)
     assert "it was not finished" in cli("compare", unfinished).stderr
     (unfinished / run.SUMMARY).write_text(json.dumps({"dim": {}}))
-    with pytest.raises(SubcompressError, match="holds no fit"):
+    with pytest.raises(SubcompressError, match="holds a run of `dim`"):
         subcompress.report(unfinished)
 
 
@@ -260,5 +260,5 @@ def test_a_reference_operator_makes_a_page_but_no_comparison(digits, tmp_path):
     page = subcompress.report(tmp_path / "run").read_text()
     assert "Where the bytes go" not in page
     assert "Training curves" in page
-    with pytest.raises(SubcompressError, match="holds no record to pack"):
+    with pytest.raises(SubcompressError, match="holds nothing to pack"):
         subcompress.compare(tmp_path / "run", net, digits)

@@ -122,7 +122,7 @@ def test_a_disk_without_room_is_one_line_and_no_file(tmp_path, monkeypatch):
     format.save(WIDE, tmp_path / "net.safetensors")
     out = tmp_path / "dense.safetensors"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1_000}))
-    with pytest.raises(SubcompressError, match=r"has 1000 left: give another place$"):
+    with pytest.raises(SubcompressError, match=r"has only 1000 left: give another place$"):
         subcompress.unpack(tmp_path / "net.safetensors", out)
     monkeypatch.undo()
 
@@ -156,7 +156,7 @@ def test_the_command_rounds_and_says_what_it_cannot(tmp_path):
         subcompress.unpack(net, out, dtype="int8")
     failed = CliRunner().invoke(main, ["unpack", net, "-o", str(tmp_path / "n.onnx"), "--dtype", "bf16"])
     assert failed.stderr.startswith(
-        "error: --dtype is of the format safetensors or transformers; n.onnx is of the format onnx"
+        "error: --dtype belongs to the format safetensors or transformers, but n.onnx has the format onnx"
     )
 
 
@@ -173,7 +173,7 @@ def test_long_work_says_how_long(tmp_path, monkeypatch, terminal):
     assert f"net.safetensors: {total} bytes of weights to rebuild" in done.stderr.replace("\n", "")
     assert ("MB/s" in done.stderr) == terminal
     failed = CliRunner().invoke(main, ["unpack", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "n.bin")])
-    assert failed.stderr.startswith("error: unpack writes .safetensors and .onnx files; n.bin is neither")
+    assert failed.stderr.startswith("error: unpack writes .safetensors and .onnx files; got n.bin")
 
 
 def test_an_interruption_is_one_line(tmp_path, monkeypatch):

@@ -211,8 +211,8 @@ def test_one_who_comes_with_other_data_is_told_both_digests(tmp_path):
         first.begin(False)
         with run.working(tmp_path, changed("network", data="3"), "fit") as second:
             words = (
-                r"^another process works in \S+ \(process \d+ on \S+\) with other options: its data, by their "
-                r"digest, was 2, now 3: wait for it, or give another folder$"
+                r"^another process works in \S+ \(process \d+ on \S+\) with other options: its data \(by their "
+                r"digest\) was 2, now 3: wait for it, or give another folder$"
             )
             with pytest.raises(SubcompressError, match=words):
                 second.begin(False)
@@ -233,7 +233,7 @@ def test_a_frozen_worker_writes_nothing_into_a_run_that_was_begun_anew(tmp_path,
                 lambda: frozen.checkpoint("d9-s0").save({}, {}),
                 lambda: frozen.finish(None, {"fit": 1}),
             ):
-                with pytest.raises(SubcompressError, match=r"^another process has begun another run in [^\n]*$"):
+                with pytest.raises(SubcompressError, match=r"^another process began another run in [^\n]*$"):
                     write()
             assert {p: p.read_bytes() for p in tmp_path.rglob("*.json") if p.parent == tmp_path} == before
             assert not (tmp_path / run.CHECKPOINTS).exists()

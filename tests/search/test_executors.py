@@ -37,7 +37,7 @@ def test_a_payload_is_a_call(tmp_path):
     assert (tmp_path / "x").read_text() == "1"
     called("")
     lock = threading.Lock()
-    with pytest.raises(SubcompressError, match=r"^--jobs sends the network[^\n]*cannot be sent"):
+    with pytest.raises(SubcompressError, match=r"^--jobs sends the network[^\n]*which failed"):
         payload(lambda: lock)
 
 
@@ -68,7 +68,7 @@ def test_executors(name, tmp_path):
     pytest.importorskip({"slurm": "submitit"}.get(name, "subcompress" if name == "processes" else name))
     notes = helped(name, tmp_path)
     if name == "slurm":
-        assert notes.pop(0) == "no Slurm is found here: the workers run on this machine"
+        assert notes.pop(0) == "Slurm was not found here: the workers run on this machine"
     assert len(notes) == 2
     assert all("ended early" in note and "of this worker" in note for note in notes)
 

@@ -58,7 +58,7 @@ def test_a_network_that_learns_late_does_not_mislead_a_search():
         ratios.append(found.chosen.d / law.d_true if found.found.get("reached", True) else np.nan)
     assert np.isnan(ratios).mean() < 0.1
     assert np.nanmedian(ratios) < 1.6
-    assert sum("only whole ones count" in line for line in heard) > 25
+    assert sum("only whole ones are used" in line for line in heard) > 25
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_prediction_of_a_network(tmp_path):
         (["--predict", "--d", "5"], "--predict does not work with --d"),
         (["--predict", "--threshold", "0.5", "--threshold", "0.6"], "or with several --threshold"),
         (["--predict", "--threshold", "nan"], "--threshold must be a finite number; got nan"),
-        (["--predict", "--jobs", "2"], "one after the other, since each depends on the last; got --jobs 2"),
+        (["--predict", "--jobs", "2"], "cannot use --jobs 2, because each training depends on the last"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, args, words):

@@ -108,4 +108,4 @@ def test_a_training_that_died_says_nothing_of_smaller_ones():
     assert wanted.d != 4_000
     assert engine.failed == 0
     failure = engine._not_reached()
-    assert failure == "the target is not reached: every training died; the last one: too large a step"
+    assert failure == "the target is not reached: every training failed; the last one: too large a step"

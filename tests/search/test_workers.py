@@ -97,7 +97,7 @@ def test_a_damaged_file_of_a_worker_is_alive_until_it_is_old(tmp_path):
 
 def test_a_file_system_without_exclusive_creation_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_create", lambda path, text: True)
-    with pytest.raises(SubcompressError, match=r"^the file system of \S+ does not create files exclusively[^\n]*$"):
+    with pytest.raises(SubcompressError, match=r"^the file system of \S+ cannot create files exclusively[^\n]*$"):
         fit(tmp_path / "run")
 
 
@@ -125,7 +125,7 @@ def test_workers_of_another_kind_are_refused(tmp_path, about):
     (tmp_path / "run").mkdir()
     left(tmp_path / "run", place="another machine", **about)
     words = (
-        r"need the same version; process \d+ on \S+ has subcompress 0.0.1"
+        r"need the same version of subcompress; process \d+ on \S+ has subcompress 0.0.1"
         if "version" in about
         else "another process works"
     )

@@ -54,7 +54,7 @@ def test_short_floats_and_texts_with_the_real_client(
 
 OFF = {
     "no UTF-8": (b"\x01\0\0\0\xff" * 2, "text in UTF-8; one is not"),
-    "cut short": (b"\x01\0\0\0a\x02\0\0\0b", "2 elements, each behind its length in four bytes; its 10 bytes"),
+    "cut short": (b"\x01\0\0\0a\x02\0\0\0b", "2 elements, each after its length in four bytes; its 10 bytes"),
     "a huge length": (b"\xff\xff\xff\xffa\0\0\0", "2 elements"),
     "too many": (b"\0\0\0\0" * 3, "2 elements"),
 }
@@ -68,7 +68,7 @@ def test_elements_that_are_none(client: Client, what: str) -> None:
     path = "/v2/models/text/infer"
     found = client("POST", path, head + data, inference_header_content_length=str(len(head)))
     assert found.status == 400 and text in found.error
-    assert "is for numbers" in client("POST", path, data, inference_header_content_length="0").error
+    assert "must hold numbers" in client("POST", path, data, inference_header_content_length="0").error
     assert "values of BYTES; got others" in client.infer("text", np.ones((1, 2)), datatype="BYTES", name="x").error
     for datatype in ("FP32", "BF16"):  # a model takes its own datatype only
         found = client.infer("half", X[0, 0, :1, :2], datatype=datatype, name="x")

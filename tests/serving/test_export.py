@@ -86,7 +86,9 @@ def test_a_file_on_a_base_needs_dense(place):
     )
     for backend in ("onnxruntime", "python"):
         said = error("export", *args, "--backend", backend)
-        assert "delta.safetensors would hold the base base.safetensors: give --dense" in said
+        assert (
+            "delta.safetensors would need the base base.safetensors, which Triton does not have: give --dense" in said
+        )
     assert not Path("models").exists()
     result = cli("export", *args, "--dense")
     assert result.exit_code == 0, result.output
@@ -102,7 +104,7 @@ def test_names(place, monkeypatch):
     assert cli("export", "net.onnx", "--triton-repo", "models", "--name", "digits-v1.2").exit_code == 0
     assert parsed(Path("models/digits-v1.2/config.pbtxt").read_text()).name == "digits-v1.2"
     for name in ("", "..", ".net", "a/b", "../x", "a b", "é", "-x", "x" * 201, "a\n"):
-        assert "a model's name has letters" in error("export", "net.onnx", "--triton-repo", "m", "--name", name)
+        assert "the name of a model must be" in error("export", "net.onnx", "--triton-repo", "m", "--name", name)
     assert "net.safetensors and net.onnx would both be called net" in error(
         "export", "net.safetensors", "net.onnx", "--triton-repo", "m"
     )
@@ -128,17 +130,17 @@ def test_a_folder_that_is_not_ours_stays(place):
         path = Path("models/net") / change
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(written.get(path, b"") + b"\n")
-        assert "models/net is there and is not as an export wrote it" in error(*args)
+        assert "models/net exists and was not written by an export" in error(*args)
         assert path.read_bytes().endswith(b"\n")
         path.write_bytes(written[path]) if path in written else path.unlink()
         assert is_own_export(Path("models/net"))
     shutil.rmtree("models/net")
     Path("models/net").symlink_to(place, target_is_directory=True)
-    assert "is not as an export wrote it" in error(*args)
+    assert "was not written by an export" in error(*args)
     assert cli(*args, "--force").exit_code == 0
     assert not Path("models/net").is_symlink() and (place / "net.onnx").exists()
     Path("models/other").write_text("a file")
-    assert "is not as an export wrote it" in error(*args[:2], "--name", "other", *args[2:])
+    assert "was not written by an export" in error(*args[:2], "--name", "other", *args[2:])
 
 
 def test_whole_or_not_at_all(place, monkeypatch):
@@ -229,14 +231,14 @@ def test_graphs_that_triton_does_not_take(inputs, outputs, reason):
 
 
 def test_files_that_are_no_models(place):
-    text = "a model here is one file; away.onnx keeps weights in others"
+    text = "away.onnx keeps weights in other files"
     weight = onnx.numpy_helper.from_array(np.zeros((2, 2), np.float32), "w")
     model = graph({"x": (1, ["n", 2])}, {"y": (1, ["n", 2])}, [helper.make_node("MatMul", ["x", "w"], ["y"])])
     model.graph.initializer.append(weight)
     onnx.save(model, "away.onnx", save_as_external_data=True, location="away.data", size_threshold=0)
     assert text in error("export", "away.onnx", "--triton-repo", "m")
     Path("page.onnx").write_text("<html>")
-    assert "page.onnx is no ONNX file" in error("export", "page.onnx", "--triton-repo", "m")
+    assert "page.onnx is not an ONNX file" in error("export", "page.onnx", "--triton-repo", "m")
     Path("cut.onnx").write_bytes(Path("net.onnx").read_bytes()[:3000])
     assert "cut.onnx" in error("export", "cut.onnx", "--triton-repo", "m")
     onnx.save(graph({"x": (1, [1])}, {"y": (1, [1])}, [helper.make_node("Nothing", ["x"], ["y"])]), "odd.onnx")
@@ -252,7 +254,7 @@ def test_files_that_are_no_models(place):
 
 def test_a_network_without_a_name_is_asked_for(place):
     format.save(mixed_record(), place / "mixed.safetensors")
-    assert "mixed.safetensors needs its network: give it with --model" in error(
+    assert "mixed.safetensors does not show which network it is: give it with --model" in error(
         "export", "net.onnx", "mixed.safetensors", "--triton-repo", "m"
     )
     assert "the model" in error("export", "net.safetensors", "--triton-repo", "m", "--model", "mlp")

@@ -120,7 +120,7 @@ def test_the_real_client_loads_and_unloads(real: Any, client: Client) -> None:
     assert real.infer("two", [given(X)], headers=HEADERS).as_numpy("output").shape == (3, 10)
     with pytest.raises(InferenceServerException, match="leave them out"):
         real.load_model("two", config="{}", headers=HEADERS)
-    with pytest.raises(InferenceServerException, match=r"NOT_FOUND.*no model is called 'three'"):
+    with pytest.raises(InferenceServerException, match=r"NOT_FOUND.*there is no model 'three'"):
         real.load_model("three", headers=HEADERS)
 
 
@@ -141,7 +141,9 @@ def test_every_kind_of_value(real: Any, client: Client, name: str, datatype: str
     contents = {f"{fields.get(datatype, 'fp32')}_contents": x.ravel().tolist()}
     request = asking(name, tensor([1, 2], datatype, "x", contents=contents))
     if datatype not in fields:
-        return refused(client, request, "INVALID_ARGUMENT", f"values of {datatype} come in raw_input_contents")
+        return refused(
+            client, request, "INVALID_ARGUMENT", f"must be in raw_input_contents, because they are {datatype}"
+        )
     assert call(client, "ModelInfer", request).raw_output_contents == [request_bytes(x, datatype)]
     return None
 
@@ -182,31 +184,31 @@ ZEROS = bytes(4 * 784)
 PIXELS = {"fp32_contents": [0.0] * 784}
 OPTION = {"parameters": {"classification": {"int64_param": 2}}}
 WRONG: dict[str, tuple[Any, str]] = {
-    "no message": (b"\xff\xff\xff", "a request is a message inference.ModelInferRequest"),
-    "no input": (asking(), "inputs are input FP32 [-1, 1, 28, 28]; input is missing"),
+    "no message": (b"\xff\xff\xff", "the request is not a message inference.ModelInferRequest"),
+    "no input": (asking(), "inputs must be input FP32 [-1, 1, 28, 28]; input is missing"),
     "another name": (asking("one", tensor(name="x"), raw=[ZEROS]), "inputs must be input"),
-    "twice": (asking("one", tensor(), tensor(), raw=[ZEROS] * 2), "each input is given once"),
+    "twice": (asking("one", tensor(), tensor(), raw=[ZEROS] * 2), "is given twice"),
     "another datatype": (asking("one", tensor(datatype="FP64"), raw=[ZEROS]), "got 'FP64'"),
     "another shape": (asking("one", tensor([1, 784]), raw=[ZEROS]), "got 'FP32' [1, 784]"),
     "a negative shape": (asking("one", tensor([-1, 1, 28, 28]), raw=[ZEROS]), "in place of each -1"),
     "no example": (asking("one", tensor([0, 1, 28, 28]), raw=[b""]), "send one example or more"),
-    "a huge shape": (asking("one", tensor([1 << 62, 1, 28, 28]), raw=[ZEROS]), "3136 are there"),
+    "a huge shape": (asking("one", tensor([1 << 62, 1, 28, 28]), raw=[ZEROS]), "3136 bytes are there"),
     "a huge shape in numbers": (asking("one", tensor([1 << 62, 1, 28, 28], contents=PIXELS)), "got 784 in"),
-    "too short": (asking("one", tensor(), raw=[ZEROS[:-1]]), "takes 3136 bytes; raw_input_contents says 3135"),
+    "too short": (asking("one", tensor(), raw=[ZEROS[:-1]]), "takes 3136 bytes, but raw_input_contents is 3135"),
     "too many": (asking("one", tensor(), raw=[ZEROS] * 2), "the values of each input; got 2 for 1"),
     "both": (asking("one", tensor(contents=PIXELS), raw=[ZEROS]), "got both"),
     "no values": (asking("one", tensor()), "must have 784 values; got 0 in fp32_contents"),
-    "values of another kind": (asking("one", tensor(contents={"int_contents": [0] * 784})), "come in fp32_contents"),
+    "values of another kind": (asking("one", tensor(contents={"int_contents": [0] * 784})), "must be in fp32_contents"),
     "beyond the datatype": (
         asking("byte", tensor([1, 2], "INT8", "x", contents={"int_contents": [1, 300]})), "between -128 and 127"
     ),
     "another output": (asking("one", tensor(), raw=[ZEROS], outputs=[{"name": "y"}]), "outputs must be output"),
-    "classes": (asking("one", tensor(), raw=[ZEROS], outputs=[{"name": "output", **OPTION}]), "is not offered"),
+    "classes": (asking("one", tensor(), raw=[ZEROS], outputs=[{"name": "output", **OPTION}]), "is not supported"),
     "a sequence": (
         asking("one", tensor(), raw=[ZEROS], parameters={"sequence_id": {"int64_param": 1}}), "sequences are not"
     ),
     "shared memory": (
-        asking("one", tensor(parameters={"shared_memory_region": {"string_param": "x"}}), raw=[ZEROS]), "not offered"
+        asking("one", tensor(parameters={"shared_memory_region": {"string_param": "x"}}), raw=[ZEROS]), "not supported"
     ),
 }  # fmt: skip
 
@@ -217,15 +219,15 @@ def test_a_wrong_request_is_told_what_would_be_right(client: Client, what: str) 
 
 
 def test_other_refusals(client: Client, real: Any) -> None:
-    refused(client, asking("nobody"), "NOT_FOUND", "no model is called 'nobody'")
-    refused(client, asking("one", model_version="7"), "NOT_FOUND", "has only version 1; got '7'")
+    refused(client, asking("nobody"), "NOT_FOUND", "there is no model 'nobody'")
+    refused(client, asking("one", model_version="7"), "NOT_FOUND", "only has version 1; got '7'")
     for pressed in (grpc.Compression.NoCompression, grpc.Compression.Gzip):  # a bomb is measured as it unfolds
         big = asking("one", tensor(), raw=[bytes(4_000_000)])
         refused(client, big, "RESOURCE_EXHAUSTED", "larger than max", compression=pressed)
     with pytest.raises(grpc.RpcError) as e:
         call(client, "ModelInferX", b"")
     assert e.value.code().name == "UNIMPLEMENTED"
-    with pytest.raises(InferenceServerException, match=r"UNAUTHENTICATED.*wants its token"):
+    with pytest.raises(InferenceServerException, match=r"UNAUTHENTICATED.*requires its token"):
         real.infer("one", [given(X)])
     assert client.running.service.held == client.running.service.waiting == 0
 

@@ -89,13 +89,13 @@ def test_files_that_change_while_they_are_served(tmp_path: Path) -> None:
         found = client("POST", "/v2/repository/models/net/load")
         assert found.status == 503 and "was not loaded" in found.error
         packed(tmp_path, "net", record_of(torch.nn.Linear(3, 2), Facts(input_shape=(3,))))  # of a network not known
-        assert served().said["outputs"][0]["data"] == second and "needs its network" in reason()
+        assert served().said["outputs"][0]["data"] == second and "does not show which network it is" in reason()
         path.write_bytes(whole)  # whole again
         assert served().said["outputs"][0]["data"] == second and reason() == ""
 
         path.unlink()
         found = served()
-        assert found.status == 404 and "no model is called 'net'" in found.error
+        assert found.status == 404 and "there is no model 'net'" in found.error
         packed(tmp_path, "new", lenet_record(300, 3))  # comes later
         served()
         assert client.infer("new", X).status == 200
@@ -154,16 +154,16 @@ def test_what_is_no_file_that_can_be_read(tmp_path: Path, monkeypatch: pytest.Mo
         reasons = {m["name"]: m["reason"] for m in client("GET", "/v2/repository/index").said}
         assert client.infer("net", X).status == client("GET", "/status").status == 200
         refused = client.infer("empty", X)
-    assert refused.status == 503 and "is an empty file" in refused.error
+    assert refused.status == 503 and "is empty" in refused.error
     assert reasons.pop("net") == ""
     wanted = {
-        "pipe": "is none: take it away",
-        "pipe2": "is none: take it away",
-        "folder": "is none: take it away",
-        "empty": "is an empty file",
+        "pipe": "is not a regular file: remove it",
+        "pipe2": "is not a regular file: remove it",
+        "folder": "is not a regular file: remove it",
+        "empty": "is empty",
         "huge": "is it the dense model?",
-        "a\\udcff": "is named in letters",
-        "two lines": "is named in letters",
+        "a\\udcff": "must be letters",
+        "two lines": "must be letters",
     }
     assert reasons.keys() == wanted.keys()
     assert all(text in reasons[name] and "\n" not in reasons[name] for name, text in wanted.items())
@@ -271,8 +271,8 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         ("nowhere", "no such file: nowhere"),
         ("x=nowhere.safetensors", "no such file: nowhere.safetensors"),
         ("net.txt", "serve takes a .safetensors or .onnx file"),
-        ("../x=net.txt", "a model must be named in letters"),
-        ("name=.", "a name is given to one file"),
+        ("../x=net.txt", "the name of a model must be letters"),
+        ("name=.", "only a file can have a name"),
     ],
 )
 def test_a_source_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, rule: str) -> None:
@@ -287,7 +287,7 @@ def test_a_network_that_nobody_knows_is_said(tmp_path: Path) -> None:
     packed(tmp_path, "lenet", lenet_record())
     with serving(tmp_path, trace=LENET) as client:
         found = client.infer("odd", X)
-        assert found.status == 503 and "needs its network" in found.error
+        assert found.status == 503 and "does not show which network it is" in found.error
         assert client.infer("lenet", X).status == 200
 
 

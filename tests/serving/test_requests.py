@@ -116,7 +116,7 @@ HEADS: dict[str, tuple[bytes, int, str]] = {
         "'gzip, chunked'",
     ),
     "both lengths": (headed("host: x", "content-length: 2", "transfer-encoding: chunked", body=CHUNKS), 400, "HTTP"),
-    "no HTTP": (b"\x16\x03\x01\r\n\r\n", 400, "no request of HTTP/1.1"),
+    "no HTTP": (b"\x16\x03\x01\r\n\r\n", 400, "not a request in HTTP/1.1"),
     "a bad chunk": (headed("host: x", "transfer-encoding: chunked", first=POST, body=b"zz\r\n"), 400, "HTTP"),
 }  # fmt: skip
 
@@ -273,7 +273,7 @@ def test_a_model_is_ready_when_it_has_run(client: Client) -> None:
     states = {name: m["state"] for name, m in index.items()}
     ready = {"one", "same", "any", "bf16", "half", "text"}
     assert states == dict.fromkeys(ready, "READY") | dict.fromkeys(("fp8", "new"), "UNAVAILABLE")
-    words = {"fp8": "tensor(float8e4m3fn)", "new": "does not open"}
+    words = {"fp8": "tensor(float8e4m3fn)", "new": "cannot open"}
     assert all(text in index[name]["reason"] for name, text in words.items())
     for name, state in states.items():
         for _ in range(2):
@@ -377,7 +377,7 @@ def test_all_networks_of_a_layout_are_tried(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(weightless, "weightless_graph_of", lifted)
     found = tracing._answer(["h", "d"], job)
-    assert found["network"] == "d" and "one before it could not be traced: it cannot be traced" in found["note"]
+    assert found["network"] == "d" and "an earlier choice could not be traced: it cannot be traced" in found["note"]
     found = tracing._answer(["d", "h"], job)
     assert found["network"] == "d" and "h has the same tensors" in found["note"]
     with pytest.raises(SubcompressError, match="cannot be traced"):

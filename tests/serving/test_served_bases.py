@@ -74,7 +74,7 @@ def test_a_base_that_cannot_be_had_is_said(tmp_path: Path) -> None:
         for i in range(3):
             found = client.infer(f"n{i}", np.zeros((1, 6), np.float32))
             assert found.status == 503 and "give it with --base" in found.error
-            assert "a base is a safetensors file" in found.error
+            assert "is neither a safetensors file" in found.error
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_dense_and_self_unfolding_graphs_are_served(tmp_path: Path, folder: Path
             said = client.infer(name, X).said
             np.testing.assert_allclose(np.reshape(said["outputs"][0]["data"], (3, 10)), wanted, atol=1e-4)
         found = client.infer("broken", X)
-        assert found.status == 503 and "no ONNX file" in found.error
+        assert found.status == 503 and "not an ONNX file" in found.error
 
 
 @pytest.mark.parametrize("kind", [pytest.param("gru", marks=pytest.mark.slow), "transformer"])

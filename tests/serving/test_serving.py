@@ -51,7 +51,7 @@ def test_the_real_client_loads_and_unloads(real: Any, client: Client) -> None:
     real.load_model("two")
     assert real.is_model_ready("two")
     assert client.infer("two", X).status == 200
-    with pytest.raises(triton.InferenceServerException, match="no model is called 'three'"):
+    with pytest.raises(triton.InferenceServerException, match="there is no model 'three'"):
         real.load_model("three")
     with pytest.raises(triton.InferenceServerException, match="leave them out"):
         real.load_model("two", config="{}")
@@ -66,15 +66,18 @@ def test_many_at_once_share_runs_and_get_their_own(client: Client, folder: Path)
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "no JSON": (b"{", "a request is JSON"),
-    "nothing": (b"", "a request is JSON"),
-    "not text": (b"\xff\xfe{}", "a request is JSON"),
-    "NaN in JSON": (json.dumps(asking(np.full((1, 1, 28, 28), np.nan, np.float32))).encode(), "a request is JSON"),
+    "not JSON": (b"{", "the request is not valid JSON"),
+    "nothing": (b"", "the request is not valid JSON"),
+    "not text": (b"\xff\xfe{}", "the request is not valid JSON"),
+    "NaN in JSON": (
+        json.dumps(asking(np.full((1, 1, 28, 28), np.nan, np.float32))).encode(),
+        "the request is not valid JSON",
+    ),
     "a list": ([], "a JSON object with inputs; got a list"),
     "no inputs": ({}, "inputs must be a list of tensors (input FP32 [-1, 1, 28, 28]); got nothing"),
     "empty inputs": ({"inputs": []}, "input is missing"),
     "another name": (asking(X, name="x"), "inputs must be input FP32 [-1, 1, 28, 28]; got 'x'"),
-    "twice": ({"inputs": asking(X)["inputs"] * 2}, "each input is given once"),
+    "twice": ({"inputs": asking(X)["inputs"] * 2}, "is given twice"),
     "another datatype": (asking(X, "FP64"), "got 'FP64' [3, 1, 28, 28]"),
     "another shape": (asking(X.reshape(3, 784)), "got 'FP32' [3, 784]"),
     "no example": (asking(X[:0]), "send one example or more"),
@@ -88,7 +91,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a negative shape": (
         {"inputs": [asking(X)["inputs"][0] | {"shape": [-1, 1, 28, 28]}]},
-        "how many there are in place of each -1",
+        "give a number in place of each -1",
     ),
     "no batch": (asking(X[0]), "input must be FP32 [-1, 1, 28, 28]; got 'FP32' [1, 28, 28]: put a 1 in front"),
     "a shape of text": ({"inputs": [asking(X)["inputs"][0] | {"shape": "all"}]}, "got 'FP32' 'all'"),
@@ -109,9 +112,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "ragged": ({"inputs": [asking(X)["inputs"][0] | {"data": [[1.0], [1.0, 2.0]]}]}, "flat list, or one nested"),
     "beyond the datatype": ({"inputs": [asking(X)["inputs"][0] | {"data": [1e39] * 2352}]}, "finite in FP32"),
     "another output": (asking(X, outputs=[{"name": "y"}]), "outputs must be output FP32 [-1, 10]; got 'y'"),
-    "classes": (asking(X, outputs=[{"name": "output", "parameters": {"classification": 2}}]), "is not offered"),
+    "classes": (asking(X, outputs=[{"name": "output", "parameters": {"classification": 2}}]), "is not supported"),
     "an id of numbers": (asking(X, id=7), "id must be text"),
-    "a sequence": (asking(X, parameters={"sequence_id": 1}), "sequences are not offered"),
+    "a sequence": (asking(X, parameters={"sequence_id": 1}), "sequences are not supported"),
 }
 
 
@@ -124,13 +127,16 @@ def test_a_wrong_request_is_told_what_would_be_right(client: Client, what: str) 
 
 
 BINARY: dict[str, tuple[tuple[bytes, Any], str]] = {
-    "too short": (binary(X, tail=X.tobytes()[:-1]), "takes 9408 bytes; binary_data_size says 9408, and 9407 are there"),
-    "too long": (binary(X, tail=X.tobytes() + b"\0"), "say that they take 9408 bytes; 9409 follow"),
-    "another size": (binary(X, size=4), "takes 9408 bytes; binary_data_size says 4"),
-    "a huge size": (binary(X, size=1 << 62), f"binary_data_size says {1 << 62}"),
+    "too short": (
+        binary(X, tail=X.tobytes()[:-1]),
+        "takes 9408 bytes, but binary_data_size is 9408, and 9407 bytes are there",
+    ),
+    "too long": (binary(X, tail=X.tobytes() + b"\0"), "state 9408 bytes, but 9409 follow"),
+    "another size": (binary(X, size=4), "takes 9408 bytes, but binary_data_size is 4"),
+    "a huge size": (binary(X, size=1 << 62), f"binary_data_size is {1 << 62}"),
     "a negative size": (binary(X, size=-1), "must be a number of bytes; got -1"),
     "a header beyond the body": (binary(X, header="999999"), "between 1 and the body's"),
-    "raw, with JSON": (binary(X, header="0"), "holds one example of input FP32 [-1, 1, 28, 28]; got"),
+    "raw, with JSON": (binary(X, header="0"), "must hold one example of input FP32 [-1, 1, 28, 28]; got"),
     "raw, two examples": ((X[:2].tobytes(), {"inference_header_content_length": "0"}), "one example"),
     "raw, of nothing": ((b"", {"inference_header_content_length": "0"}), "got 0 bytes"),
     "a header of text": (binary(X, header="x"), "must be a number of bytes; got 'x'"),
@@ -251,4 +257,4 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
         answer = s.recv(1 << 16)
         assert answer.startswith(b"HTTP/1.1 200")
     assert server.wait(30) == 0
-    assert "ended, after the last request was answered" in server.stderr.read()
+    assert "stopped after the last request was answered" in server.stderr.read()

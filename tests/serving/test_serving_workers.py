@@ -144,7 +144,7 @@ def test_a_worker_that_dies_is_started_again(running: Running) -> None:
     running.until(lambda: len(running.pids()) == WORKERS)
     running.until(lambda: ready() == 200)
     assert second in running.pids() and first not in running.pids()
-    assert "worker 0 ended (signal 9), and is started again" in running.log.read_text()
+    assert "worker 0 ended (signal 9) and is started again" in running.log.read_text()
     line = next(x for x in counted.splitlines() if x.startswith('subcompress_requests_total{code="200",model="same"}'))
     found = running.client("GET", "/metrics").body.decode()
     key, _, value = line.rpartition(" ")
@@ -157,7 +157,7 @@ def test_they_end_together(running: Running) -> None:
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert running.log.read_text().count("ended, after the last request was answered") == 1
+    assert running.log.read_text().count("stopped after the last request was answered") == 1
 
 
 def test_a_worker_that_cannot_start_ends_all(tmp_path: Path) -> None:

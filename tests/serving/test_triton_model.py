@@ -147,5 +147,5 @@ def test_the_model_needs_little_of_tritons_python():
 def test_a_graph_that_does_not_open_is_said_in_one_line(place, load):
     export([Source(Path("net.onnx"), "net")], "models", backend="python")
     Path("models/net/1/model.onnx").write_bytes(b"cut")
-    with pytest.raises(Exception, match=r"^onnxruntime [0-9.]+ does not open model.onnx: [^\n]+$"):
+    with pytest.raises(Exception, match=r"^onnxruntime [0-9.]+ cannot open model.onnx: [^\n]+$"):
         load(Path("models/net"))

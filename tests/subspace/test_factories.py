@@ -67,7 +67,7 @@ def test_ties_frozen_weights_buffers_and_what_is_dropped():
     assert frozen_note(Vae(), recognize(Vae()).of()) is None
     dropped = recognize(net, drop=("table", "encoder.layers.0.linear1.weight")).of()
     assert {n for n, s in dropped.items() if s.kind == "dropped"} == {"table", "encoder.layers.0.linear1.weight"}
-    for pattern, words in (("norm.weight", "norm.weight, which is trained"), ("nothing*", "names none")):
+    for pattern, words in (("norm.weight", "norm.weight, which is trained"), ("nothing*", "matches none")):
         with pytest.raises(SubcompressError, match=words):
             recognize(net, drop=(pattern,))
 
@@ -108,7 +108,7 @@ def test_odd_state_is_refused_in_one_line():
             return {"x": 1}
 
     for module, words in [
-        (Extra(2, 2), "_extra_state is no tensor"),
+        (Extra(2, 2), "_extra_state in the state dict is not a tensor"),
         (nn.LazyLinear(3), "run the model once first"),
     ]:
         with pytest.raises(SubcompressError, match=words):
@@ -133,13 +133,15 @@ def test_a_factory_that_ignores_the_seed_says_what_that_costs():
         torch.manual_seed(5)
         return torch.randn(200, 200)
 
-    with pytest.raises(SubcompressError, match=f"at most {MAX_STORED} bytes; those .* take .* most of it p"):
+    with pytest.raises(
+        SubcompressError, match=f"may take at most {MAX_STORED} bytes; those .* take .* most of them for p"
+    ):
         observed(large)
 
 
 def test_a_factory_that_reads_the_clock_is_told():
     starts = observed(lambda: torch.full((30,), time.time() % 1e4))
-    assert any("other weights under the same seed" in n for n in starts.notes)
+    assert any("different weights under the same seed" in n for n in starts.notes)
 
 
 def test_a_factory_that_gives_the_same_network_again_is_refused():
@@ -151,9 +153,9 @@ def test_a_factory_that_gives_the_same_network_again_is_refused():
 
     for factory, words in (
         (again, "the same object again"),
-        (lambda: nn.Sequential(again()), "0.weight of the network"),
+        (lambda: nn.Sequential(again()), "0.weight of the previous network"),
     ):
-        with pytest.raises(SubcompressError, match=f"builds a new network each time it is called; .* {words}"):
+        with pytest.raises(SubcompressError, match=f"must build a new network each time it is called; .* {words}"):
             Subspace.of(factory, 3)
 
 

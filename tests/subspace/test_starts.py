@@ -269,7 +269,7 @@ def test_an_instance_of_an_unusual_distribution_is_kept_where_it_is_small():
     module = holding(lambda: torch.empty(100, 100).exponential_())()
     starts = recognize(module)
     assert isinstance(starts.of()["p"].pieces[0].form, Seeded)
-    assert any("p: values as no usual initializer draws them" in n and "give a factory" in n for n in starts.notes)
+    assert any("p: no usual initializer draws these values" in n and "give a factory" in n for n in starts.notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16])
@@ -300,7 +300,7 @@ def test_a_pattern_too_large_for_a_file_becomes_random_with_a_note():
     starts = observed(masked(1200, 600))
     (piece,) = starts.of()["p"].pieces
     assert piece.reach == pytest.approx((1 / 1800 / 2) ** 0.5, rel=0.01)
-    assert any("p: chosen values lie between random ones" in note for note in starts.notes)
+    assert any("p: fixed values lie between random ones" in note for note in starts.notes)
 
 
 def test_padding_of_a_large_embedding_is_kept():

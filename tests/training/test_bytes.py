@@ -190,7 +190,7 @@ def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
 
 def test_a_fine_tune_refuses_operators_that_do_not_pack(tmp_path):
     net = small()
-    with pytest.raises(SubcompressError, match="must be one that packs, hadamard or scattered; got dense"):
+    with pytest.raises(SubcompressError, match="must be one that can be packed, hadamard or scattered; got dense"):
         Subspace.of(net, 20, operator="dense", base=net.state_dict(), base_name="org/name")
 
 
@@ -230,7 +230,7 @@ def test_augmentation_is_of_the_training_alone(few_digits, tmp_path):
     def broken(x, generator):
         raise ValueError("no")
 
-    with pytest.raises(SubcompressError, match=r"an augmentation takes a batch .* broken raises ValueError: no"):
+    with pytest.raises(SubcompressError, match=r"an augmentation must take a batch .* broken raises ValueError: no"):
         subcompress.fit(small(), replace(few_digits, augment=broken), tmp_path / "broken", d=100, **OPTIONS)
 
 
@@ -292,7 +292,7 @@ def test_the_eigenbasis_goes_on_as_it_would_have():
     ],
 )
 def test_a_run_that_diverges_is_tried_again_and_told(few_digits, tmp_path, options):
-    with pytest.raises(SubcompressError, match="the run died twice"):
+    with pytest.raises(SubcompressError, match="the training failed twice"):
         subcompress.fit(small(), few_digits, tmp_path / "run", d=200, lr=1e6, **OPTIONS, **options)
 
 
@@ -307,7 +307,7 @@ def test_a_refused_command_leaves_a_finished_run_alone(few_digits, tmp_path):
 
 def test_time_that_is_up_before_anything_is_searched(digits, tmp_path):
     options = {"max_drop": 0.1, "max_minutes": 1e-6}
-    with pytest.raises(SubcompressError, match="took all of --max-fits or --max-minutes"):
+    with pytest.raises(SubcompressError, match="used up all of --max-fits or --max-minutes"):
         subcompress.fit(small(), digits, tmp_path / "run", **OPTIONS, **options)
 
 

@@ -53,9 +53,9 @@ METAS = [
     (("settings",), {}, "settings: expected bits, steps, dead"),
     (("settings", "bits"), 4, "settings: bits: got 4 at step"),
     (("settings", "bits"), 0.0, "bits"),
-    (("settings", "steps"), [0.1, 0.2], "a step for each of"),
-    (("settings", "dead"), -1.0, "a dead zone"),
-    (("settings", "dead"), [0.5], "a dead zone"),
+    (("settings", "steps"), [0.1, 0.2], "a positive step for each of"),
+    (("settings", "dead"), -1.0, "the dead zone"),
+    (("settings", "dead"), [0.5], "the dead zone"),
     (("wings",), 1, "unknown field wings"),
     (("key",), 3, "key: expected str, got int"),
     (("worst",), ..., "missing required field worst"),
@@ -76,8 +76,8 @@ TENSORS = [
     ("optimiser.0.exp_avg", ..., "optimiser.0.exp_avg: the tensor is missing"),
     ("optimiser.0.step", torch.tensor(-7.0), "optimiser: step: expected 0 to"),
     ("optimiser.0.step", torch.tensor(math.nan), "optimiser: step: expected 0 to"),
-    ("optimiser.1.step", torch.tensor(1.0), "optimiser.1.step: this training has no such tensor"),
-    ("optimiser.0.exp.avg", torch.tensor(1.0), "this training has no such tensor"),
+    ("optimiser.1.step", torch.tensor(1.0), "optimiser.1.step: this training has no tensor of that name"),
+    ("optimiser.0.exp.avg", torch.tensor(1.0), "this training has no tensor of that name"),
     ("heard", torch.zeros(40), "heard: expected torch.bool"),
     ("heard", ..., "heard: the tensor is missing"),
     ("module.1.running_mean", torch.zeros(1, 2), "expected the shape"),
@@ -95,9 +95,9 @@ def test_tensors_of_a_checkpoint(name, value, words, stopped, tmp_path):
 def test_a_checkpoint_that_is_none(data, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     (folder / CHECKPOINT).write_bytes(data)
-    one_line(lambda: fit(folder), CHECKPOINT, "is no checkpoint of ours")
+    one_line(lambda: fit(folder), CHECKPOINT, "is not a checkpoint of subcompress")
     (folder / CHECKPOINT).write_bytes(safetensors.torch.save({"z": torch.zeros(3)}))
-    one_line(lambda: fit(folder), CHECKPOINT, "its state is no JSON of ours")
+    one_line(lambda: fit(folder), CHECKPOINT, "its state is not JSON that subcompress wrote")
     (folder / CHECKPOINT).unlink()
     assert fit(folder).d == 40  # as the line says
 

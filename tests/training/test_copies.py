@@ -141,7 +141,7 @@ def test_a_table_that_is_changed_late_is_refused_and_given_back(base, tmp_path, 
     monkeypatch.setattr(Net, "LATE", True)
     given = net(0, bound=1.0)
     before = given.table.weight.detach().clone()
-    with pytest.raises(SubcompressError, match=r"^a forward pass that changes weights .*; table.weight was changed"):
+    with pytest.raises(SubcompressError, match=r"^the forward pass changed table.weight"):
         subcompress.fit(given, data(), tmp_path / "run", base=base, listener=Late(), **OPTIONS)
     assert torch.equal(given.table.weight, before)
 

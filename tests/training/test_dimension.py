@@ -201,20 +201,20 @@ def test_thresholds() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
-    with pytest.raises(SubcompressError, match="the metric at d = 50 is no finite number"):
+    with pytest.raises(SubcompressError, match="the metric at d = 50 must be a finite number"):
         Point(50, (0.9, bad), 1.0)
     with pytest.raises(SubcompressError, match="the time at d = 50"):
         Point(50, (0.9,), bad)
     with pytest.raises(SubcompressError, match="the threshold 'given'"):
         Threshold("given", bad)
-    with pytest.raises(SubcompressError, match="the baseline is no finite number"):
+    with pytest.raises(SubcompressError, match="the baseline must be a finite number"):
         of_baseline((0.9, bad))
 
 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: Point(0, (0.9,), 1.0), "at least one dimension"),
+        (lambda: Point(0, (0.9,), 1.0), "must be at least 1"),
         (lambda: Point(5, (), 1.0), "has no value"),
         (lambda: of_baseline(()), "the baseline has no value"),
         (lambda: of_baseline((-21.0,)), "needs a positive baseline"),
@@ -222,9 +222,9 @@ def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
         (lambda: of_baseline((0.9,), 1.5), "at most 1: 1.5"),
         (lambda: of_baseline((0.9,), math.nan), "at most 1: nan"),
         (lambda: estimate([], absolute(0.9)), "no d was measured"),
-        (lambda: estimate(2 * curve(float), absolute(0.9)), "d = 50 comes twice"),
-        (lambda: result(noisy(1, 0, 0), D=700), "at most D = 700 dimensions: d = 800"),
-        (lambda: result(noisy(1, 0, 0), baseline=(math.nan,)), "the baseline is no finite number"),
+        (lambda: estimate(2 * curve(float), absolute(0.9)), "d = 50 is given twice"),
+        (lambda: result(noisy(1, 0, 0), D=700), "at most D = 700; got 800"),
+        (lambda: result(noisy(1, 0, 0), baseline=(math.nan,)), "the baseline must be a finite number"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(call: Callable[[], object], text: str) -> None:

@@ -105,17 +105,20 @@ def test_what_moves_is_what_was_named(act_on, names):
     ("act_on", "words"),
     [
         ("lora,norm", "'norm' names none .*the model's linear layers are first, turned, back, tied and 1 more"),
-        ("lora:7,back", "back.weight is 8 x 6, the rank 7: give a lower one, or name other layers"),
-        ("lora:0", "a rank of 1 to 256 behind a colon; got 'lora:0'"),
+        (
+            "lora:7,back",
+            "the rank 7 is larger than the smaller side of back.weight, 8 x 6: give a lower one, or name other layers",
+        ),
+        ("lora:0", "a rank of 1 to 256 after a colon, such as lora:4; got 'lora:0'"),
         ("lora:x", "got 'lora:x'"),
         ("lora:257", "got 'lora:257'"),
-        ("all,lora", "there is none: the model's linear layers are"),
-        ("matrices,lora:1,back", "back.weight is named for lora:1 and otherwise too"),
-        ("lora:1,back,lora:2,b*", "back.weight is named for lora:2 and otherwise too"),
+        ("all,lora", "there is no such layer: the model's linear layers are"),
+        ("matrices,lora:1,back", "names back.weight for lora:1 and also in another way"),
+        ("lora:1,back,lora:2,b*", "names back.weight for lora:2 and also in another way"),
         ("lroa", "lora, sketch and patterns.*did you mean lora"),
         ("lora:1,sketch", "--act-on sketch takes the linear layers that no other word names"),
         ("sketch,norm", "'norm' names none"),
-        ("sketch:9,tied", "tied.weight is 9 x 8, the rank 9"),
+        ("sketch:9,tied", "the rank 9 is larger than the smaller side of tied.weight, 9 x 8"),
     ],
 )
 def test_what_cannot_move_so_is_refused(act_on, words):
@@ -126,9 +129,9 @@ def test_what_cannot_move_so_is_refused(act_on, words):
     ("rank", "shape", "sketched", "words"),
     [
         (64, (1 << 18, 1 << 18), False, None),
-        (65, (1 << 18, 1 << 18), False, "a factor has at most 16777216 values"),
+        (65, (1 << 18, 1 << 18), False, "a factor may have at most 16777216 values"),
         (1, ((1 << 18) + 1, 9), True, "at most 262144 rows and columns"),
-        (257, (300, 300), False, "a rank is 1 to 256; got 257"),
+        (257, (300, 300), False, "a rank must be between 1 and 256; got 257"),
     ],
 )
 def test_sizes_are_bounded(rank, shape, sketched, words):
@@ -141,7 +144,7 @@ def test_sizes_are_bounded(rank, shape, sketched, words):
 def test_a_layer_that_the_base_lacks_has_no_factors():
     module = network()
     module.head = nn.Linear(9, 5)
-    assert "head.weight is named for lora:1 and otherwise too" in refusal(spread, "lora:1,head", 4, module)
+    assert "names head.weight for lora:1 and also in another way" in refusal(spread, "lora:1,head", 4, module)
     assert "head.weight" in acting_of(module, "lora:1", frozenset({"head.weight"})).whole
 
 

@@ -98,7 +98,7 @@ def test_many_coordinates_of_many_bits_stay_exact(few_digits, tmp_path):
 
 def test_a_run_that_fails_no_longer_counts_as_finished(network, few_digits, tmp_path):
     subcompress.fit(network, few_digits, tmp_path / "run", **SMALL)
-    with pytest.raises(SubcompressError, match="died twice"):
+    with pytest.raises(SubcompressError, match="failed twice"):
         subcompress.fit(network, few_digits, tmp_path / "run", **{**SMALL, "lr": 1e6})
     with pytest.raises(SubcompressError, match="not a finished run"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
@@ -123,7 +123,7 @@ def test_every_precision(network, few_digits, tmp_path, bits):
 
 
 def test_a_run_that_dies_is_tried_again_then_refused(network, few_digits, tmp_path):
-    with pytest.raises(SubcompressError, match="the run died twice, at lr 1e\\+06 and 4e\\+05"):
+    with pytest.raises(SubcompressError, match="the training failed twice, at lr 1e\\+06 and 4e\\+05"):
         subcompress.fit(network, few_digits, tmp_path / "run", lr=1e6, **SMALL)
     assert not (tmp_path / "run" / run.SUMMARY).exists()
     with pytest.raises(SubcompressError, match="not a finished run"):
@@ -189,13 +189,16 @@ def test_models_that_this_version_does_not_fit(digits, tmp_path):
     wide = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     wide[1].weight = nn.Parameter(wide[1].weight.detach().to(torch.complex128))
     for module, words in [
-        (nn.Flatten(), "none to train"),
-        (frozen, "none to train"),
+        (nn.Flatten(), "no weights to train"),
+        (frozen, "no weights to train"),
         (lazy, "run the model once first"),
         (nan, "1.bias holds nan or inf"),
         (wide, "1.weight is torch.complex128"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), "labels are between 0 and 4, the model has 5 outputs"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(783, 10)), "does not go through the model"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(784, 5)),
+            "labels must be between 0 and 4, because the model has 5 outputs",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(783, 10)), "does not pass through the model"),
     ]:
         with pytest.raises(SubcompressError, match=words):
             subcompress.fit(module, digits, tmp_path / "run", **SMALL)
@@ -305,7 +308,9 @@ def test_a_loop_of_ones_own_gives_the_same_outputs_from_the_file(digits, tmp_pat
 def test_references_train_and_cannot_be_packed(network):
     sub = subcompress.Subspace.of(network, d=20, operator="fastfood")
     sub.round(4)
-    with pytest.raises(SubcompressError, match="Fastfood is a reference, not exact on every device"):
+    with pytest.raises(
+        SubcompressError, match="Fastfood is an operator for comparisons, which is not exact on every device"
+    ):
         sub.record()
 
 
@@ -341,14 +346,14 @@ def test_a_loss_sees_the_parameters_of_the_network(digits, tmp_path):
 def test_a_new_command_leaves_no_old_record(network, digits, tmp_path):
     subcompress.fit(network, digits, tmp_path / "run", **SMALL)
     subcompress.fit(network, digits, tmp_path / "run", operator="sparse", **SMALL)
-    with pytest.raises(SubcompressError, match="no record to pack"):
+    with pytest.raises(SubcompressError, match="nothing to pack"):
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
 
 
 def test_outputs_and_values_of_other_shapes_are_not_stretched(tmp_path):
     x = torch.randn(64, 3)
     data = subcompress.Data(*[subcompress.Split(x, x[:, 0])] * 3)
-    with pytest.raises(SubcompressError, match=r"one shape; got \(64, 2\) and \(64,\)"):
+    with pytest.raises(SubcompressError, match=r"the same shape; got \(64, 2\) and \(64,\)"):
         subcompress.fit(nn.Linear(3, 2), data, tmp_path / "run", d=3, loss="mse", epochs=1, batch_size=8)
 
 

@@ -66,7 +66,7 @@ def test_a_torchmetrics_object_decides_what_is_better_and_keeps_nothing(regressi
         ("torchmetrics:", "torchmetrics has no metric ''"),
         ("torchmetrics:AUROC", "torchmetrics refuses torchmetrics:AUROC: TypeError"),
         ("torchmetrics:AUROC,task=trinary", "torchmetrics refuses .*trinary"),
-        ("torchmetrics:AUROC,binary", "'binary' is no option=value"),
+        ("torchmetrics:AUROC,binary", "'binary' is not of the form option=value"),
         ("torchmetrics:Metric", "torchmetrics refuses|has no metric"),
         ("auc", "accuracy, .*torchmetrics:NAME or file.py:f; got 'auc'"),
     ],

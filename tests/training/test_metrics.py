@@ -143,7 +143,9 @@ class Growing(nn.Module):
 
 
 def test_outputs_that_do_not_join_name_the_remedy(regression):
-    with pytest.raises(SubcompressError, match=r"^f is called once [^\n]* do not join [^\n]* update\(outputs, y\)"):
+    with pytest.raises(
+        SubcompressError, match=r"^f is called once [^\n]* cannot be joined [^\n]* update\(outputs, y\)"
+    ):
         evaluate(Growing(), regression, Task.of("mse", named(lambda outputs, y: 0.0)))
     counted = Sizes()
     assert evaluate(Growing(), regression, Task.of("mse", counted)) == 3
@@ -153,9 +155,7 @@ def test_outputs_of_more_than_the_bound_name_the_remedy(regression, line, monkey
     monkeypatch.setattr(metrics, "MOST_BYTES", N * 8 - 1)
     seen = []
     line.register_forward_hook(lambda module, x, y: seen.append(len(y)))
-    with pytest.raises(
-        SubcompressError, match=r"of .* GiB at most; those of 2500 take [^\n]*give a metric that accumu"
-    ):
+    with pytest.raises(SubcompressError, match=r"at most .* GiB; those of 2500 take [^\n]*give a metric that accumu"):
         evaluate(line, regression, Task.of("mse", named(lambda outputs, y: 0.0)))
     assert seen == [1000]  # known after the first batch
     monkeypatch.setattr(metrics, "MOST_BYTES", N * 8)
@@ -207,7 +207,7 @@ def test_an_accuracy_is_known_by_its_class(classes, tmp_path):
     for metric in (name, torchmetrics.Accuracy(task="binary"), "accuracy", "binary-accuracy"):
         assert Task.of(metric=metric).has_accuracy_range
         assert checked(Goal(min_accuracy=0.9), Task.of(metric=metric)).value == 0.9
-    with pytest.raises(SubcompressError, match=r"up to 1; got 2 of [^\n]*$"):
+    with pytest.raises(SubcompressError, match=r"at most 1; got 2 with [^\n]*$"):
         checked(Goal(min_accuracy=2), Task.of(metric=name))
     for metric in ("torchmetrics:AUROC,task=binary", "torchmetrics:R2Score"):
         with pytest.raises(SubcompressError, match=r"^--min-accuracy [^\n]*give --target$"):
@@ -223,7 +223,10 @@ def test_an_accuracy_is_known_by_its_class(classes, tmp_path):
 @pytest.mark.parametrize(
     ("give", "words"),
     [
-        (lambda outputs, y: torch.zeros(3), r"a metric is one number; f gave an array of shape \(3,\): take its mean"),
+        (
+            lambda outputs, y: torch.zeros(3),
+            r"a metric must be one number; f gave an array of shape \(3,\): take its mean",
+        ),
         (lambda outputs, y: np.zeros((2, 2)), r"f gave an array of shape \(2, 2\)"),
         (lambda outputs, y: {"a": 1}, "f gave a dict: return a float"),
         (lambda outputs, y: nothing, r"the metric \(f\) raises NameError: name 'nothing' is not defined"),  # noqa: F821
@@ -274,7 +277,7 @@ def test_few_examples_pass_through_the_network_before_training(classes, metric):
     assert len(net.seen) <= 6
     y = classes.y.clone()
     y[-1] = 3  # of no example that passes through
-    with pytest.raises(SubcompressError, match=r"labels are between 0 and 2, .* the train split has 3"):
+    with pytest.raises(SubcompressError, match=r"labels must be between 0 and 2, .* the train split has 3"):
         first_look(net, Split(classes.x, y), Task.of("cross-entropy", metric))
 
 

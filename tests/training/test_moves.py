@@ -90,7 +90,7 @@ def test_moves_are_the_same_again_and_leave_generators_alone():
 
 def test_moves_of_another_network_are_refused():
     moves = measure_moves(Scaled, batches(), cross_entropy, steps=3)
-    with pytest.raises(SubcompressError, match="belongs to another one"):
+    with pytest.raises(SubcompressError, match="on another network"):
         Subspace.of(Padded(), 5, moves=moves)
 
 

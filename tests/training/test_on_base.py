@@ -80,7 +80,7 @@ def test_a_bundle_says_how_to_rebuild_it(small, tmp_path):
     assert "\npip install .\n" in text
     assert "\nsubcompress unpack model.safetensors --base BASE -o dense.safetensors\n" in text
     refused = cli("pack", small.parent / "run", "--bundle", tmp_path / "bundle")
-    assert refused.exit_code == 1 and "holds files: give another place" in refused.stderr
+    assert refused.exit_code == 1 and "holds files: give a new or empty folder" in refused.stderr
     assert "give -o FILE or --bundle DIR" in cli("pack", small.parent / "run").stderr
 
 
@@ -119,7 +119,7 @@ def test_act_on_is_checked(trained, tmp_path):
         line = refusal(subcompress.fit, net(), networks.blobs(), tmp_path / "r", base=trained, act_on=words, **FIT)
         assert "--act-on takes all, norms" in line
     assert "--base" in refusal(subcompress.fit, net(), networks.blobs(), tmp_path / "r", act_on="norms", **FIT)
-    assert "none to train" in refusal(
+    assert "no weights to train" in refusal(
         subcompress.fit, net("mlp"), networks.blobs(), tmp_path / "r", base=net("mlp"), act_on="norms", **FIT
     )
 
@@ -161,9 +161,9 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(trained, tmp_path, monkeyp
         subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT, listener=Stopping(2))
     other = {"base_name": "another"}
     line = refusal(subcompress.fit, *args, tmp_path / "stopped", base=trained, **other, **FIT)
-    assert "unfinished run of another command (its base was a state dict, now another)" in line
+    assert "unfinished run with other options (its base was a state dict, now another)" in line
     changed = trained | {"8.bias": trained["8.bias"] + 1}
-    assert "another command" in refusal(subcompress.fit, *args, tmp_path / "stopped", base=changed, **FIT)
+    assert "with other options" in refusal(subcompress.fit, *args, tmp_path / "stopped", base=changed, **FIT)
     subcompress.fit(*args, tmp_path / "stopped", base=trained, **FIT)
     assert result(tmp_path / "stopped") == result(tmp_path / "whole")
 
@@ -177,7 +177,7 @@ def test_a_head_of_another_size_is_new(trained, tmp_path):
     notes = Notes()
     subcompress.fit(module, networks.blobs(), tmp_path / "run", base=trained, **FIT, listener=notes)
     assert any("new, from the seed: 8.bias F32 [6], 8.weight" in n or "8.weight F32 [6, 72]" in n for n in notes.notes)
-    assert any("not used of the base: 8.bias, 8.weight" in n for n in notes.notes)
+    assert any("tensors of the base that are not used: 8.bias, 8.weight" in n for n in notes.notes)
     state = subcompress.load(tmp_path / "run" / run.RECORD, module, base=trained).state_dict()
     assert state["8.weight"].shape == (6, 72)
     assert same(state["0.weight"], trained["0.weight"])
@@ -193,7 +193,7 @@ def test_an_inner_tensor_that_the_base_lacks_or_has_otherwise(trained, tmp_path)
     assert "has it as [8, 72]: 4.weight [8, 8, 3, 3]" in refusal(subcompress.fit, *args, base=reshaped, **FIT)
     assert "give the base of this network" in refusal(subcompress.fit, *args, base={"w": torch.ones(3)}, **FIT)
     assert "give the base of this network" in refusal(subcompress.fit, *args, base=net("gru"), **FIT)
-    assert "--new names tensors" in refusal(subcompress.fit, *args, base=trained, new=("9.*",), **FIT)
+    assert "--new must name tensors" in refusal(subcompress.fit, *args, base=trained, new=("9.*",), **FIT)
     subcompress.fit(*args, base=lacking, new=("4.weight",), **FIT)
     assert "4.weight" in moved(tmp_path / "run" / run.RECORD, lacking)
 

@@ -173,11 +173,11 @@ def test_what_toml_cannot_hold_is_named(tmp_path):
         ("[recipe]\nminimize = 1", r"\[recipe\] minimize must be true or false; got 1$"),
         ("[recipe]\ndrop = 'x'", r"\[recipe\] drop must be a list of texts; got 'x'$"),
         ("[goal]\nbaseline = []", r"\[goal\] baseline must be a number or text; got \[\]$"),
-        ("[goal]\nd = 3\nd = 4", r"is no TOML \(Cannot overwrite a value"),
-        ("goal = 3", r"goal is a section: write \[goal\] on a line of its own$"),
-        ("x = " + "[" * 5_000, r"is no TOML"),
-        ("\xff", r"given \S+$|is no TOML"),
-        ("#" * 70_000, r"at most 65536 bytes"),
+        ("[goal]\nd = 3\nd = 4", r"it is not valid TOML \(Cannot overwrite a value"),
+        ("goal = 3", r"goal is a section: write \[goal\] on its own line$"),
+        ("x = " + "[" * 5_000, r"not valid TOML"),
+        ("\xff", r"given \S+$|not valid TOML"),
+        ("#" * 70_000, r"more than 65536 bytes"),
     ],
 )
 def test_a_damaged_recipe_file_is_one_line(tmp_path, text, words):
@@ -203,7 +203,7 @@ def test_what_init_writes_runs(tmp_path, monkeypatch):
     assert run("init").output.endswith("next: subcompress fit --recipe recipe.toml -o run\n")
     found = run("fit", "--recipe", "recipe.toml", "--epochs", "1", "-o", "run")
     assert found.exit_code == 0, found.output
-    assert run("init").output == "error: mine.py is there already: move it away, or give another folder\n"
+    assert run("init").output == "error: mine.py already exists: move it away, or give another folder\n"
 
 
 def test_what_init_shows_as_off_can_be_switched_on(tmp_path):

@@ -99,7 +99,7 @@ def test_a_search_stopped_again_and_again(tmp_path):
 def test_another_command_is_told_and_may_discard(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", FIT, Stopping(2))
-    with pytest.raises(SubcompressError, match=r"an unfinished run of another command \(its bits was 8, now 5\)"):
+    with pytest.raises(SubcompressError, match=r"an unfinished run with other options \(its bits was 8, now 5\)"):
         fit(tmp_path / "run", {**FIT, "bits": 5})
     words = r"\(its bits was 8, now 5; its epochs was 4, now 7; its d was 60, now 61\).*limits may change"
     with pytest.raises(SubcompressError, match=words):

@@ -52,7 +52,7 @@ def test_folders_in_place_of_files(name, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
-    one_line(lambda: fit(folder), name, "is no file")
+    one_line(lambda: fit(folder), name, "is not a file")
     if name == CHECKPOINT:  # its folder is ours
         assert fit(folder, restart=True).d == 40
     else:
@@ -108,7 +108,7 @@ FIELDS = [
     (run.JOURNAL, ("d40-s0",), asdict(Probe(40, 1, 0.5, (0.5,), 1, 1.0)), "d40-s0: seed: expected 0, got 1"),
     (run.JOURNAL, ("d40-s0",), asdict(Probe(40, 0, 0.5, ("a",), 1, 1.0)), "d40-s0: curve[0]"),
     (run.JOURNAL, ("d40-s0",), asdict(Probe(40, 0, 0.5, (0.5,), 1, 1.0, lr=-1.0)), "d40-s0: lr"),
-    (run.JOURNAL, ("d40-s0",), asdict(Probe(40, 0, 0.5, (0.5,), 1, 1.0)), "is not there or no file"),
+    (run.JOURNAL, ("d40-s0",), asdict(Probe(40, 0, 0.5, (0.5,), 1, 1.0)), "is missing or is not a file"),
 ]
 
 
@@ -119,7 +119,7 @@ def test_fields(name, path, value, words, stopped, tmp_path):
     if words is None:  # what an older version wrote
         assert fit(folder).d == 40
     else:
-        one_line(lambda: fit(folder), "" if "is not there" in words else name, words)
+        one_line(lambda: fit(folder), "" if "is missing" in words else name, words)
 
 
 SUMMARIES = [
@@ -128,7 +128,7 @@ SUMMARIES = [
     (("fit", "d"), "40", "fit: d: expected int, got str"),
     (("fit", "trainings"), ..., "fit: object missing required field trainings"),
     (("fit", "trainings"), [3], "fit: trainings[0]: expected object, got int"),
-    (("fit", "frontier"), [{"bytes": 1, "value": 0.5, "training": 7}], "frontier: there is no training 7"),
+    (("fit", "frontier"), [{"bytes": 1, "value": 0.5, "training": 7}], "frontier: no training has the number 7"),
     (("fit", "wings"), 1, "fit: object contains unknown field wings"),
     (("recipe", "lr"), 1e9, "recipe: lr"),
     (("recipe", "epochs"), 1.5, "recipe: epochs"),
@@ -169,14 +169,16 @@ def test_a_probe_file_of_another_network(finished, tmp_path):
     probe = folder / run.PROBES / "d40-s0.safetensors"
     kept = probe.read_bytes()
     shutil.copy(GOLDEN / "lenet.safetensors", probe)
-    one_line(lambda: fit(folder, epochs=1), "d40-s0.safetensors is of another network (the file holds conv1.weight")
+    one_line(
+        lambda: fit(folder, epochs=1), "d40-s0.safetensors belongs to another network (the file holds conv1.weight"
+    )
     probe.write_bytes(kept[:-5])
     one_line(lambda: fit(folder, epochs=1))
     record = format.from_bytes(kept)[0]
     other = subcompress.Subspace.of(networks.CASES["batch norm"].make(), d=39, seed=0)
     other.round(4)
     format.save(other.record(), probe)
-    one_line(lambda: fit(folder, epochs=1), "of another training")
+    one_line(lambda: fit(folder, epochs=1), "belongs to another training")
     format.save(record, probe)
     assert fit(folder, epochs=1).d == 40
 

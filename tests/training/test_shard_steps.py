@@ -142,5 +142,5 @@ def test_nan_among_the_examples_is_named(monkeypatch):
     data = networks.blobs()
     order = torch.randperm(192, generator=torch.Generator().manual_seed(0))
     data.train.x[order[4 * 32 + 9]] = torch.nan  # behind the check of the data; in the batch of a verdict
-    with pytest.raises(SubcompressError, match="the training split yields nan or inf"):
+    with pytest.raises(SubcompressError, match="the training split holds nan or inf"):
         train(Subspace.of(mixed, 10), data, Task.of(), TrainOptions(10, 0.01, 32, shards=4))

@@ -188,7 +188,7 @@ def test_a_number_of_workers_that_does_not_share_evenly_is_refused(tmp_path, mon
     first = cli(*command)
     monkeypatch.setenv("RANK", "1")
     second = cli(*command)
-    words = f"{size} workers were started for --shards {shards}: give a multiple of {size}, or start another number"
+    words = f"{size} workers cannot share --shards {shards} evenly: give a multiple of {size}, or start another number"
     assert words in first.stderr and len(first.stderr.strip().splitlines()) == 1
     assert (first.exit_code, second.exit_code, second.output) == (1, 1, "")
     assert not (tmp_path / "run").exists()
@@ -198,7 +198,7 @@ def test_a_silence_that_is_none_is_refused(tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "SUBCOMPRESS_WORKER_TIMEOUT": "soon"}.items():
         monkeypatch.setenv(name, value)
     found = cli("fit", *MIXED.split(), "--shards", 4, "-o", tmp_path / "run")
-    assert found.stderr == "error: SUBCOMPRESS_WORKER_TIMEOUT is between 15 and 86400 seconds; it is soon\n"
+    assert found.stderr == "error: SUBCOMPRESS_WORKER_TIMEOUT must be between 15 and 86400 seconds; got soon\n"
 
 
 def test_shards_are_part_of_the_recipe(tmp_path):
@@ -255,8 +255,8 @@ def test_two_workers_make_the_file_of_one(tmp_path):
         assert first[i].status == second[i].status == alone.exit_code  # 1 where nothing was learned so soon
         assert record(tmp_path / f"two{i}") == record(tmp_path / f"one{i}")
         assert second[i].stdout == second[i].stderr == ""
-    assert "4 shards a batch, 2 workers: a step exchanges 328 bytes and a header of 40" in first[0].stderr
-    assert "4 shards a batch, 1 worker: a step exchanges" in alone.stderr
+    assert "4 shards per batch, 2 workers: a step exchanges 328 bytes and a header of 40" in first[0].stderr
+    assert "4 shards per batch, 1 worker: a step exchanges" in alone.stderr
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_loses_nothing(tmp_path):
@@ -264,7 +264,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_loses_nothing(tmp_path):
     first, second = shared(2, command + "killed", dies=(1, 7, signal.SIGKILL))
     assert second == [Ended(-signal.SIGKILL)]
     lines = [line for line in first[0].stderr.splitlines() if line.startswith("error:")]
-    assert first[0].status == 1 and len(lines) == 1 and "a worker of this training has ended" in lines[0]
+    assert first[0].status == 1 and len(lines) == 1 and "a worker of this training ended" in lines[0]
     assert any((tmp_path / "killed" / run.CHECKPOINTS).iterdir())
     assert cli(*(command + "killed").split()).exit_code == 0
     assert cli(*(command + "whole").split()).exit_code == 0
@@ -285,12 +285,12 @@ def test_a_training_that_dies_dies_in_all_workers(tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.judging.WINDOW", 5)
     first, second = shared(2, f"fit {MIXED} --epochs 2 --lr 1e5 --shards 4 --device cpu -o {tmp_path}/run")
     assert (first[0].status, second[0].status, second[0].stderr) == (1, 1, "")
-    assert "error: the run died twice, at lr 1e+05 and 4e+04" in first[0].stderr
+    assert "error: the training failed twice, at lr 1e+05 and 4e+04" in first[0].stderr
 
 
 def test_jobs_are_of_one_worker(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SubcompressError, match="--jobs does not work under torchrun, which started 2 workers"):
+    with pytest.raises(SubcompressError, match="--jobs cannot be combined with torchrun, which started 2 workers"):
         divided(Machine(jobs=2))
 
 
@@ -323,7 +323,7 @@ def test_a_worker_that_is_silent_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("SUBCOMPRESS_WORKER_TIMEOUT", "15")
     command = f"fit {MIXED} --epochs 2 --shards 4 --device cpu -o {tmp_path}/run"
     first, _ = shared(2, command, dies=(1, 7, signal.SIGSTOP))
-    assert first[0].status == 1 and "error: a worker of this training has ended, or does not answer" in first[0].stderr
+    assert first[0].status == 1 and "error: a worker of this training ended, or does not answer" in first[0].stderr
 
 
 def test_workers_with_other_data_are_refused(tmp_path):
@@ -331,7 +331,7 @@ def test_workers_with_other_data_are_refused(tmp_path):
     command = f"fit {MIXED} --epochs 1 --shards 4 --device cpu -o {tmp_path}/run"
     command = command.replace(f"{Path(networks.__file__)}:blobs", f"{HERE}:ranked")
     first, second = shared(2, command)
-    assert "error: the workers of a training have the same network, code and data; worker 1 has" in first[0].stderr
+    assert "error: all workers of a training need the same network, code and data; that of worker 1" in first[0].stderr
     assert (first[0].status, second[0].status, second[0].stderr) == (1, 1, "")
 
 

@@ -116,10 +116,10 @@ class Each(torch.utils.data.Dataset):
         (
             Y,
             {"loss": "bce"},
-            "the train split has 0 to 2: take --loss cross-entropy",
+            "the train split are from 0 to 2: take --loss cross-entropy",
         ),
-        (ONE_HOT - 1, {"loss": "bce"}, "has -1 to 0"),
-        (1 - ONE_HOT, {}, "one-hot, one 1 and else 0; those of the train split are not"),
+        (ONE_HOT - 1, {"loss": "bce"}, "are from -1 to 0"),
+        (1 - ONE_HOT, {}, "one-hot (one 1, otherwise 0); those of the train split are not"),
         (Y.float(), {}, "takes classes as integers, (48,), or probabilities, (48, 3); got torch.float32 (48,)"),
         (
             torch.stack([Y, Y], 1),
@@ -139,7 +139,7 @@ def test_labels_that_are_not_for_the_loss_are_named(y, options, words):
 
 
 def test_outputs_without_an_axis_of_classes_are_named():
-    assert "accuracy takes outputs (N, C), one number a class; the model gives (48,)" in refusal(
+    assert "accuracy takes outputs (N, C), one number per class; the model gives (48,)" in refusal(
         Giving(lambda t: t[:, 0]), Y
     )
 

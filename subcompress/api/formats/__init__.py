@@ -22,7 +22,7 @@ FORMATS: dict[str, Format] = {
         adapter.FORMAT,
     )
 }
-"""By name."""
+"""The formats by name."""
 
 
 def chosen(name: str | None, output: Path, self_unfolding: bool) -> Format:
@@ -40,7 +40,7 @@ def chosen(name: str | None, output: Path, self_unfolding: bool) -> Format:
         raise SubcompressError(f"a format must be one of {', '.join(FORMATS)}; got {name!r}{suggestion(name, FORMATS)}")
     found = FORMATS[name]
     if self_unfolding and found is not unfolding_graph.FORMAT:
-        raise SubcompressError(f"--self-unfolding writes ONNX; --format {name} does not: leave one of them out")
+        raise SubcompressError(f"--self-unfolding writes ONNX, and --format {name} does not: leave one of them out")
     if found.suffix and output.suffix != found.suffix:
         raise SubcompressError(f"the format {name} is a {found.suffix} file; got {output.name}: rename the output")
     return found
@@ -51,7 +51,7 @@ def _of_suffix(output: Path) -> Format:
     if output.suffix not in suffixes:
         folders = " or ".join(found.name for found in FORMATS.values() if not found.suffix)
         raise SubcompressError(
-            f"unpack writes {' and '.join(suffixes)} files; {output.name} is neither: rename the output, or give "
+            f"unpack writes {' and '.join(suffixes)} files; got {output.name}: rename the output, or give "
             f"--format {folders} for a folder"
         )
     return suffixes[output.suffix]
@@ -63,8 +63,8 @@ def check_options(found: Format, wanted: Wanted, output: Path) -> None:
         if getattr(wanted, field) is not None and field not in found.options:
             takers = [other.name for other in FORMATS.values() if field in other.options]
             raise SubcompressError(
-                f"{spelled} is of the format {' or '.join(takers)}; {output.name} is of the format {found.name}: "
-                "leave it out"
+                f"{spelled} belongs to the format {' or '.join(takers)}, but {output.name} has the format "
+                f"{found.name}: leave it out"
             )
 
 
@@ -73,9 +73,9 @@ def check_place(found: Format, output: Path) -> None:
     if found.suffix or not output.exists():
         return
     if not output.is_dir():
-        raise SubcompressError(f"the format {found.name} is a folder; {output} is a file: give another place")
+        raise SubcompressError(f"the format {found.name} writes a folder, but {output} is a file: give another place")
     if next(output.iterdir(), None) is not None:
-        raise SubcompressError(f"a new or empty folder is written; {output} holds files: give another place")
+        raise SubcompressError(f"{output} already holds files: give a new or empty folder")
 
 
 def write(found: Format, record: Record, wanted: Wanted, output: Path) -> dict[str, Any]:

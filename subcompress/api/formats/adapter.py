@@ -26,8 +26,7 @@ def write(record: Record, wanted: Wanted, folder: Path) -> dict[str, Any]:
         raise SubcompressError(f"--rank must be at least 1; got {rank}")
     if record.base is None:
         raise SubcompressError(
-            "an adapter is what is added to a base, and the file has none: give --format transformers for the whole "
-            "network"
+            "an adapter is added to a base, and the file has no base: give --format transformers for the whole network"
         )
     from subcompress.api.formats.lora import Adapter  # which imports torch and peft
 

@@ -37,7 +37,7 @@ class Wanted:
 
 
 Write = Callable[[Record, Wanted, Path], dict[str, Any]]
-"""Writes a record to an existing empty file or folder; returns what --json tells of it beside its size."""
+"""Writes a record to an existing empty file or folder; returns what --json states in addition to the size."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The files beside the weights of a network of transformers: configuration, tokenizer, license."""
+"""The files that accompany the weights of a transformers model: configuration, tokenizer, license."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATTERNS = (
     "LICENSE*",
     "NOTICE*",
 )
-"""The names of files that are taken over. No code is, and no weights are."""
+"""The names of files that are copied. Code and weights are not."""
 
 
 def is_companion(name: str) -> bool:
@@ -46,12 +46,12 @@ def is_companion(name: str) -> bool:
 
 
 def copy_companions(record: Record, wanted: Wanted, folder: Path) -> dict[str, Any]:
-    """Copy the files into a folder and return the configuration. Raises SubcompressError where there is none."""
+    """Copy the files into a folder and return the configuration. Raises SubcompressError if there is none."""
     place = _place(record, wanted)
     found = companions_of(place, is_companion) if place.startswith(HUB) else _local(Path(place))
     if CONFIG not in found:
         raise SubcompressError(
-            f"a transformers model has a {CONFIG}; {place} has none: give a folder that has one with --model hf:DIR"
+            f"{place} has no {CONFIG}, which a transformers model needs: give a folder that has one with --model hf:DIR"
         )
     for name, path in found.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +66,12 @@ def read_settings(folder: Path, place: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as e:
         raise SubcompressError(f"the {CONFIG} of {place} cannot be read ({one_line(e, 100)}): fetch it again") from e
     if not isinstance(found, dict):
-        raise SubcompressError(f"the {CONFIG} of {place} holds no settings by name: fetch it again")
+        raise SubcompressError(f"the {CONFIG} of {place} is not a JSON object: fetch it again")
     return found
 
 
 def _place(record: Record, wanted: Wanted) -> str:
-    """The folder or `hub:ORG/NAME[@REV]` that has the files. Raises SubcompressError where none is known."""
+    """The folder or `hub:ORG/NAME[@REV]` that has the files. Raises SubcompressError if none is known."""
     if wanted.files is not None:
         return str(wanted.files)
     reference = None if record.base is None else record.base.reference
@@ -80,14 +80,16 @@ def _place(record: Record, wanted: Wanted) -> str:
         return str(wanted.base)
     if pinned is not None:
         return pinned.where
-    has = "the file has no base" if reference is None else f"its base, {reference.source}, is no folder"
-    raise SubcompressError(f"configuration and tokenizer are those of the base; {has}: give them with --model hf:DIR")
+    has = "the file has no base" if reference is None else f"its base, {reference.source}, is not a folder"
+    raise SubcompressError(
+        f"configuration and tokenizer are taken from the base, but {has}: give them with --model hf:DIR"
+    )
 
 
 def _local(place: Path) -> dict[str, Path]:
-    """The files in a folder, or beside a file of weights."""
+    """The files in a folder, or in the folder of a file of weights."""
     folder = place if place.is_dir() else place.parent
     if not folder.is_dir():
-        raise SubcompressError(f"{place} is no folder: check the path")
+        raise SubcompressError(f"{place} is not a folder: check the path")
     paths = [p for p in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")) if p.is_file()]
     return {name: p for p in sorted(paths) if is_companion(name := p.relative_to(folder).as_posix())}

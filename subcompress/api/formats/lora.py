@@ -43,13 +43,13 @@ TASKS = {
 """The end of a class's name -> PEFT's task."""
 
 HEADED, HEADS = ("SEQ_CLS", "TOKEN_CLS"), ("classifier", "score")
-"""The tasks for which PEFT keeps modules whose names end so whole, whatever its configuration says."""
+"""The tasks for which PEFT always saves modules with these endings of names whole, whatever its configuration says."""
 
 SMALL = 1 << 9
 """Up to this many rows or columns, the singular values are computed exactly."""
 
 OVERSAMPLING, PASSES = 16, 6
-"""Of the randomized decomposition of larger matrices."""
+"""Parameters of the randomized decomposition of larger matrices."""
 
 
 @dataclass
@@ -74,7 +74,8 @@ class Adapter:
             self.found = find_network(record, Path(folder))
         if "vocab_size" in self.found.changes:
             raise SubcompressError(
-                "an adapter has the base's words, and the file has more or fewer: give --format transformers"
+                "an adapter needs the vocabulary of the base, but that of the file has another size: give "
+                "--format transformers"
             )
         self.modules = dict(self.found.module.named_modules())
         self.split = self._split()
@@ -155,12 +156,12 @@ class Adapter:
         return any(_within(name, self.split.saved) for name in names)
 
     def _saved(self, name: str) -> str:
-        """The module that is kept whole for a tensor. Raises SubcompressError where it is the network itself."""
+        """The module that is kept whole for a tensor. Raises SubcompressError if it is the network itself."""
         owner = name.rpartition(".")[0]
         if not owner or any(is_linear(m) for n, m in self.modules.items() if n.startswith(f"{owner}.")):
             raise SubcompressError(
-                f"an adapter holds linear layers, and whole modules without any; {name} is of neither: give --format "
-                "transformers"
+                f"an adapter cannot hold {name}, only linear layers and whole modules without any: give "
+                "--format transformers"
             )
         return owner
 

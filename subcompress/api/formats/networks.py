@@ -29,7 +29,7 @@ AUTO = (
     "AutoModelForImageTextToText",
     "AutoModel",
 )
-"""What is tried after the class that the configuration names. A headless network is the last."""
+"""Classes that are tried after the one that the configuration names. A network without a head comes last."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _fitted(kind: Any, library: Any, record: Record, folder: Path) -> tuple[Foun
 
 
 def _compare(layout: Layout, module: nn.Module, config: Any) -> tuple[str, dict[str, int]]:
-    """Return the first difference of a network to a layout, empty if there is none, and the settings that would fix
-    all differences, if any would."""
+    """Return the first difference between a network and a layout, empty if there is none, and the settings that would
+    fix all differences, if any would."""
     shapes = {spec.name: spec.shape for spec in layout}
     own = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     if missing := next((name for name in own if name not in shapes), None):

@@ -50,7 +50,7 @@ def _groups(layout: Layout, numbers: Sequence[int], most: int) -> list[list[int]
         used += size
     if len(groups) > MOST:
         raise SubcompressError(
-            f"--shard-size must give at most {MOST} files; {most} bytes give {len(groups)}: raise it"
+            f"--shard-size of {most} bytes gives {len(groups)} files, and at most {MOST} are possible: raise it"
         )
     return groups
 

@@ -28,7 +28,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 
 
 def write(record: Record, wanted: Wanted, folder: Path) -> dict[str, Any]:
-    """Write weights, configuration and tokenizer. Raises SubcompressError where the configuration is missing or no
+    """Write weights, configuration and tokenizer. Raises SubcompressError if the configuration is missing or no
     class of transformers has the tensors."""
     settings = copy_companions(record, wanted, folder)
     from subcompress.api.formats.networks import find_network  # which imports torch
@@ -60,7 +60,7 @@ def settings_of(settings: dict[str, Any], found: Found, facts: Facts, layout: La
 
 
 def _labels(n: int, names: Sequence[str], anew: bool) -> dict[str, Any]:
-    """The names of n labels. anew: whether the base's do not hold."""
+    """The settings for the names of n labels. anew: whether the labels of the base do not apply."""
     if len(names) != n:
         if not anew:
             return {}

@@ -15,7 +15,7 @@ from subcompress.format.record import Record
 from subcompress.support.files import atomic_file
 
 LINKED, COPIED, FOUND = "hard link", "copy", "there already"
-"""How a file of the base came beside a graph."""
+"""How a file of the base was placed beside a graph."""
 
 
 def write(record: Record, wanted: Wanted, path: Path) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def _require_same(target: Path, source: Path) -> None:
 
     if os.path.dirname(os.path.realpath(target)) != os.path.realpath(target.parent):
         raise SubcompressError(
-            f"{target} is a symbolic link out of its folder, which ONNX Runtime refuses: give another folder with "
-            "--output"
+            f"{target} is a symbolic link to another folder, which ONNX Runtime refuses: give another folder "
+            "with --output"
         )
     if not os.path.samefile(target, source) and sha256_of(target) != sha256_of(source):
         raise SubcompressError(
-            f"{target} is there and is not the base's {source}: give another folder with --output, or remove it"
+            f"{target} already exists and is not the base's {source}: give another folder with --output, or remove it"
         )
 
 

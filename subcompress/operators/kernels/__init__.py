@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_LOG2_M = 15
-"""Larger blocks do not fit what a GPU's program holds."""
+"""Larger blocks do not fit into the memory of a GPU program."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class SignedBlocks(Protocol):
 class Kernel:
     """A kernel. device: the kind of device it runs on; concurrent, seeds: see `rebuild.backends.base.Backend`.
 
-    module: returns its module for an operator on a device (None on the host, which needs no torch), or None where it
+    module: returns its module for an operator on a device (None on the host, which needs no torch), or None if it
     cannot run. The truth value says what for: `affine` and `adjoint`, which train, or `fill`.
     """
 
@@ -149,4 +149,4 @@ KERNELS: dict[str, Kernel] = {
     "native": Kernel("cpu", _native, concurrent=True, seeds=True),
     "triton": Kernel("cuda", _triton),
 }
-"""By name. Of those for the same kind of device, the last is the fastest. `rebuild.backends` has each as a backend."""
+"""The kernels by name. Of those for the same kind of device, the last is the fastest. `rebuild.backends` wraps each."""

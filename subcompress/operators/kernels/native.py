@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint16": 2, "float64": 3}
-"""The numbers that native.c knows output dtypes of torch and NumPy by; uint16 is what NumPy has for bfloat16."""
+"""The numbers of output dtypes of torch and NumPy in native.c; NumPy has uint16 in place of bfloat16."""
 
 LINE = 64
 """Bytes that the widest vectors are aligned to."""
 
 SHARE = 1 << 20
-"""Rows that are worth a thread: with fewer, waking it costs more, all the more where torch's own still spin."""
+"""The fewest rows per thread: with fewer, waking it costs more, especially while torch's own threads still spin."""
 
 SUMS = 16
-"""Partial sums of an adjoint at most. Their number depends on sizes alone, so that threads do not change the result."""
+"""The most partial sums of an adjoint. Their number depends only on sizes, so that threads do not change the result."""
 
 SHORT_LOG2_M = 5
 """Blocks of fewer rows than 2^5 do not fill the vectors of 16-bit integers."""
@@ -42,10 +42,10 @@ SEEDED = 0, 6, 63, 1
 """d, log2 m, K and A of the operator of seeded starts, which has code of its own."""
 
 UNPROVEN = ("avx512",)
-"""Vectors that not every machine on which this project is tested has: they are tried before they are trusted."""
+"""Vectors that not every test machine has: they are tried before they are used."""
 
 CACHED = 1 << 25
-"""Bytes of output that caches may hold until they are read: more is written past them."""
+"""Bytes of output that caches may hold until they are read: larger outputs bypass them."""
 
 
 def fill(op: SignedBlocks, c: Tensor | np.ndarray, segments: Sequence[Segment]) -> None:

@@ -147,7 +147,7 @@ def _float32(bits):
 
 @triton.jit
 def _plus(value, given, starts, mask):
-    """Adds what lies at `starts`, where there is anything."""
+    """Adds the values at `starts`, if there are any."""
     if given != 0:
         value += tl.load(starts, mask=mask)
     return value
@@ -458,14 +458,14 @@ def _launch(kernel: Any, op: SignedBlocks, tile: _Tile, grid: tuple[int, ...], a
 
 
 def _programs(tile: _Tile, device: torch.device, most: int) -> int:
-    """As many programs as the device runs at a time, `most` at most."""
+    """The number of programs that the device runs at a time, at most `most`."""
     if device.type != "cuda":
         return min(most, 3)
     return min(most, tile.resident * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class _Plan(NamedTuple):
-    """table: see FIELDS; total: units; segments: rows of the table but for the last, which ends every walk."""
+    """table: see FIELDS; total: units; segments: rows of the table except the last, which ends every walk."""
 
     table: Tensor
     total: int

@@ -14,7 +14,7 @@ BACKENDS: dict[str, Backend] = {
     "torch-cuda": torch_backend.on("cuda"),
     **{name: kernel_backend.of(kernel) for name, kernel in KERNELS.items()},
 }
-"""Of those for the same kind of device, the last is the fastest."""
+"""The backends by name. Of those for the same kind of device, the last is the fastest."""
 
 
 def available() -> list[str]:
@@ -34,13 +34,15 @@ def backend_of(name: str) -> Backend:
         for backend in reversed(BACKENDS.values()):
             if backend.device == name and backend.is_available():
                 return backend
-        raise SubcompressError("weights are rebuilt on a CUDA device only where torch sees one: leave the device out")
+        raise SubcompressError("torch sees no CUDA device to rebuild weights on: leave the device out")
     if name not in BACKENDS:
         raise SubcompressError(
             f"backend must be one of {', '.join(BACKENDS)}; got {name!r}{suggestion(name, BACKENDS)}"
         )
     if not BACKENDS[name].is_available():
-        raise SubcompressError(f"backends here are {', '.join(available())}; {name} cannot run on this machine")
+        raise SubcompressError(
+            f"the backend {name} cannot run on this machine; those that can are {', '.join(available())}"
+        )
     return BACKENDS[name]
 
 

@@ -6,7 +6,7 @@ from subcompress.search.knobs.knob import Knob, Made
 from subcompress.search.knobs.price import Price
 
 KNOBS = (Coordinates.name, Price.name)
-"""Those that `fit` can turn, by name."""
+"""The knobs that `fit` can turn, by name."""
 
 
 def knob_of(name: str, D: int) -> Knob:

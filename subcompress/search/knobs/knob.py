@@ -10,7 +10,7 @@ from subcompress.search.trials import Trial
 from subcompress.training.probe import Probe
 
 Made = Trial | Probe
-"""What has a value of the knob: a trial, or the training that came of it."""
+"""Objects that have a value of the knob: a trial, or its training."""
 
 
 class Knob(ABC):
@@ -24,7 +24,7 @@ class Knob(ABC):
         rises: Whether accuracy rises with the value.
         slope: What log(error) gains with each unit of log(turn), and its standard error, before any training.
         size: Whether the bytes of the coordinates are proportional to the turn.
-        spread: The field of a `Fit` that tells how its value varies between seeds, None where there is none.
+        spread: The field of a `Fit` that tells how its value varies between seeds, None if there is none.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,7 @@ class Knob(ABC):
 
     @property
     def whole(self) -> float | None:
-        """The turn that comes to training the network directly, None where none does."""
+        """The turn that comes to training the network directly, None if none does."""
         return None
 
     def cost(self, turn: float) -> float:
@@ -87,7 +87,7 @@ class Knob(ABC):
 
 
 def significant(value: float, digits: int = 3) -> float:
-    """The value with so many digits, so that equal values are equal by name."""
+    """The value rounded to a fixed number of digits, so that equal values have equal names."""
     return float(f"{value:.{digits}g}") if math.isfinite(value) else value
 
 

@@ -14,7 +14,7 @@ LOWEST = -900
 """Exponent of the smallest unit: so that no power of two in here leaves float64."""
 
 BROKEN = 1 << 20
-"""Stands for the exponent of numbers that are not finite."""
+"""The exponent that marks numbers that are not finite."""
 
 
 def exponent(values: Tensor) -> int:
@@ -26,7 +26,7 @@ def exponent(values: Tensor) -> int:
 
 
 def room(count: int) -> int:
-    """Bits of each of so many numbers whose sum fits 63 bits."""
+    """The bits that each of n numbers may have for their sum to fit into 63 bits."""
     return 62 - max(0, count - 1).bit_length()
 
 
@@ -36,7 +36,7 @@ def integers(values: Tensor, e: int, count: int) -> Tensor:
 
 
 def mean(total: Tensor, e: int, count: int) -> Tensor:
-    """Of the sum of `count` tensors that `integers` gave: their mean, float64."""
+    """The mean, in float64, of `count` tensors from the sum of what `integers` gave for them."""
     return total.double() * math.ldexp(1.0, e - room(count)) / count
 
 
@@ -66,7 +66,7 @@ def of_reals(found: Tensor, like: Tensor) -> Tensor:
 
 
 def digest(tensor: Tensor) -> int:
-    """A number below 2^61 that differs where bits of the tensor do, but for chance."""
+    """A number below 2^61 that differs, except by chance, if bits of the tensor differ."""
     held = words(tensor)
     weights = torch.arange(1, 2 * len(held), 2, device=held.device) * 0x9E3779B97F4A7C1
     return int(((held ^ (held >> 29)) * weights).sum()) & ((1 << 61) - 1)

@@ -1,5 +1,5 @@
-"""One training step over the shards of a batch: each gives the gradient of z, and what its forward pass left in the
-network; the whole is the same whoever ran which shard.
+"""One training step over the shards of a batch. Each gives the gradient of z and the buffers that its forward pass
+changed; the result does not depend on which worker ran which shard.
 
 Two exchanges make it. The header, of which the largest value counts: whether a worker met an error, a digest of z, and
 the exponents of what follows. Then the sum of integers: the gradient, the loss, and the buffers that changed.
@@ -21,7 +21,7 @@ from subcompress.training.sharding import exact
 from subcompress.training.sharding.shards import Shards
 
 STILL = -exact.BROKEN
-"""Stands for the exponent of a buffer that did not change."""
+"""The exponent that marks a buffer that did not change."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Step:
     Args:
         shards: Who runs what.
         subspace: What is trained.
-        seed: Of dropout and the like; see `seed_shard`.
+        seed: The seed of dropout and similar draws; see `seed_shard`.
     """
 
     def __init__(self, shards: Shards, subspace: Subspace, seed: int) -> None:
@@ -51,7 +51,7 @@ class Step:
         loss, () float32. Both are nan where those of a shard are not finite.
 
         Args:
-            number: Of the step, from 0 on.
+            number: The number of the step, from 0 on.
             work: Forward and backward pass of the next shard of this worker; returns its loss. It draws from the
                 generator, and from torch's own, which is seeded alike.
 
@@ -89,8 +89,8 @@ class Step:
         self.shards.agree(failed, bool(error))
         if z != -negative:
             raise SubcompressError(
-                "the workers of this training came to different coordinates: their processors or versions of torch "
-                "differ: share the shards among machines of one kind"
+                "the workers of this training computed different coordinates, because their processors or "
+                "versions of torch differ: share the shards among machines of one kind"
             )
         exponents = {name: e for name, e in zip(start, buffers, strict=True) if e != STILL}
         return self._summed(start, parts, gradient, loss, exponents)
@@ -153,17 +153,17 @@ class Step:
 
 
 def _differs(name: str, now: Tensor, before: Tensor) -> bool:
-    """Whether a buffer has changed. Raises SubcompressError where it has another shape or dtype."""
+    """Whether a buffer has changed. Raises SubcompressError if it has another shape or dtype."""
     if now.shape != before.shape or now.dtype != before.dtype:
         raise SubcompressError(
-            f"--shards takes the mean of buffers, which keep their shape; {name} was {list(before.shape)} and became "
-            f"{list(now.shape)}: train with --shards 1"
+            f"--shards takes the mean of each buffer over the shards, but {name} changed its shape from "
+            f"{list(before.shape)} to {list(now.shape)}: train with --shards 1"
         )
     return not torch.equal(exact.words(now), exact.words(before))
 
 
 def _exponent_of(name: str, start: Mapping[str, Tensor], parts: list[Part]) -> int:
-    """Of a buffer in this worker's shards: STILL where none changed it."""
+    """The exponent of a buffer in this worker's shards; STILL if none of them changed it."""
     held = [part.changed[name] for part in parts if name in part.changed]
     if not held:
         return STILL

@@ -32,7 +32,7 @@ TIMEOUT = 60.0
 """Seconds after which a worker that does not answer is given up."""
 
 VARIABLE = "SUBCOMPRESS_WORKER_TIMEOUT"
-"""The environment variable that sets another number."""
+"""The environment variable that sets another number of seconds."""
 
 PATIENCE = timedelta(minutes=30)
 """How long workers wait for one another to read their data and to build their networks."""
@@ -41,10 +41,10 @@ BEAT = 5.0
 """Seconds between two signs of life of the first worker, while it works alone."""
 
 WORKING, JOIN, DONE = 0, 1, 2
-"""What the first worker says while it works alone: that it does, that the others join, and that it is done."""
+"""The messages of the first worker: it works alone, the others join, it is done."""
 
 _meetings = itertools.count()
-"""Trainings of this process so far: each has names of its own in the store."""
+"""The number of trainings of this process so far: each uses separate names in the store."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def sharing(count: int) -> Iterator[Shards]:
     """The shards of a batch, shared with the other processes that torchrun started for this training.
 
     Raises:
-        SubcompressError: So many processes do not share so many shards evenly.
+        SubcompressError: The processes cannot share the shards evenly.
         ToldError: The same, in any worker but the first, as for whatever the first one tells.
     """
     if world.workers() == 1:
@@ -76,8 +76,8 @@ def _check_share(count: int) -> None:
     if count < 1 or count % workers:
         kind = ToldError if world.rank() else SubcompressError
         raise kind(
-            f"workers share the shards of a batch evenly; {workers} workers were started for --shards {count}: give a "
-            f"multiple of {workers}, or start another number of workers"
+            f"{workers} workers cannot share --shards {count} evenly: give a multiple of {workers}, or start "
+            "another number of workers"
         )
 
 
@@ -128,7 +128,7 @@ class Workers(Shards):
             self._fast = dist.new_group(backend="nccl", timeout=timeout)
 
     def left(self, error: Exception) -> Exception:
-        """What to raise where this worker ends with an error: a mistake of the user is told once, by the first."""
+        """The error to raise if this worker ends with one: only the first worker reports a mistake of the user."""
         if not self._met:
             try:
                 self._store.set(f"{self._key}/{self.rank}", str(error) or type(error).__name__)
@@ -238,8 +238,8 @@ class Workers(Shards):
         def check() -> None:
             if value != mine:
                 raise SubcompressError(
-                    f"the workers of a training have the same {what}; worker {self.rank} has another than the first: "
-                    "give each the same files and the same versions"
+                    f"all workers of a training need the same {what}; that of worker {self.rank} differs from "
+                    "that of the first: give each the same files and the same versions"
                 )
 
         self.together(check)
@@ -286,7 +286,7 @@ def _timeout() -> timedelta:
     if 3 * BEAT <= seconds <= 86_400:
         return timedelta(seconds=seconds)
     kind = ToldError if world.rank() else SubcompressError
-    raise kind(f"{VARIABLE} is between {3 * BEAT:g} and 86400 seconds; it is {said[:40]}")
+    raise kind(f"{VARIABLE} must be between {3 * BEAT:g} and 86400 seconds; got {said[:40]}")
 
 
 def _words(error: Exception) -> str:
@@ -294,14 +294,14 @@ def _words(error: Exception) -> str:
 
 
 @contextmanager
-def _losing(how: str = "has ended, or does not answer") -> Iterator[None]:
+def _losing(how: str = "ended, or does not answer") -> Iterator[None]:
     """What torch.distributed raises, as one line."""
     try:
         yield
     except RuntimeError as e:
         raise WorkerLostError(
-            f"a worker of this training {how}: start the same command again, with any number of workers that divides "
-            f"--shards; it goes on where it was ({one_line(e, 120)})"
+            f"a worker of this training {how}: start the same command again, with any number of workers that "
+            f"divides --shards, to continue ({one_line(e, 120)})"
         ) from e
 
 
