@@ -166,9 +166,9 @@ def test_a_coordinate_a_weight(digits, tmp_path):
     assert not torch.equal(other["0.weight"], begun["0.weight"])
 
 
-@pytest.mark.parametrize("d", [100, None])
+@pytest.mark.parametrize("d", [pytest.param(100, marks=pytest.mark.slow), None])
 def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
-    """From the fit to the file; with a coordinate a weight (None) too."""
+    """From the fit to the file; with a coordinate a weight (None) too, where blocks are of one row."""
     D = sum(p.numel() for p in small().parameters())
     found = subcompress.fit(small, few_digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
     assert found.validation > 0.4
