@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -49,6 +48,8 @@ class Denoiser(nn.Module):
 
 def load() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     """1,200, 300 and 297 digits in [-1, 1], as inputs and as targets."""
+    from sklearn.datasets import load_digits
+
     x = (2 * (torch.tensor(load_digits().data, dtype=torch.float32) / 16) - 1).view(-1, 1, 8, 8)
     parts = (x[:1200], x[1200:1500], x[1500:])
     train, validation, test = (TensorDataset(part, part) for part in parts)

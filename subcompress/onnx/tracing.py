@@ -327,7 +327,9 @@ def _of_their_own(module: nn.Module, outputs: list[Tensor], inputs: tuple[Tensor
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
     """Silence a logger and all below it except errors: torch warns there that torchvision is missing."""
-    loggers = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
+    known = [logging.getLogger(n) for n in [name, *logging.root.manager.loggerDict] if n.startswith(name)]
+    # Those that have no level take that of the one above. To set a level takes as long as there are loggers.
+    loggers = [log for log in known if log.level or log.parent is None or not log.parent.name.startswith(name)]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

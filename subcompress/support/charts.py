@@ -112,6 +112,8 @@ class Chart:
         from matplotlib.lines import Line2D
 
         named, self._lines = sorted(self._lines), []
+        if not named:  # to lay out the figure takes as long as to write it
+            return
         self.figure.draw_without_rendering()
         line = 1.3 * self.font * self.figure.dpi / 72 / self.axes.get_window_extent().height
         bottom, top = self.axes.get_ylim()
@@ -129,6 +131,8 @@ class Chart:
         from matplotlib.transforms import Bbox
 
         named, self._points = self._points, []
+        if not named:
+            return
         self.figure.draw_without_rendering()
         frame, point = self.axes.get_window_extent(), self.figure.dpi / 72
         middles = [(*self.axes.transData.transform((x, y)), 4 * point) for x, y, _, _ in named]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forged_bases import refusal
+from lazily import needed
 from on_transformers import network_of, record_on, saved, settings_in, tiny_bert, tiny_llama
 from records import record_of
 
@@ -16,7 +17,7 @@ import subcompress
 from subcompress.format.facts import Facts
 from subcompress.rebuild.expand import expand
 
-pytest.importorskip("transformers")
+needed("transformers")
 
 LABELS = ("bad", "fair", "good")
 

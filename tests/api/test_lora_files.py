@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import cli
 from forged_bases import refusal
+from lazily import needed
 from on_transformers import network_of, record_on, saved, tiny_bert, tiny_llama
 from records import record_of
 
@@ -21,7 +22,7 @@ from subcompress.api.formats.lora import low_rank
 from subcompress.format.facts import Facts
 from subcompress.rebuild.expand import expand
 
-peft = pytest.importorskip("peft")
+peft = needed("peft")
 
 
 @pytest.fixture(scope="module")

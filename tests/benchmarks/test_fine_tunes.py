@@ -4,13 +4,13 @@ import re
 import sys
 
 import pytest
+from lazily import needed
 from places import ROOT
 
-pytest.importorskip("transformers")
+needed("transformers")
 sys.path.append(str(ROOT / "benchmarks"))
 
-import gpu_finetune
-import memory
+gpu_finetune, memory = needed("gpu_finetune"), needed("memory")
 
 
 @pytest.mark.slow

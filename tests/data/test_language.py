@@ -11,6 +11,7 @@ import pytest
 import tiny_llama
 import torch
 from commands import cli
+from lazily import needed
 from torch.nn import functional
 
 import subcompress
@@ -23,7 +24,7 @@ from subcompress.training.preflight import check_first_batch
 from subcompress.training.tasks import Task, evaluate
 from subcompress_cli import texts as cli_texts
 
-pytest.importorskip("transformers")
+needed("transformers")
 
 TASK = ",task=causal-lm"
 

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import cli
+from lazily import needed
 from places import EXAMPLES
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -28,7 +29,7 @@ from subcompress.tensors.layout import Layout
 from subcompress.training import loop as training
 from subcompress.training.tasks import Task, evaluate
 
-transformers = pytest.importorskip("transformers")
+needed("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,7 @@ def test_the_dense_file_is_what_from_pretrained_reads(tiny, packed, tmp_path):
         assert torch.equal(net.state_dict()[name], t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unfolding", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_graphs_take_any_batch_and_any_length(tiny, packed, tmp_path, unfolding):
     path = tmp_path / "net.onnx"
@@ -313,12 +315,16 @@ def test_a_state_dict_holds_the_rounding(tiny):
     assert b.record().digest == a.record().digest
 
 
-@pytest.mark.parametrize("name", ["plain_loop", "trainer"])
-def test_examples(name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["plain_loop", pytest.param("trainer", marks=pytest.mark.slow)])
+def test_examples(name, tiny, tmp_path, monkeypatch, capsys):
+    """On a fifth of their texts, and a layer less."""
     if name == "trainer":
         pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--d", "200", "-o", str(tmp_path)])
+    few = tmp_path / "few.csv"
+    few.write_text("".join(tiny[1].read_text().splitlines(keepends=True)[:121]))
+    given = ["--model", str(tiny[0]), "--csv", str(few), "--epochs", "2", "--d", "200", "-o", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [name, *given])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert "test accuracy" in capsys.readouterr().out
     assert (content := (tmp_path / "net.safetensors").read_bytes()) and len(content) < 700

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import time
 import zlib
+from functools import cache
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ def forged(layout: bytes, entries: bytes, groups: bytes = GROUP, size: int = 4_9
     return container.wrap(body + zlib.crc32(body).to_bytes(4, "little"))
 
 
+@cache
 def named(n: int, rest: bytes = b"\0\1\1") -> bytes:
     """A deflated list of so many tensors of short names."""
     out, before = bytearray(number(n)), b""
@@ -51,6 +53,7 @@ def alone(values: int) -> bytes:
     return b"\0" + deflated(b"\1\0\1a\0\1" + number(values))
 
 
+@cache
 def tags(n: int) -> bytes:
     return b"\2" + deflated(b"\1" * n + b"\1" + bytes((n + 7) // 8 - 1) + SCALE)
 
@@ -102,7 +105,13 @@ CODED = ("zeros", "windows of zeros", "equal", "rare")
 """Those whose coordinates take the time: of the others nothing is read by the compiled part."""
 
 
-@pytest.mark.parametrize(("name", "compiled"), [*((name, True) for name in FILES), *((name, False) for name in CODED)])
+SLOW = [pytest.param(name, False, marks=pytest.mark.slow) for name in CODED[2:]]
+"""Without the compiled part, each of these takes a third of a second, and is read several times."""
+
+READ = [*((name, True) for name in FILES), *((name, False) for name in CODED[:2]), *SLOW]
+
+
+@pytest.mark.parametrize(("name", "compiled"), READ)
 def test_info_reads_any_small_file_in_little_time(monkeypatch, name, compiled):
     """Half a second of an idle server is seven loops; three times that here, as other tests run beside it."""
     if not compiled:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import peft
 import torch
 from tiny_llama import network
-
-from subcompress.peft import SubspaceConfig
 
 TOKENS = torch.tensor([[3, 9, 6, 10, 4, 9, 7], [5, 9, 11, 8, 10, 3, 9]])
 
 
 def adapted(seed: int = 0, d: int = 20, **options: Any) -> Any:
     """A fresh tiny Llama with an adapter whose coordinates have moved."""
+    import peft
+
+    from subcompress.peft import SubspaceConfig
+
     model = peft.get_peft_model(network(), SubspaceConfig(d=d, seed=seed, task_type="CAUSAL_LM", **options))
     move(model, seed)
     return model

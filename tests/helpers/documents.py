@@ -44,6 +44,7 @@ CHEAPER = (
     (r"--d 50,150,450 --repeats 2", "--d 20,60 --repeats 1"),
     (r"--peers \S+", "--peers dense"),
     (r"epochs=20", "epochs=1"),
+    (r" --jobs 2", ""),  # processes that have to import torch: tests/search/test_workers.py starts one
     (r"range\(200\)", "range(4)"),
     (r"step == 100", "step == 2"),
 )
@@ -56,6 +57,7 @@ TINY = ((r"\bDIR\b", "bert"), (r"(--d |d=)2000", r"\g<1>100"))
 UNTRACED = (
     (r"^(subcompress push .*)", r"\1 --onnx none"),
     (r"about=about\)", 'about=about, onnx="none")'),
+    (r"push_to_hub\((\S+), model_card", r'push_to_hub(\1, onnx="none", model_card'),
 )
 """What the default run replaces in docs/HUB.md: the push of the README traces the graph of the same network."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,10 @@ def serve() -> None:
     from subcompress_cli import main
 
     transport.WAITS = (0.05, 0.1, 0.2)
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(
+        min(seconds, 0.05)
+    )  # nor does huggingface_hub wait a second before it asks again
     if folder := os.environ["TRACES"]:
         _remember(Path(folder))
     answers = os.fdopen(os.dup(1), "w")

@@ -283,3 +283,16 @@ def test_torchs_table_of_operators_is_read_once():
     assert first.functions == second.functions and len(first.functions) > 100
     assert first.opset_version == 18
     assert place.__dict__["from_torchlib"] is before
+
+
+def test_composite_operators_are_asked_for_once_in_an_export(monkeypatch):
+    from subcompress.onnx import registry
+
+    place, asked = importlib.import_module(registry.COMPOSITE), []
+    monkeypatch.setattr(place, registry.ASKS, lambda: asked.append(1))
+    before = place.__dict__[registry.ASKS]
+    for exports in (1, 2):
+        with registry.operators_read_once():
+            operators = [place._collect_all_valid_cia_ops() for _ in range(2)]
+        assert operators[0] == operators[1] and len(operators[0]) > 100
+        assert len(asked) == exports and place.__dict__[registry.ASKS] is before

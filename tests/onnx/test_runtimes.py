@@ -103,6 +103,7 @@ def check(python: Path | str, cases: list[Path], version: str) -> None:
     assert all(found.values()), [name for name, same in found.items() if not same]
 
 
+@pytest.mark.slow
 def test_the_installed_one_computes_the_same_bits(cases):
     check(sys.executable, cases, onnxruntime.__version__)
 

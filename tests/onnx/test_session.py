@@ -144,7 +144,11 @@ def test_info_knows_a_graph_for_what_it_is(graphs):
             subcompress.info(path)
 
 
-@pytest.mark.parametrize("gives", GIVES)
+QUICK = ("a weight", "a buffer", "the input", "no weight at all", "truth values")
+"""Those of GIVES whose graphs are traced in the default run too."""
+
+
+@pytest.mark.parametrize("gives", [g if g in QUICK else pytest.param(g, marks=pytest.mark.slow) for g in GIVES])
 def test_odd_networks_run_on_the_files_weights(gives, device, tmp_path):
     """Not on those that the module happens to have, wherever in the graph they are."""
     file = tmp_path / "net.safetensors"

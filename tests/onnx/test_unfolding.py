@@ -284,7 +284,7 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(small_file, tmp_path, 
     assert "an ONNX graph can hold 2 GB; the weights of this file take 177704 bytes" in failed.stderr
 
 
-QUICK = list(GIVES)[:4]
+QUICK = ("a weight", "a buffer")
 """Those of GIVES whose graphs are traced in the default run too."""
 
 
@@ -343,7 +343,7 @@ def test_a_tensor_that_is_called_like_an_input_is_refused_in_a_line(tmp_path):
         subcompress.unpack(tmp_path / "net.safetensors", tmp_path / "net.onnx", module)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_other_precisions_unfold(dtype, tmp_path):
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype)
     facts = Facts(input_shape=(6,), input_dtype={torch.float16: "F16", torch.float64: "F64"}[dtype])

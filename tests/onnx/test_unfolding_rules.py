@@ -123,7 +123,7 @@ class Several(nn.Module):
         return ((x @ self.seeded).relu() @ self.frozen @ self.mixed) * self.norm + self.ramp
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "F64"])
+@pytest.mark.parametrize("name", ["F32", pytest.param("F16", marks=pytest.mark.slow), "F64"])
 def test_files_unfold_to_their_weights(name, tmp_path):
     """The command's way: a traced network, its outputs and its weights compared."""
     dtype = {"F32": torch.float32, "F16": torch.float16, "F64": torch.float64}[name]

@@ -260,6 +260,7 @@ def test_each_does_not_wait_for_another_callers_work():
     assert all(h.result() for h in held)
 
 
+@pytest.mark.slow
 def test_work_while_the_interpreter_ends(tmp_path):
     code = """
 import atexit, torch

@@ -6,24 +6,26 @@ import json
 import sys
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from adapters_of_llama import TOKENS, adapted, logits, move
 from documents import python
+from lazily import needed
 from places import ROOT
 from tiny_llama import network
 from torch import nn
 
 import subcompress
 from subcompress.errors import SubcompressError
-from subcompress.peft import SubspaceConfig
+
+peft = needed("peft")
+ours = needed("subcompress.peft")
 
 NAME = "adapter_model.safetensors"
 
 
 def test_only_z_is_trained(capsys):
-    model = peft.get_peft_model(network(), SubspaceConfig(d=20))
+    model = peft.get_peft_model(network(), ours.SubspaceConfig(d=20))
     model.print_trainable_parameters()
     assert "trainable params: 20 ||" in capsys.readouterr().out
     (z,) = [p for p in model.parameters() if p.requires_grad]
@@ -55,7 +57,7 @@ def test_coordinates_act_on_factors_too(tmp_path, act_on):
 
 
 def test_a_loop_trains_and_what_is_evaluated_is_what_is_saved(tmp_path):
-    model = peft.get_peft_model(network(), SubspaceConfig(d=40, act_on="all", task_type="CAUSAL_LM")).train()
+    model = peft.get_peft_model(network(), ours.SubspaceConfig(d=40, act_on="all", task_type="CAUSAL_LM")).train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=model.learning_rate)
     losses = []
     for _ in range(30):
@@ -111,7 +113,7 @@ def test_a_model_loaded_from_a_folder_stands_on_its_files(tmp_path):
     base = network()
     base.save_pretrained(tmp_path / "base")
     again = type(base).from_pretrained(tmp_path / "base")
-    model = peft.get_peft_model(again, SubspaceConfig(d=20))
+    model = peft.get_peft_model(again, ours.SubspaceConfig(d=20))
     model.save_pretrained(tmp_path / "adapter")
     assert subcompress.info(tmp_path / "adapter" / NAME)["base"]["id"] == "base"
     peft.PeftModel.from_pretrained(network(), tmp_path / "adapter")  # the same values, in memory
@@ -126,7 +128,7 @@ def test_a_head_that_the_base_lacks_starts_from_the_seed(tmp_path):
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3, pad_token_id=0)
 
-    model = peft.get_peft_model(classifier(1), SubspaceConfig(d=20, task_type="SEQ_CLS"))
+    model = peft.get_peft_model(classifier(1), ours.SubspaceConfig(d=20, task_type="SEQ_CLS"))
     move(model, 3)
     model.save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter" / NAME).stat().st_size < 500
@@ -140,7 +142,7 @@ def test_several_adapters(saved, tmp_path):
     plain = logits(base)
     model = peft.PeftModel.from_pretrained(base, folder)
     model.load_adapter(folder, "twin")
-    model.add_adapter("other", SubspaceConfig(d=30, seed=9, act_on="norms"))
+    model.add_adapter("other", ours.SubspaceConfig(d=30, seed=9, act_on="norms"))
     move(model, 4, "other")
     other = model.set_adapter("other")
     other = logits(model)
@@ -203,12 +205,12 @@ def test_a_damaged_file_is_refused_in_a_line(saved, tmp_path, damage):
 )
 def test_settings_that_no_subspace_takes_are_refused(options):
     with pytest.raises(SubcompressError):
-        SubspaceConfig(**options)
+        ours.SubspaceConfig(**options)
 
 
 def test_settings_of_another_model_are_refused(saved, tmp_path):
     with pytest.raises(SubcompressError, match="nothing_like_it"):
-        peft.get_peft_model(network(), SubspaceConfig(act_on="nothing_like_it"))
+        peft.get_peft_model(network(), ours.SubspaceConfig(act_on="nothing_like_it"))
     (tmp_path / NAME).write_bytes((saved[0] / NAME).read_bytes())
     config = json.loads((saved[0] / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"d": 21}))
@@ -221,7 +223,7 @@ def test_settings_of_another_model_are_refused(saved, tmp_path):
 
 def test_running_statistics_stay_those_of_the_base():
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    model = peft.get_peft_model(net, SubspaceConfig(d=5)).train()
+    model = peft.get_peft_model(net, ours.SubspaceConfig(d=5)).train()
     model(torch.randn(6, 4)).sum().backward()
     assert not net[1].training and float(net[1].running_mean.abs().sum()) == 0
 
@@ -229,7 +231,7 @@ def test_running_statistics_stay_those_of_the_base():
 def test_a_second_peft_model_of_the_same_model_is_refused(saved):
     model = peft.PeftModel.from_pretrained(network(), saved[0])
     with pytest.warns(UserWarning), pytest.raises(SubcompressError, match="already has adapters"):
-        peft.get_peft_model(model.get_base_model(), SubspaceConfig(d=5))
+        peft.get_peft_model(model.get_base_model(), ours.SubspaceConfig(d=5))
     assert torch.equal(logits(model), saved[1])
 
 

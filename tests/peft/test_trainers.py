@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from adapters_of_llama import TOKENS, logits
+from lazily import needed
 from tiny_llama import network, tokenizer
-from transformers import Trainer, TrainingArguments
 
 from subcompress.errors import SubcompressError
-from subcompress.peft import RoundCoordinates, SubspaceConfig
+
+peft = needed("peft")
+ours = needed("subcompress.peft")
+transformers = needed("transformers")
 
 ROWS = [{"input_ids": row, "labels": row} for row in TOKENS]
 PLAIN: dict[str, Any] = {
@@ -38,18 +40,18 @@ def check_saved(trainer: Any, folder: Path) -> None:
 
 
 def test_trainer_of_transformers(tmp_path):
-    model = peft.get_peft_model(network(), SubspaceConfig(d=20, task_type="CAUSAL_LM"))
-    arguments = TrainingArguments(
+    model = peft.get_peft_model(network(), ours.SubspaceConfig(d=20, task_type="CAUSAL_LM"))
+    arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "run"), **PLAIN | {"save_strategy": "steps", "save_steps": 1}
     )
-    trainer = Trainer(model, arguments, train_dataset=ROWS, callbacks=[RoundCoordinates(after=0.5)])
+    trainer = transformers.Trainer(model, arguments, train_dataset=ROWS, callbacks=[ours.RoundCoordinates(after=0.5)])
     trainer.train()
     assert model.rounds
     check_saved(trainer, tmp_path / "saved")
     first = peft.PeftModel.from_pretrained(network(), tmp_path / "run" / "checkpoint-1")
     assert not torch.equal(logits(first), logits(model))
     with pytest.raises(SubcompressError):
-        RoundCoordinates(after=2)
+        ours.RoundCoordinates(after=2)
 
 
 @pytest.mark.slow
@@ -63,7 +65,7 @@ def test_supervised_fine_tuning_of_trl(tmp_path):
         trl.SFTConfig(output_dir=str(tmp_path / "run"), max_length=16, **PLAIN | {"bf16": False}),
         train_dataset=texts,
         processing_class=tokenizer(),
-        peft_config=SubspaceConfig(d=20, task_type="CAUSAL_LM"),
+        peft_config=ours.SubspaceConfig(d=20, task_type="CAUSAL_LM"),
     )
     trainer.train()
     check_saved(trainer, tmp_path / "saved")
@@ -92,7 +94,7 @@ def test_group_relative_policy_optimization_of_trl(tmp_path, beta):
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["red is", "blue and green"] * 2}),
         processing_class=tokenizer(),
-        peft_config=SubspaceConfig(d=20, task_type="CAUSAL_LM"),
+        peft_config=ours.SubspaceConfig(d=20, task_type="CAUSAL_LM"),
     )
     trainer.train()
     check_saved(trainer, tmp_path / "saved")

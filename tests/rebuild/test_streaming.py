@@ -84,6 +84,7 @@ def test_tied_and_scattered_tensors_cost_no_block_each(monkeypatch):
     assert len(calls) == 4  # a group each, twice
 
 
+@pytest.mark.slow
 def test_threads_of_torch_are_not_multiplied(tmp_path):
     format.save(WIDE, tmp_path / "net.safetensors")
     paths = str(tmp_path / "net.safetensors"), str(tmp_path / "d.safetensors")

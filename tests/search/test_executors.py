@@ -62,7 +62,7 @@ def helped(name: str, folder: Path) -> list[str]:
     return notes
 
 
-@pytest.mark.parametrize("name", ["processes", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["processes", *(pytest.param(n, marks=pytest.mark.slow) for n in ("slurm", "ray"))])
 @pytest.mark.filterwarnings("ignore")
 def test_executors(name, tmp_path):
     pytest.importorskip({"slurm": "submitit"}.get(name, "subcompress" if name == "processes" else name))

@@ -43,7 +43,10 @@ def searched(law: PowerLaw, workers: int = 1, **goal) -> float:
     return chosen.d / law.d_true
 
 
-@pytest.mark.parametrize(("workers", "most"), [(1, 8), pytest.param(2, 9, marks=pytest.mark.slow), (4, 11)])
+MANY = [pytest.param(2, 9, marks=pytest.mark.slow), pytest.param(4, 11, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("workers", "most"), [(1, 8), *MANY])
 def test_known_curves_are_searched_in_few_trainings(workers, most):
     ratios, spent = [], []
     for law in laws(80):
@@ -245,7 +248,7 @@ def test_a_given_baseline_is_measured(digits, tmp_path):
         )
 
 
-@pytest.mark.parametrize("limit", [200, 260])
+@pytest.mark.parametrize("limit", [200, pytest.param(260, marks=pytest.mark.slow)])
 def test_the_best_within_a_number_of_bytes(few_digits, tmp_path, limit):
     torch.manual_seed(0)
     net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)), Heard()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.http as triton
+from lazily import needed
 from on_transformers import network_of, record_on, saved, tiny_bert
 from PIL import Image
 from records import lenet_record, record_of
@@ -26,7 +27,7 @@ from subcompress.format.facts import Facts, Input
 from subcompress.serving import prepared
 from subcompress_models import MODELS
 
-tokenizers = pytest.importorskip("tokenizers")
+tokenizers = needed("tokenizers")
 
 TOKENS = tuple(Input(name, "I64", (0,)) for name in ("input_ids", "attention_mask"))
 LABELS = ("bad", "fair", "good")

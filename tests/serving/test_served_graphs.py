@@ -22,6 +22,7 @@ from onnx import helper
 from records import record_of
 from served import LENET, X, expected, graph
 from serving import Client, packed, serving, traced_here
+from torch import nn
 
 import subcompress
 from subcompress import SubcompressError
@@ -89,9 +90,17 @@ def test_dense_and_self_unfolding_graphs_are_served(tmp_path: Path, folder: Path
         assert found.status == 503 and "not an ONNX file" in found.error
 
 
-@pytest.mark.parametrize("kind", [pytest.param("gru", marks=pytest.mark.slow), "transformer"])
+OTHERS = {
+    "tokens": networks.Case(
+        lambda: nn.Sequential(nn.Embedding(16, 8), nn.Flatten(), nn.Linear(48, 4)), networks.tokens, {}
+    ),
+    **{name: networks.CASES[name] for name in ("gru", "transformer")},
+}
+
+
+@pytest.mark.parametrize("kind", ["tokens", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "transformer"))])
 def test_other_networks_are_served(tmp_path: Path, kind: str) -> None:
-    case = networks.CASES[kind]
+    case = OTHERS[kind]
     module, data = case.make(), case.data()
     x, _ = next(batches(data.test, 4))
     assert isinstance(x, torch.Tensor)

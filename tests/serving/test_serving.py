@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import socket
@@ -17,6 +18,10 @@ import tritonclient.http as triton
 from commands import cli
 from served import LENET, X, binary, expected
 from serving import Client, asking, serving
+
+from subcompress.onnx.graph_cache import GraphCache
+from subcompress.serving.networks import Job
+from subcompress_cli import tracing
 
 
 @pytest.mark.parametrize("ask", [True, False])
@@ -219,9 +224,20 @@ def test_a_token_is_asked_for(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def process(folder: Path) -> Any:
+def kept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs as a server that ran before has kept them: what the process that traces answers, without its start."""
+    kept = tmp_path_factory.mktemp("graphs")
+    tracer = tracing.subprocess_tracer([], print, GraphCache(kept))
+    data = (folder / "one.safetensors").read_bytes()
+    asked = {"name": "one", "data": base64.b64encode(data).decode(), "base": None, "inputs": []}
+    tracer._decode_answer(Job("one", data), tracing._answer([], asked) | {"reads": [], "seconds": 0.0})
+    return kept
+
+
+@pytest.fixture(scope="module")
+def process(folder: Path, kept: Path) -> Any:
     """`subcompress serve` as a process, its address, and what it wrote to stderr."""
-    command = [sys.executable, "-m", "subcompress_cli", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "subcompress_cli", "serve", str(folder), "--port", "0", "--graphs", str(kept)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as found:
         assert found.stdout is not None
         line = found.stdout.readline()
@@ -230,7 +246,7 @@ def process(folder: Path) -> Any:
             found.kill()
 
 
-def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
+def test_the_command_serves_and_drains(process: Any, folder: Path, kept: Path) -> None:
     server, line = process
     mapped = Path(f"/proc/{server.pid}/maps").read_text()
     assert "onnxruntime" in mapped and "libtorch" not in mapped  # which alone would take 190 MB
@@ -257,4 +273,9 @@ def test_the_command_serves_and_drains(process: Any, folder: Path) -> None:
         answer = s.recv(1 << 16)
         assert answer.startswith(b"HTTP/1.1 200")
     assert server.wait(30) == 0
-    assert "stopped after the last request was answered" in server.stderr.read()
+    said = server.stderr.read()
+    assert (
+        f"1 graph from {kept}" in said
+        and "tracing" not in said
+        and "stopped after the last request was answered" in said
+    )

@@ -136,7 +136,9 @@ def test_pruned_for_good_is_a_network_like_others():
     Subspace.of(module, 20)
 
 
-@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize(
+    "norm", [pytest.param(parametrizations.weight_norm, marks=pytest.mark.slow), parametrizations.spectral_norm]
+)
 def test_parametrized_networks_fit_pack_and_load(norm, tmp_path):
     torch.manual_seed(0)
     module = net()

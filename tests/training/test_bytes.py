@@ -175,9 +175,9 @@ def test_a_price_and_a_limit_hold_together(few_digits, tmp_path):
     assert [training["cut"] for training in found.to_json()["trainings"]] == [0]
 
 
-@pytest.mark.parametrize("d", [100, None])
+@pytest.mark.parametrize("d", [pytest.param(100, marks=pytest.mark.slow), None])
 def test_scattered_columns_train_and_pack(few_digits, tmp_path, d):
-    """From the fit to the file; with a coordinate a weight (None) too."""
+    """From the fit to the file; with a coordinate a weight (None) too, where blocks are of one row."""
     D = sum(p.numel() for p in small().parameters())
     found = subcompress.fit(small, few_digits, tmp_path / "run", d=d or D, operator="scattered", **OPTIONS)
     assert found.validation > 0.4

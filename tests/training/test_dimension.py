@@ -354,7 +354,7 @@ def test_numpy_numbers_become_json() -> None:
     ("points", "thresholds"),
     [
         (noisy(3, 0.01, 0), (0.75, 0.99, 0.3)),
-        (noisy(1, 0.0, 0)[:1], (0.5,)),
+        pytest.param(noisy(1, 0.0, 0)[:1], (0.5,), marks=pytest.mark.slow),
         (curve(lambda d: 1.0), ()),
         ([Point(10, (0.1, 0.8), 1.0), Point(20, (0.4, 0.7), 1.0)], (0.5, 0.5, 0.51, 0.52, 0.53)),
     ],

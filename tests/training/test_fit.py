@@ -90,7 +90,7 @@ def test_a_run_of_one_step(network, digits, tmp_path):
 def test_many_coordinates_of_many_bits_stay_exact(few_digits, tmp_path):
     """Blocks hold fewer coordinates then; the sum of a block's integers is bounded."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
-    subcompress.fit(net, few_digits, tmp_path / "run", d=9_000, bits=8, epochs=6, batch_size=64)
+    subcompress.fit(net, few_digits, tmp_path / "run", d=9_000, bits=8, epochs=2, batch_size=64, threads=1)
     group = run.load(tmp_path / "run").groups[0]
     assert group.operator.d == 9_000 > group.operator.m
     assert group.operator.peak(group.coordinates) < 1 << 16
@@ -130,16 +130,17 @@ def test_a_run_that_dies_is_tried_again_then_refused(network, few_digits, tmp_pa
         subcompress.pack(tmp_path / "run", tmp_path / "x.safetensors")
 
 
-def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, digits, tmp_path, monkeypatch):
+def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, few_digits, tmp_path, monkeypatch):
     """The first step size diverges, four tenths of one thousandth of it does not."""
     monkeypatch.setattr("subcompress.training.attempts.RETRY", 1e-4)
     notes = Notes()
     found = subcompress.fit(
         network,
-        digits,
+        few_digits,
         tmp_path / "run",
         d=60,
         epochs=10,
+        threads=1,
         lr=100.0,
         batch_size=32,
         listener=notes,

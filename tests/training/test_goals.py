@@ -22,7 +22,7 @@ from subcompress.training import run
 from subcompress.training.tasks import Task, evaluate
 from subcompress_models import MODELS
 
-OPTIONS = {"epochs": 4, "batch_size": 32, "threads": 1}
+OPTIONS = {"epochs": 2, "batch_size": 32, "threads": 1}
 OWN = """
 import networks
 from subcompress.data import Split
@@ -174,6 +174,7 @@ def test_short_trainings_choose_the_step_of_the_baseline(tmp_path, monkeypatch):
     assert (again.baseline, heard.titles) == (found.baseline, [])
 
 
+@pytest.mark.slow
 def test_short_trainings_that_learn_nothing_choose_no_step(tmp_path, monkeypatch):
     monkeypatch.setattr("subcompress.training.settings.LEAST_STEPS", 1)
     monkeypatch.setattr("subcompress.training.fitter.BASELINE_RATES", (1e-8, 2e-8))
@@ -264,7 +265,7 @@ def test_steps_in_place_of_epochs(tmp_path):
     """192 examples are 6 steps an epoch."""
     data = networks.blobs()
     by_epochs = subcompress.fit(networks.mlp, data, tmp_path / "a", d=50, **OPTIONS)
-    by_steps = subcompress.fit(networks.mlp, data, tmp_path / "b", d=50, **OPTIONS | {"epochs": None, "steps": 24})
+    by_steps = subcompress.fit(networks.mlp, data, tmp_path / "b", d=50, **OPTIONS | {"epochs": None, "steps": 12})
     assert run.packed(tmp_path / "a") == run.packed(tmp_path / "b")
     assert by_steps.probes[0].curve == by_epochs.probes[0].curve
     heard = Heard()

@@ -123,7 +123,7 @@ def test_options_need_no_torch():
 def test_the_recipe_of_a_run_gives_the_same_file(tmp_path):
     first, again = tmp_path / "first", tmp_path / "again"
     found = run(
-        "fit", "--model", "lenet", "--data", "digits", "--d", "40", "-o", str(first), *flags({**FAST, "epochs": 4})
+        "fit", "--model", "lenet", "--data", "digits", "--d", "40", "-o", str(first), *flags({**FAST, "epochs": 2})
     )
     assert found.exit_code == 0, found.output
     found = run("fit", "--recipe", str(first / "recipe.toml"), "-o", str(again))
