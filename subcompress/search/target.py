@@ -49,6 +49,10 @@ DOUBTS, LAST = (0.0, 0.0, 0.3, 0.7), 2.0
 ones show where the crossing is, the next ones are to meet the target; the last that there is room for is to meet it
 almost surely."""
 
+FAR = 3.0
+"""The factor in the turn within which trainings count together once too few are left to have enough nearer ones. The
+line carries them farther then, with a larger error, but a search on a flat curve ends with a file."""
+
 SPARE = 1
 """How many trainings beyond those that a mean needs several workers may begin before the others have ended."""
 
@@ -226,7 +230,11 @@ class TargetSearch(Search):
     def _carried(self, turn: float) -> dict[Probe, float]:
         """The whole trainings near a turn that did not die, each with its metric carried to the turn along the line."""
         whole = [p for p in self.ends if p.whole and p.note != DIED]
+        whole.sort(key=lambda p: (abs(math.log(self.knob.turn(p) / turn)), p.seed))
         near = [p for p in whole if turn / NEARBY <= self.knob.turn(p) <= turn * NEARBY]
+        missing = len(self.seeds) - len(near)
+        if missing > self.room():  # no more trainings can be made beside it: those farther off count instead
+            near += [p for p in whole if turn / FAR <= self.knob.turn(p) <= turn * FAR and p not in near][:missing]
         return {p: self._value(p, turn) for p in sorted(near, key=lambda p: (self.knob.turn(p), p.seed))}
 
     def _value(self, probe: Probe, turn: float) -> float:
@@ -313,7 +321,7 @@ class TargetSearch(Search):
         """The turn that is wanted, or a smaller one where so few trainings are left that a mean needs those before."""
         needed = len(self.seeds) - int(self.room())
         turns = sorted((self.knob.turn(p) for p in self.probes if p.whole and not p.stopped), reverse=True)
-        return min(wanted, turns[needed - 1] * NEARBY / CLOSE) if 0 < needed <= len(turns) else wanted
+        return min(wanted, turns[needed - 1] * FAR / CLOSE) if 0 < needed <= len(turns) else wanted
 
     def _near(self, wanted: float) -> float:
         """The turn to train at for one that is wanted: that of a training which is close and may still do, if any."""
@@ -365,7 +373,12 @@ class TargetSearch(Search):
         """The mean that decided, and how much the trainings in it differ, each carried to the turn that was found."""
         assert self.curve is not None
         curve, near = self.curve, self._carried(self.met)
-        values = [*near.values()]
+        values, turns = [*near.values()], [self.knob.turn(p) for p in near]
+        if not self.met / NEARBY <= min(turns) <= max(turns) <= self.met * NEARBY:
+            self.listener.note(
+                f"no trainings were left for more near {self.knob.name} = {self.met:g}, so that the mean counts some from "
+                f"{min(turns):g} to {max(turns):g}: raise --max-fits or --max-minutes for nearer ones"
+            )
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),
             "validation_spread": statistics.stdev(values) if len(values) > 1 else None,
