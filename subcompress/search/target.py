@@ -376,8 +376,8 @@ class TargetSearch(Search):
         values, turns = [*near.values()], [self.knob.turn(p) for p in near]
         if not self.met / NEARBY <= min(turns) <= max(turns) <= self.met * NEARBY:
             self.listener.note(
-                f"no trainings were left for more near {self.knob.name} = {self.met:g}, so that the mean counts some from "
-                f"{min(turns):g} to {max(turns):g}: raise --max-fits or --max-minutes for nearer ones"
+                f"no trainings were left for more near {self.knob.name} = {self.met:g}, so that the mean counts some "
+                f"from {min(turns):g} to {max(turns):g}: raise --max-fits or --max-minutes for nearer ones"
             )
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),
