@@ -179,7 +179,9 @@ def factored(tensor: Tensor, right: np.ndarray, left: np.ndarray) -> bytes:
     if tensor.dtype == "F64":
         return (value + base).astype("<f8").tobytes()
     value = value + np.where(np.abs(base) < 2.0**-126, np.float32(0), base)
-    return rounded(tensor.dtype, np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32))
+    with np.errstate(over="ignore"):  # beyond float32 it is infinite
+        single = np.where(np.abs(value) < 2.0**-126, 0, value).astype(np.float32)
+    return rounded(tensor.dtype, single)
 
 
 def directions(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:

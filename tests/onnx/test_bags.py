@@ -117,7 +117,7 @@ def test_a_graph_at_risk_runs_in_a_process_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [("import os; os.abort()", "dies (exit code -6) of this graph, which has Loop"), ("raise OSError", ""), ("", "")],
+    [("import os; os.abort()", "dies (exit code -6) of this graph, which uses Loop"), ("raise OSError", ""), ("", "")],
 )
 def test_how_a_child_ends_is_told(monkeypatch, code, words):
     monkeypatch.setattr(crash_check, "CHILD", (sys.executable, "-S", "-c", code))

@@ -167,7 +167,7 @@ def test_who_is_not_answered_in_time_is_told(folder: Path, monkeypatch: pytest.M
             time.sleep(0.001)
         client.running.stop()
         received = until_closed(s)  # head and body may come apart
-        assert received.startswith(b"HTTP/1.1 503") and b"this server is ending" in received
+        assert received.startswith(b"HTTP/1.1 503") and b"this server is shutting down" in received
     assert client.running.service.cut == 1 and client.running.service.held == client.running.service.waiting == 0
     assert "Traceback" not in caplog.text
 

@@ -217,7 +217,7 @@ def test_what_cannot_be_prepared_is_told_in_a_line(client: Client, what: str, mo
 def test_what_is_not_prepared_says_why(client: Client, served: Served, tmp_path: Path) -> None:
     packed(tmp_path, "one", lenet_record(300, 1))
     with serving(tmp_path, served.text, trace=served.trace, raw_inputs=True) as raw:
-        assert "takes no image, since --raw-inputs was given" in ask(raw, "one", picture()).error
+        assert "takes no image, because --raw-inputs was given" in ask(raw, "one", picture()).error
         assert "prepared" not in raw("GET", "/v2/models/one").said["parameters"]
         assert raw.infer("one", np.zeros((1, 1, 28, 28))).status == 200
     (served.place / "tokenizer.json").rename(served.place / "away.json")

@@ -163,7 +163,7 @@ def test_nesting_is_bounded_wherever_json_is_read(client: Client, deep: int) -> 
     requests = b"".join(posted(body) for body in sent) + posted(told.encode(), path="/v2/repository/index")
     found = talk(client, requests, half=True)
     assert [status for status, _ in found] == [400] * 8
-    assert deep < 100 or all(b"nested at most 64 deep" in body for _, body in found)
+    assert deep < 100 or all(b"nested deeper than 64 levels" in body for _, body in found)
 
 
 @given(st.recursive(st.none() | st.text('[{"\\]}', max_size=5), lambda x: st.lists(x, max_size=3), max_leaves=30))
@@ -211,7 +211,7 @@ REFUSED = {
     "an early one": (one(data=[False, *VALUES[1:]]), "values of FP32; got others"),
     "minus one": (
         one(shape=[-1, 1, 28, 28]),
-        "input must be FP32 [-1, 1, 28, 28]; got 'FP32' [-1, 1, 28, 28]: a request ",
+        "input must be FP32 [-1, 1, 28, 28]; got 'FP32' [-1, 1, 28, 28]: give a number in place of each -1",
     ),
     "an empty batch": (one(shape=[0, 1, 28, 28], data=[]), "input has no values in shape [0, 1, 28, 28]"),
     "parameters of text": (one(parameters="x"), "parameters of input must be a JSON object"),

@@ -308,7 +308,7 @@ def test_networks_of_every_kind_pass(case):
     check_trains(sub, module, c.data(), task, TrainOptions(1, 0.01, 32))
     if case != "dict":  # its data set draws
         assert torch.equal(state, torch.get_rng_state())
-    assert "a fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
+    assert "per fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
 
 
 def test_an_estimate_makes_no_copy_of_the_network(monkeypatch):
@@ -319,7 +319,7 @@ def test_an_estimate_makes_no_copy_of_the_network(monkeypatch):
     sub = Subspace(module, given.plan, own=True)
     assert sub.module is module
     task = Task.of(c.options.get("loss", "cross-entropy"), c.options.get("metric"))
-    assert "a fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
+    assert "per fit" in estimate_cost(sub, c.data(), task, TrainOptions(1, 0.01, 32), 1)
 
 
 # --- coordinates without a gradient ---

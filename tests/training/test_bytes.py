@@ -170,7 +170,7 @@ def test_a_price_and_a_limit_hold_together(few_digits, tmp_path):
     """Rounding with a price of a bit ends within the bytes too, so that nothing is left to cut."""
     D = sum(p.numel() for p in small().parameters())
     given = {"d": D, "bits": 3, "rate": 1e-6, "bytes": 300, "seeds": 1}
-    found = subcompress.fit(small, few_digits, tmp_path / "run", **given, **OPTIONS)
+    found = subcompress.fit(small, few_digits, tmp_path / "run", **given, **OPTIONS | {"epochs": 10})
     assert found.bytes <= 300
     assert [training["cut"] for training in found.to_json()["trainings"]] == [0]
 

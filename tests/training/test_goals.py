@@ -274,7 +274,7 @@ def test_steps_in_place_of_epochs(tmp_path):
         found = subcompress.fit(networks.mlp, data, tmp_path / f"{steps}", d=50, **options, listener=heard)
         assert len(found.probes[0].curve) == epochs
         assert run.summary(tmp_path / f"{steps}")["recipe"]["steps"] == steps
-        assert any(f"{steps} a fit: about" in n for n in heard.notes)
+        assert any(f"{steps} per fit: about" in n for n in heard.notes)
 
 
 @pytest.mark.slow
