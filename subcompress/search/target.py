@@ -44,10 +44,10 @@ CLOSE = 1.04
 WORTH = 1.15
 """The factor in the turn that a training must be expected to save, once a turn is known to meet the target."""
 
-DOUBTS, LAST = (0.0, 0.0, 0.3, 0.7), 2.0
+DOUBTS, LAST = (0.0, 0.0, 0.3, 0.7), (3.0, 1.3)
 """How far above the predicted crossing each whole training is turned, in standard errors of the logarithm. The first
-ones show where the crossing is, the next ones are to meet the target; the last that there is room for is to meet it
-almost surely."""
+ones show where the crossing is, the next ones are to meet the target. While none does, the last one that there is room
+for is turned by LAST[0], to meet it almost surely, and the one before by at least LAST[1]."""
 
 FAR = 3.0
 """The factor in the turn within which trainings count together once too few are left to have enough nearer ones. The
@@ -312,10 +312,12 @@ class TargetSearch(Search):
 
     def _doubt(self) -> float:
         """How far above the crossing to train next, in standard errors."""
-        if self.room() < 2:
-            return LAST
+        left = int(self.room())
+        if left < 2:
+            return LAST[0]
         most = len(DOUBTS) - 1
-        return DOUBTS[min(max(most - len(self.seeds) + sum(p.whole for p in self.probes), 0), most)]
+        usual = DOUBTS[min(max(most - len(self.seeds) + sum(p.whole for p in self.probes), 0), most)]
+        return max(usual, LAST[1]) if left < 3 else usual
 
     def _beside_others(self, wanted: float) -> float:
         """The turn that is wanted, or a smaller one where so few trainings are left that a mean needs those before."""

@@ -24,7 +24,6 @@ from subcompress.training.loop import TrainOptions
 from subcompress.training.tasks import Task
 from subcompress_models import MODELS
 
-
 OF_PEFT = ("unilora", "vera")
 """Peers whose library takes as long to import as all others to measure."""
 

@@ -234,7 +234,9 @@ def test_only_the_layout_must_match(small_file):
         subcompress.load(small_file, MODELS["mlp"]())
     wide = MODELS["lenet"]()
     wide.fc3 = nn.Linear(84, 11)
-    with pytest.raises(SubcompressError, match=r"fc3.weight F32 \[10, 84\], but the model has fc3.weight F32 \[11, 84\]"):
+    with pytest.raises(
+        SubcompressError, match=r"fc3.weight F32 \[10, 84\], but the model has fc3.weight F32 \[11, 84\]"
+    ):
         subcompress.load(small_file, wide)
     extra = MODELS["lenet"]()
     extra.fc4 = nn.Linear(2, 2)
