@@ -69,7 +69,7 @@ class Record:
 
 
 RECORDS = {
-    "lenet-98": Record("lenet", "mnist", 30, d=1700, bits=3, bytes=700),
+    "lenet-700": Record("lenet", "mnist", 30, d=1700, bits=3, bytes=700),
     "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5),
     "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 130, d=2650, lr=0.0136, augment="flip"),
     "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, augment="shift"),
