@@ -23,7 +23,11 @@ def test_every_file_is_registered() -> None:
     assert set(FAMILIES) == {path.stem for path in BENCHMARK.glob("*.py")} - HELPERS
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LONG = ("layer_scale", "tiny_bert")
+"""Families of which a step takes seconds."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in FAMILIES])
 def test_a_family_can_be_judged(name: str) -> None:
     """Its network takes its data, loss and metric are finite, d is below D."""
     if name == "tiny_bert":

@@ -94,6 +94,7 @@ def test_training_takes_each_example_once_and_like_lengths_together():
     assert padded(found) < 1.1 * int(split.lengths.sum()) < 0.7 * padded(order)
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_order_of_length_is_the_same(tiny, data):
     torch.manual_seed(1)
     net, task = pretrained.load_model(tiny[0], labels=2), Task.of()

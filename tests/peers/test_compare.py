@@ -168,6 +168,7 @@ def test_a_network_without_a_graph_of_one_input(tmp_path):
     assert "in torch" in found.rows[0].note
 
 
+@pytest.mark.slow
 def test_adapters_say_what_they_need(bench):
     without = Bench(nn.Conv2d(1, 2, 3), *[getattr(bench, f) for f in list(bench.__dataclass_fields__)[1:]])
     pytest.importorskip("peft", reason="peft is not installed")
