@@ -74,7 +74,7 @@ RECORDS = {
     "cifar10-1k": Record("separable-16-32-48-64", "cifar10", 130, d=2650, lr=0.0136, augment="flip"),
     "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, augment="shift"),
     "oriented-99": Record("oriented-10-16", "mnist", 36, bits=2, rate=5e-5, lr=0.08),
-    "oriented-98": Record("oriented-6-8", "mnist", 24, bits=2, rate=1.4e-4, lr=0.105, bytes=350),
+    "oriented-98": Record("oriented-6-8", "mnist", 24, bits=2, rate=1.1e-4, lr=0.105, bytes=350),
 }
 
 
