@@ -110,8 +110,13 @@ class Answer:
         values = self.values()
         if isinstance(expected, int):
             return max(range(len(values)), key=values.__getitem__) == expected
-        apart = 1e-3 * max(map(abs, expected))
-        return len(values) == len(expected) and all(abs(a - b) <= apart for a, b in zip(values, expected, strict=True))
+        return near(values, expected)
+
+
+def near(values: list[float], expected: list[float]) -> bool:
+    """Whether values are those that are expected, except for rounding."""
+    apart = 1e-3 * max(map(abs, expected))
+    return len(values) == len(expected) and all(abs(a - b) <= apart for a, b in zip(values, expected, strict=True))
 
 
 def request(path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from load import Answer, request
+from load import Answer, near, request
 
 CUT = "cut"
 """In place of a status: the server closed the connection without an answer (or we did, where that was the request)."""
@@ -216,8 +216,7 @@ class Client(threading.Thread):
             name, expected = self.random.choice(list(models.items()))
             status, said = self.calls.call("ModelInfer", self.grpc.valid(name, base64.b64decode(self.plan["image"])))
             found = self.grpc.outputs(said) if status == "OK" else []
-            near = [all(abs(a - b) < 1e-3 for a, b in zip(found, row, strict=True)) for row in expected if found]
-            wrong = status == "OK" and not any(near)
+            wrong = status == "OK" and not any(near(found, row) for row in expected)
             self._note_call(kind, "a wrong answer" if wrong else status, self.grpc.EXPECTED[kind], said)
         else:
             kind, (expected, method, make) = self.random.choice(list(self.grpc.KINDS.items()))
