@@ -78,6 +78,8 @@ class TargetSearch(Search):
         self.baseline: float | None = None
         self.baseline_lr: float | None = None
         self.said_short_ones_mislead = False
+        self.reach = NEARBY
+        """The factor in the turn within which trainings count together."""
         fitter.say_cost(knob.trial(knob.first, self.seeds[0]).d, goal.max_fits, goal.max_minutes)
 
     # --- the engine ---
@@ -213,7 +215,18 @@ class TargetSearch(Search):
         return found
 
     def _judge(self) -> tuple[float, float]:
-        """The largest turn that is found not to meet the target, and the smallest that meets it; 0 for none."""
+        """The largest turn that is found not to meet the target, and the smallest that meets it; 0 for none.
+
+        Trainings farther off count only if no turn meets it by those near it.
+        """
+        self.reach = NEARBY
+        failed, met = self._judge_within_reach()
+        if not met:
+            self.reach = FAR
+            failed, met = self._judge_within_reach()
+        return failed, met
+
+    def _judge_within_reach(self) -> tuple[float, float]:
         assert self.curve is not None
         failed = met = 0.0
         noise, seeds = self.curve.noise(), len(self.seeds)
@@ -233,8 +246,9 @@ class TargetSearch(Search):
         whole.sort(key=lambda p: (abs(math.log(self.knob.turn(p) / turn)), p.seed))
         near = [p for p in whole if turn / NEARBY <= self.knob.turn(p) <= turn * NEARBY]
         missing = len(self.seeds) - len(near)
-        if missing > self.room():  # no more trainings can be made beside it: those farther off count instead
-            near += [p for p in whole if turn / FAR <= self.knob.turn(p) <= turn * FAR and p not in near][:missing]
+        if missing > self.room():  # no more trainings can be made near it
+            reach = self.reach
+            near += [p for p in whole if turn / reach <= self.knob.turn(p) <= turn * reach and p not in near][:missing]
         return {p: self._value(p, turn) for p in sorted(near, key=lambda p: (self.knob.turn(p), p.seed))}
 
     def _value(self, probe: Probe, turn: float) -> float:
@@ -377,9 +391,10 @@ class TargetSearch(Search):
         curve, near = self.curve, self._carried(self.met)
         values, turns = [*near.values()], [self.knob.turn(p) for p in near]
         if not self.met / NEARBY <= min(turns) <= max(turns) <= self.met * NEARBY:
+            first, *_, last = near
             self.listener.note(
-                f"no trainings were left for more near {self.knob.name} = {self.met:g}, so that the mean counts some "
-                f"from {min(turns):g} to {max(turns):g}: raise --max-fits or --max-minutes for nearer ones"
+                f"the mean counts trainings from {self.knob.words(first)} to {self.knob.words(last)}, since none were "
+                "left for nearer ones: raise --max-fits or --max-minutes"
             )
         told: dict[str, Any] = {
             "validation_mean": statistics.fmean(values),

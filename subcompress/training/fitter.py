@@ -280,8 +280,8 @@ class Fitter:
         """What the measurement costs."""
         steps = steps_of(self.settings.recipe(self.settings.seed).total(size(self.data.train)))
         if self.base is None:
-            return f"{steps} steps of one batch, again if the step size does not suit"
-        return f"{steps_of_each(steps)} steps of one batch with each of 2 to {len(BASED_RATES)} step sizes"
+            return f"{steps} steps, and again with another step size if the loss does not fall"
+        return f"{steps_of_each(steps)} steps with each of 2 to {len(BASED_RATES)} step sizes"
 
     def _checked_moves(self, held: dict[str, Any]) -> Moves:
         """The moves of a journal. Raises SubcompressError for those of another network."""

@@ -77,6 +77,18 @@ def test_flat_curves_that_begin_far_too_low_end_with_a_file():
     assert 0.95 < np.nanmedian(ratios) < 1.3, np.nanmedian(ratios)
 
 
+def test_trainings_farther_off_do_not_outvote_near_ones():
+    """Once nothing is left to spend, two lucky trainings far below three that meet the target decide nothing."""
+    law = PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, 0)
+    engine = TargetSearch(law, SearchGoal(value=0.9, max_fits=5.0))
+    told = [(300, 0, 0.905), (300, 1, 0.905), (300, 2, 0.905), (150, 0, 0.93), (140, 1, 0.92)]
+    for d, seed, value in told:
+        engine.tell(Trial(d, seed), replace(law.probe(Trial(d, seed)), value=value, stopped=False))
+    chosen, found = engine.result()
+    assert found["validation_trainings"] == 3
+    assert chosen.d == 300
+
+
 def test_two_workers_take_less_time():
     def rounds_of(workers: int) -> float:
         curves = [PowerLaw(0.9, 100_000, 300.0, -0.6, 0.05, seed) for seed in range(20)]
