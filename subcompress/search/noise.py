@@ -32,6 +32,10 @@ NEARBY = 1.4
 """The factor in the turn of a knob within which trainings are neighbors: the line carries one to the other with an
 error that is small beside their noise."""
 
+ONE_RUN = 0.5, 2.0
+"""The least and the most, in units of the expected noise, that one run may tell: a task that is unlike all others, or
+a training that failed, says little of this one."""
+
 FOLDERS = 64
 """The most runs that are read."""
 
@@ -104,10 +108,9 @@ def learned(folder: Path, command: dict[str, Any]) -> Belief:
         if held is None or not _tells(held, command):
             continue
         more, times = _noise_of(journal.values())
-        squares, n, found = squares + more, n + times, found + (times > 0)
-    if not found:
-        return USUAL
-    return Belief(round(min(max(math.sqrt(squares / n), 0.3), 3.0), 3), min(n, MOST_WEIGHT), found)
+        bounds = [times * factor**2 for factor in ONE_RUN]
+        squares, n, found = squares + min(max(more, bounds[0]), bounds[1]), n + times, found + (times > 0)
+    return Belief(round(math.sqrt(squares / n), 3), min(n, MOST_WEIGHT), found) if found else USUAL
 
 
 def _beside(folder: Path) -> list[Path]:
