@@ -179,11 +179,11 @@ def test_noise_is_learned_from_other_runs(one, tmp_path):
     assert calm.factor < 0.7
     assert (calm.n, calm.runs) == (9, 1)
     other_run(place, "b", noisy(3.0))
-    mixed = learned(place / "run", command)
-    assert mixed.factor > 1.2
+    assert learned(place / "run", command).factor > 1.2
+    shutil.rmtree(place / "a")
     shutil.rmtree(place / "b")
-    other_run(place, "b", noisy(30.0))  # one run that failed says no more than one that is loud
-    assert learned(place / "run", command) == mixed
+    other_run(place, "b", noisy(6.0))  # one run, however unusual, tells of twice the usual at most
+    assert 1.5 < learned(place / "run", command).factor < 2
     curves = [Curve(Task.of(), 0.9, 3, 1_000, belief=b) for b in (calm, USUAL, Belief(2.0))]
     assert [round(c.noise(), 3) for c in curves] == sorted(round(c.noise(), 3) for c in curves)
 

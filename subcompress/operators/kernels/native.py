@@ -163,7 +163,7 @@ def _trial_weights(kind: int) -> bytes:
     from subcompress.operators.hadamard import HadamardBlocks
 
     written = []
-    # Scales are bfloat16 in a file, so that products are exact and fused multiply-adds give the same (docs/FORMAT.md, 10).
+    # Like all scales of a file, this one makes products exact, so that it does not matter which processors fuse.
     seeded = SeededRows(seeded_integers(5, 1_000), 3, 0.009765625, 0.5)
     for D, d, top in ((90, 9, 7), (700, 40, 7), (5_000, 300, 7), (5_000, 300, 30_000), (40_000, 3_000, 7)):
         op = HadamardBlocks.sized(D, d, 7)
