@@ -424,6 +424,9 @@ class Fitter:
                 subspace, outcome = self._train(plan, options, attempt.key, hopeless, told, room)
             except DeadRunError as e:
                 attempts.died(attempt, e)
+                if attempt is attempts.first:
+                    again = f"trained again from the start, at lr {attempts.second.options.lr:.2g}"
+                    self.listener.note(f"warning: {attempt.note}: {e}: {again}")
                 continue
             packs = plan.exact and self.settings.rounded and not outcome.stopped and not short
             kept = kept_of(subspace, self.sizes, limit) if packs else Kept()

@@ -27,10 +27,12 @@ class DeadRunError(Exception):
 
 
 class Judge:
-    """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known."""
+    """Watches the training loss, and ends a run that is dead. guess: what the best constant answer costs, if known;
+    rounding: the step at which rounding begins, if it does. The loss may jump there, and comes back."""
 
     def __init__(self, guess: float | None, total: int) -> None:
         self.guess, self.total, self.worst, self.before = guess, total, math.inf, math.inf
+        self.rounding: int | None = None
         self.recent = deque[Tensor](maxlen=WINDOW)
 
     def see(self, loss: Tensor, step: int) -> None:
@@ -48,7 +50,8 @@ class Judge:
     def verdict(self, step: int) -> None:
         """Raise DeadRunError where the loss is no number, far above the first, or late, not below guessing and not
         falling any more."""
-        late = self.guess is not None and step >= max(0.3 * self.total, PATIENCE)
+        since = 0 if self.rounding is None or step <= self.rounding else self.rounding
+        late = self.guess is not None and step - since >= max(0.3 * (self.total - since), PATIENCE)
         mean, before = self.mean(), self.before
         self.before = mean
         stuck = late and not mean < 0.99 * (self.guess or 0.0) and not mean < FALLING * before

@@ -157,6 +157,7 @@ class _Run:
     ) -> Outcome:
         recipe, began = self.recipe, time.perf_counter()
         self.began = self.told = self.saved = began
+        self.judge.rounding = self.begin_rounding if quantize is not None else None
         if checkpoint is not None and (held := self._held(checkpoint)) is not None:
             try:
                 self._restore(*held, rounds=quantize is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -15,18 +16,22 @@ from subcompress import SubcompressError, format
 from subcompress.rebuild.expand import digest_of, expand
 from subcompress.subspace.module import Subspace
 from subcompress.training import run
+from subcompress.training.judging import DeadRunError, Judge
 from subcompress.training.tasks import accuracy_of, guessing_loss
 from subcompress_models import MODELS
 
 
 class Notes(subcompress.Listener):
-    """Remembers the note of every epoch."""
+    """Remembers the note of every epoch, and what is told in between."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
 
     def epoch(self, progress: subcompress.Progress) -> None:
         self.heard.append(progress.note)
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
 
 
 SMALL = {"d": 60, "epochs": 2, "batch_size": 64, "threads": 1}
@@ -145,8 +150,26 @@ def test_a_run_that_dies_once_is_saved_by_a_smaller_step(network, few_digits, tm
         batch_size=32,
         listener=notes,
     )
-    assert "second try, lr 0.01" in notes.heard[-1]
+    assert any("second try, lr 0.01" in n for n in notes.heard)
+    assert any(re.search(r"steps the loss is .*: trained again from the start, at lr 0\.01", n) for n in notes.heard)
     assert found.validation_accuracy > 0.3
+
+
+def losses_seen(rounding: int | None, high: range) -> Judge:
+    """A judge of 1,000 steps, of a loss of 0.5 that is worse than guessing in some."""
+    judge = Judge(1.0, 1_000)
+    judge.rounding = rounding
+    for step in range(1, 1_001):
+        judge.see(torch.tensor(1.2 if step in high else 0.5), step)
+    return judge
+
+
+def test_a_loss_that_jumps_when_rounding_begins_may_come_back():
+    assert losses_seen(500, range(500, 640)).mean() == 0.5
+    with pytest.raises(DeadRunError, match="after 550 of 1000 steps"):
+        losses_seen(None, range(500, 640))
+    with pytest.raises(DeadRunError, match="after 650 of 1000 steps"):  # it had time to come back
+        losses_seen(500, range(500, 1_000))
 
 
 def test_labels_set_what_guessing_costs():
