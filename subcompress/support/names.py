@@ -11,6 +11,7 @@ MODELS = (
     "cifar-lenet",
     "conv3-4-6-8",
     "conv3-8-12-16",
+    "frequencies-32-48-64",
     "mobilenet-v2",
     "oriented-10-16",
     "oriented-6-8",
