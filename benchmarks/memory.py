@@ -26,7 +26,7 @@ import subcompress
 from subcompress.data.pretrained import load_model
 from subcompress.data.ragged import Ragged
 from subcompress.format.versions import about
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 
 SHAPES = {"tiny": (64, 2, 512), "small": (512, 8, 16_384)}
 """Width, layers and vocabulary of a Llama that is made."""
@@ -82,7 +82,7 @@ def row(name: str, folder: Path, run: Path, length: int) -> None:
     elif name != "libraries":
         vocabulary = AutoConfig.from_pretrained(folder).vocab_size
         options: dict[str, Any] = {"d": 200, "steps": STEPS, "batch_size": BATCH, "threads": 1, "base": folder}
-        moves.LEAST = STEPS
+        measuring.LEAST = STEPS
         subcompress.fit(model, data(vocabulary, length), run, **options)
         subcompress.pack(run, run / "net.safetensors")
     print(peak())

@@ -106,10 +106,10 @@ def traces(shared: Path) -> None:
 def quick() -> None:
     """A fit times two steps for its estimate, and measures in fewer how far tensors move: tests/subspace/test_moves.py
     and tests/training/test_moves.py hold what measurements find."""
-    from subcompress.subspace import moves
+    from subcompress.subspace import measuring
     from subcompress.training import preflight
 
-    moves.STEPS, moves.LEAST = 20, 5
+    measuring.STEPS, measuring.LEAST = 20, 5
     preflight.WARM_UP, preflight.TIMED = 1, 1
 
 

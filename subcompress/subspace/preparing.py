@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from subcompress.base import OnBase, attach_base, open_base
 from subcompress.subspace.copying import copied
-from subcompress.subspace.moves import BASED_RATES, RATES, STEPS, Moves, examples_of, measured
+from subcompress.subspace.measuring import BASED_RATES, RATES, STEPS, examples_of, measured
+from subcompress.subspace.moves import Moves
 from subcompress.subspace.observing import built
 from subcompress.subspace.standing import kept
 from subcompress.subspace.starts import Starts, recognize

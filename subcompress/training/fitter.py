@@ -25,8 +25,9 @@ from subcompress.format.versions import about
 from subcompress.operators import EXACT
 from subcompress.subspace.copying import copied
 from subcompress.subspace.hidden import check_state
+from subcompress.subspace.measuring import BASED_RATES, RATES, examples_of, measured, steps_of, steps_of_each
 from subcompress.subspace.module import Subspace
-from subcompress.subspace.moves import BASED_RATES, RATES, Moves, examples_of, measured, steps_of, steps_of_each
+from subcompress.subspace.moves import Moves
 from subcompress.subspace.observing import Build
 from subcompress.subspace.plan import Plan, check_options, make_plan
 from subcompress.subspace.roles import looks_trained

@@ -16,13 +16,13 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress_cli import main
 
 RECORDED = Path(__file__).with_name("recorded.json")
 
 MEASURED = (100, 20)
-"""Steps of the measurement of moves: `moves.STEPS` and `moves.LEAST`."""
+"""Steps of the measurement of moves: `measuring.STEPS` and `measuring.LEAST`."""
 
 COMMANDS = {
     "coordinates": "fit --model lenet --data digits --d 60 --epochs 2 --batch-size 64",
@@ -63,8 +63,8 @@ def made(name: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_recorded_command_gives_the_recorded_file(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(moves, "STEPS", MEASURED[0])  # not as few as in the other tests
-    monkeypatch.setattr(moves, "LEAST", MEASURED[1])
+    monkeypatch.setattr(measuring, "STEPS", MEASURED[0])  # not as few as in the other tests
+    monkeypatch.setattr(measuring, "LEAST", MEASURED[1])
     known = json.loads(RECORDED.read_text()).get(processor())
     if known is None:
         pytest.skip(f"no record of this kind of processor ({processor()})")

@@ -19,7 +19,7 @@ from subcompress import Data, SubcompressError
 from subcompress.data import datasets as sets
 from subcompress.data import language, pretrained
 from subcompress.data.ragged import Ragged
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress.training.preflight import check_first_batch
 from subcompress.training.tasks import Task, evaluate
 from subcompress_cli import texts as cli_texts
@@ -301,7 +301,7 @@ def test_classes_of_a_data_set_keep_their_numbers(tokenizer, tmp_path):
 
 
 def test_from_a_fit_to_generated_text(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(moves, "STEPS", 4)
+    monkeypatch.setattr(measuring, "STEPS", 4)
     data, file = tiny_llama.questions(tmp_path / "a.jsonl", 40), tmp_path / "net.safetensors"
     options = ["--base", llama, "--act-on", "all", "--d", 40, "--metric", "exact-match", "-o", tmp_path / "run"]
     options += ["--steps", 3, "--batch-size", 8, "--threads", 1]

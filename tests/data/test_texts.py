@@ -24,7 +24,7 @@ from subcompress import SubcompressError, format
 from subcompress.data import pretrained
 from subcompress.data.ragged import Ragged
 from subcompress.data.splits import Data, batches
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress.tensors.layout import Layout
 from subcompress.training import loop as training
 from subcompress.training.tasks import Task, evaluate
@@ -38,8 +38,8 @@ def packed(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     options = ["--d", 300, "--lr", 0.01, "--epochs", 6, "--batch-size", 16, "--threads", 1, "-o", folder / "run"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moves, "STEPS", 100)  # fewer do not tell how far such a network moves
-        patch.setattr(moves, "LEAST", 20)
+        patch.setattr(measuring, "STEPS", 100)  # fewer do not tell how far such a network moves
+        patch.setattr(measuring, "LEAST", 20)
         result = cli("fit", "--model", f"hf:{tiny[0]}", "--data", tiny[1], *options, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["test_accuracy"] > 0.8

@@ -36,7 +36,7 @@ from serving import serving, traced_here
 
 from subcompress import Data
 from subcompress.data import DATA, Split, digits, mnist
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress_cli import main
 from subcompress_models import MODELS
 
@@ -53,8 +53,8 @@ def cheap(monkeypatch):
     whole = digits.load()
     parts = [Split(split.x[::6], split.y[::6]) for split in (whole.train, whole.validation, whole.test)]
     monkeypatch.setitem(DATA, "digits", lambda folder=None: Data(*parts, whole.facts))
-    monkeypatch.setattr(moves, "STEPS", 4)
-    monkeypatch.setattr(moves, "LEAST", 4)
+    monkeypatch.setattr(measuring, "STEPS", 4)
+    monkeypatch.setattr(measuring, "LEAST", 4)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subcompress
 from subcompress import SubcompressError
 from subcompress.search.crossing import STRIDE, Crossing, ladder, next_rung
 from subcompress.search.trials import Trial
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress.support.listener import Listener
 from subcompress.training.dimension import Dimension, absolute
 from subcompress.training.probe import DIED, Probe
@@ -90,8 +90,8 @@ def test_a_training_that_died_meets_nothing():
 
 
 def test_a_measurement_without_dimensions_finds_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(moves, "STEPS", 4)
-    monkeypatch.setattr(moves, "LEAST", 4)
+    monkeypatch.setattr(measuring, "STEPS", 4)
+    monkeypatch.setattr(measuring, "LEAST", 4)
     monkeypatch.setattr(Dimension, "plot", lambda found, path: path.touch())
     options = {"steps": 4, "batch_size": 16, "threads": 1, "baseline_lr": 0.01234567, "repeats": 1}
     found = subcompress.measure_dimension(networks.mlp, networks.blobs(), tmp_path / "dim", **options)

@@ -28,7 +28,7 @@ import subcompress
 from subcompress import Data, Machine, Recipe, SubcompressError
 from subcompress.data import DATA, Split
 from subcompress.data.splits import batches
-from subcompress.subspace import moves
+from subcompress.subspace import measuring
 from subcompress.training import run
 from subcompress.training.preparing import divided
 from subcompress.training.sharding import Step
@@ -159,8 +159,8 @@ def record(folder: Path) -> bytes:
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch, digits):
     """A measurement of few steps before each fit, and few digits; workers that are forked have the same."""
-    monkeypatch.setattr(moves, "STEPS", 4)
-    monkeypatch.setattr(moves, "LEAST", 4)
+    monkeypatch.setattr(measuring, "STEPS", 4)
+    monkeypatch.setattr(measuring, "LEAST", 4)
     parts = [Split(split.x[::8], split.y[::8]) for split in (digits.train, digits.validation, digits.test)]
     monkeypatch.setitem(DATA, "digits", lambda folder=None: Data(*parts, digits.facts))
 
