@@ -1,6 +1,6 @@
 """One number of bytes, three ways to use it: d below D, d = D with a price on each bit, and the width of the network.
 
-    python benchmarks/crossing.py --data-dir DIR [--data mnist] [--bytes 350,650] [--epochs 12] [--seeds 1] [-o OUT]
+    python benchmarks/crossing.py --data-dir DIR [--data mnist] [--bytes 350,650] [--bits 2,3,4] [--seeds 1] [-o OUT]
 
 For each width of one kind of network (`models/oriented.py` on MNIST, `models/frequencies.py` on CIFAR-10) and each
 limit, the file of `fit --bytes N --bits B --d D` is compared with that of fewer coordinates than weights. Validation
@@ -27,15 +27,12 @@ from subcompress_cli.progress import listening
 from subcompress_models import Frequencies, Oriented
 
 WIDTHS: dict[str, dict[str, Callable[[], nn.Module]]] = {
-    "mnist": {f"{a}, {b}": partial(Oriented, (a, b)) for a, b in ((4, 6), (6, 8), (10, 16), (16, 24), (24, 32))},
+    "mnist": {f"{a}, {b}": partial(Oriented, (a, b)) for a, b in ((4, 6), (6, 8), (10, 16), (16, 24))},
     "cifar10": {", ".join(map(str, widths)): partial(Frequencies, widths) for widths in ((16, 24, 32), (32, 48, 64))},
 }
 """For each data set the channels of its networks, narrow ones first."""
 
-BITS = {"below D": (2, 3), "d = D": (2,)}
-"""The bits that each way is tried with."""
-
-EACH = {2: 1.6, 3: 2.7}
+EACH = {2: 1.6, 3: 2.7, 4: 3.7}
 """Bits that a coordinate below D takes, about; the price of the limit does the rest."""
 
 BESIDE = 95
@@ -69,7 +66,7 @@ def rows(options: argparse.Namespace, data: subcompress.Data) -> Iterator[str]:
     for limit in options.bytes:
         for width, make in WIDTHS[options.data].items():
             D = sum(p.numel() for p in make().parameters())
-            for way, bits in ((way, bits) for way, tried in BITS.items() for bits in tried):
+            for way, bits in [*(("below D", bits) for bits in options.bits), ("d = D", 2)]:
                 try:
                     found = fits(options, data, width, limit, way, bits)
                 except SubcompressError as e:
@@ -90,6 +87,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--data", choices=WIDTHS, default="mnist")
     parser.add_argument("--bytes", type=lambda text: [int(n) for n in text.split(",")], default=[350, 650])
+    parser.add_argument("--bits", type=lambda text: [int(n) for n in text.split(",")], default=[2, 3, 4])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/crossing"))

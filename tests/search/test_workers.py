@@ -305,7 +305,7 @@ def test_options_of_a_search_beside_d_are_told(tmp_path, options, words, monkeyp
 
 
 START = """
-import sys; sys.path.insert(0, {here!r})
+import sys; sys.path[:0] = {paths!r}
 import test_workers as t
 from pathlib import Path
 t.workers.STALE = 3.0
@@ -314,18 +314,24 @@ t.fit(Path({folder!r}), epochs=40)
 
 
 def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", START.format(here=str(HERE), folder=str(folder))])
+    paths = [str(HERE), str(HERE.parent / "helpers")]
+    return subprocess.Popen([sys.executable, "-c", START.format(paths=paths, folder=str(folder))])
+
+
+def await_claims(folder: Path, number: int, process: subprocess.Popen) -> None:
+    """Wait until so many trials are being trained, while this process lives."""
+    while len(list(folder.glob(f"{workers.CLAIMS}/d*"))) < number:
+        assert process.poll() is None, "the worker ended before it began a trial"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_one_worker_is_killed_and_one_is_frozen(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     killed = start(folder)
-    while not list(folder.glob(f"{workers.CLAIMS}/d*")):
-        time.sleep(0.05)
+    await_claims(folder, 1, killed)
     frozen = start(folder)
-    while len(list(folder.glob(f"{workers.CLAIMS}/d*"))) < 2:
-        time.sleep(0.05)
+    await_claims(folder, 2, frozen)
     os.kill(killed.pid, 9)
     os.kill(frozen.pid, 19)
     monkeypatch.setattr(workers, "STALE", 3.0)
