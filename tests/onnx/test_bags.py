@@ -77,7 +77,7 @@ def test_a_graph_of_bags_runs():
 @pytest.mark.slow
 def test_a_graph_that_ends_its_process_is_one_line(monkeypatch):
     monkeypatch.setattr(tracing, "plain_bags", nullcontext)
-    with pytest.raises(SubcompressError, match=r"dies \(exit code -?\d+\) of this graph, which has .*Loop"):
+    with pytest.raises(SubcompressError, match=r"dies \(exit code -?\d+\) of this graph, which uses .*Loop"):
         graph_of(nn.EmbeddingBag(9, 4), FACTS)
 
 
