@@ -2,14 +2,15 @@
 
     python benchmarks/crossing.py --data-dir DIR [--data mnist] [--bytes 350,650] [--bits 2,3,4] [--seeds 1] [-o OUT]
 
-For each width of one kind of network (`models/oriented.py` on MNIST, `models/frequencies.py` on CIFAR-10) and each
-limit, the file of `fit --bytes N --bits B --d D` is compared with that of fewer coordinates than weights. Validation
-accuracy, one thread; the test split is not read. Interrupted, the same command goes on.
+One kind of network for each data set (`models/oriented.py`, `models/frequencies.py`), in several widths. Each is
+trained within each limit (`fit --bytes N --bits B --d d`), with fewer coordinates than weights and with as many.
+Validation accuracy, one thread; the test split is not read. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ from torch import nn
 
 import subcompress
 from subcompress.data import augment_of
-from subcompress.errors import SubcompressError
 from subcompress_cli.progress import listening
 from subcompress_models import Frequencies, Oriented
 
@@ -36,50 +36,33 @@ EACH = {2: 1.6, 3: 2.7, 4: 3.7}
 """Bits that a coordinate below D takes, about; the price of the limit does the rest."""
 
 BESIDE = 95
-"""Bytes beside the coordinates of these files, about."""
-
-
-def fits(
-    options: argparse.Namespace, data: subcompress.Data, width: str, limit: int, way: str, bits: int
-) -> list[subcompress.Fit] | None:
-    """One fit for each seed, or None where `below D` would have as many coordinates as weights."""
-    make = WIDTHS[options.data][width]
-    D = sum(p.numel() for p in make().parameters())
-    d = D if way == "d = D" else int(8 * (limit - BESIDE) / EACH[bits])
-    if way != "d = D" and d >= 0.9 * D:
-        return None
-    found = []
-    for seed in range(options.seeds):
-        place = options.runs / f"{options.data}-{width}-{limit}-{way}-{bits}-{seed}".replace(", ", "-").replace(" ", "")
-        with listening(f"{width}: {limit} bytes, {way}, {bits} bits, seed {seed}") as listener:
-            found.append(
-                subcompress.fit(
-                    make, data, place, d=d, bits=bits, bytes=limit, seeds=1, seed=seed, epochs=options.epochs,
-                    threads=1, listener=listener,
-                )
-            )  # fmt: skip
-    return found
+"""Bytes in a file besides its coordinates, about. It is a little low, so that the limit is used up."""
 
 
 def rows(options: argparse.Namespace, data: subcompress.Data) -> Iterator[str]:
-    """One row for each limit, width, way and number of bits."""
-    for limit in options.bytes:
-        for width, make in WIDTHS[options.data].items():
-            D = sum(p.numel() for p in make().parameters())
-            for way, bits in [*(("below D", bits) for bits in options.bits), ("d = D", 2)]:
-                try:
-                    found = fits(options, data, width, limit, way, bits)
-                except SubcompressError as e:
-                    yield f"| {limit} | {width} | {D:,} | {way}, {bits} bits | | | {e} |"
-                    continue
-                if found is None:
-                    continue
-                sizes, values = [f.bytes for f in found], [f.validation for f in found]
-                spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                yield (
-                    f"| {limit} | {width} | {D:,} | {way}, {bits} bits | {found[0].d:,} | "
-                    f"{round(statistics.fmean(sizes)):,} | {100 * statistics.fmean(values):.2f}{spread} % |"
-                )
+    """One row for each limit, width, way and number of bits. `below D` has none where nearly D coordinates fit."""
+    for limit, (width, make) in itertools.product(options.bytes, WIDTHS[options.data].items()):
+        D = sum(p.numel() for p in make().parameters())
+        below = [(int(8 * (limit - BESIDE) / EACH[bits]), bits, "below D") for bits in options.bits]
+        for d, bits, way in [*(case for case in below if case[0] < 0.9 * D), (D, 2, "d = D")]:
+            found = [fit_of(options, data, width, limit, d, bits, seed) for seed in range(options.seeds)]
+            values = [100 * f.validation for f in found]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            yield (
+                f"| {limit} | {width} | {D:,} | {way}, {bits} bits | {d:,} | "
+                f"{round(statistics.fmean(f.bytes for f in found)):,} | {statistics.fmean(values):.2f}{spread} % |"
+            )
+
+
+def fit_of(
+    options: argparse.Namespace, data: subcompress.Data, width: str, limit: int, d: int, bits: int, seed: int
+) -> subcompress.Fit:
+    """Train in d coordinates, or return the fit that is in the run folder."""
+    make, title = WIDTHS[options.data][width], f"{width}: {limit} bytes, d = {d}, {bits} bits, seed {seed}"
+    place = options.runs / f"{options.data}-{width.replace(', ', '-')}-{limit}-{d}-{bits}-{options.epochs}-{seed}"
+    settings = {"d": d, "bits": bits, "bytes": limit, "seeds": 1, "seed": seed, "epochs": options.epochs, "threads": 1}
+    with listening(title) as listener:
+        return subcompress.fit(make, data, place, listener=listener, **settings)
 
 
 def main() -> None:

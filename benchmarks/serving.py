@@ -531,17 +531,15 @@ def grpc(options: argparse.Namespace, folder: Path) -> Lines:
         "| protocol | p50, ms | p99, ms |",
         "|---|---|---|",
     ]
-    for i, name in enumerate(
-        ("HTTP, binary", "HTTP, whether the server lives", "gRPC", "gRPC, whether the server lives")
-    ):
+    for i, name in enumerate(("HTTP, inference", "HTTP, liveness check", "gRPC, inference", "gRPC, liveness check")):
         p50, p99 = (spread([row[i][k] for row in rows], 2) for k in (0, 1))
         lines.append(f"| {name} | {p50} | {p99} |")
     ratio, least = (statistics.median(row[i][0] / row[0][0] for row in rows) for i in (2, 3))
     return [
         *lines,
         "",
-        f"p50 over gRPC is {ratio:.2f} times that over HTTP; at most 1.2: {held(ratio <= 1.2)}. A call over gRPC that "
-        f"computes nothing takes {least:.2f} times an inference over HTTP.",
+        f"p50 of an inference over gRPC is {ratio:.2f} times that over HTTP; at most 1.2: {held(ratio <= 1.2)}. A "
+        f"liveness check over gRPC, which computes nothing, takes {least:.2f} times an inference over HTTP.",
     ]
 
 

@@ -1,17 +1,16 @@
 """A small convolutional network for 32x32 color images that begins with what needs no training and no bytes: the lowest
 frequencies (discrete cosine transform, Ahmed et al. 1974) of overlapping patches of 4x4 pixels, of brightness and of
 two differences of colors, which come near to the principal components of natural images. Each frequency is divided by
-its own size in the image, as whitening does, and split into its positive and its negative part. Depthwise separable
-convolutions (Howard et al. 2017, arXiv:1704.04861), normalized over all of an example's values (Ba et al. 2016,
-arXiv:1607.06450, without gains), learn the rest. In evaluation the network averages over an image and its mirror
-image."""
+its own size in the image, as whitening does, and split into its positive and its negative part. The blocks of
+`separable.py` learn the rest."""
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, group_norm, max_pool2d, pad
+from torch.nn.functional import conv2d, group_norm, pad
+
+from subcompress_models.separable import Separable
 
 PATCH = 4
 """Pixels on a side of a patch. Patches are half as far apart."""
@@ -38,35 +37,19 @@ def cosines() -> Tensor:
     return torch.stack(found).float()
 
 
-class Frequencies(nn.Module):
+class Frequencies(Separable):
     """(N, 3, 32, 32) -> (N, 10) logits; `widths`: channels after the first convolution and after each block."""
 
     patterns: Tensor
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("patterns", cosines(), persistent=False)
-        pairs = list(pairwise(widths))
-        self.stem = nn.Conv2d(2 * len(self.patterns), widths[0], 1)
-        self.depthwise = nn.ModuleList(nn.Conv2d(a, a, 3, padding=1, groups=a, bias=False) for a, _ in pairs)
-        self.pointwise = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairs)
-        self.fc = nn.Linear(widths[-1], 10)
+        patterns = cosines()
+        super().__init__(widths, nn.Conv2d(2 * len(patterns), widths[0], 1))
+        self.register_buffer("patterns", patterns, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._look(x) if self.training else (self._look(x) + self._look(x.flip(3))) / 2
-
-    def _look(self, x: Tensor) -> Tensor:
-        x = group_norm(self.stem(self._waves(x)), 1).relu()  # (N, widths[0], 16, 16)
-        for i, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True)):
-            y = group_norm(pointwise(depthwise(x)), 1)
-            x = (x + y if x.shape == y.shape else y).relu()
-            if i < 2:
-                x = max_pool2d(x, 2)  # to 8 x 8, then to 4 x 4
-        return self.fc(x.mean((2, 3)))
-
-    def _waves(self, x: Tensor) -> Tensor:
+    def _first(self, x: Tensor) -> Tensor:
         x = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), self.patterns, stride=PATCH // 2)
         power = x.square().mean((2, 3), keepdim=True)
         x = x / (power + FLOOR * power.mean(1, keepdim=True)).sqrt()
-        x = torch.cat((x.relu(), (-x).relu()), 1)
-        return x.contiguous(memory_format=torch.channels_last)  # twice as fast on a CPU
+        x = torch.cat((x.relu(), (-x).relu()), 1).contiguous(memory_format=torch.channels_last)  # faster on a CPU
+        return group_norm(self.stem(x), 1).relu()

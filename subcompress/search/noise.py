@@ -33,8 +33,8 @@ NEARBY = 1.4
 error that is small beside their noise."""
 
 ONE_RUN = 0.5, 2.0
-"""The least and the most, in units of the expected noise, that one run may tell: a task that is unlike all others, or
-a training that failed, says little of this one."""
+"""Bounds of the noise that is learned from one run, in units of the expected noise. An unusual task, or a run that went
+wrong, says little about other tasks."""
 
 FOLDERS = 64
 """The most runs that are read."""

@@ -23,6 +23,9 @@ from subcompress.support.stepping import Adam
 FIRST = 8
 """Number of batches whose loss is compared before and after."""
 
+Examples = Callable[[int], Iterator[Any]]
+"""Returns the given number of training batches, in a fixed order. For a negative number, each example once."""
+
 LossOf = Callable[[nn.Module, Any], Tensor]
 """Returns the loss of a module on a batch."""
 
@@ -211,4 +214,4 @@ def rms(x: np.ndarray) -> float:
     return math.sqrt(float(np.square(x).mean())) if len(x) else 0.0
 
 
-__all__ = ["DirectTrial", "LossOf", "flat", "rms"]
+__all__ = ["DirectTrial", "Examples", "LossOf", "flat", "rms"]

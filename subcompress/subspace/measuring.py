@@ -11,11 +11,11 @@ from torch import nn
 
 from subcompress.errors import SubcompressError
 from subcompress.operators import walsh
-from subcompress.subspace.direct_trial import DirectTrial, LossOf, rms
+from subcompress.subspace.direct_trial import DirectTrial, Examples, LossOf, rms
 from subcompress.subspace.moves import Moves
 from subcompress.subspace.seeds import seed_everything
 from subcompress.subspace.starts import Starts
-from subcompress.subspace.still_values import Examples, values_that_stay
+from subcompress.subspace.still_values import values_that_stay
 
 STEPS = 100
 """The most steps of direct training."""
@@ -178,4 +178,4 @@ def steps_of(total: int) -> int:
     return min(STEPS, max(LEAST, int(SHARE * total)))
 
 
-__all__ = ["Examples", "LossOf", "Passes", "examples_of", "measured", "smoothness", "steps_of", "steps_of_each"]
+__all__ = ["Passes", "examples_of", "measured", "smoothness", "steps_of", "steps_of_each"]

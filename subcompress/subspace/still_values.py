@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from subcompress.format.describing import runs_cost, runs_of
-from subcompress.subspace.direct_trial import DirectTrial, LossOf, flat, rms
+from subcompress.subspace.direct_trial import DirectTrial, Examples, LossOf, flat, rms
 from subcompress.subspace.starts import Starts
 
 PASS = 2_000
@@ -22,9 +22,6 @@ LOOKS = 40
 MAX_MASK = 1 << 10
 """The most bytes for a mask of values that no coordinate acts on. If a mask takes more, such as one that the network
 itself applies to its weights, these values may move."""
-
-Examples = Callable[[int], Iterator[Any]]
-"""Returns the given number of training batches, in a fixed order. For a negative number, each example once."""
 
 
 def values_that_stay(
@@ -92,4 +89,4 @@ def _deviation(p: Tensor) -> float:
     return float(x.std()) if len(x) > 1 else 0.0
 
 
-__all__ = ["Examples", "values_that_stay"]
+__all__ = ["values_that_stay"]
