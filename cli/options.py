@@ -232,7 +232,8 @@ training_options: Decorator = all_of(
     option(
         "--lr",
         type=float,
-        help="Peak learning rate of the coordinates.  [default: 0.35 / RMS length of the rows of P]",
+        help="Peak learning rate of the coordinates.  [default: 0.35 / RMS length of the rows of P; in n > 4,000 "
+        "steps, sqrt(4,000 / n) of it]",
         group=TRAINING,
     ),
     option(

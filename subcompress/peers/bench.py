@@ -25,7 +25,7 @@ from subcompress.subspace.plan import make_plan
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.files import write_bytes
 from subcompress.support.listener import Listener
-from subcompress.training.loop import DeadRunError, Direct, Trainee, TrainOptions, train
+from subcompress.training.loop import DeadRunError, Direct, Quantize, Trainee, TrainOptions, train
 from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES
 from subcompress.training.tasks import Task, evaluate
 
@@ -73,7 +73,7 @@ class Bench:
 
     def rounded(self, trainee: Rounds, title: str, lr: float) -> float:
         """Train a network that begins to round when ours does. Returns the seconds it took."""
-        return self._train(trainee, title, lr, trainee.begin)
+        return self._train(trainee, title, lr, lambda _: trainee.begin())
 
     @property
     def new(self) -> list[str]:
@@ -84,8 +84,9 @@ class Bench:
         known = {owner for name, owner in owners.items() if name in base}
         return [owner for owner in dict.fromkeys(owners.values()) if owner and owner not in known]
 
-    def _train(self, trainee: Trainee, title: str, lr: float, quantize: Callable[[], None] | None = None) -> float:
+    def _train(self, trainee: Trainee, title: str, lr: float, quantize: Quantize | None = None) -> float:
         recipe, began = replace(self.recipe, lr=lr, rate=0.0, optimiser="adam"), time.perf_counter()
+        recipe = recipe if quantize is None else recipe.rounded_early()
         self.listener.run(title, recipe.epochs)
         try:
             train(trainee, self.data, self.task, recipe, quantize=quantize, listener=self.listener, note=title)

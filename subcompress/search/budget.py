@@ -27,9 +27,10 @@ CUT = 0.01
 """A share of the budget. A file that was cut by more is trained again, with fewer coordinates."""
 
 SPARE = 0.03
-"""A share of the budget. A file that leaves more of it unused is trained again, with more coordinates."""
+"""A share of the budget. A file that leaves more of it unused is trained again, with more coordinates; one that fits
+only with longer steps of rounding, by more than this share, with fewer."""
 
-GROWN = 1.05
+GROWN = 1.03
 """Bits of a coordinate at the end of a training, divided by its bits when rounding begins (CODED_BITS)."""
 
 LEAST = 2
@@ -110,14 +111,14 @@ class BudgetSearch(Search):
         low, high = self.knob.range
         if low == high:
             return low
-        seen = [8 * (p.coded - p.statistics + p.cut) / self.knob.turn(p) for p in self.probes if p.bytes]
+        seen = [8 * (p.coded - p.statistics + p.cut + p.pressed) / self.knob.turn(p) for p in self.probes if p.bytes]
         each = statistics.fmean(seen) if seen else GROWN * CODED_BITS[self.fitter.settings.bits]
         return self.fitter.possible(int(8 * self._coded() / each))
 
     def _misses(self, probe: Probe) -> bool:
         """Whether a training shows that another d makes more of the budget."""
         allowed = max(CUT * self.bytes, LEAST), max(SPARE * self.bytes, LEAST)
-        missed = probe.cut > allowed[0] or self.bytes - probe.bytes > allowed[1]
+        missed = probe.cut > allowed[0] or max(probe.pressed, self.bytes - probe.bytes) > allowed[1]
         turn = self._turn()
         same = any(self.knob.turn(p) == turn for p in self.probes if p.seed == probe.seed)
         return probe.bytes > 0 and missed and not same

@@ -13,10 +13,14 @@ from subcompress.format.facts import Facts
 from subcompress.format.record import Record
 from subcompress.operators import EXACT
 from subcompress.subspace import traced
+from subcompress.subspace.curvature import Curvature
 from subcompress.subspace.gradients import Weights, cut
 from subcompress.subspace.plan import Plan
 from subcompress.subspace.recording import recorded
 from subcompress.subspace.rounding import Rounding
+
+FITTINGS = 4
+"""The most times that coordinates are rounded, each with a longer step, until they fit in their room."""
 
 
 class Coordinates(nn.Module):
@@ -44,18 +48,36 @@ class Coordinates(nn.Module):
         # torch.compile follows no look-up of a dtype by its name.
         self._dtypes = {spec.name: spec.torch_dtype for part in plan.parts for spec in part.specs}
 
-    def round(self, bits: int = 4, room: int | None = None) -> None:
+    def round(self, bits: int = 4, room: int | None = None, curvature: Curvature | None = None) -> None:
         """Round the weights from here on to those that will be packed.
 
         z is rounded to integers of the given bits; gradients pass straight through (Bengio, Leonard, Courville 2013,
-        arXiv:1308.3432). Call it about half-way through the training.
+        arXiv:1308.3432). Call it about half-way through the training; with a curvature, near its end.
 
         Args:
             bits: Bits of a coordinate, 2 to 8.
             room: Bytes that the coordinates may take: steps are longer, and more coordinates zero, where they would
                 take more.
+            curvature: What has seen the gradients of z in the steps before. z is moved to integers whose errors cancel
+                out where the loss is steep.
         """
+        z, allowed = self.z.detach().clone(), room
         self.rounding.begin(bits, self.parts(), room)
+        if curvature is None:
+            return
+        for _ in range(FITTINGS):
+            self._place(z, curvature)
+            if room is None or allowed is None or (taken := self.coded_bytes()) <= room:
+                return
+            allowed = allowed * room // (taken + 1)  # integers that cancel errors are a little larger than the nearest
+            self.rounding.begin(bits, z.split(self.splits), allowed)
+
+    @torch.no_grad()
+    def _place(self, z: Tensor, curvature: Curvature) -> None:
+        """Move the coordinates from z to the integers whose errors cancel out."""
+        each = torch.tensor(self.rounding.steps, dtype=torch.float64, device="cpu")
+        steps = each.repeat_interleave(torch.tensor(self.splits, device="cpu"))
+        self.z.copy_(curvature.integers(z.cpu().double() / steps, steps, self.rounding.top) * steps)
 
     @property
     def bits(self) -> int:

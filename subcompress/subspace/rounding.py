@@ -28,11 +28,13 @@ class Rounding:
     """Whether and how z is rounded.
 
     state: bits, dead and the step of each part, (2 + parts,) float64. It is a tensor, which a compiled graph reads;
-    numbers would be compiled in.
+    numbers would be compiled in. usual: bytes of the coordinates in steps of the usual length when rounding began, if
+    it was given a room.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.operators = [part.operator for part in parts]
+        self.usual = 0
         self.state = torch.tensor([0.0, 0.5] + [0.0] * len(parts), dtype=torch.float64, device="cpu")
 
     @property
@@ -73,6 +75,7 @@ class Rounding:
             steps.append(step or 1.0)
         self._set(bits, steps)
         if room is not None:
+            self.usual = self.coded_bytes(z)
             self._lengthen(z, room)
 
     def _lengthen(self, z: Sequence[Tensor], room: int) -> None:
@@ -130,12 +133,12 @@ class Rounding:
 
     def settings(self) -> dict[str, Any]:
         """The state as plain numbers, for a checkpoint."""
-        return {"bits": self.bits, "steps": self.steps, "dead": self.dead}
+        return {"bits": self.bits, "steps": self.steps, "dead": self.dead, "usual": self.usual}
 
     def restore(self, settings: Mapping[str, Any]) -> None:
         """Take the settings of a checkpoint that `check` let pass."""
         self._set(settings["bits"], settings["steps"])
-        self.dead = settings["dead"]
+        self.dead, self.usual = settings["dead"], int(settings["usual"])
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise SubcompressError for settings of another subspace."""
@@ -147,6 +150,9 @@ class Rounding:
             raise SubcompressError(
                 f"the checkpoint must hold a positive step for each of {len(self.operators)} parts; it holds {steps}"
             )
+        usual = settings["usual"]
+        if not isinstance(usual, int) or usual < 0:
+            raise SubcompressError(f"the usual bytes in the checkpoint must be at least 0; they are {usual}")
         if not isinstance(dead, (int, float)) or not 0.5 <= dead < math.inf:
             raise SubcompressError(f"the dead zone in the checkpoint must be at least 0.5 steps; it is {dead}")
 

@@ -56,6 +56,9 @@ TIGHT = 0.85
 """The share of their room that coordinates may take when rounding begins, where each weight has one. They take more in
 the end: training finds a use for some that were zero."""
 
+SNUG = 0.99
+"""The same share for fewer coordinates than weights: they hardly change after they are rounded."""
+
 MOVES = "moves"
 """The name of the measurement of moves in the run folder."""
 
@@ -185,13 +188,13 @@ class Fitter:
 
     def _check(self, d: int) -> None:
         plan = self.plan(d, self.settings.seed)
-        check_recipe(self.settings.recipe(self.settings.seed, plan), size(self.data.train))
+        recipe = self._recipe(plan, self.settings.seed)
+        check_recipe(recipe, size(self.data.train))
         module = self.copies.to_look_at()
         check_first_batch(module, self.data, self.task, self.settings.batch_size, self.settings.device)
         if self.build is not None and self.base is None:
             x, _ = next(batches(self.data.validation, min(8, size(self.data.validation))))
             check_state(self.model, self.build, self.settings.seed, x)
-        recipe = self.settings.recipe(self.settings.seed, plan)
         warning = check_trains(Subspace(module, plan, own=True), self.model, self.data, self.task, recipe)
         if warning is not None:
             self.warn(warning)
@@ -340,7 +343,7 @@ class Fitter:
         """Time a step, and say what the whole will take."""
         plan = self.plan(d, self.settings.seed)
         subspace = self._subspace(plan)
-        recipe = self.settings.recipe(self.settings.seed, plan)
+        recipe = self._recipe(plan, self.settings.seed)
         self.listener.note(estimate_cost(subspace, self.data, self.task, recipe, fits, minutes))
 
     @property
@@ -432,16 +435,19 @@ class Fitter:
             packs = plan.exact and self.settings.rounded and not outcome.stopped and not short
             kept = kept_of(subspace, self.sizes, limit) if packs else Kept()
             probe = self._probe(plan, seed, subspace, outcome, kept, attempt, attempts, short)
-            probe = replace(probe, rate=rate)
+            took, usual = kept.coded - kept.statistics, subspace.rounding.usual
+            probe = replace(probe, rate=rate, pressed=max(0, usual - took) if kept.coded and plan.d < self.D else 0)
             for remark in (*probe.warnings, *([kept.note] if kept.note else [])):
                 self.listener.note(f"warning: {attempt.note}: {remark}")
             return self._note(key, probe, kept.record)
         raise AssertionError("attempts end with a result or an error")
 
-    def _recipe(self, plan: Plan, seed: int, rate: float | None, short: bool = False) -> TrainOptions:
+    def _recipe(self, plan: Plan, seed: int, rate: float | None = None, short: bool = False) -> TrainOptions:
         """How to train in the plan's coordinates, with that price of a bit where one is given."""
-        recipe = self.settings.recipe(seed, plan, self.short_epochs if short else None)
-        return recipe if rate is None else replace(recipe, rate=rate)
+        epochs = self.short_epochs if short else None
+        recipe = self.settings.recipe(seed, plan, epochs, examples=size(self.data.train))
+        recipe = recipe if rate is None else replace(recipe, rate=rate)
+        return recipe.rounded_early() if recipe.rate or plan.d == self.D else recipe
 
     def _probe(
         self,
@@ -599,14 +605,14 @@ class Fitter:
         """Train a subspace of that plan."""
         s = self.settings
         # With a coordinate a weight most may be zero. Fewer coordinates were chosen so that they nearly fit.
-        fitting = round(TIGHT * room) if room is not None and plan.d == self.D else None
+        fitting = None if room is None else round((TIGHT if plan.d == self.D else SNUG) * room)
         subspace = self._subspace(plan)
         outcome = train(
             subspace,
             self.data,
             self.task,
             recipe,
-            quantize=(lambda: subspace.round(s.bits, fitting)) if s.rounded else None,
+            quantize=(lambda seen: subspace.round(s.bits, fitting, seen)) if s.rounded else None,
             listener=self.listener,
             note=note,
             checkpoint=checkpoint,

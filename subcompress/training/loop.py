@@ -21,6 +21,7 @@ from subcompress.data.parts import Parts, in_parts
 from subcompress.data.splits import batches, is_finite, size, split_on_device
 from subcompress.errors import SubcompressError, one_line, shown
 from subcompress.subspace.changing import extra_states
+from subcompress.subspace.curvature import Curvature
 from subcompress.subspace.module import Subspace
 from subcompress.subspace.seeds import seed_everything
 from subcompress.support.listener import Listener, Progress, StepProgress
@@ -37,6 +38,10 @@ TELL_EVERY = 2.0
 
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, at the least: they are written at the ends of epochs."""
+
+
+Quantize = Callable[[Curvature | None], None]
+"""Begins to round what is trained."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def train(
     task: Task,
     recipe: TrainOptions,
     *,
-    quantize: Callable[[], None] | None = None,
+    quantize: Quantize | None = None,
     listener: Listener | None = None,
     note: str = "",
     checkpoint: Checkpoint | None = None,
@@ -101,10 +106,10 @@ def train(
     """Train what `trainee.parameters()` names; with a checkpoint, from where it was left, to the same end.
 
     The order of the examples depends on the seed alone, dropout and the like on the seed and the epoch. `quantize` is
-    called once, when rounding begins; `hopeless` after each epoch, with the validation metrics so far: true ends the
-    run. `pressure` prices the coordinates that a file has no room for. `shards`: who runs the parts of each batch; by
-    default this process. Raises DeadRunError early for a run whose loss is not finite or not below guessing,
-    SubcompressError for data and losses that cannot be trained with.
+    called once, when rounding begins, with the curvature if it was observed; `hopeless` after each epoch, with the
+    validation metrics so far: true ends the run. `pressure` prices the coordinates that a file has no room for.
+    `shards`: who runs the parts of each batch; by default this process. Raises DeadRunError early for a run whose loss
+    is not finite or not below guessing, SubcompressError for data and losses that cannot be trained with.
     """
     began, shards = time.perf_counter(), shards or Shards(recipe.shards)
     try:
@@ -135,6 +140,8 @@ class _Run:
         self.steps_per_epoch = size(data.train) // recipe.batch_size
         self.total = recipe.total(size(data.train))
         self.begin_rounding = int(self.total * recipe.quantise_after)
+        self.begin_observing = int(self.total * recipe.observe_after)
+        self.curvature: Curvature | None = None
         self.optimizer = OPTIMIZERS[recipe.optimiser](self.parameters, recipe.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.lr, total_steps=max(self.total, 2))
         self.judge = Judge(task.guess(data.train), self.total)
@@ -151,7 +158,7 @@ class _Run:
 
     def run(
         self,
-        quantize: Callable[[], None] | None,
+        quantize: Quantize | None,
         checkpoint: Checkpoint | None,
         hopeless: Callable[[tuple[float, ...]], bool] | None,
     ) -> Outcome:
@@ -203,7 +210,7 @@ class _Run:
         silent = 0 if self.heard is None else int((~self.heard).sum())
         return Outcome(self.curve[-1], tuple(self.curve), seconds, stopped, silent)
 
-    def _epoch(self, epoch: int, shuffled: Tensor, quantize: Callable[[], None] | None) -> None:
+    def _epoch(self, epoch: int, shuffled: Tensor, quantize: Quantize | None) -> None:
         drawn = seed_everything(self.recipe.seed, epoch)
         self.trainee.train()
         if self.pressure is not None:
@@ -213,10 +220,8 @@ class _Run:
             used = self.data.train.arranged(used, self.recipe.batch_size)
         try:
             for parts in self._parts(used, drawn):
-                if quantize is not None and self.step == self.begin_rounding:
-                    quantize()
-                    if self.pressure is not None:
-                        self.pressure.look()
+                if quantize is not None:
+                    self._prepare_rounding(quantize)
                 self._step(parts, drawn)
                 self._tell(epoch)
             self.trainee.eval()
@@ -224,6 +229,16 @@ class _Run:
         except DeadRunError:
             self.shards.together(self._check_seen)  # else the examples are at fault
             raise
+
+    def _prepare_rounding(self, quantize: Quantize) -> None:
+        """Observe gradients from where that begins, and round where rounding begins."""
+        if self.heard is not None and self.step == self.begin_observing < self.begin_rounding:
+            self.curvature = Curvature(self.heard.numel(), self.device)
+        if self.step == self.begin_rounding:
+            quantize(self.curvature)
+            self.curvature = None
+            if self.pressure is not None:
+                self.pressure.look()
 
     def _evaluated(self) -> float:
         with self.trainee.materialized() as module:
@@ -261,6 +276,8 @@ class _Run:
             self._say_sharing(self.sharded)
         if self.heard is not None and (g := self.parameters[0].grad) is not None:
             self.heard.logical_or_(g)
+            if self.curvature is not None:
+                self.curvature.see(g)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -352,6 +369,9 @@ class _Run:
                 tensors[f"optimiser.{i}.{name}"] = value
         if self.heard is not None:
             tensors["heard"] = self.heard
+        if self.curvature is not None:
+            self.curvature.flush()
+            tensors["curvature"] = self.curvature.moment
         group = self.optimizer.param_groups[0]
         meta = {
             "settings": self.trainee.settings(),
@@ -382,6 +402,8 @@ class _Run:
             found.setdefault(f"module.{name}", Like(t.dtype, tuple(t.shape), needed=False))
         if self.heard is not None:
             found["heard"] = Like(torch.bool, tuple(self.heard.shape))
+            moment = Curvature(self.heard.numel(), "meta").moment
+            found["curvature"] = Like(moment.dtype, tuple(moment.shape), needed=False)
         return found
 
     def _check(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rounds: bool) -> None:
@@ -407,6 +429,10 @@ class _Run:
         for holds, rule in rules:
             if not holds:
                 raise SubcompressError(rule)
+        observed = rounds and self.heard is not None and self.begin_observing < step <= self.begin_rounding
+        if ("curvature" in tensors) != observed:
+            why = "missing" if observed else "not expected"
+            raise SubcompressError(f"curvature: {why} at step {step} of {self.total}")
         if "bits" in settings and bool(settings["bits"]) != (rounds and step > self.begin_rounding):
             raise SubcompressError(f"settings: bits: got {settings['bits']} at step {step} of {self.total}")
 
@@ -423,6 +449,9 @@ class _Run:
                     t if key == "step" and not fused else t.to(self.device)
                 )
         self.heard = None if self.heard is None else tensors["heard"].to(self.device)
+        if "curvature" in tensors:
+            self.curvature = Curvature(self.parameters[0].numel(), self.device)
+            self.curvature.moment.copy_(tensors["curvature"])
         group = self.optimizer.param_groups[0]
         group["lr"], group["betas"] = meta["lr"], tuple(meta["betas"])
         self.schedule.last_epoch = meta["step"]
@@ -449,6 +478,7 @@ __all__ = [
     "Direct",
     "Like",
     "Outcome",
+    "Quantize",
     "TrainOptions",
     "Trainee",
     "check_recipe",

@@ -47,7 +47,8 @@ class Recipe:
             other. Memory holds the activations of one part; gradients are summed.
         checkpointing: Whether to save memory by computing the activations of a transformers model again in the backward
             pass.
-        lr: Peak learning rate of the coordinates. By default 0.35 / (root mean square of the row lengths of P).
+        lr: Peak learning rate of the coordinates. By default 0.35 / (root mean square of the row lengths of P), and
+            sqrt(4,000 / n) of it in n > 4,000 steps.
         optimizer: adam or eigen. With few coordinates, eigen reaches the same accuracy with fewer.
         precision: fp32 or bf16, for matrix products in training. Measurements and weights stay float32.
         seed: Seed of the subspace and of the training.

@@ -49,6 +49,8 @@ class Probe:
     """Whether it was trained for few epochs only, to show a search where to look."""
     rate: float | None = None
     """The price of a bit, where a search varied it."""
+    pressed: int = 0
+    """By how many bytes the coordinates were shorter than with steps of the usual length, which did not fit."""
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Probe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from subcompress.subspace.plan import Plan
 from subcompress.support.names import AUTO, DEFAULT_ROLES
@@ -18,6 +18,19 @@ BASED_BASELINE_RATES = (5e-5, 2e-5, 1e-4)
 
 SHARE, LEAST_STEPS = 0.1, 200
 """A short training takes this share of the epochs, and no fewer steps than that: after fewer, little is learned yet."""
+
+
+LONG = 4_000
+"""Steps of a training from which on the default learning rate falls with the length of the training."""
+
+
+def usual_lr(plan: Plan, steps: int) -> float:
+    """The default peak learning rate of the coordinates, for a training of so many steps.
+
+    A long training has time for small steps, and ends with less noise in its coordinates, above all where they are
+    rounded: the rate falls with the root of the length (benchmarks/learning_rate.py).
+    """
+    return plan.lr * min(1.0, math.sqrt(LONG / max(1, steps)))
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,16 @@ class Settings:
     checkpointing: bool = False
 
     def recipe(
-        self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_RATES[0]
+        self,
+        seed: int,
+        plan: Plan | None = None,
+        epochs: int | None = None,
+        lr: float = BASELINE_RATES[0],
+        examples: int = 0,
     ) -> TrainOptions:
         """How to train in the plan's coordinates, or directly with that step, which one worker does in whole batches.
-        epochs: those of a short training; by default all."""
+        epochs: those of a short training; by default all. examples: of the training split, for the plan's default
+        learning rate."""
         steps = self.steps
         if epochs is not None and steps is not None:
             steps = max(1, round(steps * epochs / self.epochs))
@@ -63,10 +82,9 @@ class Settings:
                 accumulate=self.accumulate,
                 checkpointing=self.checkpointing,
             )
-        lr = self.lr if self.lr is not None else plan.lr
-        return TrainOptions(
+        recipe = TrainOptions(
             epochs,
-            lr,
+            plan.lr,
             self.batch_size,
             seed,
             rate=self.rate,
@@ -77,6 +95,8 @@ class Settings:
             accumulate=self.accumulate,
             checkpointing=self.checkpointing,
         )
+        lr = self.lr if self.lr is not None else usual_lr(plan, recipe.total(examples))
+        return replace(recipe, lr=lr)
 
     def short_epochs(self, examples: int) -> int:
         """Epochs of a short training on the given number of examples, which shows a search where to look."""
@@ -84,4 +104,4 @@ class Settings:
         return min(self.epochs, max(1, round(SHARE * self.epochs), least))
 
 
-__all__ = ["BASED_BASELINE_RATES", "BASELINE_RATES", "Settings"]
+__all__ = ["BASED_BASELINE_RATES", "BASELINE_RATES", "Settings", "usual_lr"]

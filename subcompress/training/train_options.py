@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,18 +22,19 @@ PRECISIONS = ("fp32", "bf16")
 @dataclass(frozen=True)
 class TrainOptions:
     """How to train. lr: the largest step of Adam, per coordinate; rounding begins after `quantise_after` of the run;
-    rate: what a bit of the coordinates costs from then on, in units of the loss; optimiser: one of OPTIMIZERS;
-    precision: that of training steps, one of PRECISIONS. Measurements and the weights themselves are float32. steps:
-    the number of steps after which the run ends, within its last epoch, see `epochs_of`. shards: parts of a batch that
-    are run one by one, or by several workers, see `subcompress.training.sharding`. accumulate: parts in which a batch,
-    or a shard of one, passes through the network; checkpointing: layers of transformers run once more in the backward
-    pass."""
+    observe_after: from where on gradients tell how to round, see `Curvature`; rate: what a bit of the coordinates costs
+    once rounding has begun, in units of the loss; optimiser: one of OPTIMIZERS; precision: that of training steps, one
+    of PRECISIONS. Measurements and the weights themselves are float32. steps: the number of steps after which the run
+    ends, within its last epoch, see `epochs_of`. shards: parts of a batch that are run one by one, or by several
+    workers, see `subcompress.training.sharding`. accumulate: parts in which a batch, or a shard of one, passes through
+    the network; checkpointing: layers of transformers run once more in the backward pass."""
 
     epochs: int
     lr: float
     batch_size: int = 128
     seed: int = 0
-    quantise_after: float = 0.5
+    quantise_after: float = 0.9
+    observe_after: float = 0.6
     rate: float = 0.0
     optimiser: str = "adam"
     precision: str = "fp32"
@@ -42,9 +43,13 @@ class TrainOptions:
     accumulate: int = 1
     checkpointing: bool = False
 
+    def rounded_early(self) -> TrainOptions:
+        """The same, rounded from half-way on: a price on bits acts on rounded coordinates alone, and needs time."""
+        return replace(self, quantise_after=0.5, observe_after=1.0)
+
     def total(self, examples: int) -> int:
         """Steps of the whole run."""
-        whole = self.epochs * (examples // self.batch_size)
+        whole = self.epochs * (examples // max(1, self.batch_size))
         return whole if self.steps is None else min(self.steps, whole)
 
     def autocast(self, device: torch.device) -> torch.autocast:

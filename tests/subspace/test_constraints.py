@@ -57,7 +57,9 @@ def test_constraints_in_place_train_and_pack(how, tmp_path):
     module = Constrained(how)
     checked(module)
     sub = Subspace.of(module, 30)
-    outcome = train(sub, data(), Task.of(), TrainOptions(40, 0.05, 32), quantize=lambda: sub.round(6))
+    outcome = train(
+        sub, data(), Task.of(), TrainOptions(40, 0.05, 32), quantize=lambda seen: sub.round(6, curvature=seen)
+    )
     assert outcome.curve[-1] > 0.5
     loaded = packed(sub.eval(), tmp_path, module).eval()
     with torch.no_grad():

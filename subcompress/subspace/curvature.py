@@ -1,0 +1,85 @@
+"""Rounds coordinates so that their errors cancel out where the loss is steep.
+
+Each coordinate is rounded in turn, and those that are left make up for its error, by a quadratic model of the loss:
+optimal brain quantization (Frantar, Alistarh 2022, arXiv:2208.11580), in the order and with the factorization of GPTQ
+(Frantar et al. 2022, arXiv:2210.17323). Its Hessian is the second moment of the gradient of z, E[g g^T], which training
+has anyway. GPTQ takes each row of a layer for itself; z is short enough for one matrix of all weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 2048
+"""The most coordinates that make up for each other's errors: the matrix grows with their square."""
+
+MEMORY = 1 << 26
+"""The most numbers in all matrices together: blocks are smaller where there are many coordinates."""
+
+DAMPING = 0.03
+"""What is added to the diagonal, as a share of its mean: the moment is of fewer gradients than coordinates, often."""
+
+TOGETHER = 16
+"""Gradients that are added at once: one at a time would move the whole matrix through memory for each."""
+
+
+class Curvature:
+    """E[g g^T] of the gradient g of d coordinates, in blocks.
+
+    moment: sum of g g^T, (blocks, n, n) float32; the last block is padded with zeros.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        self.d = d
+        self.blocks = -(-d // max(1, min(BLOCK, MEMORY // d)))
+        n = -(-d // self.blocks)
+        self.moment = torch.zeros(self.blocks, n, n, dtype=torch.float32, device=device)
+        self._waiting: list[Tensor] = []
+
+    def see(self, gradient: Tensor) -> None:
+        """Add a gradient, (d,)."""
+        self._waiting.append(gradient.detach().float().reshape(-1).clone())
+        if len(self._waiting) == TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add the gradients that still wait to `moment`."""
+        if self._waiting:
+            g = self._cut(torch.stack(self._waiting))
+            self.moment.baddbmm_(g.mT, g)
+            self._waiting = []
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """(k, d) -> (blocks, k, n)."""
+        n = self.moment.shape[1]
+        return torch.nn.functional.pad(x, (0, self.blocks * n - self.d)).view(len(x), self.blocks, n).transpose(0, 1)
+
+    def integers(self, x: Tensor, steps: Tensor, top: int) -> Tensor:
+        """Round x, (d,) in units of `steps`, (d,), to integers of at most `top`: (d,) float64 on the CPU.
+
+        The nearest integers, if no gradient was seen or one was not finite.
+        """
+        self.flush()
+        x = x.detach().cpu().double()
+        moment = self.moment.cpu().double()
+        scale = self._cut(steps.detach().cpu().double()[None])  # (blocks, 1, n)
+        hessian = moment * scale * scale.mT
+        mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
+        if not bool(moment.isfinite().all()) or not bool((mean > 0).all()):
+            return x.round().clamp(-top, top)
+        hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * mean[:, None])
+        order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # the steepest first, as in GPTQ
+        n = order.shape[1]
+        hessian = hessian.gather(1, order[:, :, None].expand(-1, -1, n)).gather(2, order[:, None].expand(-1, n, -1))
+        left = self._cut(x[None])[:, 0].gather(1, order)
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+        whole = torch.empty_like(left)
+        for i in range(n):
+            whole[:, i] = left[:, i].round().clamp(-top, top)
+            error = (left[:, i] - whole[:, i]) / factor[:, i, i]
+            left[:, i + 1 :] -= error[:, None] * factor[:, i, i + 1 :]
+        return torch.empty_like(whole).scatter(1, order, whole).reshape(-1)[: self.d]
+
+
+__all__ = ["Curvature"]
