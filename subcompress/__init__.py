@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from subcompress.hub import from_pretrained, pull, push
     from subcompress.hub.mixin import HubMixin
     from subcompress.onnx.session import Session
+    from subcompress.subspace.curvature import Curvature
     from subcompress.subspace.module import Subspace
     from subcompress.subspace.preparing import measure_moves
     from subcompress.support.listener import Listener, Progress
@@ -55,6 +56,7 @@ else:
             "api.dim_predict": ("PredictedDimension", "predict_dimension"),
             "api.pack": ("pack",),
             "api.predict": ("Prediction", "generate", "predict"),
+            "subspace.curvature": ("Curvature",),
             "subspace.preparing": ("measure_moves",),
             "training.options": ("Base", "Goal", "Machine", "Recipe"),
             "training.probe": ("Fit", "TargetMissedError"),
@@ -74,6 +76,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Base",
     "Comparison",
+    "Curvature",
     "Data",
     "Facts",
     "Finding",

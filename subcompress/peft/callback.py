@@ -10,7 +10,7 @@ from subcompress.errors import SubcompressError
 
 
 class RoundCoordinates(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Train on the rounded coordinates for the last part of a training, as `fit` does for its second half.
+    """Train on the rounded coordinates for the last part of a training.
 
     Args:
         after: The share of the steps after which rounding begins, 0 to 1.

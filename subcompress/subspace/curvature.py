@@ -25,9 +25,16 @@ TOGETHER = 16
 
 
 class Curvature:
-    """E[g g^T] of the gradient g of d coordinates, in blocks.
+    """The curvature of the loss in the coordinates, which tells `Subspace.round` how their errors cancel out.
 
-    moment: sum of g g^T, (blocks, n, n) float32; the last block is padded with zeros.
+    It is the second moment of the gradients of z that it has seen.
+
+    Args:
+        d: Number of coordinates.
+        device: Where the gradients are.
+
+    Attributes:
+        moment: Sum of g g^T over gradients g, (blocks, n, n) float32; the last block is padded with zeros.
     """
 
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:

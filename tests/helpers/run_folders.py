@@ -21,10 +21,13 @@ DEEP = "[" * 100_000
 
 
 class Stopping(Listener):
-    """Raises in the second epoch: what the first one left lies in the folder."""
+    """Raises in an epoch: what those before it left lies in the folder."""
+
+    def __init__(self, epoch: int = 2) -> None:
+        self.last = epoch
 
     def epoch(self, progress):
-        if progress.epoch == 2:
+        if progress.epoch == self.last:
             raise KeyboardInterrupt
 
 

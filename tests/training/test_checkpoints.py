@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_folders import CHECKPOINT, DEEP, copied, fit, one_line, put
+from run_folders import CHECKPOINT, DEEP, Stopping, copied, fit, one_line, put
 
 import subcompress
 from subcompress import SubcompressError
@@ -57,6 +57,7 @@ METAS = [
     (("settings", "steps"), [0.1, 0.2], "a positive step for each of"),
     (("settings", "dead"), -1.0, "the dead zone"),
     (("settings", "dead"), [0.5], "the dead zone"),
+    (("settings", "usual"), -1, "the usual bytes"),
     (("wings",), 1, "unknown field wings"),
     (("key",), 3, "key: expected str, got int"),
     (("worst",), ..., "missing required field worst"),
@@ -84,6 +85,8 @@ TENSORS = [
     ("heard", torch.zeros(40), "heard: expected torch.bool"),
     ("heard", ..., "heard: the tensor is missing"),
     ("module.1.running_mean", torch.zeros(1, 2), "expected the shape"),
+    ("curvature", torch.zeros(40, 40), "curvature: expected the shape [1, 40, 40], got [40, 40]"),
+    ("curvature", torch.zeros(1, 40, 40), "curvature: not expected at step"),
 ]
 
 
@@ -92,6 +95,19 @@ def test_tensors_of_a_checkpoint(name, value, words, stopped, tmp_path):
     folder = copied(stopped, tmp_path)
     forged(folder, tensors=put(name, value=value))
     one_line(lambda: fit(folder), CHECKPOINT, words, "remove")
+
+
+def test_a_training_that_was_stopped_before_it_rounds_knows_the_gradients_it_has_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("subcompress.training.loop.SAVE_EVERY", -1.0)
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder, listener=Stopping(3))
+    broken = copied(folder, tmp_path / "broken")
+    forged(broken, tensors=put("curvature", value=...))
+    one_line(lambda: fit(broken), CHECKPOINT, "curvature: missing at step", "remove")
+    fit(folder)
+    fit(tmp_path / "whole")
+    assert (folder / run.RECORD).read_bytes() == (tmp_path / "whole" / run.RECORD).read_bytes()
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, (10**9).to_bytes(8, "little") + b"{}"])
