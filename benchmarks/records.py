@@ -70,9 +70,9 @@ class Record:
 
 RECORDS = {
     "lenet-700": Record("lenet", "mnist", 45, d=1780, bits=3, lr=0.0033, bytes=700),
-    "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5),
+    "mnist-98": Record("conv3-4-6-8", "mnist", 40, rate=6e-5, lr=0.35),
     "cifar10-1k": Record("frequencies-32-48-64", "cifar10", 70, d=2150, bits=4, augment="flip", bytes=1033),
-    "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, augment="shift"),
+    "mnist-99": Record("conv3-8-12-16", "mnist", 50, rate=1e-5, lr=0.35, augment="shift"),
     "oriented-99": Record("oriented-10-16", "mnist", 36, bits=2, rate=5e-5, lr=0.08),
     "oriented-98": Record("oriented-6-8", "mnist", 24, bits=2, rate=1.1e-4, lr=0.105, bytes=350),
 }
