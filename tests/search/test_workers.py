@@ -341,7 +341,7 @@ def test_one_worker_is_killed_and_one_is_frozen(tmp_path, monkeypatch):
     assert killed.wait() == -9
     assert subcompress.fit is not None and found == fit(folder, epochs=40)
     journal = json.loads((folder / run.JOURNAL).read_text())
-    assert {p.seed for p in found.probes if p.at(found.d)} == {0, 1}
+    assert {p.seed for p in found.probes if p.whole} == {0, 1}
     assert len(found.probes) <= sum("value" in entry for entry in journal.values())
 
 
