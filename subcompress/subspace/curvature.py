@@ -68,25 +68,36 @@ class Curvature:
         The nearest integers, if no gradient was seen or one was not finite.
         """
         self.flush()
-        x = x.detach().cpu().double()
-        moment = self.moment.cpu().double()
-        scale = self._cut(steps.detach().cpu().double()[None])  # (blocks, 1, n)
-        hessian = moment * scale * scale.mT
-        mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
-        if not bool(moment.isfinite().all()) or not bool((mean > 0).all()):
-            return x.round().clamp(-top, top)
-        hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * mean[:, None])
-        order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # the steepest first, as in GPTQ
-        n = order.shape[1]
-        hessian = hessian.gather(1, order[:, :, None].expand(-1, -1, n)).gather(2, order[:, None].expand(-1, n, -1))
-        left = self._cut(x[None])[:, 0].gather(1, order)
-        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-        whole = torch.empty_like(left)
-        for i in range(n):
-            whole[:, i] = left[:, i].round().clamp(-top, top)
-            error = (left[:, i] - whole[:, i]) / factor[:, i, i]
-            left[:, i + 1 :] -= error[:, None] * factor[:, i, i + 1 :]
-        return torch.empty_like(whole).scatter(1, order, whole).reshape(-1)[: self.d]
+        n = self.moment.shape[1]
+        together = max(1, BLOCK**2 // n**2)  # so many blocks at a time: the factors take several times their memory
+        moments, xs, sizes = (t.split(together) for t in (self.moment, self._on_host(x), self._on_host(steps)))
+        found = [_rounded(m, own, size, top) for m, own, size in zip(moments, xs, sizes, strict=True)]
+        return torch.cat(found).reshape(-1)[: self.d]
+
+    def _on_host(self, x: Tensor) -> Tensor:
+        """(d,) -> (blocks, n) float64 on the CPU."""
+        return self._cut(x.detach().cpu().double()[None])[:, 0]
+
+
+def _rounded(moment: Tensor, x: Tensor, steps: Tensor, top: int) -> Tensor:
+    """The integers of some blocks: moment (blocks, n, n), x and steps (blocks, n) -> (blocks, n)."""
+    hessian = moment.cpu().double() * steps[:, :, None] * steps[:, None]
+    if not bool(hessian.isfinite().all()):
+        return x.round().clamp(-top, top)
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1)
+    mean[mean == 0] = 1.0  # no gradient: the nearest integers
+    hessian.diagonal(dim1=1, dim2=2).add_(DAMPING * mean[:, None])
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # the steepest first, as in GPTQ
+    n = order.shape[1]
+    hessian = hessian.gather(1, order[:, :, None].expand(-1, -1, n)).gather(2, order[:, None].expand(-1, n, -1))
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    left = x.gather(1, order)
+    whole = torch.empty_like(left)
+    for i in range(n):
+        whole[:, i] = left[:, i].round().clamp(-top, top)
+        error = (left[:, i] - whole[:, i]) / factor[:, i, i]
+        left[:, i + 1 :] -= error[:, None] * factor[:, i, i + 1 :]
+    return torch.empty_like(whole).scatter(1, order, whole)
 
 
 __all__ = ["Curvature"]

@@ -10,16 +10,26 @@ from subcompress.base.changes import split_changes
 from subcompress.training.loop import Outcome
 from subcompress.training.tasks import Task
 
+FELL = 0.05
+"""How far the metric of a file may be from the best one of an epoch (of an error: as a share)."""
+
 APART = 0.01
 """How far the metric of the packed weights may be from the last one of the training (of an error: as a share)."""
 
 
 def warnings_of(
-    task: Task, outcome: Outcome, d: int, value: float, constant: float | None, packed: bool, examples: int
+    task: Task,
+    outcome: Outcome,
+    d: int,
+    value: float,
+    constant: float | None,
+    packed: bool,
+    examples: int,
+    rounded: bool = False,
 ) -> Iterator[str]:
     """Lines about one training. value: the metric on the validation split, of the packed weights if there are any;
-    constant: that of the best answer that does not depend on the input, if it is known; examples: the size of the
-    split."""
+    constant: that of the best answer that does not depend on the input, if it is known; packed: whether they were
+    packed as they were trained; examples: the size of the split; rounded: whether there is a file."""
     if outcome.silent:
         yield (
             f"{outcome.silent} of {d} coordinates got no gradient in the whole training: lower --d, or check "
@@ -27,7 +37,14 @@ def warnings_of(
         )
     if (why := nothing_learned(task, value, constant, examples)) is not None:
         yield why
-    if packed and _apart(task, value, outcome.value):
+    best = (min if task.minimise else max)(outcome.curve, default=value)
+    if rounded and task.better(best, value) and _apart(task, value, best, FELL):
+        yield (
+            f"the {task.metric_name} on validation was {best:.4g} after an earlier epoch and is {value:.4g} in the "
+            "file: rounding or the limit of bytes costs that much, or the network overfits; raise --bits, or --bytes "
+            "if it is given, or train for fewer epochs"
+        )
+    if packed and _apart(task, value, outcome.value, APART):
         yield (
             f"the packed weights score {value:.4g} ({task.metric_name}, validation), the training ended at "
             f"{outcome.value:.4g}: they differ because of what --drop left out, because running statistics were "
@@ -61,9 +78,9 @@ def unnamed_base(base: BaseTensors) -> str | None:
     )
 
 
-def _apart(task: Task, packed: float, trained: float) -> bool:
-    """Whether two values of the metric differ by more than evaluations of the same weights would."""
+def _apart(task: Task, packed: float, trained: float, share: float) -> bool:
+    """Whether two values of the metric differ by more than this, or this share of the larger error."""
     if not (math.isfinite(packed) and math.isfinite(trained)):
         return packed != trained
     size = max(abs(packed), abs(trained)) if task.minimise else 1.0
-    return abs(packed - trained) > APART * size
+    return abs(packed - trained) > share * size

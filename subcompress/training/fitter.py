@@ -48,7 +48,7 @@ from subcompress.training.preflight import check_first_batch, check_trains, esti
 from subcompress.training.pressure import Pressure
 from subcompress.training.probe import Fit, Probe, training_key
 from subcompress.training.run import DISCARD, JOURNAL, Run
-from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings
+from subcompress.training.settings import BASED_BASELINE_RATES, BASELINE_RATES, Settings, usual_lr
 from subcompress.training.sharding import NoCheckpoint, Shards, WorkerLostError
 from subcompress.training.tasks import Task, evaluate
 
@@ -445,7 +445,9 @@ class Fitter:
     def _recipe(self, plan: Plan, seed: int, rate: float | None = None, short: bool = False) -> TrainOptions:
         """How to train in the plan's coordinates, with that price of a bit where one is given."""
         epochs = self.short_epochs if short else None
-        recipe = self.settings.recipe(seed, plan, epochs, examples=size(self.data.train))
+        recipe = self.settings.recipe(seed, plan, epochs)
+        if self.settings.lr is None:
+            recipe = replace(recipe, lr=usual_lr(plan, recipe.total(size(self.data.train))))
         recipe = recipe if rate is None else replace(recipe, rate=rate)
         return recipe.rounded_early() if recipe.rate or plan.d == self.D else recipe
 
@@ -485,7 +487,8 @@ class Fitter:
     def _warnings(self, outcome: Outcome, d: int, value: float, kept: Kept) -> Iterator[str]:
         whole = kept.record is not None and not kept.cut
         examples = size(self.data.validation)
-        return warnings_of(self.task, outcome, d, value, self._constant, whole, examples)
+        rounded = kept.record is not None
+        return warnings_of(self.task, outcome, d, value, self._constant, whole, examples, rounded)
 
     def _knows(self) -> bool:
         """Whether the network as it is given is far better than a constant answer."""

@@ -413,6 +413,8 @@ class _Run:
         self.schedule.last_epoch = min(step, self.schedule.total_steps)
         lr = scheduled(self.schedule)
         beta, other = self.optimizer.param_groups[0]["betas"]
+        observed = rounds and self.heard is not None and self.begin_observing < step <= self.begin_rounding
+        missing = "missing" if observed else "not expected"
         rules = [
             (1 <= epochs <= self.recipe.epochs, f"curve: expected 1 to {self.recipe.epochs} values, got {epochs}"),
             (step == epochs * self.steps_per_epoch, f"step: expected {epochs * self.steps_per_epoch}, got {step}"),
@@ -426,13 +428,10 @@ class _Run:
                 f"settings: expected {', '.join(now) or 'none'}, got {shown(', '.join(settings))}",
             ),
         ]
+        rules.append((("curvature" in tensors) == observed, f"curvature: {missing} at step {step} of {self.total}"))
         for holds, rule in rules:
             if not holds:
                 raise SubcompressError(rule)
-        observed = rounds and self.heard is not None and self.begin_observing < step <= self.begin_rounding
-        if ("curvature" in tensors) != observed:
-            why = "missing" if observed else "not expected"
-            raise SubcompressError(f"curvature: {why} at step {step} of {self.total}")
         if "bits" in settings and bool(settings["bits"]) != (rounds and step > self.begin_rounding):
             raise SubcompressError(f"settings: bits: got {settings['bits']} at step {step} of {self.total}")
 

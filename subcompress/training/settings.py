@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from subcompress.subspace.plan import Plan
 from subcompress.support.names import AUTO, DEFAULT_ROLES
@@ -57,16 +57,10 @@ class Settings:
     checkpointing: bool = False
 
     def recipe(
-        self,
-        seed: int,
-        plan: Plan | None = None,
-        epochs: int | None = None,
-        lr: float = BASELINE_RATES[0],
-        examples: int = 0,
+        self, seed: int, plan: Plan | None = None, epochs: int | None = None, lr: float = BASELINE_RATES[0]
     ) -> TrainOptions:
         """How to train in the plan's coordinates, or directly with that step, which one worker does in whole batches.
-        epochs: those of a short training; by default all. examples: of the training split, for the plan's default
-        learning rate."""
+        epochs: those of a short training; by default all."""
         steps = self.steps
         if epochs is not None and steps is not None:
             steps = max(1, round(steps * epochs / self.epochs))
@@ -82,9 +76,9 @@ class Settings:
                 accumulate=self.accumulate,
                 checkpointing=self.checkpointing,
             )
-        recipe = TrainOptions(
+        return TrainOptions(
             epochs,
-            plan.lr,
+            self.lr if self.lr is not None else plan.lr,
             self.batch_size,
             seed,
             rate=self.rate,
@@ -95,8 +89,6 @@ class Settings:
             accumulate=self.accumulate,
             checkpointing=self.checkpointing,
         )
-        lr = self.lr if self.lr is not None else usual_lr(plan, recipe.total(examples))
-        return replace(recipe, lr=lr)
 
     def short_epochs(self, examples: int) -> int:
         """Epochs of a short training on the given number of examples, which shows a search where to look."""

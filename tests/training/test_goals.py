@@ -266,6 +266,16 @@ def test_a_file_that_ends_beyond_its_limit_is_cut(digits, tmp_path, monkeypatch)
     assert f"cut by {probe.cut} bytes" in probe.note
 
 
+def test_a_file_that_is_far_worse_than_an_earlier_epoch_is_told(digits, tmp_path):
+    """Few bytes of coordinates hold next to nothing of what was learned."""
+    net, heard = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), Heard()
+    options = {"d": 500, "within": 150, "seeds": 1, **OPTIONS, "epochs": 6}
+    found = subcompress.fit(net, digits, tmp_path / "run", **options, listener=heard)
+    words = f"after an earlier epoch and is {found.validation:.4g} in the file: rounding or the limit of bytes costs"
+    assert any(words in note for note in heard.notes)
+    assert any(words in warning for warning in found.warnings)
+
+
 # --- how long ---
 
 
