@@ -72,7 +72,7 @@ class Bench:
         return self._train(Direct(module), title, lr or usual[0])
 
     def rounded(self, trainee: Rounds, title: str, lr: float) -> float:
-        """Train a network that begins to round when ours does. Returns the seconds it took."""
+        """Train a network that rounds its weights from half-way on. Returns the seconds it took."""
         return self._train(trainee, title, lr, lambda _: trainee.begin())
 
     @property
